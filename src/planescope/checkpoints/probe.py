@@ -1,0 +1,45 @@
+"""The first look at a file, by which formats tell their own."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from planescope.checkpoints.raw import open_binary
+
+HEAD_BYTES = 4096
+ZIP_MAGIC = b"PK\x03\x04"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What all formats may look at, read once.
+
+    Attributes
+    ----------
+    head : bytes
+        The first `HEAD_BYTES` of the file.
+    size : int
+        Bytes of the whole file.
+    """
+
+    path: Path
+    head: bytes
+    size: int
+
+    @functools.cached_property
+    def zip_names(self) -> frozenset[str]:
+        """Names of the members where the file is a zip archive; empty where it is none."""
+        if not self.head.startswith(ZIP_MAGIC):
+            return frozenset()
+        from planescope.checkpoints.archive import Archive
+
+        return frozenset(Archive(self.path).members)
+
+
+def probe(path: Path) -> Probe:
+    """Read the head of a file."""
+    with open_binary(path) as file:
+        return Probe(path, file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size)
