@@ -1,0 +1,355 @@
+"""What chance gives: the laws at initialisation, and p-values against them (METHOD, section 3).
+
+Written over NumPy alone: importing scipy.special takes longer than measuring a network does. The
+tests hold every function against SciPy or exact fractions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    Floats = NDArray[np.float64]
+
+# Nodes of the Gauss-Legendre rule for the cosine's law: the integrand is entire and the range is cut
+# where it has decayed, so that 48 nodes give 1e-15 for every fan-in.
+_NODES = 48
+# Angle, in units of 1/sqrt(fan_in), beyond which the law has no mass that float64 could tell from 0.
+_TAIL = 9.0
+# From here on both deviations at once are too rare to tell in float64: exp(-6 n D^2) < 1e-13.
+_ONE_SIDED = 5.0
+# Above this the matrices of the exact law grow large and the corrected limit is good to 1e-6.
+_EXACT_LIMIT = 10_000
+
+
+def mass_p_value(negative: int, filters: int, /) -> float:
+    """Exact two-sided binomial test of a negative mass: N m ~ Binomial(N, 1/2).
+
+    Parameters
+    ----------
+    negative : int
+        Number of filters on one side, N m.
+    filters : int
+        N, usable filters; at least 1.
+
+    Returns
+    -------
+    float
+        Probability that chance is at least as far from N/2; exact up to rounding, and 0.0 where it
+        is below the smallest float.
+
+    Raises
+    ------
+    ValueError
+        If not 0 <= negative <= filters, or filters < 1.
+    """
+    if not 0 <= negative <= filters or filters < 1:
+        raise ValueError(f"{negative} of {filters} filters is no count")
+    fewer = min(negative, filters - negative)
+    if 2 * fewer == filters:
+        return 1.0
+    # P(X <= k) = P(X = k) (1 + k/(n-k+1) + k(k-1)/((n-k+1)(n-k+2)) + ...): all terms positive.
+    series = term = 1.0
+    for k in range(fewer, 0, -1):
+        term *= k / (filters - k + 1)
+        series += term
+        if term < series * 1e-17:
+            break
+    # Division of integers is correctly rounded where logarithms of factorials lose digits.
+    return min(1.0, 2.0 * series * (math.comb(filters, fewer) / (1 << filters)))
+
+
+def mass_band(filters: int, /, *, level: float = 0.95) -> tuple[float, float]:
+    """Range of negative masses that chance gives with at least probability `level`.
+
+    The smallest band symmetric about 1/2, from the exact binomial law.
+
+    Returns
+    -------
+    low, high : float
+        In [0, 1], both inclusive.
+    """
+    # Bisect for the fewest filters k whose own tail P(X <= k) exceeds what is left out on a side.
+    outside, inside = -1, filters // 2
+    while inside - outside > 1:
+        middle = (outside + inside) // 2
+        if mass_p_value(middle, filters) > 1.0 - level:
+            inside = middle
+        else:
+            outside = middle
+    return inside / filters, 1.0 - inside / filters
+
+
+def cosine_cdf(cosines: ArrayLike, fan_in: ArrayLike, /) -> Floats:
+    """Distribution function of c_i at initialisation: (c + 1)/2 ~ Beta((d-1)/2, (d-1)/2).
+
+    Parameters
+    ----------
+    cosines : array_like
+        In [-1, 1]; values beyond by rounding are clipped.
+    fan_in : array_like of int, broadcastable
+        d, at least 2: for d = 1 there is no such law.
+
+    Returns
+    -------
+    array of float64, broadcast shape
+        To an absolute error of about 1e-15.
+
+    Raises
+    ------
+    ValueError
+        If a fan-in is below 2.
+
+    Notes
+    -----
+    With c = sin(phi) the density is proportional to cos(phi)^(d-2), which is smooth for each d, so
+    one Gauss-Legendre rule serves all filters of a network at once.
+    """
+    import numpy as np
+
+    fan = np.asarray(fan_in, dtype=np.float64)
+    if fan.size and fan.min() < 2:
+        raise ValueError("the cosine has no continuous law for a fan-in below 2")
+    angle = np.arcsin(np.clip(np.asarray(cosines, dtype=np.float64), -1.0, 1.0))
+    angle, fan = np.broadcast_arrays(angle, fan)
+    reach = np.minimum(np.abs(angle), _TAIL / np.sqrt(fan))
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    phi = reach[..., None] * (0.5 * (nodes + 1.0))
+    # log1p(-sin^2)/2 keeps the digits that log(cos) loses near 0; the power is taken as an exponential.
+    density = np.exp((fan[..., None] - 2.0) * 0.5 * np.log1p(-np.square(np.sin(phi))))
+    half = 0.5 * reach * (density @ weights)
+    below = np.minimum(_cosine_peak(fan) * half, 0.5)
+    return 0.5 + np.copysign(below, angle)
+
+
+def cosine_density(cosines: ArrayLike, fan_in: int, /) -> Floats:
+    """Density of c_i at initialisation, proportional to (1 - c^2)^((d-3)/2).
+
+    Parameters
+    ----------
+    cosines : array_like
+        In (-1, 1); outside the density is 0.
+    fan_in : int
+        d, at least 2.
+    """
+    import numpy as np
+
+    c = np.asarray(cosines, dtype=np.float64)
+    inside = np.abs(c) < 1.0
+    power = 0.5 * (fan_in - 3.0) * np.log1p(-np.square(np.where(inside, c, 0.0)))
+    return np.where(inside, _cosine_peak(np.asarray(float(fan_in))) * np.exp(power), 0.0)
+
+
+def kolmogorov_smirnov(uniforms: ArrayLike, /) -> float:
+    """Two-sided Kolmogorov-Smirnov p-value of values that are uniform on [0, 1] under chance.
+
+    Parameters
+    ----------
+    uniforms : array_like, shape (n,), n >= 1
+        Each value put through the distribution function it should have.
+
+    Returns
+    -------
+    float
+        Exact for n up to 10,000 and in the tail (2 n D^2 > 10) for every n; between them the limit
+        law with the correction of J. Vrbik, "Small-sample corrections to Kolmogorov-Smirnov test
+        statistic", Pioneer J. Theor. Appl. Stat. 15 (2018), good to about 1e-6.
+    """
+    import numpy as np
+
+    ordered = np.sort(np.asarray(uniforms, dtype=np.float64))
+    n = ordered.size
+    steps = np.arange(1, n + 1)
+    largest = float(max(np.max(steps / n - ordered), np.max(ordered - (steps - 1) / n)))
+    return kolmogorov_p_value(largest, n)
+
+
+def kolmogorov_p_value(distance: float, n: int, /) -> float:
+    """P(D_n >= distance) for the two-sided Kolmogorov-Smirnov distance of n values.
+
+    Accuracy and sources as for `kolmogorov_smirnov`.
+    """
+    if distance >= 1.0:
+        return 0.0
+    if distance <= 0.5 / n:
+        return 1.0
+    squared = n * distance * distance
+    # Above 1/2 the two one-sided deviations exclude each other.
+    if squared > _ONE_SIDED or distance >= 0.5:
+        return min(1.0, 2.0 * _one_sided(distance, n))
+    if n <= _EXACT_LIMIT:
+        return max(0.0, 1.0 - _durbin(distance, n))
+    root = math.sqrt(n)
+    corrected = root * distance
+    corrected += 1.0 / (6.0 * root) + (corrected - 1.0) / (4.0 * n)
+    return _kolmogorov_limit(corrected)
+
+
+def benjamini_hochberg(p_values: Sequence[float | None], /) -> list[float | None]:
+    """Corrected p-values (false discovery rate; Benjamini and Hochberg 1995), in the given order.
+
+    None, where there was no test, stays None and does not count as one.
+    """
+    ranked = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    smallest = 1.0
+    for rank in range(len(ranked), 0, -1):
+        p, i = ranked[rank - 1]
+        smallest = min(smallest, p * len(ranked) / rank)
+        corrected[i] = smallest
+    return corrected
+
+
+def _cosine_peak(fan_in: Floats) -> Floats:
+    """Density of the cosine's angle at 0: Gamma(d/2) / (sqrt(pi) Gamma((d-1)/2))."""
+    import numpy as np
+
+    sizes, where = np.unique(fan_in, return_inverse=True)
+    peaks = np.array([_gamma_ratio(0.5 * (d - 1.0)) for d in sizes]) / math.sqrt(math.pi)
+    return peaks[where].reshape(fan_in.shape)
+
+
+def _gamma_ratio(x: float) -> float:
+    """Gamma(x + 1/2) / Gamma(x), without the digits that large log-gammas lose."""
+    if x < 30.0:
+        return math.gamma(x + 0.5) / math.gamma(x)
+    # Asymptotic series in 1/x (Tricomi and Erdelyi 1951).
+    y = 1.0 / x
+    tail = y * (-1 / 8 + y * (1 / 128 + y * (5 / 1024 + y * (-21 / 32768 + y * (-399 / 262144)))))
+    tail += y**6 * (869 / 4194304 + y * (39325 / 33554432))
+    return math.sqrt(x) * (1.0 + tail)
+
+
+def _one_sided(distance: float, n: int) -> float:
+    """P(D+ >= distance), exactly (Birnbaum and Tingey 1951).
+
+    ``sum_j x/(x + j/n) Binomial(j; n, x + j/n)``, all terms positive; each binomial probability is
+    taken in C. Loader's saddle-point form ("Fast and accurate computation of binomial probabilities",
+    2000), which keeps its relative accuracy far in the tail.
+    """
+    import numpy as np
+
+    j = np.arange(math.floor(n * (1.0 - distance)) + 1, dtype=np.float64)
+    p = distance + j / n
+    j, p = j[p < 1.0], p[p < 1.0]
+    # j = 0 has no logarithm: its term is (1 - x)^n.
+    first = math.exp(n * math.log1p(-distance))
+    j, p = j[1:], p[1:]
+    rest = n - j
+    log_term = (
+        _stirling_error(np.asarray([float(n)]))[0]
+        - _stirling_error(j)
+        - _stirling_error(rest)
+        - _deviance(j, n * p)
+        - _deviance(rest, n * (1.0 - p))
+        + 0.5 * (math.log(n) - math.log(2.0 * math.pi) - np.log(j) - np.log(rest))
+        + np.log(distance / p)
+    )
+    return first + math.fsum(np.exp(log_term))
+
+
+def _stirling_error(n: Floats) -> Floats:
+    """log(n!) minus Stirling's approximation, n >= 1."""
+    import numpy as np
+
+    exact = np.array(
+        [
+            0.0,
+            *(
+                math.lgamma(k + 1.0) - (k + 0.5) * math.log(k) + k - 0.5 * math.log(2.0 * math.pi)
+                for k in range(1, 16)
+            ),
+        ]
+    )
+    m = np.maximum(n, 16.0)
+    inverse = 1.0 / np.square(m)
+    series = (
+        1 / 12
+        - inverse
+        * (
+            1 / 360
+            - inverse
+            * (1 / 1260 - inverse * (1 / 1680 - inverse * (1 / 1188 - inverse * 691 / 360360)))
+        )
+    ) / m
+    return np.where(n < 16, exact[np.minimum(n, 15.0).astype(np.intp)], series)
+
+
+def _deviance(x: Floats, mean: Floats) -> Floats:
+    """x log(x/mean) + mean - x, accurate where x is near its mean."""
+    import numpy as np
+
+    ratio = (x - mean) / (x + mean)
+    square = np.square(ratio)
+    # 2 atanh(v) = log((1+v)/(1-v)): the first term of the series is what cancels.
+    series = np.zeros_like(x)
+    for k in range(12, 0, -1):
+        series = square * (1.0 / (2 * k + 1) + series)
+    near = (x - mean) * ratio + 2.0 * x * ratio * series
+    far = x * np.log(x / mean) + mean - x
+    return np.where(np.abs(ratio) < 0.1, near, far)
+
+
+def _durbin(distance: float, n: int) -> float:
+    """P(D_n < distance), exactly: J. Durbin's matrix as raised to its power by Marsaglia, Tsang and
+    Wang, "Evaluating Kolmogorov's distribution", J. Stat. Soft. 8(18) (2003).
+    """
+    import numpy as np
+
+    k = math.ceil(n * distance)
+    gap = k - n * distance
+    size = 2 * k - 1
+    order = np.arange(1, size + 1, dtype=np.float64)
+    matrix = np.zeros((size, size))
+    factorial = np.cumprod(1.0 / order)
+    for row in range(size):
+        matrix[row, : row + 1] = factorial[row::-1]
+        if row + 1 < size:
+            matrix[row, row + 1] = 1.0
+    powers = gap**order
+    matrix[:, 0] -= powers * factorial
+    matrix[-1, :] -= (powers * factorial)[::-1]
+    matrix[-1, 0] += max(0.0, 2.0 * gap - 1.0) ** size * factorial[-1]
+    power, exponent = _scaled_power(matrix, n)
+    value, shift = math.frexp(power[k - 1, k - 1])
+    for i in range(1, n + 1):
+        value, more = math.frexp(value * i / n)
+        shift += more
+    return math.ldexp(value, shift + exponent)
+
+
+def _scaled_power(matrix: Floats, n: int) -> tuple[Floats, int]:
+    """matrix^n as (mantissas, binary exponent): the entries leave float64's range."""
+    import numpy as np
+
+    result, result_exponent, exponent = np.eye(len(matrix)), 0, 0
+    while n:
+        if n & 1:
+            result = result @ matrix
+            result_exponent += exponent
+            result, result_exponent = _rescaled(result, result_exponent)
+        matrix = matrix @ matrix
+        exponent *= 2
+        matrix, exponent = _rescaled(matrix, exponent)
+        n >>= 1
+    return result, result_exponent
+
+
+def _rescaled(matrix: Floats, exponent: int) -> tuple[Floats, int]:
+    import numpy as np
+
+    shift = math.frexp(float(np.abs(matrix).max()))[1]
+    return np.ldexp(matrix, -shift), exponent + shift
+
+
+def _kolmogorov_limit(x: float) -> float:
+    """P(sqrt(n) D_n >= x) as n grows (Kolmogorov 1933); from either of its two series."""
+    if x < 1.0:
+        theta = sum(math.exp(-((2 * k - 1) ** 2) * math.pi**2 / (8 * x * x)) for k in range(1, 8))
+        return 1.0 - math.sqrt(2.0 * math.pi) / x * theta
+    return 2.0 * sum((-1) ** (k - 1) * math.exp(-2.0 * k * k * x * x) for k in range(1, 12))

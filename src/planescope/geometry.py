@@ -1,0 +1,384 @@
+"""Hyperplanes of a layer: pure functions over arrays of any library that speaks the Array API.
+
+NumPy arrays read from a file, torch tensors of a live model on any device, JAX and CuPy arrays go
+through the same code, and results stay where the input was. Rows are taken in blocks, so that the
+float64 copies in which sums are accumulated stay small.
+
+METHOD: H_i = { p : <w_i, p> + b_i = 0 } (arXiv 2003.07797, section 2).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from planescope.layer import Array
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+Namespace = Any
+
+# Elements a block: its float64 copy fits a processor's second-level cache, and is large enough that
+# the calls do not count.
+_BLOCK_ELEMENTS = 1 << 18
+# On an accelerator the calls count and the cache does not.
+_DEVICE_BLOCK_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hyperplanes:
+    """The arrangement of one layer, a value a filter; each array has shape (filters,).
+
+    Attributes
+    ----------
+    projection : array
+        pi_i, sum of the weights of a filter.
+    norm : array
+        Euclidean length of the normal; 0 for a degenerate filter, NaN or infinite for a non-finite
+        one.
+    cosine : array
+        c_i in [-1, 1] up to rounding; NaN where there is no direction.
+    bias : array or None
+        b_i; None where the layer has none (then 0).
+    """
+
+    projection: Array
+    norm: Array
+    cosine: Array
+    bias: Array | None
+
+
+def namespace(array: Array, /) -> Namespace:
+    """Array API namespace of an array; NumPy's own needs no wrapper, whose import costs 0.1 s."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(array, numpy.ndarray):
+        return numpy
+    import array_api_compat
+
+    return array_api_compat.array_namespace(array)
+
+
+def arrangement(
+    normals: Array, bias: Array | None = None, /, *, xp: Namespace | None = None
+) -> Hyperplanes:
+    """Projection, norm and cosine of all filters of a layer in one pass over the weights.
+
+    Parameters
+    ----------
+    normals : array, shape (filters, fan_in), real floating
+        One flattened filter a row.
+    bias : array, shape (filters,), optional
+
+    Returns
+    -------
+    Hyperplanes
+        In float64 where the array's library and device have it, else in the dtype of `normals`.
+
+    Raises
+    ------
+    ValueError
+        If `normals` is not 2-D, or its dtype is not real floating, or `bias` has another length.
+
+    Notes
+    -----
+    Sums are accumulated in float64. Squares of float32 and narrower types cannot leave its range;
+    where the input is as wide as the accumulator, rows are divided by their largest weight first.
+    """
+    xp = _checked(normals, bias, xp)
+    wide = _widest_float(normals, xp)
+    parts = [_block(rows, wide, xp) for rows in _row_blocks(normals)]
+    projection, norm, cosine = (_concat(column, xp) for column in zip(*parts, strict=True))
+    return Hyperplanes(
+        projection=projection,
+        norm=norm,
+        cosine=cosine,
+        bias=None if bias is None else xp.astype(bias, wide),
+    )
+
+
+def projection(normals: Array, /, *, xp: Namespace | None = None) -> Array:
+    """Sum of the weights of each filter, pi_i.
+
+    Parameters
+    ----------
+    normals : array, shape (filters, fan_in), real floating
+
+    Returns
+    -------
+    array, shape (filters,)
+        Accumulated in float64 where there is one.
+
+    Raises
+    ------
+    ValueError
+        As `arrangement`.
+    """
+    return arrangement(normals, xp=xp).projection
+
+
+def cosine(normals: Array, /, *, xp: Namespace | None = None) -> Array:
+    """Cosine between each hyperplane's normal and the all-ones direction, c_i.
+
+    Parameters
+    ----------
+    normals : array, shape (filters, fan_in), real floating
+        One flattened filter a row; the bias is not part of it.
+
+    Returns
+    -------
+    array, shape (filters,)
+        Unitless, in [-1, 1] up to rounding; NaN for a row of zeros, which has no direction, and
+        for a row with a NaN or an infinity.
+
+    Raises
+    ------
+    ValueError
+        If `normals` is not 2-D, or its dtype is not real floating.
+
+    Notes
+    -----
+    ``sum_j w_ij / (||w_i|| sqrt(fan_in))``, the normalised projection of arXiv 2003.07797.
+    """
+    return arrangement(normals, xp=xp).cosine
+
+
+def crossing(projection: Array, bias: Array | None, /, *, xp: Namespace | None = None) -> Array:
+    """Where each hyperplane crosses the identity line: t_i = -b_i / pi_i.
+
+    Parameters
+    ----------
+    projection : array, shape (filters,)
+        pi_i.
+    bias : array of the same shape, or None for a layer without.
+
+    Returns
+    -------
+    array, shape (filters,)
+        Coordinate on (1, ..., 1); NaN where pi_i = 0: the hyperplane is parallel to the line.
+    """
+    xp = namespace(projection) if xp is None else xp
+    parallel = projection == 0
+    nowhere = xp.full_like(projection, math.nan)
+    offset = xp.zeros_like(projection) if bias is None else -bias
+    # Adding 0 turns -0.0, which the quotient gives for a bias of 0, into 0.0.
+    return xp.where(parallel, nowhere, offset / xp.where(parallel, nowhere, projection) + 0.0)
+
+
+def offset(norm: Array, bias: Array | None, /, *, xp: Namespace | None = None) -> Array:
+    """Signed distance of the origin from each hyperplane: s_i = b_i / ||w_i||.
+
+    Parameters
+    ----------
+    norm : array, shape (filters,)
+        ||w_i||.
+    bias : array of the same shape, or None for a layer without.
+
+    Returns
+    -------
+    array, shape (filters,)
+        Positive where the origin is on the active side; NaN for a degenerate filter.
+    """
+    xp = namespace(norm) if xp is None else xp
+    nowhere = xp.full_like(norm, math.nan)
+    length = xp.where(norm == 0, nowhere, norm)
+    return (xp.zeros_like(norm) if bias is None else bias) / length
+
+
+def effective(
+    raw: Hyperplanes,
+    gamma: Array | None,
+    beta: Array | None,
+    mean: Array,
+    variance: Array,
+    eps: float,
+    /,
+    *,
+    xp: Namespace | None = None,
+) -> Hyperplanes:
+    """Hyperplanes that convolution, batch norm and ReLU cut together (METHOD, section 4).
+
+    ``w' = s w`` and ``b' = beta + s (b - mean)`` with ``s = gamma / sqrt(variance + eps)``: a
+    negative gamma turns the normal round, gamma = 0 makes the filter degenerate.
+
+    Parameters
+    ----------
+    raw : Hyperplanes
+        Of the convolution itself.
+    gamma, beta : array, shape (filters,), or None for a norm without affine parameters
+    mean, variance : array, shape (filters,)
+    eps : float
+        The norm's own; PyTorch's default is 1e-5, that of Keras 1e-3.
+    """
+    xp = namespace(raw.norm) if xp is None else xp
+    wide = raw.norm.dtype
+    mean, variance = xp.astype(mean, wide), xp.astype(variance, wide)
+    gamma = xp.ones_like(mean) if gamma is None else xp.astype(gamma, wide)
+    beta = xp.zeros_like(mean) if beta is None else xp.astype(beta, wide)
+    scale = gamma / xp.sqrt(variance + eps)
+    return Hyperplanes(
+        projection=scale * raw.projection,
+        norm=xp.abs(scale) * raw.norm,
+        cosine=xp.where(
+            scale == 0, xp.full_like(raw.cosine, math.nan), xp.sign(scale) * raw.cosine
+        ),
+        bias=beta + scale * ((0.0 if raw.bias is None else raw.bias) - mean),
+    )
+
+
+def centre(gamma: Array, beta: Array, /, *, xp: Namespace | None = None) -> Array:
+    """Distance of the data's centre from each hyperplane behind batch norm, kappa_i.
+
+    Parameters
+    ----------
+    gamma, beta : array, shape (filters,)
+
+    Returns
+    -------
+    array, shape (filters,), dtype of `gamma`
+        ``beta / |gamma|`` in standard deviations of the preactivation; negative where the data's
+        centre is on the inactive side; NaN where gamma or beta is 0: nothing to tell.
+    """
+    xp = namespace(gamma) if xp is None else xp
+    told = (gamma != 0) & (beta != 0)
+    nothing = xp.full_like(gamma, math.nan)
+    return xp.where(told, beta, nothing) / xp.where(told, xp.abs(gamma), nothing)
+
+
+def distances(
+    weight: Array, initial: Array, /, *, xp: Namespace | None = None
+) -> tuple[Array, Array]:
+    """Relative distances of a layer's weights from their initial values (METHOD, section 5).
+
+    Parameters
+    ----------
+    weight, initial : array, shape (filters, fan_in), real floating
+
+    Returns
+    -------
+    l2, linf : 0-d arrays
+        ``||W - W0||_F / ||W0||_F`` and ``max|W - W0| / max|W0|``; NaN where W0 is all zero.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or an array is not 2-D or not real floating.
+    """
+    xp = _checked(weight, None, xp)
+    _checked(initial, None, xp)
+    if weight.shape != initial.shape:
+        raise ValueError(f"shapes differ: {tuple(weight.shape)} and {tuple(initial.shape)}")
+    wide = _widest_float(weight, xp)
+    blocks = zip(_row_blocks(weight), _row_blocks(initial), strict=True)
+    moved, began = [], []
+    for now, then in blocks:
+        start = xp.astype(then, wide)
+        moved.append(_peak_and_length(xp.astype(now, wide) - start, xp))
+        began.append(_peak_and_length(start, xp))
+    far, path = _combined(moved, xp)
+    top, size = _combined(began, xp)
+    nothing = xp.full_like(top, math.nan)
+    zero = top == 0
+    return (
+        xp.where(zero, nothing, path) / xp.where(zero, nothing, size),
+        xp.where(zero, nothing, far) / xp.where(zero, nothing, top),
+    )
+
+
+def _checked(normals: Array, bias: Array | None, xp: Namespace | None) -> Namespace:
+    xp = namespace(normals) if xp is None else xp
+    if normals.ndim != 2:
+        raise ValueError(f"normals must be 2-D (filters, fan_in), not of {normals.ndim} dimensions")
+    if not xp.isdtype(normals.dtype, "real floating"):
+        raise ValueError(f"normals must be real floating, not {normals.dtype}")
+    if bias is not None and tuple(bias.shape) != (normals.shape[0],):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, not ({normals.shape[0]},)")
+    return xp
+
+
+def _widest_float(array: Array, xp: Namespace) -> Any:
+    """float64 where the library and the device have it; JAX by default and Apple GPUs do not."""
+    if xp is sys.modules.get("numpy"):
+        return xp.float64
+    import array_api_compat
+
+    device = array_api_compat.device(array)
+    try:
+        wide = xp.zeros((), dtype=xp.float64, device=device).dtype
+    except TypeError:  # torch on MPS
+        return array.dtype
+    return wide if wide == xp.float64 else array.dtype
+
+
+def _row_blocks(normals: Array) -> Iterator[Array]:
+    filters, fan_in = normals.shape
+    on_host = sys.modules.get("numpy") is not None and hasattr(normals, "__array_interface__")
+    elements = _BLOCK_ELEMENTS if on_host else _DEVICE_BLOCK_ELEMENTS
+    step = max(1, elements // max(1, fan_in))
+    # One block at least, so that a layer without filters gives empty arrays.
+    for start in range(0, max(1, filters), step):
+        yield normals[start : start + step, :]
+
+
+def _block(rows: Array, wide: Any, xp: Namespace) -> tuple[Array, Array, Array]:
+    """Projection, norm and cosine of some rows."""
+    fan_in = rows.shape[1]
+    scaled = rows.dtype == wide
+    values = xp.astype(rows, wide, copy=False)
+    if scaled:
+        peak = _row_peak(values, xp)
+        unit = xp.where(peak == 0, xp.ones_like(peak), peak)
+        values = values / unit[:, None]
+    total = xp.sum(values, axis=1)
+    length = xp.sqrt(xp.vecdot(values, values))
+    if xp is sys.modules.get("numpy"):
+        total = _without_cancellation(values, total, length)
+    zero = length == 0
+    nothing = xp.full_like(length, math.nan)
+    cos = xp.where(zero, nothing, total) / xp.where(zero, nothing, length * math.sqrt(fan_in))
+    if scaled:
+        total, length = total * peak, length * peak
+    return total, length, cos
+
+
+def _without_cancellation(values: Array, total: Array, length: Array) -> Array:
+    """Sum again, exactly, where so much cancels that rounding could have decided the sign."""
+    import numpy as np
+
+    # NumPy adds pairwise over runs of 128: its error is below 32 ulps of the sum of magnitudes,
+    # which is at most sqrt(fan_in) times the length.
+    bound = 32 * np.finfo(np.float64).eps * math.sqrt(values.shape[1])
+    doubtful = np.flatnonzero((np.abs(total) <= bound * length) & (length > 0))
+    for row in doubtful[np.isfinite(length[doubtful])]:
+        total[row] = math.fsum(values[row])
+    return total
+
+
+def _row_peak(values: Array, xp: Namespace) -> Array:
+    if values.shape[1] == 0:
+        return xp.zeros_like(values[:, :0].sum(axis=1))
+    return xp.max(xp.abs(values), axis=1)
+
+
+def _peak_and_length(values: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Largest magnitude and Euclidean length of a whole block, safe from overflow."""
+    if math.prod(values.shape) == 0:
+        zero = xp.sum(values)
+        return zero, zero
+    peak = xp.max(xp.abs(values))
+    unit = values / xp.where(peak == 0, xp.ones_like(peak), peak)
+    return peak, peak * xp.sqrt(xp.sum(unit * unit))
+
+
+def _combined(parts: list[tuple[Array, Array]], xp: Namespace) -> tuple[Array, Array]:
+    peaks, lengths = (xp.stack(column) for column in zip(*parts, strict=True))
+    return xp.max(peaks), _peak_and_length(lengths, xp)[1]
+
+
+def _concat(parts: Sequence[Array], xp: Namespace) -> Array:
+    return parts[0] if len(parts) == 1 else xp.concat(parts)

@@ -1,0 +1,545 @@
+"""The table of a network: its layers, stages and pool, and the forms in which it is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope import chance, geometry
+from planescope.errors import CheckpointError, NoLayersError
+from planescope.layer import Array, Input, Kind, Layer, Norm, Skipped, View
+from planescope.output import write, write_csv, write_parquet
+from planescope.statistics import Filters, Statistics, summarise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "planescope.measurement/1"
+
+# A layer is called biased where chance alone would call one in twenty so (METHOD, section 3).
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What was measured: path or name, format, and size in bytes (None for what is in memory)."""
+
+    path: str
+    format: str
+    bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMeasurement(Statistics):
+    """Statistics of one layer, and what it is.
+
+    Attributes
+    ----------
+    name, kind, stage, input, fan_in, kernel, groups
+        As in `Layer`.
+    q_mass, q_cosine, q_centre : float or None
+        Benjamini-Hochberg values over the layers of the measurement.
+    biased : bool or None
+        Whether q_mass < 0.05.
+    activation_rate : float or None
+        Mean over filters of P(z_i > 0); measured from data only.
+    l2, linf : float or None
+        Relative distances from the checkpoint given as the initial one.
+    values : Filters or None
+        Values of each filter; None in a measurement that was loaded from a file.
+    """
+
+    name: str
+    kind: Kind
+    stage: int | None
+    input: Input
+    fan_in: int
+    kernel: tuple[int, ...]
+    groups: int | None
+    q_mass: float | None = None
+    q_cosine: float | None = None
+    q_centre: float | None = None
+    biased: bool | None = None
+    activation_rate: float | None = None
+    l2: float | None = None
+    linf: float | None = None
+    values: Filters | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolMeasurement(Statistics):
+    """Statistics of all filters of several layers together: a stage, or the network.
+
+    `stage` is None for the whole network; `biased_layers` counts its biased layers.
+    """
+
+    stage: int | None
+    layers: int
+    biased_layers: int
+
+
+# The order of a layer's keys in every file form; the rest of the record is `values`.
+LAYER_KEYS = (
+    "name", "kind", "stage", "input", "filters", "fan_in", "kernel", "groups",
+    "degenerate", "non_finite",
+    "negative_mass", "mean_cosine", "std_cosine", "min_cosine", "q25_cosine", "median_cosine",
+    "q75_cosine", "max_cosine", "mean_projection", "agreement", "z",
+    "p_mass", "q_mass", "p_cosine", "q_cosine", "biased",
+    "negative_centre", "mean_centre", "p_centre", "q_centre", "activation_rate", "l2", "linf",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The table of a network.
+
+    Attributes
+    ----------
+    source : Source
+    view : View
+        Which hyperplanes: the convolutions' own, or those cut together with batch norm.
+    layers : tuple of LayerMeasurement
+        In the order of the network where that is known.
+    stages : tuple of PoolMeasurement
+        Empty where no graph tells the stages.
+    network : PoolMeasurement
+        All filters of all measured layers pooled.
+    skipped : tuple of Skipped
+        Layers that were left out, each with the reason.
+    notes : tuple of str
+        What had to be assumed, and what a reader should know.
+    """
+
+    source: Source
+    view: View
+    layers: tuple[LayerMeasurement, ...]
+    stages: tuple[PoolMeasurement, ...]
+    network: PoolMeasurement
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data as in the JSON form; no value of it is NaN."""
+        return {
+            "schema": SCHEMA,
+            "source": dataclasses.asdict(self.source),
+            "view": str(self.view),
+            "layers": [_layer_dict(layer) for layer in self.layers],
+            "stages": [dataclasses.asdict(stage) for stage in self.stages],
+            "network": dataclasses.asdict(self.network),
+            "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
+            "notes": list(self.notes),
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """JSON text by the schema ``planescope.measurement/1``."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Table with a row a layer; the columns are the keys of the JSON form."""
+        import pandas as pd
+
+        table = pd.DataFrame([_layer_dict(layer) for layer in self.layers], columns=LAYER_KEYS)
+        return table.set_index("name")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the measurement; the suffix chooses .json, .csv or .parquet.
+
+        CSV holds the layers' table alone; JSON and Parquet hold all that `load` needs.
+
+        Raises
+        ------
+        UsageError
+            If the suffix is none of these.
+        OutputError
+            If the file cannot be written; nothing is left behind then.
+        """
+        write(path, {".json": self._json, ".csv": self._csv, ".parquet": self._parquet})
+
+    def save_filters(self, path: str | os.PathLike[str]) -> None:
+        """Write projection, cosine, crossing and offset of each filter: .npz, .csv or .parquet.
+
+        Raises
+        ------
+        UsageError, OutputError
+            As `save`; also if the measurement was loaded from a file and has no filters.
+        """
+        write_filters([self], path)
+
+    def _json(self, path: Path) -> None:
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+    def _csv(self, path: Path) -> None:
+        write_csv(path, layers_table([self]))
+
+    def _parquet(self, path: Path) -> None:
+        whole = {"planescope": self.to_json(indent=None), "schema": SCHEMA}
+        write_parquet(path, layers_table([self]), whole)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        shown = ("name", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")
+        head = "".join(f"<th>{key}</th>" for key in shown)
+        rows = (
+            "".join(f"<td>{escape(_short(_layer_dict(layer)[key]))}</td>" for key in shown)
+            for layer in self.layers
+        )
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return (
+            f"<p>{escape(self.source.path)}: {self.network.biased_layers} of "
+            f"{self.network.layers} layers biased ({self.view} view)</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+
+def measure_layers(
+    layers: Iterable[Layer],
+    /,
+    *,
+    source: Source,
+    view: View = View.RAW,
+    initial: Mapping[str, Layer] | None = None,
+    skipped: Sequence[Skipped] = (),
+    notes: Sequence[str] = (),
+) -> Measurement:
+    """Measure layers one at a time.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+        Each is read, measured and let go before the next is asked for.
+    initial : mapping of str to Layer, optional
+        The layers at initialisation by name; gives `l2` and `linf`.
+
+    Raises
+    ------
+    CheckpointError
+        If a layer cannot be read, or `initial` lacks it or has another shape.
+    NoLayersError
+        If there is no layer.
+    """
+    measured = [_measure_layer(layer, view, initial) for layer in layers]
+    return assemble(measured, source=source, view=view, skipped=skipped, notes=notes)
+
+
+def assemble(
+    measured: Sequence[LayerMeasurement],
+    /,
+    *,
+    source: Source,
+    view: View,
+    skipped: Sequence[Skipped] = (),
+    notes: Sequence[str] = (),
+) -> Measurement:
+    """Put measured layers together: corrected p-values, stages, and the pool.
+
+    Raises
+    ------
+    NoLayersError
+        If `measured` is empty.
+    """
+    if not measured:
+        raise NoLayersError(f"{source.path}: no layer to measure")
+    layers = _corrected(measured)
+    by_stage: dict[int, list[LayerMeasurement]] = defaultdict(list)
+    for layer in layers:
+        if layer.stage is not None:
+            by_stage[layer.stage].append(layer)
+    return Measurement(
+        source=source,
+        view=view,
+        layers=layers,
+        stages=tuple(_pool(by_stage[stage], stage) for stage in sorted(by_stage)),
+        network=_pool(layers, None),
+        skipped=tuple(skipped),
+        notes=tuple(notes),
+    )
+
+
+def load(path: str | os.PathLike[str]) -> Measurement:
+    """Load a measurement that `Measurement.save` wrote as JSON or Parquet.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, is not such a file, or has another schema version.
+    """
+    try:
+        data = _saved_dict(Path(path))
+    except OSError as exc:
+        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != SCHEMA:
+        raise CheckpointError(
+            f"{path}: its schema is {found!r}, and this version of planescope reads {SCHEMA!r}; "
+            "measure the checkpoint again"
+        )
+    try:
+        return _from_dict(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise CheckpointError(f"{path}: is no whole measurement ({exc!r})") from exc
+
+
+def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]:
+    """Columns of all layers of some measurements, ready for a file."""
+    table: dict[str, list[Any]] = {key: [] for key in ("schema", "path", "view", *LAYER_KEYS)}
+    for measurement in measurements:
+        for layer in measurement.layers:
+            row = _layer_dict(layer)
+            row["kernel"] = "x".join(map(str, layer.kernel))
+            row |= {"schema": SCHEMA, "path": measurement.source.path}
+            row["view"] = str(measurement.view)
+            for key, column in table.items():
+                column.append(row[key])
+    return table
+
+
+def write_filters(measurements: Sequence[Measurement], path: str | os.PathLike[str], /) -> None:
+    """Write the values of each filter of some measurements: .npz, .csv or .parquet.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `Measurement.save_filters`.
+    """
+    columns = _filter_columns(measurements)
+    schema = "planescope.filters/1"
+
+    def npz(draft: Path) -> None:
+        import numpy as np
+
+        np.savez(draft, schema=schema, **columns)
+
+    writers = {
+        ".npz": npz,
+        ".csv": lambda draft: write_csv(draft, {k: v.tolist() for k, v in columns.items()}),
+        ".parquet": lambda draft: write_parquet(draft, columns, {"schema": schema}),
+    }
+    write(path, writers)
+
+
+def _measure_layer(
+    layer: Layer, view: View, initial: Mapping[str, Layer] | None
+) -> LayerMeasurement:
+    weight = layer.weight.read()
+    rows = weight.reshape(layer.filters, layer.fan_in)
+    bias = None if layer.bias is None else layer.bias.read()
+    planes = geometry.arrangement(rows, bias)
+    l2, linf = (None, None) if initial is None else _distances(layer, rows, initial)
+    kappa = None
+    if layer.norm is not None:
+        gamma, beta, *moments = _read_norm(layer.norm, like=rows)
+        if gamma is not None and beta is not None:
+            kappa = geometry.centre(gamma, beta)
+        if view is View.EFFECTIVE:
+            planes = geometry.effective(planes, gamma, beta, *moments, layer.norm.eps)
+    return layer_measurement(layer, filters_on_host(planes, kappa), l2=l2, linf=linf)
+
+
+def layer_measurement(
+    layer: Layer, values: Filters, /, *, l2: float | None, linf: float | None
+) -> LayerMeasurement:
+    """Statistics of one layer from the values of its filters."""
+    statistics = summarise(values, layer.fan_in)
+    return LayerMeasurement(
+        **vars(statistics),
+        name=layer.name,
+        kind=layer.kind,
+        stage=layer.stage,
+        input=layer.input,
+        fan_in=layer.fan_in,
+        kernel=layer.kernel,
+        groups=layer.groups,
+        l2=l2,
+        linf=linf,
+        values=values,
+    )
+
+
+def filters_on_host(planes: geometry.Hyperplanes, centre: Array | None, /) -> Filters:
+    """Bring the values of a layer's filters to the host as float64; waits for the device."""
+    import numpy as np
+
+    projection, norm, cosine = map(_host, (planes.projection, planes.norm, planes.cosine))
+    bias = np.zeros_like(norm) if planes.bias is None else _host(planes.bias)
+    # Values of filters that are left out may overflow or divide by 0; they are counted, not used.
+    with np.errstate(all="ignore"):
+        return Filters(
+            projection=projection,
+            norm=norm,
+            cosine=cosine,
+            bias=bias,
+            crossing=geometry.crossing(projection, bias),
+            offset=geometry.offset(norm, bias),
+            centre=None if centre is None else _host(centre),
+        )
+
+
+def _host(values: Array) -> Any:
+    import numpy as np
+
+    # torch tensors on an accelerator do not convert by themselves.
+    on_cpu = values.cpu() if hasattr(values, "cpu") else values
+    return np.asarray(on_cpu, dtype=np.float64)
+
+
+def _read_norm(norm: Norm, *, like: Array) -> tuple[Array | None, Array | None, Array, Array]:
+    """Gamma, beta, mean and variance in float64 where there is one."""
+    import numpy as np
+
+    def read(tensor: Any) -> Array | None:
+        values = None if tensor is None else tensor.read()
+        return values.astype(np.float64) if isinstance(values, np.ndarray) else values
+
+    return read(norm.gamma), read(norm.beta), read(norm.mean), read(norm.variance)
+
+
+def _distances(
+    layer: Layer, rows: Array, initial: Mapping[str, Layer]
+) -> tuple[float | None, float | None]:
+    if layer.name not in initial:
+        raise CheckpointError(f"the initial checkpoint has no layer {layer.name!r}; give its own")
+    began = initial[layer.name]
+    if began.weight.shape != layer.weight.shape:
+        raise CheckpointError(
+            f"layer {layer.name!r} has shape {_size(layer)}, but {_size(began)} in the initial "
+            "checkpoint; give the same network's"
+        )
+    l2, linf = geometry.distances(rows, began.weight.read().reshape(rows.shape))
+    return _number(l2), _number(linf)
+
+
+def _size(layer: Layer) -> str:
+    return "×".join(map(str, layer.weight.shape))
+
+
+def _number(value: Any) -> float | None:
+    import math
+
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _corrected(layers: Sequence[LayerMeasurement]) -> tuple[LayerMeasurement, ...]:
+    """Fill in the corrected p-values, over all layers given."""
+    columns = (
+        chance.benjamini_hochberg([getattr(layer, p) for layer in layers])
+        for p in ("p_mass", "p_cosine", "p_centre")
+    )
+    return tuple(
+        dataclasses.replace(
+            layer,
+            q_mass=q_mass,
+            q_cosine=q_cosine,
+            q_centre=q_centre,
+            biased=None if q_mass is None else q_mass < LEVEL,
+        )
+        for layer, q_mass, q_cosine, q_centre in zip(layers, *columns, strict=True)
+    )
+
+
+def _pool(layers: Sequence[LayerMeasurement], stage: int | None) -> PoolMeasurement:
+    import numpy as np
+
+    values = [layer.values for layer in layers if layer.values is not None]
+    # A layer without a norm has no centre; among others it counts as filters that tell nothing.
+    centres = [
+        np.full(v.norm.shape, np.nan) if v.centre is None else v.centre for v in values
+    ]
+    pooled = Filters(
+        **{
+            name: np.concatenate([getattr(v, name) for v in values])
+            for name in ("projection", "norm", "cosine", "bias", "crossing", "offset")
+        },
+        centre=np.concatenate(centres),
+    )
+    fan_in = np.repeat([layer.fan_in for layer in layers], [layer.filters for layer in layers])
+    return PoolMeasurement(
+        **vars(summarise(pooled, fan_in)),
+        stage=stage,
+        layers=len(layers),
+        biased_layers=sum(bool(layer.biased) for layer in layers),
+    )
+
+
+def _layer_dict(layer: LayerMeasurement) -> dict[str, Any]:
+    row = {key: getattr(layer, key) for key in LAYER_KEYS}
+    return row | {"kind": str(layer.kind), "input": str(layer.input), "kernel": list(layer.kernel)}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _filter_columns(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    import numpy as np
+
+    layers = [(m, layer) for m in measurements for layer in m.layers]
+    values = list(_values_of(layers))
+    counts = [layer.filters for _, layer in layers]
+    columns: dict[str, Any] = {}
+    if len(measurements) > 1:
+        columns["path"] = np.repeat([m.source.path for m, _ in layers], counts)
+    columns["layer"] = np.repeat([layer.name for _, layer in layers], counts)
+    columns["index"] = np.concatenate([np.arange(count) for count in counts])
+    for name in ("projection", "cosine", "crossing", "offset"):
+        columns[name] = np.concatenate([getattr(v, name) for v in values])
+    return columns
+
+
+def _values_of(layers: Iterable[tuple[Measurement, LayerMeasurement]]) -> Iterator[Filters]:
+    for measurement, layer in layers:
+        yield filter_values(measurement, layer)
+
+
+def filter_values(measurement: Measurement, layer: LayerMeasurement, /) -> Filters:
+    """Values of a layer's filters.
+
+    Raises
+    ------
+    NoLayersError
+        If the measurement was loaded from a file, which does not hold them.
+    """
+    if layer.values is None:
+        raise NoLayersError(
+            f"{measurement.source.path}: a loaded measurement has no values of single filters; "
+            "measure the checkpoint itself"
+        )
+    return layer.values
+
+
+def _saved_dict(path: Path) -> Any:
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    try:
+        if not is_parquet:
+            return json.loads(path.read_text(encoding="utf-8"))
+        import pyarrow.parquet as pq
+
+        metadata = pq.read_schema(path).metadata or {}
+        return json.loads(metadata.get(b"planescope", b"null"))
+    except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
+        raise CheckpointError(f"{path}: is no measurement; save one with --out") from exc
+
+
+def _from_dict(data: Mapping[str, Any]) -> Measurement:
+    def layer(row: Mapping[str, Any]) -> LayerMeasurement:
+        typed = {"kind": Kind(row["kind"]), "input": Input(row["input"])}
+        return LayerMeasurement(**{**row, **typed, "kernel": tuple(row["kernel"])})
+
+    return Measurement(
+        source=Source(**data["source"]),
+        view=View(data["view"]),
+        layers=tuple(layer(row) for row in data["layers"]),
+        stages=tuple(PoolMeasurement(**row) for row in data["stages"]),
+        network=PoolMeasurement(**data["network"]),
+        skipped=tuple(Skipped(**row) for row in data["skipped"]),
+        notes=tuple(data["notes"]),
+    )

@@ -1,0 +1,106 @@
+"""Files that are whole or absent: written beside their target, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope.errors import MissingDependencyError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@contextlib.contextmanager
+def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a path to write to; it takes the target's place when the block ends without an error.
+
+    Raises
+    ------
+    OutputError
+        If the folder is missing or not writable, the disk is full, or the target is a folder.
+    """
+    target = Path(target)
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder; give the name of a file")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: the folder {target.parent} does not exist; make it first")
+    draft = None
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=target.suffix)
+        os.close(handle)
+        draft = Path(name)
+        yield draft
+        # mkstemp lets nobody else read; a result has the rights of any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        draft.chmod(0o666 & ~mask)
+        draft.replace(target)
+    except OSError as exc:
+        raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def suffix_of(target: str | os.PathLike[str], allowed: Sequence[str]) -> str:
+    """Suffix of an output file, which chooses its form.
+
+    Raises
+    ------
+    UsageError
+        If it is none of `allowed`.
+    """
+    suffix = Path(target).suffix.lower()
+    if suffix not in allowed:
+        raise UsageError(f"{target}: the name must end in {', '.join(allowed[:-1])} or {allowed[-1]}")
+    return suffix
+
+
+def write_csv(target: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write columns of equal length as CSV (RFC 4180, UTF-8); None and NaN are left empty."""
+    with target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(_csv_rows(columns))
+
+
+def _csv_rows(columns: Mapping[str, Sequence[Any]]) -> Iterable[list[Any]]:
+    for row in zip(*columns.values(), strict=True):
+        yield ["" if isinstance(v, float) and math.isnan(v) else v for v in row]
+
+
+def write_parquet(
+    target: Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """Write columns of equal length as Parquet, with `metadata` in the file's own.
+
+    Raises
+    ------
+    MissingDependencyError
+        If pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as exc:
+        if exc.name != "pyarrow":
+            raise
+        raise MissingDependencyError(
+            "Parquet files need pyarrow: pip install 'planescope[parquet]'"
+        ) from exc
+    table = pa.table(dict(columns)).replace_schema_metadata(dict(metadata))
+    pq.write_table(table, target)
+
+
+def write(target: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], None]]) -> None:
+    """Write a result in the form that the target's suffix names, whole or not at all."""
+    writer = writers[suffix_of(target, tuple(writers))]
+    with replacing(target) as draft:
+        writer(draft)
