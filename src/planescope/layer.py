@@ -56,6 +56,7 @@ class Tensor:
 
     @property
     def is_floating(self) -> bool:
+        """Whether the stored type is a floating-point one, of any width."""
         return "float" in self.dtype
 
 
@@ -113,14 +114,17 @@ class Layer:
 
     @property
     def filters(self) -> int:
+        """Number of filters, degenerate ones included."""
         return self.weight.shape[0]
 
     @property
     def fan_in(self) -> int:
+        """Weights of one filter, d."""
         return math.prod(self.weight.shape[1:])
 
     @property
     def kernel(self) -> tuple[int, ...]:
+        """Extent in each dimension; () for a linear layer."""
         return self.weight.shape[2:]
 
 
@@ -161,12 +165,15 @@ class StateDict:
         npz do not.
     entry : str
         Where in the file the state dict was found (``"model_state_dict"``); "" for all of it.
+    note : str
+        What a reader of the result should know, such as why no graph could be traced; else "".
     """
 
     tensors: Mapping[str, Tensor]
     places: Mapping[str, Place] = field(default_factory=dict)
     in_order: bool = True
     entry: str = ""
+    note: str = ""
 
 
 def kind_of_convolution(kernel: tuple[int, ...]) -> Kind:

@@ -12,5 +12,39 @@ and `planescope.checkpoints.state_dict` finds the layers in it. Put the new modu
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+
+from planescope.checkpoints.probe import Probe, probe
+from planescope.errors import CheckpointError
+from planescope.layer import Layer, StateDict
+
 # In the order in which a file is tried: cheap and certain tests first.
 FORMATS = ("safetensors", "torch_zip", "torch_stream", "npz", "keras", "sharded", "onnx")
+
+
+def read_contents(path: Path, /) -> tuple[str, StateDict | list[Layer]]:
+    """Name of a file's format, and what it holds; no weights are read yet.
+
+    Raises
+    ------
+    CheckpointError
+        If no format recognises the file, or it is damaged.
+    """
+    look = probe(path)
+    for name in FORMATS:
+        module = import_module(f"planescope.checkpoints.{name}")
+        if module.recognises(look):
+            return module.NAME, module.read(path)
+    raise CheckpointError(f"{path}: {_what_it_is(look)}")
+
+
+def _what_it_is(look: Probe) -> str:
+    known = "safetensors, PyTorch, ONNX, Keras and NumPy .npz files can be measured"
+    if not look.size:
+        return "the file is empty; is the download complete?"
+    if look.head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself; fetch it with git lfs pull"
+    if b"\0" not in look.head:
+        return f"is a text file, not a checkpoint; {known}"
+    return f"is no checkpoint of a known format; {known}"

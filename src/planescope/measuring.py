@@ -1,0 +1,270 @@
+"""From whatever a user has - a path, a name, a module, arrays - to its measurement."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from planescope import networks
+from planescope.checkpoints import read_contents
+from planescope.checkpoints.locate import locate
+from planescope.checkpoints.state_dict import find_layers
+from planescope.errors import NoLayersError, UsageError
+from planescope.layer import Kind, Layer, Skipped, StateDict, View
+from planescope.measurement import Measurement, Source, measure_layers
+
+if TYPE_CHECKING:
+    import torch
+
+E = TypeVar("E", bound=StrEnum)
+
+DEFAULT_KINDS = (Kind.CONV,)
+
+# Names of networks whose weights come with a library, not from a file.
+LIBRARIES = ("torchvision:", "timm:")
+
+_NAMED = {
+    Kind.CONV: "convolution",
+    Kind.POINTWISE: "1x1 convolution",
+    Kind.TRANSPOSED: "transposed convolution",
+    Kind.LINEAR: "linear layer",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The layers of a network of every kind, before any is chosen or read."""
+
+    source: Source
+    layers: tuple[Layer, ...]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def measure(
+    x: Any,
+    /,
+    *,
+    view: View | str = View.RAW,
+    kinds: Iterable[Kind | str] | str = DEFAULT_KINDS,
+    layers: str | None = None,
+    transposed: str | None = None,
+    network: str | None = None,
+    init: Any = None,
+) -> Measurement:
+    """Measure the hyperplanes of a network.
+
+    Parameters
+    ----------
+    x : path, str, torch.nn.Module, or mapping of str to arrays
+        A checkpoint file, a folder with one model, ``hf:OWNER/NAME[@REVISION][/FILE]``,
+        ``torchvision:NAME``, ``timm:NAME``, a live module, a state dict, or named NumPy arrays.
+        A module is left exactly as it is.
+    view : {"raw", "effective"}
+        The convolutions' own hyperplanes, as in the paper, or those that convolution and batch norm
+        cut together (METHOD, section 4).
+    kinds : iterable of {"conv", "pointwise", "transposed", "linear"}, or "all"
+        Which layers; by default convolutions with a kernel larger than 1, as in the paper.
+    layers : str, optional
+        Regular expression; only layers in whose name it is found.
+    transposed : str, optional
+        Regular expression of the layers that are transposed convolutions, where only a state dict
+        is known.
+    network : str, optional
+        One of the paper's networks (``lenet``, ``vgg16_bn``, ...), which then tells stages, inputs
+        and norms of a state dict.
+    init : same as `x`, optional
+        The network at initialisation; gives the distances `l2` and `linf`.
+
+    Returns
+    -------
+    Measurement
+
+    Raises
+    ------
+    UsageError
+        If an option cannot be.
+    CheckpointError
+        If the checkpoint cannot be read, or does not match `network` or `init`.
+    NoLayersError
+        If no layer is left to measure; the message says which kinds there are.
+    MissingDependencyError
+        If an optional package is needed; the message says which.
+    """
+    view = choice(View, view, "view")
+    chosen = chosen_kinds(kinds)
+    pattern = compiled(layers, "layers")
+    turned = compiled(transposed, "transposed")
+    found = find(x, transposed=turned, network=network)
+    measured, left_out = select(found, chosen, pattern)
+    initial = None
+    if init is not None:
+        began = find(init, transposed=turned, network=network)
+        initial = {layer.name: layer for layer in began.layers}
+    return measure_layers(
+        measured,
+        source=found.source,
+        view=view,
+        initial=initial,
+        skipped=(*left_out, *found.skipped),
+        notes=(*found.notes, *_norm_notes(measured, view)),
+    )
+
+
+def find(
+    x: Any, /, *, transposed: re.Pattern[str] | None = None, network: str | None = None
+) -> Found:
+    """Find the layers of whatever `measure` takes; their weights stay unread.
+
+    Raises
+    ------
+    UsageError, CheckpointError, MissingDependencyError
+        As `measure`.
+    """
+    source, contents = _contents(x)
+    if isinstance(contents, list):
+        if network is not None:
+            raise UsageError(
+                f"{source.path}: a {source.format} file knows its own network; leave out --network"
+            )
+        return Found(source=source, layers=tuple(contents))
+    if network is not None:
+        contents = networks.match(network, contents)
+    layers, skipped = find_layers(contents, transposed=transposed)
+    notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
+    if contents.note:
+        notes.append(contents.note)
+    return Found(source=source, layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
+
+
+def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
+    if isinstance(x, (str, os.PathLike)):
+        name = os.fspath(x)
+        if name.startswith(LIBRARIES):
+            from planescope.training.networks import load_pretrained
+
+            return _module_contents(load_pretrained(name), name)
+        path = locate(name)
+        form, contents = read_contents(path)
+        return Source(path=name, format=form, bytes=_bytes(path, form)), contents
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.nn.Module):
+        return _module_contents(x, type(x).__name__)
+    if isinstance(x, Mapping):
+        from planescope.modules import read_state_dict
+
+        source = Source(path=type(x).__name__, format="state dict", bytes=None)
+        return source, read_state_dict(x)
+    raise UsageError(
+        f"cannot measure a {type(x).__name__}; give a path, a torch.nn.Module or a mapping of arrays"
+    )
+
+
+def _module_contents(module: torch.nn.Module, name: str) -> tuple[Source, StateDict]:
+    from planescope.modules import read_module
+
+    return Source(path=name, format="module", bytes=None), read_module(module)
+
+
+def _bytes(path: Path, form: str) -> int:
+    if form != "sharded":
+        return path.stat().st_size
+    from planescope.checkpoints.sharded import files
+
+    return sum(file.stat().st_size for file in files(path))
+
+
+def select(
+    found: Found, kinds: Sequence[Kind], pattern: re.Pattern[str] | None, /
+) -> tuple[list[Layer], list[Skipped]]:
+    """Choose the layers to measure; the others are given with the reason.
+
+    Raises
+    ------
+    NoLayersError
+        If none is left; the message says which kinds there are.
+    """
+    chosen, skipped = [], []
+    for layer in found.layers:
+        if layer.kind not in kinds:
+            reason = f"a {_NAMED[layer.kind]}; measured with --kinds {layer.kind}"
+            skipped.append(Skipped(name=layer.name, reason=reason))
+        elif pattern is not None and not pattern.search(layer.name):
+            skipped.append(Skipped(name=layer.name, reason="its name was not chosen by --layers"))
+        else:
+            chosen.append(layer)
+    if not chosen:
+        raise NoLayersError(f"{found.source.path}: no layer to measure; {_what_there_is(found)}")
+    return chosen, skipped
+
+
+def _what_there_is(found: Found) -> str:
+    counts = {kind: sum(layer.kind is kind for layer in found.layers) for kind in Kind}
+    held = [f"{count} {kind}" for kind, count in counts.items() if count]
+    if not held:
+        return "it holds no weights of convolutions or linear layers"
+    return f"it holds layers of the kinds {', '.join(held)} (choose by --kinds and --layers)"
+
+
+def _norm_notes(layers: Sequence[Layer], view: View) -> list[str]:
+    notes = []
+    if any(layer.norm_assumed for layer in layers):
+        notes.append(
+            "norms were paired with convolutions by name and order, and the order convolution, "
+            "norm, ReLU is assumed: a state dict does not tell it (--network NAME, ONNX or a module do)"
+        )
+    bare = sum(layer.norm is None for layer in layers)
+    if view is View.EFFECTIVE and bare:
+        notes.append(f"{bare} of {len(layers)} layers have no known batch norm and are measured raw")
+    return notes
+
+
+def chosen_kinds(kinds: Iterable[Kind | str] | str, /) -> tuple[Kind, ...]:
+    """Kinds by their names; "all" stands for every one.
+
+    Raises
+    ------
+    UsageError
+        If a name is unknown.
+    """
+    names = [kinds] if isinstance(kinds, str) else list(kinds)
+    if "all" in names:
+        return tuple(Kind)
+    return tuple(choice(Kind, name, "kind") for name in names)
+
+
+def choice(enum: type[E], value: str, option: str, /) -> E:
+    """Member of a closed choice by its value.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    try:
+        return enum(value)
+    except ValueError:
+        known = ", ".join(str(member) for member in enum)
+        raise UsageError(f"unknown {option} {value!r}; there are {known}") from None
+
+
+def compiled(pattern: str | None, option: str, /) -> re.Pattern[str] | None:
+    """Compile a user's regular expression.
+
+    Raises
+    ------
+    UsageError
+        If it is broken.
+    """
+    if pattern is None:
+        return None
+    try:
+        return re.compile(pattern)
+    except re.error as exc:
+        raise UsageError(f"--{option} {pattern!r}: broken regular expression: {exc}") from exc
