@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,11 +66,15 @@ def read_exactly(path: Path, offset: int, length: int) -> bytes:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """Open for reading, with our own error when that fails."""
+    """Open a regular file for reading, with our own error when that fails."""
     try:
+        # Opening a pipe would block, and reading a device might never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path}: is not a regular file; copy the model into one first")
         return path.open("rb")
-    except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+        reason = getattr(exc, "strerror", None) or exc
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from exc
 
 
 def stored_tensor(

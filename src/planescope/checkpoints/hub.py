@@ -1,0 +1,147 @@
+"""Models on the Hugging Face hub, through its own client and that client's cache."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from planescope.checkpoints.locate import TWINS, listing, models_among, only_model
+from planescope.checkpoints.sharded import shard_names
+from planescope.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+# A revision holds no slash, unless it is a pull request's or the slash is written %2F.
+_SPEC = re.compile(
+    r"hf:(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<file>.+))?"
+)
+_SHARD = re.compile(r".+-\d+-of-\d+\.\w+")
+
+_TIMEOUT = 10  # seconds, as the client waits for a file's head
+
+
+def download(spec: str) -> Path:
+    """Fetch a model from the hub, or take what the cache holds of it.
+
+    Parameters
+    ----------
+    spec : str
+        ``hf:OWNER/NAME[@REVISION][/FILE]``. Without a file: the standard one of Hugging Face,
+        else the only model there. The shards of an index come along, and nothing else.
+
+    Returns
+    -------
+    Path
+        In the client's cache (`HF_HOME`). Out of the hub's reach, the last copy is taken.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such model, revision or file, the hub refuses it, or it is out of reach
+        and not in the cache.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise CheckpointError(f"{spec}: names no model; write hf:OWNER/NAME[@REVISION][/FILE]")
+    revision = match["revision"] and unquote(match["revision"])
+    with _explained(spec):
+        names, fetch = _source(spec, match["repo"], revision)
+        name = _choose(spec, match["file"], names)
+        path = fetch(name)
+        if name.endswith(".index.json"):
+            for shard in shard_names(path):
+                fetch(str(PurePosixPath(name).parent / shard))
+    return path
+
+
+def _source(
+    spec: str, repo: str, revision: str | None
+) -> tuple[Sequence[str], Callable[[str], Path]]:
+    """List the files of a revision, on the hub or else in the cache; and tell how to get one."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+    def fetch(name: str) -> Path:
+        return Path(hf_hub_download(repo, name, revision=revision))
+
+    try:
+        # Asked first because it fails at once: the client's downloads retry for half a minute.
+        info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
+    except (HTTPError, OSError) as exc:
+        if _status(exc) < 500:
+            raise
+        try:
+            # No pattern: whatever part of the snapshot was ever fetched will do.
+            cached = snapshot_download(
+                repo, revision=revision, local_files_only=True, allow_patterns=[]
+            )
+        except LocalEntryNotFoundError:
+            raise CheckpointError(
+                f"{spec}: the hub is out of reach ({_reason(exc)}) and the cache has no copy; "
+                "connect, or give a file"
+            ) from exc
+        folder = Path(cached)
+        files = (file for file in folder.rglob("*") if file.is_file())
+        return sorted(file.relative_to(folder).as_posix() for file in files), folder.joinpath
+    return [sibling.rfilename for sibling in info.siblings or ()], fetch
+
+
+def _choose(spec: str, file: str | None, names: Sequence[str]) -> str:
+    models = models_among(name for name in names if not _SHARD.fullmatch(name))
+    if file is not None:
+        if file in names:
+            return file
+        raise CheckpointError(f"{spec}: has no such file; it has {listing(models or names)}")
+    standard = [name for name in TWINS if name in names]
+    # Exports of the same model for other programs lie in folders (`onnx/`).
+    top = [name for name in models if "/" not in name]
+    return only_model(standard[:1] or top or models, names, spec)
+
+
+@contextmanager
+def _explained(spec: str) -> Iterator[None]:
+    """Turn what the client raises into one sentence."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.HFValidationError as exc:
+        raise CheckpointError(f"{spec}: cannot be on the hub: {_reason(exc)}") from exc
+    except errors.GatedRepoError as exc:
+        raise CheckpointError(
+            f"{spec}: its author gives access on request; ask on the model's page, then log in "
+            "(`hf auth login`)"
+        ) from exc
+    except errors.RepositoryNotFoundError as exc:
+        raise CheckpointError(
+            f"{spec}: the hub has no such model, or it is private; check the name, or log in "
+            "(`hf auth login`)"
+        ) from exc
+    except errors.RevisionNotFoundError as exc:
+        raise CheckpointError(
+            f"{spec}: the model has no such branch, tag or commit; leave out @ for the main one"
+        ) from exc
+    # errors.HTTPError is that of whichever HTTP library the client stands on;
+    # RuntimeError is how its extension for large files fails.
+    except (errors.HTTPError, OSError, RuntimeError) as exc:
+        raise CheckpointError(
+            f"{spec}: the download failed ({_reason(exc)}); try again later"
+        ) from exc
+
+
+def _status(exc: Exception) -> int:
+    """HTTP status of the hub's answer; 503 where it did not answer."""
+    status: int = getattr(getattr(exc, "response", None), "status_code", 503)
+    return status
+
+
+def _reason(exc: Exception) -> str:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(exc, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    return str(exc).strip().partition("\n")[0] or type(exc).__name__
