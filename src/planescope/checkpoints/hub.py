@@ -129,7 +129,7 @@ def _explained(spec: str) -> Iterator[None]:
     # RuntimeError is how its extension for large files fails.
     except (errors.HTTPError, OSError, RuntimeError) as exc:
         raise CheckpointError(
-            f"{spec}: the download failed ({_reason(exc)}); try again later"
+            f"{spec}: the download failed ({_reason(exc)}); check network and disk, then try again"
         ) from exc
 
 
