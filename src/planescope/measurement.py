@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "planescope.measurement/1"
+
+# What the suffix of an output file may be.
+FORMS = (".json", ".csv", ".parquet")
+FILTER_FORMS = (".npz", ".csv", ".parquet")
 
 # A layer is called biased where chance alone would call one in twenty so (METHOD, section 3).
 LEVEL = 0.05
@@ -139,7 +143,7 @@ class Measurement:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """JSON text by the schema ``planescope.measurement/1``."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+        return to_json([self], indent=indent)
 
     def to_pandas(self) -> pd.DataFrame:
         """Table with a row a layer; the columns are the keys of the JSON form."""
@@ -160,7 +164,7 @@ class Measurement:
         OutputError
             If the file cannot be written; nothing is left behind then.
         """
-        write(path, {".json": self._json, ".csv": self._csv, ".parquet": self._parquet})
+        save([self], path)
 
     def save_filters(self, path: str | os.PathLike[str]) -> None:
         """Write projection, cosine, crossing and offset of each filter: .npz, .csv or .parquet.
@@ -170,17 +174,7 @@ class Measurement:
         UsageError, OutputError
             As `save`; also if the measurement was loaded from a file and has no filters.
         """
-        write_filters([self], path)
-
-    def _json(self, path: Path) -> None:
-        path.write_text(self.to_json() + "\n", encoding="utf-8")
-
-    def _csv(self, path: Path) -> None:
-        write_csv(path, layers_table([self]))
-
-    def _parquet(self, path: Path) -> None:
-        whole = {"planescope": self.to_json(indent=None), "schema": SCHEMA}
-        write_parquet(path, layers_table([self]), whole)
+        save_filters([self], path)
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -200,7 +194,7 @@ class Measurement:
 
 
 def measure_layers(
-    layers: Iterable[Layer],
+    layers: Sequence[Layer],
     /,
     *,
     source: Source,
@@ -208,15 +202,18 @@ def measure_layers(
     initial: Mapping[str, Layer] | None = None,
     skipped: Sequence[Skipped] = (),
     notes: Sequence[str] = (),
+    on_layer: Callable[[int, int, str], None] | None = None,
 ) -> Measurement:
     """Measure layers one at a time.
 
     Parameters
     ----------
-    layers : iterable of Layer
-        Each is read, measured and let go before the next is asked for.
+    layers : sequence of Layer
+        Each is read, measured and let go before the next is read.
     initial : mapping of str to Layer, optional
         The layers at initialisation by name; gives `l2` and `linf`.
+    on_layer : callable, optional
+        Called with (layers done, layers in all, name of the next one), to show progress.
 
     Raises
     ------
@@ -225,7 +222,15 @@ def measure_layers(
     NoLayersError
         If there is no layer.
     """
-    measured = [_measure_layer(layer, view, initial) for layer in layers]
+    import numpy as np
+
+    measured = []
+    # Filters that are left out may overflow or divide by 0; they are counted, and not used.
+    with np.errstate(all="ignore"):
+        for done, layer in enumerate(layers):
+            if on_layer is not None:
+                on_layer(done, len(layers), layer.name)
+            measured.append(_measure_layer(layer, view, initial))
     return assemble(measured, source=source, view=view, skipped=skipped, notes=notes)
 
 
@@ -301,7 +306,35 @@ def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]
     return table
 
 
-def write_filters(measurements: Sequence[Measurement], path: str | os.PathLike[str], /) -> None:
+def to_json(measurements: Sequence[Measurement], /, *, indent: int | None = 2) -> str:
+    """JSON text of one measurement, or an array of several."""
+    data = [measurement.to_dict() for measurement in measurements]
+    return json.dumps(data[0] if len(data) == 1 else data, indent=indent, allow_nan=False)
+
+
+def save(measurements: Sequence[Measurement], path: str | os.PathLike[str], /) -> None:
+    """Write measurements to one file; the suffix chooses .json, .csv or .parquet.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `Measurement.save`.
+    """
+
+    def as_json(draft: Path) -> None:
+        draft.write_text(to_json(measurements) + "\n", encoding="utf-8")
+
+    def as_csv(draft: Path) -> None:
+        write_csv(draft, layers_table(measurements))
+
+    def as_parquet(draft: Path) -> None:
+        whole = {"planescope": to_json(measurements, indent=None), "schema": SCHEMA}
+        write_parquet(draft, layers_table(measurements), whole)
+
+    write(path, dict(zip(FORMS, (as_json, as_csv, as_parquet), strict=True)))
+
+
+def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[str], /) -> None:
     """Write the values of each filter of some measurements: .npz, .csv or .parquet.
 
     Raises
@@ -312,17 +345,18 @@ def write_filters(measurements: Sequence[Measurement], path: str | os.PathLike[s
     columns = _filter_columns(measurements)
     schema = "planescope.filters/1"
 
-    def npz(draft: Path) -> None:
+    def as_npz(draft: Path) -> None:
         import numpy as np
 
         np.savez(draft, schema=schema, **columns)
 
-    writers = {
-        ".npz": npz,
-        ".csv": lambda draft: write_csv(draft, {k: v.tolist() for k, v in columns.items()}),
-        ".parquet": lambda draft: write_parquet(draft, columns, {"schema": schema}),
-    }
-    write(path, writers)
+    def as_csv(draft: Path) -> None:
+        write_csv(draft, {name: column.tolist() for name, column in columns.items()})
+
+    def as_parquet(draft: Path) -> None:
+        write_parquet(draft, columns, {"schema": schema})
+
+    write(path, dict(zip(FILTER_FORMS, (as_npz, as_csv, as_parquet), strict=True)))
 
 
 def _measure_layer(
@@ -369,7 +403,6 @@ def filters_on_host(planes: geometry.Hyperplanes, centre: Array | None, /) -> Fi
 
     projection, norm, cosine = map(_host, (planes.projection, planes.norm, planes.cosine))
     bias = np.zeros_like(norm) if planes.bias is None else _host(planes.bias)
-    # Values of filters that are left out may overflow or divide by 0; they are counted, not used.
     with np.errstate(all="ignore"):
         return Filters(
             projection=projection,
@@ -450,9 +483,7 @@ def _pool(layers: Sequence[LayerMeasurement], stage: int | None) -> PoolMeasurem
 
     values = [layer.values for layer in layers if layer.values is not None]
     # A layer without a norm has no centre; among others it counts as filters that tell nothing.
-    centres = [
-        np.full(v.norm.shape, np.nan) if v.centre is None else v.centre for v in values
-    ]
+    centres = [np.full(v.norm.shape, np.nan) if v.centre is None else v.centre for v in values]
     pooled = Filters(
         **{
             name: np.concatenate([getattr(v, name) for v in values])

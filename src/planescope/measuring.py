@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from planescope import networks
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.checkpoints.state_dict import find_layers
@@ -57,6 +56,7 @@ def measure(
     transposed: str | None = None,
     network: str | None = None,
     init: Any = None,
+    on_layer: Callable[[int, int, str], None] | None = None,
 ) -> Measurement:
     """Measure the hyperplanes of a network.
 
@@ -81,6 +81,8 @@ def measure(
         and norms of a state dict.
     init : same as `x`, optional
         The network at initialisation; gives the distances `l2` and `linf`.
+    on_layer : callable, optional
+        Called with (layers done, layers in all, name of the next one), to show progress.
 
     Returns
     -------
@@ -114,6 +116,7 @@ def measure(
         initial=initial,
         skipped=(*left_out, *found.skipped),
         notes=(*found.notes, *_norm_notes(measured, view)),
+        on_layer=on_layer,
     )
 
 
@@ -135,6 +138,8 @@ def find(
             )
         return Found(source=source, layers=tuple(contents))
     if network is not None:
+        from planescope import networks
+
         contents = networks.match(network, contents)
     layers, skipped = find_layers(contents, transposed=transposed)
     notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
@@ -221,7 +226,9 @@ def _norm_notes(layers: Sequence[Layer], view: View) -> list[str]:
         )
     bare = sum(layer.norm is None for layer in layers)
     if view is View.EFFECTIVE and bare:
-        notes.append(f"{bare} of {len(layers)} layers have no known batch norm and are measured raw")
+        notes.append(
+            f"{bare} of {len(layers)} layers have no known batch norm and are measured raw"
+        )
     return notes
 
 

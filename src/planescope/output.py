@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# What the suffix of a figure may be.
+FIGURE_FORMS = (".pdf", ".svg", ".png")
+
+
 @contextlib.contextmanager
 def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a path to write to; it takes the target's place when the block ends without an error.
@@ -24,13 +28,9 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     OutputError
-        If the folder is missing or not writable, the disk is full, or the target is a folder.
+        If the folder is missing or not writable, or the disk is full.
     """
     target = Path(target)
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder; give the name of a file")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder {target.parent} does not exist; make it first")
     draft = None
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=target.suffix)
@@ -49,18 +49,25 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
-def suffix_of(target: str | os.PathLike[str], allowed: Sequence[str]) -> str:
-    """Suffix of an output file, which chooses its form.
+def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str:
+    """Suffix of an output file, which chooses its form; looked at before long work begins.
 
     Raises
     ------
     UsageError
-        If it is none of `allowed`.
+        If it is none of `suffixes`.
+    OutputError
+        If the target is a folder, or its own folder does not exist.
     """
-    suffix = Path(target).suffix.lower()
-    if suffix not in allowed:
-        raise UsageError(f"{target}: the name must end in {', '.join(allowed[:-1])} or {allowed[-1]}")
-    return suffix
+    path = Path(target)
+    *others, last = suffixes
+    if path.suffix.lower() not in (*others, last):
+        raise UsageError(f"{target}: the name must end in {', '.join(others)} or {last}")
+    if path.is_dir():
+        raise OutputError(f"{target}: is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"{target}: the folder {path.parent} does not exist; make it first")
+    return path.suffix.lower()
 
 
 def write_csv(target: Path, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -101,6 +108,6 @@ def write_parquet(
 
 def write(target: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], None]]) -> None:
     """Write a result in the form that the target's suffix names, whole or not at all."""
-    writer = writers[suffix_of(target, tuple(writers))]
+    writer = writers[check_target(target, writers)]
     with replacing(target) as draft:
         writer(draft)

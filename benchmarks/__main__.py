@@ -1,0 +1,11 @@
+"""Run all benchmarks: ``make bench``; or some, by name: ``python -m benchmarks measure_files``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHMARKS = ("measure_files", "measure_modules")
+
+for name in sys.argv[1:] or BENCHMARKS:
+    importlib.import_module(f"benchmarks.{name}").main()

@@ -1,0 +1,3 @@
+from planescope.cli import main
+
+main()

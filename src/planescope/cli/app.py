@@ -1,0 +1,19 @@
+"""Wires the commands together; holds nothing else."""
+
+from __future__ import annotations
+
+import click
+
+from planescope import __version__
+from planescope.cli.measure import measure
+from planescope.cli.quickstart import quickstart
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="planescope", message="%(prog)s %(version)s")
+def app() -> None:
+    """Measure how the hyperplanes of a trained network face its data."""
+
+
+app.add_command(measure)
+app.add_command(quickstart)

@@ -1,0 +1,112 @@
+"""``planescope measure``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--view",
+    type=click.Choice(["raw", "effective"]),
+    default="raw",
+    show_default=True,
+    help="The convolutions' own hyperplanes, as in the paper, or with batch norm folded in.",
+)
+@click.option(
+    "--kinds",
+    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+    multiple=True,
+    default=["conv"],
+    show_default=True,
+    help="Which layers; repeatable. conv: a kernel larger than 1, as in the paper.",
+)
+@click.option("--layers", metavar="REGEX", help="Only layers in whose name this is found.")
+@click.option(
+    "--transposed",
+    metavar="REGEX",
+    help="Names of transposed convolutions, which a state dict does not tell.",
+)
+@click.option(
+    "--network",
+    metavar="NAME",
+    help="Network of a state dict (lenet, vgg16_bn, ...): tells stages, inputs and norms.",
+)
+@click.option("--init", metavar="FILE", help="The same at initialisation: gives l2 and linf.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
+@click.option(
+    "--filters", metavar="FILE", help="Write the values of each filter: .npz, .csv or .parquet."
+)
+@click.option("--figure", metavar="FILE", help="Draw the network: .pdf, .svg or .png.")
+def measure(
+    files: tuple[str, ...],
+    *,
+    view: str,
+    kinds: tuple[str, ...],
+    layers: str | None,
+    transposed: str | None,
+    network: str | None,
+    init: str | None,
+    as_json: bool,
+    out: str | None,
+    filters: str | None,
+    figure: str | None,
+) -> None:
+    """Measure the hyperplanes of checkpoints: no data, no GPU, nothing in a file is executed.
+
+    FILE is a checkpoint, a folder with one model, hf:OWNER/NAME[@REVISION][/FILE],
+    torchvision:NAME or timm:NAME.
+    """
+    from planescope import measurement
+    from planescope.cli.progress import layer_progress
+    from planescope.measuring import measure as measure_one
+
+    _check_outputs(files, out=out, filters=filters, figure=figure)
+    with layer_progress() as advance:
+        measured = [
+            measure_one(
+                file,
+                view=view,
+                kinds=kinds,
+                layers=layers,
+                transposed=transposed,
+                network=network,
+                init=init,
+                on_layer=advance,
+            )
+            for file in files
+        ]
+    if out is not None:
+        measurement.save(measured, out)
+    if filters is not None:
+        measurement.save_filters(measured, filters)
+    if figure is not None:
+        from planescope import figures
+
+        figures.save(figures.overview(measured[0]), figure)
+    if as_json:
+        sys.stdout.write(measurement.to_json(measured) + "\n")
+        return
+    from planescope.cli.tables import print_measurement
+
+    for one in measured:
+        print_measurement(one)
+
+
+def _check_outputs(
+    files: tuple[str, ...], *, out: str | None, filters: str | None, figure: str | None
+) -> None:
+    """Refuse what could not be written before the files are read."""
+    from planescope.errors import UsageError
+    from planescope.measurement import FILTER_FORMS, FORMS
+    from planescope.output import FIGURE_FORMS, check_target
+
+    for target, forms in ((out, FORMS), (filters, FILTER_FORMS), (figure, FIGURE_FORMS)):
+        if target is not None:
+            check_target(target, forms)
+    if figure is not None and len(files) > 1:
+        raise UsageError("--figure draws one network; give one file")
