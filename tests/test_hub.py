@@ -195,8 +195,8 @@ def test_no_hub_and_nothing_in_the_cache(tmp_path, dead_url, environment, reason
 
 
 def test_a_cache_that_cannot_be_written(models, tmp_path):
-    home = tmp_path / "home"
-    home.touch()
+    file = tmp_path / "file"
+    file.touch()
     with serve(models) as url:
-        answers, _ = ask(["hf:lab/net"], url, home)
+        answers, _ = ask(["hf:lab/net"], url, tmp_path, HF_HUB_CACHE=str(file))
     assert answers["hf:lab/net"]["error"].startswith("hf:lab/net: the download failed ([Errno ")

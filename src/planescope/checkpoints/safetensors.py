@@ -139,7 +139,7 @@ def _tensor(path: Path, name: str, entry: Any, begin: int) -> tuple[Tensor, tupl
         case _:
             raise CheckpointError(f"{where} lacks a dtype, a shape or two data_offsets; {_DAMAGED}")
     # `type`, because True is an int too.
-    if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end)):
         raise CheckpointError(f"{where} has a shape or offset that is no count; {_DAMAGED}")
     dtype = DTYPES.get(spelling)
     if dtype is None:
@@ -147,9 +147,9 @@ def _tensor(path: Path, name: str, entry: Any, begin: int) -> tuple[Tensor, tupl
             f"{where} is of the unknown dtype {spelling!r:.40}; convert it to one of "
             f"{', '.join(DTYPES)}"
         )
-    # Without its zeros too, a shape must be one that an array can have.
-    widest = math.prod(filter(None, shape[:MAX_DIMENSIONS])) * ITEM_SIZES[dtype]
-    if len(shape) > MAX_DIMENSIONS or widest >= 1 << 63:
+    # NumPy refuses the shape of an empty array too where the other extents overflow.
+    extent = math.prod(filter(None, shape[:MAX_DIMENSIONS])) * ITEM_SIZES[dtype]
+    if len(shape) > MAX_DIMENSIONS or extent >= 1 << 63:
         raise CheckpointError(f"{where} has an impossible shape; {_DAMAGED}")
     size = math.prod(shape) * ITEM_SIZES[dtype]
     if size != end - start:
