@@ -128,6 +128,27 @@ class Measurement:
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def verdict(self) -> str:
+        """Which layers are biased, in a sentence."""
+        biased = [layer for layer in self.layers if layer.biased]
+        if not biased:
+            layers = self.network.layers
+            return f"None of {layers} layers is biased beyond chance (corrected p >= 0.05)."
+        away = sum((layer.negative_mass or 0.0) > 0.5 for layer in biased)
+        sides = (
+            (away, "away from the positive orthant (negative mass above 1/2)"),
+            (len(biased) - away, "toward the positive orthant (negative mass below 1/2)"),
+        )
+        strongest = max(biased, key=lambda layer: (layer.agreement or 0.0, layer.filters))
+        return (
+            f"{len(biased)} of {self.network.layers} layers are biased beyond chance "
+            "(corrected p < 0.05); the normals of "
+            + " and of ".join(f"{count} point {where}" for count, where in sides if count)
+            + f"; most of all in {strongest.name}, with a negative mass of "
+            f"{strongest.negative_mass:.3f}."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as in the JSON form; no value of it is NaN."""
         return {
@@ -187,8 +208,7 @@ class Measurement:
         )
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return (
-            f"<p>{escape(self.source.path)}: {self.network.biased_layers} of "
-            f"{self.network.layers} layers biased ({self.view} view)</p>"
+            f"<p>{escape(self.source.path)} ({self.view} view): {escape(self.verdict)}</p>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
 
@@ -369,11 +389,11 @@ def _measure_layer(
     l2, linf = (None, None) if initial is None else _distances(layer, rows, initial)
     kappa = None
     if layer.norm is not None:
-        gamma, beta, *moments = _read_norm(layer.norm, like=rows)
+        gamma, beta, mean, variance = _read_norm(layer.norm)
         if gamma is not None and beta is not None:
             kappa = geometry.centre(gamma, beta)
         if view is View.EFFECTIVE:
-            planes = geometry.effective(planes, gamma, beta, *moments, layer.norm.eps)
+            planes = geometry.effective(planes, gamma, beta, mean, variance, layer.norm.eps)
     return layer_measurement(layer, filters_on_host(planes, kappa), l2=l2, linf=linf)
 
 
@@ -423,7 +443,7 @@ def _host(values: Array) -> Any:
     return np.asarray(on_cpu, dtype=np.float64)
 
 
-def _read_norm(norm: Norm, *, like: Array) -> tuple[Array | None, Array | None, Array, Array]:
+def _read_norm(norm: Norm) -> tuple[Array | None, Array | None, Array, Array]:
     """Gamma, beta, mean and variance in float64 where there is one."""
     import numpy as np
 

@@ -167,7 +167,7 @@ def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
         source = Source(path=type(x).__name__, format="state dict", bytes=None)
         return source, read_state_dict(x)
     raise UsageError(
-        f"cannot measure a {type(x).__name__}; give a path, a torch.nn.Module or a mapping of arrays"
+        f"cannot measure a {type(x).__name__}; give a path, a module or a mapping of arrays"
     )
 
 
@@ -221,8 +221,8 @@ def _norm_notes(layers: Sequence[Layer], view: View) -> list[str]:
     notes = []
     if any(layer.norm_assumed for layer in layers):
         notes.append(
-            "norms were paired with convolutions by name and order, and the order convolution, "
-            "norm, ReLU is assumed: a state dict does not tell it (--network NAME, ONNX or a module do)"
+            "norms were paired with convolutions by name and order, and convolution, norm, ReLU is "
+            "assumed to be their order: a state dict does not tell (--network or ONNX does)"
         )
     bare = sum(layer.norm is None for layer in layers)
     if view is View.EFFECTIVE and bare:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from planescope.measurement import LayerMeasurement, Measurement, PoolMeasurement
 
@@ -21,17 +21,33 @@ PIPE_WIDTH = 240
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the table: what it shows of a row, and whether this table needs it."""
+    """A column of the table.
+
+    `needed` says whether this table has anything to put there; where the terminal is too narrow for
+    all columns, those of the highest `rank` go first.
+    """
 
     title: str
     show: Callable[[Row], str]
     needed: Callable[[Measurement], bool] = lambda _: True
+    rank: int = 0
 
 
 def _number(key: str, form: str) -> Callable[[Row], str]:
     def show(row: Row) -> str:
         value = getattr(row, key, None)
         return "" if value is None else format(value, form)
+
+    return show
+
+
+def _p_value(key: str) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        value = getattr(row, key, None)
+        if value is None:
+            return ""
+        # 0 would read as certain; it is only below what a float holds.
+        return "< 1e-300" if value < 1e-300 else f"{value:.1e}"
 
     return show
 
@@ -64,25 +80,25 @@ def _verdict(row: Row) -> str:
 
 _COLUMNS = (
     _Column("layer", lambda row: getattr(row, "name", "network")),
-    _Column("kind", _text("kind"), lambda m: len({layer.kind for layer in m.layers}) > 1),
-    _Column("stage", _text("stage"), _any("stage")),
-    _Column("input", _text("input"), _any("stage")),
-    _Column("filters", _number("filters", "d")),
-    _Column("left out", _left_out, lambda m: bool(m.network.degenerate + m.network.non_finite)),
-    _Column("fan-in", _text("fan_in")),
-    _Column("negative mass", _number("negative_mass", ".3f")),
-    _Column("mean cosine", _number("mean_cosine", "+.4f")),
-    _Column("z", _number("z", "+.1f")),
-    _Column("q mass", _number("q_mass", ".1e")),
-    _Column("q cosine", _number("q_cosine", ".1e")),
+    _Column("kind", _text("kind"), lambda m: len({layer.kind for layer in m.layers}) > 1, rank=2),
+    _Column("stage", _text("stage"), _any("stage"), rank=3),
+    _Column("input", _text("input"), _any("stage"), rank=2),
+    _Column("filters", _number("filters", "d"), rank=1),
+    _Column("left\nout", _left_out, lambda m: bool(m.network.degenerate + m.network.non_finite)),
+    _Column("fan-in", _text("fan_in"), rank=5),
+    _Column("negative\nmass", _number("negative_mass", ".3f")),
+    _Column("mean\ncosine", _number("mean_cosine", "+.4f")),
+    _Column("z", _number("z", "+.1f"), rank=6),
+    _Column("q\nmass", _p_value("q_mass"), rank=1),
+    _Column("q\ncosine", _p_value("q_cosine"), rank=4),
     _Column("biased", _verdict),
-    _Column("neg. centre", _number("negative_centre", ".3f"), _any("negative_centre")),
-    _Column("mean centre", _number("mean_centre", "+.3f"), _any("negative_centre")),
-    _Column("active", _number("activation_rate", ".3f"), _any("activation_rate")),
-    _Column("l2", _number("l2", ".3f"), _any("l2")),
-    _Column("linf", _number("linf", ".3f"), _any("linf")),
+    _Column("neg.\ncentre", _number("negative_centre", ".3f"), _any("negative_centre"), rank=1),
+    _Column("mean\ncentre", _number("mean_centre", "+.3f"), _any("negative_centre"), rank=5),
+    _Column("active", _number("activation_rate", ".3f"), _any("activation_rate"), rank=1),
+    _Column("l2", _number("l2", ".3f"), _any("l2"), rank=1),
+    _Column("linf", _number("linf", ".3f"), _any("linf"), rank=4),
 )
-_LEFT_ALIGNED = ("layer", "kind", "input", "left out", "biased")
+_LEFT_ALIGNED = ("layer", "kind", "input", "left\nout", "biased")
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -107,38 +123,35 @@ def print_measurement(measurement: Measurement) -> None:
     out = console()
     source = measurement.source
     out.print(Text(f"{source.path} ({source.format}), {measurement.view} view", style="bold"))
-    out.print(_table(measurement))
-    out.print(Text(verdict(measurement)))
+    out.print(_fitting_table(measurement, out))
+    out.print(Text(measurement.verdict))
     for line in (*measurement.notes, *_skipped_lines(measurement)):
         out.print(Text(line, style="dim"))
 
 
-def verdict(measurement: Measurement) -> str:
-    """Which layers are biased, in a sentence."""
-    network = measurement.network
-    biased = [layer for layer in measurement.layers if layer.biased]
-    if not biased:
-        return f"None of {network.layers} layers is biased beyond chance (corrected p >= 0.05)."
-    strongest = max(biased, key=lambda layer: (layer.agreement or 0.0, -(layer.q_mass or 0.0)))
-    away = sum((layer.negative_mass or 0.0) > 0.5 for layer in biased)
-    return (
-        f"{len(biased)} of {network.layers} layers are biased beyond chance (corrected p < 0.05): "
-        f"the normals of {away} point away from the positive orthant (▼), of {len(biased) - away} "
-        f"toward it (▲); most of all {strongest.name}, with a negative mass of "
-        f"{strongest.negative_mass:.3f}."
-    )
+def _fitting_table(measurement: Measurement, out: Console) -> Table:
+    """The table with as many columns as the terminal has room for."""
+    columns = [column for column in _COLUMNS if column.needed(measurement)]
+    while True:
+        table = _table(measurement, columns)
+        rank = max(column.rank for column in columns)
+        # Measured against an endless line: against the terminal's own, every table fits, folded.
+        wanted = out.measure(table, options=out.options.update(width=PIPE_WIDTH)).maximum
+        if rank == 0 or wanted <= out.width:
+            return table
+        columns = [column for column in columns if column.rank < rank]
 
 
-def _table(measurement: Measurement) -> Table:
+def _table(measurement: Measurement, columns: list[_Column]) -> Table:
     from rich import box
     from rich.table import Table
 
-    columns = [column for column in _COLUMNS if column.needed(measurement)]
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         left = column.title in _LEFT_ALIGNED
         # A name that does not fit is folded: cut, two layers could look the same.
-        table.add_column(column.title, justify="left" if left else "right", overflow="fold")
+        justify: Literal["left", "right"] = "left" if left else "right"
+        table.add_column(column.title, justify=justify, overflow="fold")
     last = len(measurement.layers) - 1
     for i, layer in enumerate(measurement.layers):
         style = "bold" if layer.biased else None
