@@ -171,6 +171,12 @@ def test_the_cache_serves_offline(online, home, dead_url):
     assert answers == {target: online[0][target] for target in FOUND}
 
 
+def test_a_file_that_was_never_fetched_is_not_said_to_be_missing(online, home, dead_url):
+    target = "hf:lab/net/pytorch_model.bin"
+    answers, _ = ask([target], dead_url, home, HF_HUB_OFFLINE="1")
+    assert "the hub is out of reach (HF_HUB_OFFLINE is set)" in answers[target]["error"]
+
+
 def test_a_commit_is_a_revision_too(models, tmp_path):
     target = f"hf:lab/net@{commit_of(models / 'lab/net/v2')}"
     with serve(models) as url:

@@ -49,7 +49,7 @@ def download(spec: str) -> Path:
         raise CheckpointError(f"{spec}: names no model; write hf:OWNER/NAME[@REVISION][/FILE]")
     revision = match["revision"] and unquote(match["revision"])
     with _explained(spec):
-        names, fetch = _source(spec, match["repo"], revision)
+        names, fetch = _source(spec, match["repo"], revision, match["file"])
         name = _choose(spec, match["file"], names)
         path = fetch(name)
         if name.endswith(".index.json"):
@@ -59,11 +59,11 @@ def download(spec: str) -> Path:
 
 
 def _source(
-    spec: str, repo: str, revision: str | None
+    spec: str, repo: str, revision: str | None, file: str | None
 ) -> tuple[Sequence[str], Callable[[str], Path]]:
     """List the files of a revision, on the hub or else in the cache; and tell how to get one."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HTTPError
 
     def fetch(name: str) -> Path:
         return Path(hf_hub_download(repo, name, revision=revision))
@@ -74,20 +74,29 @@ def _source(
     except (HTTPError, OSError) as exc:
         if _status(exc) < 500:
             raise
-        try:
-            # No pattern: whatever part of the snapshot was ever fetched will do.
-            cached = snapshot_download(
-                repo, revision=revision, local_files_only=True, allow_patterns=[]
-            )
-        except LocalEntryNotFoundError:
+        folder, names = _cached(repo, revision)
+        if not (models_among(names) if file is None else file in names):
             raise CheckpointError(
                 f"{spec}: the hub is out of reach ({_reason(exc)}) and the cache has no copy; "
                 "connect, or give a file"
             ) from exc
-        folder = Path(cached)
-        files = (file for file in folder.rglob("*") if file.is_file())
-        return sorted(file.relative_to(folder).as_posix() for file in files), folder.joinpath
+        return names, folder.joinpath
     return [sibling.rfilename for sibling in info.siblings or ()], fetch
+
+
+def _cached(repo: str, revision: str | None) -> tuple[Path, list[str]]:
+    """Find the folder where the cache keeps a revision, and what was ever fetched into it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        # No pattern: nothing in particular has to be there.
+        found = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
+    except LocalEntryNotFoundError:
+        return Path(), []
+    folder = Path(found)
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return folder, sorted(file.relative_to(folder).as_posix() for file in files)
 
 
 def _choose(spec: str, file: str | None, names: Sequence[str]) -> str:
