@@ -76,6 +76,10 @@ def models(tmp_path_factory):
     (root / "lab/torn/main/model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"w": "../../../secret"}})
     )
+    put(root / "lab/short/main/half", 0)
+    (root / "lab/short/main/half/model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": "model.safetensors", "v": "gone.safetensors"}})
+    )
     put(root / "lab/gated/main", 0)
     (root / "lab/gated/GATED").touch()
     put(root / "lab/several/main", 0)
@@ -110,6 +114,8 @@ REFUSED = {
     "hf:lab/words": "holds no model, only README.md; give a model's file",
 }
 
+SHORT = "hf:lab/short/half/model.safetensors.index.json"
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -120,7 +126,7 @@ def home(tmp_path_factory):
 def online(models, home):
     """What the client answered while the hub was there, and what it printed."""
     with serve(models) as url:
-        return ask([*FOUND, *REFUSED, "hf:lab/torn"], url, home)
+        return ask([*FOUND, *REFUSED, "hf:lab/torn", SHORT], url, home)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +151,10 @@ def test_what_the_hub_does_not_give_is_one_sentence(online, target):
 def test_an_index_that_points_outside_its_model_is_refused(online):
     error = online[0]["hf:lab/torn"]["error"]
     assert "the index names the shard '../../../secret', which is no file of its own" in error
+
+
+def test_a_shard_that_the_hub_lacks_is_named(online):
+    assert "its shard gone.safetensors is missing" in online[0][SHORT]["error"]
 
 
 def test_only_what_is_needed_is_fetched(online, home):

@@ -53,8 +53,10 @@ def download(spec: str) -> Path:
         name = _choose(spec, match["file"], names)
         path = fetch(name)
         if name.endswith(".index.json"):
-            for shard in shard_names(path):
-                fetch(str(PurePosixPath(name).parent / shard))
+            beside = PurePosixPath(name).parent
+            shards = {str(beside / shard) for shard in shard_names(path)}
+            for shard in sorted(shards.intersection(names)):  # the reader names those missing
+                fetch(shard)
     return path
 
 
