@@ -1,0 +1,168 @@
+"""The command line as a process: what it prints, where, and with which status."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
+INITIAL = "tests/parity/lenet-epoch-0.pt"
+
+
+def run(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "planescope", *map(str, args)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"} | environment,
+        timeout=120,
+    )
+
+
+def test_measure_prints_a_table_on_standard_output_and_nothing_else():
+    done = run("measure", CHECKPOINT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "features.12" in done.stdout
+    assert "6 of 6 layers are biased" in done.stdout
+    assert "3 layers (a linear layer; measured with --kinds linear)" in done.stdout
+    assert "\x1b" not in done.stdout  # no colours in a pipe
+
+
+def test_the_table_survives_a_terminal_that_knows_ascii_alone():
+    done = run("measure", CHECKPOINT, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "features.12" in done.stdout
+
+
+def test_json_is_one_object_for_a_file_and_an_array_for_several():
+    one = json.loads(run("measure", CHECKPOINT, "--json").stdout)
+    assert one["schema"] == "planescope.measurement/1"
+    assert one["source"]["bytes"] == Path(CHECKPOINT).stat().st_size
+    several = json.loads(run("measure", CHECKPOINT, INITIAL, "--json").stdout)
+    assert [entry["source"]["path"] for entry in several] == [CHECKPOINT, INITIAL]
+    assert several[0] == one
+
+
+def test_all_outputs_are_written_in_one_go(tmp_path):
+    table, filters, figure = (tmp_path / name for name in ("t.csv", "f.npz", "o.svg"))
+    done = run(
+        "measure", CHECKPOINT, "--init", INITIAL, "--network", "lenet",
+        "--out", table, "--filters", filters, "--figure", figure,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["stage"] for row in rows] == ["0", "0", "1", "1", "2", "2"]
+    assert float(rows[-1]["l2"]) == pytest.approx(0.594, abs=1e-3)
+    with np.load(filters) as data:
+        assert data["cosine"].shape == (172,)
+    assert figure.read_bytes().startswith(b"<?xml")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "o.svg", "t.csv"]
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = f'"{sys.executable}" -m planescope measure {CHECKPOINT} --json | head -c 1'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)  # noqa: S602
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def file(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def two_models(folder: Path) -> Path:
+    for name in ("a.npz", "b.npz"):
+        np.savez(folder / name, w=np.ones((2, 2, 3, 3)))
+    return folder
+
+
+BAD = {
+    "missing file": (lambda d: [d / "none.pt"], r"none\.pt: no such file"),
+    "folder without a model": (lambda d: [d], r"no model"),
+    "folder with two models": (lambda d: [two_models(d)], r"a\.npz.*b\.npz"),
+    "empty file": (lambda d: [file(d, "e.pt", b"")], r"e\.pt: the file is empty"),
+    "text file": (lambda d: [file(d, "t.pt", b"hello\n" * 99)], r"t\.pt: is a text file"),
+    "unknown format": (lambda d: [file(d, "u.pt", b"\0\1\2\3" * 99)], r"u\.pt: .*known format"),
+    "truncated": (
+        lambda d: [file(d, "x.tar", Path(CHECKPOINT).read_bytes()[:50_000])],
+        r"x\.tar: .*complete\?",
+    ),
+    "broken expression": (lambda d: [CHECKPOINT, "--layers", "("], r"--layers '\('.*expression"),
+    "no layer left": (
+        lambda d: [CHECKPOINT, "--kinds", "transposed"],
+        r"no layer to measure; it holds layers of the kinds 6 conv, 3 linear",
+    ),
+    "unknown network": (lambda d: [CHECKPOINT, "--network", "lenett"], r"lenett.*lenet"),
+    "another network": (lambda d: [CHECKPOINT, "--network", "vgg16"], r"vgg16"),
+    "transposed matches nothing": (lambda d: [CHECKPOINT, "--transposed", "zzz"], r"zzz.*matches"),
+    "output in no folder": (
+        lambda d: [CHECKPOINT, "--out", d / "no" / "t.json"],
+        r"the folder .*no does not exist",
+    ),
+    "output is a folder": (lambda d: [CHECKPOINT, "--out", d_json(d)], r"is a folder"),
+    "output of no known form": (
+        lambda d: [CHECKPOINT, "--out", d / "t.xls"],
+        r"must end in \.json, \.csv or \.parquet",
+    ),
+    "figure of several": (
+        lambda d: [CHECKPOINT, INITIAL, "--figure", d / "f.pdf"],
+        r"--figure draws one network",
+    ),
+    "initial of another network": (
+        lambda d: [CHECKPOINT, "--init", npz(d)],
+        r"initial checkpoint has no layer 'features\.0'",
+    ),
+}
+
+
+def d_json(folder: Path) -> Path:
+    (folder / "t.json").mkdir()
+    return folder / "t.json"
+
+
+def npz(folder: Path) -> Path:
+    np.savez(folder / "other.npz", conv=np.ones((2, 2, 3, 3)))
+    return folder / "other.npz"
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gives_one_sentence_and_status_2(case, tmp_path):
+    build, sentence = BAD[case]
+    args = build(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = run("measure", *args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    import re
+
+    assert re.search(sentence, done.stderr), done.stderr
+    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+@pytest.mark.parametrize("args", [["measure"], ["measure", "x", "--view", "odd"], ["nonsense"]])
+def test_wrong_usage_gives_status_2(args):
+    done = run(*args)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_quickstart_measures_a_real_network_and_draws_it(tmp_path):
+    done = run("quickstart", "--out", tmp_path / "quick start")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_blocks.14._depthwise_conv" in done.stdout
+    assert "layers are biased" in done.stdout
+    written = {path.suffix: path for path in (tmp_path / "quick start").iterdir()}
+    assert json.loads(written[".json"].read_text(encoding="utf-8"))["network"]["filters"] == 8992
+    assert written[".pdf"].read_bytes().startswith(b"%PDF")
