@@ -49,7 +49,9 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "benchmarks.vgg19_files", name], check=True)
         reference = folder / "vgg19.safetensors"
         planescope = str(Path(sys.executable).with_name("planescope"))
-        commands = {"floor": [sys.executable, "-c", FLOOR, str(reference), *convolutions(reference)]}
+        commands = {
+            "floor": [sys.executable, "-c", FLOOR, str(reference), *convolutions(reference)]
+        }
         for suffix in FORMATS:
             commands[suffix] = [planescope, "measure", str(folder / f"vgg19.{suffix}"), "--json"]
         costs = compare(commands)

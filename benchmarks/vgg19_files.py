@@ -1,4 +1,4 @@
-"""Write a checkpoint of VGG19's size (574 MB) in every format: ``python -m benchmarks.vgg19_files DIR``."""
+"""A checkpoint of VGG19's size in every format: ``python -m benchmarks.vgg19_files DIR``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def arrays() -> dict[str, np.ndarray]:
             state[f"features.{index}.bias"] = np.zeros(width, np.float32)
             channels = width
         index += 2 if width else 1
-    for index, (out, fan_in) in zip((0, 3, 6), ((4096, 25088), (4096, 4096), (1000, 4096))):
+    for index, (out, fan_in) in zip(
+        (0, 3, 6), ((4096, 25088), (4096, 4096), (1000, 4096)), strict=True
+    ):
         state[f"classifier.{index}.weight"] = np.full((out, fan_in), 0.01, np.float32)
         state[f"classifier.{index}.bias"] = np.zeros(out, np.float32)
     return state

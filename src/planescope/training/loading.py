@@ -1,0 +1,106 @@
+"""A checkpoint's weights in the network that they belong to, ready to run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from planescope import networks
+from planescope.errors import CheckpointError
+from planescope.layer import StateDict
+from planescope.training.networks import build
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def load_network(name: str, state: StateDict, /) -> nn.Module:
+    """Build a network of the size that a state dict shows, and load it.
+
+    Parameters
+    ----------
+    name : str
+        As for `planescope.training.networks.build`. Input channels, classes, width and, for fully
+        connected networks, the size of the images follow from the shapes.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the CPU, in evaluation mode.
+
+    Raises
+    ------
+    UsageError
+        If there is no such network.
+    CheckpointError
+        If the state dict is not that of the network; the message has the first difference.
+    """
+    paper = ":" not in name
+    if paper:
+        state = networks.match(name, state)
+    shapes = {key: tensor.shape for key, tensor in state.tensors.items()}
+    weights = [shape for key, shape in shapes.items() if key.endswith("weight") and len(shape) > 1]
+    if not weights:
+        raise CheckpointError(f"not the network {name}: the file has no weights")
+    first, last = weights[0], weights[-1]
+    sizes = {"in_channels": first[1], "classes": last[0]}
+    if paper:
+        module = build(name, **sizes | _image(first), width=_width(name, shapes))
+    else:
+        module = build(name, **sizes)
+    _fill(module, state, name)
+    return module.eval()
+
+
+def _image(first: tuple[int, ...]) -> dict[str, int]:
+    """Channels and size of the images of a fully connected network, from its number of inputs."""
+    if len(first) > 2:
+        return {"image_size": 224}  # of a size that every network takes; no weight depends on it
+    inputs = first[1]
+    for channels in (3, 1):
+        size = math.isqrt(inputs // channels)
+        if channels * size * size == inputs:
+            return {"in_channels": channels, "image_size": size}
+    raise CheckpointError(f"{inputs} inputs are those of no square image of 1 or 3 channels")
+
+
+def _width(name: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """The factor that gives every layer its number of filters, each rounded."""
+    low, high = 0.0, math.inf
+    for operation in networks.network(name).operations:
+        if isinstance(operation, networks.Convolution | networks.Linear) and operation.filters:
+            found, usual = shapes[f"{operation.name}.weight"][0], operation.filters
+            least = (found - 0.5) / usual if found > 1 else 0.0  # no layer has fewer than 1
+            low, high = max(low, least), min(high, (found + 0.5) / usual)
+            if low >= high:
+                raise CheckpointError(
+                    f"not the network {name}: {operation.name} has {found} filters, usually "
+                    f"{usual}; no one width gives the layers before it theirs too"
+                )
+    return (low + high) / 2
+
+
+def _fill(module: nn.Module, state: StateDict, name: str) -> None:
+    own = module.state_dict()
+    wanted = {key for key in own if not key.endswith("num_batches_tracked")}
+    missing = sorted(wanted - state.tensors.keys())
+    extra = sorted(key for key in state.tensors.keys() - own.keys())
+    for keys, where in ((missing, "the file lacks"), (extra, "the file has beyond it")):
+        if keys:
+            raise CheckpointError(f"not the network {name}: {where} {keys[0]}")
+    for key, tensor in state.tensors.items():
+        if tuple(own[key].shape) != tensor.shape:
+            raise CheckpointError(
+                f"not the network {name}: {key} has shape {tensor.shape} in the file, "
+                f"{tuple(own[key].shape)} in the network"
+            )
+    module.load_state_dict({key: _value(state, key) for key in state.tensors}, strict=False)
+
+
+def _value(state: StateDict, key: str) -> torch.Tensor:
+    import torch
+
+    values = state.tensors[key].read()
+    return values if isinstance(values, torch.Tensor) else torch.from_numpy(values.copy())
