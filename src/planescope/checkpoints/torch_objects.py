@@ -73,7 +73,7 @@ _MAX_REPEATED = 1 << 24
 _ENTRIES = (
     *("model_state_dict", "state_dict", "model_state", "model", "net", "network", "module"),
     *("params", "params_ema", "ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model"),
-    *("student", "teacher", "weights", "generator", "backbone", "encoder"),
+    *("student", "teacher", "weights"),
 )
 _OPTIMIZER = re.compile(r"optimi[sz]er|(?:^|_)optims?(?:_|$)", re.IGNORECASE)
 _MAX_DEPTH = 4
