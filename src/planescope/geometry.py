@@ -9,6 +9,7 @@ METHOD: H_i = { p : <w_i, p> + b_i = 0 } (arXiv 2003.07797, section 2).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -87,7 +88,7 @@ def arrangement(
     Returns
     -------
     Hyperplanes
-        In float64 where the array's library and device have it, else in the dtype of `normals`.
+        In float64 where the array's library and device have it, else in float32.
 
     Raises
     ------
@@ -96,9 +97,8 @@ def arrangement(
 
     Notes
     -----
-    Sums are accumulated in float64. Squares of float32 and narrower types cannot leave its range;
-    where the input is as wide as the accumulator, rows are first divided by a power of two near
-    their largest weight.
+    Sums are accumulated in float64. Where weights cancel so far that rounding could decide the
+    sign of a projection, NumPy arrays are summed again, exactly; others would wait for the device.
     """
     xp = _checked(normals, bias, xp)
     wide = _widest_float(normals, xp)
@@ -321,12 +321,13 @@ def _widest_float(array: Array, xp: Namespace) -> Any:
         return xp.float64
     import array_api_compat
 
-    device = array_api_compat.device(array)
+    # JAX would give float32 for float64, with a warning.
+    if "float64" not in xp.__array_namespace_info__().dtypes(kind="real floating"):
+        return xp.float32
     try:
-        wide = xp.zeros((), dtype=xp.float64, device=device).dtype
+        return xp.zeros((), dtype=xp.float64, device=array_api_compat.device(array)).dtype
     except TypeError:  # torch on MPS
-        return array.dtype
-    return wide if wide == xp.float64 else array.dtype
+        return xp.float32
 
 
 def _row_blocks(normals: Array) -> Iterator[Array]:
@@ -342,34 +343,35 @@ def _row_blocks(normals: Array) -> Iterator[Array]:
 def _block(rows: Array, wide: Any, xp: Namespace) -> tuple[Array, Array, Array]:
     """Projection, norm and cosine of some rows."""
     fan_in = rows.shape[1]
-    scaled = rows.dtype == wide
     values = xp.astype(rows, wide, copy=False)
-    if scaled:
+    unit = 1.0
+    # Squares of float32 and narrower types stay inside the range of float64; no others do.
+    if fan_in and (wide != xp.float64 or rows.dtype == wide):
         unit = _row_unit(values, xp)
         values = values / unit[:, None]
     total = xp.sum(values, axis=1)
     length = xp.sqrt(xp.vecdot(values, values))
-    if _is_numpy(xp):
-        total = _without_cancellation(values, total, length)
     zero = length == 0
     nothing = xp.full_like(length, math.nan)
     cos = xp.where(zero, nothing, total) / xp.where(zero, nothing, length * math.sqrt(fan_in))
-    if scaled:
-        total, length = total * unit, length * unit
-    return total, length, cos
+    projection, norm = total * unit, length * unit
+    if _is_numpy(xp):
+        for row in _doubtful(total, length, fan_in):
+            # Beyond 1e308 on the way no exact sum can be had.
+            with contextlib.suppress(OverflowError):
+                projection[row] = math.fsum(rows[row].tolist())
+                cos[row] = projection[row] / (norm[row] * math.sqrt(fan_in))
+    return projection, norm, cos
 
 
-def _without_cancellation(values: Array, total: Array, length: Array) -> Array:
-    """Sum again, exactly, where so much cancels that rounding could have decided the sign."""
+def _doubtful(total: Array, length: Array, fan_in: int) -> Array:
+    """Rows in which so much cancels that rounding could have decided the sign of the sum."""
     import numpy as np
 
-    # NumPy adds pairwise over runs of 128: its error is below 32 ulps of the sum of magnitudes,
-    # which is at most sqrt(fan_in) times the length.
-    bound = 32 * np.finfo(np.float64).eps * math.sqrt(values.shape[1])
-    doubtful = np.flatnonzero((np.abs(total) <= bound * length) & (length > 0))
-    for row in doubtful[np.isfinite(length[doubtful])]:
-        total[row] = math.fsum(values[row])
-    return total
+    # In whatever order n terms are added, the error is below n/2 ulps of the sum of magnitudes,
+    # which is at most sqrt(n) times the length.
+    bound = np.finfo(np.float64).eps * fan_in**1.5
+    return np.flatnonzero((np.abs(total) <= bound * length) & (length > 0) & np.isfinite(length))
 
 
 def _row_unit(values: Array, xp: Namespace) -> Array:
@@ -377,11 +379,8 @@ def _row_unit(values: Array, xp: Namespace) -> Array:
 
     Dividing by it is exact, so that weights which cancel to 0 still do so.
     """
-    ones = xp.ones_like(xp.sum(values, axis=1))
-    if values.shape[1] == 0:
-        return ones
     peak = xp.max(xp.abs(values), axis=1)
-    return 2.0 ** xp.floor(xp.log2(xp.where(peak == 0, ones, peak)))
+    return 2.0 ** xp.floor(xp.log2(xp.where(peak == 0, xp.ones_like(peak), peak)))
 
 
 def _peak_and_length(values: Array, xp: Namespace) -> tuple[Array, Array]:
