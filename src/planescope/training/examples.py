@@ -1,0 +1,99 @@
+"""What a data set is, once it is found: labelled images in memory, or labelled image files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Split = Literal["train", "val"]
+Channels = tuple[float, ...]  # one value a channel
+
+LARGE = 224  # the size that ImageNet's networks take
+
+
+class Resize(StrEnum):
+    """What is done to the size of an image before it enters the network."""
+
+    NATIVE = "native"
+    PAD_32 = "pad-32"  # zeros around it up to 32 × 32, for digits of 28 × 28
+    UPSCALE_224 = "224"
+    PAD_224 = "112-in-224"  # upscaled to 112, zeros around it up to 224
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """Labelled images of one size, in memory.
+
+    Attributes
+    ----------
+    images : torch.Tensor, uint8, shape (N, channels, height, width)
+    labels : torch.Tensor, int64, shape (N,)
+    classes : tuple of str
+        What each label means.
+    mean, std : tuple of float
+        By channel, of values scaled to [0, 1]; a prepared input is ``(x / 255 - mean) / std``.
+    resize : Resize
+        Upscaling is done when a batch is prepared, padding to 32 is done already.
+    augment : bool
+        Whether training on them should crop and flip at random.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    mean: Channels
+    std: Channels
+    name: str
+    split: Split
+    resize: Resize = Resize.NATIVE
+    augment: bool = False
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a prepared input."""
+        channels, height, width = self.images.shape[1:]
+        if self.resize in (Resize.UPSCALE_224, Resize.PAD_224):
+            height = width = LARGE
+        return channels, height, width
+
+    def take(self, indices: torch.Tensor) -> Images:
+        """Those examples alone, in that order."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Files:
+    """Labelled image files, decoded when they are needed; prepared inputs are 3 × 224 × 224.
+
+    Attributes
+    ----------
+    paths : tuple of str
+    shuffle_seed : int or None
+        Seed of the pixel permutations; None where pixels stay in place.
+
+    The others are those of `Images`.
+    """
+
+    paths: tuple[str, ...]
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    mean: Channels
+    std: Channels
+    name: str
+    split: Split
+    augment: bool = False
+    shuffle_seed: int | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a prepared input."""
+        return 3, LARGE, LARGE
+
+    def take(self, indices: torch.Tensor) -> Files:
+        """Those examples alone, in that order."""
+        paths = tuple(self.paths[index] for index in indices.tolist())
+        return replace(self, paths=paths, labels=self.labels[indices])
