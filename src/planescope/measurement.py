@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from planescope import chance, geometry
 from planescope.errors import CheckpointError, NoLayersError
@@ -19,6 +19,8 @@ from planescope.statistics import Filters, Statistics, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from planescope.statistics import Floats
 
 SCHEMA = "planescope.measurement/1"
 
@@ -213,6 +215,18 @@ class Measurement:
         )
 
 
+class Observed(Protocol):
+    """What data told about a layer; each array float64 of shape (filters,)."""
+
+    @property
+    def centre(self) -> Floats:
+        """Mean of z_i in its standard deviations; NaN for a filter that never varies."""
+
+    @property
+    def rate(self) -> Floats:
+        """P(z_i > 0)."""
+
+
 def measure_layers(
     layers: Sequence[Layer],
     /,
@@ -220,6 +234,7 @@ def measure_layers(
     source: Source,
     view: View = View.RAW,
     initial: Mapping[str, Layer] | None = None,
+    observed: Mapping[str, Observed] | None = None,
     skipped: Sequence[Skipped] = (),
     notes: Sequence[str] = (),
     on_layer: Callable[[int, int, str], None] | None = None,
@@ -232,6 +247,8 @@ def measure_layers(
         Each is read, measured and let go before the next is read.
     initial : mapping of str to Layer, optional
         The layers at initialisation by name; gives `l2` and `linf`.
+    observed : mapping of str to Observed, optional
+        What data told about each layer; its centre is taken instead of the norm's.
     on_layer : callable, optional
         Called with (layers done, layers in all, name of the next one), to show progress.
 
@@ -250,7 +267,8 @@ def measure_layers(
         for done, layer in enumerate(layers):
             if on_layer is not None:
                 on_layer(done, len(layers), layer.name)
-            measured.append(_measure_layer(layer, view, initial))
+            seen = None if observed is None else observed[layer.name]
+            measured.append(_measure_layer(layer, view, initial, seen))
     return assemble(measured, source=source, view=view, skipped=skipped, notes=notes)
 
 
@@ -380,7 +398,10 @@ def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[st
 
 
 def _measure_layer(
-    layer: Layer, view: View, initial: Mapping[str, Layer] | None
+    layer: Layer,
+    view: View,
+    initial: Mapping[str, Layer] | None,
+    observed: Observed | None,
 ) -> LayerMeasurement:
     weight = layer.weight.read()
     rows = weight.reshape(layer.filters, layer.fan_in)
@@ -394,7 +415,10 @@ def _measure_layer(
             kappa = geometry.centre(gamma, beta)
         if view is View.EFFECTIVE:
             planes = geometry.effective(planes, gamma, beta, mean, variance, layer.norm.eps)
-    return layer_measurement(layer, filters_on_host(planes, kappa), l2=l2, linf=linf)
+    values = filters_on_host(planes, kappa)
+    if observed is not None:
+        values = dataclasses.replace(values, centre=observed.centre, rate=observed.rate)
+    return layer_measurement(layer, values, l2=l2, linf=linf)
 
 
 def layer_measurement(
@@ -411,10 +435,17 @@ def layer_measurement(
         fan_in=layer.fan_in,
         kernel=layer.kernel,
         groups=layer.groups,
+        activation_rate=_mean_rate(values),
         l2=l2,
         linf=linf,
         values=values,
     )
+
+
+def _mean_rate(values: Filters) -> float | None:
+    if values.rate is None or not values.usable.any():
+        return None
+    return float(values.rate[values.usable].mean())
 
 
 def filters_on_host(planes: geometry.Hyperplanes, centre: Array | None, /) -> Filters:
@@ -465,7 +496,10 @@ def _distances(
             f"layer {layer.name!r} has shape {_size(layer)}, but {_size(began)} in the initial "
             "checkpoint; give the same network's"
         )
-    l2, linf = geometry.distances(rows, began.weight.read().reshape(rows.shape))
+    start = began.weight.read().reshape(rows.shape)
+    if type(start) is not type(rows):  # a live module against a file
+        rows, start = _host(rows), _host(start)
+    l2, linf = geometry.distances(rows, start)
     return _number(l2), _number(linf)
 
 

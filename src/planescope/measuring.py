@@ -16,7 +16,7 @@ from planescope.checkpoints.locate import locate
 from planescope.checkpoints.state_dict import find_layers
 from planescope.errors import NoLayersError, UsageError
 from planescope.layer import Kind, Layer, Skipped, StateDict, View
-from planescope.measurement import Measurement, Source, measure_layers
+from planescope.measurement import Measurement, Observed, Source, measure_layers
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,8 @@ def measure(
     transposed: str | None = None,
     network: str | None = None,
     init: Any = None,
+    data: str | Iterable[Any] | None = None,
+    data_path: str | os.PathLike[str] | None = None,
     on_layer: Callable[[int, int, str], None] | None = None,
 ) -> Measurement:
     """Measure the hyperplanes of a network.
@@ -77,10 +79,17 @@ def measure(
         Regular expression of the layers that are transposed convolutions, where only a state dict
         is known.
     network : str, optional
-        One of the paper's networks (``lenet``, ``vgg16_bn``, ...), which then tells stages, inputs
-        and norms of a state dict.
+        One of the paper's networks (``lenet``, ``vgg16_bn``, ...), or with torch any that
+        `planescope.training.networks.build` takes; it then tells stages, inputs and norms of a
+        state dict.
     init : same as `x`, optional
         The network at initialisation; gives the distances `l2` and `linf`.
+    data : str or iterable, optional
+        Measures centre and activation rate of each layer (METHOD, section 4): the name of a data
+        set (``digits``, ``cifar10``, ...), whose validation examples are taken, or batches of
+        inputs. Needs torch, and a module or `network`.
+    data_path : path, optional
+        Where the files of the data set lie.
     on_layer : callable, optional
         Called with (layers done, layers in all, name of the next one), to show progress.
 
@@ -109,13 +118,19 @@ def measure(
     if init is not None:
         began = find(init, transposed=turned, network=network)
         initial = {layer.name: layer for layer in began.layers}
+    notes = [*found.notes, *_norm_notes(measured, view)]
+    observed = None
+    if data is not None:
+        observed = _observe(_runnable(x, network), measured, data, data_path)
+        notes.append("centre and activation rate were measured from data")
     return measure_layers(
         measured,
         source=found.source,
         view=view,
         initial=initial,
+        observed=observed,
         skipped=(*left_out, *found.skipped),
-        notes=(*found.notes, *_norm_notes(measured, view)),
+        notes=notes,
         on_layer=on_layer,
     )
 
@@ -138,9 +153,7 @@ def find(
             )
         return Found(source=source, layers=tuple(contents))
     if network is not None:
-        from planescope import networks
-
-        contents = networks.match(network, contents)
+        contents = _placed(network, contents)
     layers, skipped = find_layers(contents, transposed=transposed)
     notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
     if contents.note:
@@ -169,6 +182,57 @@ def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
     raise UsageError(
         f"cannot measure a {type(x).__name__}; give a path, a module or a mapping of arrays"
     )
+
+
+def _placed(network: str, state: StateDict) -> StateDict:
+    """The state dict with what the network tells of each layer's place."""
+    if ":" not in network:
+        from planescope import networks
+
+        return networks.match(network, state)
+    from planescope.modules import read_module
+    from planescope.training.loading import load_network
+
+    return read_module(load_network(network, state))
+
+
+def _runnable(x: Any, network: str | None) -> torch.nn.Module:
+    """The network as a module that data can go through."""
+    if isinstance(x, str) and x.startswith(LIBRARIES):
+        from planescope.training.networks import load_pretrained
+
+        return load_pretrained(x)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.nn.Module):
+        return x
+    source, contents = _contents(x)
+    if network is None or not isinstance(contents, StateDict):
+        raise UsageError(
+            f"{source.path}: data go through a network, not through a file; say which by --network"
+        )
+    from planescope.training.loading import load_network
+
+    return load_network(network, contents)
+
+
+def _observe(
+    module: torch.nn.Module,
+    layers: Sequence[Layer],
+    data: str | Iterable[Any],
+    path: str | os.PathLike[str] | None,
+) -> Mapping[str, Observed]:
+    from planescope.activations import measure_activations
+
+    if isinstance(data, str):
+        from planescope.training.batches import batches
+        from planescope.training.data import load
+
+        data = batches(
+            load(data, split="val", path=None if path is None else Path(path)), batch_size=100
+        )
+    # z is what enters the ReLU: the norm's output where there is a norm.
+    names = {layer.name: layer.name if layer.norm is None else layer.norm.name for layer in layers}
+    return measure_activations(module, data, names)
 
 
 def _module_contents(module: torch.nn.Module, name: str) -> tuple[Source, StateDict]:

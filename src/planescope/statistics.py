@@ -1,4 +1,4 @@
-"""What a layer's filters say together, and how likely chance says the same (METHOD, sections 2-4)."""
+"""What filters say together, and how likely chance says the same (METHOD, sections 2 to 4)."""
 
 from __future__ import annotations
 
@@ -82,6 +82,8 @@ class Filters:
         t_i and s_i; NaN where there is none.
     centre : array or None
         kappa_i, NaN where gamma or beta is 0; None where no norm follows and no data were given.
+    rate : array or None
+        P(z_i > 0) over the data; None where none were given.
     """
 
     projection: Floats
@@ -91,6 +93,7 @@ class Filters:
     crossing: Floats
     offset: Floats
     centre: Floats | None
+    rate: Floats | None = None
 
     @property
     def finite(self) -> Flags:

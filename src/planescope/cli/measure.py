@@ -36,6 +36,13 @@ import click
     help="Network of a state dict (lenet, vgg16_bn, ...): tells stages, inputs and norms.",
 )
 @click.option("--init", metavar="FILE", help="The same at initialisation: gives l2 and linf.")
+@click.option(
+    "--data",
+    metavar="NAME",
+    help="Data set (digits, mnist, cifar10, ...): measures centre and activation rate from its "
+    "validation examples. Needs torch and --network.",
+)
+@click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 @click.option(
@@ -51,12 +58,14 @@ def measure(
     transposed: str | None,
     network: str | None,
     init: str | None,
+    data: str | None,
+    data_path: str | None,
     as_json: bool,
     out: str | None,
     filters: str | None,
     figure: str | None,
 ) -> None:
-    """Measure the hyperplanes of checkpoints: no data, no GPU, nothing in a file is executed.
+    """Measure the hyperplanes of checkpoints: no data, no GPU; nothing in a file is executed.
 
     FILE is a checkpoint, a folder with one model, hf:OWNER/NAME[@REVISION][/FILE],
     torchvision:NAME or timm:NAME.
@@ -76,6 +85,8 @@ def measure(
                 transposed=transposed,
                 network=network,
                 init=init,
+                data=data,
+                data_path=data_path,
                 on_layer=advance,
             )
             for file in files
