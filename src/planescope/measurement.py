@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from planescope import chance, geometry
 from planescope.errors import CheckpointError, NoLayersError
 from planescope.layer import Array, Input, Kind, Layer, Norm, Skipped, View
-from planescope.output import write, write_csv, write_parquet
+from planescope.output import read_parquet_metadata, write, write_csv, write_parquet
 from planescope.statistics import Filters, Statistics, summarise
 
 if TYPE_CHECKING:
@@ -195,7 +195,9 @@ class Measurement:
         Raises
         ------
         UsageError, OutputError
-            As `save`; also if the measurement was loaded from a file and has no filters.
+            As `save`.
+        NoLayersError
+            If the measurement was loaded from a file, which does not hold single filters.
         """
         save_filters([self], path)
 
@@ -312,12 +314,17 @@ def load(path: str | os.PathLike[str]) -> Measurement:
     Raises
     ------
     CheckpointError
-        If the file is missing, is not such a file, or has another schema version.
+        If the file is missing, is not such a file, holds several, or has another schema version.
+    MissingDependencyError
+        If a Parquet file needs pyarrow.
     """
     try:
         data = _saved_dict(Path(path))
-    except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+        reason = getattr(exc, "strerror", None) or exc
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from exc
+    if isinstance(data, list):
+        raise CheckpointError(f"{path}: holds {len(data)} measurements; save each in its own file")
     found = data.get("schema") if isinstance(data, dict) else None
     if found != SCHEMA:
         raise CheckpointError(
@@ -377,7 +384,7 @@ def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[st
 
     Raises
     ------
-    UsageError, OutputError
+    UsageError, OutputError, NoLayersError
         As `Measurement.save_filters`.
     """
     columns = _filter_columns(measurements)
@@ -606,9 +613,7 @@ def _saved_dict(path: Path) -> Any:
     try:
         if not is_parquet:
             return json.loads(path.read_text(encoding="utf-8"))
-        import pyarrow.parquet as pq
-
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = read_parquet_metadata(path)
         return json.loads(metadata.get(b"planescope", b"null"))
     except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
         raise CheckpointError(f"{path}: is no measurement; save one with --out") from exc

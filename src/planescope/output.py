@@ -72,7 +72,8 @@ def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str
 
 def write_csv(target: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     """Write columns of equal length as CSV (RFC 4180, UTF-8); None and NaN are left empty."""
-    with target.open("w", newline="", encoding="utf-8") as file:
+    # A path whose bytes are no UTF-8 must not cost the whole table.
+    with target.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(_csv_rows(columns))
@@ -93,17 +94,34 @@ def write_parquet(
     MissingDependencyError
         If pyarrow is not installed.
     """
+    pa = _pyarrow()
+    table = pa.table(dict(columns)).replace_schema_metadata(dict(metadata))
+    pa.parquet.write_table(table, target)
+
+
+def read_parquet_metadata(source: Path) -> dict[bytes, bytes]:
+    """Metadata that `write_parquet` gave a file.
+
+    Raises
+    ------
+    MissingDependencyError
+        If pyarrow is not installed.
+    ValueError, OSError
+        If the file is damaged or cannot be read.
+    """
+    return dict(_pyarrow().parquet.read_schema(source).metadata or {})
+
+
+def _pyarrow() -> Any:
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow.parquet
     except ModuleNotFoundError as exc:
         if exc.name != "pyarrow":
             raise
         raise MissingDependencyError(
             "Parquet files need pyarrow: pip install 'planescope[parquet]'"
         ) from exc
-    table = pa.table(dict(columns)).replace_schema_metadata(dict(metadata))
-    pq.write_table(table, target)
+    return pyarrow
 
 
 def write(target: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], None]]) -> None:

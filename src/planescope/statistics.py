@@ -142,7 +142,7 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
         median_cosine=median,
         q75_cosine=q75,
         max_cosine=largest,
-        mean_projection=float(projection.mean()) if n else None,
+        mean_projection=_mean(projection),
         agreement=abs(2 * negative - n) / n if n else None,
         z=float((cosine * np.sqrt(d)).sum() / math.sqrt(n)) if n else None,
         p_mass=chance.mass_p_value(negative, n) if n else None,
@@ -151,6 +151,11 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
         mean_centre=mean_centre,
         p_centre=chance.mass_p_value(*signs) if signs[1] else None,
     )
+
+
+def _mean(values: Floats) -> float | None:
+    # Divided first: a sum of large float64 values could overflow where their mean cannot.
+    return float((values / len(values)).sum()) if len(values) else None
 
 
 def _quantiles(values: Floats) -> list[float | None]:
@@ -188,4 +193,4 @@ def _centres(filters: Filters) -> tuple[tuple[int, int], float | None]:
     told = filters.centre[filters.usable & np.isfinite(filters.centre)]
     if not len(told):
         return (0, 0), None
-    return (int(np.count_nonzero(told < 0)), len(told)), float(told.mean())
+    return (int(np.count_nonzero(told < 0)), len(told)), _mean(told)

@@ -122,14 +122,17 @@ def read_array(
         count = math.prod(shape)
     else:
         count = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    # Straight into its own array: `read` and then `frombuffer` would hold the bytes twice.
-    raw = np.empty(count * ITEM_SIZES[dtype], dtype=np.uint8)
+    length = count * ITEM_SIZES[dtype]
     with open_binary(path) as file:
-        file.seek(offset)
-        got = file.readinto(raw.data) if raw.size else 0  # type: ignore[attr-defined]
-    if got != raw.size:
+        missing = offset + length - os.fstat(file.fileno()).st_size
+        if missing <= 0:
+            # Straight into its own array: `read` and then `frombuffer` would hold the bytes twice.
+            raw = np.empty(length, dtype=np.uint8)
+            file.seek(offset)
+            missing = length - file.readinto(raw.data)  # type: ignore[attr-defined]
+    if missing > 0:
         raise CheckpointError(
-            f"{path}: ends {raw.size - got} bytes early, inside a tensor; is the download complete?"
+            f"{path}: ends {missing} bytes early, inside a tensor; is the download complete?"
         )
     flat = decode(raw, dtype, big_endian=big_endian)
     if strides is None or count == 0:
@@ -153,6 +156,7 @@ def decode(raw: np.ndarray, dtype: str, *, big_endian: bool = False) -> np.ndarr
     if dtype.startswith("float8"):
         import ml_dtypes
 
-        return raw.view(getattr(ml_dtypes, dtype)).astype(np.float32)
+        widened: np.ndarray = raw.view(getattr(ml_dtypes, dtype)).astype(np.float32)
+        return widened
     stored = np.dtype(dtype).newbyteorder(">" if big_endian else "<")
     return raw.view(stored).astype(stored.newbyteorder("="), copy=False)
