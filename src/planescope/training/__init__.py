@@ -1,1 +1,1 @@
-"""Training: networks, data, noise, the loop. What needs torch imports it where it is used."""
+"""Networks, data and the training loop."""
