@@ -5,6 +5,7 @@ import io
 import pickle
 import struct
 import threading
+import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from planescope.errors import CheckpointError, PlanescopeError, UsageError
+from planescope.training import matfiles
 from planescope.training.data import DataOptions, Files, Resize, Validation, load
 
 PARITY = Path(__file__).parent / "parity"
@@ -266,19 +268,66 @@ def test_svhn_has_the_digit_0_under_the_label_10(tmp_path, do_compression):
     assert data.labels.tolist() == [0, 1, 2, 9, 0, 5]
 
 
+def element(kind, content):
+    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+def compressed(content):
+    packed = zlib.compress(content)
+    return struct.pack("<II", 15, len(packed)) + packed
+
+
+def mat_array(shape, content, kind=2):
+    flags, sizes = struct.pack("<II", 9, 0), struct.pack(f"<{len(shape)}i", *shape)
+    return element(
+        14, element(6, flags) + element(5, sizes) + element(1, b"X") + element(kind, content)
+    )
+
+
+MAT_HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(b"", "is no MATLAB file", id="empty"),
-        pytest.param(b"no matlab" * 40, "is no MATLAB file", id="text"),
+        pytest.param(b"", "its header is another", id="empty"),
+        pytest.param(b"no matlab" * 40, "its header is another", id="text"),
+        pytest.param(MAT_HEADER, "wants bytes X .* but holds neither", id="no-arrays"),
         pytest.param(
-            mat(np.zeros((6, 3, 32, 32)), np.zeros(6)), "wants bytes X", id="images-of-floats"
+            mat(np.zeros((6, 3, 32, 32)), np.zeros(6)),
+            r"holds X \(float64 \(32, 32, 3, 6\)\), y \(",
+            id="images-of-floats",
+        ),
+        pytest.param(MAT_HEADER + bytes(4), "ends inside an element", id="cut"),
+        pytest.param(MAT_HEADER + bytes(800), "has the type 0, which is no array", id="zeros"),
+        pytest.param(
+            MAT_HEADER + struct.pack("<II", 14, 1 << 31), "ends behind what holds it", id="longer"
+        ),
+        pytest.param(
+            MAT_HEADER + mat_array([1 << 30, 1 << 30], b"x"), "has 1 bytes", id="shape-that-lies"
+        ),
+        pytest.param(
+            MAT_HEADER + mat_array([-1, -1], b"x"), r"has the shape \(-1, -1\)", id="negative"
+        ),
+        pytest.param(MAT_HEADER + mat_array([1], b"x", kind=8), "the type 8", id="unknown-type"),
+        pytest.param(
+            MAT_HEADER + compressed(mat_array([1], b"x"))[:-3], "ends behind", id="compressed-cut"
+        ),
+        pytest.param(
+            MAT_HEADER + struct.pack("<II", 15, 4) + b"spam", "incorrect header", id="no-zlib"
         ),
     ],
 )
 def test_svhn_file_that_is_not_what_it_claims(tmp_path, content, message):
     put(tmp_path / "train_32x32.mat", content)
-    with pytest.raises(CheckpointError, match=f"train_32x32.mat: {message}"):
+    with pytest.raises(CheckpointError, match=f"train_32x32.mat: .*{message}"):
+        load("svhn", path=tmp_path)
+
+
+def test_svhn_file_that_inflates_beyond_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(matfiles, "BOMB_BYTES", 1 << 20)  # the real limit takes a second to reach
+    put(tmp_path / "train_32x32.mat", MAT_HEADER + compressed(bytes(2 << 20)))
+    with pytest.raises(CheckpointError, match="inflates beyond reason"):
         load("svhn", path=tmp_path)
 
 

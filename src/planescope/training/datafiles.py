@@ -13,12 +13,13 @@ import os
 import re
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from planescope.checkpoints.archive import BOMB_BYTES, BOMB_RATIO
 from planescope.checkpoints.pickles import Call, Global, Key, read_pickle
 from planescope.checkpoints.raw import open_binary
 from planescope.errors import CheckpointError, MissingDependencyError
+from planescope.training.matfiles import read_mat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,33 +118,15 @@ def _idx_values(path: Path, file: BinaryIO, dimensions: int, *, limit: int) -> n
 def read_svhn(paths: Sequence[Path]) -> Examples:
     """Read one of SVHN's .mat files (cropped digits); the label 10 stands for the digit 0."""
     import numpy as np
-    from scipy.io import loadmat, whosmat
 
     (path,) = paths
-    with open_binary(path) as file:
-        limit = max(BOMB_BYTES, BOMB_RATIO * os.fstat(file.fileno()).st_size)
-        try:
-            held = {name: (kind, shape) for name, shape, kind in whosmat(file)}
-            kind, shape = held.get("X", ("nothing", ()))
-            arrays: dict[str, Any] = {}
-            if kind == "uint8" and math.prod(shape) <= limit:
-                arrays = loadmat(file, variable_names=["X", "y"])
-        # On damaged files scipy's reader lets whatever its internals meet through.
-        except Exception as exc:
-            raise CheckpointError(
-                f"{path}: is no MATLAB file that SciPy can read ({one_line(exc)}); is the "
-                "download complete?"
-            ) from exc
+    arrays = read_mat(path)
     images, labels = arrays.get("X"), arrays.get("y")
-    if (
-        images is None
-        or labels is None
-        or (images.dtype, images.ndim) != (np.uint8, 4)
-        or labels.dtype.kind not in "iuf"
-    ):
+    if images is None or labels is None or images.dtype != np.uint8 or images.ndim != 4:
+        held = ", ".join(f"{n} ({a.dtype} {a.shape})" for n, a in arrays.items()) or "neither"
         raise CheckpointError(
-            f"{path}: wants bytes X (H × W × C × N) and numbers y as in SVHN, but holds {held}; "
-            "is it the right file?"
+            f"{path}: wants bytes X (H × W × C × N) and labels y as in SVHN, but holds {held}; is "
+            "it the right file?"
         )
     labels = labels.astype(np.int64).ravel()
     labels[labels == 10] = 0
