@@ -1,4 +1,4 @@
-"""``planescope measure FILE --json`` as a whole process, against reading the same bytes with NumPy."""
+"""``planescope measure FILE --json`` as a whole process, against reading its bytes with NumPy."""
 
 from __future__ import annotations
 

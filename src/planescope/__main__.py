@@ -1,3 +1,5 @@
+"""``python -m planescope``."""
+
 from planescope.cli import main
 
 main()

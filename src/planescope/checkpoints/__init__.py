@@ -3,11 +3,12 @@
 A format is a module with three names:
 
     NAME            what `source.format` says of a file of this kind
-    recognises      (Probe) -> bool: is this file of that format? By content, never by its name alone
+    recognises      (Probe) -> bool: is this file of that format? By content, never by its name
     read            (Path) -> StateDict or list[Layer]: describe the file; read no weights yet
 
-A format that knows its layers (a graph) gives them; one that holds named tensors gives a `StateDict`,
-and `planescope.checkpoints.state_dict` finds the layers in it. Put the new module's name in `FORMATS`.
+A format that knows its layers (a graph) gives them; one that holds named tensors gives a
+`StateDict`, and `planescope.checkpoints.state_dict` finds the layers in it. Put the new module's name
+in `FORMATS`.
 """
 
 from __future__ import annotations
