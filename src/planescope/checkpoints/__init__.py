@@ -7,8 +7,8 @@ A format is a module with three names:
     read            (Path) -> StateDict or list[Layer]: describe the file; read no weights yet
 
 A format that knows its layers (a graph) gives them; one that holds named tensors gives a
-`StateDict`, and `planescope.checkpoints.state_dict` finds the layers in it. Put the new module's name
-in `FORMATS`.
+`StateDict`, and `planescope.checkpoints.state_dict` finds the layers in it. Put the name of the new
+module in `FORMATS`.
 """
 
 from __future__ import annotations
