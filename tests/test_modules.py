@@ -148,6 +148,24 @@ def test_norms_with_an_activation_inside_as_timm_has_them():
     assert (project.norm, project.relu_follows) == ("blocks.1.0.bn3", False)
 
 
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_1"])
+def test_exactly_those_layers_read_negative_values_that_are_not_said_to_read_a_relu(name):
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(name).eval()
+    found, negative = places(net), {}
+
+    def look(layer):
+        def hook(_, inputs):
+            negative[layer] = bool((inputs[0] < 0).any())
+
+        return hook
+
+    for layer in found:
+        net.get_submodule(layer).register_forward_pre_hook(look(layer))
+    net(torch.randn(2, 3, 64, 64))
+    assert negative == {layer: place.input is not Input.RELU for layer, place in found.items()}
+
+
 # --- what feeds a layer
 
 
