@@ -408,7 +408,7 @@ class Payload:
     [
         pytest.param(b"", id="empty"),
         pytest.param(b"not a checkpoint", id="text"),
-        pytest.param(pickle.dumps(Payload()), id="payload"),
+        pytest.param(pickle.dumps(Payload(), protocol=2), id="payload"),
         pytest.param({"classifier.1.weight": torch.zeros(1)}, id="another-network"),
     ],
 )
