@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
+from planescope.checkpoints.parametrised import resolved
 from planescope.checkpoints.state_dict import find_layers
-from planescope.errors import NoLayersError, UsageError
+from planescope.errors import CheckpointError, NoLayersError, UsageError
 from planescope.layer import Kind, Layer, Skipped, StateDict, View
 from planescope.measurement import Measurement, Observed, Source, measure_layers
 
@@ -153,7 +154,7 @@ def find(
             )
         return Found(source=source, layers=tuple(contents))
     if network is not None:
-        contents = _placed(network, contents)
+        contents = _placed(network, resolved(contents), source)
     layers, skipped = find_layers(contents, transposed=transposed)
     notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
     if contents.note:
@@ -184,16 +185,19 @@ def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
     )
 
 
-def _placed(network: str, state: StateDict) -> StateDict:
+def _placed(network: str, state: StateDict, source: Source) -> StateDict:
     """The state dict with what the network tells of each layer's place."""
-    if ":" not in network:
-        from planescope import networks
+    try:
+        if ":" not in network:
+            from planescope import networks
 
-        return networks.match(network, state)
-    from planescope.modules import read_module
-    from planescope.training.loading import load_network
+            return networks.match(network, state)
+        from planescope.modules import read_module
+        from planescope.training.loading import load_network
 
-    return read_module(load_network(network, state))
+        return read_module(load_network(network, state))
+    except CheckpointError as exc:
+        raise CheckpointError(f"{source.path}: {exc}") from exc
 
 
 def _runnable(x: Any, network: str | None) -> torch.nn.Module:
@@ -212,7 +216,7 @@ def _runnable(x: Any, network: str | None) -> torch.nn.Module:
         )
     from planescope.training.loading import load_network
 
-    return load_network(network, contents)
+    return load_network(network, resolved(contents))
 
 
 def _observe(

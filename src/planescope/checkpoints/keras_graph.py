@@ -259,7 +259,8 @@ def _positions(calls: Sequence[_Call]) -> dict[str, Position]:
     for call in calls:
         fed = [values[source] for source in call.inputs]
         stage = max((stages[source] for source in call.inputs), default=0)
-        stage += _downsamples(call.layer)
+        # The image, whatever is done to it, is in stage 0.
+        stage += _common(fed) not in (Input.IMAGE, Input.UNKNOWN) and _downsamples(call.layer)
         stages.append(stage)
         values.append(_output(call.layer, fed))
         norm, relu = _followers(call, after)

@@ -98,7 +98,7 @@ def _layer(graph: Graph, node: Node) -> tuple[Span, Layer] | None:
         weight=weight,
         bias=bias,
         groups=node.integer("group", 1),
-        stage=source.stage + downsamples(node) if known else None,
+        stage=source.stage + downsamples(node, {source.nature}) if known else None,
         input=Input.OTHER if source.nature is Nature.GATE else Input(source.nature),
         norm=norm,
         relu_follows=graph.relu_follows(value),

@@ -153,8 +153,9 @@ class Graph:
             incoming += [body.values[name] for name in body.outputs if name in body.values]
         if not incoming:
             return
-        stage = max(value.stage for value in incoming) + downsamples(node)
-        value = Value(self._nature(node, {value.nature for value in incoming}), stage)
+        natures = {value.nature for value in incoming}
+        stage = max(value.stage for value in incoming) + downsamples(node, natures)
+        value = Value(self._nature(node, natures), stage)
         self.values.update({name: value for name in node.outputs if name})
 
     def _nature(self, node: Node, incoming: set[Nature]) -> Nature:
@@ -258,6 +259,8 @@ class Graph:
         return False
 
 
-def downsamples(node: Node) -> bool:
-    """Whether a node opens a new stage."""
+def downsamples(node: Node, incoming: set[Nature]) -> bool:
+    """Whether a node opens a new stage; the image, whatever is done to it, is in stage 0."""
+    if incoming == {Nature.IMAGE}:
+        return False
     return node.op in _STRIDED and max(node.integers("strides"), default=1) > 1
