@@ -670,12 +670,12 @@ def test_residual_network(read):
     assert {
         name: (layer.stage, layer.input, layer.relu_follows) for name, layer in layers.items()
     } == {
-        "stem": (1, Input.IMAGE, True),
-        "a": (1, Input.RELU, True),
-        "b": (2, Input.RELU, False),  # the sum comes between
-        "short": (2, Input.RELU, False),
-        "linear": (2, Input.OTHER, False),
-        "next": (2, Input.RELU, False),
+        "stem": (0, Input.IMAGE, True),  # a step on the image itself opens no stage
+        "a": (0, Input.RELU, True),
+        "b": (1, Input.RELU, False),  # the sum comes between
+        "short": (1, Input.RELU, False),
+        "linear": (1, Input.OTHER, False),
+        "next": (1, Input.RELU, False),
     }
     assert [layer.norm and layer.norm.name for layer in layers.values()] == [
         None, "bn_a", "bn_b", None, None, None,
@@ -802,9 +802,9 @@ def test_branches_see_the_values_around_them(read):
     ]
     layers = read(model(nodes, {"after.weight": draw(3, 3, 3, 3)}))
     assert {name: (layer.stage, layer.input) for name, layer in layers.items()} == {
-        "yes": (1, Input.IMAGE),
-        "no": (1, Input.IMAGE),
-        "after": (1, Input.RELU),
+        "yes": (0, Input.IMAGE),
+        "no": (0, Input.IMAGE),
+        "after": (0, Input.RELU),
     }
     for name, values in WEIGHTS.items():
         np.testing.assert_array_equal(layers[name].weight.read(), values)
@@ -858,13 +858,14 @@ def weightless(name: str, folder: Path) -> Path:
         # Counted in the papers: VGG19 has 16 convolutions, by stage 2, 2, 4, 4, 4.
         pytest.param("vgg19", (16, 0, 3), [2, 2, 4, 4, 4, 3], 0, 18, id="vgg19"),
         # Stem (stride 2, then pool), 3, 4, 6 and 3 blocks of three, and four shortcuts. The second
-        # convolution of a block has the stride, so the first is of the stage before still:
+        # convolution of a block has the stride, so the first is of the stage before still; that of
+        # the stem is a step on the image itself, which opens none: the stem alone, then
         # 3 * 3 + 1 + 1, then 4 * 3 + 1 - 1 + 1, ... and the head. The last one of each block and
         # the shortcuts are added up before the ReLU: 53 - 16 - 4.
-        pytest.param("resnet50", (17, 36, 1), [0, 1, 11, 13, 19, 10], 53, 33, id="resnet50"),
+        pytest.param("resnet50", (17, 36, 1), [1, 11, 13, 19, 10], 53, 33, id="resnet50"),
         # Norm and ReLU stand before each convolution: only the 1x1 ones of the 58 dense layers have
         # their own behind, and the stem.
-        pytest.param("densenet121", (59, 62, 0), [0, 1, 13, 25, 49, 33], 59, 59, id="densenet121"),
+        pytest.param("densenet121", (59, 62, 0), [1, 13, 25, 49, 33], 59, 59, id="densenet121"),
     ],
 )
 def test_networks_of_the_model_zoo(tmp_path, name, kinds, stages, norms, with_relu):
