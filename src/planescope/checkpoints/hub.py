@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from planescope.checkpoints.locate import TWINS, listing, models_among, only_model
+from planescope.checkpoints.listings import TWINS, listing, models_among, only_model
 from planescope.checkpoints.sharded import shard_names
 from planescope.errors import CheckpointError
 
