@@ -380,7 +380,9 @@ def _row_unit(values: Array, xp: Namespace) -> Array:
     Dividing by it is exact, so that weights which cancel to 0 still do so.
     """
     peak = xp.max(xp.abs(values), axis=1)
-    return 2.0 ** xp.floor(xp.log2(xp.where(peak == 0, xp.ones_like(peak), peak)))
+    power = xp.floor(xp.log2(xp.where(peak == 0, xp.ones_like(peak), peak)))
+    # XLA multiplies by the reciprocal and takes denormals for 0: 1 / 2**127 must not come up.
+    return 2.0 ** xp.where(power > 0, power - 1, power)
 
 
 def _peak_and_length(values: Array, xp: Namespace) -> tuple[Array, Array]:

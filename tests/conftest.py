@@ -1,0 +1,113 @@
+"""What tests share: the array libraries under test, and Hypothesis without chance."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+# The same examples in each run, so that a failure is one for everybody. `xp` holds no state that
+# one example could leave to the next.
+hypothesis.settings.register_profile(
+    "same",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("same")
+
+# Names of backends, separated by commas, that must be there: one asked for and missing is a
+# failure, any other a skip.
+WANTED = os.environ.get("PLANESCOPE_TEST_BACKENDS", "").split(",")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library: how an array gets into it, and out.
+
+    `wide` tells whether it has float64; `eps` is the precision in which its sums are accumulated.
+    """
+
+    name: str
+    array: Callable[[np.ndarray], Any]
+    wide: bool = True
+
+    @property
+    def eps(self) -> float:
+        return float(np.finfo(np.float64 if self.wide else np.float32).eps)
+
+    def __call__(self, values: Any, dtype: Any = np.float64) -> Any:
+        return self.array(np.asarray(values, dtype=dtype))
+
+    def numpy(self, array: Any) -> np.ndarray:
+        on_cpu = array.cpu() if hasattr(array, "cpu") else array
+        return np.asarray(on_cpu)
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    values = values.copy()
+    values.flags.writeable = False
+    return values
+
+
+@contextlib.contextmanager
+def _backend(name: str) -> Iterator[Backend]:
+    match name:
+        case "numpy":
+            yield Backend(name, np.array)
+        case "numpy-read-only":
+            yield Backend(name, _read_only)
+        case "array-api-strict":
+            strict = _library(name, "array_api_strict")
+            # It has no float16; float32 holds the same values.
+            yield Backend(
+                name, lambda a: strict.asarray(a.astype(np.promote_types(a.dtype, np.float32)))
+            )
+        case "torch":
+            yield Backend(name, _library(name, "torch").asarray)
+        case "torch-cuda":
+            torch = _library(name, "torch")
+            if not torch.cuda.is_available():
+                _missing(name, "no CUDA device")
+            yield Backend(name, lambda values: torch.asarray(values, device="cuda"))
+        case "jax":
+            yield Backend(name, _library(name, "jax.numpy").asarray, wide=False)
+        case "jax-x64":
+            jax = _library(name, "jax")
+            with jax.enable_x64(True):
+                yield Backend(name, jax.numpy.asarray)
+
+
+def _library(name: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as exc:
+        _missing(name, f"{exc.name} is not installed")
+
+
+def _missing(name: str, reason: str) -> None:
+    (pytest.fail if name in WANTED else pytest.skip)(f"backend {name}: {reason}")
+
+
+COMMON = ("numpy", "numpy-read-only", "array-api-strict", "torch", "torch-cuda")
+
+
+@pytest.fixture(params=[*COMMON, "jax"])
+def xp(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each array library in turn; call it to make an array."""
+    with _backend(request.param) as backend:
+        yield backend
+
+
+@pytest.fixture(params=[*COMMON, "jax-x64"])
+def xp64(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each array library that has float64."""
+    with _backend(request.param) as backend:
+        yield backend
