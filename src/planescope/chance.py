@@ -208,7 +208,7 @@ def benjamini_hochberg(p_values: Sequence[float | None], /) -> list[float | None
     smallest = 1.0
     for rank in range(len(ranked), 0, -1):
         p, i = ranked[rank - 1]
-        smallest = min(smallest, p * len(ranked) / rank)
+        smallest = min(smallest, p * (len(ranked) / rank))
         corrected[i] = smallest
     return corrected
 
