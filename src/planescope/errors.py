@@ -29,3 +29,15 @@ class OutputError(PlanescopeError):
 
 class MissingDependencyError(PlanescopeError):
     """An optional package is not installed; the message says which to install."""
+
+
+class RunError(PlanescopeError):
+    """A training run that failed; what it had saved is kept."""
+
+    status = 1
+
+
+class StoppedError(RunError):
+    """A training run that was asked to stop, as by Ctrl-C; it can be resumed."""
+
+    status = 130

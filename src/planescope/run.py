@@ -1,0 +1,423 @@
+"""The folder of a training run: what is in it; nothing else knows its paths.
+
+    config.yaml          what repeats the run
+    environment.json     versions and device of each start
+    metrics.csv          a row an epoch
+    snapshots/           epoch-0000.safetensors and so on: weights, what they are in the metadata
+    measurements.parquet every layer at every snapshot (.csv where pyarrow is missing)
+    last.ckpt            all that resuming needs, after the last epoch that was finished
+    state.json           how it ended
+
+Files are whole or absent. Those of an epoch are written before its `last.ckpt`; what a killed run
+wrote after that is cut off when it is resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope.errors import CheckpointError, OutputError, UsageError
+from planescope.measurement import LAYER_KEYS, Measurement, layers_table
+from planescope.output import replacing, write_csv, write_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from planescope.config import RunConfig
+
+METRICS_SCHEMA = "planescope.metrics/1"
+MEASUREMENTS_SCHEMA = "planescope.run-measurements/1"
+SNAPSHOT_SCHEMA = "planescope.snapshot/1"
+ENVIRONMENT_SCHEMA = "planescope.environment/1"
+STATE_SCHEMA = "planescope.run-state/1"
+
+_SNAPSHOT = re.compile(r"epoch-(\d{4,})\.safetensors")
+_MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
+_TEXT_KEYS = ("schema", "view", "name", "kind", "input", "kernel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """What an epoch came to; None is what was not asked for, or does not exist at epoch 0.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs trained; 0 is the initialisation.
+    train_loss : float or None
+        Mean cross-entropy of the training examples as they were trained on: augmented, with
+        dropout, by weights that changed from batch to batch.
+    train_accuracy : float or None
+        Share of the training examples, not augmented, that the network then classified correctly.
+    val_loss, val_accuracy : float
+        The same of the validation examples.
+    learning_rate : float or None
+        At the start of the epoch.
+    seconds : float
+        Wall time, validation included.
+    """
+
+    epoch: int
+    train_loss: float | None
+    train_accuracy: float | None
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float | None
+    seconds: float
+
+
+_METRICS_KEYS = tuple(field.name for field in dataclasses.fields(EpochMetrics))
+
+
+class State(StrEnum):
+    """How far a run is."""
+
+    NEW = "new"
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"  # interrupted or killed; resuming goes on
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A run's state; `message` says what happened and what to do, "" where nothing did."""
+
+    state: State
+    message: str = ""
+
+
+class Run:
+    """A training run by the path of its folder; what it has is read when it is asked for.
+
+    Parameters
+    ----------
+    path : path
+        The folder; whether it is there shows when something is asked for.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: RunConfig) -> Run:
+        """Make the folder of a new run.
+
+        Raises
+        ------
+        UsageError
+            If there is something at that path.
+        OutputError
+            If it cannot be made.
+        """
+        from planescope.config import dump_config
+
+        run = cls(path)
+        try:
+            run._snapshot_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise OutputError(f"{path}: cannot be made: {exc.strerror or exc}") from exc
+        if run.exists:
+            raise UsageError(f"{path}: exists; go on with --resume, or give another --out")
+        run._write("config.yaml", dump_config(config))
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Find a run that exists.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none.
+        """
+        run = cls(path)
+        if not run.exists:
+            raise CheckpointError(f"{path}: is no run: it has no config.yaml")
+        return run
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run, of whatever state."""
+        return (self.path / "config.yaml").is_file()
+
+    @property
+    def config(self) -> RunConfig:
+        """What the run was started with."""
+        from planescope.config import load_config
+
+        return load_config(Run.open(self.path).path / "config.yaml")
+
+    @property
+    def metrics(self) -> tuple[EpochMetrics, ...]:
+        """A record an epoch, from epoch 0; empty before there is one.
+
+        Raises
+        ------
+        CheckpointError
+            If metrics.csv is damaged.
+        """
+        path = self.path / "metrics.csv"
+        columns = _read_csv(path, ("schema", *_METRICS_KEYS)) if path.is_file() else {}
+        columns.pop("schema", None)
+        rows = zip(*columns.values(), strict=True)
+        return tuple(EpochMetrics(**dict(zip(columns, row, strict=True))) for row in rows)
+
+    @property
+    def snapshots(self) -> dict[int, Path]:
+        """Path of each snapshot by its epoch, in order; a safetensors file of weights."""
+        if not self._snapshot_folder.is_dir():
+            return {}
+        found = {
+            int(match[1]): path
+            for path in self._snapshot_folder.iterdir()
+            if (match := _SNAPSHOT.fullmatch(path.name))
+        }
+        return dict(sorted(found.items()))
+
+    @property
+    def measurements(self) -> pd.DataFrame:
+        """Every layer at every snapshot: `epoch`, `view`, and the keys of a measurement's layers.
+
+        Raises
+        ------
+        CheckpointError
+            If nothing was measured yet, or the file is damaged.
+        """
+        import pandas as pd
+
+        columns = self._measured()
+        if not columns:
+            raise CheckpointError(f"{self.path}: nothing was measured yet")
+        return pd.DataFrame(columns).drop(columns="schema")
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where all that resuming needs lies, once an epoch was finished."""
+        return self.path / "last.ckpt"
+
+    @property
+    def logs(self) -> Path:
+        """Folder for loggers."""
+        return self.path / "logs"
+
+    @property
+    def status(self) -> Status:
+        """How far the run is: what it wrote last, and whether a process holds it now.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no run, or its state cannot be read.
+        """
+        path = Run.open(self.path).path / "state.json"
+        if self._is_locked():
+            return Status(state=State.RUNNING)
+        if not path.is_file():
+            return Status(state=State.NEW)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            status = Status(state=State(data["state"]), message=str(data["message"]))
+        except (OSError, ValueError, TypeError, KeyError) as exc:
+            raise CheckpointError(f"{path}: cannot be read ({exc!r})") from exc
+        if status.state is State.RUNNING:
+            return Status(state=State.STOPPED, message="it was killed; go on with --resume")
+        return status
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run, so that no other process trains it; a killed process lets go.
+
+        Raises
+        ------
+        UsageError
+            If another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            # `status` of another process takes the lock for a moment.
+            with FileLock(self._lock_file, timeout=1):
+                yield
+        except Timeout:
+            raise UsageError(f"{self.path}: another process is training this run") from None
+
+    def save_status(self, status: Status) -> None:
+        """Write how the run stands."""
+        fields = {"schema": STATE_SCHEMA, "state": str(status.state), "message": status.message}
+        self._write("state.json", json.dumps(fields, indent=2) + "\n")
+
+    def save_environment(self, environment: Mapping[str, Any]) -> None:
+        """Add what a start of the run had: versions, device."""
+        path = self.path / "environment.json"
+        starts: list[Any] = []
+        if path.is_file():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                starts = list(json.loads(path.read_text(encoding="utf-8"))["starts"])
+        fields = {"schema": ENVIRONMENT_SCHEMA, "starts": [*starts, dict(environment)]}
+        self._write("environment.json", json.dumps(fields, indent=2) + "\n")
+
+    def save_metrics(self, metrics: Sequence[EpochMetrics]) -> None:
+        """Write the records of all epochs."""
+        columns: dict[str, list[Any]] = {"schema": [METRICS_SCHEMA] * len(metrics)}
+        columns |= {key: [getattr(row, key) for row in metrics] for key in _METRICS_KEYS}
+        with replacing(self.path / "metrics.csv") as draft:
+            write_csv(draft, columns)
+
+    def save_snapshot(
+        self, epoch: int, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]
+    ) -> None:
+        """Write weights, with what they are as the file's metadata.
+
+        Raises
+        ------
+        OutputError
+            If the disk is full.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        # Copied: safetensors refuses tensors that share memory, as shared layers do.
+        tensors = {
+            name: weight.detach().to("cpu", copy=True).contiguous()
+            for name, weight in weights.items()
+        }
+        metadata = {"schema": SNAPSHOT_SCHEMA, "epoch": str(epoch), **about}
+        with replacing(self._snapshot_folder / f"epoch-{epoch:04d}.safetensors") as draft:
+            try:
+                save_file(tensors, draft, metadata)
+            except SafetensorError as exc:
+                raise OSError(str(exc)) from exc
+
+    def load_snapshot(self, epoch: int) -> dict[str, torch.Tensor]:
+        """Weights of a snapshot.
+
+        Raises
+        ------
+        CheckpointError
+            If it is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self._snapshot_folder / f"epoch-{epoch:04d}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as exc:
+            raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
+
+    def add_measurement(self, epoch: int, measurement: Measurement) -> None:
+        """Add the layers of a snapshot to the table."""
+        new = layers_table([measurement])
+        rows = len(new["name"])
+        new |= {"schema": [MEASUREMENTS_SCHEMA] * rows, "epoch": [epoch] * rows}
+        known = self._measured() or {key: [] for key in _MEASUREMENT_KEYS}
+        self._save_measured({key: [*known[key], *new[key]] for key in _MEASUREMENT_KEYS})
+
+    def cut(self, epoch: int) -> None:
+        """Remove what was written after an epoch; -1 leaves nothing."""
+        for number, path in self.snapshots.items():
+            if number > epoch:
+                path.unlink()
+        self.save_metrics([row for row in self.metrics if row.epoch <= epoch])
+        if measured := self._measured():
+            kept = [index for index, row in enumerate(measured["epoch"]) if row <= epoch]
+            self._save_measured({key: [col[i] for i in kept] for key, col in measured.items()})
+
+    @property
+    def _snapshot_folder(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    def _is_locked(self) -> bool:
+        from filelock import FileLock, Timeout
+
+        if not self._lock_file.exists():
+            return False
+        try:
+            with FileLock(self._lock_file, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def _write(self, name: str, text: str) -> None:
+        with replacing(self.path / name) as draft:
+            draft.write_text(text, encoding="utf-8")
+
+    @property
+    def _measurements_file(self) -> Path:
+        """The file there is, or else the one to be written."""
+        parquet, table = (self.path / f"measurements.{form}" for form in ("parquet", "csv"))
+        return table if table.exists() or find_spec("pyarrow") is None else parquet
+
+    def _measured(self) -> dict[str, list[Any]]:
+        path = self._measurements_file
+        if not path.is_file():
+            return {}
+        if path.suffix == ".csv":
+            return _read_csv(path, _MEASUREMENT_KEYS)
+        import pyarrow.parquet as pq
+
+        try:
+            columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+        except (OSError, ValueError) as exc:  # Arrow's errors are among these
+            raise CheckpointError(f"{path}: is damaged ({exc})") from exc
+        return columns
+
+    def _save_measured(self, columns: Mapping[str, list[Any]]) -> None:
+        path = self._measurements_file
+        with replacing(path) as draft:
+            if path.suffix == ".csv":
+                write_csv(draft, columns)
+            else:
+                write_parquet(draft, columns, {"schema": MEASUREMENTS_SCHEMA})
+
+
+def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
+    """Columns of a table that `write_csv` wrote; an empty cell is None.
+
+    Raises
+    ------
+    CheckpointError
+        If its columns are others, or a row is not whole.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        if tuple(head) != tuple(keys):
+            raise ValueError("its columns are others")
+        columns = zip(*rows, strict=True) if rows else [()] * len(keys)
+        return {
+            key: [_value(key, cell) for cell in column]
+            for key, column in zip(keys, columns, strict=True)
+        }
+    except (OSError, ValueError, csv.Error) as exc:
+        raise CheckpointError(f"{path}: is damaged ({exc})") from exc
+
+
+def _value(key: str, cell: str) -> Any:
+    if cell == "" or key in _TEXT_KEYS:
+        return cell or None
+    if cell in ("True", "False"):
+        return cell == "True"
+    with contextlib.suppress(ValueError):
+        return int(cell)
+    return float(cell)

@@ -1,0 +1,364 @@
+"""Train a network as a config says, into the folder of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from planescope import networks
+from planescope.errors import (
+    CheckpointError,
+    MissingDependencyError,
+    OutputError,
+    PlanescopeError,
+    RunError,
+    StoppedError,
+    UsageError,
+)
+from planescope.run import Run, State, Status
+from planescope.training.libraries import required
+from planescope.training.stopping import is_last, on_interrupt
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from torch import nn
+
+    from planescope.config import RunConfig
+    from planescope.training.recording import Recorder
+    from planescope.training.task import Data, Task
+
+# Fields of a config that `DataOptions` has by the same name.
+_DATA_FIELDS = (
+    "classes", "examples", "validation_share", "validation_seed", "label_noise", "shuffle_pixels",
+    "augment", "normalise",
+)  # fmt: skip
+
+
+def train(
+    config: RunConfig,
+    path: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Run:
+    """Train a network, or go on with a run that was stopped.
+
+    The same config gives the same weights: on a CPU bit for bit, with the same versions and number
+    of threads, however often the run was killed and resumed; on a GPU closely.
+
+    Parameters
+    ----------
+    path : path
+        Folder of the run.
+    resume : bool
+        Go on after the last epoch that was finished; a run that is finished is left as it is.
+    progress : callable, optional
+        Called after each batch with (batches done, batches in all, how it stands).
+
+    Returns
+    -------
+    Run
+        Finished.
+
+    Raises
+    ------
+    UsageError
+        If the config cannot be trained, the run exists and is not resumed, another process holds
+        it, or the config of a resumed run is another.
+    CheckpointError
+        If data are missing or damaged, or there is no run to resume.
+    RunError
+        If the loss is no longer finite or memory ran out; what was saved is kept.
+    StoppedError
+        If it was interrupted, as by Ctrl-C.
+    OutputError
+        If the disk is full.
+    """
+    for package in ("torch", "pytorch_lightning"):
+        required(package)
+    with _quiet(), _isolated(config.threads):
+        run = Run(path)
+        _check_path(run, config, resume=resume)
+        trainer, task, recorder = _prepare(config, run, progress)
+        if rank() > 0:  # another process of the same training; the first one keeps the run
+            _fit(trainer, task, recorder, run)
+            return run
+        if not run.exists:
+            Run.create(path, config)
+        with run.lock(), _outcome(run):
+            _fit(trainer, task, recorder, run)
+            epochs = recorder.history[-1].epoch
+            early = f"on a plateau after epoch {epochs}" if epochs < config.epochs else ""
+            run.save_status(Status(state=State.FINISHED, message=early))
+    return run
+
+
+def rank() -> int:
+    """Which of the processes of a training this is; the first keeps the run and prints."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    return int(rank_zero_only.rank)
+
+
+def _check_path(run: Run, config: RunConfig, *, resume: bool) -> None:
+    if resume and not run.path.is_dir():
+        raise CheckpointError(f"{run.path}: there is no run to resume; leave out --resume")
+    if rank() > 0 or not run.exists:
+        return
+    if not resume:
+        raise UsageError(f"{run.path}: exists; go on with --resume, or give another --out")
+    for field, wanted, had in config.differences(run.config):
+        raise UsageError(
+            f"{run.path}: was started with {field} {had!r}, not {wanted!r}; leave it as it was, or "
+            "start another run"
+        )
+
+
+def _prepare(
+    config: RunConfig, run: Run, progress: Callable[[int, int, str], None] | None
+) -> tuple[pl.Trainer, Task, Recorder]:
+    """Make all that training needs; nothing is written, so that a wrong config leaves nothing."""
+    from planescope.training.recording import Layers, Recorder, Reporter
+    from planescope.training.task import Task
+
+    data = _data(config)
+    network = _network(config, data)
+    if run.last_checkpoint.exists():
+        network.load_state_dict(run.load_snapshot(0))
+    layers = Layers(network, config)
+    if config.compile:
+        network.compile()
+    channels, height, width = data.train.input_shape
+    about = {
+        "network": config.network,
+        "width": str(config.width),
+        "classes": str(len(data.train.classes)),
+        "input": f"{channels}x{height}x{width}",
+    }
+    recorder = Recorder(run, config, layers, about)
+    callbacks = [recorder, *([] if progress is None else [Reporter(progress, recorder)])]
+    return _trainer(config, run, callbacks), Task(network, config, data), recorder
+
+
+def _data(config: RunConfig) -> Data:
+    data = _load(config, config.resize or "native")
+    needed = _smallest_image(config.network)
+    if config.resize is None and min(data.train.input_shape[1:]) < needed <= 32:
+        data = _load(config, "pad-32")
+    if data.train.classes != data.val.classes:
+        raise UsageError(
+            f"{config.data}: there are {len(data.train.classes)} classes to train on but "
+            f"{len(data.val.classes)} to validate, or they have other names; make them the same"
+        )
+    return data
+
+
+def _load(config: RunConfig, resize: str) -> Data:
+    from planescope.training.data import DataOptions, Resize, Validation, load
+    from planescope.training.task import Data
+
+    options = DataOptions(
+        **{field: getattr(config, field) for field in _DATA_FIELDS},
+        validation=Validation(config.validation),
+        resize=Resize(resize),
+        seed=config.data_seed,
+    )
+    part = functools.partial(
+        load, config.data, path=config.data_path, options=options, download=config.download
+    )
+    return Data(train=part(split="train"), val=part(split="val"))
+
+
+def _smallest_image(network: str) -> int:
+    return networks.smallest_image(network) if network in networks.NETWORKS else 1
+
+
+def _network(config: RunConfig, data: Data) -> nn.Module:
+    from planescope.training.networks import build
+
+    channels, height, width = data.train.input_shape
+    network = build(
+        config.network,
+        in_channels=channels,
+        classes=len(data.train.classes),
+        width=config.width,
+        image_size=min(height, width),
+        seed=config.seed,
+    )
+    _check_fit(network, config, data)
+    return network
+
+
+def _check_fit(network: nn.Module, config: RunConfig, data: Data) -> None:
+    """Send one empty image through a network before anything is written."""
+    import torch
+
+    channels, height, width = data.train.input_shape
+    image, classes = f"images of {channels}×{height}×{width}", len(data.train.classes)
+    mode = network.training
+    try:
+        with torch.no_grad():
+            out = network.eval()(torch.zeros(1, channels, height, width))
+    except (RuntimeError, ValueError) as exc:
+        reason = str(exc).partition("\n")[0]
+        raise UsageError(f"{config.network} cannot take {image} ({reason})") from exc
+    finally:
+        network.train(mode)
+    shape = tuple(getattr(out, "shape", ()))
+    if shape != (1, classes):
+        raise UsageError(
+            f"{config.network} gives an output of shape {shape} for one image, but {config.data} "
+            f"has {classes} classes; it must give (1, {classes})"
+        )
+
+
+def _trainer(config: RunConfig, run: Run, callbacks: list[Any]) -> pl.Trainer:
+    import pytorch_lightning as pl
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    from planescope.training.recording import WholeCheckpoints
+
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            strategy=config.strategy,
+            precision=config.precision,
+            max_epochs=config.epochs,
+            callbacks=callbacks,
+            plugins=[WholeCheckpoints()],
+            logger=[_logger(name, run) for name in config.loggers],
+            default_root_dir=run.path,
+            # Batches come shuffled and shared out; nothing else is to happen at a step or beside.
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1 << 30,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as exc:
+        raise UsageError(
+            f"{config.devices} × {config.accelerator} with strategy {config.strategy} and "
+            f"precision {config.precision} cannot be here: {' '.join(str(exc).split())}"
+        ) from exc
+
+
+def _logger(name: str, run: Run) -> Any:
+    from pytorch_lightning import loggers
+
+    try:
+        match name:
+            case "csv":
+                made: Any = loggers.CSVLogger(run.logs, name="csv")
+            case "tensorboard":
+                made = loggers.TensorBoardLogger(run.logs, name="tensorboard")
+            case "wandb":
+                made = loggers.WandbLogger(
+                    name=run.path.name, save_dir=run.logs, project="planescope"
+                )
+            case _:
+                made = loggers.MLFlowLogger(
+                    "planescope", run_name=run.path.name, save_dir=str(run.logs / "mlflow")
+                )
+    except ModuleNotFoundError as exc:
+        raise MissingDependencyError(f"the logger {name} needs it: pip install {name}") from exc
+    return made
+
+
+def _fit(trainer: pl.Trainer, task: Task, recorder: Recorder, run: Run) -> None:
+    checkpoint = run.last_checkpoint if run.last_checkpoint.exists() else None
+    recorder.begin(trainer, checkpoint)
+
+    def stop() -> None:
+        task.stopping = True
+
+    try:
+        if checkpoint is None:
+            trainer.validate(task, verbose=False)
+            recorder.record_initial(trainer, task)
+        if not is_last(recorder.history, recorder.config):
+            with on_interrupt(stop):
+                trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
+    except BaseException:
+        launcher = trainer.strategy.launcher
+        if launcher is not None:  # the other processes wait for this one, for ever
+            launcher.kill(signal.SIGTERM)
+        raise
+
+
+@contextlib.contextmanager
+def _outcome(run: Run) -> Iterator[None]:
+    """Write how training ended, and say it in a sentence."""
+    import torch
+
+    where = run.path
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, StoppedError) as exc:  # Lightning exits at a signal
+        _try_to_save(run, State.STOPPED, "interrupted; go on with --resume")
+        raise StoppedError(
+            f"{where}: interrupted; go on with: planescope train --out {where} --resume"
+        ) from exc
+    except RunError as exc:
+        _try_to_save(run, State.FAILED, str(exc))
+        raise RunError(f"{where}: {exc}") from exc
+    except torch.OutOfMemoryError as exc:
+        problem = "memory ran out; take a smaller --batch-size or --width"
+        _try_to_save(run, State.FAILED, problem)
+        raise RunError(f"{where}: {problem}") from exc
+    except OSError as exc:
+        problem = f"{exc.filename or where}: {exc.strerror or exc}"
+        _try_to_save(run, State.FAILED, problem)
+        raise OutputError(problem) from exc
+    except PlanescopeError as exc:
+        _try_to_save(run, State.FAILED, str(exc))
+        raise
+    except BaseException as exc:
+        _try_to_save(run, State.FAILED, f"{type(exc).__name__}: {exc}")
+        raise
+
+
+def _try_to_save(run: Run, state: State, message: str) -> None:
+    # On a full disk what ended the run is the news, not that this cannot be written either.
+    with contextlib.suppress(OutputError):
+        run.save_status(Status(state=state, message=message))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Lightning and torch remark on off the terminal; errors are still raised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pytorch_lightning  # noqa: F401  sets its loggers' levels when it is imported
+
+        loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _isolated(threads: int | None) -> Iterator[None]:
+    """Give a caller's random numbers and number of threads back as they were."""
+    import torch
+    from pytorch_lightning.utilities.seed import isolate_rng
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        with isolate_rng():
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,220 @@
+"""What is kept of each epoch: metrics, snapshots, measurements, and what resuming needs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from planescope.checkpoints.state_dict import find_layers
+from planescope.errors import CheckpointError, NoLayersError
+from planescope.layer import Array, Kind, Layer, View
+from planescope.measurement import Measurement, Source, measure_layers
+from planescope.modules import read_module
+from planescope.output import replacing
+from planescope.run import State, Status
+from planescope.training.environment import environment
+from planescope.training.stopping import is_last, is_snapshot
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from planescope.config import RunConfig
+    from planescope.run import EpochMetrics, Run
+    from planescope.training.task import Task
+
+# Called with (batches done, batches in all, how it stands).
+Progress = Callable[[int, int, str], None]
+
+
+class Layers:
+    """The layers of a network that a config measures, and how they were at first.
+
+    The graph is followed once; each measurement reads the weights of then.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        At initialisation.
+
+    Raises
+    ------
+    NoLayersError
+        If it has none of the kinds wanted.
+    """
+
+    def __init__(self, network: nn.Module, config: RunConfig) -> None:
+        found, self._skipped = find_layers(read_module(network))
+        self._layers = _chosen(found, config)
+        self._source = Source(path=config.network, format="module", bytes=None)
+        self._view = View(config.view)
+        self._initial = {layer.name: _as_it_is(layer) for layer in self._layers}
+
+    def measure(self) -> Measurement:
+        """Statistics of the network as it is now."""
+        return measure_layers(
+            self._layers, source=self._source, view=self._view, initial=self._initial
+        )
+
+
+def _chosen(layers: Sequence[Layer], config: RunConfig) -> list[Layer]:
+    def of_kinds(kinds: Sequence[str]) -> list[Layer]:
+        return [layer for layer in layers if "all" in kinds or layer.kind in kinds]
+
+    wanted = config.kinds or (Kind.CONV,)
+    chosen = of_kinds(wanted) or ([] if config.kinds else of_kinds([Kind.LINEAR]))
+    if not chosen:
+        there = ", ".join(sorted({layer.kind for layer in layers})) or "none that can be measured"
+        raise NoLayersError(
+            f"{config.network} has no layer of kind {' or '.join(wanted)} (there are: {there}); "
+            "choose by --kinds"
+        )
+    return chosen
+
+
+def _as_it_is(layer: Layer) -> Layer:
+    """The layer with its weights of now, given on whatever device they are compared on."""
+    weight = layer.weight.read().clone()
+
+    def read() -> Array:
+        return weight.to(layer.weight.read().device)
+
+    return replace(layer, weight=replace(layer.weight, read=read))
+
+
+class Recorder(pl.Callback):
+    """Writes what an epoch came to into the run's folder, `last.ckpt` at the end of it.
+
+    Attributes
+    ----------
+    history : list of EpochMetrics
+        Of the epochs so far, from epoch 0.
+    """
+
+    def __init__(self, run: Run, config: RunConfig, layers: Layers, about: dict[str, str]) -> None:
+        self.config = config
+        self.history: list[EpochMetrics] = []
+        self._run, self._layers, self._about = run, layers, about
+
+    def begin(self, trainer: pl.Trainer, checkpoint: Path | None) -> None:
+        """Go back to the end of the last epoch that was finished; to nothing without one."""
+        if trainer.is_global_zero:
+            self._run.cut(-1 if checkpoint is None else _epochs(checkpoint))
+            self._run.save_environment(environment(str(trainer.strategy.root_device)))
+            self._run.save_status(Status(state=State.RUNNING))
+        self.history = list(self._run.metrics)
+
+    def record_initial(self, trainer: pl.Trainer, task: Task) -> None:
+        """Keep the network as it is before training; it must have been validated."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.config.model_dump(mode="json"))
+        self._record(trainer, task, epoch=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, task: Task) -> None:
+        """Keep the epoch, and stop where the run is on a plateau."""
+        self._record(trainer, task, trainer.current_epoch + 1)
+        # Written by all processes together; from now on the files of the epoch count.
+        trainer.save_checkpoint(self._run.last_checkpoint)
+        trainer.should_stop = is_last(self.history, self.config)
+
+    def _record(self, trainer: pl.Trainer, task: Task, epoch: int) -> None:
+        metrics = task.metrics(epoch)
+        self.history.append(metrics)
+        if not trainer.is_global_zero:
+            return
+        if is_snapshot(self.history, self.config):
+            self._run.save_snapshot(epoch, task.network.state_dict(), self._about)
+            self._run.add_measurement(epoch, self._layers.measure())
+        self._run.save_metrics(self.history)
+        for logger in trainer.loggers:
+            logger.log_metrics(_logged(metrics), step=epoch)
+            logger.save()
+
+
+def _epochs(checkpoint: Path) -> int:
+    """How many epochs were finished when a checkpoint was written."""
+    return int(WholeCheckpoints().load_checkpoint(checkpoint)["epoch"]) + 1
+
+
+def _logged(metrics: EpochMetrics) -> dict[str, float]:
+    return {name: value for name, value in vars(metrics).items() if value is not None}
+
+
+class Reporter(pl.Callback):
+    """Tells how far the training is, after each batch."""
+
+    def __init__(self, progress: Progress, recorder: Recorder) -> None:
+        self._progress, self._recorder = progress, recorder
+        self._text = ""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, task: Task) -> None:  # noqa: ARG002
+        """Look up how the last epoch ended."""
+        last = self._recorder.history[-1]
+        self._text = (
+            f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, "
+            f"validation accuracy {last.val_accuracy:.1%}"
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Tell it."""
+        total = trainer.num_training_batches * (trainer.max_epochs or 0)
+        self._progress(trainer.global_step, int(total), self._text)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or absent, and of which nothing is executed.
+
+    Lightning's own are written in the temporary folder and then moved, which between two file
+    systems is a copy that can be cut off.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Any = None,  # noqa: ARG002
+    ) -> None:
+        """Write beside the target, then rename."""
+        with replacing(path) as draft:
+            try:
+                torch.save(checkpoint, draft)
+            except RuntimeError as exc:  # what torch makes of a full disk
+                raise OSError(str(exc).partition("\n")[0]) from exc
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = None,  # noqa: ARG002
+        weights_only: bool | None = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Read tensors and plain values alone.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged or holds anything else.
+        """
+        try:
+            loaded: dict[str, Any] = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=True
+            )
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            EOFError,
+            KeyError,
+            pickle.UnpicklingError,
+        ) as exc:
+            raise CheckpointError(
+                f"{path}: is damaged; remove it to resume from the beginning"
+            ) from exc
+        return loaded

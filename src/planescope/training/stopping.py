@@ -1,0 +1,63 @@
+"""Which epochs are kept, which is the last, and how a run is interrupted between two batches.
+
+All of it follows from the metrics of the epochs so far, so that a resumed run decides alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planescope.config import RunConfig
+    from planescope.run import EpochMetrics
+
+
+def is_last(history: Sequence[EpochMetrics], config: RunConfig, /) -> bool:
+    """Whether no epoch follows: all were trained, or the run is on a plateau."""
+    return history[-1].epoch >= config.epochs or _on_plateau(history, config)
+
+
+def is_snapshot(history: Sequence[EpochMetrics], config: RunConfig, /) -> bool:
+    """Whether the latest epoch is kept: all until one, then one in so many, and the last."""
+    beyond = history[-1].epoch - config.snapshots_until
+    return beyond <= 0 or beyond % config.snapshots_every == 0 or is_last(history, config)
+
+
+def _on_plateau(history: Sequence[EpochMetrics], config: RunConfig) -> bool:
+    """Whether the training loss has not fallen by `min_delta` for `patience` epochs."""
+    if config.patience is None:
+        return False
+    best, since = float("inf"), 0
+    for row in history:
+        if row.train_loss is None:
+            continue
+        since += 1
+        if row.train_loss < best - config.min_delta:
+            best, since = row.train_loss, 0
+    return since >= config.patience
+
+
+@contextlib.contextmanager
+def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at the first Ctrl-C; a second one interrupts at once, as usual.
+
+    Only a program's main thread hears signals; in another this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def first(*_: Any) -> None:
+        signal.signal(signal.SIGINT, usual)
+        stop()
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
