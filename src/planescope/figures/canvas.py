@@ -1,0 +1,132 @@
+"""What all figures share: sizes on paper, style, colours, and how a figure becomes a file."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, ParamSpec
+
+from planescope.errors import UsageError
+from planescope.output import write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+# A name of `WIDTHS`, or inches.
+Width = Literal["column", "page"] | float
+WIDTHS = {"column": 3.35, "page": 6.9}
+NARROWEST, WIDEST = 2.5, 30.0
+# Of a title, for letters of the usual width.
+SIGNS_AN_INCH, LONGEST_TITLE = 17, 40
+
+# Okabe and Ito's palette, which colour-blind readers tell apart. A colour says to which side: the
+# normals face away from the positive orthant (pi <= 0) or toward it. Grey is what chance gives.
+AWAY, TOWARD = "#D55E00", "#0072B2"
+NEUTRAL, CHANCE, FAINT = "#333333", "#C8C8C8", "#E4E4E4"
+
+# Without what would make two files of one figure differ.
+_METADATA: dict[str, dict[str, None]] = {
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+    "png": {},
+}
+
+
+def canvas(
+    width: Width, height: float, *, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
+    """Make an empty figure, outside pyplot's state; sizes in inches.
+
+    Raises
+    ------
+    UsageError
+        If `width` cannot be.
+    """
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(inches(width), height), layout=layout)
+
+
+def inches(width: Width) -> float:
+    """Width in inches, from a name or a number.
+
+    Raises
+    ------
+    UsageError
+        If it is neither "column", "page" nor a number of inches that a figure can have.
+    """
+    given = WIDTHS.get(width) if isinstance(width, str) else width
+    if not isinstance(given, (int, float)) or not NARROWEST <= given <= WIDEST:
+        raise UsageError(
+            f"width {width!r}: give 'column', 'page' or inches from {NARROWEST} to {WIDEST}"
+        )
+    return float(given)
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in our style, whatever the user's settings are, and leave those as they were."""
+
+    @functools.wraps(draw)
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with _style():
+            figure = draw(*args, **kwargs)
+            # Ticks take the settings of the moment of the first drawing, and the layout is found.
+            figure.draw_without_rendering()
+        # A layout that stays makes every file of the figure the same.
+        figure.set_layout_engine("none")
+        return figure
+
+    return in_style
+
+
+def save(figure: Figure, path: str | os.PathLike[str], /) -> None:
+    """Write a figure; the suffix chooses .pdf, .svg or .png (300 dpi).
+
+    The same figure gives the same bytes each time. Fonts are embedded in PDF as TrueType; SVG holds
+    text as outlines, so that it looks the same without the font.
+
+    Raises
+    ------
+    UsageError
+        If the suffix is none of these.
+    OutputError
+        If the file cannot be written; nothing is left behind then.
+    """
+
+    def writer(form: str) -> Callable[[Path], None]:
+        def draft(path: Path) -> None:
+            with _style():
+                figure.savefig(path, format=form, metadata=_METADATA[form])
+
+        return draft
+
+    write(path, {f".{form}": writer(form) for form in _METADATA})
+
+
+def shown(name: str, longest: int = 30) -> str:
+    """Name as a figure shows it: one line, its middle left out where it is long."""
+    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in name)
+    if len(line) <= longest:
+        return line
+    head = (longest - 1) // 2
+    return f"{line[:head]}…{line[head + 1 - longest :]}"
+
+
+def fitted(name: str, width: float, rest: str = "") -> str:
+    """Name and the rest of a title, in so many inches."""
+    room = int(SIGNS_AN_INCH * width) - len(rest)
+    return shown(name, max(12, min(room, LONGEST_TITLE))) + rest
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    from matplotlib import style
+
+    # From the defaults on: a user's own settings (TeX, grids, sizes) must not change a figure.
+    with style.context(Path(__file__).with_name("planescope.mplstyle"), after_reset=True):
+        yield
