@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -100,7 +101,9 @@ def save(figure: Figure, path: str | os.PathLike[str], /) -> None:
 
     def writer(form: str) -> Callable[[Path], None]:
         def draft(path: Path) -> None:
-            with _style():
+            with _style(), warnings.catch_warnings():
+                # A name in a script that the font lacks is drawn as boxes, and is no one's mistake.
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")
                 figure.savefig(path, format=form, metadata=_METADATA[form])
 
         return draft
