@@ -1,6 +1,7 @@
 """Preparation by batches, against plain loops over single images."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from torchvision.transforms import v2
 from planescope.errors import CheckpointError, UsageError
 from planescope.training.batches import batches, crop_and_flip, resized
 from planescope.training.data import DataOptions, Images, Resize, load, pixel_permutation
+from planescope.training.networks import build
 
+PARITY = Path(__file__).parent / "parity"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
@@ -53,6 +56,18 @@ def test_inputs_are_normalised_as_torchvision_does():
     torch.testing.assert_close(torch.cat(inputs), plain(data.images), rtol=0, atol=1e-6)
     assert torch.equal(torch.cat(labels), data.labels)
     assert [len(part) for part in labels] == [16, 16, 16, 2]
+
+
+def test_a_trained_network_classifies_as_many_digits_as_elsewhere():
+    """Files, order and normalisation together: an independent implementation counted 945."""
+    network = build("lenet", in_channels=1)
+    snapshot = torch.load(PARITY / "lenet-epoch-12.tar", weights_only=True)
+    network.load_state_dict(snapshot["model_state_dict"])
+    prepared = batches(load("mnist", path=PARITY, split="val"), batch_size=128)
+    with torch.no_grad():
+        right = sum(int((network.eval()(x).argmax(1) == y).sum()) for x, y in prepared)
+    expected = json.loads((PARITY / "expected.json").read_text())["validation"]["top1"]
+    assert right == round(1000 * expected) == 945
 
 
 def test_preparing_leaves_the_images_alone():

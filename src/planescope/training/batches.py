@@ -176,8 +176,7 @@ class Batches(ABC):
         return parts[self._done : len(self)]
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        inputs = images.to(torch.float32, copy=True)
-        return inputs.div_(255).sub_(self._mean).div_(self._std).to(self._plan.dtype)
+        return images.float().div_(255).sub_(self._mean).div_(self._std).to(self._plan.dtype)
 
     # Each draw of an example is uniform from 0 to below one of these.
     _draw_below: tuple[int, ...]
@@ -269,7 +268,7 @@ class _FileBatches(Batches):
             yield self._normalised(images), labels
 
 
-class _Decoder(Dataset[Any]):  # type: ignore[misc]
+class _Decoder(Dataset[Any]):
     """Image files to bytes of 3 × 224 × 224, by position and seed."""
 
     def __init__(self, data: Files, *, augment: bool) -> None:

@@ -246,24 +246,23 @@ def _corrupt_labels(data: Images | Files, options: DataOptions) -> Images | File
 
 
 def _shuffle_pixels(data: Images | Files, options: DataOptions) -> Images | Files:
+    import numpy as np
     import torch
 
     if not options.shuffle_pixels:
         return data
     if isinstance(data, Files):
         return replace(data, shuffle_seed=options.seed)
-    pixels = data.images.flatten(2)
-    shuffled = torch.empty_like(pixels)
+    pixels = data.images.flatten(2).numpy()
+    shuffled = np.empty_like(pixels)
     for index, image in enumerate(pixels):
         shuffled[index] = image[:, pixel_permutation(options.seed, index, image.shape[1])]
-    return replace(data, images=shuffled.view_as(data.images))
+    return replace(data, images=torch.from_numpy(shuffled).view_as(data.images))
 
 
-def pixel_permutation(seed: int, index: int, pixels: int, /) -> torch.Tensor:
+def pixel_permutation(seed: int, index: int, pixels: int, /) -> np.ndarray:
     """Permutation of the pixels of a training image; its own for each seed, index and size."""
-    import torch
-
-    return torch.from_numpy(_rng(seed, _PIXELS, index).permutation(pixels))
+    return _rng(seed, _PIXELS, index).permutation(pixels)
 
 
 def _augments(data: Images | Files, options: DataOptions) -> bool:
