@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec
@@ -101,9 +101,7 @@ def save(figure: Figure, path: str | os.PathLike[str], /) -> None:
 
     def writer(form: str) -> Callable[[Path], None]:
         def draft(path: Path) -> None:
-            with _style(), warnings.catch_warnings():
-                # A name in a script that the font lacks is drawn as boxes, and is no one's mistake.
-                warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            with _style():
                 figure.savefig(path, format=form, metadata=_METADATA[form])
 
         return draft
@@ -131,5 +129,8 @@ def _style() -> Iterator[None]:
     from matplotlib import style
 
     # From the defaults on: a user's own settings (TeX, grids, sizes) must not change a figure.
-    with style.context(Path(__file__).with_name("planescope.mplstyle"), after_reset=True):
+    ours = style.context(Path(__file__).with_name("planescope.mplstyle"), after_reset=True)
+    with ours, warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes, which is no one's mistake.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
