@@ -50,7 +50,7 @@ def batches(
         Of the CPU; gives each epoch its order and its augmentation. Without it the order is that of
         the data.
     augment : bool
-        Images in memory: random crop after padding by 4 zeros, and a flip for every second image.
+        Images in memory: random crop after padding by 4 zeros, and a flip with probability 1/2.
         Files: random resized crop to 224 × 224 and flip; without it, the middle 224 × 224 of the
         image with its shorter side resized to 256. Needs `shuffle`.
     drop_last : bool

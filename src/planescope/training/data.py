@@ -14,7 +14,6 @@ from planescope.training.sources import must_not_augment, open_source
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 __all__ = [
     "DataOptions",
