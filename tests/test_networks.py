@@ -462,3 +462,13 @@ def test_timm_weights_that_cannot_be_fetched_are_named_with_the_cache(hf_cache):
 def test_only_networks_of_the_libraries_have_published_weights(name, sentence):
     with pytest.raises(UsageError, match=sentence):
         load_pretrained(name)
+
+
+def test_a_callable_in_the_working_folder_is_found_and_hides_no_library(tmp_path, monkeypatch):
+    (tmp_path / "homemade.py").write_text(
+        "import torch\ndef net(): return torch.nn.Conv2d(3, 4, 3)\n"
+    )
+    (tmp_path / "math.py").write_text("raise RuntimeError\n")
+    monkeypatch.chdir(tmp_path)
+    assert build("homemade:net").out_channels == 4
+    assert str(tmp_path) not in sys.path

@@ -14,9 +14,10 @@ from urllib.parse import urlparse
 
 from planescope.errors import CheckpointError, MissingDependencyError, UsageError
 from planescope.networks import nearest
+from planescope.training.callables import find_callable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Collection, Iterator
     from types import ModuleType
 
     from torch import nn
@@ -66,7 +67,8 @@ def own(package: str, attribute: str, in_channels: int, classes: int, image_size
     """What a callable makes of those of the options that it has parameters for."""
     from torch import nn
 
-    function = _attribute(package, attribute)
+    others = "one of the paper's, torchvision:NAME, timm:NAME"
+    function = find_callable(package, attribute, "network", others)
     options = {"in_channels": in_channels, "classes": classes, "image_size": image_size}
     wanted = inspect.signature(function).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted):
@@ -78,25 +80,6 @@ def own(package: str, attribute: str, in_channels: int, classes: int, image_size
             f"{package}:{attribute} gave a {type(built).__name__}; it must give a torch.nn.Module"
         )
     return built
-
-
-def _attribute(package: str, attribute: str) -> Callable[..., object]:
-    try:
-        module = importlib.import_module(package)
-    except (ModuleNotFoundError, ValueError) as exc:  # ValueError: an empty name
-        name = getattr(exc, "name", None) or package
-        if package != name and not package.startswith(f"{name}."):
-            raise  # the module is there, what it imports is not
-        raise UsageError(
-            f"no module {package!r} can be imported; a network is one of the paper's, "
-            "torchvision:NAME, timm:NAME or package.module:callable"
-        ) from exc
-    found: Callable[..., object] | None = getattr(module, attribute, None)
-    if not callable(found):
-        raise UsageError(
-            f"{package} has no callable {attribute!r}; {nearest(attribute, dir(module))}"
-        )
-    return found
 
 
 def torchvision_pretrained(name: str) -> nn.Module:

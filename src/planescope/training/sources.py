@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from planescope.errors import CheckpointError, UsageError
 from planescope.networks import nearest
 from planescope.training import datafiles
+from planescope.training.callables import find_callable
 from planescope.training.examples import Files, Images
 from planescope.training.known import IMAGENET, KNOWN
 
@@ -142,15 +142,9 @@ def _folder(name: str, split: Split, root: Path) -> Files:
 
 
 def _from_callable(name: str, split: Split) -> Images:
-    """Call what ``package.module:callable`` names; it is the user's own code and runs as such."""
+    """Call what ``package.module:callable`` names."""
     module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as exc:
-        raise UsageError(
-            f"data {name!r}: there is no callable of that name ({datafiles.one_line(exc)}); give "
-            "folder:PATH or package.module:callable"
-        ) from exc
+    function = find_callable(module, attribute, "data set", "one that is known, folder:PATH")
     parts = function()
     if not (isinstance(parts, tuple | list) and len(parts) == 2):
         raise UsageError(f"data {name!r}: must return two parts, one to train and one to validate")
