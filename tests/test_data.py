@@ -499,7 +499,7 @@ def test_pictures_from_a_callable():
         ("cifar11", "unknown data 'cifar11'; the nearest are cifar10, cifar100"),
         ("folder:", "unknown data 'folder:'"),
         ("no.such:thing", r"no module 'no\.such' can be imported"),
-        (f"{__name__}:nothing", "there is no callable of that name"),
+        (f"{__name__}:nothing", "test_data has no callable 'nothing'"),
         (f"{__name__}:one_part", "must return two parts"),
         (f"{__name__}:floats", r"wants images as bytes .* got torch.float32 \(60, 2, 6, 5\)"),
         (f"{__name__}:sizes", "wants images of one size"),
