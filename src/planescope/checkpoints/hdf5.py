@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from planescope.checkpoints.archive import BOMB_BYTES, BOMB_RATIO
+from planescope.checkpoints.hdf5_bytes import MAGIC, Objects
 from planescope.checkpoints.raw import ITEM_SIZES, decode, open_binary, stored_tensor
 from planescope.errors import CheckpointError
 from planescope.layer import Tensor
@@ -24,10 +26,16 @@ from planescope.layer import Tensor
 if TYPE_CHECKING:
     import numpy as np
 
-MAGIC = b"\x89HDF\r\n\x1a\n"
+BLOCKS = (0, 512, 1024, 2048)  # where it may stand, behind a block of the user's
 
 # Keras nests two levels for each model within a model; far deeper, paths would outgrow the file.
 MAX_DEPTH = 64
+
+# What h5py raises on damaged files, and what reading beside it does.
+_ERRORS = (
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError),
+    *(SystemError, struct.error, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -81,16 +89,12 @@ class _Stretch(io.RawIOBase):
 
 @contextmanager
 def _damage_refused(where: str) -> Iterator[None]:
-    """Turn what h5py raises on a damaged file, which is nearly anything, into our own error."""
+    """Turn what a damaged file raises, which is nearly anything, into our own error."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as exc:
+    except _ERRORS as exc:
         raise CheckpointError(
             f"{where}: the HDF5 file is damaged ({exc}); is the download complete?"
-        ) from exc
-    except (MemoryError, SystemError, zlib.error) as exc:
-        raise CheckpointError(
-            f"{where}: the HDF5 file is damaged; is the download complete?"
         ) from exc
 
 
@@ -108,8 +112,12 @@ class Hdf5:
 
         self.window = window
         self._stream = window.open()
+        self._objects = Objects(self._bytes)
+        self._base = 0
         try:
             with _damage_refused(str(window.path)):
+                self._base = next((at for at in BLOCKS if self._bytes(at, 8) == MAGIC), 0)
+                self._objects.check_root()
                 self._file = h5py.File(self._stream, "r")
         except CheckpointError:
             self._stream.close()
@@ -153,9 +161,9 @@ class Hdf5:
         """Names in a group, after a look at what each link is."""
         import h5py
 
-        links: list[tuple[bytes, int]] = []
-        group.links.iterate(lambda name, link: links.append((name, link.type)), info=True)
-        for name, kind in links:
+        links: list[tuple[bytes, int, int]] = []
+        group.links.iterate(lambda name, to: links.append((name, to.type, to.u)), info=True)
+        for name, kind, address in links:
             where = f"{self.window.path}: link {path}/{name.decode(errors='replace')}"
             if kind != h5py.h5l.TYPE_HARD:
                 raise CheckpointError(
@@ -165,29 +173,25 @@ class Hdf5:
             # Such a name would be read as a path, past links that were not looked at.
             if b"/" in name or name == b".":
                 raise CheckpointError(f"{where} has a name that is a path")
+            self._objects.check(address)
         if links and path.count("/") + 1 >= MAX_DEPTH:
             raise CheckpointError(f"{self.window.path}: groups nest more than {MAX_DEPTH} deep")
-        return [name.decode() for name, _ in links]
+        return [name.decode() for name, *_ in links]
 
     def texts(self, path: str, attribute: str) -> list[str] | None:
-        """Strings of an attribute, a single one as a list of one; None where there is none."""
-        where = f"{self.window.path}: attribute {attribute!r} of /{path}"
-        with _damage_refused(where):
-            attributes = self._file[path or "/"].attrs
-            if attribute not in attributes:
-                return None
-            about = attributes.get_id(attribute)
-            if math.prod(about.shape) * about.dtype.itemsize > self.window.size:
-                raise CheckpointError(f"{where} claims more than the file holds")
-            if about.dtype.kind not in "OSU" or 0 in about.shape:
-                return []
-            value = attributes[attribute]
-            items = [value] if isinstance(value, str | bytes) else value.ravel().tolist()
-        return [
-            item.decode(errors="replace") if isinstance(item, bytes) else item
-            for item in items
-            if isinstance(item, str | bytes)
-        ]
+        """Texts of an attribute, a single one as a list of one; None where there is none."""
+        import h5py
+
+        with _damage_refused(f"{self.window.path}: attribute {attribute!r} of /{path}"):
+            address = h5py.h5o.get_info(self._file.id, (path or "/").encode()).addr
+            return self._objects.texts(address, attribute)
+
+    def _bytes(self, address: int, length: int) -> bytes:
+        begin = self._base + address
+        if begin + length > self.window.size:
+            raise ValueError("an address outside the file")
+        self._stream.seek(begin)
+        return self._stream.read(length) or b""
 
     def tensor(self, key: str) -> Tensor:
         """Describe a dataset that `groups` has listed; nothing of it is read yet."""

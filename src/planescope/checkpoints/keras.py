@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from planescope.checkpoints.archive import Archive
-from planescope.checkpoints.hdf5 import MAGIC, Hdf5, Window
+from planescope.checkpoints.hdf5 import BLOCKS, Hdf5, Window
+from planescope.checkpoints.hdf5_bytes import MAGIC
 from planescope.checkpoints.keras_graph import ConfigLayer, Position, snake_case, trace
 from planescope.checkpoints.keras_layers import DEFAULT_EPS, FORMS, Form, layers_of, norm_of
 from planescope.checkpoints.keras_variables import Variables, weights_of
-from planescope.checkpoints.probe import HEAD_BYTES, Probe, probe
+from planescope.checkpoints.probe import Probe, probe
 from planescope.errors import CheckpointError
 from planescope.layer import Input, Layer, Norm
 
@@ -32,11 +33,12 @@ _CONFIG = "config.json"
 _FOREIGN = {"embedding", "einsum_dense", "p_re_lu"}
 _ATTENTION = re.compile(r"attention|einsum|/(query|key|value|output)(_dense)?/")
 
+_TELLING_WORDS = {"transpose": Form.TRANSPOSED, "depthwise": Form.DEPTHWISE}
+
 
 def recognises(probe: Probe) -> bool:
     """Tell HDF5, behind a block of the user's perhaps, and zip archives with Keras' weights."""
-    blocks = (0, *(1 << n for n in range(9, HEAD_BYTES.bit_length())))
-    return any(probe.head.startswith(MAGIC, at) for at in blocks) or _WEIGHTS in probe.zip_names
+    return any(probe.head.startswith(MAGIC, at) for at in BLOCKS) or _WEIGHTS in probe.zip_names
 
 
 def read(path: Path) -> list[Layer]:
@@ -186,7 +188,8 @@ def _judged_by_shape(file: Hdf5, variables: Variables) -> list[Layer]:
     table = rank < 4 and keys.keys() == {"0"}
     if table or not 2 <= rank <= 5 or (rank == 3 and _ATTENTION.search(name)):
         return []
-    form = Form.CONV if rank > 2 else Form.DENSE
-    for word, told in (("transpose", Form.TRANSPOSED), ("depthwise", Form.DEPTHWISE)):
-        form = told if rank > 2 and word in name else form
-    return layers_of(file, variables, form, rank)
+    told = [form for word, form in _TELLING_WORDS.items() if word in name]
+    # Where no word tells, the width of the bias shows which axis has the filters.
+    forms = told or [Form.CONV, Form.TRANSPOSED, Form.DEPTHWISE] if rank > 2 else [Form.DENSE]
+    fitting = (layers_of(file, variables, form, rank) for form in forms)
+    return next(filter(None, fitting), [])

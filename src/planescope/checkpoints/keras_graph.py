@@ -17,7 +17,7 @@ from typing import Any
 from planescope.layer import Input
 
 # A model called twice within a model called twice, and so on, doubles each time.
-MAX_CALLS = 100_000
+MAX_CALLS = 20_000
 
 # Keras 2 has one class for all operations on tensors (x + y, tf.nn.relu); Keras 3's names for them.
 _TF_FUNCTIONS = {

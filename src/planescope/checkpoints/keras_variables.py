@@ -119,11 +119,12 @@ def weights_of(file: Hdf5) -> Weights:
 def _numbered(file: Hdf5, groups: Mapping[str, list[str]]) -> Iterator[Variables]:
     @functools.cache
     def label(group: str) -> str | None:
-        """Name of the layer in a group; None for the list of a model's layers."""
+        """Name of the layer in a group; None for a list of layers, or for what a wrapper wraps."""
         last = group.rpartition("/")[2]
-        if f"{group}/vars" in groups:
-            return next(iter(file.texts(f"{group}/vars", "name") or []), last)
-        return last if last not in _LISTS else None
+        if last in (*_LISTS, "layer"):
+            return None
+        written = file.texts(f"{group}/vars", "name") if f"{group}/vars" in groups else None
+        return next(iter(written or []), last)
 
     for path in sorted(groups, key=_natural):
         group, _, last = path.rpartition("/")
