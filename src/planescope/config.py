@@ -169,9 +169,10 @@ class RunConfig(BaseModel):
     @classmethod
     def _in_a_sentence(cls, values: Any, build: ModelWrapValidatorHandler[RunConfig]) -> RunConfig:
         try:
-            return build(values)
+            built: RunConfig = build(values)
         except ValidationError as exc:
             raise _field_error(exc.errors()[0]) from None
+        return built
 
     def but(self, changes: Mapping[str, Any], /) -> RunConfig:
         """Make the same record with some fields replaced.

@@ -317,9 +317,10 @@ class Run:
 
         path = self._snapshot_folder / f"epoch-{epoch:04d}.safetensors"
         try:
-            return load_file(path)
+            weights: dict[str, torch.Tensor] = load_file(path)
         except (OSError, SafetensorError) as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
+        return weights
 
     def add_measurement(self, epoch: int, measurement: Measurement) -> None:
         """Add the layers of a snapshot to the table."""

@@ -7,6 +7,8 @@ import click
 from planescope import __version__
 from planescope.cli.measure import measure
 from planescope.cli.quickstart import quickstart
+from planescope.cli.status import status
+from planescope.cli.train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,3 +19,5 @@ def app() -> None:
 
 app.add_command(measure)
 app.add_command(quickstart)
+app.add_command(status)
+app.add_command(train)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import shlex
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -205,7 +206,7 @@ def _check_fit(network: nn.Module, config: RunConfig, data: Data) -> None:
     try:
         with torch.no_grad():
             out = network.eval()(torch.zeros(1, channels, height, width))
-    except (RuntimeError, ValueError) as exc:
+    except (RuntimeError, ValueError, AssertionError) as exc:
         reason = str(exc).partition("\n")[0]
         raise UsageError(f"{config.network} cannot take {image} ({reason})") from exc
     finally:
@@ -304,7 +305,8 @@ def _outcome(run: Run) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, StoppedError) as exc:  # Lightning exits at a signal
         _try_to_save(run, State.STOPPED, "interrupted; go on with --resume")
         raise StoppedError(
-            f"{where}: interrupted; go on with: planescope train --out {where} --resume"
+            f"{where}: interrupted; go on with: planescope train --out {shlex.quote(str(where))} "
+            "--resume"
         ) from exc
     except RunError as exc:
         _try_to_save(run, State.FAILED, str(exc))
@@ -338,7 +340,8 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         import pytorch_lightning  # noqa: F401  sets its loggers' levels when it is imported
 
-        loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+        names = ("pytorch_lightning", "lightning_fabric", "torch")
+        loggers = [logging.getLogger(name) for name in names]
         levels = [logger.level for logger in loggers]
         try:
             for logger in loggers:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import random
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.nn.functional import cross_entropy
@@ -125,7 +127,7 @@ class Task(pl.LightningModule):
         seed, epoch = self._config.seed, self.current_epoch
         # The order is one for all processes, which share it; dropout is each one's own.
         self._shuffle.manual_seed(_derived(seed, epoch))
-        pl.seed_everything(_derived(seed, epoch, 1 + self.global_rank), verbose=False)
+        _seed_all(_derived(seed, epoch, 1 + self.global_rank))
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
         """Mean cross-entropy of a batch."""
@@ -191,8 +193,13 @@ class Task(pl.LightningModule):
             )
 
 
+def _seed_all(seed: int) -> None:
+    """Seed every global generator that a network may draw from."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  the legacy generator is the global one
+    torch.manual_seed(seed)
+
+
 def _derived(seed: int, *stream: int) -> int:
     """A seed for one use, of 32 bits, as NumPy's legacy generator wants."""
-    import numpy as np
-
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1)[0])

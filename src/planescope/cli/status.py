@@ -1,0 +1,70 @@
+"""``planescope status``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from planescope.run import Run
+
+SCHEMA = "planescope.status/1"
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
+def status(runs: tuple[str, ...], *, as_json: bool) -> None:
+    """Tell what training runs are, how far they came, and their last figures."""
+    from planescope.run import Run
+
+    found = [Run.open(path) for path in runs]
+    if as_json:
+        for run in found:
+            sys.stdout.write(json.dumps(_fields(run)) + "\n")
+        return
+    print_status(found)
+
+
+def _fields(run: Run) -> dict[str, Any]:
+    config, metrics, state = run.config, run.metrics, run.status
+    return {
+        "schema": SCHEMA,
+        "path": str(run.path),
+        "state": str(state.state),
+        "message": state.message,
+        "network": config.network,
+        "data": config.data,
+        "epochs": config.epochs,
+        "snapshots": list(run.snapshots),
+        "last": vars(metrics[-1]) if metrics else None,
+    }
+
+
+def print_status(runs: Sequence[Run]) -> None:
+    """Print a line a run, and one for what happened to it."""
+    from planescope.cli.tables import console
+
+    out = console()
+    for run in runs:
+        fields = _fields(run)
+        out.print(_line(fields))
+        if fields["message"]:
+            out.print(f"  {fields['message']}", style="dim")
+
+
+def _line(fields: dict[str, Any]) -> str:
+    last = fields["last"]
+    parts = [f"{fields['path']}: {fields['network']} on {fields['data']}, {fields['state']}"]
+    if last is not None:
+        parts.append(f"epoch {last['epoch']} of {fields['epochs']}")
+        if last["train_loss"] is not None:
+            parts.append(f"training loss {last['train_loss']:.4f}")
+        if last["train_accuracy"] is not None:
+            parts.append(f"training accuracy {last['train_accuracy']:.1%}")
+        parts.append(f"validation loss {last['val_loss']:.4f}, accuracy {last['val_accuracy']:.1%}")
+    return ", ".join(parts)

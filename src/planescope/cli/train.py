@@ -1,0 +1,94 @@
+"""``planescope train``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import click
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from planescope.config import RunConfig
+
+
+class _ConfigCommand(click.Command):
+    """A command that also has an option for each field of a config.
+
+    They are looked up when the command is asked for: pydantic takes a while to import.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*_options(), *super().get_params(ctx)]
+
+
+@functools.cache
+def _options() -> tuple[click.Option, ...]:
+    from planescope.config import RunConfig
+
+    return tuple(_option(name, field) for name, field in RunConfig.model_fields.items())
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    """An option for a field; values are checked by the config, not here."""
+    flag = "--" + name.replace("_", "-")
+    types = list(_types(field.annotation))
+    is_tuple = get_origin(field.annotation) is tuple
+    text = (field.description or "").rstrip()
+    if field.default not in (None, ()):
+        text += f" [default: {str(field.default).lower() if bool in types else field.default}]"
+    if bool in types:
+        return click.Option([f"{flag}/--no-{name.replace('_', '-')}"], default=None, help=text)
+    metavar = "|".join(str(t) for t in types) if isinstance(types[0], str) else None
+    if metavar is None:
+        metavar = {int: "N", float: "X"}.get(types[0], "TEXT")
+    return click.Option([flag], multiple=is_tuple, metavar=metavar, help=text)
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """What a value may be: a type, or one of several words."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif parts := get_args(annotation):
+        for part in parts:
+            if part not in (type(None), ...):
+                yield from _types(part)
+    else:
+        yield annotation
+
+
+@click.command(cls=_ConfigCommand)
+@click.option(
+    "--config", metavar="FILE", help="YAML with these options; those given here go before it."
+)
+@click.option("--out", metavar="RUN", default="run", show_default=True, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on after the last epoch that was finished.")
+def train(*, config: str | None, out: str, resume: bool, **options: Any) -> None:
+    """Train a network and measure it on the way; by default LeNet on digits, half a minute.
+
+    RUN gets config.yaml, metrics.csv, snapshots/, measurements and what resuming needs. With
+    --resume, options that are not given are those of the run.
+    """
+    from planescope.cli.progress import layer_progress
+    from planescope.cli.status import print_status
+    from planescope.training.loop import rank
+    from planescope.training.loop import train as train_run
+
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    wanted = _config(config, out, resume=resume).but(given)
+    with layer_progress() as advance:
+        run = train_run(wanted, out, resume=resume, progress=advance)
+    if rank() == 0:
+        print_status([run])
+
+
+def _config(path: str | None, out: str, *, resume: bool) -> RunConfig:
+    """What the options given on the command line are laid over."""
+    from planescope.config import RunConfig, load_config
+    from planescope.run import Run
+
+    if path is not None:
+        return load_config(path)
+    return Run(out).config if resume and Run(out).exists else RunConfig()

@@ -1,0 +1,175 @@
+"""The folder of a run: what is written is read back, and what is wrong is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import planescope as ps
+from planescope import run as run_module
+from planescope.config import RunConfig
+from planescope.errors import CheckpointError, OutputError, UsageError
+from planescope.run import EpochMetrics, Run, State, Status
+
+
+def row(epoch: int) -> EpochMetrics:
+    loss = None if epoch == 0 else 1 / 3 / epoch
+    return EpochMetrics(
+        epoch=epoch, train_loss=loss, train_accuracy=None, val_loss=0.1 + 0.2, val_accuracy=1.0,
+        learning_rate=None if epoch == 0 else 1e-05, seconds=1.25,
+    )  # fmt: skip
+
+
+def measurement(seed: int) -> ps.Measurement:
+    draw = np.random.default_rng(seed).standard_normal
+    return ps.measure({"a.weight": draw((4, 3, 3, 3)), "b.weight": draw((8, 4, 3, 3))})
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run.create(tmp_path / "run", RunConfig(epochs=5))
+
+
+def test_a_new_run_has_its_config_and_nothing_else(run):
+    assert run.config == RunConfig(epochs=5)
+    assert (run.metrics, run.snapshots, run.status) == ((), {}, Status(state=State.NEW))
+    with pytest.raises(CheckpointError, match="nothing was measured yet"):
+        _ = run.measurements
+
+
+def test_a_run_is_not_made_twice(run):
+    with pytest.raises(UsageError, match="exists; go on with --resume, or give another --out"):
+        Run.create(run.path, RunConfig())
+    assert run.config.epochs == 5
+
+
+def test_a_run_that_cannot_be_made_or_found_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made: Not a directory"):
+        Run.create(tmp_path / "file" / "run", RunConfig())
+    with pytest.raises(CheckpointError, match="is no run: it has no config"):
+        Run.open(tmp_path)
+    with pytest.raises(CheckpointError, match="is no run"):
+        _ = Run(tmp_path).config
+
+
+def test_metrics_are_read_back_to_the_bit(run):
+    rows = [row(epoch) for epoch in range(4)]
+    run.save_metrics(rows)
+    assert run.metrics == tuple(rows)
+    text = (run.path / "metrics.csv").read_text()
+    assert text.splitlines()[1].startswith("planescope.metrics/1,0,,,0.30000000000000004")
+
+
+def test_damaged_files_are_named(run):
+    (run.path / "metrics.csv").write_text("schema,epoch\n1,2\n")
+    with pytest.raises(CheckpointError, match=r"metrics\.csv: is damaged \(its columns are others"):
+        _ = run.metrics
+    (run.path / "measurements.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(CheckpointError, match=r"measurements\.parquet: is damaged"):
+        _ = run.measurements
+    (run.path / "state.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"state\.json: cannot be read"):
+        _ = run.status
+
+
+def test_a_snapshot_keeps_shared_weights_and_says_what_it_is(run):
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    run.save_snapshot(12, {"a.weight": weight, "b.weight": weight}, {"network": "lenet"})
+    path = run.snapshots[12]
+    assert path.name == "epoch-0012.safetensors"
+    loaded = run.load_snapshot(12)
+    assert torch.equal(loaded["a.weight"], weight)
+    assert torch.equal(loaded["b.weight"], weight)
+    header = json.loads(path.read_bytes()[8:].split(b"}}")[0] + b"}}")
+    assert header["__metadata__"] == {
+        "schema": "planescope.snapshot/1", "epoch": "12", "network": "lenet"
+    }  # fmt: skip
+    assert ps.measure(path).network.layers == 2
+    with pytest.raises(CheckpointError, match=r"epoch-0013\.safetensors: cannot be read"):
+        run.load_snapshot(13)
+
+
+@pytest.mark.parametrize("parquet", [True, False], ids=["parquet", "csv"])
+def test_measurements_are_one_table_in_either_form(run, parquet, monkeypatch):
+    if not parquet:
+        monkeypatch.setattr(run_module, "find_spec", lambda name: None)
+    for epoch in (0, 1, 10):
+        run.add_measurement(epoch, measurement(epoch))
+    table = run.measurements
+    assert (run.path / f"measurements.{'parquet' if parquet else 'csv'}").is_file()
+    assert list(table.epoch) == [0, 0, 1, 1, 10, 10]
+    assert list(table.name[:2]) == ["a", "b"]
+    expected = [layer.mean_cosine for layer in measurement(10).layers]
+    assert list(table.mean_cosine[4:]) == expected
+    assert table.l2.isna().all()
+    run.cut(1)
+    assert list(run.measurements.epoch) == [0, 0, 1, 1]
+
+
+def test_cutting_removes_what_came_after_an_epoch(run):
+    run.save_metrics([row(epoch) for epoch in range(4)])
+    for epoch in range(4):
+        run.save_snapshot(epoch, {"w": torch.ones(1)}, {})
+    run.cut(2)
+    assert [entry.epoch for entry in run.metrics] == [0, 1, 2]
+    assert list(run.snapshots) == [0, 1, 2]
+    run.cut(-1)
+    assert (run.metrics, run.snapshots) == ((), {})
+
+
+HOLD = """
+import sys
+from planescope.run import Run
+with Run(sys.argv[1]).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_is_held_by_one_process_which_lets_go_when_it_is_killed(run):
+    run.save_status(Status(state=State.RUNNING))
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline().strip() == b"held"
+        assert run.status.state is State.RUNNING
+        with pytest.raises(UsageError, match="another process is training this run"), run.lock():
+            pass
+        holder.kill()
+    assert run.status == Status(state=State.STOPPED, message="it was killed; go on with --resume")
+    with run.lock():
+        pass
+
+
+def test_environment_keeps_each_start(run):
+    run.save_environment({"python": "1"})
+    run.save_environment({"python": "2"})
+    kept = json.loads((run.path / "environment.json").read_text())
+    assert [start["python"] for start in kept["starts"]] == ["1", "2"]
+    assert kept["schema"] == "planescope.environment/1"
+
+
+FULL = """
+import resource, sys, signal, torch
+from planescope.run import Run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+Run(sys.argv[1]).save_snapshot(1, {"w": torch.ones(10_000)}, {})
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits the size of files as POSIX does")
+def test_a_snapshot_that_does_not_fit_leaves_nothing(run):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, run.path], capture_output=True, text=True, check=False
+    )
+    assert "OutputError" in done.stderr
+    assert "epoch-0001.safetensors: cannot be written" in done.stderr
+    assert list((run.path / "snapshots").iterdir()) == []
