@@ -467,6 +467,16 @@ def test_weights_of_keras_1_have_their_names_translated(tmp_path):
     assert same(only.weight, FLIPPED)
 
 
+@pytest.mark.parametrize("variables", [("depthwise_kernel", "pointwise_kernel"), ("kernel",)])
+def test_kernels_of_one_axis_are_no_layers(tmp_path, variables):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["layer_names"] = ["a"]
+        file.create_group("a").attrs["weight_names"] = variables
+        for variable in variables:
+            file["a"][variable] = np.ones(4)
+    assert read(tmp_path / "a.h5") == []
+
+
 def test_norms_of_branches_that_are_stored_side_by_side_are_not_paired(tmp_path):
     order = ["left", "right", "left_bn", "right_bn"]  # as ResNet's shortcuts are
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -490,6 +500,9 @@ def test_norms_of_branches_that_are_stored_side_by_side_are_not_paired(tmp_path)
         pytest.param("p_re_lu", [(8, 8, 4)], id="prelu"),
         pytest.param("batch_normalization", [(4,)] * 4, id="norm"),
         pytest.param("mine", [(3, 3, 2, 4), (7,)], id="bias-of-no-axis"),
+        pytest.param("mine", [(4,), (4,)], id="vectors"),
+        pytest.param("mine", [(1, 1, 1, 1, 2, 4)], id="four-extents"),
+        pytest.param("conv2d", [(3, 0, 2, 4)], id="empty"),
     ],
 )
 def test_what_is_no_layer_of_hyperplanes_is_not_taken_for_one(tmp_path, group, arrays):

@@ -33,6 +33,7 @@ _CONFIG = "config.json"
 _FOREIGN = {"embedding", "einsum_dense", "p_re_lu"}
 _ATTENTION = re.compile(r"attention|einsum|/(query|key|value|output)(_dense)?/")
 
+_TELLING_KERNELS = {"pointwise_kernel": Form.SEPARABLE, "depthwise_kernel": Form.DEPTHWISE}
 _TELLING_WORDS = {"transpose": Form.TRANSPOSED, "depthwise": Form.DEPTHWISE}
 
 
@@ -173,10 +174,7 @@ def _judged(file: Hdf5, variables: Variables) -> list[Layer]:
 
 def _judged_by_shape(file: Hdf5, variables: Variables) -> list[Layer]:
     keys = variables.keys
-    for kernel, form in (
-        ("pointwise_kernel", Form.SEPARABLE),
-        ("depthwise_kernel", Form.DEPTHWISE),
-    ):
+    for kernel, form in _TELLING_KERNELS.items():
         if kernel in keys:
             return layers_of(file, variables, form, len(file.tensor(keys[kernel]).shape))
     key = keys.get("kernel", keys.get("0"))
@@ -186,7 +184,7 @@ def _judged_by_shape(file: Hdf5, variables: Variables) -> list[Layer]:
     name = f"/{'/'.join(variables.group)}/{variables.name}/".lower()
     # A number alone may be a table of embeddings or positions.
     table = rank < 4 and keys.keys() == {"0"}
-    if table or not 2 <= rank <= 5 or (rank == 3 and _ATTENTION.search(name)):
+    if table or (rank == 3 and _ATTENTION.search(name)):
         return []
     told = [form for word, form in _TELLING_WORDS.items() if word in name]
     # Where no word tells, the width of the bias shows which axis has the filters.

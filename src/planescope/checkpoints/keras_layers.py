@@ -55,7 +55,9 @@ def layers_of(
     keys = variables.named(names)
     kernels = [file.tensor(keys[name]) for name in names[:-1] if name in keys]
     bias = file.tensor(keys["bias"]) if "bias" in keys else None
-    if any(len(kernel.shape) != rank or 0 in kernel.shape for kernel in kernels):
+    # A dense kernel has two axes, a convolution's has one to three extents besides.
+    possible = rank == 2 if form is Form.DENSE else 3 <= rank <= 5
+    if not possible or any(len(k.shape) != rank or 0 in k.shape for k in kernels):
         return []
     match kernels:
         case [depthwise, pointwise]:
