@@ -2,7 +2,8 @@
 
 NumPy arrays read from a file, torch tensors of a live model on any device, JAX and CuPy arrays go
 through the same code, and results stay where the input was. Rows are taken in blocks, so that the
-float64 copies in which sums are accumulated stay small.
+float64 copies in which sums are accumulated stay small. Tensors of torch on the CPU are summed by
+NumPy, which looks at the same memory: a live model and its file give the same bits.
 
 METHOD: H_i = { p : <w_i, p> + b_i = 0 } (arXiv 2003.07797, section 2).
 """
@@ -36,7 +37,7 @@ _PAD: dict[str, dict[str, Any]] = {
 
 # Elements a block: its float64 copy fits a processor's second-level cache, and is large enough that
 # the calls do not count.
-_BLOCK_ELEMENTS = 1 << 18
+_BLOCK_ELEMENTS = 1 << 16
 # On an accelerator the calls count and the cache does not.
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
 
@@ -98,11 +99,12 @@ def arrangement(
     Notes
     -----
     Sums are accumulated in float64. Where weights cancel so far that rounding could decide the
-    sign of a projection, NumPy arrays are summed again, exactly; others would wait for the device.
+    sign of a projection, weights on the CPU are summed again, exactly; others would wait for the
+    device.
     """
     xp = _checked(normals, bias, xp)
     wide = _widest_float(normals, xp)
-    parts = [_block(rows, wide, xp) for rows in _row_blocks(normals)]
+    parts = [_block(rows) for rows in _row_blocks(normals)]
     projection, norm, cosine = (_concat(column, xp) for column in zip(*parts, strict=True))
     return Hyperplanes(
         projection=projection,
@@ -279,25 +281,52 @@ def distances(
     ValueError
         If the shapes differ, or an array is not 2-D or not real floating.
     """
+    xp = namespace(weight) if xp is None else xp
+    path, far = extent(weight, initial, xp=xp)
+    size, top = (_given_back(part, xp) for part in extent(initial))
+    return path / _nan_for_zero(size, xp), far / _nan_for_zero(top, xp)
+
+
+def extent(
+    weight: Array, initial: Array | None = None, /, *, xp: Namespace | None = None
+) -> tuple[Array, Array]:
+    """Size of a layer's weights, or of their difference from others.
+
+    Parameters
+    ----------
+    weight, initial : array, shape (filters, fan_in), real floating
+
+    Returns
+    -------
+    length, peak : 0-d arrays
+        ``||W||_F`` and ``max|W|``, or ``||W - W0||_F`` and ``max|W - W0|``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or an array is not 2-D or not real floating.
+
+    Notes
+    -----
+    Differences of weights narrower than float64 are taken in float32, where those of a weight that
+    moved by less than half are exact; their squares are summed in float64 where there is one.
+    """
     xp = _checked(weight, None, xp)
-    _checked(initial, None, xp)
-    if weight.shape != initial.shape:
-        raise ValueError(f"shapes differ: {tuple(weight.shape)} and {tuple(initial.shape)}")
-    wide = _widest_float(weight, xp)
-    blocks = zip(_row_blocks(weight), _row_blocks(initial), strict=True)
-    moved, began = [], []
-    for now, then in blocks:
-        start = xp.astype(then, wide)
-        moved.append(_peak_and_length(xp.astype(now, wide) - start, xp))
-        began.append(_peak_and_length(start, xp))
-    far, path = _combined(moved, xp)
-    top, size = _combined(began, xp)
-    nothing = xp.full_like(top, math.nan)
-    zero = top == 0
-    return (
-        xp.where(zero, nothing, path) / xp.where(zero, nothing, size),
-        xp.where(zero, nothing, far) / xp.where(zero, nothing, top),
-    )
+    if initial is None:
+        parts = [_length_and_peak(rows) for rows in _row_blocks(weight)]
+    else:
+        _checked(initial, None, None)
+        if weight.shape != initial.shape:
+            raise ValueError(f"shapes differ: {tuple(weight.shape)} and {tuple(initial.shape)}")
+        blocks = zip(_row_blocks(weight), _row_blocks(initial), strict=True)
+        parts = [_length_and_peak(_difference(now, then)) for now, then in blocks]
+    if len(parts) == 1:
+        length, peak = parts[0]
+    else:
+        inside = namespace(parts[0][0])
+        lengths, peaks = (inside.stack(column) for column in zip(*parts, strict=True))
+        length, peak = _length_and_peak(lengths)[0], inside.max(peaks)
+    return _given_back(length, xp), _given_back(peak, xp)
 
 
 def _checked(normals: Array, bias: Array | None, xp: Namespace | None) -> Namespace:
@@ -319,41 +348,60 @@ def _widest_float(array: Array, xp: Namespace) -> Any:
     """float64 where the library and the device have it; JAX by default and Apple GPUs do not."""
     if _is_numpy(xp):
         return xp.float64
-    import array_api_compat
+    if _is_torch(array):
+        return xp.float32 if array.device.type == "mps" else xp.float64
 
     # JAX would give float32 for float64, with a warning.
     if "float64" not in xp.__array_namespace_info__().dtypes(kind="real floating"):
         return xp.float32
-    try:
-        return xp.zeros((), dtype=xp.float64, device=array_api_compat.device(array)).dtype
-    except TypeError:  # torch on MPS
-        return xp.float32
+    return xp.float64
+
+
+def _is_torch(array: Array) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _is_on_host(array: Array) -> bool:
+    """Whether NumPy can look at the array's memory; of tensors, at plain ones alone."""
+    if not _is_torch(array):
+        return hasattr(array, "__array_interface__")
+    torch = sys.modules["torch"]
+    return type(array) in (torch.Tensor, torch.nn.Parameter) and array.device.type == "cpu"
 
 
 def _row_blocks(normals: Array) -> Iterator[Array]:
+    """Some rows at a time; NumPy's view of them where that can be had."""
     filters, fan_in = normals.shape
-    on_host = sys.modules.get("numpy") is not None and hasattr(normals, "__array_interface__")
+    on_host = _is_on_host(normals)
     elements = _BLOCK_ELEMENTS if on_host else _DEVICE_BLOCK_ELEMENTS
     step = max(1, elements // max(1, fan_in))
     # One block at least, so that a layer without filters gives empty arrays.
     for start in range(0, max(1, filters), step):
-        yield normals[start : min(start + step, filters), :]
+        rows = normals[start : min(start + step, filters), :]
+        yield _numpy_view(rows) if on_host and _is_torch(rows) else rows
 
 
-def _block(rows: Array, wide: Any, xp: Namespace) -> tuple[Array, Array, Array]:
+def _numpy_view(rows: Array) -> Array:
+    # NumPy has no bfloat16.
+    known = rows.float() if "bfloat16" in str(rows.dtype) else rows
+    return known.numpy(force=True)
+
+
+def _block(rows: Array) -> tuple[Array, Array, Array]:
     """Projection, norm and cosine of some rows."""
-    fan_in = rows.shape[1]
-    values = xp.astype(rows, wide, copy=False)
-    unit = 1.0
+    xp, fan_in = namespace(rows), rows.shape[1]
+    wide = _widest_float(rows, xp)
+    values, unit = rows, 1.0
     # Squares of float32 and narrower types stay inside the range of float64; no others do.
     if fan_in and (wide != xp.float64 or rows.dtype == wide):
+        values = xp.astype(rows, wide, copy=False)
         unit = _row_unit(values, xp)
         values = values / unit[:, None]
-    total = xp.sum(values, axis=1)
-    length = xp.sqrt(xp.vecdot(values, values))
-    zero = length == 0
-    nothing = xp.full_like(length, math.nan)
-    cos = xp.where(zero, nothing, total) / xp.where(zero, nothing, length * math.sqrt(fan_in))
+    total, length = _sum_and_length(values, wide, xp)
+    reach = length * math.sqrt(fan_in)
+    # torch gives NaN for 0 / 0 without a word.
+    cos = total / (reach if _is_torch(rows) else _nan_for_zero(reach, xp))
     projection, norm = total * unit, length * unit
     if _is_numpy(xp):
         for row in _doubtful(total, length, fan_in):
@@ -362,6 +410,17 @@ def _block(rows: Array, wide: Any, xp: Namespace) -> tuple[Array, Array, Array]:
                 projection[row] = math.fsum(rows[row].tolist())
                 cos[row] = projection[row] / (norm[row] * math.sqrt(fan_in))
     return projection, norm, cos
+
+
+def _sum_and_length(values: Array, wide: Any, xp: Namespace) -> tuple[Array, Array]:
+    """Sum and Euclidean length of each row, accumulated in the wide type."""
+    if _is_torch(values):  # its reductions widen as they read
+        return xp.sum(values, axis=1, dtype=wide), xp.linalg.vector_norm(values, axis=1, dtype=wide)
+    values = xp.astype(values, wide, copy=False)
+    # The BLAS behind NumPy adds a row up in half the time that NumPy's own sum takes.
+    ones = xp.ones(values.shape[1], dtype=wide) if _is_numpy(xp) else None
+    total = xp.sum(values, axis=1) if ones is None else xp.vecdot(values, ones)
+    return total, xp.sqrt(xp.vecdot(values, values))
 
 
 def _doubtful(total: Array, length: Array, fan_in: int) -> Array:
@@ -385,23 +444,43 @@ def _row_unit(values: Array, xp: Namespace) -> Array:
     return 2.0 ** xp.where(power > 0, power - 1, power)
 
 
-def _peak_and_length(values: Array, xp: Namespace) -> tuple[Array, Array]:
-    """Largest magnitude and Euclidean length of a whole block, safe from overflow."""
+def _difference(now: Array, then: Array) -> Array:
+    xp = namespace(now)
+    dtype = xp.result_type(now.dtype, then.dtype, xp.float32)
+    return xp.astype(now, dtype, copy=False) - xp.astype(then, dtype, copy=False)
+
+
+def _length_and_peak(values: Array) -> tuple[Array, Array]:
+    """Euclidean length and largest magnitude of a whole block, safe from overflow."""
+    xp = namespace(values)
+    wide = _widest_float(values, xp)
     if math.prod(values.shape) == 0:
-        zero = xp.sum(values)
+        zero = xp.sum(xp.astype(values, wide))
         return zero, zero
-    peak = xp.max(xp.abs(values))
-    unit = values / xp.where(peak == 0, xp.ones_like(peak), peak)
-    return peak, peak * xp.sqrt(xp.sum(unit * unit))
+    if _is_torch(values) and values.dtype != wide:
+        norm = xp.linalg.vector_norm
+        return norm(values, dtype=wide), norm(values, ord=math.inf, dtype=wide)
+    peak = xp.astype(xp.max(xp.abs(values)), wide)
+    unit = xp.ones_like(peak)
+    # As in `_block`: no other type can leave the range of float64.
+    if wide != xp.float64 or values.dtype == wide:
+        unit = xp.where(peak == 0, unit, peak)
+        values = values / unit
+    values = xp.astype(values, wide, copy=False)
+    return unit * xp.sqrt(xp.sum(xp.vecdot(values, values))), peak
 
 
-def _combined(parts: list[tuple[Array, Array]], xp: Namespace) -> tuple[Array, Array]:
-    peaks, lengths = (xp.stack(column) for column in zip(*parts, strict=True))
-    return xp.max(peaks), _peak_and_length(lengths, xp)[1]
+def _nan_for_zero(values: Array, xp: Namespace) -> Array:
+    return xp.where(values == 0, xp.full_like(values, math.nan), values)
 
 
 def _concat(parts: Sequence[Array], xp: Namespace) -> Array:
-    return parts[0] if len(parts) == 1 else xp.concat(parts)
+    return _given_back(parts[0] if len(parts) == 1 else namespace(parts[0]).concat(parts), xp)
+
+
+def _given_back(array: Array, xp: Namespace) -> Array:
+    """The array in the library that the weights came in."""
+    return array if namespace(array) is xp else xp.asarray(array)
 
 
 def toeplitz(

@@ -505,7 +505,7 @@ def _distances(
         )
     start = began.weight.read().reshape(rows.shape)
     if type(start) is not type(rows):  # a live module against a file
-        rows, start = _host(rows), _host(start)
+        rows, start = (a.cpu() if hasattr(a, "cpu") else a for a in (rows, start))
     l2, linf = geometry.distances(rows, start)
     return _number(l2), _number(linf)
 
