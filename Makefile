@@ -36,7 +36,7 @@ quickstart: $(VENV)/example
 	$(BIN)/planescope quickstart --out quickstart
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff format --check .

@@ -13,6 +13,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+# Test processes run side by side; within each, and in those it starts, torch takes one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples in each run, so that a failure is one for everybody. `xp` holds no state that
 # one example could leave to the next.
 hypothesis.settings.register_profile(
