@@ -17,8 +17,8 @@ def main() -> None:
         # A layer's name may hold what the terminal's encoding does not.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # Threads that wait by spinning make a small network ten times slower wherever the processors are
-    # shared; read once, when torch is loaded.
+    # Threads that wait by spinning make a small network ten times slower where the processors are
+    # shared. It is read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from planescope.cli.app import app
     from planescope.errors import PlanescopeError
