@@ -36,6 +36,15 @@ def test_a_network_is_built_in_the_size_that_its_weights_show(name, options):
         assert torch.equal(value, loaded.state_dict()[key]), key
 
 
+@pytest.mark.parametrize("name", ["lenet", "mlp_bn", "torchvision:resnet18"])
+def test_the_order_of_the_tensors_in_a_file_does_not_matter(name):
+    built = build(name, in_channels=1, classes=7)
+    state = read_module(built)
+    by_name = dataclasses.replace(state, tensors=dict(sorted(state.tensors.items())))
+    loaded = load_network(name, by_name).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in built.state_dict().items())
+
+
 def test_the_loaded_network_classifies_the_digits_as_the_independent_implementation_says():
     import gzip
     import json

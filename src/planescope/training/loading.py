@@ -41,7 +41,9 @@ def load_network(name: str, state: StateDict, /) -> nn.Module:
     if paper:
         state = networks.match(name, state)
     shapes = {key: tensor.shape for key, tensor in state.tensors.items()}
-    weights = [shape for key, shape in shapes.items() if key.endswith("weight") and len(shape) > 1]
+    # A file may hold its tensors in any order; safetensors sorts them by name.
+    order = [f"{layer}.weight" for layer in networks.places(name)] if paper else _weights(name)
+    weights = [shapes[key] for key in order if len(shapes.get(key, ())) > 1]
     if not weights:
         raise CheckpointError(f"not the network {name}: the file has no weights")
     first, last = weights[0], weights[-1]
@@ -52,6 +54,11 @@ def load_network(name: str, state: StateDict, /) -> nn.Module:
         module = build(name, **sizes)
     _fill(module, state, name)
     return module.eval()
+
+
+def _weights(name: str) -> list[str]:
+    """Names of a library's weights, in the order of the network."""
+    return [key for key in build(name).state_dict() if key.endswith("weight")]
 
 
 def _image(first: tuple[int, ...]) -> dict[str, int]:
