@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 import planescope as ps
 from planescope import run as run_module
@@ -87,10 +88,9 @@ def test_a_snapshot_keeps_shared_weights_and_says_what_it_is(run):
     loaded = run.load_snapshot(12)
     assert torch.equal(loaded["a.weight"], weight)
     assert torch.equal(loaded["b.weight"], weight)
-    header = json.loads(path.read_bytes()[8:].split(b"}}")[0] + b"}}")
-    assert header["__metadata__"] == {
-        "schema": "planescope.snapshot/1", "epoch": "12", "network": "lenet"
-    }  # fmt: skip
+    with safe_open(path, "np") as file:
+        about = json.loads(file.metadata()["planescope"])
+    assert about == {"schema": "planescope.snapshot/1", "epoch": 12, "network": "lenet"}
     assert ps.measure(path).network.layers == 2
     with pytest.raises(CheckpointError, match=r"epoch-0013\.safetensors: cannot be read"):
         run.load_snapshot(13)

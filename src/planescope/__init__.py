@@ -15,18 +15,23 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from planescope import chance, figures, geometry
+    from planescope.config import RunConfig
     from planescope.errors import (
         CheckpointError,
         MissingDependencyError,
         NoLayersError,
         OutputError,
         PlanescopeError,
+        RunError,
+        StoppedError,
         UsageError,
     )
     from planescope.layer import Input, Kind, Layer, Skipped, View
     from planescope.measurement import LayerMeasurement, Measurement, PoolMeasurement, load
     from planescope.measuring import measure
+    from planescope.run import Run
     from planescope.statistics import Filters, Statistics
+    from planescope.training.loop import train
 
 # Where each public name lives; "" marks a module.
 _HOMES = {
@@ -42,8 +47,12 @@ _HOMES = {
     "OutputError": "errors",
     "PlanescopeError": "errors",
     "PoolMeasurement": "measurement",
+    "Run": "run",
+    "RunConfig": "config",
+    "RunError": "errors",
     "Skipped": "layer",
     "Statistics": "statistics",
+    "StoppedError": "errors",
     "UsageError": "errors",
     "View": "layer",
     "chance": "",
@@ -51,6 +60,7 @@ _HOMES = {
     "geometry": "",
     "load": "measurement",
     "measure": "measuring",
+    "train": "training.loop",
 }
 
 __all__ = [
@@ -66,8 +76,12 @@ __all__ = [
     "OutputError",
     "PlanescopeError",
     "PoolMeasurement",
+    "Run",
+    "RunConfig",
+    "RunError",
     "Skipped",
     "Statistics",
+    "StoppedError",
     "UsageError",
     "View",
     "__version__",
@@ -76,6 +90,7 @@ __all__ = [
     "geometry",
     "load",
     "measure",
+    "train",
 ]
 
 

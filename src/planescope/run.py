@@ -280,7 +280,7 @@ class Run:
             write_csv(draft, columns)
 
     def save_snapshot(
-        self, epoch: int, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]
+        self, epoch: int, weights: Mapping[str, torch.Tensor], about: Mapping[str, Any]
     ) -> None:
         """Write weights, with what they are as the file's metadata.
 
@@ -297,7 +297,8 @@ class Run:
             name: weight.detach().to("cpu", copy=True).contiguous()
             for name, weight in weights.items()
         }
-        metadata = {"schema": SNAPSHOT_SCHEMA, "epoch": str(epoch), **about}
+        # One entry: safetensors writes several in any order, and equal snapshots are equal files.
+        metadata = {"planescope": json.dumps({"schema": SNAPSHOT_SCHEMA, "epoch": epoch, **about})}
         with replacing(self._snapshot_folder / f"epoch-{epoch:04d}.safetensors") as draft:
             try:
                 save_file(tensors, draft, metadata)

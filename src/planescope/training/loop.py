@@ -81,11 +81,14 @@ def train(
     OutputError
         If the disk is full.
     """
+    # What can be refused at once is, before seconds go into imports.
+    run = Run(path)
+    _check_path(run, config, resume=resume)
+    if ":" not in config.network:
+        networks.network(config.network)
     for package in ("torch", "pytorch_lightning"):
         required(package)
     with _quiet(), _isolated(config.threads):
-        run = Run(path)
-        _check_path(run, config, resume=resume)
         trainer, task, recorder = _prepare(config, run, progress)
         if rank() > 0:  # another process of the same training; the first one keeps the run
             _fit(trainer, task, recorder, run)
@@ -101,10 +104,10 @@ def train(
 
 
 def rank() -> int:
-    """Which of the processes of a training this is; the first keeps the run and prints."""
-    from pytorch_lightning.utilities import rank_zero_only
-
-    return int(rank_zero_only.rank)
+    """Which of the processes of a training this is; the first, 0, keeps the run and prints."""
+    # As Lightning finds it, which takes seconds to import.
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((int(found) for found in ranks if found), 0)
 
 
 def _check_path(run: Run, config: RunConfig, *, resume: bool) -> None:
@@ -135,12 +138,11 @@ def _prepare(
     layers = Layers(network, config)
     if config.compile:
         network.compile()
-    channels, height, width = data.train.input_shape
     about = {
         "network": config.network,
-        "width": str(config.width),
-        "classes": str(len(data.train.classes)),
-        "input": f"{channels}x{height}x{width}",
+        "width": config.width,
+        "classes": len(data.train.classes),
+        "input": data.train.input_shape,
     }
     recorder = Recorder(run, config, layers, about)
     callbacks = [recorder, *([] if progress is None else [Reporter(progress, recorder)])]
@@ -152,11 +154,6 @@ def _data(config: RunConfig) -> Data:
     needed = _smallest_image(config.network)
     if config.resize is None and min(data.train.input_shape[1:]) < needed <= 32:
         data = _load(config, "pad-32")
-    if data.train.classes != data.val.classes:
-        raise UsageError(
-            f"{config.data}: there are {len(data.train.classes)} classes to train on but "
-            f"{len(data.val.classes)} to validate, or they have other names; make them the same"
-        )
     return data
 
 

@@ -99,7 +99,7 @@ class Recorder(pl.Callback):
         Of the epochs so far, from epoch 0.
     """
 
-    def __init__(self, run: Run, config: RunConfig, layers: Layers, about: dict[str, str]) -> None:
+    def __init__(self, run: Run, config: RunConfig, layers: Layers, about: dict[str, Any]) -> None:
         self.config = config
         self.history: list[EpochMetrics] = []
         self._run, self._layers, self._about = run, layers, about
