@@ -275,7 +275,8 @@ def _fit(trainer: pl.Trainer, task: Task, recorder: Recorder, run: Run) -> None:
     recorder.begin(trainer, checkpoint)
 
     def stop() -> None:
-        task.stopping = True
+        # A terminal interrupts all processes; one that left by itself would leave others waiting.
+        task.stopping = rank() == 0
 
     try:
         if checkpoint is None:
@@ -287,7 +288,7 @@ def _fit(trainer: pl.Trainer, task: Task, recorder: Recorder, run: Run) -> None:
     except BaseException:
         launcher = trainer.strategy.launcher
         if launcher is not None:  # the other processes wait for this one, for ever
-            launcher.kill(signal.SIGTERM)
+            launcher.kill(signal.SIGKILL)
         raise
 
 
