@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from planescope.measuring import measure
     from planescope.run import Run
     from planescope.statistics import Filters, Statistics
+    from planescope.tracking.tracker import Tracker
     from planescope.training.loop import train
 
 # Where each public name lives; "" marks a module.
@@ -52,6 +53,7 @@ _HOMES = {
     "RunError": "errors",
     "Skipped": "layer",
     "Statistics": "statistics",
+    "Tracker": "tracking.tracker",
     "StoppedError": "errors",
     "UsageError": "errors",
     "View": "layer",
@@ -82,6 +84,7 @@ __all__ = [
     "Skipped",
     "Statistics",
     "StoppedError",
+    "Tracker",
     "UsageError",
     "View",
     "__version__",

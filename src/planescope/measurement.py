@@ -332,7 +332,7 @@ def load(path: str | os.PathLike[str]) -> Measurement:
             "measure the checkpoint again"
         )
     try:
-        return _from_dict(data)
+        return from_dict(data)
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise CheckpointError(f"{path}: is no whole measurement ({exc!r})") from exc
 
@@ -410,22 +410,39 @@ def _measure_layer(
     initial: Mapping[str, Layer] | None,
     observed: Observed | None,
 ) -> LayerMeasurement:
-    weight = layer.weight.read()
-    rows = weight.reshape(layer.filters, layer.fan_in)
-    bias = None if layer.bias is None else layer.bias.read()
-    planes = geometry.arrangement(rows, bias)
+    rows = layer.weight.read().reshape(layer.filters, layer.fan_in)
+    planes, kappa = arrangement_of(layer, rows, view)
     l2, linf = (None, None) if initial is None else _distances(layer, rows, initial)
-    kappa = None
-    if layer.norm is not None:
-        gamma, beta, mean, variance = _read_norm(layer.norm)
-        if gamma is not None and beta is not None:
-            kappa = geometry.centre(gamma, beta)
-        if view is View.EFFECTIVE:
-            planes = geometry.effective(planes, gamma, beta, mean, variance, layer.norm.eps)
-    values = filters_on_host(planes, kappa)
-    if observed is not None:
-        values = dataclasses.replace(values, centre=observed.centre, rate=observed.rate)
+    values = filters_on_host(planes, kappa, observed)
     return layer_measurement(layer, values, l2=l2, linf=linf)
+
+
+def arrangement_of(
+    layer: Layer, rows: Array, view: View, /
+) -> tuple[geometry.Hyperplanes, Array | None]:
+    """Hyperplanes of a layer with these weights, and its centres; nothing waits for the device.
+
+    Parameters
+    ----------
+    rows : array, shape (filters, fan_in)
+        What `layer.weight` reads, flattened.
+    view : View
+
+    Returns
+    -------
+    planes : Hyperplanes
+        Of the view. Their arrays share no memory with the network's.
+    centre : array, shape (filters,), or None
+        kappa_i; None where no batch norm with gamma and beta follows.
+    """
+    planes = geometry.arrangement(rows, None if layer.bias is None else layer.bias.read())
+    if layer.norm is None:
+        return planes, None
+    gamma, beta, mean, variance = _read_norm(layer.norm)
+    kappa = None if gamma is None or beta is None else geometry.centre(gamma, beta)
+    if view is View.EFFECTIVE:
+        planes = geometry.effective(planes, gamma, beta, mean, variance, layer.norm.eps)
+    return planes, kappa
 
 
 def layer_measurement(
@@ -455,8 +472,13 @@ def _mean_rate(values: Filters) -> float | None:
     return float(values.rate[values.usable].mean())
 
 
-def filters_on_host(planes: geometry.Hyperplanes, centre: Array | None, /) -> Filters:
-    """Bring the values of a layer's filters to the host as float64; waits for the device."""
+def filters_on_host(
+    planes: geometry.Hyperplanes, centre: Array | None, observed: Observed | None = None, /
+) -> Filters:
+    """Bring the values of a layer's filters to the host as float64; waits for the device.
+
+    What was observed on data takes the place of `centre`.
+    """
     import numpy as np
 
     projection, norm, cosine = map(_host, (planes.projection, planes.norm, planes.cosine))
@@ -469,7 +491,8 @@ def filters_on_host(planes: geometry.Hyperplanes, centre: Array | None, /) -> Fi
             bias=bias,
             crossing=geometry.crossing(projection, bias),
             offset=geometry.offset(norm, bias),
-            centre=None if centre is None else _host(centre),
+            centre=observed.centre if observed else None if centre is None else _host(centre),
+            rate=None if observed is None else observed.rate,
         )
 
 
@@ -619,7 +642,8 @@ def _saved_dict(path: Path) -> Any:
         raise CheckpointError(f"{path}: is no measurement; save one with --out") from exc
 
 
-def _from_dict(data: Mapping[str, Any]) -> Measurement:
+def from_dict(data: Mapping[str, Any], /) -> Measurement:
+    """Measurement from what `Measurement.to_dict` gave; without the values of single filters."""
     def layer(row: Mapping[str, Any]) -> LayerMeasurement:
         typed = {"kind": Kind(row["kind"]), "input": Input(row["input"])}
         return LayerMeasurement(**{**row, **typed, "kernel": tuple(row["kernel"])})

@@ -65,7 +65,7 @@ def read(path: Path) -> list[Layer]:
         rest = [variables for variables in weights.layers if variables.group not in accounted]
         in_order = not (weights.numbered or described)
         return [
-            *_described_layers(file, described, owned),
+            *described_layers(file, described, owned),
             *_judged_layers(file, rest, in_order=in_order),
         ]
 
@@ -102,7 +102,7 @@ def _is_known(layer: ConfigLayer) -> bool:
     return layer.is_norm or snake_case(layer.class_name) in _FOREIGN.union(FORMS)
 
 
-def _described_layers(
+def described_layers(
     file: Hdf5, described: Sequence[ConfigLayer], owned: Mapping[str, Variables]
 ) -> Iterator[Layer]:
     """Give the layers that the config tells, each in its place."""

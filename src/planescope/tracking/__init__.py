@@ -1,0 +1,1 @@
+"""The statistics live through training."""

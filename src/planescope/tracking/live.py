@@ -1,0 +1,173 @@
+"""The layers of a network in training: found once, measured whenever asked, where they are."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from planescope import geometry
+from planescope.layer import Array, Kind, Layer, View
+from planescope.measurement import (
+    Measurement,
+    Observed,
+    arrangement_of,
+    assemble,
+    filters_on_host,
+    layer_measurement,
+)
+from planescope.measuring import Found, find, select
+from planescope.modules import unwrapped
+from planescope.tracking.processes import gathered
+from planescope.tracking.starts import Starts, beside
+
+if TYPE_CHECKING:
+    import re
+
+    from torch import nn
+
+# Below as many weights, to start threads costs more than they save.
+_WORTH_THREADS = 1 << 20
+
+# What wrappers put into the names of the modules within.
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which layers, and which of their hyperplanes."""
+
+    view: View
+    kinds: tuple[Kind, ...]
+    pattern: re.Pattern[str] | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Live:
+    """The chosen layers of a network, with what tells whether the network is still the same.
+
+    `parts` names for each layer the module whose output enters the ReLU.
+    """
+
+    layers: tuple[Layer, ...]
+    found: Found
+    signature: tuple[Any, ...]
+    parts: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Reading:
+    """What an update took of a layer, on its device; nothing of it has been waited for."""
+
+    layer: Layer
+    planes: geometry.Hyperplanes
+    centre: Array | None
+    began: tuple[Array, Array] | None  # length and peak of the weights at the first update
+    moved: tuple[Array, Array] | None  # length and peak of their way since
+    observed: Observed | None
+
+
+def find_live(model: nn.Module, choice: Choice, /) -> Live:
+    """Find the layers of a module.
+
+    Raises
+    ------
+    NoLayersError
+        If none is left to measure.
+    UsageError
+        If a weight has no values yet.
+    """
+    found = find(unwrapped(model))
+    chosen, skipped = select(found, choice.kinds, choice.pattern)
+    layers = tuple(_named_plainly(gathered(layer)) for layer in chosen)
+    parts = {
+        plain.name: layer.name if layer.norm is None else layer.norm.name
+        for plain, layer in zip(layers, chosen, strict=True)
+    }
+    skipped_too = (*skipped, *found.skipped)
+    return Live(layers, replace(found, skipped=skipped_too), signature(model), parts)
+
+
+def signature(model: nn.Module, /) -> tuple[Any, ...]:
+    """What changes when modules come or go, or their parameters change shape."""
+    root = unwrapped(model)
+    shapes = (tuple(parameter.shape) for parameter in root.parameters())
+    return (*map(id, root.modules()), *shapes)
+
+
+def read_layers(
+    layers: Sequence[Layer],
+    view: View,
+    starts: Starts,
+    observed: Mapping[str, Observed],
+    /,
+    *,
+    threads: int,
+) -> list[Reading]:
+    """Take from each layer what its statistics need: queued on an accelerator, done on a CPU."""
+    import numpy as np
+
+    def read(layer: Layer) -> Reading:
+        rows = layer.weight.read().reshape(layer.filters, layer.fan_in)
+        with np.errstate(all="ignore"):  # filters that are left out may overflow
+            planes, centre = arrangement_of(layer, rows, view)
+            start = starts.of(layer, rows)
+            moved = None if start is None else geometry.extent(rows, beside(start.weight, rows))
+        return Reading(
+            layer=layer,
+            planes=planes,
+            centre=centre,
+            began=None if start is None else start.extent,
+            moved=moved,
+            observed=observed.get(layer.name),
+        )
+
+    if threads == 1 or sum(layer.filters * layer.fan_in for layer in layers) < _WORTH_THREADS:
+        return [read(layer) for layer in layers]
+    # NumPy lets other threads run meanwhile.
+    with ThreadPoolExecutor(min(threads, len(layers))) as pool:
+        return list(pool.map(read, layers))
+
+
+def settle(
+    readings: Sequence[Reading], found: Found, view: View, notes: Sequence[str], /
+) -> Measurement:
+    """Statistics of what an update took; waits for the device.
+
+    The values of single filters are kept.
+    """
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        measured = [
+            layer_measurement(
+                reading.layer,
+                filters_on_host(reading.planes, reading.centre, reading.observed),
+                l2=_ratio(reading, 0),
+                linf=_ratio(reading, 1),
+            )
+            for reading in readings
+        ]
+    return assemble(
+        measured,
+        source=found.source,
+        view=view,
+        skipped=found.skipped,
+        notes=(*found.notes, *notes),
+    )
+
+
+def _ratio(reading: Reading, which: int) -> float | None:
+    """How far the weights went, to how large they were; by length or by peak."""
+    if reading.moved is None or reading.began is None:
+        return None
+    went, was = float(reading.moved[which]), float(reading.began[which])
+    return went / was if was and math.isfinite(went / was) else None
+
+
+def _named_plainly(layer: Layer) -> Layer:
+    name = functools.reduce(lambda name, part: name.replace(part, ""), _WRAPPERS, layer.name)
+    return replace(layer, name=name)
