@@ -252,11 +252,13 @@ def centre(gamma: Array, beta: Array, /, *, xp: Namespace | None = None) -> Arra
 
     Returns
     -------
-    array, shape (filters,), dtype of `gamma`
+    array, shape (filters,), float64 where there is one
         ``beta / |gamma|`` in standard deviations of the preactivation; negative where the data's
         centre is on the inactive side; NaN where gamma or beta is 0: nothing to tell.
     """
     xp = namespace(gamma) if xp is None else xp
+    wide = _widest_float(gamma, xp)
+    gamma, beta = xp.astype(gamma, wide), xp.astype(beta, wide)
     told = (gamma != 0) & (beta != 0)
     nothing = xp.full_like(gamma, math.nan)
     return xp.where(told, beta, nothing) / xp.where(told, xp.abs(gamma), nothing)

@@ -505,14 +505,9 @@ def _host(values: Array) -> Any:
 
 
 def _read_norm(norm: Norm) -> tuple[Array | None, Array | None, Array, Array]:
-    """Gamma, beta, mean and variance in float64 where there is one."""
-    import numpy as np
-
-    def read(tensor: Any) -> Array | None:
-        values = None if tensor is None else tensor.read()
-        return values.astype(np.float64) if isinstance(values, np.ndarray) else values
-
-    return read(norm.gamma), read(norm.beta), read(norm.mean), read(norm.variance)
+    """Gamma, beta, mean and variance."""
+    gamma, beta = (None if t is None else t.read() for t in (norm.gamma, norm.beta))
+    return gamma, beta, norm.mean.read(), norm.variance.read()
 
 
 def _distances(
