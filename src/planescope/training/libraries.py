@@ -160,9 +160,7 @@ def required(package: str) -> ModuleType:
         if exc.name != package:
             raise  # it is there, what it imports is not: its own message is the useful one
         wanted = "timm" if package == "timm" else "'planescope[train]'"
-        raise MissingDependencyError(
-            f"networks of {package} need it: pip install {wanted}"
-        ) from exc
+        raise MissingDependencyError(f"{package} is not installed: pip install {wanted}") from exc
 
 
 def _first_line(exc: Exception) -> str:
