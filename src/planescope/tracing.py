@@ -13,6 +13,7 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -160,7 +161,7 @@ def trace_places(module: nn.Module, /) -> dict[str, Place]:
         Any that `forward` raises when it gets symbols for tensors, on control flow for example.
     """
     with _undisturbed(module), torch.no_grad():
-        steps = list(_steps(_Tracer(module).trace(module, _defaults(module)), module))
+        steps = list(_steps(_traced(module), module))
     values: dict[fx.Node, _Value] = {}
     users: dict[fx.Node, list[_Step]] = defaultdict(list)
     for step in steps:
@@ -173,6 +174,31 @@ def trace_places(module: nn.Module, /) -> dict[str, Place]:
             place = _placed(step, step.place, values, users)
             found[step.layer] = _agreed(found.get(step.layer, place), place)
     return found
+
+
+def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
+    """What `forward` computes in evaluation, as a graph whose leaves are the layers.
+
+    Returns
+    -------
+    graph : torch.fx.Graph
+    attributes : dict of str to object
+        What the graph's ``get_attr`` nodes stand for, by target: parameters and buffers as they
+        are, and constants that `forward` made.
+
+    Raises
+    ------
+    Exception
+        As `trace_places`.
+    """
+    with _undisturbed(module), torch.no_grad():
+        graph = _traced(module)
+        targets = [node.target for node in graph.nodes if node.op == "get_attr"]
+        return graph, {target: attrgetter(target)(module) for target in targets}
+
+
+def _traced(module: nn.Module) -> fx.Graph:
+    return _Tracer(module).trace(module, _defaults(module))
 
 
 class _Tracer(fx.Tracer):  # type: ignore[misc]

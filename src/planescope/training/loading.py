@@ -37,6 +37,26 @@ def load_network(name: str, state: StateDict, /) -> nn.Module:
     CheckpointError
         If the state dict is not that of the network; the message has the first difference.
     """
+    module = build_like(name, state)
+    _fill(module, networks.match(name, state) if ":" not in name else state, name)
+    return module.eval()
+
+
+def build_like(name: str, state: StateDict, /, *, seed: int | None = None) -> nn.Module:
+    """Build a network of the size that a state dict shows, with freshly drawn weights.
+
+    Parameters
+    ----------
+    name, state
+        As for `load_network`.
+    seed : int, optional
+        As for `planescope.training.networks.build`.
+
+    Raises
+    ------
+    UsageError, CheckpointError
+        As `load_network`.
+    """
     paper = ":" not in name
     if paper:
         state = networks.match(name, state)
@@ -48,12 +68,9 @@ def load_network(name: str, state: StateDict, /) -> nn.Module:
         raise CheckpointError(f"not the network {name}: the file has no weights")
     first, last = weights[0], weights[-1]
     sizes = {"in_channels": first[1], "classes": last[0]}
-    if paper:
-        module = build(name, **sizes | _image(first), width=_width(name, shapes))
-    else:
-        module = build(name, **sizes)
-    _fill(module, state, name)
-    return module.eval()
+    if not paper:
+        return build(name, **sizes, seed=seed)
+    return build(name, **sizes | _image(first), width=_width(name, shapes), seed=seed)
 
 
 def _weights(name: str) -> list[str]:

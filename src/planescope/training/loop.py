@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import shlex
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planescope.config import RunConfig
+    from planescope.training.data import Files, Images, Split
     from planescope.training.recording import Recorder
     from planescope.training.task import Data, Task
 
@@ -150,16 +150,28 @@ def _prepare(
 
 
 def _data(config: RunConfig) -> Data:
-    data = _load(config, config.resize or "native")
+    from planescope.training.task import Data
+
+    return Data(train=load_split(config, "train"), val=load_split(config, "val"))
+
+
+def load_split(config: RunConfig, split: Split) -> Images | Files:
+    """Load one split of the data as a config says; files of the other are not asked for.
+
+    Raises
+    ------
+    UsageError, CheckpointError
+        As `planescope.training.data.load`.
+    """
+    data = _load(config, split, config.resize or "native")
     needed = _smallest_image(config.network)
-    if config.resize is None and min(data.train.input_shape[1:]) < needed <= 32:
-        data = _load(config, "pad-32")
+    if config.resize is None and min(data.input_shape[1:]) < needed <= 32:
+        data = _load(config, split, "pad-32")
     return data
 
 
-def _load(config: RunConfig, resize: str) -> Data:
+def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
     from planescope.training.data import DataOptions, Resize, Validation, load
-    from planescope.training.task import Data
 
     options = DataOptions(
         **{field: getattr(config, field) for field in _DATA_FIELDS},
@@ -167,10 +179,9 @@ def _load(config: RunConfig, resize: str) -> Data:
         resize=Resize(resize),
         seed=config.data_seed,
     )
-    part = functools.partial(
-        load, config.data, path=config.data_path, options=options, download=config.download
+    return load(
+        config.data, split=split, path=config.data_path, options=options, download=config.download
     )
-    return Data(train=part(split="train"), val=part(split="val"))
 
 
 def _smallest_image(network: str) -> int:
