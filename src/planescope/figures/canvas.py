@@ -74,7 +74,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(draw)
     def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with _style():
+        with our_style():
             figure = draw(*args, **kwargs)
             # Ticks take the settings of the moment of the first drawing, and the layout is found.
             figure.draw_without_rendering()
@@ -101,7 +101,7 @@ def save(figure: Figure, path: str | os.PathLike[str], /) -> None:
 
     def writer(form: str) -> Callable[[Path], None]:
         def draft(path: Path) -> None:
-            with _style():
+            with our_style():
                 figure.savefig(path, format=form, metadata=_METADATA[form])
 
         return draft
@@ -125,7 +125,8 @@ def fitted(name: str, width: float, rest: str = "") -> str:
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def our_style() -> Iterator[None]:
+    """Matplotlib's settings as all figures have them, for the time of a block."""
     from matplotlib import style
 
     # From the defaults on: a user's own settings (TeX, grids, sizes) must not change a figure.

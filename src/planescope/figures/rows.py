@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,11 @@ class Look:
     color: str
     marker: str
     filled: bool
+
+    @property
+    def face(self) -> str:
+        """Colour that fills its histograms."""
+        return self.color if self.filled else FAINT
 
 
 AWAY_BIASED = Look(label="biased to π ≤ 0", color=AWAY, marker="D", filled=True)
@@ -181,65 +186,81 @@ def _plot_points(axes: Axes, mass: Floats, y: Any, kind: Look) -> None:
 
 def ridge_panel(axes: Axes, measurement: Measurement, layers: Sequence[LayerMeasurement]) -> None:
     """Histograms of cosines with the density of chance over them, one row a layer."""
-    import numpy as np
     from matplotlib.collections import LineCollection, PolyCollection
 
     histograms: dict[Look, list[Floats]] = {}
     laws: list[Floats] = []
     for row, layer in enumerate(layers):
-        histogram = _histogram(filter_values(measurement, layer), layer.fan_in)
-        law = _law(layer.fan_in)
-        peak = max(histogram[:, 1].max(), law[:, 1].max(initial=0.0))
-        base = np.array([0.0, row + 0.5 * PEAK])
-        unit = np.array([1.0, -PEAK / (peak or 1.0)])
-        histograms.setdefault(look(layer), []).append(base + unit * histogram)
-        laws.append(base + unit * law)
+        (histogram,), law = ridge([filter_values(measurement, layer)], layer.fan_in, row)
+        histograms.setdefault(look(layer), []).append(histogram)
+        laws.append(law)
     for kind, polygons in histograms.items():
-        face = kind.color if kind.filled else FAINT
         axes.add_collection(
             PolyCollection(
-                polygons, facecolor=face, edgecolor=kind.color, linewidth=0.3, label=kind.label
+                polygons, facecolor=kind.face, edgecolor=kind.color, linewidth=0.3, label=kind.label
             )
         )
     lines = LineCollection(laws, colors="black", linewidths=0.8, label="chance, density")
     axes.add_collection(lines)
-    reach = _reach(measurement)
-    axes.axvline(0.0, color=CHANCE, linewidth=0.5, zorder=0)
-    axes.set(xlim=(-reach, reach), xlabel="cosine c")
+    cosine_axis(axes, measurement.layers)
 
 
-def _reach(measurement: Measurement) -> float:
-    """Largest cosine of any layer, and what chance may give."""
+def ridge(versions: Sequence[Filters], fan_in: int, row: int) -> tuple[list[Floats], Floats]:
+    """Outlines of a layer's histograms, and the density of chance, placed in a row.
+
+    All versions of the layer have the same bins and scale: the row is as high as the highest peak.
+    """
+    import numpy as np
+
+    cosines = [values.cosine[values.usable] for values in versions]
+    edges = _bins(np.concatenate(cosines), fan_in, max(map(len, cosines)))
+    outlines, law = [_outline(cosine, edges) for cosine in cosines], _law(fan_in)
+    peak = max(curve[:, 1].max(initial=0.0) for curve in (*outlines, law))
+    base = np.array([0.0, row + 0.5 * PEAK])
+    unit = np.array([1.0, -PEAK / (peak or 1.0)])
+    return [base + unit * outline for outline in outlines], base + unit * law
+
+
+def cosine_axis(axes: Axes, layers: Iterable[LayerMeasurement]) -> None:
+    """Range of cosines that shows every filter of some layers, and what chance may give."""
     largest = [
         max(
             abs(layer.min_cosine or 0.0),
             abs(layer.max_cosine or 0.0),
             4.0 / math.sqrt(max(1, layer.fan_in)),
         )
-        for layer in measurement.layers
+        for layer in layers
     ]
-    return 1.03 * min(1.0, max(largest))
+    reach = 1.03 * min(1.0, max(largest))
+    axes.axvline(0.0, color=CHANCE, linewidth=0.5, zorder=0)
+    axes.set(xlim=(-reach, reach), xlabel="cosine c")
 
 
-def _histogram(values: Filters, fan_in: int) -> Floats:
-    """Outline (cosine, density) of the histogram of a layer's usable filters.
+def _bins(cosine: Floats, fan_in: int, filters: int) -> Floats:
+    """Edges of bins that hold these cosines, for histograms of so many of them.
 
     Cosines that spread wider than chance are binned as finely as if they did not.
     """
     import numpy as np
 
-    cosine = values.cosine[values.usable]
     if not len(cosine):
-        return np.zeros((1, 2))
+        return np.zeros(1)
     low, high = cosine.min(), cosine.max()
     chance_spread = 1.0 / math.sqrt(fan_in)
     spread = min(cosine.std(), chance_spread) or 0.1 * chance_spread
-    width = max(SMOOTHING * spread / np.cbrt(len(cosine)), (high - low) / MOST_BINS)
+    width = max(SMOOTHING * spread / np.cbrt(filters), (high - low) / MOST_BINS)
     count = math.floor((high - low) / width) + 1
-    edges = 0.5 * (low + high) + width * (np.arange(count + 1) - 0.5 * count)
+    edges: Floats = 0.5 * (low + high) + width * (np.arange(count + 1) - 0.5 * count)
+    return edges
+
+
+def _outline(cosine: Floats, edges: Floats) -> Floats:
+    """Outline (cosine, density) of a histogram; flat where there is no cosine."""
+    import numpy as np
+
     counts, _ = np.histogram(cosine, edges)
-    density = np.pad(np.repeat(counts / (len(cosine) * width), 2), 1)
-    return np.stack([np.repeat(edges, 2), density], axis=1)
+    density = counts / (max(len(cosine), 1) * np.diff(edges))
+    return np.stack([np.repeat(edges, 2), np.pad(np.repeat(density, 2), 1)], axis=1)
 
 
 def _law(fan_in: int) -> Floats:
@@ -298,13 +319,22 @@ def mark_stages(axes: Axes, layers: Sequence[LayerMeasurement], pitch: float) ->
         start = end
 
 
-def legend(figure: Figure | SubFigure, width: float, title: str | None = None) -> None:
-    """One legend above all panels, of what is in any of them; `width` in inches."""
+def legend(
+    figure: Figure | SubFigure,
+    width: float,
+    title: str | None = None,
+    *,
+    entry: float = LEGEND_ENTRY,
+) -> int:
+    """One legend above all panels, of what is in any of them; gives its number of lines.
+
+    `width` and `entry`, the room of an entry, are inches.
+    """
     entries: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    lines = math.ceil(len(entries) * LEGEND_ENTRY / width)
+    lines = math.ceil(len(entries) / max(1, int(width / entry)))
     figure.legend(
         list(entries.values()),
         list(entries),
@@ -313,3 +343,4 @@ def legend(figure: Figure | SubFigure, width: float, title: str | None = None) -
         title=title,
         alignment="left",
     )
+    return lines
