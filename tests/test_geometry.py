@@ -357,6 +357,14 @@ def test_jax_without_float64_gives_no_warning(recwarn):
     assert not recwarn.list
 
 
+def test_the_memory_of_a_tensor_stays_its_own():
+    torch = pytest.importorskip("torch")
+    weight = torch.nn.Parameter(torch.ones(4, 9))
+    geometry.arrangement(weight)
+    geometry.distances(weight, weight)
+    assert weight.untyped_storage().resizable()
+
+
 def test_arguments_are_not_written_to(xp):
     arrays = [np.random.default_rng(i).standard_normal((4, 9)) for i in range(2)]
     vectors = [np.random.default_rng(i).random(4) for i in range(4)]

@@ -1,11 +1,14 @@
-"""The statistics live through training: what is measured, where it goes, and what stays as it was."""
+"""The statistics live through training: what is measured, where it goes, what stays as it was."""
 
 from __future__ import annotations
 
 import copy
 import csv
 import json
+import os
 import random
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -205,7 +208,7 @@ def test_an_option_that_cannot_be_is_refused_at_once(options, message):
 
 
 def test_a_network_without_such_layers_is_refused_at_the_start():
-    with pytest.raises(ps.NoLayersError, match="no layer to measure; it holds .* 1 linear"):
+    with pytest.raises(ps.NoLayersError, match=r"no layer to measure; it holds .* 1 linear"):
         ps.Tracker().update(nn.Sequential(nn.Linear(3, 2)), 0)
 
 
@@ -361,7 +364,7 @@ def test_an_update_on_a_gpu_waits_for_nothing():
 def test_training_with_a_tracker_ends_in_the_same_bits(data):
     class Augmented(TensorDataset):
         def __getitem__(self, index):
-            noise = random.random() + np.random.rand() + torch.rand(())  # noqa: NPY002
+            noise = random.random() + np.random.rand() + torch.rand(())  # noqa: NPY002, S311
             image, label = super().__getitem__(index)
             return image + noise, label
 
@@ -372,7 +375,7 @@ def test_training_with_a_tracker_ends_in_the_same_bits(data):
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002
         model = train(network(), watched)
-        drawn = (random.random(), np.random.rand(), torch.rand(()).item())  # noqa: NPY002
+        drawn = (random.random(), np.random.rand(), torch.rand(()).item())  # noqa: NPY002, S311
         ends.append((*(p.tolist() for p in (*model.parameters(), *model.buffers())), drawn))
     assert ends[0] == ends[1]
     assert len(tracker.measurements) == 7
@@ -389,11 +392,12 @@ def test_an_update_leaves_modes_hooks_and_gradients_alone():
 
     def state():
         return (
-            [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
-            [(p.requires_grad, None if p.grad is None else p.grad.tolist()) for p in model.parameters()],
+            [(m.training, len(m._forward_hooks)) for m in model.modules()],
+            [(p.requires_grad, p.grad if p.grad is None else p.grad.tolist()) for p in weights],
             [tensor.tolist() for tensor in model.state_dict().values()],
         )  # fmt: skip
 
+    weights = list(model.parameters())
     before = state()
     ps.Tracker(data=examples()[0]).update(model, 0)
     ps.Tracker().update(model, 0)
@@ -469,6 +473,311 @@ def test_a_resumed_tracker_goes_on_as_if_nothing_had_been(tmp_path, reference):
 
 def test_a_state_of_another_version_is_refused():
     with pytest.raises(
-        ps.CheckpointError, match="is 'planescope.track/0', and this version .* reads"
+        ps.CheckpointError, match=r"is 'planescope.track/0', and this version .* reads"
     ):
         ps.Tracker().load_state_dict({"schema": "planescope.track/0"})
+
+
+# --- Lightning
+
+
+class Task(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, images):
+        return self.network(images)
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(*examples()), batch_size=4, shuffle=True)
+
+
+def fit(task, *callbacks, logger=False, ckpt=None, **options):
+    torch.manual_seed(1)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(task, ckpt_path=ckpt)
+    return trainer
+
+
+quiet = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*is smaller than the logging interval",
+    "ignore:.*litlogger", "ignore:.*isinstance.treespec", "ignore:.*weights_only",
+)  # fmt: skip
+
+
+@quiet
+def test_lightning_measures_at_the_start_and_after_each_epoch():
+    tracker, task = ps.Tracker(), Task()
+    fit(task, tracker, max_epochs=2)
+    table = tracker.to_pandas()
+    assert table[["step", "epoch", "layer"]].values.tolist() == [
+        [step, epoch, layer]
+        for step, epoch in ((0, 0), (6, 1), (12, 2))
+        for layer in ("network.0", "network.4")
+    ]
+    same_statistics(tracker.measurements[-1][1], ps.measure(task))
+
+
+@quiet
+def test_lightning_measures_every_so_many_steps_and_at_the_end():
+    tracker = ps.Tracker(every=4)
+    fit(Task(), tracker, max_steps=10, log_every_n_steps=4)
+    assert [step for step, _ in tracker.measurements] == [0, 4, 8, 10]
+
+
+@quiet
+def test_accumulated_batches_are_one_step():
+    tracker = ps.Tracker(every=1)
+    fit(Task(), tracker, max_epochs=1, accumulate_grad_batches=2)
+    assert [step for step, _ in tracker.measurements] == [0, 1, 2, 3]
+
+
+@quiet
+def test_lightning_trains_to_the_same_bits_with_a_tracker():
+    ends = []
+    for callbacks in ((), (ps.Tracker(every=1), ps.Tracker(kinds="all", data=examples()))):
+        task = Task()
+        fit(task, *callbacks, max_epochs=2)
+        ends.append([tensor.tolist() for tensor in task.state_dict().values()])
+    assert ends[0] == ends[1]
+
+
+@quiet
+def test_the_csv_logger_gets_each_update_at_its_step(tmp_path):
+    tracker = ps.Tracker(every=2)
+    logger = pl.loggers.CSVLogger(tmp_path)
+    fit(Task(), tracker, logger=logger, max_epochs=1, log_every_n_steps=4)
+    with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [0, 2, 4, 6]
+    for row, (_, measured) in zip(rows, tracker.measurements, strict=True):
+        layer = measured.layers[1]
+        for name in ("negative_mass", "mean_cosine", "agreement", "l2", "linf"):
+            assert float(row[f"planescope/network.4/{name}"]) == getattr(layer, name)
+        assert float(row["planescope/agreement"]) == measured.network.agreement
+
+
+@quiet
+def test_tensorboard_gets_the_statistics(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = ps.Tracker()
+    fit(Task(), tracker, logger=pl.loggers.TensorBoardLogger(tmp_path), max_epochs=2)
+    events = EventAccumulator(str(tmp_path / "lightning_logs/version_0")).Reload()
+    shown = events.Scalars("planescope/network.0/mean_cosine")
+    assert [event.step for event in shown] == [0, 6, 12]
+    found = [measured.layers[0].mean_cosine for _, measured in tracker.measurements]
+    assert [event.value for event in shown] == pytest.approx(found, rel=1e-6)
+
+
+@quiet
+def test_nothing_is_logged_that_was_not_chosen(tmp_path):
+    tracker = ps.Tracker(log=())
+    fit(Task(), tracker, logger=pl.loggers.CSVLogger(tmp_path), max_epochs=1)
+    assert not (tmp_path / "lightning_logs/version_0/metrics.csv").exists()
+    assert len(tracker.measurements) == 2
+
+
+@quiet
+def test_a_resumed_fit_continues_the_table_and_its_distances(tmp_path):
+    whole = ps.Tracker()
+    fit(Task(), whole, max_epochs=3)
+    trainer = fit(Task(), ps.Tracker(), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = ps.Tracker()
+    torch.manual_seed(5)
+    fit(Task(), resumed, max_epochs=3, ckpt=tmp_path / "last.ckpt")
+    table, expected = resumed.to_pandas(), whole.to_pandas()
+    assert table["step"].tolist() == expected["step"].tolist()
+    pd.testing.assert_frame_equal(table[:6], expected[:6], check_exact=True)
+    distance = table["l2"].to_numpy()[-1]
+    assert distance == pytest.approx(expected["l2"].to_numpy()[-1], rel=0.2)
+    assert distance > table["l2"].to_numpy()[3]
+
+
+@quiet
+def test_lightning_stops_before_the_first_batch_where_nothing_can_be_measured():
+    task = Task()
+    with pytest.raises(ps.NoLayersError, match="no layer to measure"):
+        fit(task, ps.Tracker(layers="nowhere"), max_epochs=1)
+    assert task.trainer.global_step == 0
+
+
+# --- several processes
+
+
+def _in_two_processes(work, tmp_path, *options):
+    torch.multiprocessing.spawn(
+        _joined, (work, str(tmp_path / "rendezvous"), tmp_path, *options), nprocs=2
+    )
+    return pd.read_csv(tmp_path / "track.csv")
+
+
+def _joined(rank, work, rendezvous, tmp_path, *options):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
+    )
+    work(rank, tmp_path, *options)
+    torch.distributed.destroy_process_group()
+
+
+def _track(rank, tmp_path, kind):
+    model = network()
+    if kind == "ddp":
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    elif kind == "fully_shard":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        wrapped = fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    else:
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        wrapped = FullyShardedDataParallel(
+            model, device_id=torch.device("cpu"), use_orig_params=True
+        )
+    tracker = ps.Tracker(every=2, kinds="all")
+    train(wrapped, tracker)
+    tracker.record(wrapped, 6)  # measured before: no process may wait for another
+    if rank == 0:
+        tracker.save(tmp_path / "track.csv")
+    assert len(tracker.measurements) == (4 if rank == 0 else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fully_shard", "flat"])
+def test_the_first_of_several_processes_keeps_the_statistics(tmp_path, kind):
+    table = _in_two_processes(_track, tmp_path, kind)
+    alone = ps.Tracker(every=2, kinds="all")
+    train(network(), alone)  # both processes see the same batches, so that one alone ends alike
+    expected = alone.to_pandas()
+    assert table["layer"].astype(str).tolist() == expected["layer"].tolist()
+    for name in ("negative_mass", "mean_cosine", "l2", "linf", "mean_centre"):
+        np.testing.assert_allclose(
+            table[name].to_numpy(float), expected[name].to_numpy(float), rtol=1e-4, atol=1e-6
+        )
+
+
+# --- other trainers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", ["epoch", 2])
+def test_the_trainer_of_hugging_face(tmp_path, every):
+    transformers = pytest.importorskip("transformers")
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def forward(self, pixels, labels):
+            logits = self.network(pixels)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    images, labels = examples()
+    data = [{"pixels": x, "labels": y} for x, y in zip(images, labels, strict=True)]
+    trainer = transformers.Trainer(
+        model=Classifier(),
+        args=transformers.TrainingArguments(
+            output_dir=str(tmp_path),
+            num_train_epochs=2,
+            per_device_train_batch_size=8,
+            logging_steps=2,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=data,
+    )
+    tracker = ps.Tracker(every=every)
+    trainer.add_callback(tracker.for_transformers(trainer))
+    trainer.train()
+    steps = [step for step, _ in tracker.measurements]
+    assert steps == ([0, 3, 6] if every == "epoch" else [0, 2, 4, 6])
+    same_statistics(tracker.measurements[-1][1], ps.measure(trainer.model))
+    logged = [row for row in trainer.state.log_history if "planescope/agreement" in row]
+    assert logged[-1]["planescope/agreement"] == tracker.metrics()["planescope/agreement"]
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [2, 4, 6]
+
+
+KERAS = """
+import numpy as np, keras
+import planescope as ps
+keras.utils.set_random_seed(0)
+inner = keras.Sequential(
+    [keras.layers.SeparableConv2D(6, 3, name="sep"), keras.layers.DepthwiseConv2D(3, name="deep")],
+    name="inner",
+)
+model = keras.Sequential([
+    keras.Input((12, 12, 3)),
+    keras.layers.Conv2D(8, 3, use_bias=False, name="stem"),
+    keras.layers.BatchNormalization(epsilon=0.01, name="norm"),
+    keras.layers.ReLU(),
+    inner,
+    keras.layers.Conv2DTranspose(5, 2, name="up"),
+    keras.layers.Flatten(),
+    keras.layers.Dense(2, name="head"),
+])
+model.compile("sgd", "mse")
+tracker = ps.Tracker(every={every!r}, kinds="all", view="effective")
+x, y = np.random.rand(24, 12, 12, 3), np.random.rand(24, 2)
+history = model.fit(
+    x, y, epochs=2, batch_size=8, verbose=0, callbacks=[tracker.for_keras()], shuffle=False
+)
+model.save({path!r})
+measurements = tracker.measurements
+print([step for step, _ in measurements], [m.layers[0].l2 > 0 for _, m in measurements])
+last, wanted = tracker.measurements[-1][1], ps.measure({path!r}, kinds="all", view="effective")
+for ours, theirs in zip(last.layers, wanted.layers, strict=True):
+    a, b = vars(ours), vars(theirs)
+    print(all(a[k] == b[k] for k in a if k not in ("l2", "linf", "values")), ours.name)
+print(len(history.history["planescope/stem/negative_mass"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "every", "steps"),
+    [("torch", "epoch", [0, 3, 6]), ("jax", 2, [0, 2, 4, 6])],
+    ids=["torch", "jax"],
+)
+def test_a_keras_model_is_measured_as_its_file_will_be(tmp_path, backend, every, steps):
+    pytest.importorskip("keras")
+    pytest.importorskip(backend)
+    code = KERAS.format(every=every, path=str(tmp_path / "model.keras"))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    names = ["stem", "inner.sep.depthwise", "inner.sep.pointwise", "inner.deep", "up", "head"]
+    assert done.stdout.splitlines() == [
+        f"{steps} {[False, *(True for _ in steps[1:])]}",
+        *(f"True {name}" for name in names),
+        "2",
+    ]
+
+
+def test_data_do_not_go_through_keras():
+    with pytest.raises(ps.UsageError, match="data= needs a torch module"):
+        ps.Tracker(data=images()).for_keras()

@@ -385,9 +385,12 @@ def _row_blocks(normals: Array) -> Iterator[Array]:
 
 
 def _numpy_view(rows: Array) -> Array:
+    import numpy as np
+
     # NumPy has no bfloat16.
     known = rows.float() if "bfloat16" in str(rows.dtype) else rows
-    return known.numpy(force=True)
+    # Tensor.numpy() would leave the network's memory unable to be resized, as FSDP has to.
+    return np.from_dlpack(known.detach().resolve_neg())
 
 
 def _block(rows: Array) -> tuple[Array, Array, Array]:

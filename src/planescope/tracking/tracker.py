@@ -148,8 +148,8 @@ class Tracker(_Callback):  # type: ignore[misc]
                 "the next, at least 1"
             )
         self.every = every
-        self.log = (log,) if isinstance(log, str) else tuple(log)
-        for name in self.log:
+        self._logged = (log,) if isinstance(log, str) else tuple(log)
+        for name in self._logged:
             if name not in _LOGGABLE:
                 raise UsageError(f"log={name!r} is no statistic; {nearest(str(name), _LOGGABLE)}")
         self._choice = live.Choice(
@@ -273,14 +273,14 @@ class Tracker(_Callback):  # type: ignore[misc]
         return {
             f"{prefix}/{name}": float(values[name])
             for prefix, values in [*parts, ("planescope", vars(measured.network))]
-            for name in self.log
+            for name in self._logged
             if values.get(name) is not None
         }
 
     def unlogged(self) -> Iterator[tuple[int, dict[str, float]]]:
         """Step and metrics of each update that was not asked for here before."""
         for record in self._records:
-            if not record.is_logged and self.log:
+            if not record.is_logged and self._logged:
                 record.is_logged = True
                 yield record.step, self._metrics(record)
 
