@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planescope import chance, geometry
+from planescope.assembly import filters_on_host, measure_layers
 from planescope.layer import Kind, Layer, Tensor
-from planescope.measurement import Source, filters_on_host, measure_layers
+from planescope.measurement import Source
 from planescope.statistics import summarise
 
 # --- the negative mass

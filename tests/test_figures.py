@@ -19,11 +19,12 @@ from matplotlib.text import Text
 from numpy.testing import assert_allclose, assert_array_equal
 
 from planescope import chance, figures, geometry
+from planescope.assembly import measure_layers
 from planescope.errors import NoLayersError, OutputError, UsageError
 from planescope.figures.half_plane import half_lines
 from planescope.figures.rows import AWAY_BIASED, POOL, TOWARD_BIASED, UNBIASED
 from planescope.layer import Kind, Layer, Tensor
-from planescope.measurement import Measurement, Source, load, measure_layers
+from planescope.measurement import Measurement, Source, load
 from planescope.measuring import measure
 
 # Matplotlib warns where a layout has no room or a glyph is missing.

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from planescope import chance, figures
+from planescope.assembly import measure_layers
 from planescope.config import RunConfig
 from planescope.errors import (
     CheckpointError,
@@ -26,7 +27,7 @@ from planescope.figures.canvas import shown
 from planescope.figures.dynamics import METRICS, PANELS
 from planescope.figures.rows import AWAY_BIASED, TOWARD_BIASED, UNBIASED
 from planescope.layer import Kind, Layer, Tensor
-from planescope.measurement import Measurement, Source, measure_layers
+from planescope.measurement import Measurement, Source
 from planescope.run import Run
 from planescope.training.loop import train
 

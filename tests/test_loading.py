@@ -67,7 +67,11 @@ def test_the_loaded_network_classifies_the_digits_as_the_independent_implementat
 @pytest.mark.parametrize(
     ("key", "shape", "sentence"),
     [
-        ("features.2.weight", (6, 6, 5, 5), r"features\.2 should be a 3×3 convolution, but has shape \(6, 6, 5, 5\)"),
+        (
+            "features.2.weight",
+            (6, 6, 5, 5),
+            r"features\.2 should be a 3×3 convolution, but has shape \(6, 6, 5, 5\)",
+        ),
         ("features.0.weight", (6, 2, 3, 3), None),
         ("features.0.bias", (7,), r"features\.0\.bias has shape \(7,\) in the file, \(6,\)"),
     ],

@@ -17,8 +17,9 @@ import torch
 
 import planescope as ps
 from planescope import chance, geometry
+from planescope.assembly import measure_layers
 from planescope.layer import Input, Kind, Layer, Norm, Skipped, Tensor, View
-from planescope.measurement import Source, measure_layers, save, save_filters
+from planescope.measurement import Source, save, save_filters
 
 PARITY = Path(__file__).parent / "parity"
 EXPECTED = json.loads((PARITY / "expected.json").read_text(encoding="utf-8"))

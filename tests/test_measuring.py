@@ -81,8 +81,9 @@ def test_only_what_is_measured_is_read():
 
     state = read_contents(TRAINED)[1]
     spied = {name: tensor(name, stored.shape) for name, stored in state.tensors.items()}
+    from planescope.assembly import measure_layers
     from planescope.checkpoints.state_dict import find_layers
-    from planescope.measurement import Source, measure_layers
+    from planescope.measurement import Source
 
     layers, _ = find_layers(dataclasses.replace(state, tensors=spied))
     source = Source(path="x", format="x", bytes=None)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planescope import chance, geometry
-from planescope.measurement import filters_on_host
+from planescope.assembly import filters_on_host
 from planescope.statistics import Statistics, summarise
 
 NAN = math.nan

@@ -11,13 +11,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from planescope.assembly import Observed, measure_layers
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.checkpoints.parametrised import resolved
 from planescope.checkpoints.state_dict import find_layers
 from planescope.errors import CheckpointError, NoLayersError, UsageError
 from planescope.layer import Kind, Layer, Skipped, StateDict, View
-from planescope.measurement import Measurement, Observed, Source, measure_layers
+from planescope.measurement import Measurement, Source
 
 if TYPE_CHECKING:
     import torch

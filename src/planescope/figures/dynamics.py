@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from planescope import chance
+from planescope.assembly import LEVEL
 from planescope.errors import UsageError
 from planescope.figures.canvas import (
     CHANCE,
@@ -23,7 +24,6 @@ from planescope.figures.canvas import (
     styled,
 )
 from planescope.figures.rows import MANY, legend
-from planescope.measurement import LEVEL
 from planescope.run import Run
 
 if TYPE_CHECKING:

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from planescope import geometry
-from planescope.layer import Array, Kind, Layer, View
-from planescope.measurement import (
-    Measurement,
+from planescope.assembly import (
     Observed,
     arrangement_of,
     assemble,
     filters_on_host,
     layer_measurement,
 )
+from planescope.layer import Array, Kind, Layer, View
+from planescope.measurement import Measurement
 from planescope.measuring import Found, find, select
 from planescope.modules import unwrapped
 from planescope.tracking.processes import gathered

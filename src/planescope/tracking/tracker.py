@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from planescope.measurement import Observed
+    from planescope.assembly import Observed
 
 SCHEMA = "planescope.track/1"
 

@@ -12,10 +12,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from planescope.assembly import measure_layers
 from planescope.checkpoints.state_dict import find_layers
 from planescope.errors import CheckpointError, NoLayersError
 from planescope.layer import Array, Kind, Layer, View
-from planescope.measurement import Measurement, Source, measure_layers
+from planescope.measurement import Measurement, Source
 from planescope.modules import read_module
 from planescope.output import replacing
 from planescope.run import State, Status
