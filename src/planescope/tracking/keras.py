@@ -64,6 +64,7 @@ def callback(tracker: Tracker, choice: Choice, /) -> Any:
             self._measure()
 
         def _measure(self) -> None:
+            _ = self.model  # with JAX, to look at it is what brings the variables up to date
             tracker.keep(self._network, self._step, self._epoch)
 
     return TrackerCallback()
