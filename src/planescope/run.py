@@ -7,6 +7,7 @@
     measurements.parquet every layer at every snapshot (.csv where pyarrow is missing)
     last.ckpt            all that resuming needs, after the last epoch that was finished
     state.json           how it ended
+    resets.json          what its layers, put back, cost; resets-progress.json keeps work on that
 
 Files are whole or absent. Those of an epoch are written before its `last.ckpt`; what a killed run
 wrote after that is cut off when it is resumed.
@@ -210,6 +211,16 @@ class Run:
     def last_checkpoint(self) -> Path:
         """Where all that resuming needs lies, once an epoch was finished."""
         return self.path / "last.ckpt"
+
+    @property
+    def resets(self) -> Path:
+        """What resetting its layers found, once that was done; the last time counts."""
+        return self.path / "resets.json"
+
+    @property
+    def resets_progress(self) -> Path:
+        """Where finished work on resets is kept."""
+        return self.path / "resets-progress.json"
 
     @property
     def logs(self) -> Path:
