@@ -37,7 +37,7 @@ _PAD: dict[str, dict[str, Any]] = {
 
 # Elements a block: its float64 copy fits a processor's second-level cache, and is large enough that
 # the calls do not count.
-_BLOCK_ELEMENTS = 1 << 16
+_BLOCK_ELEMENTS = 1 << 17
 # On an accelerator the calls count and the cache does not.
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
 
@@ -104,12 +104,16 @@ def arrangement(
     """
     xp = _checked(normals, bias, xp)
     wide = _widest_float(normals, xp)
-    parts = [_block(rows) for rows in _row_blocks(normals)]
-    projection, norm, cosine = (_concat(column, xp) for column in zip(*parts, strict=True))
+    columns = zip(*(_sums(rows) for rows in _row_blocks(normals)), strict=True)
+    total, length, *unit = (_concat(column) for column in columns)
+    projection, norm = (total * unit[0], length * unit[0]) if unit else (total, length)
+    cosine = _cosine(total, length, normals.shape[1])
+    if _is_numpy(namespace(total)):
+        _sum_exactly(normals, projection, norm, cosine, _doubtful(total, length, normals.shape[1]))
     return Hyperplanes(
-        projection=projection,
-        norm=norm,
-        cosine=cosine,
+        projection=_given_back(projection, xp),
+        norm=_given_back(norm, xp),
+        cosine=_given_back(cosine, xp),
         bias=None if bias is None else xp.astype(bias, wide),
     )
 
@@ -376,49 +380,39 @@ def _row_blocks(normals: Array) -> Iterator[Array]:
     """Some rows at a time; NumPy's view of them where that can be had."""
     filters, fan_in = normals.shape
     on_host = _is_on_host(normals)
+    if on_host and _is_torch(normals):
+        normals = _numpy_view(normals)
     elements = _BLOCK_ELEMENTS if on_host else _DEVICE_BLOCK_ELEMENTS
     step = max(1, elements // max(1, fan_in))
     # One block at least, so that a layer without filters gives empty arrays.
     for start in range(0, max(1, filters), step):
         rows = normals[start : min(start + step, filters), :]
-        yield _numpy_view(rows) if on_host and _is_torch(rows) else rows
+        yield _numpy_view(rows.float()) if on_host and _is_torch(rows) else rows
 
 
 def _numpy_view(rows: Array) -> Array:
+    """NumPy's view of a tensor on the CPU; bfloat16, which NumPy has not, stays a tensor."""
     import numpy as np
 
-    # NumPy has no bfloat16.
-    known = rows.float() if "bfloat16" in str(rows.dtype) else rows
+    if rows.dtype == sys.modules["torch"].bfloat16:
+        return rows
     # Tensor.numpy() would leave the network's memory unable to be resized, as FSDP has to.
-    return np.from_dlpack(known.detach().resolve_neg())
+    return np.from_dlpack(rows.detach().resolve_neg())
 
 
-def _block(rows: Array) -> tuple[Array, Array, Array]:
-    """Projection, norm and cosine of some rows."""
-    xp, fan_in = namespace(rows), rows.shape[1]
+def _sums(rows: Array) -> tuple[Array, ...]:
+    """Sum and Euclidean length of each row; in units of the third array, where there is one."""
+    xp = namespace(rows)
     wide = _widest_float(rows, xp)
-    values, unit = rows, 1.0
     # Squares of float32 and narrower types stay inside the range of float64; no others do.
-    if fan_in and (wide != xp.float64 or rows.dtype == wide):
+    if rows.shape[1] and (wide != xp.float64 or rows.dtype == wide):
         values = xp.astype(rows, wide, copy=False)
         unit = _row_unit(values, xp)
-        values = values / unit[:, None]
-    total, length = _sum_and_length(values, wide, xp)
-    reach = length * math.sqrt(fan_in)
-    # torch gives NaN for 0 / 0 without a word.
-    cos = total / (reach if _is_torch(rows) else _nan_for_zero(reach, xp))
-    projection, norm = total * unit, length * unit
-    if _is_numpy(xp):
-        for row in _doubtful(total, length, fan_in):
-            # Beyond 1e308 on the way no exact sum can be had.
-            with contextlib.suppress(OverflowError):
-                projection[row] = math.fsum(rows[row].tolist())
-                cos[row] = projection[row] / (norm[row] * math.sqrt(fan_in))
-    return projection, norm, cos
+        return *_sum_and_length(values / unit[:, None], wide, xp), unit
+    return _sum_and_length(rows, wide, xp)
 
 
 def _sum_and_length(values: Array, wide: Any, xp: Namespace) -> tuple[Array, Array]:
-    """Sum and Euclidean length of each row, accumulated in the wide type."""
     if _is_torch(values):  # its reductions widen as they read
         return xp.sum(values, axis=1, dtype=wide), xp.linalg.vector_norm(values, axis=1, dtype=wide)
     values = xp.astype(values, wide, copy=False)
@@ -426,6 +420,23 @@ def _sum_and_length(values: Array, wide: Any, xp: Namespace) -> tuple[Array, Arr
     ones = xp.ones(values.shape[1], dtype=wide) if _is_numpy(xp) else None
     total = xp.sum(values, axis=1) if ones is None else xp.vecdot(values, ones)
     return total, xp.sqrt(xp.vecdot(values, values))
+
+
+def _cosine(total: Array, length: Array, fan_in: int) -> Array:
+    reach = length * math.sqrt(fan_in)
+    # torch gives NaN for 0 / 0 without a word.
+    return total / (reach if _is_torch(reach) else _nan_for_zero(reach, namespace(reach)))
+
+
+def _sum_exactly(
+    normals: Array, projection: Array, norm: Array, cosine: Array, rows: Array
+) -> None:
+    """Put the exact sums of some rows, and their cosines, in place of those that were rounded."""
+    for row in rows.tolist():
+        # Beyond 1e308 on the way no exact sum can be had.
+        with contextlib.suppress(OverflowError):
+            projection[row] = math.fsum(normals[row, :].tolist())
+            cosine[row] = projection[row] / (norm[row] * math.sqrt(normals.shape[1]))
 
 
 def _doubtful(total: Array, length: Array, fan_in: int) -> Array:
@@ -466,12 +477,11 @@ def _length_and_peak(values: Array) -> tuple[Array, Array]:
         norm = xp.linalg.vector_norm
         return norm(values, dtype=wide), norm(values, ord=math.inf, dtype=wide)
     peak = xp.astype(xp.max(xp.abs(values)), wide)
-    unit = xp.ones_like(peak)
-    # As in `_block`: no other type can leave the range of float64.
-    if wide != xp.float64 or values.dtype == wide:
-        unit = xp.where(peak == 0, unit, peak)
-        values = values / unit
-    values = xp.astype(values, wide, copy=False)
+    if wide == xp.float64 and values.dtype != wide:  # as in `_sums`: no square leaves the range
+        values = xp.astype(values, wide)
+        return xp.sqrt(xp.sum(xp.vecdot(values, values))), peak
+    unit = xp.where(peak == 0, xp.ones_like(peak), peak)
+    values = values / unit
     return unit * xp.sqrt(xp.sum(xp.vecdot(values, values))), peak
 
 
@@ -479,8 +489,8 @@ def _nan_for_zero(values: Array, xp: Namespace) -> Array:
     return xp.where(values == 0, xp.full_like(values, math.nan), values)
 
 
-def _concat(parts: Sequence[Array], xp: Namespace) -> Array:
-    return _given_back(parts[0] if len(parts) == 1 else namespace(parts[0]).concat(parts), xp)
+def _concat(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else namespace(parts[0]).concat(parts)
 
 
 def _given_back(array: Array, xp: Namespace) -> Array:
