@@ -52,9 +52,10 @@ def test_the_shell_commands_run(clone):
 
 
 def test_the_python_lines_run(clone):
-    (block,) = blocks("python")
-    assert "6 of 6 layers are biased" in run([sys.executable, "-c", block], clone)
+    measuring, tracking = blocks("python")
+    assert "6 of 6 layers are biased" in run([sys.executable, "-c", measuring], clone)
     assert (clone / "lenet.pdf").exists()
+    assert run([sys.executable, "-c", tracking], clone).count("\n") == 1 + 3 * 2
 
 
 def test_the_shown_table_is_what_is_printed(clone):
