@@ -619,7 +619,36 @@ def test_lightning_stops_before_the_first_batch_where_nothing_can_be_measured():
     assert task.trainer.global_step == 0
 
 
+@pytest.mark.slow
+def test_without_lightning_the_tracker_serves_other_loops():
+    code = """
+import sys
+sys.modules.update({"pytorch_lightning": None, "lightning": None})
+import torch, planescope as ps
+tracker = ps.Tracker()
+tracker.update(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), 0)
+print([base.__name__ for base in ps.Tracker.__mro__], len(tracker.to_pandas()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['Tracker', '_Callback', 'object'] 1\n"
+
+
 # --- several processes
+
+
+@pytest.mark.slow
+@quiet
+def test_in_lightning_the_process_of_rank_0_logs(tmp_path):
+    logger = pl.loggers.CSVLogger(tmp_path)
+    fit(
+        Task(), ps.Tracker(), logger=logger, max_epochs=2, strategy="ddp_spawn", devices=2
+    )  # each process sees half of the 6 batches
+    with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [0, 3, 6]
+    assert (
+        float(rows[0]["planescope/network.4/l2"]) == 0 < float(rows[2]["planescope/network.4/l2"])
+    )
 
 
 def _in_two_processes(work, tmp_path, *options):

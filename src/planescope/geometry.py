@@ -68,8 +68,12 @@ class Hyperplanes:
 def namespace(array: Array, /) -> Namespace:
     """Array API namespace of an array; NumPy's own needs no wrapper, whose import costs 0.1 s."""
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(array, numpy.ndarray):
+    if numpy is not None and isinstance(array, (numpy.ndarray, numpy.generic)):
         return numpy
+    if _is_torch(array):  # looked up below at ten times the cost, and more than a kernel's launch
+        from array_api_compat import torch
+
+        return torch
     import array_api_compat
 
     return array_api_compat.array_namespace(array)
