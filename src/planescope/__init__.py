@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from planescope.layer import Input, Kind, Layer, Skipped, View
     from planescope.measurement import LayerMeasurement, Measurement, PoolMeasurement, load
     from planescope.measuring import measure
+    from planescope.resets import Accuracy, ResetCell, ResetLayer, Resets
+    from planescope.resetting import ResetOptions, reset_checkpoint, reset_module, reset_run
     from planescope.run import Run
     from planescope.statistics import Filters, Statistics
     from planescope.tracking.tracker import Tracker
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives; "" marks a module.
 _HOMES = {
+    "Accuracy": "resets",
     "CheckpointError": "errors",
     "Filters": "statistics",
     "Input": "layer",
@@ -48,6 +51,10 @@ _HOMES = {
     "OutputError": "errors",
     "PlanescopeError": "errors",
     "PoolMeasurement": "measurement",
+    "ResetCell": "resets",
+    "ResetLayer": "resets",
+    "ResetOptions": "resetting",
+    "Resets": "resets",
     "Run": "run",
     "RunConfig": "config",
     "RunError": "errors",
@@ -62,10 +69,14 @@ _HOMES = {
     "geometry": "",
     "load": "measurement",
     "measure": "measuring",
+    "reset_checkpoint": "resetting",
+    "reset_module": "resetting",
+    "reset_run": "resetting",
     "train": "training.loop",
 }
 
 __all__ = [
+    "Accuracy",
     "CheckpointError",
     "Filters",
     "Input",
@@ -78,6 +89,10 @@ __all__ = [
     "OutputError",
     "PlanescopeError",
     "PoolMeasurement",
+    "ResetCell",
+    "ResetLayer",
+    "ResetOptions",
+    "Resets",
     "Run",
     "RunConfig",
     "RunError",
@@ -93,6 +108,9 @@ __all__ = [
     "geometry",
     "load",
     "measure",
+    "reset_checkpoint",
+    "reset_module",
+    "reset_run",
     "train",
 ]
 

@@ -4,6 +4,7 @@ from planescope.figures.animation import animate
 from planescope.figures.canvas import Width, save
 from planescope.figures.dynamics import dynamics
 from planescope.figures.half_plane import portrait
+from planescope.figures.heatmap import heatmap
 from planescope.figures.matrices import theory
 from planescope.figures.overviews import overview
 from planescope.figures.rows import cosines, negative_mass
@@ -13,6 +14,7 @@ __all__ = [
     "animate",
     "cosines",
     "dynamics",
+    "heatmap",
     "negative_mass",
     "overview",
     "portrait",

@@ -1,0 +1,284 @@
+"""``planescope reset``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from planescope.resets import Resets
+    from planescope.resetting import ResetOptions
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+@click.command()
+@click.argument("run", required=False, metavar="[RUN]")
+@click.option("--trained", metavar="FILE", help="Trained checkpoint, in place of a run.")
+@click.option(
+    "--snapshot",
+    "snapshots",
+    multiple=True,
+    metavar="FILE|EPOCH",
+    help="What layers are put back to; repeatable. In a run an epoch, by default every one.",
+)
+@click.option("--network", metavar="NAME", help="With --trained: lenet, vgg16_bn, ...")
+@click.option("--data", metavar="NAME", help="With --trained: digits, mnist, cifar10, ...")
+@click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
+@click.option("--rand", is_flag=True, help="Also put layers to fresh draws from the initialiser.")
+@click.option("--draws", metavar="K", type=click.IntRange(1), help="How many.  [default: 1]")
+@click.option(
+    "--layers",
+    metavar="NAMES",
+    help="Only layers of these names, or in whose name such a regular expression is found; commas "
+    "between.",
+)
+@click.option(
+    "--kinds",
+    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+    multiple=True,
+    help="Which layers; repeatable.  [default: conv, or linear where there is none]",
+)
+@click.option("--with-norm", is_flag=True, help="Put the batch norm behind a layer back with it.")
+@click.option(
+    "--together", multiple=True, metavar="L1,L2", help="Layers to put back at once; repeatable."
+)
+@click.option("--subset", metavar="N", type=int, help="Evaluate on N examples, drawn at random.")
+@click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True)
+@click.option(
+    "--devices",
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAMES",
+    help="cpu, cuda, or several that share the work: cuda:0,cuda:1.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["32-true", "bf16-mixed", "16-mixed"]),
+    default="32-true",
+    show_default=True,
+)
+@click.option(
+    "--memory",
+    metavar="BYTES",
+    help="For what is kept, as in 500M or 4G.  [default: by what is free]",
+)
+@click.option(
+    "--tolerance",
+    metavar="X",
+    type=float,
+    help="End a cell as soon as its accuracy is known to this (0.01), with 95 % confidence.",
+)
+@click.option(
+    "--seed",
+    metavar="N",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of draws, subset and order.",
+)
+@click.option("--unfinished", is_flag=True, help="Take a run that is not finished, as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
+@click.option("--figure", metavar="FILE", help="Draw the heat map: .pdf, .svg or .png.")
+def reset(
+    run: str | None,
+    *,
+    trained: str | None,
+    snapshots: tuple[str, ...],
+    network: str | None,
+    data: str | None,
+    data_path: str | None,
+    unfinished: bool,
+    as_json: bool,
+    out: str | None,
+    figure: str | None,
+    **choices: Any,
+) -> None:
+    """Put each layer of a trained network back to earlier weights, and see what accuracy it costs.
+
+    RUN gets resets.json. Finished work is kept in RUN, or beside --out: broken off, the same
+    command goes on where it was.
+    """
+    from planescope.cli.progress import layer_progress
+    from planescope.errors import StoppedError
+
+    options = _options(choices)
+    _check(run, trained, network, data, data_path, unfinished=unfinished)
+    _check_outputs(out, figure)
+    keep = None if out is None else Path(f"{out}.progress")
+    try:
+        with layer_progress() as advance:
+            if run is not None:
+                from planescope.resetting import reset_run
+
+                resets = reset_run(
+                    run,
+                    snapshots=_epochs(snapshots),
+                    unfinished=unfinished,
+                    options=options,
+                    on_cell=advance,
+                )
+            else:
+                from planescope.resetting import reset_checkpoint
+
+                resets = reset_checkpoint(
+                    str(trained),
+                    snapshots,
+                    network=str(network),
+                    data=str(data),
+                    data_path=data_path,
+                    keep=keep,
+                    options=options,
+                    on_cell=advance,
+                )
+    except KeyboardInterrupt:
+        kept = run is not None or keep is not None
+        raise StoppedError(
+            "interrupted; " + ("the same command goes on" if kept else "only --out keeps its work")
+        ) from None
+    if out is not None:
+        resets.save(out)
+        if run is None and keep is not None:
+            keep.unlink(missing_ok=True)
+    if figure is not None:
+        from planescope import figures
+
+        figures.save(figures.heatmap(resets), figure)
+    if as_json:
+        sys.stdout.write(resets.to_json() + "\n")
+    else:
+        print_resets(resets)
+
+
+def _options(choices: dict[str, Any]) -> ResetOptions:
+    from planescope.errors import UsageError
+    from planescope.resetting import ResetOptions
+
+    rand, draws = choices.pop("rand"), choices.pop("draws")
+    if draws is not None and not rand:
+        raise UsageError("--draws says how many fresh draws --rand takes; give that too")
+    memory, devices = choices.pop("memory"), choices.pop("devices")
+    return ResetOptions(
+        **choices,
+        draws=(draws or 1) if rand else 0,
+        memory=None if memory is None else _bytes(memory),
+        devices=tuple(name.strip() for name in devices.split(",")),
+    )
+
+
+def _bytes(text: str) -> int:
+    from planescope.errors import UsageError
+
+    match = re.fullmatch(r"(\d+)([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"--memory {text!r}: give bytes, as in 500M or 4G")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def _check(
+    run: str | None,
+    trained: str | None,
+    network: str | None,
+    data: str | None,
+    data_path: str | None,
+    *,
+    unfinished: bool,
+) -> None:
+    from planescope.errors import UsageError
+
+    if (run is None) == (trained is None):
+        raise UsageError("give a run, or a checkpoint with --trained")
+    if trained is not None and (network is None or data is None):
+        raise UsageError("--trained needs --network and --data; a checkpoint tells neither")
+    if trained is not None and unfinished:
+        raise UsageError("--unfinished is about runs; a checkpoint is taken as it is")
+    if run is not None and (network or data or data_path):
+        raise UsageError("a run knows its --network, --data and --data-path; leave them out")
+
+
+def _check_outputs(out: str | None, figure: str | None) -> None:
+    """Refuse what could not be written before the work begins."""
+    from planescope.output import FIGURE_FORMS, check_target
+    from planescope.resets import FORMS
+
+    for target, forms in ((out, FORMS), (figure, FIGURE_FORMS)):
+        if target is not None:
+            check_target(target, forms)
+
+
+def _epochs(snapshots: tuple[str, ...]) -> list[int] | None:
+    from planescope.errors import UsageError
+
+    for snapshot in snapshots:
+        if not snapshot.isdecimal():
+            raise UsageError(f"--snapshot {snapshot!r}: give the epoch of a snapshot of the run")
+    return [int(snapshot) for snapshot in snapshots] or None
+
+
+def print_resets(resets: Resets) -> None:
+    """Print relative drops, layers × snapshots, and what they say in a sentence."""
+    from rich.text import Text
+
+    from planescope.cli.tables import console
+
+    out = console()
+    trained = resets.trained
+    out.print(Text(f"{resets.source}: {resets.network} on {resets.data}", style="bold"))
+    out.print(
+        f"trained: {trained.top1:.1%} of {trained.examples} examples right "
+        f"(95 % interval {trained.low:.1%} to {trained.high:.1%})"
+    )
+    out.print(_fitting_table(resets, out))
+    out.print(Text(resets.verdict))
+    for note in resets.notes:
+        out.print(Text(note, style="dim"))
+
+
+def _fitting_table(resets: Resets, out: Console) -> Table:
+    """The table with as many snapshots as there is room for, the first and the last among them."""
+    every = list(resets.snapshots)
+    for count in range(len(every), 1, -1):
+        shown = [every[round(i * (len(every) - 1) / (count - 1))] for i in range(count)]
+        table = _table(resets, shown, left_out=len(every) - count)
+        if out.measure(table, options=out.options.update(width=1 << 16)).maximum <= out.width:
+            return table
+    return _table(resets, every[:1], left_out=len(every) - 1)
+
+
+def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    kind = (
+        "relative drop in %"
+        if any(c.relative_drop is not None for c in resets.cells)
+        else ("accuracy")
+    )
+    more = f"; {left_out} snapshots left out, --json has them" if left_out else ""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption=f"{kind}, in parentheses within noise{more}",
+        caption_justify="left",
+    )
+    table.add_column("layer", overflow="fold")
+    table.add_column("negative\nmass", justify="right")
+    for snapshot in snapshots:
+        title = f"epoch {snapshot}" if isinstance(snapshot, int) else snapshot
+        table.add_column(title, justify="right", overflow="fold")
+    layers = {layer.name: layer for layer in resets.layers}
+    for row in resets.rows:
+        mass = layers[row].negative_mass if row in layers else None
+        shown = "" if mass is None else f"{mass:.3f}"
+        style = "bold" if row in layers and layers[row].biased else None
+        table.add_row(row, shown, *(resets.shown(row, s) for s in snapshots), style=style)
+    return table

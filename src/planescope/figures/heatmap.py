@@ -1,0 +1,153 @@
+"""The heat map of Zhang, Bengio and Singer: what a reset costs, layers × snapshots."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+from planescope.figures.canvas import AWAY, NEUTRAL, TOWARD, Width, canvas, inches, shown, styled
+from planescope.figures.rows import row_pitch
+from planescope.resets import RAND, ResetLayer, Resets
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+# Inches: a row; what stands above and below the rows; the strip, the scale.
+PITCH, FRAME, STRIP, SCALE = 0.2, 0.75, 0.36, 0.1
+# Inches that three digits in parentheses need at a size of one point; the least and the largest
+# size in points; and the points that an inch of a row's height has room for.
+DIGITS, SMALLEST, LARGEST, FILLING = 0.043, 4.0, 6.5, 60.0
+LONGEST_NAME = 22
+
+
+@styled
+def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
+    """Relative drop of the accuracy with each layer put back to each snapshot, in per cent.
+
+    Cells of fresh draws have their mean. A drop within noise has its number in parentheses, or is
+    dotted where numbers have no room. Beside the map stands each layer's negative mass once
+    trained, in bold where the layer is biased. Where the trained network knows nothing there are no
+    drops, and the map has accuracies.
+
+    Parameters
+    ----------
+    resets : Resets
+    width : {"column", "page"} or inches
+
+    Raises
+    ------
+    UsageError
+        If `width` cannot be.
+    """
+    rows, columns = resets.rows, resets.snapshots
+    pitch = row_pitch(len(rows), PITCH)
+    figure = canvas(width, len(rows) * pitch + FRAME)
+    name = 0.075 * max(len(shown(row, LONGEST_NAME)) for row in rows)
+    across = max(0.6, inches(width) - name - STRIP - SCALE - 0.7)
+    axes, strip, scale = figure.subplots(1, 3, width_ratios=[across, STRIP, SCALE])
+    values, is_drop = _values(resets)
+    size = min(LARGEST, FILLING * pitch, across / len(columns) / DIGITS)
+    image = axes.imshow(
+        values, cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="nearest"
+    )
+    _write_cells(axes, resets, values, size)
+    axes.set_yticks(range(len(rows)), [shown(row, LONGEST_NAME) for row in rows])
+    axes.tick_params(length=0, labelsize=min(6.5, 60 * pitch))
+    _name_columns(axes, columns)
+    _draw_strip(strip, resets, min(LARGEST, FILLING * pitch))
+    for frame in (axes, strip):
+        frame.spines[:].set_visible(False)
+    label = "relative drop of accuracy, %" if is_drop else "accuracy, %"
+    figure.colorbar(
+        image, cax=scale, label=label, extend="min" if (values < 0).any() else "neither"
+    )
+    scale.tick_params(length=2)
+    return figure
+
+
+def _values(resets: Resets) -> tuple[Floats, bool]:
+    """Per cent by row and column, NaN where there is no cell; and whether they are drops."""
+    import numpy as np
+
+    is_drop = any(cell.relative_drop is not None for cell in resets.cells)
+
+    def value(row: str, column: int | str) -> float:
+        cells = resets.at(row, column)
+        drop = resets.drop(row, column)
+        if is_drop:
+            return float("nan") if drop is None else 100 * drop[0]
+        return 100 * statistics.fmean(cell.top1 for cell in cells) if cells else float("nan")
+
+    table = [[value(row, column) for column in resets.snapshots] for row in resets.rows]
+    return np.asarray(table), is_drop
+
+
+def _write_cells(axes: Axes, resets: Resets, values: Floats, size: float) -> None:
+    import matplotlib as mpl
+
+    colors = mpl.colormaps["viridis"]
+    for i, row in enumerate(resets.rows):
+        for j, column in enumerate(resets.snapshots):
+            cells = resets.at(row, column)
+            if not cells:
+                continue
+            noise = not all(cell.significant for cell in cells)
+            color = _readable(colors, values[i, j] / 100)
+            if size >= SMALLEST:
+                number = f"{values[i, j]:.0f}".replace("-0", "0")
+                text = f"({number})" if noise else number
+                axes.text(j, i, text, color=color, size=size, ha="center", va="center")
+            elif noise:
+                axes.plot(j, i, ".", color=color, markersize=2)
+
+
+def _readable(colors: Colormap, share: float) -> str:
+    """Black or white, whichever stands out from the colour of a cell."""
+    red, green, blue, _ = colors(share)
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def _name_columns(axes: Axes, columns: tuple[int | str, ...]) -> None:
+    epochs = all(isinstance(column, int) or column == RAND for column in columns)
+    labels = [shown(str(column), 18) for column in columns]
+    # So many that every one cannot be named: one in so many.
+    step = -(-len(labels) // 24)
+    axes.set_xticks(range(0, len(labels), step), labels[::step])
+    if not epochs or max(map(len, labels)) > 4:
+        axes.tick_params(axis="x", rotation=30)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+    axes.set_xlabel("put back to epoch" if epochs else "put back to")
+
+
+def _draw_strip(axes: Axes, resets: Resets, size: float) -> None:
+    """Negative mass of each layer, in the colour of the side that its normals face."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colors = LinearSegmentedColormap.from_list("sides", [TOWARD, "white", AWAY])
+    layers: dict[str, ResetLayer] = {layer.name: layer for layer in resets.layers}
+    masses = [layers[row].negative_mass if row in layers else None for row in resets.rows]
+    column = np.array([[np.nan if mass is None else mass] for mass in masses])
+    axes.imshow(column, cmap=colors, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    for i, (row, mass) in enumerate(zip(resets.rows, masses, strict=True)):
+        if mass is not None:
+            axes.text(
+                0,
+                i,
+                f"{mass:.2f}",
+                size=size,
+                color=_readable(colors, mass),
+                weight="bold" if layers[row].biased else "normal",
+                ha="center",
+                va="center",
+            )
+    axes.set_yticks([])
+    axes.set_xticks([0], ["negative\nmass"])
+    axes.tick_params(length=0, labelcolor=NEUTRAL)
