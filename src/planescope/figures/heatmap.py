@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 # Inches: a row; what stands above and below the rows; the strip, the scale.
 PITCH, FRAME, STRIP, SCALE = 0.2, 0.75, 0.36, 0.1
+# More below, where the names of columns stand aslant.
+ASLANT = 0.45
 # Inches that three digits in parentheses need at a size of one point; the least and the largest
 # size in points; and the points that an inch of a row's height has room for.
 DIGITS, SMALLEST, LARGEST, FILLING = 0.043, 4.0, 6.5, 60.0
-LONGEST_NAME = 22
+LONGEST_NAME = 26
 
 
 @styled
@@ -47,7 +49,8 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
     """
     rows, columns = resets.rows, resets.snapshots
     pitch = row_pitch(len(rows), PITCH)
-    figure = canvas(width, len(rows) * pitch + FRAME)
+    aslant = any(len(str(column)) > 4 for column in columns)
+    figure = canvas(width, len(rows) * pitch + FRAME + ASLANT * aslant)
     name = 0.075 * max(len(shown(row, LONGEST_NAME)) for row in rows)
     across = max(0.6, inches(width) - name - STRIP - SCALE - 0.7)
     axes, strip, scale = figure.subplots(1, 3, width_ratios=[across, STRIP, SCALE])
@@ -59,11 +62,11 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
     _write_cells(axes, resets, values, size)
     axes.set_yticks(range(len(rows)), [shown(row, LONGEST_NAME) for row in rows])
     axes.tick_params(length=0, labelsize=min(6.5, 60 * pitch))
-    _name_columns(axes, columns)
+    _name_columns(axes, columns, aslant=aslant)
     _draw_strip(strip, resets, min(LARGEST, FILLING * pitch))
     for frame in (axes, strip):
         frame.spines[:].set_visible(False)
-    label = "relative drop of accuracy, %" if is_drop else "accuracy, %"
+    label = "relative drop, %" if is_drop else "accuracy, %"
     figure.colorbar(
         image, cax=scale, label=label, extend="min" if (values < 0).any() else "neither"
     )
@@ -113,13 +116,13 @@ def _readable(colors: Colormap, share: float) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
-def _name_columns(axes: Axes, columns: tuple[int | str, ...]) -> None:
+def _name_columns(axes: Axes, columns: tuple[int | str, ...], *, aslant: bool) -> None:
     epochs = all(isinstance(column, int) or column == RAND for column in columns)
     labels = [shown(str(column), 18) for column in columns]
     # So many that every one cannot be named: one in so many.
     step = -(-len(labels) // 24)
     axes.set_xticks(range(0, len(labels), step), labels[::step])
-    if not epochs or max(map(len, labels)) > 4:
+    if aslant:
         axes.tick_params(axis="x", rotation=30)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
