@@ -462,14 +462,6 @@ def test_small_memory_gives_the_same_in_more_groups():
     assert names.count("features.0") in (1, 2, 3)
 
 
-def test_several_devices_share_the_cells():
-    network, data = build("lenet", seed=0), images(size=32)
-    snapshots = {seed: build("lenet", seed=seed).state_dict() for seed in (1, 2, 3)}
-    both = dataclasses.replace(ALL, devices=("cpu", "cpu"))
-    found = ps.reset_module(network, snapshots, data=data, options=both)
-    assert found == ps.reset_module(network, snapshots, data=data, options=ALL)
-
-
 def test_a_tolerance_ends_cells_early_with_bounds_that_hold():
     options = ps.ResetOptions(tolerance=0.04, devices=("cpu",), memory=40_000_000, seed=1)
     found = ps.reset_checkpoint(
