@@ -117,11 +117,37 @@ def test_cutting_removes_what_came_after_an_epoch(run):
     run.save_metrics([row(epoch) for epoch in range(4)])
     for epoch in range(4):
         run.save_snapshot(epoch, {"w": torch.ones(1)}, {})
+        run.add_measurement(epoch, measurement(epoch))
     run.cut(2)
     assert [entry.epoch for entry in run.metrics] == [0, 1, 2]
     assert list(run.snapshots) == [0, 1, 2]
+    assert run.filter_epochs == (0, 1, 2)
     run.cut(-1)
-    assert (run.metrics, run.snapshots) == ((), {})
+    assert (run.metrics, run.snapshots, run.filter_epochs) == ((), {}, ())
+
+
+def test_cosine_and_offset_of_each_filter_are_kept_in_single_precision(run):
+    measured = measurement(3)
+    run.add_measurement(3, measured)
+    kept = run.load_filters(3)
+    assert list(kept) == ["a", "b"]
+    for layer in measured.layers:
+        expected = np.stack([layer.values.cosine, layer.values.offset])
+        np.testing.assert_allclose(kept[layer.name], expected, rtol=2**-24)
+    with pytest.raises(CheckpointError, match=r"epoch-0004\.safetensors: cannot be read"):
+        run.load_filters(4)
+
+
+def test_rows_of_another_schema_are_refused(run):
+    run.add_measurement(0, measurement(0))
+    columns = run._measured()
+    run._save_measured(
+        columns | {"schema": ["planescope.run-measurements/9", *columns["schema"][1:]]}
+    )
+    with pytest.raises(
+        CheckpointError, match=r"rows of the schema 'planescope\.run-measurements/9'"
+    ):
+        _ = run.measurements
 
 
 HOLD = """
@@ -151,8 +177,8 @@ def test_a_run_is_held_by_one_process_which_lets_go_when_it_is_killed(run):
 def test_environment_keeps_each_start(run):
     run.save_environment({"python": "1"})
     run.save_environment({"python": "2"})
+    assert [start["python"] for start in run.environments] == ["1", "2"]
     kept = json.loads((run.path / "environment.json").read_text())
-    assert [start["python"] for start in kept["starts"]] == ["1", "2"]
     assert kept["schema"] == "planescope.environment/1"
 
 

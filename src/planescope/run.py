@@ -5,6 +5,7 @@
     metrics.csv          a row an epoch
     snapshots/           epoch-0000.safetensors and so on: weights, what they are in the metadata
     measurements.parquet every layer at every snapshot (.csv where pyarrow is missing)
+    filters/             epoch-0000.safetensors and so on: cosine and offset of each filter
     last.ckpt            all that resuming needs, after the last epoch that was finished
     state.json           how it ended
     resets.json          what its layers, put back, cost; resets-progress.json keeps work on that
@@ -33,18 +34,21 @@ from planescope.measurement import LAYER_KEYS, Measurement, layers_table
 from planescope.output import replacing, write_csv, write_parquet
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import torch
+    from numpy.typing import NDArray
 
     from planescope.config import RunConfig
 
 METRICS_SCHEMA = "planescope.metrics/1"
 MEASUREMENTS_SCHEMA = "planescope.run-measurements/1"
 SNAPSHOT_SCHEMA = "planescope.snapshot/1"
+FILTERS_SCHEMA = "planescope.run-filters/1"
 ENVIRONMENT_SCHEMA = "planescope.environment/1"
 STATE_SCHEMA = "planescope.run-state/1"
 
-_SNAPSHOT = re.compile(r"epoch-(\d{4,})\.safetensors")
+_EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
 _MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
 _TEXT_KEYS = ("schema", "view", "name", "kind", "input", "kernel")
 
@@ -182,14 +186,7 @@ class Run:
     @property
     def snapshots(self) -> dict[int, Path]:
         """Path of each snapshot by its epoch, in order; a safetensors file of weights."""
-        if not self._snapshot_folder.is_dir():
-            return {}
-        found = {
-            int(match[1]): path
-            for path in self._snapshot_folder.iterdir()
-            if (match := _SNAPSHOT.fullmatch(path.name))
-        }
-        return dict(sorted(found.items()))
+        return _by_epoch(self._snapshot_folder)
 
     @property
     def measurements(self) -> pd.DataFrame:
@@ -198,14 +195,60 @@ class Run:
         Raises
         ------
         CheckpointError
-            If nothing was measured yet, or the file is damaged.
+            If nothing was measured yet, the file is damaged, or its rows have another schema
+            version.
         """
         import pandas as pd
 
         columns = self._measured()
         if not columns:
             raise CheckpointError(f"{self.path}: nothing was measured yet")
+        if others := {str(schema) for schema in columns["schema"]} - {MEASUREMENTS_SCHEMA}:
+            raise CheckpointError(
+                f"{self._measurements_file}: holds rows of the schema {min(others)!r}, and this "
+                f"version of planescope reads {MEASUREMENTS_SCHEMA!r}; train the run again"
+            )
         return pd.DataFrame(columns).drop(columns="schema")
+
+    @property
+    def filter_epochs(self) -> tuple[int, ...]:
+        """Epochs whose values of single filters were kept, in order."""
+        return tuple(_by_epoch(self._filters_folder))
+
+    def load_filters(self, epoch: int) -> dict[str, NDArray[np.float32]]:
+        """Cosine and offset of each filter at a snapshot, of shape (2, filters), by layer.
+
+        Raises
+        ------
+        CheckpointError
+            If they were not kept or the file is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = _file_of(self._filters_folder, epoch)
+        try:
+            filters: dict[str, NDArray[np.float32]] = load_file(path)
+        except (OSError, SafetensorError) as exc:
+            raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
+        return filters
+
+    @property
+    def environments(self) -> tuple[dict[str, Any], ...]:
+        """What each start of the run had, versions and device; empty before the first.
+
+        Raises
+        ------
+        CheckpointError
+            If environment.json is damaged.
+        """
+        path = self.path / "environment.json"
+        if not path.is_file():
+            return ()
+        try:
+            return tuple(map(dict, json.loads(path.read_text(encoding="utf-8"))["starts"]))
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise CheckpointError(f"{path}: is damaged ({exc!r})") from exc
 
     @property
     def last_checkpoint(self) -> Path:
@@ -275,11 +318,9 @@ class Run:
 
     def save_environment(self, environment: Mapping[str, Any]) -> None:
         """Add what a start of the run had: versions, device."""
-        path = self.path / "environment.json"
-        starts: list[Any] = []
-        if path.is_file():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                starts = list(json.loads(path.read_text(encoding="utf-8"))["starts"])
+        starts: tuple[dict[str, Any], ...] = ()
+        with contextlib.suppress(CheckpointError):  # a damaged one is begun anew
+            starts = self.environments
         fields = {"schema": ENVIRONMENT_SCHEMA, "starts": [*starts, dict(environment)]}
         self._write("environment.json", json.dumps(fields, indent=2) + "\n")
 
@@ -310,7 +351,7 @@ class Run:
         }
         # One entry: safetensors writes several in any order, and equal snapshots are equal files.
         metadata = {"planescope": json.dumps({"schema": SNAPSHOT_SCHEMA, "epoch": epoch, **about})}
-        with replacing(self._snapshot_folder / f"epoch-{epoch:04d}.safetensors") as draft:
+        with replacing(_file_of(self._snapshot_folder, epoch)) as draft:
             try:
                 save_file(tensors, draft, metadata)
             except SafetensorError as exc:
@@ -327,7 +368,7 @@ class Run:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = self._snapshot_folder / f"epoch-{epoch:04d}.safetensors"
+        path = _file_of(self._snapshot_folder, epoch)
         try:
             weights: dict[str, torch.Tensor] = load_file(path)
         except (OSError, SafetensorError) as exc:
@@ -335,7 +376,8 @@ class Run:
         return weights
 
     def add_measurement(self, epoch: int, measurement: Measurement) -> None:
-        """Add the layers of a snapshot to the table."""
+        """Add the layers of a snapshot to the table, and keep what their filters are."""
+        self._save_filters(epoch, measurement)
         new = layers_table([measurement])
         rows = len(new["name"])
         new |= {"schema": [MEASUREMENTS_SCHEMA] * rows, "epoch": [epoch] * rows}
@@ -344,9 +386,10 @@ class Run:
 
     def cut(self, epoch: int) -> None:
         """Remove what was written after an epoch; -1 leaves nothing."""
-        for number, path in self.snapshots.items():
-            if number > epoch:
-                path.unlink()
+        for folder in (self._snapshot_folder, self._filters_folder):
+            for number, path in _by_epoch(folder).items():
+                if number > epoch:
+                    path.unlink()
         self.save_metrics([row for row in self.metrics if row.epoch <= epoch])
         if measured := self._measured():
             kept = [index for index, row in enumerate(measured["epoch"]) if row <= epoch]
@@ -355,6 +398,10 @@ class Run:
     @property
     def _snapshot_folder(self) -> Path:
         return self.path / "snapshots"
+
+    @property
+    def _filters_folder(self) -> Path:
+        return self.path / "filters"
 
     @property
     def _lock_file(self) -> Path:
@@ -395,6 +442,28 @@ class Run:
             raise CheckpointError(f"{path}: is damaged ({exc})") from exc
         return columns
 
+    def _save_filters(self, epoch: int, measurement: Measurement) -> None:
+        """Single precision, for pictures; a snapshot of a large network is a thousand times this.
+
+        A measurement that was loaded from a file has none.
+        """
+        import numpy as np
+        from safetensors.numpy import save_file
+
+        values = {layer.name: layer.values for layer in measurement.layers if layer.values}
+        if not values:
+            return
+        # An offset beyond float32 becomes an infinity, which is no point of a picture.
+        with np.errstate(over="ignore"):
+            arrays = {
+                name: np.stack([filters.cosine, filters.offset]).astype(np.float32)
+                for name, filters in values.items()
+            }
+        about = json.dumps({"schema": FILTERS_SCHEMA, "epoch": epoch})
+        self._filters_folder.mkdir(exist_ok=True)
+        with replacing(_file_of(self._filters_folder, epoch)) as draft:
+            save_file(arrays, draft, {"planescope": about})
+
     def _save_measured(self, columns: Mapping[str, list[Any]]) -> None:
         path = self._measurements_file
         with replacing(path) as draft:
@@ -402,6 +471,22 @@ class Run:
                 write_csv(draft, columns)
             else:
                 write_parquet(draft, columns, {"schema": MEASUREMENTS_SCHEMA})
+
+
+def _file_of(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch:04d}.safetensors"
+
+
+def _by_epoch(folder: Path) -> dict[int, Path]:
+    """Files of a folder by their epoch, in order."""
+    if not folder.is_dir():
+        return {}
+    found = {
+        int(match[1]): path
+        for path in folder.iterdir()
+        if (match := _EPOCH_FILE.fullmatch(path.name))
+    }
+    return dict(sorted(found.items()))
 
 
 def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
