@@ -65,10 +65,11 @@ def test_a_run_keeps_what_the_policy_says(undisturbed):
     assert undisturbed.status.state is State.FINISHED
     assert undisturbed.config == SMALL
     assert list(undisturbed.snapshots) == [0, 2, 3]
+    assert undisturbed.filter_epochs == (0, 2, 3)
     assert sorted(undisturbed.measurements.epoch.unique()) == [0, 2, 3]
     assert sorted(p.name for p in undisturbed.path.iterdir() if p.name[0] != ".") == [
-        "config.yaml", "environment.json", "last.ckpt", "measurements.parquet", "metrics.csv",
-        "snapshots", "state.json",
+        "config.yaml", "environment.json", "filters", "last.ckpt", "measurements.parquet",
+        "metrics.csv", "snapshots", "state.json",
     ]  # fmt: skip
 
 
