@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from planescope.errors import CheckpointError, MissingDependencyError, UsageError
+from planescope.errors import MissingDependencyError, UsageError
+from planescope.yamlfiles import read_document, shown
 
 try:
     from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -199,9 +199,7 @@ def _field_error(error: ErrorDetails) -> FieldError:
         near = ", ".join(difflib.get_close_matches(field, RunConfig.model_fields, cutoff=0.0))
         return FieldError(field, f"there is no such field; the nearest are {near}")
     problem = error["msg"].removeprefix("Input ")
-    value = repr(error["input"])
-    shown = value if len(value) < 80 else value[:76] + " ..."
-    return FieldError(field, f"{problem}, not {shown}")
+    return FieldError(field, f"{problem}, not {shown(error['input'])}")
 
 
 def load_config(path: str | os.PathLike[str], /) -> RunConfig:
@@ -214,54 +212,15 @@ def load_config(path: str | os.PathLike[str], /) -> RunConfig:
     CheckpointError
         If the file cannot be read.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise UsageError(f"{path}: is not UTF-8 text; give a YAML file") from exc
-    values, lines = _parse(text, path)
+    document = read_document(path)
+    values = dict(document.values)
     schema = values.pop("schema", SCHEMA)
     if schema != SCHEMA:
         raise UsageError(f"{path}: its schema is {schema!r}, and this version reads {SCHEMA!r}")
     try:
         return RunConfig(**values)
     except FieldError as exc:
-        raise UsageError(f"{path}, line {lines.get(exc.field, 1)}: {exc}") from None
-
-
-def _parse(text: str, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, int]]:
-    """Fields of a YAML mapping, and the line of each."""
-    import yaml
-
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return {}, {}
-        if not isinstance(node, yaml.MappingNode):
-            raise UsageError(f"{path}: holds no fields; write one a line, as in: epochs: 30")
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode) or key.value in lines:
-                what = "is no name" if not isinstance(key, yaml.ScalarNode) else "is there twice"
-                name = getattr(key, "value", "")
-                raise UsageError(f"{path}, line {line}: the field {name!s:.40} {what}")
-            lines[key.value] = line
-        values = loader.construct_document(node)
-    except yaml.YAMLError as exc:
-        raise UsageError(f"{path}: {_yaml_problem(exc)}") from None
-    except RecursionError:
-        raise UsageError(f"{path}: is nested too deeply; fields are flat") from None
-    finally:
-        loader.dispose()
-    return {str(key): value for key, value in values.items()}, lines
-
-
-def _yaml_problem(exc: Exception) -> str:
-    mark, problem = getattr(exc, "problem_mark", None), getattr(exc, "problem", None)
-    return f"{f'line {mark.line + 1}: ' if mark else ''}is not YAML ({problem or exc})"
+        raise document.error(exc, exc.field) from None
 
 
 def dump_config(config: RunConfig, /) -> str:
