@@ -40,15 +40,27 @@ def open_source(name: str, split: Split, *, path: Path, download: bool = False) 
         return _images(name, split, known, known.read(paths), str(paths[0].parent))
     if name == "imagenet":
         return _folder(name, split, path)
-    scheme, colon, rest = name.partition(":")
-    if not (colon and rest):
+    check_name(name)
+    scheme, _, rest = name.partition(":")
+    if scheme == "folder":
+        return _folder(name, split, Path(rest))
+    return _from_callable(name, split)
+
+
+def check_name(name: str, /) -> None:
+    """Refuse what names no data set; whether its files are there shows when they are read.
+
+    Raises
+    ------
+    UsageError
+        With the nearest names.
+    """
+    _, colon, rest = name.partition(":")
+    if name not in NAMES and not (colon and rest):
         raise UsageError(
             f"unknown data {name!r}; {nearest(name, NAMES)}, and folder:PATH and "
             "package.module:callable are taken too"
         )
-    if scheme == "folder":
-        return _folder(name, split, Path(rest))
-    return _from_callable(name, split)
 
 
 def must_not_augment(name: str) -> bool:
