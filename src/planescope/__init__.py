@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from planescope.resetting import ResetOptions, reset_checkpoint, reset_module, reset_run
     from planescope.run import Run
     from planescope.statistics import Filters, Statistics
+    from planescope.study.driving import make_study
+    from planescope.study.folder import Study
     from planescope.tracking.tracker import Tracker
     from planescope.training.loop import train
 
@@ -60,14 +62,16 @@ _HOMES = {
     "RunError": "errors",
     "Skipped": "layer",
     "Statistics": "statistics",
-    "Tracker": "tracking.tracker",
     "StoppedError": "errors",
+    "Study": "study.folder",
+    "Tracker": "tracking.tracker",
     "UsageError": "errors",
     "View": "layer",
     "chance": "",
     "figures": "",
     "geometry": "",
     "load": "measurement",
+    "make_study": "study.driving",
     "measure": "measuring",
     "reset_checkpoint": "resetting",
     "reset_module": "resetting",
@@ -99,6 +103,7 @@ __all__ = [
     "Skipped",
     "Statistics",
     "StoppedError",
+    "Study",
     "Tracker",
     "UsageError",
     "View",
@@ -107,6 +112,7 @@ __all__ = [
     "figures",
     "geometry",
     "load",
+    "make_study",
     "measure",
     "reset_checkpoint",
     "reset_module",

@@ -9,6 +9,7 @@ from planescope.cli.measure import measure
 from planescope.cli.quickstart import quickstart
 from planescope.cli.reset import reset
 from planescope.cli.status import status
+from planescope.cli.study import study
 from planescope.cli.train import train
 
 
@@ -22,4 +23,5 @@ app.add_command(measure)
 app.add_command(quickstart)
 app.add_command(reset)
 app.add_command(status)
+app.add_command(study)
 app.add_command(train)

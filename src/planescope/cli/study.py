@@ -1,0 +1,170 @@
+"""``planescope study``."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from planescope.study.folder import Study, StudyStatus
+
+
+@click.command()
+@click.argument("file", metavar="FILE")
+@click.option("--out", metavar="DIR", help="Folder of the study.  [default: name of FILE]")
+@click.option("--dry-run", is_flag=True, help="List the runs and how long they take; make nothing.")
+@click.option("--status", "show_status", is_flag=True, help="Tell how far the study is.")
+@click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Runs at once on this machine.  [default: one a GPU, or else one a core]",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Use the workers of this Dask scheduler: tcp://HOST:PORT.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try again what failed.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def study(
+    file: str,
+    *,
+    out: str | None,
+    dry_run: bool,
+    show_status: bool,
+    workers: int | None,
+    scheduler: str | None,
+    retry_failed: bool,
+    as_json: bool,
+) -> None:
+    """Make all runs of a study: train, measure, reset, relate, as its YAML FILE says.
+
+    What is finished is skipped and what was broken off goes on, so that the same command makes the
+    rest. A run that fails is kept with its error, and the others are made.
+    """
+    from planescope.errors import UsageError
+
+    folder = out or Path(file).stem
+    if dry_run and show_status:
+        raise UsageError("--dry-run and --status are two things; give one")
+    if dry_run:
+        _dry_run(file, folder, workers, as_json=as_json)
+        return
+    if show_status:
+        from planescope.study.folder import Study
+
+        _print(Study(folder), as_json=as_json)
+        return
+    from planescope.study.driving import make_study
+
+    with _live() as on_status:
+        made = make_study(
+            file,
+            folder,
+            workers=workers,
+            scheduler=scheduler,
+            retry_failed=retry_failed,
+            on_status=on_status,
+        )
+    _print(made, as_json=as_json)
+    _fail_with(made)
+
+
+def _fail_with(made: Study) -> None:
+    from planescope.errors import RunError
+
+    status = made.status
+    if status.done < status.total:
+        raise RunError(
+            f"{made.path}: {status.total - status.done} of {status.total} runs failed; --status "
+            "tells why, --retry-failed tries them again"
+        )
+
+
+def _dry_run(file: str, folder: str, workers: int | None, *, as_json: bool) -> None:
+    from planescope.cli.tables import console
+    from planescope.study.forecast import forecast
+
+    found = forecast(file, folder, workers=workers)
+    if as_json:
+        sys.stdout.write(found.to_json() + "\n")
+        return
+    out = console()
+    for run in found.runs:
+        time = "unknown" if run.seconds is None else _span(run.seconds)
+        out.print(f"{run.name}  {run.state}, {time}", soft_wrap=True)
+    out.print(found.sentence)
+
+
+def _print(made: Study, *, as_json: bool) -> None:
+    from planescope.cli.tables import console
+
+    status = made.status
+    if as_json:
+        sys.stdout.write(status.to_json() + "\n")
+        return
+    out = console()
+    out.print(_headline(status))
+    for run in status.running:
+        accuracy = "" if run.accuracy is None else f", accuracy {run.accuracy:.1%}"
+        out.print(f"  {run.name}: {run.step}, epoch {run.epoch} of {run.epochs}{accuracy}")
+    for name, error in status.failed:
+        out.print(f"  {name}: failed: {error}", soft_wrap=True)
+
+
+def _headline(status: StudyStatus) -> str:
+    parts = [f"{status.path}: {status.done} of {status.total} runs done"]
+    if status.running:
+        parts.append(f"{len(status.running)} running")
+    if status.failed:
+        parts.append(f"{len(status.failed)} failed")
+    if status.seconds_left:
+        parts.append(f"about {_span(status.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _span(seconds: float) -> str:
+    from planescope.study.forecast import span
+
+    return span(seconds)
+
+
+@contextlib.contextmanager
+def _live() -> Iterator[Callable[[StudyStatus], None] | None]:
+    """Give a callback that keeps a table up to date; None where nobody would see it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.live import Live
+
+    from planescope.cli.tables import console
+
+    with Live(console=console(stderr=True), auto_refresh=False, transient=True) as live:
+        yield lambda status: live.update(_table(status), refresh=True)
+
+
+def _table(status: StudyStatus) -> Group:
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    table.add_column("step")
+    table.add_column("epoch", justify="right")
+    table.add_column("accuracy", justify="right")
+    for run in status.running:
+        accuracy = "" if run.accuracy is None else f"{run.accuracy:.1%}"
+        table.add_row(Text(run.name), run.step, f"{run.epoch} of {run.epochs}", accuracy)
+    for name, error in status.failed[-5:]:
+        table.add_row(Text(name), "failed", "", Text(error[:60]))
+    return Group(Text(_headline(status)), table)

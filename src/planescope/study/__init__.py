@@ -1,0 +1,1 @@
+"""Studies: grids of runs, on one machine or on a Dask cluster."""

@@ -1,0 +1,158 @@
+"""Dask: a cluster on this machine, or one that exists; who works there, and with what."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import planescope
+from planescope.errors import MissingDependencyError, UsageError
+from planescope.study.making import GPUS
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Seconds that a scheduler has to answer, and its first worker to come.
+ANSWER_S = 10.0
+WORKERS_S = 60.0
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpus() -> tuple[str, ...]:
+    """Numbers of the GPUs that this process may use, without waking one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(name for name in visible.split(",") if name.strip() not in ("", "-1"))
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    try:
+        done = subprocess.run(  # noqa: S603
+            [program, "--list-gpus"], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(map(str, range(done.stdout.count("GPU "))))
+
+
+@contextlib.contextmanager
+def local_client(workers: int) -> Iterator[Client]:
+    """Processes on this machine that share its cores, and its GPUs one each."""
+    distributed = _distributed()
+    devices = gpus()
+    env = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
+    if devices:
+        env[GPUS] = ",".join(devices)
+    with (
+        _quiet(),
+        distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,  # what a run needs it needs; a pause would not free it
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+            env=env,
+            resources={"GPU": 1} if devices else None,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextlib.contextmanager
+def client_of(address: str, *, patience: float = ANSWER_S) -> Iterator[Client]:
+    """Connect to a cluster that exists, once its workers are known to be fit.
+
+    Raises
+    ------
+    UsageError
+        If the scheduler does not answer, has no workers, or one of them lacks the package, has
+        another version of it, or runs several tasks at once.
+    """
+    distributed = _distributed()
+    with _quiet():
+        try:
+            client = distributed.Client(address, timeout=patience)
+        except (OSError, ValueError, TimeoutError) as exc:
+            raise UsageError(
+                f"{address}: no scheduler answered within {patience:g} seconds; is it running "
+                "there, and does the address begin with tcp://?"
+            ) from exc
+        with client:
+            _check_workers(client, address)
+            yield client
+
+
+def _check_workers(client: Client, address: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=WORKERS_S)
+    except TimeoutError as exc:
+        raise UsageError(
+            f"{address}: the scheduler has no workers, and none came within {WORKERS_S:g} "
+            f"seconds; start some: dask worker {address} --nthreads 1"
+        ) from exc
+    for worker, version in client.run(_version_probe()).items():
+        if version is None:
+            raise UsageError(
+                f"worker {worker} has no planescope; install {planescope.__version__} there: pip "
+                f"install 'planescope[study]=={planescope.__version__}'"
+            )
+        if version != planescope.__version__:
+            raise UsageError(
+                f"worker {worker} has planescope {version}, and this is "
+                f"{planescope.__version__}; install one version on both"
+            )
+    known: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
+    for worker, about in known.items():
+        if about["nthreads"] > 1:
+            raise UsageError(
+                f"worker {worker} has {about['nthreads']} threads and would make as many runs in "
+                "one process; start it with --nthreads 1, and more of them with --nworkers"
+            )
+
+
+def _version_probe() -> Callable[[], str | None]:
+    """Travels by value, being no module's own: a worker without the package can run it."""
+
+    def version() -> str | None:
+        try:
+            import planescope
+        except ModuleNotFoundError:
+            return None
+        return str(planescope.__version__)
+
+    return version
+
+
+def _distributed() -> Any:
+    try:
+        import distributed
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("distributed", "dask"):
+            raise
+        raise MissingDependencyError("a study needs Dask: pip install 'planescope[study]'") from exc
+    return distributed
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask's remarks off the terminal: a killed worker is our business, not the user's."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

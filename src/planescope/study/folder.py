@@ -1,0 +1,359 @@
+"""The folder of a study: what is in it, and how far it is.
+
+    study.yaml      what it was last started with
+    runs/NAME/      a run each, with study.json: what was made of it, or why that failed
+    table/          a Parquet data set: every run at every snapshot, layer by layer
+    relation.json   the statistics of all runs against their resets
+
+A run's folder is the truth: remove one, and the run is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope.errors import CheckpointError, OutputError, UsageError
+from planescope.output import replacing
+from planescope.run import Run
+from planescope.study.plan import Plan, StudyConfig, read_plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from planescope.study.spec import Spec
+
+STATUS_SCHEMA = "planescope.study-status/1"
+RECORD_SCHEMA = "planescope.study-run/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a study made of a run.
+
+    Attributes
+    ----------
+    name : str
+    made : dict
+        Seconds that each step took that is done.
+    reset : dict or None
+        How layers were put back, once they were.
+    error : str
+        Why a step failed; "" where none did.
+    """
+
+    name: str
+    made: dict[str, float] = field(default_factory=dict)
+    reset: dict[str, Any] | None = None
+    error: str = ""
+
+    def missing(self, spec: Spec, *, in_table: bool) -> list[str]:
+        """Steps that are still to be made of a run, in order."""
+        wanted = [step for step in ("train", "reset", "measure") if step in spec.make]
+        reset_is_old = "reset" in self.made and self.reset != _plain(dict(spec.reset))
+        undone = {
+            "train": "train" not in self.made,
+            "reset": "reset" not in self.made or reset_is_old,
+        }
+        # Rows of the table hold the resets too, so that they are written last.
+        stale = (undone["reset"] and "reset" in wanted) or undone["train"] or not in_table
+        undone["measure"] = "measure" not in self.made or stale
+        return [step for step in wanted if undone[step]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A run that is being made: its epoch of how many, and the last validation accuracy."""
+
+    name: str
+    step: str
+    epoch: int
+    epochs: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyStatus:
+    """How far a study is.
+
+    Attributes
+    ----------
+    path : str
+    total, done : int
+        Runs, and those of which everything is made.
+    running : tuple of Running
+    failed : tuple of (name, error)
+    seconds_left : float or None
+        About; None where nothing tells.
+    """
+
+    path: str
+    total: int
+    done: int
+    running: tuple[Running, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+    seconds_left: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data as in the JSON form."""
+        fields = dataclasses.asdict(self)
+        fields["failed"] = [{"name": name, "error": error} for name, error in self.failed]
+        return {"schema": STATUS_SCHEMA, **fields}
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """JSON text by the schema ``planescope.study-status/1``."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+
+class Study:
+    """A study by the path of its folder; what it has is read when it is asked for."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._plan: Plan | None = None
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], plan: Plan) -> Study:
+        """Make or update the folder of a study; runs that are there stay.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be made.
+        """
+        study = cls(path)
+        try:
+            for folder in (study.path / "runs", study.table_folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise OutputError(f"{path}: cannot be made: {exc.strerror or exc}") from exc
+        study._plan = plan
+        return study
+
+    def save_plan(self) -> None:
+        """Keep the YAML that the study is made by."""
+        with replacing(self.path / "study.yaml") as draft:
+            draft.write_text(self.plan.document.text, encoding="utf-8")
+
+    @property
+    def plan(self) -> Plan:
+        """Its YAML and the runs it comes to.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no study.
+        """
+        if self._plan is None:
+            file = self.path / "study.yaml"
+            if not file.is_file():
+                raise CheckpointError(f"{self.path}: is no study: it has no study.yaml")
+            self._plan = read_plan(file)
+        return self._plan
+
+    @property
+    def config(self) -> StudyConfig:
+        """What it was last started with."""
+        return self.plan.config
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """All its runs, made or not, in order."""
+        return self.plan.specs
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Those of which everything is made, in order."""
+        tables = self.in_table()
+        return tuple(
+            self.run(spec.name)
+            for spec in self.specs
+            if self.is_done(spec, self.record(spec.name), tables)
+        )
+
+    def run(self, name: str, /) -> Run:
+        """The run of a name, whether it is there or not."""
+        return Run(self.path / "runs" / name)
+
+    @property
+    def table_folder(self) -> Path:
+        """The Parquet data set of all runs at all snapshots, layer by layer."""
+        return self.path / "table"
+
+    def table(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Every layer of every run at every snapshot.
+
+        Columns are `run`, the fields of its config, what its epochs came to, the keys of a
+        measurement's layers, and what putting the layer back to that snapshot cost
+        (`relative_drop` and others). Text is categorical.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            Only these.
+
+        Raises
+        ------
+        CheckpointError
+            If nothing is there yet, a column is unknown, or a file is damaged.
+        """
+        from planescope.study.table import read_table
+
+        return read_table(self.table_folder, [spec.name for spec in self.specs], columns)
+
+    @property
+    def relation_file(self) -> Path:
+        """Where the statistics of all runs stand against their resets."""
+        return self.path / "relation.json"
+
+    @property
+    def status(self) -> StudyStatus:
+        """How far it is, from what lies in its folder."""
+        there = self._there()
+        tables = self.in_table()
+        done, failed, running = 0, [], []
+        for spec in self.specs:
+            if spec.name not in there:
+                continue
+            record = self.record(spec.name)
+            if self.is_done(spec, record, tables):
+                done += 1
+            elif (run := self.running(spec, record)) is not None:
+                running.append(run)
+            elif record.error:
+                failed.append((spec.name, record.error))
+        return StudyStatus(
+            path=str(self.path),
+            total=len(self.specs),
+            done=done,
+            running=tuple(running),
+            failed=tuple(failed),
+        )
+
+    def is_done(self, spec: Spec, record: RunRecord, tables: frozenset[str]) -> bool:
+        """Whether everything is made of a run."""
+        return not record.error and not record.missing(spec, in_table=spec.name in tables)
+
+    def in_table(self) -> frozenset[str]:
+        """Names of the runs that have rows in the table."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.table_folder) as entries:
+            return frozenset(entry.name.removesuffix(".parquet") for entry in entries)
+        return frozenset()
+
+    def _there(self) -> frozenset[str]:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.path / "runs") as entries:
+            return frozenset(entry.name for entry in entries)
+        return frozenset()
+
+    def running(self, spec: Spec, record: RunRecord) -> Running | None:
+        """How far a run is that a process is making now."""
+        from filelock import FileLock, Timeout
+
+        lock = self._run_lock(spec.name)
+        if not lock.exists():
+            return None
+        try:
+            with FileLock(lock, timeout=0):
+                return None
+        except Timeout:
+            pass
+        # A row may be half there to a reader in another process only if it were not renamed.
+        metrics = self.run(spec.name).metrics
+        missing = record.missing(spec, in_table=False)
+        return Running(
+            name=spec.name,
+            step=missing[0] if missing else "measure",
+            epoch=metrics[-1].epoch if metrics else 0,
+            epochs=int(spec.get("epochs")),
+            accuracy=metrics[-1].val_accuracy if metrics else None,
+        )
+
+    def record(self, name: str, /) -> RunRecord:
+        """What was made of a run; nothing where nothing is known.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged.
+        """
+        path = self._record_file(name)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.pop("schema") != RECORD_SCHEMA:
+                raise ValueError("its schema is another")
+            return RunRecord(**data)
+        except FileNotFoundError:
+            return RunRecord(name=name)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
+            raise CheckpointError(
+                f"{path}: cannot be read ({exc}); remove it to have the run looked at again"
+            ) from exc
+
+    def save_record(self, record: RunRecord) -> None:
+        """Write what was made of a run.
+
+        Raises
+        ------
+        OutputError
+            If the disk is full.
+        """
+        path = self._record_file(record.name)
+        fields = {"schema": RECORD_SCHEMA, **dataclasses.asdict(record)}
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study, so that no other process makes it; a killed process lets go.
+
+        Raises
+        ------
+        UsageError
+            If another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise UsageError(
+                f"{self.path}: another process is making this study; look how far it is with "
+                "--status, or give another --out"
+            ) from None
+
+    @contextlib.contextmanager
+    def lock_run(self, name: str) -> Iterator[None]:
+        """Hold a run; waits while another process does, as one that outlived its study."""
+        from filelock import FileLock
+
+        path = self._run_lock(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise OutputError(f"{path.parent}: cannot be made: {exc.strerror or exc}") from exc
+        with FileLock(path):
+            yield
+
+    def _run_lock(self, name: str) -> Path:
+        return self.path / "runs" / name / ".study.lock"
+
+    def _record_file(self, name: str) -> Path:
+        return self.path / "runs" / name / "study.json"
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back."""
+    plain: dict[str, Any] = json.loads(json.dumps(fields))
+    return plain
