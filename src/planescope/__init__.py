@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from planescope.layer import Input, Kind, Layer, Skipped, View
     from planescope.measurement import LayerMeasurement, Measurement, PoolMeasurement, load
     from planescope.measuring import measure
+    from planescope.relating import relate
+    from planescope.relation import RelatedLayer, Relation
     from planescope.resets import Accuracy, ResetCell, ResetLayer, Resets
     from planescope.resetting import ResetOptions, reset_checkpoint, reset_module, reset_run
     from planescope.run import Run
@@ -53,6 +55,8 @@ _HOMES = {
     "OutputError": "errors",
     "PlanescopeError": "errors",
     "PoolMeasurement": "measurement",
+    "RelatedLayer": "relation",
+    "Relation": "relation",
     "ResetCell": "resets",
     "ResetLayer": "resets",
     "ResetOptions": "resetting",
@@ -73,6 +77,7 @@ _HOMES = {
     "load": "measurement",
     "make_study": "study.driving",
     "measure": "measuring",
+    "relate": "relating",
     "reset_checkpoint": "resetting",
     "reset_module": "resetting",
     "reset_run": "resetting",
@@ -93,6 +98,8 @@ __all__ = [
     "OutputError",
     "PlanescopeError",
     "PoolMeasurement",
+    "RelatedLayer",
+    "Relation",
     "ResetCell",
     "ResetLayer",
     "ResetOptions",
@@ -114,6 +121,7 @@ __all__ = [
     "load",
     "make_study",
     "measure",
+    "relate",
     "reset_checkpoint",
     "reset_module",
     "reset_run",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import math
 import os
 import tempfile
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import MissingDependencyError, OutputError, UsageError
+from planescope.errors import CheckpointError, MissingDependencyError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,6 +98,34 @@ def write_parquet(
     pa = _pyarrow()
     table = pa.table(dict(columns)).replace_schema_metadata(dict(metadata))
     pa.parquet.write_table(table, target)
+
+
+def read_saved(path: str | os.PathLike[str], what: str) -> Any:
+    """Plain data of a result that was saved as JSON, or as Parquet with the JSON in its metadata.
+
+    Parameters
+    ----------
+    what : str
+        What the file is to hold, as a message calls it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, or holds neither.
+    MissingDependencyError
+        If a Parquet file needs pyarrow.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            is_parquet = file.read(4) == b"PAR1"
+        if is_parquet:
+            return json.loads(read_parquet_metadata(path).get(b"planescope", b"null"))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
+        raise CheckpointError(f"{path}: holds no {what}; save it with --out") from exc
 
 
 def read_parquet_metadata(source: Path) -> dict[bytes, bytes]:

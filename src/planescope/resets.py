@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.errors import CheckpointError
 from planescope.layer import Kind
-from planescope.output import read_parquet_metadata, write, write_csv, write_parquet
+from planescope.output import read_saved, write, write_csv, write_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,7 +243,7 @@ class Resets:
         MissingDependencyError
             If a Parquet file needs pyarrow.
         """
-        data = _saved(Path(path))
+        data = read_saved(path, "resets")
         found = data.get("schema") if isinstance(data, dict) else None
         if found != SCHEMA:
             raise CheckpointError(
@@ -294,16 +294,3 @@ class Resets:
         # A drop that rounds to nothing has no sign.
         text = text.replace("-0.0", "0.0")
         return text if all(cell.significant for cell in cells) else f"({text})"
-
-
-def _saved(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            is_parquet = file.read(4) == b"PAR1"
-        if is_parquet:
-            return json.loads(read_parquet_metadata(path).get(b"planescope", b"null"))
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-    except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
-        raise CheckpointError(f"{path}: holds no resets; save some with --out") from exc

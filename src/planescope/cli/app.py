@@ -7,6 +7,7 @@ import click
 from planescope import __version__
 from planescope.cli.measure import measure
 from planescope.cli.quickstart import quickstart
+from planescope.cli.relate import relate
 from planescope.cli.reset import reset
 from planescope.cli.status import status
 from planescope.cli.study import study
@@ -21,6 +22,7 @@ def app() -> None:
 
 app.add_command(measure)
 app.add_command(quickstart)
+app.add_command(relate)
 app.add_command(reset)
 app.add_command(status)
 app.add_command(study)

@@ -7,6 +7,7 @@ from planescope.figures.half_plane import portrait
 from planescope.figures.heatmap import heatmap
 from planescope.figures.matrices import theory
 from planescope.figures.overviews import overview
+from planescope.figures.relation import ranks, relation, roc, score_against_drop
 from planescope.figures.rows import cosines, negative_mass
 
 __all__ = [
@@ -18,6 +19,10 @@ __all__ = [
     "negative_mass",
     "overview",
     "portrait",
+    "ranks",
+    "relation",
+    "roc",
     "save",
+    "score_against_drop",
     "theory",
 ]

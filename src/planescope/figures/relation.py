@@ -1,0 +1,341 @@
+"""Scores that need no data against what resetting a layer costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from planescope.errors import UsageError
+from planescope.figures.canvas import (
+    CHANCE,
+    NEUTRAL,
+    Width,
+    canvas,
+    inches,
+    shown,
+    styled,
+)
+from planescope.figures.rows import row_pitch
+from planescope.relation import RelatedLayer, Relation, Selection
+from planescope.scores import SCORES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+# Runs are told apart by marker; where there are more of them than markers, networks are.
+MARKERS = "osD^vPX<>p*h"
+# Okabe and Ito's, of scores: the method's own, the best other, position.
+CURVE_COLORS = ("#0072B2", "#D55E00", "#009E73")
+CURVE_LINES = ("-", (0, (4, 1)), (0, (1, 1)))
+AXIS_NAMES = {
+    "agreement": "agreement",
+    "abs_z": "|z|",
+    "mean_cosine": "mean cosine",
+    "mean_centre": "mean centre",
+    "l2": "l2 distance",
+    "linf": "l∞ distance",
+    "frobenius": "Frobenius norm",
+    "spectral": "spectral norm",
+    "stable_rank": "stable rank",
+    "position": "position",
+    "random": "random",
+}
+# Inches.
+PANEL, WIDE, LEGEND_LINE, PITCH, FRAME = 2.1, 5.0, 0.13, 0.15, 0.6
+DRAWS = 999
+LONGEST_NAME = 22
+
+
+@styled
+def relation(relation: Relation, /, *, width: Width = "page") -> Figure:
+    """Agreement against the drop, ranks by layer, and ROC curves, side by side.
+
+    Parameters
+    ----------
+    relation : Relation
+    width : {"column", "page"} or inches
+        A narrow figure has its panels one above the other.
+
+    Raises
+    ------
+    UsageError
+        If `width` cannot be.
+    """
+    wide = inches(width) >= WIDE
+    rows = len(_ranked_layers(relation)[1])
+    ranks_height = rows * row_pitch(rows, PITCH) + FRAME
+    key = LEGEND_LINE * max(3, _legend_lines(relation, 2))
+    if wide:
+        figure = canvas(width, max(PANEL + key, ranks_height))
+        panels = list(figure.subplots(1, 3))
+    else:
+        figure = canvas(width, 2 * (PANEL + key) + ranks_height)
+        panels = list(figure.subplots(3, 1, height_ratios=[PANEL, ranks_height, PANEL]))
+    _scatter(panels[0], relation, "agreement")
+    _ranks(panels[1], relation)
+    _curves(panels[2], relation)
+    for letter, axes in zip("abc", panels, strict=True):
+        axes.set_title(f"{letter}  {axes.get_title(loc='left')}".rstrip())
+    return figure
+
+
+@styled
+def score_against_drop(
+    relation: Relation, /, *, score: str = "agreement", width: Width = "column"
+) -> Figure:
+    """One score against the relative drop, a point a layer; runs are told apart by marker.
+
+    A filled point is critical; a ringed one is a first layer, whose input is an image.
+
+    Parameters
+    ----------
+    relation : Relation
+    score : str
+        A name of `planescope.scores.SCORES`.
+    width : {"column", "page"} or inches
+
+    Raises
+    ------
+    UsageError
+        If `width` or `score` cannot be.
+    """
+    if score not in SCORES:
+        raise UsageError(f"unknown score {score!r}; there are {', '.join(SCORES)}")
+    figure = canvas(width, PANEL + LEGEND_LINE * _legend_lines(relation, 2))
+    _scatter(figure.subplots(), relation, score)
+    return figure
+
+
+@styled
+def ranks(relation: Relation, /, *, width: Width = "column") -> Figure:
+    """Mean rank of each layer by agreement and by drop, over the runs of the commonest network.
+
+    Parameters
+    ----------
+    relation : Relation
+    width : {"column", "page"} or inches
+
+    Raises
+    ------
+    UsageError
+        If `width` cannot be.
+    """
+    rows = len(_ranked_layers(relation)[1])
+    figure = canvas(width, rows * row_pitch(rows, PITCH) + FRAME)
+    _ranks(figure.subplots(), relation)
+    return figure
+
+
+@styled
+def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
+    """ROC curves for critical layers, with 95 % bands: agreement, the best score, position.
+
+    Parameters
+    ----------
+    relation : Relation
+    width : {"column", "page"} or inches
+
+    Raises
+    ------
+    UsageError
+        If `width` cannot be.
+    """
+    figure = canvas(width, PANEL + 3 * LEGEND_LINE)
+    _curves(figure.subplots(), relation)
+    return figure
+
+
+def _groups(relation: Relation) -> dict[str, list[RelatedLayer]]:
+    """Layers by what their marker tells: run, or network where there are many runs."""
+    by_network = len(relation.runs) > len(MARKERS)
+    groups: dict[str, list[RelatedLayer]] = {}
+    for layer in relation.layers:
+        groups.setdefault(layer.network if by_network else layer.run, []).append(layer)
+    return groups
+
+
+def _legend_lines(relation: Relation, columns: int) -> int:
+    return -(-(len(_groups(relation)) + 2) // columns)
+
+
+def _scatter(axes: Axes, relation: Relation, score: str) -> None:
+    groups = _groups(relation)
+    for i, (name, layers) in enumerate(groups.items()):
+        marker = MARKERS[i % len(MARKERS)]
+        for critical in (False, True):
+            own = [layer for layer in layers if layer.critical is critical]
+            axes.plot(
+                _values(own, score),
+                [100 * layer.drop for layer in own],
+                linestyle="",
+                marker=marker,
+                color=CURVE_COLORS[0],
+                markerfacecolor=CURVE_COLORS[0] if critical else "white",
+                markeredgewidth=0.8,
+                alpha=0.85,
+                clip_on=False,
+                in_layout=False,
+            )
+        axes.plot([], [], linestyle="", marker=marker, color=NEUTRAL, label=shown(name, 24))
+    axes.plot(
+        [],
+        [],
+        linestyle="",
+        marker="o",
+        color=CURVE_COLORS[0],
+        markeredgewidth=0.8,
+        label="critical: filled",
+    )
+    firsts = [layer for layer in relation.layers if layer.first]
+    axes.plot(
+        _values(firsts, score),
+        [100 * layer.drop for layer in firsts],
+        linestyle="",
+        marker="o",
+        markersize=7,
+        markerfacecolor="none",
+        color=CHANCE,
+        markeredgewidth=0.8,
+        zorder=1,
+        label="first layer",
+        clip_on=False,
+        in_layout=False,
+    )
+    axes.axhline(100 * relation.critical, color=CHANCE, linewidth=0.6, zorder=0)
+    axes.set(xlabel=AXIS_NAMES[score], ylabel="relative drop, %")
+    found = relation.at(score, relation.selection)
+    if found is not None and found.rho is not None:
+        axes.set_title(f"ρ = {found.rho:.2f}")
+    _legend_below(axes, 2)
+
+
+def _values(layers: Sequence[RelatedLayer], score: str) -> list[float]:
+    """NaN, which is not drawn, where a layer has no such score."""
+    found = (layer.scores[score] for layer in layers)
+    return [math.nan if value is None else value for value in found]
+
+
+def _legend_below(axes: Axes, columns: int) -> None:
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(0, -0.22),
+        ncols=columns,
+        handletextpad=0.4,
+        borderaxespad=0,
+    )
+
+
+def _ranked_layers(relation: Relation) -> tuple[str, list[str]]:
+    """The commonest network, and names of its layers that the ranks are of."""
+    counts: dict[str, set[str]] = {}
+    for layer in relation.layers:
+        counts.setdefault(layer.network, set()).add(layer.run)
+    network = max(counts, key=lambda name: len(counts[name]))
+    names = [
+        layer.name
+        for layer in relation.layers
+        if layer.network == network and _chosen(relation, layer)
+    ]
+    return network, list(dict.fromkeys(names))
+
+
+def _chosen(relation: Relation, layer: RelatedLayer) -> bool:
+    return relation.selection is Selection.ALL or not layer.first
+
+
+def _ranks(axes: Axes, relation: Relation) -> None:
+    """Two marks a layer: its mean rank by agreement and by drop; a line joins them."""
+    import numpy as np
+    from scipy.stats import rankdata
+
+    network, names = _ranked_layers(relation)
+    runs: dict[str, list[RelatedLayer]] = {}
+    for layer in relation.layers:
+        if layer.network == network and layer.name in names and _chosen(relation, layer):
+            runs.setdefault(layer.run, []).append(layer)
+    whole = [
+        layers
+        for layers in runs.values()
+        if all(layer.scores["agreement"] is not None for layer in layers)
+    ]
+    scores = [rankdata([layer.scores["agreement"] for layer in layers]) for layers in whole]
+    drops = [rankdata([layer.drop for layer in layers]) for layers in whole]
+    rows = np.arange(len(names))
+    if whole:
+        by_score, by_drop = np.mean(scores, axis=0), np.mean(drops, axis=0)
+        axes.hlines(rows, by_score, by_drop, color=CHANCE, linewidth=1.5, zorder=0)
+        axes.plot(by_score, rows, "o", color=CURVE_COLORS[0], label="agreement", clip_on=False)
+        # Hollow, so that two marks at one place are both seen.
+        axes.plot(
+            by_drop,
+            rows,
+            "D",
+            color=CURVE_COLORS[1],
+            markerfacecolor="none",
+            markersize=6,
+            label="drop",
+            clip_on=False,
+        )
+    axes.set_yticks(rows, [shown(name, LONGEST_NAME) for name in names])
+    axes.set(xlabel="mean rank (highest last)", ylim=(len(names) - 0.4, -0.6))
+    axes.set_xlim(1, max(2, len(names)))
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(shown(network, 24))
+    _legend_below(axes, 2)
+
+
+def _curves(axes: Axes, relation: Relation) -> None:
+    """ROC curves with bands, over the layers that the verdict speaks of."""
+    import numpy as np
+
+    from planescope import association
+
+    layers = [layer for layer in relation.layers if _chosen(relation, layer)]
+    rng = np.random.default_rng(relation.seed)
+    runs = {run: i for i, run in enumerate(dict.fromkeys(layer.run for layer in layers))}
+    of = np.array([runs[layer.run] for layer in layers])
+    # Draws of whole runs, or of layers where there is one run.
+    units = of if len(runs) > 1 else np.arange(len(layers))
+    weights = association.resampled(units.max() + 1, draws=DRAWS, rng=rng)[:, units]
+    grid = np.linspace(0, 1, 101)
+    axes.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.8)
+    for i, score in enumerate(_compared(relation)):
+        found = relation.at(score, relation.selection)
+        values = np.array(_values(layers, score))
+        there = np.isfinite(values)
+        critical = np.array([layer.critical for layer in layers])[there]
+        if found is None or found.auc is None:
+            continue
+        curve = association.roc(values[there], critical, np.ones((1, there.sum())), grid)[0]
+        band = association.roc(values[there], critical, weights[:, there], grid)
+        low, high = np.nanquantile(band, (0.025, 0.975), axis=0)
+        axes.fill_between(grid, low, high, color=CURVE_COLORS[i], alpha=0.15, linewidth=0)
+        label = f"{AXIS_NAMES[score]}, area {found.auc:.2f}"
+        axes.plot(grid, curve, color=CURVE_COLORS[i], linestyle=CURVE_LINES[i], label=label)
+    axes.set(
+        xlabel="share of others taken for critical",
+        ylabel="share of critical found",
+        xlim=(0, 1),
+        ylim=(0, 1.01),
+    )
+    _, labels = axes.get_legend_handles_labels()
+    if labels:
+        _legend_below(axes, 1)
+    else:
+        text = "all layers are alike:\nnone is critical, or every one is"
+        axes.text(0.5, 0.5, text, ha="center", va="center", color=NEUTRAL)
+    axes.set_title("critical layers")
+
+
+def _compared(relation: Relation) -> Sequence[str]:
+    """Agreement, the best of the other scores, position."""
+    best = next(
+        (c.best for c in relation.comparisons if c.selection is relation.selection), "agreement"
+    )
+    return list(dict.fromkeys(("agreement", best, "position")))
