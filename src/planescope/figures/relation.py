@@ -47,7 +47,7 @@ AXIS_NAMES = {
     "random": "random",
 }
 # Inches.
-PANEL, WIDE, LEGEND_LINE, PITCH, FRAME = 2.1, 5.0, 0.13, 0.15, 0.6
+PANEL, WIDE, LEGEND_LINE, PITCH, FRAME, BELOW = 2.1, 5.0, 0.13, 0.15, 0.75, 0.36
 DRAWS = 999
 LONGEST_NAME = 22
 
@@ -222,9 +222,14 @@ def _values(layers: Sequence[RelatedLayer], score: str) -> list[float]:
 
 
 def _legend_below(axes: Axes, columns: int) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
+    # Below the ticks and the label, which are as high in a low panel as in a high one.
+    below = ScaledTranslation(0, -BELOW, axes.figure.dpi_scale_trans)
     axes.legend(
         loc="upper left",
-        bbox_to_anchor=(0, -0.22),
+        bbox_to_anchor=(0, 0),
+        bbox_transform=axes.transAxes + below,
         ncols=columns,
         handletextpad=0.4,
         borderaxespad=0,
