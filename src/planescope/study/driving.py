@@ -98,9 +98,27 @@ def make_study(
         drive = _Drive(study, on_status, retry_failed=retry_failed)
         try:
             drive.run(workers, scheduler)
+            if "relate" in study.config.make:
+                _relate(study)
         except KeyboardInterrupt as exc:
             raise StoppedError(f"{study.path}: interrupted; the same command goes on") from exc
     return study
+
+
+def _relate(study: Study) -> None:
+    """Hold the statistics of all runs against their resets, unless that was done with these."""
+    from planescope.relating import relate
+    from planescope.relation import Relation
+
+    runs = {str(run.path): run.resets for run in study.runs if run.resets.is_file()}
+    if not runs:
+        return
+    if study.relation_file.is_file():
+        made = study.relation_file.stat().st_mtime_ns
+        is_new = all(resets.stat().st_mtime_ns < made for resets in runs.values())
+        if is_new and set(Relation.load(study.relation_file).runs) <= runs.keys():
+            return
+    relate(runs).save(study.relation_file)
 
 
 def _tidy(study: Study) -> None:

@@ -212,7 +212,7 @@ class Study:
 
     @property
     def relation_file(self) -> Path:
-        """Where the statistics of all runs stand against their resets."""
+        """Where the statistics of all runs stand against their resets, a `Relation`."""
         return self.path / "relation.json"
 
     @property
