@@ -254,6 +254,29 @@ def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]
     return table
 
 
+def filters_table(measurements: Sequence[Measurement], /) -> dict[str, Any]:
+    """Columns of all filters of some measurements, ready for a file.
+
+    Raises
+    ------
+    NoLayersError
+        If a measurement was loaded from a file, which does not hold them.
+    """
+    import numpy as np
+
+    layers = [(m, layer) for m in measurements for layer in m.layers]
+    values = list(_values_of(layers))
+    counts = [layer.filters for _, layer in layers]
+    columns: dict[str, Any] = {}
+    if len(measurements) > 1:
+        columns["path"] = np.repeat([m.source.path for m, _ in layers], counts)
+    columns["layer"] = np.repeat([layer.name for _, layer in layers], counts)
+    columns["index"] = np.concatenate([np.arange(count) for count in counts])
+    for name in ("projection", "cosine", "crossing", "offset"):
+        columns[name] = np.concatenate([getattr(v, name) for v in values])
+    return columns
+
+
 def to_json(measurements: Sequence[Measurement], /, *, indent: int | None = 2) -> str:
     """JSON text of one measurement, or an array of several."""
     data = [measurement.to_dict() for measurement in measurements]
@@ -290,7 +313,7 @@ def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[st
     UsageError, OutputError, NoLayersError
         As `Measurement.save_filters`.
     """
-    columns = _filter_columns(measurements)
+    columns = filters_table(measurements)
     schema = "planescope.filters/1"
 
     def as_npz(draft: Path) -> None:
@@ -314,22 +337,6 @@ def _layer_dict(layer: LayerMeasurement) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _filter_columns(measurements: Sequence[Measurement]) -> dict[str, Any]:
-    import numpy as np
-
-    layers = [(m, layer) for m in measurements for layer in m.layers]
-    values = list(_values_of(layers))
-    counts = [layer.filters for _, layer in layers]
-    columns: dict[str, Any] = {}
-    if len(measurements) > 1:
-        columns["path"] = np.repeat([m.source.path for m, _ in layers], counts)
-    columns["layer"] = np.repeat([layer.name for _, layer in layers], counts)
-    columns["index"] = np.concatenate([np.arange(count) for count in counts])
-    for name in ("projection", "cosine", "crossing", "offset"):
-        columns[name] = np.concatenate([getattr(v, name) for v in values])
-    return columns
 
 
 def _values_of(layers: Iterable[tuple[Measurement, LayerMeasurement]]) -> Iterator[Filters]:

@@ -202,7 +202,10 @@ class Run:
 
         columns = self._measured()
         if not columns:
-            raise CheckpointError(f"{self.path}: nothing was measured yet")
+            raise CheckpointError(
+                f"{self.path}: nothing was measured yet; planescope train --resume --out "
+                f"{self.path} goes on with it"
+            )
         if others := {str(schema) for schema in columns["schema"]} - {MEASUREMENTS_SCHEMA}:
             raise CheckpointError(
                 f"{self._measurements_file}: holds rows of the schema {min(others)!r}, and this "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from planescope import __version__
+from planescope.cli.figures import figures
 from planescope.cli.measure import measure
 from planescope.cli.quickstart import quickstart
 from planescope.cli.relate import relate
@@ -20,6 +21,7 @@ def app() -> None:
     """Measure how the hyperplanes of a trained network face its data."""
 
 
+app.add_command(figures)
 app.add_command(measure)
 app.add_command(quickstart)
 app.add_command(relate)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, ParamSpec
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 from planescope.errors import UsageError
 from planescope.output import write
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
+
+# What a user's style sheet lays over ours.
+_OVER: ContextVar[Mapping[str, Any]] = ContextVar("over", default=MappingProxyType({}))
 
 # A name of `WIDTHS`, or inches.
 Width = Literal["column", "page"] | float
@@ -125,13 +131,67 @@ def fitted(name: str, width: float, rest: str = "") -> str:
 
 
 @contextlib.contextmanager
+def style(path: str | os.PathLike[str] | None, /) -> Iterator[None]:
+    """Lay a Matplotlib style sheet of your own over ours, for the time of a block.
+
+    What it does not name stays as planescope has it; a copy of ``planescope.mplstyle``, which lies
+    beside this module, is a place to begin.
+
+    Parameters
+    ----------
+    path : path or None
+        The file; None changes nothing.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, or has a key or a value that Matplotlib does not know.
+    """
+    token = _OVER.set(_OVER.get() if path is None else _read_style(Path(path)))
+    try:
+        yield
+    finally:
+        _OVER.reset(token)
+
+
+def _read_style(path: Path) -> dict[str, Any]:
+    import matplotlib as mpl
+
+    if not path.is_file():  # Matplotlib would look for it on the network
+        raise UsageError(f"{path}: no such style sheet; give the path of an .mplstyle file")
+    told: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("matplotlib")
+    # Of unknown keys it only logs; a sheet that is half understood is not the user's style.
+    logger.addHandler(listener)
+    try:
+        found = mpl.rc_params_from_file(path, fail_on_error=True, use_default_template=False)
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"{path}: is no Matplotlib style sheet: {_line(exc)}") from exc
+    finally:
+        logger.removeHandler(listener)
+    if told:
+        raise UsageError(f"{path}: is no Matplotlib style sheet: {_line(told[0])}")
+    return {key: found[key] for key in found}
+
+
+def _line(message: object) -> str:
+    """First line of a message."""
+    return str(message).strip().partition("\n")[0]
+
+
+@contextlib.contextmanager
 def our_style() -> Iterator[None]:
     """Matplotlib's settings as all figures have them, for the time of a block."""
-    from matplotlib import style
+    import matplotlib.style
 
+    ours: list[Path | dict[str, Any]] = [
+        Path(__file__).with_name("planescope.mplstyle"),
+        dict(_OVER.get()),
+    ]
     # From the defaults on: a user's own settings (TeX, grids, sizes) must not change a figure.
-    ours = style.context(Path(__file__).with_name("planescope.mplstyle"), after_reset=True)
-    with ours, warnings.catch_warnings():
+    with matplotlib.style.context(ours, after_reset=True), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes, which is no one's mistake.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield

@@ -71,6 +71,7 @@ PANELS = {
     "negative_mass": Panel(label="negative mass", limits=(0, 1), test="q_mass", banded=True),
     "agreement": Panel(label="agreement", limits=(0, 1), test="q_mass", banded=True),
     "mean_cosine": Panel(label="mean cosine"),
+    "mean_projection": Panel(label="mean projection"),
     "l2": Panel(label="l2 distance", limits=(0, None)),
     "linf": Panel(label="l∞ distance", limits=(0, None)),
     "negative_centre": Panel(label="negative centre", limits=(0, 1), test="q_centre"),
@@ -113,9 +114,9 @@ def dynamics(
         Beside a table: `epoch`, and any of `train_loss`, `val_loss`, `train_accuracy` and
         `val_accuracy`.
     statistics : iterable of str, optional
-        Any of negative_mass, agreement, mean_cosine, l2, linf, negative_centre, mean_centre and
-        activation_rate. By default negative_mass, agreement, mean_cosine, l2 and negative_centre,
-        as far as they have values.
+        Any of negative_mass, agreement, mean_cosine, mean_projection, l2, linf, negative_centre,
+        mean_centre and activation_rate. By default negative_mass, agreement, mean_cosine, l2 and
+        negative_centre, as far as they have values.
     width : {"column", "page"} or inches
 
     Raises
@@ -220,7 +221,7 @@ def _draw_statistic(axes: Axes, table: pd.DataFrame, name: str, names: Sequence[
     panel, few = PANELS[name], len(names) <= MANY
     values = _by_layer(table, name, names)
     epochs, lines = values.index.to_numpy(), values.to_numpy(dtype=float).T
-    colors = _depth_colors()(np.linspace(0.0, 1.0, len(names)))
+    colors = depth_colors()(np.linspace(0.0, 1.0, len(names)))
     style = ON_TOP | {"marker": "o", "markersize": _dot(len(epochs)) if few else 0.0}
     for i, line in enumerate(lines):
         label = f"{i + 1} {shown(names[i], LONGEST_NAME)}" if few else None
@@ -246,7 +247,8 @@ def _by_layer(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.Data
     return table.pivot(index="epoch", columns="name", values=column)[list(names)]
 
 
-def _depth_colors() -> Colormap:
+def depth_colors() -> Colormap:
+    """Colours of an order, from first to last, all of them dark enough on white."""
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
@@ -315,6 +317,6 @@ def _color_bar(figure: Figure, panels: Sequence[Axes], layers: int) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    depth = ScalarMappable(Normalize(1, layers), _depth_colors())
+    depth = ScalarMappable(Normalize(1, layers), depth_colors())
     ticks = np.unique(np.linspace(1, layers, 6).round())
     figure.colorbar(depth, ax=panels, ticks=ticks, label="layer", aspect=40, pad=0.02)

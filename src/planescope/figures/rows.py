@@ -22,7 +22,7 @@ from planescope.figures.canvas import (
     styled,
 )
 from planescope.measurement import LayerMeasurement, Measurement, filter_values
-from planescope.statistics import Filters
+from planescope.statistics import Filters, Statistics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,7 +151,7 @@ def mass_panel(axes: Axes, measurement: Measurement) -> None:
     rows = [*measurement.layers, measurement.network]
     looks = np.array([*map(look, measurement.layers), POOL])
     mass = np.array([math.nan if row.negative_mass is None else row.negative_mass for row in rows])
-    usable = [row.filters - row.degenerate - row.non_finite for row in rows]
+    usable = [usable_filters(row) for row in rows]
     low, high = np.array([chance.mass_band(n) if n else (0.5, 0.5) for n in usable]).T
     y = np.arange(len(rows))
     steps = np.add.outer(y, (-0.5, 0.5)).ravel()
@@ -299,6 +299,11 @@ def name_rows(
 
 def _name(layer: LayerMeasurement) -> str:
     return shown(layer.name) + (f" {DAGGER}" if _left_out(layer) else "")
+
+
+def usable_filters(row: Statistics) -> int:
+    """How many filters have a hyperplane."""
+    return row.filters - row.degenerate - row.non_finite
 
 
 def _left_out(layer: LayerMeasurement) -> int:

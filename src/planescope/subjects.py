@@ -1,0 +1,169 @@
+"""What is to be shown: a path, whatever it is of, as what is known of one network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from planescope.errors import CheckpointError
+from planescope.measurement import SCHEMA as MEASUREMENT
+from planescope.measurement import Measurement, load
+from planescope.measuring import measure
+from planescope.output import read_parquet_metadata
+from planescope.resets import Resets
+from planescope.run import Run
+
+if TYPE_CHECKING:
+    from planescope.config import RunConfig
+
+PARQUET = b"PAR1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is known of one network.
+
+    Attributes
+    ----------
+    name : str
+        Short; other subjects opened with it have others.
+    path : str
+        Where it was found.
+    measurement : Measurement or None
+        Of the network as it was trained; None where there is only what its resets cost. With the
+        values of single filters, unless it was loaded from a file.
+    run : Run or None
+        The training, where there is one.
+    config : RunConfig or None
+        What the run was started with.
+    resets : Resets or None
+        What its layers, put back, cost, where that was looked at.
+    """
+
+    name: str
+    path: str
+    measurement: Measurement | None = None
+    run: Run | None = None
+    config: RunConfig | None = field(default=None, repr=False)
+    resets: Resets | None = None
+
+
+def open_subjects(sources: Iterable[Any], /) -> tuple[Subject, ...]:
+    """Open each of some sources.
+
+    Parameters
+    ----------
+    sources : iterable of path, Run, Measurement, Resets, or what `planescope.measure` takes
+        A run's folder; a file that holds a measurement or resets; or a checkpoint, which is
+        measured, as is a run's last snapshot.
+
+    Returns
+    -------
+    tuple of Subject
+        Their names differ: several of one name are numbered.
+
+    Raises
+    ------
+    CheckpointError
+        If a run has no measurements or no snapshots, a saved result has another schema version, or
+        a file is missing or damaged.
+    PlanescopeError
+        As `planescope.measure`.
+    """
+    return tuple(_apart([_opened(source) for source in sources]))
+
+
+def _apart(subjects: list[Subject]) -> Iterable[Subject]:
+    counts: dict[str, int] = {}
+    taken = {subject.name for subject in subjects}
+    for subject in subjects:
+        name, counts[subject.name] = subject.name, counts.get(subject.name, 0) + 1
+        if counts[subject.name] > 1:
+            name = f"{subject.name}-{counts[subject.name]}"
+            while name in taken:
+                counts[subject.name] += 1
+                name = f"{subject.name}-{counts[subject.name]}"
+            taken.add(name)
+        yield replace(subject, name=name)
+
+
+def _opened(source: Any) -> Subject:
+    if isinstance(source, Measurement):
+        return _measured(source)
+    if isinstance(source, Resets):
+        return Subject(name=_short(source.source), path=source.source, resets=source)
+    if isinstance(source, Run):
+        return _run(source)
+    if not isinstance(source, (str, os.PathLike)):
+        return _measured(measure(source))
+    if (run := Run(source)).exists:
+        return _run(run)
+    path = Path(source)
+    schema = _schema(path)
+    if schema is None:
+        return replace(_measured(measure(source)), path=str(source))
+    loaded: Measurement | Resets
+    match schema.partition("/")[0]:
+        case "planescope.measurement":
+            loaded = load(path)
+        case "planescope.resets":
+            loaded = Resets.load(path)
+        case _:
+            raise CheckpointError(
+                f"{path}: holds {schema!r}; give a run, a measurement, resets or a checkpoint"
+            )
+    return replace(_opened(loaded), name=path.stem, path=str(path))
+
+
+def _measured(measurement: Measurement) -> Subject:
+    path = measurement.source.path
+    return Subject(name=_short(path), path=path, measurement=measurement)
+
+
+def _short(path: str) -> str:
+    """The name of a file or folder without its suffix; of ``timm:NAME``, that."""
+    return PurePath(path.rstrip("/")).stem or path
+
+
+def _run(run: Run) -> Subject:
+    config, table, snapshots = run.config, run.measurements, run.snapshots
+    if not snapshots:
+        raise CheckpointError(f"{run.path}: has no snapshots, which are what is measured")
+    first, last = snapshots[min(snapshots)], snapshots[max(snapshots)]
+    measurement = measure(
+        last,
+        view=config.view,
+        kinds=table["kind"].unique(),
+        network=config.network,
+        init=first if first != last and min(snapshots) == 0 else None,
+    )
+    return Subject(
+        name=run.path.resolve().name,
+        path=str(run.path),
+        measurement=measurement,
+        run=run,
+        config=config,
+        resets=Resets.load(run.resets) if run.resets.is_file() else None,
+    )
+
+
+def _schema(path: Path) -> str | None:
+    """Schema of a saved result; None of a file that is none, as a checkpoint."""
+    if path.suffix.lower() not in (".json", ".parquet") or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            is_parquet = file.read(len(PARQUET)) == PARQUET
+        if is_parquet:
+            return read_parquet_metadata(path).get(b"schema", b"none").decode()
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
+    if isinstance(data, list):  # as `measure` writes several
+        return MEASUREMENT
+    # An index of a checkpoint's shards is JSON too.
+    return str(data["schema"]) if isinstance(data, dict) and "schema" in data else None
