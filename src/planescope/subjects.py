@@ -58,8 +58,8 @@ def open_subjects(sources: Iterable[Any], /) -> tuple[Subject, ...]:
     Parameters
     ----------
     sources : iterable of path, Run, Measurement, Resets, or what `planescope.measure` takes
-        A run's folder; a file that holds a measurement or resets; or a checkpoint, which is
-        measured, as is a run's last snapshot.
+        A run's folder; a study's, of which all runs that are made are opened; a file that holds a
+        measurement or resets; or a checkpoint, which is measured, as is a run's last snapshot.
 
     Returns
     -------
@@ -69,12 +69,24 @@ def open_subjects(sources: Iterable[Any], /) -> tuple[Subject, ...]:
     Raises
     ------
     CheckpointError
-        If a run has no measurements or no snapshots, a saved result has another schema version, or
-        a file is missing or damaged.
+        If a run has no measurements or no snapshots, a study no run that is made, a saved result
+        has another schema version, or a file is missing or damaged.
     PlanescopeError
         As `planescope.measure`.
     """
-    return tuple(_apart([_opened(source) for source in sources]))
+    return tuple(_apart([_opened(one) for source in sources for one in _parts(source)]))
+
+
+def _parts(source: Any) -> Iterable[Any]:
+    """The runs of a study, or what is no study itself."""
+    if not isinstance(source, (str, os.PathLike)) or not (Path(source) / "study.yaml").is_file():
+        return [source]
+    from planescope.study.folder import Study
+
+    runs = Study(source).runs
+    if not runs:
+        raise CheckpointError(f"{source}: no run of this study is made yet; planescope study does")
+    return runs
 
 
 def _apart(subjects: list[Subject]) -> Iterable[Subject]:

@@ -29,6 +29,11 @@ SCHEMA = "planescope.figures/1"
     metavar="FILE",
     help="A Matplotlib style sheet (.mplstyle), laid over planescope's own.",
 )
+@click.option(
+    "--each/--together",
+    default=True,
+    help="Figures of every network, and of several together; or only the latter.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def figures(
     sources: tuple[str, ...],
@@ -36,13 +41,14 @@ def figures(
     out: str,
     form: Any,
     style: str | None,
+    each: bool,
     as_json: bool,
     **widths: Any,
 ) -> None:
     """Write every figure of a paper on some networks, each with its numbers as CSV beside it.
 
-    RUN is the folder of a training; FILE a checkpoint, or a measurement or resets that --out of
-    those commands saved. Several are compared.
+    RUN is the folder of a training or of a study; FILE a checkpoint, or a measurement or resets
+    that --out of those commands saved. Several are compared.
     """
     from planescope.cli.progress import layer_progress
     from planescope.figures import write_all
@@ -50,7 +56,7 @@ def figures(
     width = _width(**widths)
     with layer_progress() as advance:
         written = write_all(
-            sources, out, form=form, width=width, style_sheet=style, progress=advance
+            sources, out, form=form, width=width, style_sheet=style, each=each, progress=advance
         )
     if as_json:
         fields = {

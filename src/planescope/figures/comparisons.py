@@ -45,7 +45,7 @@ Group = Sequence[Measurement]
 
 # Inches: the least width of a panel, its height with title and ticks; legend and label of the axis.
 PANEL_WIDTH, PANEL, FRAME = 1.25, 1.15, 0.6
-LINE = 0.12  # more of a title
+LINE = 0.135  # more of a title or legend
 SETTING_WIDTH, SETTING_PANEL = 1.6, 1.55
 # Points across, and of how many networks of a group each is drawn as if it were alone.
 MARKER, FAINT_LINE = 2.8, 0.35
@@ -192,7 +192,8 @@ def settings(
         _layer_axis(grid[1, column], len(first.layers))
     grid[0, 0].set(ylim=(0, 1), ylabel="negative mass")
     grid[1, 0].set_ylabel("mean cosine")
-    legend(figure, inches(width), setting)
+    lines = legend(figure, inches(width), setting)
+    figure.set_figheight(figure.get_figheight() + lines * LINE)
     return figure
 
 

@@ -95,6 +95,7 @@ def write_all(
     form: Form = "pdf",
     width: Width = "page",
     style_sheet: str | os.PathLike[str] | None = None,
+    each: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Written:
     """Write every figure that can be made of some networks, each with its numbers as CSV.
@@ -117,6 +118,8 @@ def write_all(
     width : {"column", "page"} or inches
     style_sheet : path, optional
         As `style` takes it.
+    each : bool
+        False leaves out the figures of single networks.
     progress : callable, optional
         Called with (figures drawn, figures in all, name of the next).
 
@@ -137,7 +140,9 @@ def write_all(
         subjects = open_subjects(sources)
         if not subjects:
             raise UsageError("nothing to draw: give a run or a file")
-        drawings = [*_each(subjects, width), *_together(subjects, width)]
+        drawings = [*(_each(subjects, width) if each else ()), *_together(subjects, width)]
+        if not drawings:
+            raise UsageError("nothing to compare: give several networks, or draw each of them")
         drawn = []
         for done, drawing in enumerate(drawings):
             if progress is not None:
@@ -151,7 +156,8 @@ def write_all(
             with replacing(paths[1]) as draft:
                 write_csv(draft, numbers)
             files += paths
-    return Written(files=tuple(files), left_out=tuple(_left_out(subjects)))
+    left_out = _left_out(subjects) if each else ()
+    return Written(files=tuple(files), left_out=tuple(left_out))
 
 
 def _checked(folder: Path) -> Path:
@@ -328,7 +334,9 @@ def _words(config: RunConfig, fields: Iterable[str]) -> str:
     parts = []
     for field in fields:
         value = _value(getattr(config, field))
-        parts.append(value if field in NAMES else f"{SETTINGS.get(field, field.replace('_', ' '))} {value}")
+        parts.append(
+            value if field in NAMES else f"{SETTINGS.get(field, field.replace('_', ' '))} {value}"
+        )
     return ", ".join(parts) or config.network
 
 
