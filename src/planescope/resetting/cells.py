@@ -10,7 +10,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from planescope.confidence import accuracy_bounds
-from planescope.resetting.prefixes import Cut, Splittable, copied, split, survey
+from planescope.resetting.prefixes import copied, split, stacked, survey
 
 if TYPE_CHECKING:
-    from planescope.resetting.prefixes import Tensors, Values
+    from planescope.resetting.prefixes import Splittable, Survey, Tensors, Trace, Values
     from planescope.resetting.tallies import Progress, Tally
 
 # Memory by default: half of what is free, but no more than this; groups of batches gain little
@@ -31,6 +31,10 @@ MOST_BYTES, UNKNOWN_BYTES = 2 << 30, 1 << 30
 BATCHES = {"cpu": (256, 512 << 20), "cuda": (2048, 4 << 30)}
 # A step holds what it reads, what it gives, and what it works with.
 COPIES_OF_LARGEST = 4
+# Bytes of the batches of several snapshots, joined to one: a CPU gains nothing by more than its
+# caches hold.
+JOINED_BYTES = {"cpu": 4 << 20, "cuda": 4 << 30}
+MOST_TOGETHER = 8
 
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -94,6 +98,7 @@ class Plan:
 
 def evaluate(
     module: nn.Module,
+    trace: Trace,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     cells: Sequence[Cell],
     plan: Plan,
@@ -111,12 +116,14 @@ def evaluate(
     ----------
     module : torch.nn.Module
         In evaluation mode, on the device of the batches. Its parameters are not written, ever.
+    trace : Trace
+        Of the module.
     batches : iterable of (inputs, labels)
         Of `plan.batch` examples, in the same order each time. They are gone through once.
     progress : Progress
         Gets the tallies; what it has already is not computed again.
     on_cell : callable, optional
-        Called with the name of what is reset before each cell and group.
+        Called with the name of what is reset before its cells go through a group.
     stop : Event, optional
         Set it to stop between two batches.
 
@@ -131,20 +138,35 @@ def evaluate(
     first = next(batches)
     example = first[0][:1]
     with _precision(plan.precision, example.device):
-        network, note = split(module, example)
-        starts = {names: network.first_use(names) for names in {cell.names for cell in cells}}
-        cuts = survey(network, example, starts.values())
-        ordered = sorted(cells, key=lambda cell: starts[cell.names])
-        work = _Work(network, plan, progress, starts, cuts, stop or threading.Event())
+        network, note = split(module, trace, first[0])
+        by_names: dict[tuple[str, ...], list[Cell]] = {}
+        for cell in cells:
+            by_names.setdefault(cell.names, []).append(cell)
+        rows = [_Row(own, *network.uses(names)) for names, own in by_names.items()]
+        rows.sort(key=lambda row: row.start)
+        found = survey(network, example, {row.start for row in rows})
         kept = sum(cell.bytes for cell in cells) <= plan.memory // 2
         read = _Reader(example.device, keep=kept)
-        live = max((cut.live_bytes for cut in cuts.values()), default=1)
-        size = max(1, plan.memory // 2 // (live * plan.batch))
+        work = _Work(
+            network, plan, progress, found, read, stop or threading.Event(), len(first[0]),
+            example.device.type,
+        )  # fmt: skip
+        live = max(found.live_bytes[row.start] for row in rows)
+        size = max(1, plan.memory // 2 // (max(live, 1) * plan.batch))
         with torch.inference_mode():
             seen = 0
             for group in _groups(itertools.chain([first], batches), size):
-                seen = work.through(group, seen, ordered, read, on_cell)
+                seen = work.through(group, seen, rows, on_cell)
     return note
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """Cells that replace the same tensors, which play a part in some steps only."""
+
+    cells: list[Cell]
+    start: int
+    stop: int
 
 
 class _Reader:
@@ -165,65 +187,137 @@ class _Reader:
 Group = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Work:
     network: Splittable
     plan: Plan
     progress: Progress
-    starts: dict[tuple[str, ...], int]
-    cuts: dict[int, Cut]
+    survey: Survey
+    read: _Reader
     stop: threading.Event
+    # Examples of a batch that is not the last, and the kind of device.
+    size: int
+    kind: str
+    # Whether batches that are joined before a step give the same, where that was tried.
+    tried: dict[int, bool] = field(default_factory=dict)
 
     def through(
         self,
         group: Group,
         seen: int,
-        cells: Sequence[Cell],
-        read: _Reader,
+        rows: Sequence[_Row],
         on_cell: Callable[[str], None] | None,
     ) -> int:
         """Take a group through the network; the examples seen with it are given back."""
         position, flows = 0, [self.network.begin(inputs) for inputs, _ in group]
         labels = [labels for _, labels in group]
         seen_then = seen + sum(map(len, labels))
-        for cell in cells:
-            tally = self.progress[cell.key]
-            if tally.examples >= seen_then or self.plan.is_done(cell, tally):
+        for row in rows:
+            left = [cell for cell in row.cells if not self._is_done(cell, seen_then)]
+            if not left:
                 continue
-            if on_cell is not None:
-                on_cell(cell.layer)
-            start = self.starts[cell.names]
             for flow in flows:
-                self.network.advance(flow, position, start)
-            position = start
-            self._count(cell, tally, flows, labels, seen, read(cell))
+                self.network.advance(flow, position, row.start, {})
+            position = row.start
+            for cells in _chunks(left, self._most(row)):
+                if on_cell is not None:
+                    on_cell(row.cells[0].layer)
+                self._count(row, cells, flows, labels, seen)
         return seen_then
+
+    def _is_done(self, cell: Cell, examples: int) -> bool:
+        tally = self.progress[cell.key]
+        return tally.examples >= examples or self.plan.is_done(cell, tally)
+
+    def _join(self, row: _Row) -> int:
+        """Step before which the batches of a row's cells become one; the last step is never."""
+        allowed = min(JOINED_BYTES.get(self.kind, JOINED_BYTES["cpu"]), self.plan.memory // 4)
+        several = self.size * min(len(row.cells), MOST_TOGETHER)
+        steps = range(row.stop, self.network.steps)
+        fitting = (step for step in steps if several * self.survey.live_bytes[step] <= allowed)
+        join = next(fitting, self.network.steps)
+        return join if self.tried.get(join, True) else self.network.steps
+
+    def _most(self, row: _Row) -> int:
+        """How many cells of a row may go through the network together."""
+        join = self._join(row)
+        if join == self.network.steps:
+            return 1
+        peak = self.size * COPIES_OF_LARGEST * max(self.survey.live_bytes[join:])
+        _, allowed = BATCHES.get(self.kind, BATCHES["cpu"])
+        fitting = min(allowed // peak, self.plan.memory // 2 // row.cells[0].bytes)
+        return min(max(1, fitting), MOST_TOGETHER)
 
     def _count(
         self,
-        cell: Cell,
-        tally: Tally,
+        row: _Row,
+        cells: Sequence[Cell],
         flows: Sequence[Values],
         labels: Sequence[torch.Tensor],
         seen: int,
-        tensors: Tensors,
     ) -> None:
-        """Count the answers of the batches that the tally does not have yet."""
-        start = self.starts[cell.names]
-        changes = self.cuts[start].changes
-        found = []
+        """Count the answers of the batches that the tallies do not have yet."""
+        tensors = {cell: self.read(cell) for cell in cells}
+        found: dict[Cell, list[tuple[torch.Tensor, ...]]] = {cell: [] for cell in cells}
         for values, right_labels in zip(flows, labels, strict=True):
             seen += len(right_labels)
-            if seen <= tally.examples or self.stop.is_set():
+            left = [cell for cell in cells if not self._is_done(cell, seen)]
+            if self.stop.is_set() or not left:
                 continue
-            own = copied(values) if changes else values
-            found.append(_answers(self.network.finish(own, start, tensors), right_labels))
-            if self.plan.tolerance is not None:
-                _add(tally, found)
-                if self.plan.is_done(cell, tally):
-                    break
-        _add(tally, found)
+            replaced = [tensors[cell] for cell in left]
+            if len(left) > 1 and len(right_labels) == self.size:
+                outputs = self._together(row, replaced, values)
+            else:
+                outputs = self._apart(row, replaced, values)
+            for cell, logits in zip(left, outputs, strict=True):
+                found[cell].append(_answers(logits, right_labels))
+                if self.plan.tolerance is not None:
+                    _add(self.progress[cell.key], found[cell])
+        for cell in cells:
+            _add(self.progress[cell.key], found[cell])
         self.progress.save()
+
+    def _apart(
+        self, row: _Row, several: Sequence[Tensors], values: Values
+    ) -> Iterable[torch.Tensor]:
+        """Outputs for a batch with other tensors in place each time."""
+        for tensors in several:
+            yield self.network.finish(self._own(row, values), row.start, tensors)
+
+    def _together(
+        self, row: _Row, several: Sequence[Tensors], values: Values
+    ) -> Iterable[torch.Tensor]:
+        """The same, as one batch from the step on where that is tried to change nothing."""
+        join = self._join(row)
+        if join == self.network.steps:
+            return self._apart(row, several, values)
+        if join not in self.tried:
+            self.tried[join] = self._is_same(row, several[:2], values, join)
+            return self._together(row, several, values)
+        return self._joined(row, several, values, join)
+
+    def _is_same(self, row: _Row, several: Sequence[Tensors], values: Values, join: int) -> bool:
+        apart = list(self._apart(row, several, values))
+        try:
+            joined = self._joined(row, several, values, join)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # forward is anybody's code, and may be for one size of batches alone
+            return False
+        return len(joined) == len(apart) and all(map(torch.equal, joined, apart))
+
+    def _joined(
+        self, row: _Row, several: Sequence[Tensors], values: Values, join: int
+    ) -> list[torch.Tensor]:
+        parts = [self._own(row, values) for _ in several]
+        for part, tensors in zip(parts, several, strict=True):
+            self.network.advance(part, row.start, join, tensors)
+        outputs = self.network.finish(stacked(parts, self.size), join, {})
+        return [outputs[at : at + self.size] for at in range(0, len(outputs), self.size)]
+
+    def _own(self, row: _Row, values: Values) -> Values:
+        """Values that may be changed."""
+        return copied(values) if self.survey.changes[row.start] else dict(values)
 
 
 def _answers(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -248,6 +342,11 @@ def _add(tally: Tally, found: list[tuple[torch.Tensor, ...]]) -> None:
 def _groups(batches: Iterator[Any], size: int) -> Iterator[Group]:
     while group := list(itertools.islice(batches, size)):
         yield group
+
+
+def _chunks(cells: Sequence[Cell], size: int) -> Iterator[Sequence[Cell]]:
+    for start in range(0, len(cells), size):
+        yield cells[start : start + size]
 
 
 @contextlib.contextmanager

@@ -1,15 +1,16 @@
 """A network in two parts: what comes before a layer, and what follows with other weights in it.
 
 `forward` as a graph (torch.fx) is run node by node, so that it can be left before a layer and gone
-on with from there, several times, by the same calls in the same order. A network without a graph
-is run as a whole each time. No parameter of the module is ever written. To import this is to
-import torch.
+on with from there, several times, by the same calls in the same order. Behind the layer the batches
+of several snapshots go on as one. A network without a graph is run as a whole each time. No
+parameter of the module is ever written. To import this is to import torch.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
+from planescope.resetting.layouts import Stretch, channels_together, stretches
 from planescope.tracing import trace_graph
 
 if TYPE_CHECKING:
@@ -28,14 +30,19 @@ if TYPE_CHECKING:
 class Splittable(Protocol):
     """A network that can be left before a step, and gone on with from there."""
 
-    def first_use(self, names: Collection[str]) -> int:
-        """Step before which the named parameters and buffers play no part."""
+    steps: int
+
+    def uses(self, names: Collection[str]) -> tuple[int, int]:
+        """Steps before which, and from which on, the named tensors play no part."""
 
     def begin(self, inputs: torch.Tensor) -> Values:
         """Values before step 0."""
 
-    def advance(self, values: Values, start: int, stop: int) -> None:
-        """Replace the values before step `start` by those before step `stop`."""
+    def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
+        """Replace the values before step `start` by those before step `stop`.
+
+        Some parameters and buffers are replaced by `tensors` on the way.
+        """
 
     def finish(self, values: Values, start: int, tensors: Tensors) -> torch.Tensor:
         """Output from the values before step `start`, with some parameters and buffers replaced.
@@ -47,18 +54,20 @@ class Splittable(Protocol):
 class Whole:
     """A network that has no graph: every output is computed from the inputs on."""
 
+    steps = 1
+
     def __init__(self, module: nn.Module) -> None:
         self._module = module
 
-    def first_use(self, names: Collection[str]) -> int:  # noqa: ARG002
-        """Nothing is known to come before."""
-        return 0
+    def uses(self, names: Collection[str]) -> tuple[int, int]:  # noqa: ARG002
+        """Nothing is known to come before or behind."""
+        return 0, self.steps
 
     def begin(self, inputs: torch.Tensor) -> Values:
         """The inputs alone."""
         return {"inputs": inputs}
 
-    def advance(self, values: Values, start: int, stop: int) -> None:
+    def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
         """There is one step, and no way to stop before it."""
 
     def finish(self, values: Values, start: int, tensors: Tensors) -> torch.Tensor:  # noqa: ARG002
@@ -69,45 +78,71 @@ class Whole:
 class Traced:
     """A network by its graph; a step is a node.
 
-    Raises
-    ------
-    Exception
-        As `planescope.tracing.trace_graph`.
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In evaluation mode.
+    trace : Trace
+        Of it.
+    batch : torch.Tensor
+        Inputs; batches of that size, on a CPU, go the fastest way that gives the same bits.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        graph, self._attributes = trace_graph(module)
-        self._nodes = list(graph.nodes)
-        self._modules = {name: _quick(part) for name, part in module.named_modules()}
+    def __init__(self, module: nn.Module, trace: Trace, batch: torch.Tensor) -> None:
+        self._attributes, self._nodes = trace.attributes, trace.nodes
+        self.steps = len(self._nodes) - 1  # the last is the output
+        modules = dict(module.named_modules())
+        self._modules = {name: _quick(part) for name, part in modules.items()}
         last = {argument: node for node in self._nodes for argument in node.all_input_nodes}
         # What nobody reads is let go as soon as it is there; the last node is the output.
         self._dying = [
             [value for value in (node, *node.all_input_nodes) if last.get(value, node) is node]
             for node in self._nodes[:-1]
         ]
+        # Nodes whose images have the channels of a pixel together; whether the next one has, too.
+        self._together: dict[fx.Node, bool] = {}
+        self._size = len(batch)
+        if batch.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            same = self._same_bits(batch, stretches(self._nodes, modules))
+            for stretch in stretches(same, modules):
+                self._together |= {node: node is not stretch[-1] for node in stretch}
 
-    def first_use(self, names: Collection[str]) -> int:
-        """Index of the first node that reads one of them."""
-        uses = (i for i, node in enumerate(self._nodes) if any(_reads(node, n) for n in names))
-        return next(uses, len(self._nodes) - 1)
+    def _same_bits(self, batch: torch.Tensor, candidates: Iterable[Stretch]) -> list[fx.Node]:
+        """Nodes that give the same values where the channels of a pixel are together."""
+        values, position = self.begin(batch.clone()), 0
+        same = []
+        for node in itertools.chain.from_iterable(candidates):
+            start = self._nodes.index(node)
+            self.advance(values, position, start, {})
+            position = start
+            call, images = self._modules[str(node.target)], values[node.all_input_nodes[0]]
+            if torch.equal(call(images.clone()), call(channels_together(images.clone()))):
+                same.append(node)
+        return same
+
+    def uses(self, names: Collection[str]) -> tuple[int, int]:
+        """Indices of the first node that reads one of them, and of the one behind the last."""
+        found = [node for node in self._nodes if any(_reads(node, name) for name in names)]
+        if not found:
+            return self.steps, self.steps
+        # A tensor that is read by itself is used by whatever is given it.
+        users = [user for node in found if node.op == "get_attr" for user in node.users]
+        last = max(map(self._nodes.index, [found[-1], *users]))
+        return self._nodes.index(found[0]), last + 1
 
     def begin(self, inputs: torch.Tensor) -> Values:
         """The inputs alone."""
         return {self._nodes[0]: inputs}
 
-    def advance(self, values: Values, start: int, stop: int) -> None:
-        """Run some nodes; a value is let go after its last use."""
-        self._run(values, start, stop, {})
-
     def finish(self, values: Values, start: int, tensors: Tensors) -> torch.Tensor:
         """Run all nodes that are left."""
         rest = dict(values)
-        output = self._nodes[-1]
-        self._run(rest, start, len(self._nodes) - 1, tensors)
-        result: torch.Tensor = self._value(output, rest, tensors)
+        self.advance(rest, start, self.steps, tensors)
+        result: torch.Tensor = self._value(self._nodes[-1], rest, tensors)
         return result
 
-    def _run(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
+    def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
+        """Run some nodes; a value is let go after its last use."""
         for index in range(max(start, 1), stop):
             node = self._nodes[index]
             values[node] = self._value(node, values, tensors)
@@ -124,6 +159,10 @@ class Traced:
                     for name, tensor in tensors.items()
                     if _reads(node, name)
                 }
+                if node in self._together and len(args[0]) % self._size == 0:
+                    images = channels_together(args[0])
+                    output = _called(self._modules[target], own, (images,), kwargs)
+                    return output if self._together[node] else output.contiguous()
                 return _called(self._modules[target], own, args, kwargs)
             case "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
@@ -165,29 +204,51 @@ def _halved(images: torch.Tensor) -> torch.Tensor:
     return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """What it takes to leave a network before a step.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """The graph of a network.
 
     Attributes
     ----------
-    live_bytes : int
-        Of the values that are kept for one example.
-    changes : bool
-        Whether going on changes them in place, so that a second time needs a copy.
+    nodes : list of torch.fx.Node
+        Empty where the network has no graph.
+    attributes : dict of str to object
+        What its ``get_attr`` nodes stand for.
+    problem : str
+        Why the network has no graph; "" where it has one.
     """
 
-    live_bytes: int
-    changes: bool
+    nodes: list[fx.Node]
+    attributes: dict[str, Any]
+    problem: str = ""
 
 
-def split(module: nn.Module, example: torch.Tensor, /) -> tuple[Splittable, str]:
+def trace(module: nn.Module, /) -> Trace:
+    """Look for the graph of a network on its device.
+
+    While torch.fx traces, it replaces what every module of the process does when it is called: no
+    other thread may run a network.
+    """
+    try:
+        graph, attributes = trace_graph(module)
+    except Exception as exc:  # forward is anybody's code and does anything when it is given symbols
+        return Trace(nodes=[], attributes={}, problem=_named(exc))
+    return Trace(nodes=list(graph.nodes), attributes=attributes)
+
+
+def _named(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"
+
+
+def split(module: nn.Module, traced: Trace, batch: torch.Tensor, /) -> tuple[Splittable, str]:
     """Prepare a network, which is in evaluation mode, to be left before any layer.
 
     Parameters
     ----------
-    example : torch.Tensor, shape (1, channels, height, width)
-        Something that the network takes.
+    traced : Trace
+        Of the module.
+    batch : torch.Tensor, shape (examples, channels, height, width)
+        Inputs, of the size that batches will have.
 
     Returns
     -------
@@ -195,40 +256,58 @@ def split(module: nn.Module, example: torch.Tensor, /) -> tuple[Splittable, str]
     note : str
         Why the network has to be run as a whole each time; "" where it has not.
     """
-    try:
-        traced = Traced(module)
-        with torch.inference_mode():
-            output = traced.finish(traced.begin(example.clone()), 0, {})
-            same = torch.equal(output, module(example.clone()))
-    except Exception as exc:  # forward is anybody's code and does anything when it is given symbols
-        reason = f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"
-    else:
-        if same:
-            return traced, ""
-        reason = "it gives another output"
+    reason = traced.problem
+    if not reason:
+        try:
+            with torch.inference_mode():
+                network, example = Traced(module, traced, batch), batch[:1]
+                output = network.finish(network.begin(example.clone()), 0, {})
+                if torch.equal(output, module(example.clone())):
+                    return network, ""
+            reason = "it gives another output"
+        except Exception as exc:  # a graph may be of one size of images, or of one of several ways
+            reason = _named(exc)
     return Whole(module), (
         f"the graph of {type(module).__name__} cannot be run by parts ({reason}): the whole "
         "network was run for each cell"
     )
 
 
-def survey(network: Splittable, example: torch.Tensor, starts: Iterable[int], /) -> dict[int, Cut]:
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What it takes to leave a network.
+
+    Attributes
+    ----------
+    live_bytes : list of int
+        By step: of the values that are kept for one example before it.
+    changes : dict of int to bool
+        Whether going on from a step changes what was kept in place, so that a second time needs a
+        copy.
+    """
+
+    live_bytes: list[int]
+    changes: dict[int, bool]
+
+
+def survey(network: Splittable, example: torch.Tensor, starts: Collection[int], /) -> Survey:
     """Find what it takes to leave a network before some steps."""
-    cuts: dict[int, Cut] = {}
+    live: list[int] = []
+    changes: dict[int, bool] = {}
     # Not in inference mode, where tensors do not count how often they were changed.
     with torch.no_grad():
-        values, position = network.begin(example.clone()), 0
-        for start in sorted(set(starts)):
-            network.advance(values, position, start)
-            position = start
+        values = network.begin(example.clone())
+        for step in range(network.steps + 1):
             held = tensors_in(values)
-            before = [tensor._version for tensor in held]
-            network.finish(values, start, {})
-            changes = before != [tensor._version for tensor in held]
             storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in held}
-            live = sum(storage.nbytes() for storage in storages.values())
-            cuts[start] = Cut(live_bytes=live, changes=changes)
-    return cuts
+            live.append(sum(storage.nbytes() for storage in storages.values()))
+            if step in starts:
+                before = [tensor._version for tensor in held]
+                network.finish(values, step, {})
+                changes[step] = before != [tensor._version for tensor in held]
+            if step < network.steps:
+                network.advance(values, step, step + 1, {})
+    return Survey(live_bytes=live, changes=changes)
 
 
 def tensors_in(values: Values, /) -> list[torch.Tensor]:
@@ -247,3 +326,15 @@ def tensors_in(values: Values, /) -> list[torch.Tensor]:
 def copied(values: Values, /) -> Values:
     """The same values in memory of their own; what shared memory still does."""
     return dict(zip(values, copy.deepcopy(list(values.values())), strict=True))
+
+
+def stacked(several: Sequence[Values], size: int, /) -> Values:
+    """Values of several batches of a size as if they were one.
+
+    Whether a network treats that as several is another question, to be tried.
+    """
+    joined: Values = {}
+    for key, first in several[0].items():
+        is_batch = isinstance(first, torch.Tensor) and first.shape[:1] == (size,)
+        joined[key] = torch.cat([values[key] for values in several]) if is_batch else first
+    return joined

@@ -39,6 +39,7 @@ from planescope.modules import read_module
 from planescope.networks import nearest
 from planescope.resets import LEVEL, Accuracy, ResetCell, ResetLayer, Resets
 from planescope.resetting.cells import Cell, Plan, batch_size, default_memory, evaluate
+from planescope.resetting.prefixes import trace
 from planescope.resetting.subjects import COUNTER, Subject, Target, digest_of, drawn
 from planescope.resetting.tallies import Progress, Tally
 from planescope.training.batches import batches
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from planescope.resetting.options import ResetOptions
+    from planescope.resetting.prefixes import Trace
     from planescope.training.data import Files
 
     Data = Images | Files
@@ -283,15 +285,25 @@ class _Work:
 
     def on(self, devices: Sequence[torch.device], on_cell: OnCell | None) -> str:
         """Evaluate the cells; a note, where there is something to say."""
-        stop = threading.Event()
+        stop, lock = threading.Event(), threading.Lock()
+
+        def tell(name: str) -> None:
+            if on_cell is not None:
+                seen = sum(self.progress[cell.key].examples for cell in self.cells)
+                with lock:
+                    on_cell(seen // self.plan.examples, len(self.cells), name)
+
+        # Every network is traced before any is run: a trace bears no other thread beside it.
+        copies = [self.module, *(deepcopy(self.module) for _ in devices[1:])]
+        ready = [_Ready.on(device, own) for device, own in zip(devices, copies, strict=True)]
         if len(devices) == 1:
-            return self._share(self.cells, devices[0], self.module, on_cell, stop)
+            return self._share(self.cells, ready[0], tell, stop)
         shares = [self.cells[i :: len(devices)] for i in range(len(devices))]
         with ThreadPoolExecutor(len(devices)) as pool:
             try:
                 done = [
-                    pool.submit(self._share, share, device, deepcopy(self.module), on_cell, stop)
-                    for share, device in zip(shares, devices, strict=True)
+                    pool.submit(self._share, share, one, tell, stop)
+                    for share, one in zip(shares, ready, strict=True)
                 ]
                 return next(filter(None, [future.result() for future in done]), "")
             finally:
@@ -300,23 +312,36 @@ class _Work:
     def _share(
         self,
         cells: Sequence[Cell],
-        device: torch.device,
-        module: nn.Module,
-        on_cell: OnCell | None,
+        ready: _Ready,
+        tell: Callable[[str], None],
         stop: threading.Event,
     ) -> str:
         if not cells:
             return ""
-        prepared = batches(self.data, batch_size=self.plan.batch, device=device)
-
-        def tell(name: str) -> None:
-            if on_cell is not None:
-                seen = sum(self.progress[cell.key].examples for cell in self.cells)
-                on_cell(seen // self.plan.examples, len(self.cells), name)
-
         return evaluate(
-            module.to(device), prepared, cells, self.plan, self.progress, on_cell=tell, stop=stop
+            ready.module,
+            ready.trace,
+            batches(self.data, batch_size=self.plan.batch, device=ready.device),
+            cells,
+            self.plan,
+            self.progress,
+            on_cell=tell,
+            stop=stop,
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Ready:
+    """A network on its device, traced."""
+
+    device: torch.device
+    module: nn.Module
+    trace: Trace
+
+    @classmethod
+    def on(cls, device: torch.device, module: nn.Module) -> _Ready:
+        module = module.to(device)
+        return cls(device, module, trace(module))
 
 
 def _layers(subject: Subject, layers: Sequence[Layer]) -> tuple[ResetLayer, ...]:

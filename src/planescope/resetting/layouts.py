@@ -1,0 +1,57 @@
+"""A faster way through some layers on a CPU that changes no bit of any value.
+
+torch keeps images channel by channel, but where there are few channels, convolutions and pooling
+are faster with the channels of a pixel together; average pooling always is. A run of such layers
+saves putting them into that order and back.
+
+Another order may come with a kernel that adds in another order. Whether it does is found by trying:
+on a whole batch of real examples that shows in some of a million sums, and which kernel is chosen
+depends on shapes, not on values. To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx, nn
+
+# Of a convolution that has few: one register holds them.
+FEW_CHANNELS = 16
+_AVERAGES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d)
+_CARRIERS = (nn.ReLU, nn.MaxPool2d, nn.Dropout, nn.Identity, nn.BatchNorm2d)
+
+# Nodes one behind the other, each the only one that reads the one before.
+Stretch = list[fx.Node]
+
+
+def channels_together(images: torch.Tensor, /) -> torch.Tensor:
+    """The same images with the channels of a pixel together in memory."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def stretches(nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module], /) -> list[Stretch]:
+    """Where it is worth it to have the channels of a pixel together."""
+    found: list[Stretch] = []
+    for node in nodes:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        last = found[-1][-1] if found else None
+        follows = last is not None and node.all_input_nodes == [last] and len(last.users) == 1
+        if follows and (_gains(module) or isinstance(module, _CARRIERS)):
+            found[-1].append(node)
+        elif _gains(module):
+            found.append([node])
+    return [one for one in found if _is_worth_it([modules[str(node.target)] for node in one])]
+
+
+def _gains(module: nn.Module | None) -> bool:
+    if isinstance(module, nn.Conv2d):
+        most: int = max(module.in_channels, module.out_channels)
+        return most <= FEW_CHANNELS and module.groups == 1
+    return isinstance(module, _AVERAGES)
+
+
+def _is_worth_it(stretch: Sequence[nn.Module]) -> bool:
+    """Coming and going costs what one convolution gains; an average gains more."""
+    averages = any(isinstance(module, _AVERAGES) for module in stretch)
+    return averages or sum(isinstance(module, nn.Conv2d) for module in stretch) > 1
