@@ -73,7 +73,8 @@ def test_a_run_gives_training_layers_cosines_portrait_and_resets(runs, tmp_path)
     assert stems(tmp_path / "new" / "folder", ".pdf") == set(ONE)
     assert stems(tmp_path / "new" / "folder", ".csv") == set(ONE)
     assert sorted(out.files) == sorted((tmp_path / "new" / "folder").iterdir())
-    assert out.left_out == ()
+    # An epoch on so few digits teaches nothing that resets could cost.
+    assert [reason.partition(":")[0] for reason in out.left_out] == ["relation"]
     for path in out.files:
         if path.suffix == ".pdf":
             data = path.read_bytes()
@@ -112,9 +113,8 @@ def test_several_runs_are_compared_and_ordered_by_what_makes_their_data_noisy(wr
 
 
 def test_without_each_only_comparisons_are_written(runs, tmp_path):
-    out = figures.write_all([*runs.values()], tmp_path, each=False)
+    figures.write_all([*runs.values()], tmp_path, each=False)
     assert stems(tmp_path, ".pdf") == {"networks", "by-label-noise"}
-    assert out.left_out == ()
     with pytest.raises(UsageError, match="nothing to compare: give several networks"):
         figures.write_all([LENET], tmp_path / "out", each=False)
 
@@ -125,6 +125,32 @@ def test_more_panels_than_a_page_holds_go_on_in_a_second_figure(tmp_path):
     figures.write_all([measurement] * (room + 1), tmp_path, width="column", each=False)
     panels = [{row["panel"] for row in rows(tmp_path / f"networks-{i}.csv")} for i in (1, 2)]
     assert list(map(len, panels)) == [room, 1]
+
+
+def test_runs_with_resets_give_their_relation_or_the_reason_why_not(runs, tmp_path):
+    knows = Path(shutil.copytree(runs[0.0, 0].path, tmp_path / "knows"))
+    data = json.loads((knows / "resets.json").read_text())
+    for cell in data["cells"]:
+        cell["relative_drop"] = 0.5 if cell["layer"].endswith("12") else 0.0
+    (knows / "resets.json").write_text(json.dumps(data))
+    figures.write_all([knows], tmp_path / "a")
+    assert stems(tmp_path / "a", ".pdf") == {*ONE, "relation"}
+    table = rows(tmp_path / "a" / "relation.csv")
+    related = ps.relate(knows)
+    assert [(row["name"], float(row["drop"])) for row in table] == [
+        (layer.name, layer.drop) for layer in related.layers
+    ]
+    related.save(tmp_path / "kept.json")
+    figures.write_all([tmp_path / "kept.json"], tmp_path / "b")
+    assert (tmp_path / "b" / "relation.csv").read_text() == (
+        tmp_path / "a" / "relation.csv"
+    ).read_text()
+    for cell in data["cells"]:
+        cell["relative_drop"] = None
+    (knows / "resets.json").write_text(json.dumps(data))
+    out = figures.write_all([knows], tmp_path / "c")
+    (reason,) = out.left_out
+    assert re.match(r"relation: \S+knows: has no relative drops: its network is no better", reason)
 
 
 # What they show

@@ -14,6 +14,7 @@ from planescope.measurement import SCHEMA as MEASUREMENT
 from planescope.measurement import Measurement, load
 from planescope.measuring import measure
 from planescope.output import read_parquet_metadata
+from planescope.relation import Relation
 from planescope.resets import Resets
 from planescope.run import Run
 
@@ -42,6 +43,8 @@ class Subject:
         What the run was started with.
     resets : Resets or None
         What its layers, put back, cost, where that was looked at.
+    relation : Relation or None
+        How scores of some networks relate to resets; such a subject has nothing else.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Subject:
     run: Run | None = None
     config: RunConfig | None = field(default=None, repr=False)
     resets: Resets | None = None
+    relation: Relation | None = None
 
 
 def open_subjects(sources: Iterable[Any], /) -> tuple[Subject, ...]:
@@ -57,9 +61,10 @@ def open_subjects(sources: Iterable[Any], /) -> tuple[Subject, ...]:
 
     Parameters
     ----------
-    sources : iterable of path, Run, Measurement, Resets, or what `planescope.measure` takes
+    sources : iterable of path, Run, Measurement, Resets, Relation, or input of `measure`
         A run's folder; a study's, of which all runs that are made are opened; a file that holds a
-        measurement or resets; or a checkpoint, which is measured, as is a run's last snapshot.
+        measurement, resets or a relation; or a checkpoint, which is measured, as is a run's last
+        snapshot.
 
     Returns
     -------
@@ -108,6 +113,8 @@ def _opened(source: Any) -> Subject:
         return _measured(source)
     if isinstance(source, Resets):
         return Subject(name=_short(source.source), path=source.source, resets=source)
+    if isinstance(source, Relation):
+        return Subject(name="relation", path=", ".join(source.runs), relation=source)
     if isinstance(source, Run):
         return _run(source)
     if not isinstance(source, (str, os.PathLike)):
@@ -118,15 +125,18 @@ def _opened(source: Any) -> Subject:
     schema = _schema(path)
     if schema is None:
         return replace(_measured(measure(source)), path=str(source))
-    loaded: Measurement | Resets
+    loaded: Measurement | Resets | Relation
     match schema.partition("/")[0]:
         case "planescope.measurement":
             loaded = load(path)
         case "planescope.resets":
             loaded = Resets.load(path)
+        case "planescope.relation":
+            loaded = Relation.load(path)
         case _:
             raise CheckpointError(
-                f"{path}: holds {schema!r}; give a run, a measurement, resets or a checkpoint"
+                f"{path}: holds {schema!r}; give a run, a measurement, resets, a relation or a "
+                "checkpoint"
             )
     return replace(_opened(loaded), name=path.stem, path=str(path))
 

@@ -32,9 +32,12 @@ from planescope.figures.numbers import (
     settings_numbers,
 )
 from planescope.figures.overviews import most_biased
+from planescope.figures.relation import relation
 from planescope.figures.rows import cosines, negative_mass
 from planescope.measurement import Measurement
 from planescope.output import FIGURE_FORMS, replacing, write_csv
+from planescope.relating import relate
+from planescope.relation import Relation
 from planescope.subjects import Subject, open_subjects
 
 if TYPE_CHECKING:
@@ -103,7 +106,8 @@ def write_all(
     Of each network: its statistics through training, beside loss and accuracy (``training``); its
     negative masses (``layers``) and cosines (``cosines``), and the hyperplanes of its most biased
     layer (``portrait``), once trained; and what resets cost (``resets``). Of several: side by side
-    (``networks``); and, of runs that differ in the data's complexity or noise, by that
+    (``networks``); of runs with resets, whether scores that need no data rank the layers as these
+    do (``relation``); and, of runs that differ in the data's complexity or noise, by that
     (``by-label-noise`` and so on). With several, names of files begin with that of the network.
 
     Everything is drawn before anything is written, and each file is whole or absent; one of that
@@ -111,7 +115,7 @@ def write_all(
 
     Parameters
     ----------
-    sources : iterable of path, Run, Measurement, Resets, or what `planescope.measure` takes
+    sources : iterable of path, Run, Measurement, Resets, Relation, or input of `measure`
     out : path
         The folder; it is made if need be.
     form : {"pdf", "svg", "png"}
@@ -141,6 +145,9 @@ def write_all(
         if not subjects:
             raise UsageError("nothing to draw: give a run or a file")
         drawings = [*(_each(subjects, width) if each else ()), *_together(subjects, width)]
+        related, reason = _relations(subjects)
+        if related is not None:
+            drawings.append(_relation("relation", related, width))
         if not drawings:
             raise UsageError("nothing to compare: give several networks, or draw each of them")
         drawn = []
@@ -156,7 +163,7 @@ def write_all(
             with replacing(paths[1]) as draft:
                 write_csv(draft, numbers)
             files += paths
-    left_out = _left_out(subjects) if each else ()
+    left_out = [*(_left_out(subjects) if each else ()), *([reason] if reason else ())]
     return Written(files=tuple(files), left_out=tuple(left_out))
 
 
@@ -227,6 +234,8 @@ def _of_one(subject: Subject, width: Width) -> Iterator[_Drawing]:
             draw=lambda: portrait(measurement, chosen, width=width),
             numbers=lambda: filters_numbers(measurement, chosen),
         )
+    if subject.relation is not None:
+        yield _relation("relation", subject.relation, width)
     if resets is not None:
         yield _Drawing(
             name="resets",
@@ -245,6 +254,26 @@ def _together(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
         panels = _panels(subjects, field)
         for name, chunk in _parts(f"by-{field.replace('_', '-')}", panels, settings_room(width)):
             yield _settings(name, chunk, words, width)
+
+
+def _relations(subjects: Sequence[Subject]) -> tuple[Relation | None, str]:
+    """How scores relate to the resets of all runs that have them, or why that cannot be said."""
+    paths = [s.path for s in subjects if s.run is not None and s.resets is not None]
+    if not paths:
+        return None, ""
+    try:
+        return relate(paths), ""
+    except UsageError as exc:
+        # Fewer runs may do, as may other resets; no figure of a network is the worse for it.
+        return None, f"relation: {exc}"
+
+
+def _relation(name: str, related: Relation, width: Width) -> _Drawing:
+    return _Drawing(
+        name=name,
+        draw=lambda: relation(related, width=width),
+        numbers=lambda: {str(key): [*column] for key, column in related.to_pandas().items()},
+    )
 
 
 def _networks(name: str, groups: Mapping[str, Group], width: Width) -> _Drawing:
