@@ -322,19 +322,39 @@ def _groups(subjects: Sequence[Subject]) -> dict[str, list[Measurement]]:
 
 
 def _panels(subjects: Sequence[Subject], field: str) -> dict[str, dict[str, list[Measurement]]]:
-    """Runs by what else they have in common, and by the value of a field, where that differs."""
+    """Runs by what else they have in common, and by the value of a field, where that differs.
+
+    What goes with the field, as more epochs with fewer classes, is said with its value.
+    """
     runs = [(s.config, s.measurement) for s in subjects if s.config and s.measurement]
     configs = [config for config, _ in runs]
-    others = _telling(configs, [other for other in _varied(configs) if other != field])
+    varied = [other for other in _varied(configs) if other != field]
+    of_names = {o for o in varied for name in NAMES if _goes_with(configs, name, o)}
+    with_it = [o for o in varied if o not in of_names and _goes_with(configs, field, o)]
+    others = _telling(configs, [other for other in varied if other not in with_it])
     found: dict[str, dict[Any, list[Measurement]]] = {}
+    first: dict[str, RunConfig] = {}
+    words: dict[Any, str] = {}
     for config, measurement in runs:
-        values = found.setdefault(_words(config, others), {})
-        values.setdefault(getattr(config, field), []).append(measurement)
+        value, beside = getattr(config, field), _words(config, with_it) if with_it else ""
+        words[value] = f"{_value(value)} ({beside})" if beside else _value(value)
+        panel = _words(config, others)
+        first.setdefault(panel, config)
+        found.setdefault(panel, {}).setdefault(value, []).append(measurement)
+    panels = {panel: values for panel, values in found.items() if len(values) > 1}
+    # What all these panels have in common need not stand over each.
+    left = _varied([first[panel] for panel in panels])
+    titles = [other for other in others if other in left]
     return {
-        title: {_value(value): values[value] for value in sorted(values, key=_order)}
-        for title, values in found.items()
-        if len(values) > 1
+        _words(first[panel], titles): {words[v]: values[v] for v in sorted(values, key=_order)}
+        for panel, values in panels.items()
     }
+
+
+def _goes_with(configs: Sequence[RunConfig], field: str, other: str) -> bool:
+    """Whether all runs of one value of a field have one value of another."""
+    pairs = {(getattr(config, field), getattr(config, other)) for config in configs}
+    return len(pairs) == len({value for value, _ in pairs})
 
 
 def _varied(configs: Sequence[RunConfig]) -> list[str]:
