@@ -78,7 +78,8 @@ class Forecast:
             parts.append(
                 f"By their operations alone the rest take about {span(3600 * thread.hours)} on "
                 f"{thread.device}, {span(3600 * thread.hours / self.workers)} with {self.workers} "
-                f"workers here, or {span(3600 * gpu.hours)} on {gpu.device}; neither was measured."
+                f"workers here, or {span(3600 * gpu.hours)} on {gpu.device}; once some are made, "
+                "those tell better."
             )
         if thread.unknown:
             parts.append(
