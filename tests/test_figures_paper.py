@@ -234,13 +234,13 @@ def test_runs_that_differ_in_more_are_parted_and_titles_say_only_what_tells_them
     # The number of examples goes with that of classes: no two runs differ in one alone.
     classes = paper._panels(subjects, "classes")
     assert {title: list(panel) for title, panel in classes.items()} == {
-        f"lenet, label noise {noise}": [
+        f"label noise {noise}": [
             "2 (training examples 20)", "10 (training examples 100)",
         ] for noise in ("0", "0.5")
     }  # fmt: skip
     noise = paper._panels(subjects, "label_noise")
     assert {title: list(panel) for title, panel in noise.items()} == {
-        "lenet, classes 2": ["0", "0.5"], "lenet, classes 10": ["0", "0.5"],
+        "classes 2": ["0", "0.5"], "classes 10": ["0", "0.5"],
     }  # fmt: skip
 
 
