@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from planescope.measuring import measure
     from planescope.relating import relate
     from planescope.relation import RelatedLayer, Relation
+    from planescope.reporting import Report, report
     from planescope.resets import Accuracy, ResetCell, ResetLayer, Resets
     from planescope.resetting import ResetOptions, reset_checkpoint, reset_module, reset_run
     from planescope.run import Run
@@ -57,6 +58,7 @@ _HOMES = {
     "PoolMeasurement": "measurement",
     "RelatedLayer": "relation",
     "Relation": "relation",
+    "Report": "reporting",
     "ResetCell": "resets",
     "ResetLayer": "resets",
     "ResetOptions": "resetting",
@@ -78,6 +80,7 @@ _HOMES = {
     "make_study": "study.driving",
     "measure": "measuring",
     "relate": "relating",
+    "report": "reporting",
     "reset_checkpoint": "resetting",
     "reset_module": "resetting",
     "reset_run": "resetting",
@@ -100,6 +103,7 @@ __all__ = [
     "PoolMeasurement",
     "RelatedLayer",
     "Relation",
+    "Report",
     "ResetCell",
     "ResetLayer",
     "ResetOptions",
@@ -122,6 +126,7 @@ __all__ = [
     "make_study",
     "measure",
     "relate",
+    "report",
     "reset_checkpoint",
     "reset_module",
     "reset_run",

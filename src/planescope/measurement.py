@@ -127,23 +127,7 @@ class Measurement:
     @property
     def verdict(self) -> str:
         """Which layers are biased, in a sentence."""
-        biased = [layer for layer in self.layers if layer.biased]
-        if not biased:
-            layers = self.network.layers
-            return f"None of {layers} layers is biased beyond chance (corrected p >= 0.05)."
-        away = sum((layer.negative_mass or 0.0) > 0.5 for layer in biased)
-        sides = (
-            (away, "away from the positive orthant (negative mass above 1/2)"),
-            (len(biased) - away, "toward the positive orthant (negative mass below 1/2)"),
-        )
-        strongest = max(biased, key=lambda layer: (layer.agreement or 0.0, layer.filters))
-        return (
-            f"{len(biased)} of {self.network.layers} layers are biased beyond chance "
-            "(corrected p < 0.05); the normals of "
-            + " and of ".join(f"{count} point {where}" for count, where in sides if count)
-            + f"; most of all in {strongest.name}, with a negative mass of "
-            f"{strongest.negative_mass:.3f}."
-        )
+        return verdict(self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as in the JSON form; no value of it is NaN."""
@@ -209,6 +193,26 @@ class Measurement:
             f"<p>{escape(self.source.path)} ({self.view} view): {escape(self.verdict)}</p>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
+
+
+def verdict(layers: Sequence[LayerMeasurement], /) -> str:
+    """Which layers of a network are biased, in a sentence."""
+    biased = [layer for layer in layers if layer.biased]
+    if not biased:
+        return f"None of {len(layers)} layers is biased beyond chance (corrected p >= 0.05)."
+    away = sum((layer.negative_mass or 0.0) > 0.5 for layer in biased)
+    sides = (
+        (away, "away from the positive orthant (negative mass above 1/2)"),
+        (len(biased) - away, "toward the positive orthant (negative mass below 1/2)"),
+    )
+    strongest = max(biased, key=lambda layer: (layer.agreement or 0.0, layer.filters))
+    return (
+        f"{len(biased)} of {len(layers)} layers are biased beyond chance "
+        "(corrected p < 0.05); the normals of "
+        + " and of ".join(f"{count} point {where}" for count, where in sides if count)
+        + f"; most of all in {strongest.name}, with a negative mass of "
+        f"{strongest.negative_mass:.3f}."
+    )
 
 
 def load(path: str | os.PathLike[str]) -> Measurement:
@@ -372,17 +376,18 @@ def _saved_dict(path: Path) -> Any:
         raise CheckpointError(f"{path}: is no measurement; save one with --out") from exc
 
 
+def layer_from_dict(row: Mapping[str, Any], /) -> LayerMeasurement:
+    """Layer from its keys as in the JSON form; without the values of single filters."""
+    typed = {"kind": Kind(row["kind"]), "input": Input(row["input"])}
+    return LayerMeasurement(**{**row, **typed, "kernel": tuple(row["kernel"])})
+
+
 def from_dict(data: Mapping[str, Any], /) -> Measurement:
     """Measurement from what `Measurement.to_dict` gave; without the values of single filters."""
-
-    def layer(row: Mapping[str, Any]) -> LayerMeasurement:
-        typed = {"kind": Kind(row["kind"]), "input": Input(row["input"])}
-        return LayerMeasurement(**{**row, **typed, "kernel": tuple(row["kernel"])})
-
     return Measurement(
         source=Source(**data["source"]),
         view=View(data["view"]),
-        layers=tuple(layer(row) for row in data["layers"]),
+        layers=tuple(map(layer_from_dict, data["layers"])),
         stages=tuple(PoolMeasurement(**row) for row in data["stages"]),
         network=PoolMeasurement(**data["network"]),
         skipped=tuple(Skipped(**row) for row in data["skipped"]),

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,10 +154,7 @@ class Resets:
 
     def drop(self, layer: str, snapshot: int | str) -> tuple[float, float] | None:
         """Mean of the relative drop over draws, and its standard deviation; None without one."""
-        drops = [c.relative_drop for c in self.at(layer, snapshot) if c.relative_drop is not None]
-        if not drops:
-            return None
-        return statistics.fmean(drops), statistics.stdev(drops) if len(drops) > 1 else 0.0
+        return mean_drop(self.at(layer, snapshot))
 
     @property
     def verdict(self) -> str:
@@ -283,14 +281,26 @@ class Resets:
 
         In parentheses where it is within noise (of any draw).
         """
-        cells = self.at(layer, snapshot)
-        if not cells:
-            return ""
-        drop = self.drop(layer, snapshot)
-        if drop is None:
-            return f"{statistics.fmean(cell.top1 for cell in cells):.1%}"
-        mean, spread = drop
-        text = f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if len(cells) > 1 else "")
-        # A drop that rounds to nothing has no sign.
-        text = text.replace("-0.0", "0.0")
-        return text if all(cell.significant for cell in cells) else f"({text})"
+        return cell_text(self.at(layer, snapshot))
+
+
+def mean_drop(cells: Sequence[ResetCell], /) -> tuple[float, float] | None:
+    """Mean of the relative drop over some draws, and its standard deviation; None without one."""
+    drops = [cell.relative_drop for cell in cells if cell.relative_drop is not None]
+    if not drops:
+        return None
+    return statistics.fmean(drops), statistics.stdev(drops) if len(drops) > 1 else 0.0
+
+
+def cell_text(cells: Sequence[ResetCell], /) -> str:
+    """Text of the cells of one layer and snapshot, as `Resets.shown` gives it."""
+    if not cells:
+        return ""
+    drop = mean_drop(cells)
+    if drop is None:
+        return f"{statistics.fmean(cell.top1 for cell in cells):.1%}"
+    mean, spread = drop
+    text = f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if len(cells) > 1 else "")
+    # A drop that rounds to nothing has no sign.
+    text = text.replace("-0.0", "0.0")
+    return text if all(cell.significant for cell in cells) else f"({text})"

@@ -9,6 +9,7 @@
     last.ckpt            all that resuming needs, after the last epoch that was finished
     state.json           how it ended
     resets.json          what its layers, put back, cost; resets-progress.json keeps work on that
+    relation.json        what scores tell of those costs, where `relate --out` wrote it here
 
 Files are whole or absent. Those of an epoch are written before its `last.ckpt`; what a killed run
 wrote after that is cut off when it is resumed.
@@ -30,7 +31,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.errors import CheckpointError, OutputError, UsageError
-from planescope.measurement import LAYER_KEYS, Measurement, layers_table
+from planescope.measurement import (
+    LAYER_KEYS,
+    LayerMeasurement,
+    Measurement,
+    layer_from_dict,
+    layers_table,
+)
 from planescope.output import replacing, write_csv, write_parquet
 
 if TYPE_CHECKING:
@@ -200,18 +207,27 @@ class Run:
         """
         import pandas as pd
 
-        columns = self._measured()
-        if not columns:
-            raise CheckpointError(
-                f"{self.path}: nothing was measured yet; planescope train --resume --out "
-                f"{self.path} goes on with it"
-            )
-        if others := {str(schema) for schema in columns["schema"]} - {MEASUREMENTS_SCHEMA}:
-            raise CheckpointError(
-                f"{self._measurements_file}: holds rows of the schema {min(others)!r}, and this "
-                f"version of planescope reads {MEASUREMENTS_SCHEMA!r}; train the run again"
-            )
-        return pd.DataFrame(columns).drop(columns="schema")
+        return pd.DataFrame(self._whole_table()).drop(columns="schema")
+
+    @property
+    def measured_layers(self) -> dict[int, tuple[LayerMeasurement, ...]]:
+        """The layers at each snapshot by its epoch, in order: `measurements` as records.
+
+        Raises
+        ------
+        CheckpointError
+            As `measurements`.
+        """
+        columns = self._whole_table()
+        found: dict[int, list[LayerMeasurement]] = {}
+        for values in zip(*columns.values(), strict=True):
+            row = dict(zip(columns, values, strict=True))
+            fields = {key: row[key] for key in LAYER_KEYS}
+            fields["kernel"] = [
+                int(extent) for extent in (row["kernel"] or "").split("x") if extent
+            ]
+            found.setdefault(row["epoch"], []).append(layer_from_dict(fields))
+        return {epoch: tuple(found[epoch]) for epoch in sorted(found)}
 
     @property
     def filter_epochs(self) -> tuple[int, ...]:
@@ -264,9 +280,20 @@ class Run:
         return self.path / "resets.json"
 
     @property
+    def relation(self) -> Path:
+        """What scores tell of its resets, where a relation was written there."""
+        return self.path / "relation.json"
+
+    @property
     def resets_progress(self) -> Path:
         """Where finished work on resets is kept."""
         return self.path / "resets-progress.json"
+
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """When each of the files that hold results was written; equal while nothing is new."""
+        files = (self._measurements_file, self.path / "metrics.csv", self.resets, self.relation)
+        return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
 
     @property
     def logs(self) -> Path:
@@ -430,6 +457,21 @@ class Run:
         """The file there is, or else the one to be written."""
         parquet, table = (self.path / f"measurements.{form}" for form in ("parquet", "csv"))
         return table if table.exists() or find_spec("pyarrow") is None else parquet
+
+    def _whole_table(self) -> dict[str, list[Any]]:
+        """Columns of the measurements; an error where there are none that this version reads."""
+        columns = self._measured()
+        if not columns:
+            raise CheckpointError(
+                f"{self.path}: nothing was measured yet; planescope train --resume --out "
+                f"{self.path} goes on with it"
+            )
+        if others := {str(schema) for schema in columns["schema"]} - {MEASUREMENTS_SCHEMA}:
+            raise CheckpointError(
+                f"{self._measurements_file}: holds rows of the schema {min(others)!r}, and this "
+                f"version of planescope reads {MEASUREMENTS_SCHEMA!r}; train the run again"
+            )
+        return columns
 
     def _measured(self) -> dict[str, list[Any]]:
         path = self._measurements_file

@@ -56,7 +56,7 @@ class Subject:
     relation: Relation | None = None
 
 
-def open_subjects(sources: Iterable[Any], /) -> tuple[Subject, ...]:
+def open_subjects(sources: Iterable[Any], /, *, remeasure: bool = True) -> tuple[Subject, ...]:
     """Open each of some sources.
 
     Parameters
@@ -65,6 +65,9 @@ def open_subjects(sources: Iterable[Any], /) -> tuple[Subject, ...]:
         A run's folder; a study's, of which all runs that are made are opened; a file that holds a
         measurement, resets or a relation; or a checkpoint, which is measured, as is a run's last
         snapshot.
+    remeasure : bool
+        Measure a run's last snapshot, which gives the values of its filters; else a run comes
+        without a measurement.
 
     Returns
     -------
@@ -79,7 +82,8 @@ def open_subjects(sources: Iterable[Any], /) -> tuple[Subject, ...]:
     PlanescopeError
         As `planescope.measure`.
     """
-    return tuple(_apart([_opened(one) for source in sources for one in _parts(source)]))
+    found = [_opened(one, remeasure) for source in sources for one in _parts(source)]
+    return tuple(_apart(found))
 
 
 def _parts(source: Any) -> Iterable[Any]:
@@ -108,7 +112,7 @@ def _apart(subjects: list[Subject]) -> Iterable[Subject]:
         yield replace(subject, name=name)
 
 
-def _opened(source: Any) -> Subject:
+def _opened(source: Any, remeasure: bool) -> Subject:
     if isinstance(source, Measurement):
         return _measured(source)
     if isinstance(source, Resets):
@@ -116,11 +120,11 @@ def _opened(source: Any) -> Subject:
     if isinstance(source, Relation):
         return Subject(name="relation", path=", ".join(source.runs), relation=source)
     if isinstance(source, Run):
-        return _run(source)
+        return _run(source, remeasure)
     if not isinstance(source, (str, os.PathLike)):
         return _measured(measure(source))
     if (run := Run(source)).exists:
-        return _run(run)
+        return _run(run, remeasure)
     path = Path(source)
     schema = _schema(path)
     if schema is None:
@@ -138,7 +142,7 @@ def _opened(source: Any) -> Subject:
                 f"{path}: holds {schema!r}; give a run, a measurement, resets, a relation or a "
                 "checkpoint"
             )
-    return replace(_opened(loaded), name=path.stem, path=str(path))
+    return replace(_opened(loaded, remeasure), name=path.stem, path=str(path))
 
 
 def _measured(measurement: Measurement) -> Subject:
@@ -151,25 +155,29 @@ def _short(path: str) -> str:
     return PurePath(path.rstrip("/")).stem or path
 
 
-def _run(run: Run) -> Subject:
+def _run(run: Run, remeasure: bool) -> Subject:
+    return Subject(
+        name=run.path.resolve().name,
+        path=str(run.path),
+        measurement=_remeasured(run) if remeasure else None,
+        run=run,
+        config=run.config,
+        resets=Resets.load(run.resets) if run.resets.is_file() else None,
+    )
+
+
+def _remeasured(run: Run) -> Measurement:
+    """The last snapshot, measured as the run did."""
     config, table, snapshots = run.config, run.measurements, run.snapshots
     if not snapshots:
         raise CheckpointError(f"{run.path}: has no snapshots, which are what is measured")
     first, last = snapshots[min(snapshots)], snapshots[max(snapshots)]
-    measurement = measure(
+    return measure(
         last,
         view=config.view,
         kinds=table["kind"].unique(),
         network=config.network,
         init=first if first != last and min(snapshots) == 0 else None,
-    )
-    return Subject(
-        name=run.path.resolve().name,
-        path=str(run.path),
-        measurement=measurement,
-        run=run,
-        config=config,
-        resets=Resets.load(run.resets) if run.resets.is_file() else None,
     )
 
 

@@ -9,6 +9,7 @@ from planescope.cli.figures import figures
 from planescope.cli.measure import measure
 from planescope.cli.quickstart import quickstart
 from planescope.cli.relate import relate
+from planescope.cli.report import report
 from planescope.cli.reset import reset
 from planescope.cli.status import status
 from planescope.cli.study import study
@@ -25,6 +26,7 @@ app.add_command(figures)
 app.add_command(measure)
 app.add_command(quickstart)
 app.add_command(relate)
+app.add_command(report)
 app.add_command(reset)
 app.add_command(status)
 app.add_command(study)

@@ -100,13 +100,13 @@ def portrait_panel(
     # NaN, where there is no crossing, is not below; nor is what float64 cannot tell from parallel.
     drawn = values.usable & (np.abs(crossing) < FARTHEST)
     crossing, cosine, offset = crossing[drawn], values.cosine[drawn], values.offset[drawn]
-    low, high = _view(crossing)
+    low, high = seen_range(crossing)
     across = width - LEFT - RIGHT
     up = min(height - BOTTOM - TOP, STEEPEST * across)
     axes = figure.add_axes(
         (LEFT / width, (height - TOP - up) / height, across / width, up / height)
     )
-    top, stretch = _height(cosine, offset, low, high, up / across)
+    top, stretch = seen_height(cosine, offset, low, high, up / across)
     seen = (crossing >= low) & (crossing <= high)
     segments = half_lines(cosine, offset, low, high, top)
     alpha = min(1.0, max(0.12, 5.0 / math.sqrt(max(len(cosine), 1))))
@@ -174,7 +174,7 @@ def half_lines(cosine: Floats, offset: Floats, low: float, high: float, top: flo
     return np.where(seen[:, None, None], lines, np.nan)
 
 
-def _view(crossing: Floats) -> tuple[float, float]:
+def seen_range(crossing: Floats) -> tuple[float, float]:
     """Range of x that shows the origin and most crossings: a few may lie very far away."""
     import numpy as np
 
@@ -187,7 +187,7 @@ def _view(crossing: Floats) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _height(
+def seen_height(
     cosine: Floats, offset: Floats, low: float, high: float, aspect: float
 ) -> tuple[float, float]:
     """Range of y, and by how much heights are stretched: half-lines may all be almost level."""

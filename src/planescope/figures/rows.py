@@ -213,8 +213,8 @@ def ridge(versions: Sequence[Filters], fan_in: int, row: int) -> tuple[list[Floa
     import numpy as np
 
     cosines = [values.cosine[values.usable] for values in versions]
-    edges = _bins(np.concatenate(cosines), fan_in, max(map(len, cosines)))
-    outlines, law = [_outline(cosine, edges) for cosine in cosines], _law(fan_in)
+    edges = bins(np.concatenate(cosines), fan_in, max(map(len, cosines)))
+    outlines, law = [_outline(cosine, edges) for cosine in cosines], law_curve(fan_in)
     peak = max(curve[:, 1].max(initial=0.0) for curve in (*outlines, law))
     base = np.array([0.0, row + 0.5 * PEAK])
     unit = np.array([1.0, -PEAK / (peak or 1.0)])
@@ -236,7 +236,7 @@ def cosine_axis(axes: Axes, layers: Iterable[LayerMeasurement]) -> None:
     axes.set(xlim=(-reach, reach), xlabel="cosine c")
 
 
-def _bins(cosine: Floats, fan_in: int, filters: int) -> Floats:
+def bins(cosine: Floats, fan_in: int, filters: int) -> Floats:
     """Edges of bins that hold these cosines, for histograms of so many of them.
 
     Cosines that spread wider than chance are binned as finely as if they did not.
@@ -263,7 +263,7 @@ def _outline(cosine: Floats, edges: Floats) -> Floats:
     return np.stack([np.repeat(edges, 2), np.pad(np.repeat(density, 2), 1)], axis=1)
 
 
-def _law(fan_in: int) -> Floats:
+def law_curve(fan_in: int) -> Floats:
     """Points (cosine, density) of what chance gives; none for d = 1, which has no density."""
     import numpy as np
 

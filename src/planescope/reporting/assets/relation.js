@@ -1,0 +1,107 @@
+// A layer's score, which needs no data, against what resetting it costs.
+
+function scoresOf(network) {
+  return network.relation?.scores ?? [];
+}
+
+function relationFigure(view) {
+  const { network, layer: chosen, color, width } = view;
+  const { relation } = network;
+  if (!relation) return null;
+  const score = relation.scores.find(({ key }) => key === view.score) ?? relation.scores[0];
+  const points = relation.drops.flatMap((drop, layer) => {
+    const x = score.values[layer];
+    if (drop === null || drop[0] === null || x === null) return [];
+    return [{ layer, x, y: drop[0], low: drop[1], high: drop[2] }];
+  });
+  const sides = points.map(({ layer }) => sideOf(network, network.last, layer));
+  const known = points.some(({ low }) => low !== null);
+  return {
+    data: [{
+      type: "scatter", mode: "markers", x: points.map(({ x }) => x), y: points.map(({ y }) => y), cliponaxis: false,
+      ...(known ? { error_y: {
+        type: "data", symmetric: false, array: points.map(({ y, high }) => high - y), arrayminus: points.map(({ y, low }) => y - low),
+        color: color.muted, thickness: 1, width: 0,
+      } } : {}),
+      customdata: points.map(({ layer }) => layer), hoverinfo: "text",
+      hovertext: points.map((point) => relationText(network, score, point)),
+      marker: {
+        size: points.map(({ layer }) => (layer === chosen ? 15 : 10)),
+        symbol: sides.map((side) => (side === SIDES.none ? "circle" : "diamond")),
+        color: sides.map((side) => (side === SIDES.none ? color.paper : color[side.key])), opacity: 1,
+        line: { color: sides.map((side) => color[side.key]), width: points.map(({ layer }) => (layer === chosen ? 2.5 : 1.5)) },
+      },
+    }],
+    height: Math.min(420, Math.max(300, 0.5 * width)),
+    layout: {
+      margin: { l: 56, r: 16, t: 14, b: 48 },
+      annotations: points.filter(({ layer }) => width >= 560 || layer === chosen).map(({ layer, x, y }) => ({
+        x, y, text: plotText(shortened(network.layers[layer].label, 18)), showarrow: false, xanchor: "left", yanchor: "bottom",
+        xshift: 6, yshift: 2, font: { size: 10.5, color: layer === chosen ? color.ink : color.muted },
+      })),
+      xaxis: { title: { text: scoreTitle(score), standoff: 8 }, zeroline: false, gridcolor: color.rule, fixedrange: true },
+      yaxis: { title: { text: `relative drop, put back to ${plotText(columnName(relation.column))}, %`, standoff: 8 }, zeroline: true, zerolinecolor: color.chance, gridcolor: color.rule, fixedrange: true },
+    },
+    caption: relationCaption(network, score, points),
+    numbers: relationNumbers(network, chosen),
+    pick: (point) => ({ layer: point.customdata }),
+  };
+}
+
+const scoreName = (key) => key.replaceAll("_", " ");
+const scoreTitle = ({ key, title }) => `${scoreName(key)}: ${title}`;
+
+function relationText(network, score, { layer, x, y, low, high }) {
+  const interval = low === null ? "" : ` (95 % interval ${fixed(low, 1)} to ${fixed(high, 1)})`;
+  const decision = network.relation.decisions?.[layer];
+  return [
+    `<b>${plotText(network.layers[layer].label)}</b>`, `${scoreName(score.key)} ${general(x)}`,
+    `relative drop ${fixed(y, 1)} %${interval}`, ...(decision ? [decision] : []),
+  ].join("<br>");
+}
+
+function relationCaption(network, score, points) {
+  const { relation } = network;
+  const { association: found } = score;
+  if (relation.verdict === null) {
+    const ask = network.isRun ? [
+      " How well the score ranks the layers, with an interval: ",
+      [`planescope relate ${network.path} --out ${network.path}/relation.json`], " and this page again.",
+    ] : [];
+    const highest = points.reduce((best, point) => (point.y > best.y ? point : best), points[0]);
+    if (!highest) return ["No layer has both this score and a drop."];
+    return [`${plural(points.length, "layer")}; the costliest to put back is `, [network.layers[highest.layer].label], `, with a drop of ${fixed(highest.y, 1)} %.`, ...ask];
+  }
+  const numbers = found?.rho === null || found?.rho === undefined
+    ? "this score has no rank correlation"
+    : `ρ = ${signed(found.rho, 2)}${interval(found, "rho")}, p = ${pValue(found.rho_p)}` +
+      (found.auc === null ? "" : `; area under the ROC curve for “critical” ${fixed(found.auc, 2)}${interval(found, "auc")}`);
+  return [`Over ${plural(relation.runs, "run")}, ${relation.selection}: ${numbers}. `, relation.verdict];
+}
+
+function interval(found, key) {
+  const [low, high] = [found[`${key}_low`], found[`${key}_high`]];
+  return low === null ? "" : ` (95 % interval ${fixed(low, 2)} to ${fixed(high, 2)})`;
+}
+
+// With a relation a row a score; without one a row a layer.
+function relationNumbers(network, chosen) {
+  const { relation } = network;
+  const { scores } = relation;
+  if (relation.verdict === null) {
+    return {
+      columns: ["layer", "relative drop in %", ...scores.map(({ key }) => scoreName(key))],
+      rows: network.layers.map((layer, i) => [layer.name, relation.drops[i]?.[0] ?? null, ...scores.map(({ values }) => values[i])]),
+      chosen,
+    };
+  }
+  const keys = ["rho", "rho_low", "rho_high", "rho_p", "rho_q", "tau", "partial", "auc", "auc_low", "auc_high", "average_precision"];
+  return {
+    columns: ["score", ...keys.map(scoreName), ...network.layers.map(({ label }) => `of ${label}`)],
+    rows: [
+      ["relative drop in %", ...keys.map(() => null), ...relation.drops.map((drop) => drop?.[0] ?? null)],
+      ["advice", ...keys.map(() => null), ...(relation.decisions ?? []).map((decision) => decision ?? "")],
+      ...scores.map(({ key, association, values }) => [scoreName(key), ...keys.map((number) => association?.[number] ?? null), ...values]),
+    ],
+  };
+}
