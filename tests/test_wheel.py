@@ -91,6 +91,13 @@ def test_figures_are_drawn_without_torch(installed, tmp_path):
     assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_a_page_says_what_it_needs(installed, tmp_path):
+    page = tmp_path / "page.html"
+    done = run(installed, "report", PARITY / "lenet-epoch-12.tar", "--out", page)
+    assert (done.returncode, page.exists()) == (2, False)
+    assert "pip install 'planescope[report]'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [

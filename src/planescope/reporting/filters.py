@@ -152,8 +152,8 @@ def _portrait(layer: LayerMeasurement, through: Sequence[Floats | None], each: i
             continue
         count = min(layer.filters, MOST_OF_A_LAYER if i == last else each)
         some = np.arange(count) * layer.filters // count
-        cosine.append(rounded_all(values[0, some].tolist(), DIGITS))
-        offset.append(rounded_all(values[1, some].tolist(), DIGITS))
+        cosine.append(rounded_all(values[0, some], DIGITS))
+        offset.append(rounded_all(values[1, some], DIGITS))
     return Portrait(range=_range(there), cosine=cosine, offset=offset)
 
 
@@ -173,4 +173,4 @@ def _range(values: Floats) -> tuple[float | None, ...]:
 def _law(fan_in: int) -> tuple[list[float | None], list[float | None]]:
     """Each second point of the density of chance; none for d = 1."""
     curve = law_curve(fan_in)[::2]
-    return rounded_all(curve[:, 0].tolist(), DIGITS), rounded_all(curve[:, 1].tolist(), DIGITS)
+    return rounded_all(curve[:, 0], DIGITS), rounded_all(curve[:, 1], DIGITS)

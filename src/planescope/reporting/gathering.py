@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -221,8 +222,14 @@ def _layer(layer: LayerMeasurement) -> LayerShown:
         filters=layer.filters,
         fan_in=layer.fan_in,
         weights=layer.filters * layer.fan_in,
-        band=chance.mass_band(usable) if usable else (0.5, 0.5),
+        band=_band(usable) if usable else (0.5, 0.5),
     )
+
+
+@functools.cache
+def _band(filters: int) -> tuple[float, float]:
+    """Layers of one width, and a network through its epochs, share it."""
+    return chance.mass_band(filters)
 
 
 def _usable(layer: LayerMeasurement) -> int:
@@ -242,7 +249,7 @@ def _pool(layers: Sequence[LayerMeasurement]) -> dict[str, Any]:
         "negative_mass": rounded(negative / count) if count else None,
         "mean_cosine": rounded(cosines / count) if count else None,
         "z": rounded(scores / math.sqrt(count)) if count else None,
-        "band": chance.mass_band(count) if count else None,
+        "band": _band(count) if count else None,
     }
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 DIGITS = 6
 
@@ -15,6 +18,18 @@ def rounded(value: float | None, digits: int = DIGITS) -> float | None:
     return float(f"{value:.{digits}g}")
 
 
-def rounded_all(values: Iterable[float], digits: int = DIGITS) -> list[float | None]:
-    """Each of some numbers."""
-    return [rounded(value, digits) for value in values]
+def rounded_all(values: ArrayLike, digits: int) -> list[float | None]:
+    """Each of some numbers, of which there may be many."""
+    import numpy as np
+
+    array = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(array)
+    known = np.where(finite & (array != 0), np.abs(array), 1.0)
+    places = digits - 1 - np.floor(np.log10(known))
+    # Divided by a power of ten, a whole number is the float that is written in so many digits.
+    up, down = 10.0 ** np.maximum(places, 0.0), 10.0 ** np.maximum(-places, 0.0)
+    short = np.rint(np.where(finite, array, 0.0) / down * up) / up * down
+    numbers: list[float | None] = short.tolist()
+    for i in np.flatnonzero(~finite):
+        numbers[i] = None
+    return numbers

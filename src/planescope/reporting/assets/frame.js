@@ -55,7 +55,7 @@ class Frame {
       part.hidden = empty;
     }
     setWords(this.caption, empty ? found.empty : found.caption);
-    if (empty) return;
+    if (empty) return this.numbers.show(null);
     this.numbers.show(found.numbers);
     const Plotly = await plotlyReady;
     await Plotly.react(this.plot, found.data, this.layout(found), CONFIG);
@@ -130,7 +130,7 @@ class NumbersTable {
   }
 
   fill() {
-    if (!this.element.open) return;
+    if (!this.element.open || !this.numbers) return;
     const { columns, rows, chosen } = this.numbers;
     this.body.replaceChildren(
       h("table", {},
@@ -149,19 +149,20 @@ class Painter {
     this.wanted = new Set();
   }
 
-  async paint() {
+  // Resolves once nothing is left to draw, also of what was asked for meanwhile.
+  paint() {
     for (const frame of this.frames) this.wanted.add(frame);
-    if (this.painting) return this.painting;
-    this.painting = (async () => {
-      while (this.wanted.size) {
-        const frame = [...this.wanted].find(inSight) ?? this.wanted.values().next().value;
-        this.wanted.delete(frame);
-        await frame.draw();
-        await new Promise((resume) => setTimeout(resume));
-      }
-    })();
-    await this.painting;
-    this.painting = null;
+    this.painting ??= this.drawAll().finally(() => (this.painting = null));
+    return this.painting;
+  }
+
+  async drawAll() {
+    while (this.wanted.size) {
+      const frame = [...this.wanted].find(inSight) ?? this.wanted.values().next().value;
+      this.wanted.delete(frame);
+      await frame.draw();
+      await new Promise((resume) => setTimeout(resume));
+    }
   }
 }
 

@@ -12,17 +12,17 @@ const frames = Object.entries({
   .map(([key, describe]) => new Frame(key, describe, store));
 const painter = new Painter(frames);
 
-function show() {
+async function show() {
+  document.documentElement.dataset.drawn = "false";
   showControls();
   strip.show();
   table.show();
-  return painter.paint();
-}
-
-const showTheme = setUpTheme(() => show().then(() => {
+  await painter.paint();
   document.documentElement.dataset.drawn = "true";
   performance.mark("planescope-drawn");
-}));
+}
+
+const showTheme = setUpTheme(show);
 store.subscribe(show);
 performance.mark("planescope-interactive");
 
