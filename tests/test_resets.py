@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -693,3 +694,32 @@ def test_a_map_of_an_untrained_network_has_accuracies():
     axes, _, scale = figures.heatmap(found, width="column").axes
     assert scale.get_ylabel() == "accuracy, %"
     assert axes.get_images()[0].get_array()[0, 0] == pytest.approx(100 * found.cells[0].top1)
+
+
+def named(lenet, rows: list[str], snapshots: list, width: str) -> tuple[list[str], list[str]]:
+    """Names of rows and columns as a map shows them."""
+    cells = tuple(
+        dataclasses.replace(lenet.cells[0], layer=row, snapshot=snapshot)
+        for row in rows
+        for snapshot in snapshots
+    )
+    figure = figures.heatmap(dataclasses.replace(lenet, cells=cells), width=width)
+    axes = figure.axes[0]
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert axes.get_xticklabels()[0].get_rotation() or all(
+        left.x1 < right.x0 for left, right in itertools.pairwise(boxes)
+    )
+    return tuple(
+        [x.get_text() for x in t] for t in (axes.get_yticklabels(), axes.get_xticklabels())
+    )
+
+
+def test_names_of_a_map_are_told_apart_and_do_not_overlap(lenet):
+    rows = [f"backbone.encoder.layer{i}.0.convolution.parametrised" for i in (1, 2)]
+    epochs = [*range(10), *range(10, 200, 10), "rand"]
+    shown, columns = named(lenet, rows, epochs, "column")
+    assert shown == ["….layer1.…", "….layer2.…"]
+    assert (columns[0], columns[-1]) == ("0", "rand")
+    assert 2 < len(columns) < len(epochs)
+    assert named(lenet, ["a", "b"], epochs[:10], "page")[1] == list("0123456789")

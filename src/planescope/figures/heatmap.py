@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from planescope.figures.canvas import AWAY, NEUTRAL, TOWARD, Width, canvas, inches, shown, styled
@@ -25,7 +28,9 @@ ASLANT = 0.45
 # Inches that three digits in parentheses need at a size of one point; the least and the largest
 # size in points; and the points that an inch of a row's height has room for.
 DIGITS, SMALLEST, LARGEST, FILLING = 0.043, 4.0, 6.5, 60.0
-LONGEST_NAME = 26
+# Characters of a name, and inches of one; inches between names that stand aslant.
+LONGEST_NAME, LONGEST_SNAPSHOT = 26, 18
+CHARACTER, APART = 0.058, 0.15
 
 
 @styled
@@ -49,10 +54,14 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
     """
     rows, columns = resets.rows, resets.snapshots
     pitch = row_pitch(len(rows), PITCH)
-    aslant = any(len(str(column)) > 4 for column in columns)
-    figure = canvas(width, len(rows) * pitch + FRAME + ASLANT * aslant)
-    name = 0.075 * max(len(shown(row, LONGEST_NAME)) for row in rows)
+    names = _told_apart(rows)
+    name = 0.075 * max(map(len, names))
     across = max(0.6, inches(width) - name - STRIP - SCALE - 0.7)
+    titles = [shown(str(column), LONGEST_SNAPSHOT) for column in columns]
+    room, needed = across / len(columns), CHARACTER * (max(map(len, titles)) + 1)
+    # A number is read where one in so many has its name; of files each needs its own.
+    aslant = needed > room and not _are_epochs(columns)
+    figure = canvas(width, len(rows) * pitch + FRAME + ASLANT * aslant)
     axes, strip, scale = figure.subplots(1, 3, width_ratios=[across, STRIP, SCALE])
     values, is_drop = _values(resets)
     size = min(LARGEST, FILLING * pitch, across / len(columns) / DIGITS)
@@ -60,9 +69,10 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
         values, cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="nearest"
     )
     _write_cells(axes, resets, values, size)
-    axes.set_yticks(range(len(rows)), [shown(row, LONGEST_NAME) for row in rows])
+    axes.set_yticks(range(len(rows)), names)
     axes.tick_params(length=0, labelsize=min(6.5, 60 * pitch))
-    _name_columns(axes, columns, aslant=aslant)
+    _name_columns(axes, titles, (APART if aslant else needed) / room, aslant=aslant)
+    axes.set_xlabel("put back to epoch" if _are_epochs(columns) else "put back to")
     _draw_strip(strip, resets, min(LARGEST, FILLING * pitch))
     for frame in (axes, strip):
         frame.spines[:].set_visible(False)
@@ -116,17 +126,32 @@ def _readable(colors: Colormap, share: float) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
-def _name_columns(axes: Axes, columns: tuple[int | str, ...], *, aslant: bool) -> None:
-    epochs = all(isinstance(column, int) or column == RAND for column in columns)
-    labels = [shown(str(column), 18) for column in columns]
-    # So many that every one cannot be named: one in so many.
-    step = -(-len(labels) // 24)
-    axes.set_xticks(range(0, len(labels), step), labels[::step])
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names that are short enough; of long ones, what all have in common is left out."""
+    if len(names) > 1 and max(map(len, names)) > LONGEST_NAME:
+        reverse = [name[::-1] for name in names]
+        head, tail = (os.path.commonprefix(n).rpartition(".")[0] for n in (names, reverse))  # noqa: RUF071
+        names = [
+            f"{'…' * bool(head)}{name[len(head) : len(name) - len(tail)]}{'…' * bool(tail)}"
+            for name in names
+        ]
+    return [shown(name, LONGEST_NAME) for name in names]
+
+
+def _are_epochs(columns: Sequence[int | str]) -> bool:
+    return all(isinstance(column, int) or column == RAND for column in columns)
+
+
+def _name_columns(axes: Axes, titles: Sequence[str], columns: float, *, aslant: bool) -> None:
+    """Name the last column, and others as far as there is room; a name takes some columns."""
+    step = math.ceil(columns)
+    last = len(titles) - 1
+    named = [*(i for i in range(0, last, step) if last - i >= step), last]
+    axes.set_xticks(named, [titles[i] for i in named])
     if aslant:
         axes.tick_params(axis="x", rotation=30)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
-    axes.set_xlabel("put back to epoch" if epochs else "put back to")
 
 
 def _draw_strip(axes: Axes, resets: Resets, size: float) -> None:
