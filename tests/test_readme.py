@@ -43,12 +43,14 @@ def run(command: list[str], folder: Path) -> str:
 def test_the_shell_commands_run(clone):
     (block,) = blocks("sh")
     lines = block.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         program, *args = shlex.split(line, comments=True)
         assert program == "planescope"
         run([sys.executable, "-m", "planescope", *args], clone)
-    assert {"lenet.pdf", "lenet.csv", "run"} <= {path.name for path in clone.iterdir()}
+    assert {"lenet.pdf", "lenet.csv", "run", "resets.pdf"} <= {
+        path.name for path in clone.iterdir()
+    }
 
 
 def test_the_python_lines_run(clone):
@@ -58,8 +60,8 @@ def test_the_python_lines_run(clone):
     assert run([sys.executable, "-c", tracking], clone).count("\n") == 1 + 3 * 2
 
 
-def test_the_shown_table_is_what_is_printed(clone):
-    (block,) = blocks("text")
+@pytest.mark.parametrize("block", blocks("text"), ids=["measure", "reset"])
+def test_the_shown_table_is_what_is_printed(clone, block):
     command, _, shown = block.partition("\n")
     printed = run([sys.executable, "-m", *shlex.split(command.removeprefix("$ "))], clone)
     trimmed = "\n".join(line.rstrip() for line in printed.splitlines())
