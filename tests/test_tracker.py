@@ -99,6 +99,22 @@ def test_each_update_gives_what_measure_gives_at_that_moment(view, kinds):
     assert measured[2].layers[0].l2 > 0
 
 
+def test_of_a_large_layer_signs_are_exact_and_sizes_agree_to_a_millionth():
+    model = nn.Sequential(nn.Conv2d(256, 300, 3))
+    began, tracker = copy.deepcopy(model), ps.Tracker(every=1)
+    tracker.update(model, 0)
+    with torch.no_grad():
+        model[0].weight += 1e-4 * torch.randn(300, 256, 3, 3, generator=torch.manual_seed(0))
+    tracker.update(model, 1)
+    (ours,), (theirs,) = tracker.measurements[1][1].layers, ps.measure(model, init=began).layers
+    for name in ("negative_mass", "agreement", "p_mass", "q_mass", "biased", "degenerate"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    for name in ("mean_cosine", "std_cosine", "min_cosine", "median_cosine", "max_cosine"):
+        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), abs=1e-6)
+    for name in ("l2", "linf"):
+        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("every", "steps"),
     [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (10, [0]), ("epoch", [0, 1, 2, 3, 4, 5, 6])],
@@ -651,23 +667,31 @@ def test_in_lightning_the_process_of_rank_0_logs(tmp_path):
     )
 
 
-def _in_two_processes(work, tmp_path, *options):
-    torch.multiprocessing.spawn(
-        _joined, (work, str(tmp_path / "rendezvous"), tmp_path, *options), nprocs=2
-    )
-    return pd.read_csv(tmp_path / "track.csv")
+KINDS = ("ddp", "fully_shard", "flat")
 
 
-def _joined(rank, work, rendezvous, tmp_path, *options):
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory):
+    """What two processes tracked, in each way to share a network: by kind the path of a table.
+
+    One start for all: to import torch twice takes longer than to train.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    torch.multiprocessing.spawn(_joined, (folder,), nprocs=2)
+    return {kind: folder / f"{kind}.csv" for kind in KINDS}
+
+
+def _joined(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2
     )
-    work(rank, tmp_path, *options)
+    for kind in KINDS:
+        _track(rank, folder / f"{kind}.csv", kind)
     torch.distributed.destroy_process_group()
 
 
-def _track(rank, tmp_path, kind):
+def _track(rank, path, kind):
     model = network()
     if kind == "ddp":
         wrapped = nn.parallel.DistributedDataParallel(model)
@@ -686,14 +710,14 @@ def _track(rank, tmp_path, kind):
     train(wrapped, tracker)
     tracker.record(wrapped, 6)  # measured before: no process may wait for another
     if rank == 0:
-        tracker.save(tmp_path / "track.csv")
+        tracker.save(path)
     assert len(tracker.measurements) == (4 if rank == 0 else 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fully_shard", "flat"])
-def test_the_first_of_several_processes_keeps_the_statistics(tmp_path, kind):
-    table = _in_two_processes(_track, tmp_path, kind)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_of_several_processes_keeps_the_statistics(shared_out, kind):
+    table = pd.read_csv(shared_out[kind])
     alone = ps.Tracker(every=2, kinds="all")
     train(network(), alone)  # both processes see the same batches, so that one alone ends alike
     expected = alone.to_pandas()

@@ -119,21 +119,22 @@ def _measure_layer(
     observed: Observed | None,
 ) -> LayerMeasurement:
     rows = layer.weight.read().reshape(layer.filters, layer.fan_in)
-    planes, kappa = arrangement_of(layer, rows, view)
+    raw = geometry.arrangement(rows, None if layer.bias is None else layer.bias.read())
+    planes, kappa = in_view(layer, raw, view)
     l2, linf = (None, None) if initial is None else _distances(layer, rows, initial)
     values = filters_on_host(planes, kappa, observed)
     return layer_measurement(layer, values, l2=l2, linf=linf)
 
 
-def arrangement_of(
-    layer: Layer, rows: Array, view: View, /
+def in_view(
+    layer: Layer, raw: geometry.Hyperplanes, view: View, /
 ) -> tuple[geometry.Hyperplanes, Array | None]:
-    """Hyperplanes of a layer with these weights, and its centres; nothing waits for the device.
+    """Hyperplanes of a layer as a view has them, and its centres; nothing waits for the device.
 
     Parameters
     ----------
-    rows : array, shape (filters, fan_in)
-        What `layer.weight` reads, flattened.
+    raw : Hyperplanes
+        Of the layer's own weights and bias.
     view : View
 
     Returns
@@ -143,14 +144,13 @@ def arrangement_of(
     centre : array, shape (filters,), or None
         kappa_i; None where no batch norm with gamma and beta follows.
     """
-    planes = geometry.arrangement(rows, None if layer.bias is None else layer.bias.read())
     if layer.norm is None:
-        return planes, None
+        return raw, None
     gamma, beta, mean, variance = _read_norm(layer.norm)
     kappa = None if gamma is None or beta is None else geometry.centre(gamma, beta)
     if view is View.EFFECTIVE:
-        planes = geometry.effective(planes, gamma, beta, mean, variance, layer.norm.eps)
-    return planes, kappa
+        raw = geometry.effective(raw, gamma, beta, mean, variance, layer.norm.eps)
+    return raw, kappa
 
 
 def layer_measurement(

@@ -122,6 +122,41 @@ def arrangement(
     )
 
 
+def from_sums(
+    projection: NDArray[np.float64], norm: NDArray[np.float64], fan_in: int, bias: Array | None, /
+) -> Hyperplanes:
+    """Hyperplanes of filters whose sums and lengths somebody has taken; NumPy's, but the bias.
+
+    Parameters
+    ----------
+    projection, norm : NumPy array, shape (filters,)
+    fan_in : int
+    bias : array, shape (filters,), or None
+    """
+    if bias is not None:
+        xp = namespace(bias)
+        bias = xp.astype(bias, _widest_float(bias, xp))
+    return Hyperplanes(
+        projection=projection, norm=norm, cosine=_cosine(projection, norm, fan_in), bias=bias
+    )
+
+
+def like(planes: Hyperplanes, array: Array, /) -> Hyperplanes:
+    """The same with its arrays in the library of another array; the bias stays in its own."""
+    xp = namespace(array)
+    parts = (planes.projection, planes.norm, planes.cosine)
+    projection, norm, cosine = (_given_back(part, xp) for part in parts)
+    return Hyperplanes(projection=projection, norm=norm, cosine=cosine, bias=planes.bias)
+
+
+def host_view(array: Array, /) -> NDArray[Any] | None:
+    """NumPy's view of an array in the host's memory; None where it cannot look at it."""
+    if not _is_on_host(array):
+        return None
+    view = _numpy_view(array) if _is_torch(array) else array
+    return view if _is_numpy(namespace(view)) else None
+
+
 def projection(normals: Array, /, *, xp: Namespace | None = None) -> Array:
     """Sum of the weights of each filter, pi_i.
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 from planescope import geometry
 from planescope.assembly import (
     Observed,
-    arrangement_of,
     assemble,
     filters_on_host,
+    in_view,
     layer_measurement,
 )
 from planescope.layer import Array, Kind, Layer, View
 from planescope.measurement import Measurement
 from planescope.measuring import Found, find, select
 from planescope.modules import unwrapped
+from planescope.tracking import onepass
 from planescope.tracking.processes import gathered
 from planescope.tracking.starts import Starts, beside
 
@@ -66,7 +67,7 @@ class Reading:
     planes: geometry.Hyperplanes
     centre: Array | None
     began: tuple[Array, Array] | None  # length and peak of the weights at the first update
-    moved: tuple[Array, Array] | None  # length and peak of their way since
+    moved: tuple[Array | float, Array | float] | None  # length and peak of their way since
     observed: Observed | None
 
 
@@ -113,9 +114,11 @@ def read_layers(
     def read(layer: Layer) -> Reading:
         rows = layer.weight.read().reshape(layer.filters, layer.fan_in)
         with np.errstate(all="ignore"):  # filters that are left out may overflow
-            planes, centre = arrangement_of(layer, rows, view)
             start = starts.of(layer, rows)
-            moved = None if start is None else geometry.extent(rows, beside(start.weight, rows))
+            began = None if start is None else beside(start.weight, rows)
+            bias = None if layer.bias is None else layer.bias.read()
+            raw, moved = onepass.read(rows, bias, began)
+            planes, centre = in_view(layer, raw, view)
         return Reading(
             layer=layer,
             planes=planes,

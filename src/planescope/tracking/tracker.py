@@ -125,6 +125,10 @@ class Tracker(_Callback):  # type: ignore[misc]
     `data`. What it took is brought to the host when it is logged, read or saved, and at the latest
     64 updates later. The network and the state of all random generators stay as they are.
 
+    On a CPU, sums over layers of more than 65,536 weights are taken in float32 by pieces: signs,
+    and so masses and their tests, are exact; cosines agree with `planescope.measure` to 1e-6, l2
+    and linf to a relative 1e-6. All else agrees to the last digits of float64.
+
     With several processes all call it, and that of rank 0 keeps the statistics. Weights sharded by
     `fully_shard` or `FullyShardedDataParallel` are put together at each update.
     """
