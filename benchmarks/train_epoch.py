@@ -79,7 +79,8 @@ class _BareSteps:
 
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._half = config.precision == "bf16-mixed"
-        self._network = build(config.network, seed=0).to(self._device)
+        network = build(config.network, seed=0)
+        self._network = network.to(self._device, memory_format=torch.channels_last)
         self._optimiser = optimiser(config, self._network)
         generator = torch.Generator().manual_seed(0)
         shape = (config.batch_size, 3, 32, 32)

@@ -290,7 +290,40 @@ def test_what_may_be_chosen_trains(changes, tmp_path, capfd):
     if "loggers" in changes:
         logged = (run.logs / "csv" / "version_0" / "metrics.csv").read_text()
         assert "val_accuracy" in logged
+        for statistic in ("negative_mass", "mean_cosine", "agreement", "l2", "linf"):
+            assert f"planescope/features.0/{statistic}" in logged.splitlines()[0]
         assert list((run.logs / "tensorboard").rglob("events*"))
+
+
+def test_mlflow_gets_the_metrics_and_the_statistics_of_each_epoch(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    run = train(TINY.but({"loggers": ("mlflow",)}), tmp_path / "run")
+    client = mlflow.MlflowClient(f"sqlite:///{run.logs / 'mlflow' / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'planescope'")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.data.params["network"] == "lenet"
+    history = client.get_metric_history(found.info.run_id, "planescope/features.12/negative_mass")
+    table = run.measurements
+    expected = table[table["name"] == "features.12"].set_index("epoch")["negative_mass"]
+    assert {point.step: point.value for point in history} == expected.to_dict()
+
+
+def test_wandb_gets_the_statistics_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = train(TINY.but({"loggers": ("wandb",)}), tmp_path / "run")
+    (log,) = run.logs.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"planescope/features.12/negative_mass" in log.read_bytes()
+
+
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_refused_and_leaves_nothing(
+    logger, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("planescope.training.loop.find_spec", lambda name: None)
+    with pytest.raises(ps.MissingDependencyError, match=f"pip install {logger}"):
+        train(TINY.but({"loggers": (logger,)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_steps_of_the_schedule_follow_the_milestones(tmp_path):

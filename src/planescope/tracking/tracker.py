@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -18,9 +18,9 @@ from planescope.errors import CheckpointError, UsageError
 from planescope.layer import Kind, View
 from planescope.measurement import Measurement, from_dict, layers_table
 from planescope.measuring import DEFAULT_KINDS, choice, chosen_kinds, compiled
+from planescope.metrics import LOGGABLE, LOGGED, by_key
 from planescope.networks import nearest
 from planescope.output import write, write_csv, write_parquet
-from planescope.statistics import Statistics
 from planescope.tracking import live, processes
 from planescope.tracking.starts import Reference, Starts
 
@@ -31,16 +31,6 @@ if TYPE_CHECKING:
     from planescope.assembly import Observed
 
 SCHEMA = "planescope.track/1"
-
-# What is logged of each layer, and of the network's pool as far as that has it.
-LOGGED = (
-    *("negative_mass", "mean_cosine", "agreement"),
-    *("negative_centre", "mean_centre", "activation_rate", "l2", "linf"),
-)
-_LOGGABLE = sorted(
-    {f.name for f in fields(Statistics)}
-    | {"q_mass", "q_cosine", "q_centre", "activation_rate", "l2", "linf"}
-)
 
 # Updates that may wait on the device to be read; a training that never asks waits for one in turn.
 _UNREAD = 64
@@ -154,8 +144,8 @@ class Tracker(_Callback):  # type: ignore[misc]
         self.every = every
         self._logged = (log,) if isinstance(log, str) else tuple(log)
         for name in self._logged:
-            if name not in _LOGGABLE:
-                raise UsageError(f"log={name!r} is no statistic; {nearest(str(name), _LOGGABLE)}")
+            if name not in LOGGABLE:
+                raise UsageError(f"log={name!r} is no statistic; {nearest(str(name), LOGGABLE)}")
         self._choice = live.Choice(
             view=choice(View, view, "view"),
             kinds=chosen_kinds(kinds),
@@ -269,24 +259,14 @@ class Tracker(_Callback):  # type: ignore[misc]
 
     def metrics(self) -> dict[str, float]:
         """What is logged of the last update, by key; empty before the first."""
-        return self._metrics(self._records[-1]) if self._records else {}
-
-    def _metrics(self, record: _Record) -> dict[str, float]:
-        measured = record.read()
-        parts = [(f"planescope/{layer.name}", vars(layer)) for layer in measured.layers]
-        return {
-            f"{prefix}/{name}": float(values[name])
-            for prefix, values in [*parts, ("planescope", vars(measured.network))]
-            for name in self._logged
-            if values.get(name) is not None
-        }
+        return by_key(self._records[-1].read(), self._logged) if self._records else {}
 
     def unlogged(self) -> Iterator[tuple[int, dict[str, float]]]:
         """Step and metrics of each update that was not asked for here before."""
         for record in self._records:
             if not record.is_logged and self._logged:
                 record.is_logged = True
-                yield record.step, self._metrics(record)
+                yield record.step, by_key(record.read(), self._logged)
 
     def to_pandas(self) -> pd.DataFrame:
         """Table with a row an update and layer."""
@@ -405,9 +385,9 @@ class Tracker(_Callback):  # type: ignore[misc]
     def _log(self, trainer: Any) -> None:
         if not trainer.loggers:
             return
-        for step, metrics in self.unlogged():
+        for step, found in self.unlogged():
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=step)
+                logger.log_metrics(found, step=step)
 
     # --- other trainers
 

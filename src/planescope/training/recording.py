@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from planescope.assembly import measure_layers
 from planescope.checkpoints.state_dict import find_layers
-from planescope.errors import CheckpointError, NoLayersError
+from planescope.errors import CheckpointError, NoLayersError, RunError
 from planescope.layer import Array, Kind, Layer, View
 from planescope.measurement import Measurement, Source
+from planescope.metrics import by_key
 from planescope.modules import read_module
 from planescope.output import replacing
 from planescope.run import State, Status
@@ -116,7 +118,8 @@ class Recorder(pl.Callback):
     def record_initial(self, trainer: pl.Trainer, task: Task) -> None:
         """Keep the network as it is before training; it must have been validated."""
         for logger in trainer.loggers:
-            logger.log_hyperparams(self.config.model_dump(mode="json"))
+            with _said_by(logger):
+                logger.log_hyperparams(self.config.model_dump(mode="json"))
         self._record(trainer, task, epoch=0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: Task) -> None:
@@ -131,13 +134,29 @@ class Recorder(pl.Callback):
         self.history.append(metrics)
         if not trainer.is_global_zero:
             return
-        if is_snapshot(self.history, self.config):
+        kept = is_snapshot(self.history, self.config)
+        if kept or trainer.loggers:
+            measured = self._layers.measure()
+        if kept:
             self._run.save_snapshot(epoch, task.network.state_dict(), self._about)
-            self._run.add_measurement(epoch, self._layers.measure())
+            self._run.add_measurement(epoch, measured)
         self._run.save_metrics(self.history)
         for logger in trainer.loggers:
-            logger.log_metrics(_logged(metrics), step=epoch)
-            logger.save()
+            with _said_by(logger):
+                logger.log_metrics(_logged(metrics) | by_key(measured), step=epoch)
+                logger.save()
+
+
+@contextlib.contextmanager
+def _said_by(logger: Any) -> Iterator[None]:
+    """Say in a sentence what a logger could not do; each raises errors of its own package."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as exc:
+        reason = " ".join(str(exc).split()) or type(exc).__name__
+        raise RunError(f"{type(logger).__name__} could not log: {reason}") from exc
 
 
 def _epochs(checkpoint: Path) -> int:
