@@ -84,7 +84,7 @@ def train_on_digits(
     out: str | os.PathLike[str],
     /,
     *,
-    epochs: int = 30,
+    epochs: int = 15,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Quickstart:
     """Train a LeNet on 4,000 real digits, measured at every epoch, and draw how the bias emerges.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     help="Where tables, figures and the run go.",
 )
 @click.option(
-    "--epochs", type=click.IntRange(1), default=30, show_default=True, help="Of the training."
+    "--epochs", type=click.IntRange(1), default=15, show_default=True, help="Of the training."
 )
 def quickstart(*, out: str, epochs: int) -> None:
     """Measure a published network, then train one on digits and see the bias emerge.
