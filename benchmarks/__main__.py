@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHMARKS = ("measure_files", "measure_modules", "train_epoch", "tracker", "report", "resets")
+BENCHMARKS = (
+    "measure_files", "measure_modules", "train_epoch", "tracker", "report", "resets", "study",
+)  # fmt: skip
 
 for name in sys.argv[1:] or BENCHMARKS:
     importlib.import_module(f"benchmarks.{name}").main()

@@ -23,7 +23,8 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def clone(tmp_path):
     """A folder that looks like a clone, in which the commands may write."""
-    shutil.copytree(ROOT / "tests" / "parity", tmp_path / "tests" / "parity")
+    for folder in ("tests/parity", "studies"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path
 
 
@@ -43,7 +44,7 @@ def run(command: list[str], folder: Path) -> str:
 def test_the_shell_commands_run(clone):
     (block,) = blocks("sh")
     lines = block.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         program, *args = shlex.split(line, comments=True)
         assert program == "planescope"

@@ -29,7 +29,10 @@ base: {examples: 128, width: 0.5, snapshots_until: 1, threads: 1, accelerator: c
 reset: {snapshots: [0], subset: 100}
 """
 # The second one diverges.
-THREE = SMALL + "grid: {epochs: 2, learning_rate: [0.02, 1000000, 0.01]}\n"
+THREE = SMALL + "grid:\n- {epochs: 2, learning_rate: [0.02, 1000000, 0.01]}\n"
+# The last one takes the process it is in with it.
+FOUR = THREE + "- {data: killer:data}\n"
+KILLER = "import os, signal\n\ndef data():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
 
 
 def written(folder: Path, text: str) -> Path:
@@ -66,63 +69,67 @@ def starts(made: ps.Study) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory) -> tuple[ps.Study, subprocess.CompletedProcess[str], str]:
-    """A study with a run that diverges, made while the same command was given a second time."""
-    folder = tmp_path_factory.mktemp("three")
-    file, out = written(folder, THREE), folder / "out"
+def four(tmp_path_factory) -> tuple[ps.Study, subprocess.CompletedProcess[str], str]:
+    """A study of which two runs fail, made while the same command was given a second time."""
+    folder = tmp_path_factory.mktemp("four")
+    file, out = written(folder, FOUR), folder / "out"
+    (folder / "killer.py").write_text(KILLER, encoding="utf-8")
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    # Once is enough here; by default a run may kill four workers before it is given up.
+    env = {"PYTHONPATH": path, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
     with subprocess.Popen(
-        command(file, "--out", out, "--workers", "1", "--json"),
+        command(file, "--out", out, "--workers", "1", "--json"), env=os.environ | env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         wait_for(lambda: list(out.glob("runs/*/.study.lock")) or process.poll() is not None)
         second = study(file, "--out", out)
         stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1, stderr
-    assert "1 of 3 runs failed; --status tells why, --retry-failed tries" in stderr
+    assert "2 of 4 runs failed; --status tells why, --retry-failed tries" in stderr
+    assert stderr.count("\n") == 1
     return ps.Study(out), second, stdout
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_is_kept_with_its_error_and_the_others_are_made(three):
-    made, _, stdout = three
+def test_runs_that_fail_are_kept_with_their_errors_and_the_others_are_made(four):
+    made, _, stdout = four
     status = json.loads(stdout)
-    assert (status["schema"], status["total"], status["done"]) == (
-        "planescope.study-status/1",
-        3,
-        2,
-    )
-    (failed,) = status["failed"]
-    assert "train: " in failed["error"]
-    assert "the loss is no longer finite in epoch 1" in failed["error"]
-    assert made.run(failed["name"]).status.state is State.FAILED
+    assert status["schema"] == "planescope.study-status/1"
+    assert (status["total"], status["done"]) == (4, 2)
+    diverged, killed = status["failed"]
+    assert "train: " in diverged["error"]
+    assert "the loss is no longer finite in epoch 1" in diverged["error"]
+    assert made.run(diverged["name"]).status.state is State.FAILED
+    assert "its workers were killed one after another" in killed["error"]
+    assert made.record(killed["name"]).error == killed["error"]
     assert [run.config.learning_rate for run in made.runs] == [0.02, 0.01]
     assert all(run.resets.is_file() for run in made.runs)
 
 
 @pytest.mark.slow
-def test_a_study_that_is_being_made_is_refused_and_nothing_is_made_twice(three):
-    made, second, _ = three
+def test_a_study_that_is_being_made_is_refused_and_nothing_is_made_twice(four):
+    made, second, _ = four
     assert (second.returncode, second.stdout, second.stderr.count("\n")) == (2, "", 1)
     assert "another process is making this study" in second.stderr
     assert starts(made) == [1, 1]
 
 
 @pytest.mark.slow
-def test_status_tells_why_a_run_failed(three):
-    made, _, _ = three
+def test_status_tells_why_a_run_failed(four):
+    made, _, _ = four
     done = study(made.path / "study.yaml", "--out", made.path, "--status")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(
-        r"2 of 3 runs done, 1 failed\n  lenet\S+: failed: train: .*finite", done.stdout
+        r"2 of 4 runs done, 2 failed\n  lenet\S+: failed: train: .*finite", done.stdout
     )
 
 
 @pytest.mark.slow
-def test_every_reader_of_parquet_finds_one_table(three):
+def test_every_reader_of_parquet_finds_one_table(four):
     duckdb, polars = pytest.importorskip("duckdb"), pytest.importorskip("polars")
     import pandas as pd
 
-    made, _, _ = three
+    made, _, _ = four
     ours = made.table()
     # Two runs, epochs 0, 1 and 2, the six convolutions of LeNet.
     assert len(ours) == 2 * 3 * 6
@@ -242,9 +249,9 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits the size of files as POSIX does")
-def test_of_an_edited_study_what_changed_is_made_once_there_is_room_on_the_disk(three, tmp_path):
+def test_of_an_edited_study_what_changed_is_made_once_there_is_room_on_the_disk(four, tmp_path):
     out = tmp_path / "out"
-    shutil.copytree(three[0].path, out)
+    shutil.copytree(four[0].path, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     # One run is no more of the study, one is new, and resets are to be others.
     edited = THREE.replace("[0.02, 1000000, 0.01]", "[0.01, 0.005]").replace("100}", "50}")

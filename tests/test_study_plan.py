@@ -9,6 +9,7 @@ import pytest
 
 from planescope.config import RunConfig
 from planescope.errors import CheckpointError, UsageError
+from planescope.study.costs import GPU, THREAD, estimate
 from planescope.study.plan import read_plan
 from planescope.study.spec import name_of
 from planescope.yamlfiles import read_document
@@ -177,3 +178,25 @@ def test_the_line_of_a_value_is_where_it_stands(tmp_path):
     assert {place: document.line(*place) for place in places} == places
     assert document.line("a", 0, "b", 1) == 4  # one mapping where a list of them could be
     assert document.line("a", "none", "b") == 1
+
+
+def test_the_documented_study_is_one(tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.M | re.S)
+    # Two networks, two noises, two zipped pairs, three seeds; without VGG11 on two classes.
+    assert len(plan(example, tmp_path).specs) == (2 * 2 * 2 - 2) * 3
+
+
+def test_the_estimates_that_are_documented_are_those_of_the_dry_run():
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "studies.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(studies/\S+)` \| .* \| (\d+) \| (\S+) (\S+)", text, flags=re.M)
+    assert len(rows) == len(list((root / "studies").glob("*.yaml")))
+    for file, runs, time, unit in rows:
+        specs = read_plan(root / file).specs
+        assert len(specs) == int(runs)
+        cpu, gpu = estimate(specs, THREAD), estimate(specs, GPU)
+        ours = gpu.hours if unit == "GPU" else 60 * cpu.hours / 2
+        # What runs on data that are not known before is not in the estimate.
+        ours *= len(specs) / (len(specs) - cpu.unknown)
+        assert ours == pytest.approx(float(time.replace(",", "")), rel=0.2)

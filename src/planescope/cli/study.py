@@ -165,6 +165,9 @@ def _table(status: StudyStatus) -> Group:
     for run in status.running:
         accuracy = "" if run.accuracy is None else f"{run.accuracy:.1%}"
         table.add_row(Text(run.name), run.step, f"{run.epoch} of {run.epochs}", accuracy)
-    for name, error in status.failed[-5:]:
-        table.add_row(Text(name), "failed", "", Text(error[:60]))
-    return Group(Text(_headline(status)), table)
+    # One line each: they are told whole at the end.
+    failed = [
+        Text(f"{name} failed: {error}", overflow="ellipsis", no_wrap=True)
+        for name, error in status.failed[-5:]
+    ]
+    return Group(Text(_headline(status)), *([table] if status.running else []), *failed)

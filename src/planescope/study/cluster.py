@@ -17,9 +17,9 @@ from planescope.study.making import GPUS
 if TYPE_CHECKING:
     from distributed import Client
 
-# Seconds that a scheduler has to answer, and its first worker to come.
+# Seconds that a scheduler has to answer, and its first worker, which may be a job in a queue.
 ANSWER_S = 10.0
-WORKERS_S = 60.0
+WORKERS_S = 300.0
 
 
 def cores() -> int:

@@ -28,15 +28,23 @@ if TYPE_CHECKING:
 
 SCHEMA = "planescope.study-table/1"
 
+# Some 100,000 rows, if a run has 20 layers and 50 snapshots: Arrow needs twice what it gives.
+FILES_AT_ONCE = 100
+
 # A layer put back to this snapshot: a row's columns from its cell of the resets. `rand_drop` is
 # the mean over fresh draws, the same at each of the layer's rows.
 RESET_KEYS = ("reset_accuracy", "relative_drop", "reset_p_value", "reset_significant", "rand_drop")
 
-# Fields of a config that hold several values, or say nothing about what became of a run.
-_LEFT_OUT = ("milestones", "kinds", "loggers", "download", "workers", "data_path", "view")
-CONFIG_KEYS = tuple(name for name in RunConfig.model_fields if name not in _LEFT_OUT)
-# Both have `seconds` and such; an epoch's own are told by the prefix they have already.
-METRIC_KEYS = tuple(field.name for field in dataclasses.fields(EpochMetrics))
+# Fields of a config that runs are compared by; the others are in each run's config.yaml.
+CONFIG_KEYS = (
+    "network", "width", "data", "classes", "examples", "validation", "label_noise",
+    "shuffle_pixels", "resize", "augment", "normalise", "data_seed", "epochs", "batch_size",
+    "optimiser", "learning_rate", "weight_decay", "schedule", "precision", "seed",
+)  # fmt: skip
+# All but the rate, which would hide the config's; schedules are in each run's metrics.csv.
+METRIC_KEYS = tuple(
+    field.name for field in dataclasses.fields(EpochMetrics) if field.name != "learning_rate"
+)
 
 
 def write_part(run: Run, name: str, folder: Path) -> None:
@@ -67,7 +75,7 @@ def write_part(run: Run, name: str, folder: Path) -> None:
     columns["kernel"] = [_as_text(kernel) for kernel in measured["kernel"]]
     columns["name"] = list(measured["name"])
     columns |= _reset_columns(run, columns["name"], epochs)
-    schema = _schema()
+    schema = table_schema()
     arrays = [pa.array(list(columns[field.name]), field.type) for field in schema]
     with replacing(folder / f"{name}.parquet") as draft:
         pq.write_table(pa.table(arrays, schema=schema), draft)
@@ -95,7 +103,7 @@ def _reset_columns(run: Run, names: Sequence[str], epochs: Sequence[int]) -> dic
 
 
 @functools.cache
-def _schema() -> pa.Schema:
+def table_schema() -> pa.Schema:
     """Types that are the same in each part, whichever values a run happens to lack."""
     import pyarrow as pa
 
@@ -139,21 +147,40 @@ def read_table(
     CheckpointError
         If there are none, a column is unknown, or a file is damaged.
     """
-    import pyarrow.dataset as ds
-
-    files = [folder / f"{name}.parquet" for name in runs]
-    files = [file for file in files if file.is_file()]
+    files = [str(file) for name in runs if (file := folder / f"{name}.parquet").is_file()]
     if not files:
         raise CheckpointError(f"{folder}: holds no run yet; make the study, with measure in make")
     try:
-        found = ds.dataset([str(file) for file in files], schema=_schema(), format="parquet")
-        table = found.to_table(columns=None if columns is None else list(columns))
+        frames = [
+            _frame(files[start : start + FILES_AT_ONCE], columns)
+            for start in range(0, len(files), FILES_AT_ONCE)
+        ]
     except (OSError, ValueError, KeyError) as exc:  # Arrow's errors are among these
         raise CheckpointError(f"{folder}: cannot be read ({exc})") from exc
+    return _joined(frames)
+
+
+def _frame(files: Sequence[str], columns: Sequence[str] | None) -> pd.DataFrame:
+    import pyarrow.dataset as ds
+
+    found = ds.dataset(files, schema=table_schema(), format="parquet")
     # One set of words for the whole column, as pandas wants them.
-    unified: pa.Table = table.unify_dictionaries()
-    frame: pd.DataFrame = unified.to_pandas(self_destruct=True, split_blocks=True)
+    table = found.to_table(columns=None if columns is None else list(columns)).unify_dictionaries()
+    frame: pd.DataFrame = table.to_pandas(self_destruct=True, split_blocks=True)
     return frame
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Frames below one another; each column is taken out of them, so that none is there twice."""
+    import pandas as pd
+    from pandas.api.types import union_categoricals
+
+    joined: dict[str, Any] = {}
+    for key in map(str, list(frames[0])):
+        parts = [frame.pop(key) for frame in frames]
+        is_text = isinstance(parts[0].dtype, pd.CategoricalDtype)
+        joined[key] = union_categoricals(parts) if is_text else pd.concat(parts, ignore_index=True)
+    return pd.DataFrame(joined, copy=False)
 
 
 def remove_others(folder: Path, runs: Collection[str]) -> None:
