@@ -25,7 +25,7 @@ from planescope.study.making import make_run
 from planescope.study.plan import read_plan
 
 SMALL = """
-base: {examples: 128, width: 0.5, snapshots_until: 1, threads: 1, accelerator: cpu}
+base: {classes: 2, examples: 128, width: 0.5, snapshots_until: 1, threads: 1, accelerator: cpu}
 reset: {snapshots: [0], subset: 100}
 """
 # The second one diverges.
@@ -49,7 +49,7 @@ def study(*args: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*args), capture_output=True, text=True, timeout=300)
 
 
-def wait_for(condition, seconds: float = 120) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
@@ -180,6 +180,22 @@ def test_a_worker_killed_in_the_middle_of_a_run_loses_nothing(six, tmp_path):
     assert bits(made) == six
 
 
+@pytest.mark.slow
+def test_an_interrupt_ends_the_workers_at_once_and_says_how_to_go_on(tmp_path):
+    began: list[float] = []
+
+    def interrupt(_: StudyStatus) -> None:
+        began.append(time.monotonic())
+        raise KeyboardInterrupt
+
+    file, out = written(tmp_path, SMALL), tmp_path / "out"
+    with pytest.raises(ps.StoppedError, match="interrupted; the same command goes on"):
+        make_study(file, out, workers=1, on_status=interrupt)
+    # Dask waits 30 seconds for tasks to end; a busy machine takes some for anything.
+    assert time.monotonic() - began[0] < 20
+    assert ps.Study(out).status.running == ()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -229,7 +245,7 @@ def test_a_scheduler_that_goes_away_and_comes_back_loses_nothing(six, tmp_path):
             first.wait()
             hand.kill()
             with scheduler(port), worker(address):
-                stdout, stderr = process.communicate(timeout=200)
+                stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stderr) == (0, "")
     made = ps.Study(out)
     assert stdout == f"{out}: 2 of 2 runs done\n"
@@ -260,7 +276,7 @@ def test_of_an_edited_study_what_changed_is_made_once_there_is_room_on_the_disk(
     # A snapshot has 133 kB, what resuming needs twice that.
     program.write_text(FULL, encoding="utf-8")
     full = [sys.executable, program, "study", file, "--out", out, "--workers", "1"]
-    done = subprocess.run(full, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(full, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert re.search(r"1 of 2 runs done, 1 failed\n.*: train: .*last\.ckpt: ", done.stdout)
 

@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import planescope
@@ -61,14 +62,27 @@ def local_client(workers: int) -> Iterator[Client]:
             threads_per_worker=1,
             processes=True,
             memory_limit=0,  # what a run needs it needs; a pause would not free it
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # its usual port may be another study's
             silence_logs=logging.CRITICAL,
             env=env,
             resources={"GPU": 1} if devices else None,
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        yield client
+        try:
+            yield client
+        except BaseException:
+            _kill(cluster.workers.values())
+            raise
+
+
+def _kill(workers: Iterable[Any]) -> None:
+    """End processes at once: Dask would wait half a minute for the runs that are in them."""
+    for worker in workers:
+        worker.auto_restart = False
+        if worker.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
 
 
 @contextlib.contextmanager
