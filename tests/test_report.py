@@ -123,7 +123,7 @@ def test_portraits_have_each_filter_of_a_small_layer(page):
 
 
 def test_of_many_filters_some_are_drawn_the_same_at_every_epoch(run, monkeypatch):
-    monkeypatch.setattr(filters_module, "MOST_IN_ALL", 120)
+    monkeypatch.setattr(filters_module, "MOST_BEFORE", 120)
     monkeypatch.setattr(filters_module, "MOST_OF_A_LAYER", 32)
     shown = ps.report(run).contents.networks[0].filters
     count = len(shown.portraits[4].cosine[0])

@@ -99,6 +99,8 @@ class Contents:
     ----------
     networks : tuple of NetworkShown
         At least one.
+    verdict : str
+        What is said of all of them, in a sentence.
     made : mapping of str to str
         Versions and the command that made it.
     follows : bool
@@ -106,6 +108,7 @@ class Contents:
     """
 
     networks: tuple[NetworkShown, ...]
+    verdict: str
     made: Mapping[str, str]
     follows: bool = False
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 # (cosine, offset) of each filter, by the name of the layer.
 Arrays = Mapping[str, "tuple[Floats, Floats] | Floats"]
 
-# The most filters of a layer that a portrait has; and, over all layers and epochs but the last, the
-# most filters in all, which bounds the size of the page.
-MOST_OF_A_LAYER, MOST_IN_ALL = 1024, 60_000
+# The most filters of a layer in a portrait. And of all layers of all networks together, at the
+# last epoch and at all others, which bounds the size of the page.
+MOST_OF_A_LAYER, MOST_AT_LAST, MOST_BEFORE = 1024, 60_000, 60_000
 # Height of a portrait over its width on the page.
 ASPECT = 0.5
 # Of what is only drawn.
@@ -69,7 +69,9 @@ class FiltersShown:
     laws: Mapping[int, tuple[list[float | None], list[float | None]]]
 
 
-def filters_shown(layers: Sequence[LayerMeasurement], epochs: Sequence[Arrays], /) -> FiltersShown:
+def filters_shown(
+    layers: Sequence[LayerMeasurement], epochs: Sequence[Arrays], /, *, networks: int = 1
+) -> FiltersShown:
     """Gather what a page shows of single filters.
 
     Parameters
@@ -77,6 +79,8 @@ def filters_shown(layers: Sequence[LayerMeasurement], epochs: Sequence[Arrays], 
     layers : sequence of LayerMeasurement
     epochs : sequence of mapping
         Cosine and offset of each filter by layer; empty where they are not known.
+    networks : int
+        How many share the page.
 
     Raises
     ------
@@ -84,13 +88,15 @@ def filters_shown(layers: Sequence[LayerMeasurement], epochs: Sequence[Arrays], 
         If a layer has another number of filters than it should.
     """
     known = sum(bool(arrays) for arrays in epochs)
-    each = _most_of_each([layer.filters for layer in layers], known - 1)
+    counts = [layer.filters for layer in layers]
+    last = _most_of_each(counts, MOST_AT_LAST // networks)
+    before = _most_of_each(counts, MOST_BEFORE // networks // max(1, known - 1))
     histograms, portraits = [], []
     for layer in layers:
         through = [_of_layer(layer, arrays) for arrays in epochs]
         some = any(values is not None for values in through)
         histograms.append(_histogram(layer, through) if some else None)
-        portraits.append(_portrait(layer, through, each) if some else None)
+        portraits.append(_portrait(layer, through, before, last) if some else None)
     return FiltersShown(
         histograms=tuple(histograms),
         portraits=tuple(portraits),
@@ -98,10 +104,10 @@ def filters_shown(layers: Sequence[LayerMeasurement], epochs: Sequence[Arrays], 
     )
 
 
-def _most_of_each(filters: Sequence[int], epochs: int) -> int:
-    """Most filters of a layer at an earlier epoch, so that all together are not too many."""
+def _most_of_each(filters: Sequence[int], room: int) -> int:
+    """Most filters of a layer, so that those of all layers have room."""
     most = MOST_OF_A_LAYER
-    while most > 8 and epochs * sum(min(most, count) for count in filters) > MOST_IN_ALL:
+    while most > 8 and sum(min(most, count) for count in filters) > room:
         most = 7 * most // 8
     return most
 
@@ -138,11 +144,12 @@ def _histogram(layer: LayerMeasurement, through: Sequence[Floats | None]) -> His
     return Histogram(low=low, width=width, counts=counts)
 
 
-def _portrait(layer: LayerMeasurement, through: Sequence[Floats | None], each: int) -> Portrait:
+def _portrait(
+    layer: LayerMeasurement, through: Sequence[Floats | None], before: int, last: int
+) -> Portrait:
     import numpy as np
 
     there = np.concatenate([values for values in through if values is not None], axis=1)
-    last = len(through) - 1
     cosine: list[list[float | None] | None] = []
     offset: list[list[float | None] | None] = []
     for i, values in enumerate(through):
@@ -150,7 +157,7 @@ def _portrait(layer: LayerMeasurement, through: Sequence[Floats | None], each: i
             cosine.append(None)
             offset.append(None)
             continue
-        count = min(layer.filters, MOST_OF_A_LAYER if i == last else each)
+        count = min(layer.filters, last if i == len(through) - 1 else before)
         some = np.arange(count) * layer.filters // count
         cosine.append(rounded_all(values[0, some], DIGITS))
         offset.append(rounded_all(values[1, some], DIGITS))

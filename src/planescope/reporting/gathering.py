@@ -56,8 +56,8 @@ def contents_of(
     if not found:
         raise UsageError("nothing to report: give a run, a checkpoint or a saved measurement")
     relations = [other.relation for other in others if other.relation is not None]
-    networks = tuple(_shown(subject, relations) for subject in found)
-    return Contents(networks=networks, made=dict(made), follows=follows)
+    networks = tuple(_shown(subject, relations, len(found)) for subject in found)
+    return Contents(networks=networks, verdict=_verdict(networks), made=dict(made), follows=follows)
 
 
 def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Subject]]:
@@ -98,15 +98,15 @@ def _run_in(relation: Relation, subject: Subject) -> str | None:
     return next((path for path in relation.runs if Path(path).resolve() == wanted), None)
 
 
-def _shown(subject: Subject, relations: Sequence[Relation]) -> NetworkShown:
+def _shown(subject: Subject, relations: Sequence[Relation], networks: int) -> NetworkShown:
     if subject.run is not None:
-        return _of_run(subject, subject.run, relations)
+        return _of_run(subject, subject.run, relations, networks)
     if subject.measurement is not None:
-        return _of_measurement(subject, subject.measurement)
+        return _of_measurement(subject, subject.measurement, networks)
     raise TypeError("a subject without a run or a measurement is no network")
 
 
-def _of_measurement(subject: Subject, measurement: Measurement) -> NetworkShown:
+def _of_measurement(subject: Subject, measurement: Measurement, networks: int) -> NetworkShown:
     layers = measurement.layers
     resets = None if subject.resets is None else resets_shown(subject.resets, layers)
     return NetworkShown(
@@ -115,7 +115,7 @@ def _of_measurement(subject: Subject, measurement: Measurement) -> NetworkShown:
         about=f"{measurement.source.format}, {_view(measurement.view)}",
         **_through([layers]),
         epochs=(None,),
-        filters=filters_shown(layers, [_arrays(layers)]),
+        filters=filters_shown(layers, [_arrays(layers)], networks=networks),
         resets=resets,
         relation=None if resets is None else scores_shown(layers, resets),
         notes=measurement.notes,
@@ -123,7 +123,9 @@ def _of_measurement(subject: Subject, measurement: Measurement) -> NetworkShown:
     )
 
 
-def _of_run(subject: Subject, run: Run, relations: Sequence[Relation]) -> NetworkShown:
+def _of_run(
+    subject: Subject, run: Run, relations: Sequence[Relation], networks: int
+) -> NetworkShown:
     config, measured = run.config, run.measured_layers
     kept = set(run.filter_epochs)
     arrays: list[Arrays] = [run.load_filters(epoch) if epoch in kept else {} for epoch in measured]
@@ -139,7 +141,7 @@ def _of_run(subject: Subject, run: Run, relations: Sequence[Relation]) -> Networ
         f"{_view(View(config.view))}",
         **_through(layers),
         epochs=tuple(measured),
-        filters=filters_shown(layers[-1], arrays),
+        filters=filters_shown(layers[-1], arrays, networks=networks),
         metrics=_metrics(run),
         resets=resets,
         relation=_relation(subject, resets, layers[-1], relations),
@@ -177,6 +179,23 @@ def _relation(
         if (name := _run_in(relation, subject)) is not None:
             return relation_shown(layers, relation, name)
     return None if resets is None else scores_shown(layers, resets)
+
+
+def _verdict(networks: Sequence[NetworkShown]) -> str:
+    """That of a single network, or how many of several are biased."""
+    if len(networks) == 1:
+        return networks[0].verdict
+    counts = [network.pool["biased"][-1] for network in networks]
+    some = sum(count > 0 for count in counts)
+    if not some:
+        return f"In none of {len(networks)} networks is a layer biased beyond chance."
+    share = [count / len(each.layers) for count, each in zip(counts, networks, strict=True)]
+    most = max(range(len(networks)), key=share.__getitem__)
+    return (
+        f"In {some} of {len(networks)} networks layers are biased beyond chance (corrected "
+        f"p < 0.05); most of all in {networks[most].name}, where {counts[most]} of "
+        f"{len(networks[most].layers)} are."
+    )
 
 
 def _view(view: View) -> str:

@@ -31,9 +31,7 @@ function setUpControls(store) {
       pickLayer.replaceChildren(...network.layers.map((layer, i) => h("option", { value: i }, `${i + 1}  ${layer.label}`)));
       score.replaceChildren(...scoresOf(network).map(({ key }) => h("option", { value: key }, scoreName(key))));
       for (const part of document.querySelectorAll("[data-network]")) {
-        // Of several networks all verdicts stay on the page; what made one of them does not.
-        if (!part.closest("header")) part.hidden = Number(part.dataset.network) !== state.network;
-        else part.hidden = false;
+        part.hidden = Number(part.dataset.network) !== state.network;
       }
     }
     pickLayer.value = state.layer;

@@ -45,8 +45,8 @@ function massFigure(view) {
         type: "line", yref: "paper", x0: 0.5, x1: 0.5, y0: 0, y1: 1, line: { color: color.muted, width: 1 },
       }],
       annotations: [
-        sideNote(0, "left", "▲ toward the orthant", color.toward, width),
-        sideNote(1, "right", "away from it ▼", color.away, width),
+        sideNote(0, "left", width < 480 ? "▲ toward" : "▲ toward the orthant", color.toward),
+        sideNote(1, "right", width < 480 ? "away ▼" : "away from it ▼", color.away),
       ],
       xaxis: {
         range: [0, 1], tickvals: [0, 0.25, 0.5, 0.75, 1], fixedrange: true, zeroline: false,
@@ -87,9 +87,9 @@ function beforeTraining(network, rows, color) {
   };
 }
 
-function sideNote(x, anchor, text, ink, width) {
+function sideNote(x, anchor, text, ink) {
   return {
     x, y: 1, xref: "paper", yref: "paper", xanchor: anchor, yanchor: "bottom", yshift: 8, text,
-    showarrow: false, font: { size: width < 480 ? 10.5 : 11.5, color: ink },
+    showarrow: false, font: { size: 11.5, color: ink },
   };
 }

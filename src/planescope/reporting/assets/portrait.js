@@ -22,7 +22,7 @@ function portraitFigure(view) {
   const planes = hyperplanes(cosine, portrait.offset[epoch]);
   const margin = { l: 56, r: 12, t: 40, b: 48 };
   const trueAngles = stretch === 1;
-  const height = Math.max(240, 0.5 * (width - margin.l - margin.r)) + margin.t + margin.b;
+  const height = Math.max(150, 0.5 * (width - margin.l - margin.r)) + margin.t + margin.b;
   const shown = cosine.length;
   return {
     data: [...cones(layer.fan_in, high, top, color), ...sidesOf(planes, top, color)],
@@ -30,9 +30,9 @@ function portraitFigure(view) {
     layout: {
       margin, dragmode: "zoom", showlegend: true,
       legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 11.5 }, itemclick: false, itemdoubleclick: false, bgcolor: "rgba(0,0,0,0)" },
-      xaxis: { range: [low, high], zeroline: false, gridcolor: "rgba(0,0,0,0)", ticks: "outside", tickcolor: color.rule, nticks: 7, title: { text: "t √d, along the identity line", standoff: 8 } },
+      xaxis: { range: [low, high], zeroline: false, gridcolor: "rgba(0,0,0,0)", ticks: "outside", tickcolor: color.rule, nticks: 7, exponentformat: "power", title: { text: "t √d, along the identity line", standoff: 8 } },
       yaxis: {
-        range: [0, top], zeroline: false, gridcolor: "rgba(0,0,0,0)", ticks: "outside", tickcolor: color.rule, nticks: 5,
+        range: [0, top], zeroline: false, gridcolor: "rgba(0,0,0,0)", ticks: "outside", tickcolor: color.rule, nticks: 5, exponentformat: "power",
         title: { text: "distance from the line", standoff: 8 },
         ...(trueAngles ? { scaleanchor: "x", constrain: "domain" } : {}),
       },
@@ -74,7 +74,8 @@ function leftOut(network, epoch, chosen, planes, [low, high]) {
 
 // Where each half-line ends: so far above the picture that zooming out a little still shows it.
 function sidesOf(planes, top, color) {
-  const alpha = Math.min(1, Math.max(0.14, 5 / Math.sqrt(Math.max(planes.length, 1))));
+  // Thin lines where there are many, so that one still sees how many.
+  const thickness = Math.min(1.2, Math.max(0.35, 9 / Math.sqrt(Math.max(planes.length, 1))));
   return [
     ["π > 0, toward the orthant", (plane) => plane.c > 0, color.toward, "triangle-right"],
     ["π < 0, away from it", (plane) => plane.c < 0, color.away, "triangle-left"],
@@ -84,15 +85,15 @@ function sidesOf(planes, top, color) {
     const end = ({ c, x }) => x - (far * Math.sqrt(Math.max(0, 1 - c * c))) / c;
     return [
       {
-        type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false, opacity: alpha,
+        type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false, opacity: 0.75,
         x: some.flatMap((plane) => [plane.x, end(plane), null]),
         y: some.flatMap(() => [0, far, null]),
-        line: { color: ink, width: 1.2 },
+        line: { color: ink, width: thickness },
       },
       {
         type: "scatter", mode: "markers", name: `${name} (${some.length})`, cliponaxis: true,
         x: some.map(({ x }) => x), y: some.map(() => 0),
-        marker: { symbol, color: ink, size: 8, opacity: Math.max(alpha, 0.4) },
+        marker: { symbol, color: ink, size: 8, opacity: 0.6 },
         hovertemplate: "crosses at %{x:.3g}<extra></extra>",
       },
     ];

@@ -35,7 +35,7 @@ function relationFigure(view) {
     height: Math.min(420, Math.max(300, 0.5 * width)),
     layout: {
       margin: { l: 56, r: 16, t: 14, b: 48 },
-      annotations: points.filter(({ layer }) => width >= 560 || layer === chosen).map(({ layer, x, y }) => ({
+      annotations: apart(network, points, chosen, width).map(({ layer, x, y }) => ({
         x, y, text: plotText(shortened(network.layers[layer].label, 18)), showarrow: false, xanchor: "left", yanchor: "bottom",
         xshift: 6, yshift: 2, font: { size: 10.5, color: layer === chosen ? color.ink : color.muted },
       })),
@@ -46,6 +46,24 @@ function relationFigure(view) {
     numbers: relationNumbers(network, chosen),
     pick: (point) => ({ layer: point.customdata }),
   };
+}
+
+// Points whose names have room beside them, the chosen one first.
+function apart(network, points, chosen, width) {
+  const spread = (key) => {
+    const values = points.map((point) => point[key]);
+    return [Math.min(...values), Math.max(...values) - Math.min(...values) || 1];
+  };
+  const [[left, wide], [bottom, high]] = [spread("x"), spread("y")];
+  const named = [];
+  for (const point of [...points].sort((a, b) => (b.layer === chosen) - (a.layer === chosen) || b.y - a.y)) {
+    const x = ((point.x - left) / wide) * (width - 90);
+    const y = ((point.y - bottom) / high) * 0.4 * width;
+    const room = Math.min(18, network.layers[point.layer].label.length) * 6 + 8;
+    if (named.some((other) => Math.abs(other.x - x) < Math.max(room, other.room) && Math.abs(other.y - y) < 13)) continue;
+    named.push({ ...point, point, x, y, room });
+  }
+  return named.map(({ point }) => point);
 }
 
 const scoreName = (key) => key.replaceAll("_", " ");

@@ -4,13 +4,12 @@ const LABEL_PX = 6.9;
 
 function rowAxis(view, pitch) {
   const { network, layer: chosen, width, color } = view;
-  const longest = Math.max(...network.layers.map((layer) => layer.label.length));
-  const signs = Math.max(8, Math.min(longest, Math.floor((0.34 * width) / LABEL_PX)));
+  const { labels, signs } = rowLabels(network.layers.map((layer) => layer.label), width);
   // So many rows that not each can be named: one in so many, and always the chosen one.
   const every = Math.ceil(13 / pitch);
   const named = network.layers.map((_, i) => i).filter((i) => i % every === 0 || i === chosen);
   const text = named.map((i) => {
-    const name = plotText(shortened(network.layers[i].label, signs));
+    const name = plotText(labels[i]);
     return i === chosen ? `<b>${name}</b>` : name;
   });
   return {
@@ -27,6 +26,15 @@ function rowAxis(view, pitch) {
       },
     ],
   };
+}
+
+// Names in the room there is; where they then are no longer told apart, by their places too.
+function rowLabels(names, width) {
+  const longest = Math.max(...names.map((name) => name.length));
+  const signs = Math.max(8, Math.min(longest, Math.floor((0.34 * width) / LABEL_PX)));
+  const labels = names.map((name) => shortened(name, signs));
+  if (new Set(labels).size === new Set(names).size) return { labels, signs };
+  return { labels: names.map((name, i) => `${i + 1} ${shortened(name, signs - 3)}`), signs };
 }
 
 function stageLines(network, color) {

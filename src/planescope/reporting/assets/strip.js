@@ -35,7 +35,17 @@ class Strip {
       this.group.replaceChildren(...network.layers.map((_, i) => this.button(network, i)));
     }
     network.layers.forEach((layer, i) => this.paint(network, state, layer, i, color));
+    this.reveal(this.group.children[state.layer]);
     this.describe(network, state);
+  }
+
+  // A row that is wider than the window shows the chosen layer.
+  reveal(button) {
+    const frame = this.group.parentElement;
+    const [left, right] = [button.offsetLeft - frame.offsetLeft, button.offsetLeft - frame.offsetLeft + button.offsetWidth];
+    if (left < frame.scrollLeft || right > frame.scrollLeft + frame.clientWidth) {
+      frame.scrollLeft = (left + right - frame.clientWidth) / 2;
+    }
   }
 
   button(network, i) {

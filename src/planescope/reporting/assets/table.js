@@ -12,7 +12,7 @@ const COLUMNS = [
   { title: "z", key: "z", text: (value) => signed(value, 1) },
   { title: "q mass", key: "q_mass", text: pValue },
   { title: "q cosine", key: "q_cosine", text: pValue },
-  { title: "biased", cell: (network, epoch, i) => sideOf(network, epoch, i), text: (side) => (side === SIDES.none ? "" : `${side.sign} ${side.text}`), raw: (side) => (side === SIDES.none ? "" : side.key), sort: (side) => side.key, left: true },
+  { title: "biased", cell: (network, epoch, i) => sideOf(network, epoch, i), text: (side) => (side === SIDES.none ? "" : `${side.sign} ${side.key}`), raw: (side) => (side === SIDES.none ? "" : side.key), sort: (side) => side.key, left: true },
   { title: "negative centre", key: "negative_centre", text: fixed },
   { title: "mean centre", key: "mean_centre", text: signed },
   { title: "activation rate", key: "activation_rate", text: fixed },
