@@ -44,12 +44,12 @@ def run(command: list[str], folder: Path) -> str:
 def test_the_shell_commands_run(clone):
     (block,) = blocks("sh")
     lines = block.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         program, *args = shlex.split(line, comments=True)
         assert program == "planescope"
         run([sys.executable, "-m", "planescope", *args], clone)
-    assert {"lenet.pdf", "lenet.csv", "run", "resets.pdf"} <= {
+    assert {"lenet.pdf", "lenet.csv", "run", "resets.pdf", "report.html"} <= {
         path.name for path in clone.iterdir()
     }
 

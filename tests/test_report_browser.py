@@ -327,7 +327,17 @@ def test_dark_and_light_follow_the_system_until_the_reader_chooses(show):
 def test_paper_is_white_and_has_no_controls(show):
     page = show(scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    # At once: a browser does not wait before it prints.
+    colors = page.evaluate(
+        """() => {
+            dispatchEvent(new Event("beforeprint"));
+            return [...document.querySelectorAll(".plot")].map((plot) => {
+                const svg = plot.querySelector("svg");
+                return [svg.style.background, svg.clientWidth];
+            });
+        }"""
+    )
+    assert colors == [["rgb(253, 253, 251)", 680]] * len(FIGURES)
     drawn(page)
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(253, 253, 251)"
     assert not page.locator("#bar").is_visible()

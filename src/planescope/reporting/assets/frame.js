@@ -17,7 +17,6 @@ async function loadPlotly() {
   script.textContent = await new Response(unpacked).text();
   // It runs at once; the page's policy allows it by its hash.
   document.head.append(script);
-  return window.Plotly;
 }
 
 class Frame {
@@ -41,14 +40,20 @@ class Frame {
   view() {
     const { state } = this.store;
     const network = networks[state.network];
-    const width = Math.max(240, Math.floor(this.root.clientWidth));
+    const width = printing ? PAPER : Math.max(240, Math.floor(this.root.clientWidth));
     return { ...state, network, index: state.network, width, color: palette() };
   }
 
   async draw() {
+    await plotlyReady;
+    await this.drawNow();
+  }
+
+  // All that is seen is drawn when it returns; Plotly ends its own work after that.
+  drawNow() {
     const found = this.describe(this.view());
     this.root.closest(".part").hidden = found === null;
-    if (found === null) return;
+    if (found === null) return null;
     const empty = found.empty !== undefined;
     for (const part of [this.plot, this.tools, this.numbers.element]) part.hidden = empty;
     for (const part of this.root.parentElement.querySelectorAll(".reading, .score-choice")) {
@@ -57,8 +62,7 @@ class Frame {
     setWords(this.caption, empty ? found.empty : found.caption);
     if (empty) return this.numbers.show(null);
     this.numbers.show(found.numbers);
-    const Plotly = await plotlyReady;
-    await Plotly.react(this.plot, found.data, this.layout(found), CONFIG);
+    const done = Plotly.react(this.plot, found.data, this.layout(found), CONFIG);
     this.drawn = found;
     this.plot.setAttribute("role", "img");
     this.plot.setAttribute("aria-label", `${this.title}. ${this.caption.textContent}`);
@@ -69,6 +73,7 @@ class Frame {
         if (changes) this.store.choose(changes);
       });
     }
+    return done;
   }
 
   layout({ layout, height }) {
@@ -87,7 +92,6 @@ class Frame {
   }
 
   async save(format) {
-    const Plotly = await plotlyReady;
     const { width, height } = this.plot._fullLayout;
     const scale = format === "png" ? 3 : 1;
     const url = await Plotly.toImage(this.plot, { format, width, height, scale });
@@ -95,6 +99,8 @@ class Frame {
   }
 }
 
+// Pixels of a figure on paper, where its letters then are as large as those of a caption.
+const PAPER = 680;
 const CONFIG = { displayModeBar: false, responsive: false, doubleClick: "reset", showTips: false };
 
 function blobOf(url) {

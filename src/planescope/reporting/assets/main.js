@@ -38,10 +38,11 @@ new ResizeObserver(() => {
   }, 120);
 }).observe(main);
 
-// Paper is white, and as wide as it is.
+// Paper is white and narrow, and printing does not wait: all figures are drawn at once.
 function setPrinting(value) {
   printing = value;
   showTheme();
+  if (window.Plotly) for (const frame of frames) frame.drawNow();
 }
 addEventListener("beforeprint", () => setPrinting(true));
 addEventListener("afterprint", () => setPrinting(false));
