@@ -31,10 +31,7 @@ class Frame {
     this.title = byId(`${key}-title`).textContent;
     this.numbers = new NumbersTable(this.title);
     this.root.querySelector(".more").prepend(this.numbers.element);
-    this.tools.append(
-      h("button", { type: "button", onclick: () => this.save("svg"), "aria-label": `Save ${this.title} as SVG` }, "SVG"),
-      h("button", { type: "button", onclick: () => this.save("png"), "aria-label": `Save ${this.title} as PNG` }, "PNG"),
-    );
+    this.tools.append(...saveButtons(this.title, (format) => this.save(format)));
   }
 
   view() {
@@ -102,6 +99,12 @@ class Frame {
 // Pixels of a figure on paper, where its letters then are as large as those of a caption.
 const PAPER = 680;
 const CONFIG = { displayModeBar: false, responsive: false, doubleClick: "reset", showTips: false };
+
+function saveButtons(title, save) {
+  return ["SVG", "PNG"].map((name) => h(
+    "button", { type: "button", onclick: () => save(name.toLowerCase()), "aria-label": `Save ${title} as ${name}` }, name,
+  ));
+}
 
 function blobOf(url) {
   const [head, body] = url.split(/,(.*)/s);

@@ -9,10 +9,7 @@ class Strip {
     this.caption = byId("strip-caption");
     this.numbers = new NumbersTable("The network");
     this.root.querySelector(".more").prepend(this.numbers.element);
-    this.root.querySelector(".tools").append(
-      h("button", { type: "button", onclick: () => this.save("svg"), "aria-label": "Save The network as SVG" }, "SVG"),
-      h("button", { type: "button", onclick: () => this.save("png"), "aria-label": "Save The network as PNG" }, "PNG"),
-    );
+    this.root.querySelector(".tools").append(...saveButtons("The network", (format) => this.save(format)));
     this.group.addEventListener("keydown", (event) => this.move(event));
   }
 

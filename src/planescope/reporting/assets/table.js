@@ -83,11 +83,9 @@ class LayersTable {
     const rows = this.rows(network, state.epoch);
     const focused = document.activeElement?.closest?.("#layers button")?.dataset.key;
     this.table.replaceChildren(
-      h("caption", { class: "hidden-caption" }),
       h("thead", {}, h("tr", {}, ...columns.map((column) => this.heading(column)))),
       h("tbody", {}, ...rows.map((i) => this.row(network, state, columns, i))),
     );
-    this.table.caption.remove();
     this.count.textContent = `${rows.length} of ${plural(network.layers.length, "layer")}${atEpoch(network, state.epoch)}`;
     // The buttons are new ones; whoever works by keyboard must not lose the place.
     if (focused) this.table.querySelector(`button[data-key="${CSS.escape(focused)}"]`)?.focus();
