@@ -12,10 +12,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from drawn_text import assert_inside, texts
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.text import Text
 from numpy.testing import assert_allclose, assert_array_equal
 
 from planescope import chance, figures, geometry
@@ -95,22 +95,6 @@ def damaged() -> Measurement:
 @pytest.fixture(scope="module")
 def lenet() -> Measurement:
     return measure(LENET)
-
-
-def texts(figure) -> list[Text]:
-    """All text that is drawn."""
-    unseen = {label for axes in figure.axes for label in _labels_beyond(axes)}
-    found = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
-    return [text for text in found if text not in unseen]
-
-
-def _labels_beyond(axes):
-    """Ticks beyond the limits of an axis are kept, and not drawn."""
-    for axis in (axes.xaxis, axes.yaxis):
-        low, high = sorted(axis.get_view_interval())
-        for tick in axis.get_major_ticks():
-            if not low <= tick.get_loc() <= high:
-                yield from (tick.label1, tick.label2)
 
 
 def labelled(axes, label: str):
@@ -420,13 +404,7 @@ def test_damaged_layers_are_drawn_as_legibly(damaged, width):
 
 
 def _assert_readable(figure):
-    canvas = figure.bbox.padded(1.5)
-    for text in texts(figure):
-        box = text.get_window_extent()
-        assert canvas.x0 <= box.x0, text
-        assert canvas.y0 <= box.y0, text
-        assert box.x1 <= canvas.x1, text
-        assert box.y1 <= canvas.y1, text
+    assert_inside(figure)
     for axes in figure.axes:
         names = [tick.get_window_extent() for tick in axes.get_yticklabels() if tick.get_text()]
         for lower, upper in itertools.pairwise(sorted(names, key=lambda box: box.y0)):

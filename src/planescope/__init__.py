@@ -26,9 +26,11 @@ if TYPE_CHECKING:
         StoppedError,
         UsageError,
     )
+    from planescope.fitting import fit_critical
     from planescope.layer import Input, Kind, Layer, Skipped, View
     from planescope.measurement import LayerMeasurement, Measurement, PoolMeasurement, load
     from planescope.measuring import measure
+    from planescope.prediction import CriticalModel, Prediction, predict_critical
     from planescope.relating import relate
     from planescope.relation import RelatedLayer, Relation
     from planescope.reporting import Report, report
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Accuracy": "resets",
     "CheckpointError": "errors",
+    "CriticalModel": "prediction",
     "Filters": "statistics",
     "Input": "layer",
     "Kind": "layer",
@@ -56,6 +59,7 @@ _HOMES = {
     "OutputError": "errors",
     "PlanescopeError": "errors",
     "PoolMeasurement": "measurement",
+    "Prediction": "prediction",
     "RelatedLayer": "relation",
     "Relation": "relation",
     "Report": "reporting",
@@ -75,10 +79,12 @@ _HOMES = {
     "View": "layer",
     "chance": "",
     "figures": "",
+    "fit_critical": "fitting",
     "geometry": "",
     "load": "measurement",
     "make_study": "study.driving",
     "measure": "measuring",
+    "predict_critical": "prediction",
     "relate": "relating",
     "report": "reporting",
     "reset_checkpoint": "resetting",
@@ -90,6 +96,7 @@ _HOMES = {
 __all__ = [
     "Accuracy",
     "CheckpointError",
+    "CriticalModel",
     "Filters",
     "Input",
     "Kind",
@@ -101,6 +108,7 @@ __all__ = [
     "OutputError",
     "PlanescopeError",
     "PoolMeasurement",
+    "Prediction",
     "RelatedLayer",
     "Relation",
     "Report",
@@ -121,10 +129,12 @@ __all__ = [
     "__version__",
     "chance",
     "figures",
+    "fit_critical",
     "geometry",
     "load",
     "make_study",
     "measure",
+    "predict_critical",
     "relate",
     "report",
     "reset_checkpoint",

@@ -36,7 +36,7 @@ DRAWS_A_RUN = 999
 
 
 def relate(
-    runs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    runs: Run | str | os.PathLike[str] | Iterable[Run | str | os.PathLike[str]],
     /,
     *,
     critical: float = 0.10,
@@ -50,8 +50,8 @@ def relate(
 
     Parameters
     ----------
-    runs : path, or iterable of paths
-        Folders of runs whose layers were reset (`planescope.reset_run`).
+    runs : path or Run, or iterable of these
+        Runs whose layers were reset (`planescope.reset_run`).
     critical : float
         A relative drop above this, if significant, makes a layer critical.
     robust : float
@@ -79,31 +79,43 @@ def relate(
         twice; if runs of one network were reset in different layers; if no run has a relative drop;
         or an option cannot be.
     """
-    paths = [runs] if isinstance(runs, (str, os.PathLike)) else list(runs)
-    if not paths:
+    given = [run_of(r) for r in ([runs] if isinstance(runs, (Run, str, os.PathLike)) else runs)]
+    if not given:
         raise UsageError("give a run whose layers were reset, or several")
     _check_options(critical, robust, draws)
     layers: list[RelatedLayer] = []
     notes: list[str] = []
     rng = _rng(seed)
     seen: set[Path] = set()
-    for done, path in enumerate(paths):
+    for done, run in enumerate(given):
         if on_run is not None:
-            on_run(done, len(paths), str(path))
-        if Path(path).resolve() in seen:
-            raise UsageError(f"{path}: is given twice; a run counts once")
-        seen.add(Path(path).resolve())
-        run = Run.open(path)
+            on_run(done, len(given), str(run.path))
+        if run.path.resolve() in seen:
+            raise UsageError(f"{run.path}: is given twice; a run counts once")
+        seen.add(run.path.resolve())
         resets = _resets(run, unfinished=unfinished)
         related = list(_related(run, resets, critical=critical, robust=robust, rng=rng))
         if not related:
-            notes.append(f"{path} is left out: its trained network is no better than chance")
+            notes.append(f"{run.path} is left out: its network is no better than chance")
         layers += related
     if not layers:
-        raise UsageError(f"{paths[0]}: has no relative drops: its network is no better than chance")
+        raise UsageError(
+            f"{given[0].path}: has no relative drops: its network is no better than chance"
+        )
     return relate_layers(
         layers, critical=critical, robust=robust, draws=draws, seed=seed, notes=notes
     )
+
+
+def run_of(run: Run | str | os.PathLike[str], /) -> Run:
+    """The run itself, or that of a path, which must be there.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
+    return Run.open(run.path if isinstance(run, Run) else run)
 
 
 def relate_layers(

@@ -6,7 +6,9 @@ import click
 
 from planescope import __version__
 from planescope.cli.figures import figures
+from planescope.cli.fit import fit
 from planescope.cli.measure import measure
+from planescope.cli.predict import predict
 from planescope.cli.quickstart import quickstart
 from planescope.cli.relate import relate
 from planescope.cli.report import report
@@ -23,7 +25,9 @@ def app() -> None:
 
 
 app.add_command(figures)
+app.add_command(fit)
 app.add_command(measure)
+app.add_command(predict)
 app.add_command(quickstart)
 app.add_command(relate)
 app.add_command(report)

@@ -59,21 +59,22 @@ def relate(
 ) -> None:
     """Ask whether the bias ranks the layers as resets do.
 
-    RUN is the folder of a run whose layers were reset (planescope reset RUN); with several,
-    intervals draw whole runs anew. Scores that need no data are held against the relative drop of
-    each layer put back to epoch 0.
+    RUN is the folder of a run whose layers were reset (planescope reset RUN), or of a study; with
+    several runs, intervals draw whole ones anew. Scores that need no data are held against the
+    relative drop of each layer put back to epoch 0.
     """
     from planescope.cli.progress import layer_progress
     from planescope.output import FIGURE_FORMS, check_target
     from planescope.relating import relate as relate_runs
     from planescope.relation import FORMS
+    from planescope.study.folder import runs_in
 
     for target, forms in ((out, FORMS), (figure, FIGURE_FORMS)):
         if target is not None:
             check_target(target, forms)
     with layer_progress() as advance:
         relation = relate_runs(
-            runs,
+            runs_in(runs),
             critical=critical,
             robust=robust,
             unfinished=unfinished,
@@ -120,8 +121,10 @@ def print_relation(relation: Relation) -> None:
 
 def _scores_table(pooled: list[Association], out: Console) -> Table:
     """All columns, or as many as the terminal has room for."""
+    from planescope.cli.tables import plain_table
+
     for columns in (7, 5, 3):
-        table = _plain_table("score", *_SCORE_TITLES[:columns])
+        table = plain_table("score", *_SCORE_TITLES[:columns])
         for a in pooled:
             cells = (
                 _with_interval(a.rho, a.rho_low, a.rho_high),
@@ -152,9 +155,11 @@ _SCORE_TITLES = (
 
 
 def _advice_table(advice: tuple[Advice, ...]) -> Table:
+    from planescope.cli.tables import plain_table
+
     several = len({one.network for one in advice}) > 1
     titles = ("layer", "drop", "95 % interval", "critical", "robust", "")
-    table = _plain_table(*(("network",) if several else ()), *titles)
+    table = plain_table(*(("network",) if several else ()), *titles)
     for one in advice:
         name = (one.network, one.layer) if several else (one.layer,)
         table.add_row(
@@ -169,7 +174,9 @@ def _advice_table(advice: tuple[Advice, ...]) -> Table:
 
 
 def _shares_table(shares: list[Share]) -> Table:
-    table = _plain_table("", "layers", "robust", "critical")
+    from planescope.cli.tables import plain_table
+
+    table = plain_table("", "layers", "robust", "critical")
     for biased in (False, True):
         robust, critical = (s for s in shares if s.biased is biased)
         table.add_row(
@@ -191,17 +198,6 @@ def _best(relation: Relation) -> list[str]:
         and one.other in ("agreement", "position")
         and one.low is not None
     ]
-
-
-def _plain_table(*titles: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in titles:
-        left = title in ("score", "network", "layer", "")
-        table.add_column(title, justify="left" if left else "right", overflow="fold")
-    return table
 
 
 def _with_interval(value: float | None, low: float | None, high: float | None) -> str:

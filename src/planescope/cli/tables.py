@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -114,6 +114,17 @@ def console(*, stderr: bool = False) -> Console:
         markup=False,
         emoji=False,
     )
+
+
+def plain_table(*titles: str, left: Sequence[str] = ("score", "network", "layer", "")) -> Table:
+    """An empty table; columns of the titles `left` hold text, the others numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, justify="left" if title in left else "right", overflow="fold")
+    return table
 
 
 def print_measurement(measurement: Measurement) -> None:

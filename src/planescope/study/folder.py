@@ -357,3 +357,23 @@ def _plain(fields: dict[str, Any]) -> dict[str, Any]:
     """As JSON gives them back."""
     plain: dict[str, Any] = json.loads(json.dumps(fields))
     return plain
+
+
+def runs_in(paths: Sequence[str | os.PathLike[str]], /) -> list[Run]:
+    """Runs of some paths; a study stands for those of its runs of which everything is made.
+
+    Raises
+    ------
+    UsageError
+        If a study has no such run yet.
+    """
+    runs: list[Run] = []
+    for path in paths:
+        if not (Path(path) / "study.yaml").is_file():
+            runs.append(Run(path))
+            continue
+        made = Study(path).runs
+        if not made:
+            raise UsageError(f"{path}: no run of this study is finished yet; go on with it first")
+        runs.extend(made)
+    return runs

@@ -1,0 +1,50 @@
+"""``planescope fit``."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--held-out",
+    multiple=True,
+    metavar="RUN",
+    help="A run, or study, that the model is only tried on; repeatable.",
+)
+@click.option(
+    "--critical",
+    metavar="X",
+    type=float,
+    default=0.10,
+    show_default=True,
+    help="A relative drop above this, if significant, makes a layer critical.",
+)
+@click.option("--out", metavar="FILE", required=True, help="Write the model: .json.")
+def fit(runs: tuple[str, ...], *, held_out: tuple[str, ...], critical: float, out: str) -> None:
+    """Fit the model of planescope predict to runs whose layers were reset.
+
+    RUN is the folder of such a run, or of a study.
+    """
+    from planescope.cli.tables import console
+    from planescope.output import check_target
+    from planescope.study.folder import runs_in
+    from planescope.training.libraries import required
+
+    check_target(out, (".json",))
+    required("sklearn")
+    from planescope.fitting import fit_critical
+
+    model = fit_critical(runs_in(runs), held_out=runs_in(held_out), critical=critical)
+    model.save(out)
+    print_to = console()
+    print_to.print(model.fitted_on)
+    for name, found in (("left out in turn", model.cross_validated), ("held out", model.held_out)):
+        if found is not None:
+            area = "" if found.auc is None else f", ROC AUC {found.auc:.2f}"
+            print_to.print(
+                f"{name}: {found.runs} runs, {found.layers} layers, {found.critical} critical; "
+                f"Brier score {found.brier:.3f} (by position {found.brier_of_position:.3f}, by the "
+                f"share alone {found.brier_of_rate:.3f}){area}"
+            )
