@@ -158,17 +158,20 @@ def test_wrong_usage_gives_status_2(args):
     assert "Traceback" not in done.stderr
 
 
-def test_quickstart_measures_a_published_network_and_sees_the_bias_emerge(tmp_path):
+def test_quickstart_measures_a_published_network_trains_one_and_resets_it(tmp_path):
     out = tmp_path / "quick start"
     done = run("quickstart", "--out", out, "--epochs", "2")
     assert (done.returncode, done.stderr) == (0, "")
     assert "_blocks.14._depthwise_conv" in done.stdout
     assert "Before training 0 of 6 layers were biased" in done.stdout
+    assert "Each of its layers put back to earlier weights" in done.stdout
     table = json.loads((out / "efficientnet-lite0.json").read_text(encoding="utf-8"))
     assert table["network"]["filters"] == 8992
     assert (out / "efficientnet-lite0.pdf").read_bytes().startswith(b"%PDF")
     assert (out / "lenet-training.pdf").read_bytes().startswith(b"%PDF")
     assert (out / "lenet-training.gif").read_bytes().startswith(b"GIF89a")
+    for name in ("lenet-resets.pdf", "lenet-relation.pdf"):
+        assert (out / name).read_bytes().startswith(b"%PDF")
     snapshots = sorted(path.name for path in (out / "lenet-on-digits" / "snapshots").iterdir())
     assert snapshots == [f"epoch-{epoch:04}.safetensors" for epoch in range(3)]
     again = run("quickstart", "--out", out, "--epochs", "2")  # takes the training as it is

