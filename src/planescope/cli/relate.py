@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planescope.relation import Selection
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -101,13 +103,14 @@ def print_relation(relation: Relation) -> None:
     from planescope.cli.tables import console
 
     out = console()
-    layers = {"all": "all layers", "inner": "the layers behind a ReLU", "first": "first layers"}
     pooled = [
         a for a in relation.associations if a.run is None and a.selection is relation.selection
     ]
     runs = relation.runs[0] if len(relation.runs) == 1 else f"{len(relation.runs)} runs"
-    out.print(Text(f"{runs}: scores against the drop, {layers[relation.selection]}", style="bold"))
+    out.print(Text(f"{runs}: scores against the drop, {_LAYERS[relation.selection]}", style="bold"))
     out.print(_scores_table(pooled, out))
+    for line in _other_selections(relation):
+        out.print(Text(line))
     out.print(Text(f"layers, critical above a drop of {relation.critical:.0%}", style="bold"))
     out.print(_advice_table(relation.advice))
     for line in _best(relation):
@@ -117,6 +120,25 @@ def print_relation(relation: Relation) -> None:
     out.print(Text(relation.verdict))
     for note in relation.notes:
         out.print(Text(note, style="dim"))
+
+
+_LAYERS = {"all": "all layers", "inner": "the layers behind a ReLU", "first": "first layers"}
+
+
+def _other_selections(relation: Relation) -> list[str]:
+    """Agreement in the layers that the table is not about: all together, the first ones apart."""
+    lines = []
+    for name, text in _LAYERS.items():
+        found = relation.at("agreement", Selection(name))
+        if found is None or found.selection is relation.selection:
+            continue
+        critical = sum(
+            s.count for s in relation.shares if (s.selection, s.outcome) == (name, "critical")
+        )
+        rho = _with_interval(found.rho, found.rho_low, found.rho_high)
+        told = f"agreement has rho {rho}, p = {_p_value(found.rho_p)}; " if rho else ""
+        lines.append(f"{text}: {told}{critical} of {found.layers} are critical")
+    return lines
 
 
 def _scores_table(pooled: list[Association], out: Console) -> Table:
