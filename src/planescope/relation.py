@@ -264,9 +264,14 @@ class Relation:
     @property
     def verdict(self) -> str:
         """Whether the bias ranks the layers as resets do, and what follows, in sentences."""
-        return " ".join((self._claim(), *self._directions(), *self._advised()))
+        return " ".join((self.claim, *self._advised()))
 
-    def _claim(self) -> str:
+    @property
+    def claim(self) -> str:
+        """Whether the bias ranks the layers as resets do, and both directions, in sentences."""
+        return " ".join((self._ranking(), *self._directions()))
+
+    def _ranking(self) -> str:
         found = self.at("agreement", self.selection)
         if found is None or found.rho is None or found.rho_p is None:
             return "Not decidable: no run has three layers or more whose agreement differs."

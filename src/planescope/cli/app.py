@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from planescope import __version__
+from planescope.cli.claims import claims
 from planescope.cli.figures import figures
 from planescope.cli.fit import fit
 from planescope.cli.measure import measure
@@ -24,6 +25,7 @@ def app() -> None:
     """Measure how the hyperplanes of a trained network face its data."""
 
 
+app.add_command(claims)
 app.add_command(figures)
 app.add_command(fit)
 app.add_command(measure)

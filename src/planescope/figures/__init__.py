@@ -2,6 +2,12 @@
 
 from planescope.figures.animation import animate
 from planescope.figures.canvas import Width, save, style
+from planescope.figures.claims import (
+    agreement_through_training,
+    effects,
+    masses_before_and_after,
+    write_claims,
+)
 from planescope.figures.comparisons import networks, settings
 from planescope.figures.dynamics import dynamics
 from planescope.figures.half_plane import portrait
@@ -15,10 +21,13 @@ from planescope.figures.rows import cosines, negative_mass
 __all__ = [
     "Width",
     "Written",
+    "agreement_through_training",
     "animate",
     "cosines",
     "dynamics",
+    "effects",
     "heatmap",
+    "masses_before_and_after",
     "negative_mass",
     "networks",
     "overview",
@@ -32,4 +41,5 @@ __all__ = [
     "style",
     "theory",
     "write_all",
+    "write_claims",
 ]

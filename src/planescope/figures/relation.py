@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planescope.errors import UsageError
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-# Runs are told apart by marker; where there are more of them than markers, networks are.
+# Runs are told apart by marker; where there are more than have room for names, networks are.
 MARKERS = "osD^vPX<>p*h"
+MOST_NAMED = 6
 # Okabe and Ito's, of scores: the method's own, the best other, position.
 CURVE_COLORS = ("#0072B2", "#D55E00", "#009E73")
 CURVE_LINES = ("-", (0, (4, 1)), (0, (1, 1)))
@@ -153,10 +156,12 @@ def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
 
 def _groups(relation: Relation) -> dict[str, list[RelatedLayer]]:
     """Layers by what their marker tells: run, or network where there are many runs."""
-    by_network = len(relation.runs) > len(MARKERS)
+    by_network = len(relation.runs) > MOST_NAMED
+    above = len(os.path.commonpath([Path(run).parent for run in relation.runs]))
     groups: dict[str, list[RelatedLayer]] = {}
     for layer in relation.layers:
-        groups.setdefault(layer.network if by_network else layer.run, []).append(layer)
+        name = layer.network if by_network else layer.run[above:].lstrip(os.sep)
+        groups.setdefault(name, []).append(layer)
     return groups
 
 
@@ -182,7 +187,7 @@ def _scatter(axes: Axes, relation: Relation, score: str) -> None:
                 clip_on=False,
                 in_layout=False,
             )
-        axes.plot([], [], linestyle="", marker=marker, color=NEUTRAL, label=shown(name, 24))
+        axes.plot([], [], linestyle="", marker=marker, color=NEUTRAL, label=shown(name, 16))
     axes.plot(
         [],
         [],
@@ -324,7 +329,7 @@ def _curves(axes: Axes, relation: Relation) -> None:
         label = f"{AXIS_NAMES[score]}, area {found.auc:.2f}"
         axes.plot(grid, curve, color=CURVE_COLORS[i], linestyle=CURVE_LINES[i], label=label)
     axes.set(
-        xlabel="share of others taken for critical",
+        xlabel="share of false alarms",
         ylabel="share of critical found",
         xlim=(0, 1),
         ylim=(0, 1.01),

@@ -1,0 +1,302 @@
+"""A study's answers to the paper's claims: a figure each, and all of them in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope import chance
+from planescope.errors import OutputError
+from planescope.figures.canvas import (
+    AWAY,
+    CHANCE,
+    FAINT,
+    NEUTRAL,
+    SIGNS_AN_INCH,
+    TOWARD,
+    Width,
+    canvas,
+    inches,
+    save,
+    shown,
+    styled,
+)
+from planescope.figures.relation import relation
+from planescope.output import replacing
+from planescope.study.claims import (
+    ALL,
+    CLAIMS,
+    COLUMNS,
+    PLAIN,
+    Claims,
+    Effect,
+    claims,
+    with_conditions,
+)
+from planescope.study.folder import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Inches: a panel's height, a row of effects, and what stands around the rows.
+PANEL, PITCH, FRAME, NARROWEST = 1.55, 0.15, 0.75, 1.5
+NOISE = "all labels wrong"
+LONGEST = 44
+
+
+@styled
+def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") -> Figure:
+    """Negative mass of each layer at initialisation and trained, a point a run, by network.
+
+    Runs with true labels, all classes and whole images. Grey bars: what chance gives a layer of
+    that many filters in 95 % of cases.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `Study.table` gives it.
+    width : {"column", "page"} or inches
+
+    Raises
+    ------
+    UsageError
+        If `width` cannot be.
+    """
+    plain = _inner_of(table, (PLAIN,))
+    figure, panels = _panels(sorted(set(plain["network"])), width)
+    for network, axes in panels.items():
+        own = plain[plain["network"] == network]
+        names = list(dict.fromkeys(own["name"]))
+        for i, name in enumerate(names):
+            layer = own[own["name"] == name]
+            low, high = chance.mass_band(int(layer["filters"].max()))
+            axes.bar(i, high - low, 0.8, low, color=CHANCE, linewidth=0, zorder=0)
+            first, last = layer[layer["epoch"] == 0], _last(layer)
+            _dots(axes, i - 0.18, first["negative_mass"], NEUTRAL, "white")
+            _dots(axes, i + 0.18, last["negative_mass"], AWAY, AWAY)
+        axes.axhline(0.5, color=NEUTRAL, linewidth=0.5, zorder=1)
+        axes.set(ylim=(-0.03, 1.03), xlim=(-0.7, len(names) - 0.3))
+        axes.set_xticks(range(len(names)), [str(i + 2) for i in range(len(names))])
+        axes.set_xlabel("layer")
+    _label_first(panels, "negative mass")
+    _legend(
+        figure,
+        [
+            {"marker": "o", "color": NEUTRAL, "markerfacecolor": "white", "label": "initialised"},
+            {"marker": "o", "color": AWAY, "label": "trained"},
+        ],
+    )
+    return figure
+
+
+@styled
+def agreement_through_training(table: pd.DataFrame, /, *, width: Width = "page") -> Figure:
+    """Mean agreement of the layers behind a ReLU over the epochs, by network.
+
+    Thin lines are runs, thick ones their means: with true labels, and where all labels are wrong.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `Study.table` gives it.
+    width : {"column", "page"} or inches
+
+    Raises
+    ------
+    UsageError
+        If `width` cannot be.
+    """
+    chosen = _inner_of(table, (PLAIN, NOISE))
+    figure, panels = _panels(sorted(set(chosen["network"])), width)
+    looks: dict[str, dict[str, Any]] = {
+        PLAIN: {"color": AWAY, "linestyle": "-"},
+        NOISE: {"color": TOWARD, "linestyle": (0, (3, 1))},
+    }
+    for network, axes in panels.items():
+        for condition, look in looks.items():
+            own = chosen[(chosen["network"] == network) & (chosen["condition"] == condition)]
+            for _, run in own.groupby("run", observed=True):
+                means = run.groupby("epoch")["agreement"].mean()
+                axes.plot(means.index, means, linewidth=0.5, alpha=0.45, **look)
+            means = own.groupby("epoch")["agreement"].mean()
+            axes.plot(means.index, means, linewidth=1.6, **look)
+        axes.set(ylim=(0, 1.03), xlabel="epoch")
+    _label_first(panels, "agreement")
+    labels = ("true labels", NOISE)
+    _legend(figure, [{**look, "label": x} for look, x in zip(looks.values(), labels, strict=True)])
+    return figure
+
+
+@styled
+def effects(found: Sequence[Effect], /, *, width: Width = "page") -> Figure:
+    """Differences with their 95 % intervals, a row each; filled where the corrected p < 0.05.
+
+    Parameters
+    ----------
+    found : sequence of Effect
+        Of one claim, at least one.
+    width : {"column", "page"} or inches
+
+    Raises
+    ------
+    UsageError
+        If `width` cannot be.
+    """
+    figure = canvas(width, FRAME + PITCH * len(found))
+    axes = figure.subplots()
+    axes.axvline(0, color=CHANCE, linewidth=0.8, zorder=0)
+    for row, effect in enumerate(found):
+        color = NEUTRAL if effect.network == ALL else TOWARD
+        if effect.low is not None and effect.high is not None:
+            axes.plot([effect.low, effect.high], [row, row], color=color)
+        sure = effect.q is not None and effect.q < 0.05
+        face = color if sure else "white"
+        axes.plot([effect.effect], [row], "o", color=color, markerfacecolor=face, zorder=3)
+        if row and effect.comparison != found[row - 1].comparison:
+            axes.axhline(row - 0.5, color=FAINT, linewidth=0.6, zorder=0)
+    longest = min(LONGEST, int(SIGNS_AN_INCH * inches(width) / 2))
+    texts = [
+        shown(f"{effect.comparison.removesuffix(f', against {PLAIN}')}: {effect.network}", longest)
+        for effect in found
+    ]
+    axes.set_yticks(range(len(found)), texts)
+    axes.set(ylim=(len(found) - 0.4, -0.6), xlabel=f"difference in {found[0].measure}")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def write_claims(
+    study: Study | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    /,
+    *,
+    form: str = "png",
+    width: Width = "page",
+) -> tuple[Claims, tuple[Path, ...]]:
+    """Answer the claims, and write ``claims.md`` with a table and a figure for each.
+
+    Parameters
+    ----------
+    study : Study or path
+    out : path
+        Folder; it is made if need be. Beside ``claims.md`` it gets ``claims.json``,
+        ``claims.csv`` and the figures.
+    form : {"png", "svg", "pdf"}
+    width : {"column", "page"} or inches
+
+    Returns
+    -------
+    claims : Claims
+    files : tuple of Path
+        What was written.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be made or written.
+    CheckpointError, UsageError
+        As `planescope.study.claims.claims`.
+    """
+    inches(width)
+    whole = study if isinstance(study, Study) else Study(study)
+    found = claims(whole)
+    table = whole.table()
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{folder}: cannot be made: {exc.strerror or exc}") from exc
+    drawn: dict[int, Figure] = {
+        1: masses_before_and_after(table, width=width),
+        2: agreement_through_training(table, width=width),
+    }
+    if found.relation is not None:
+        drawn[3] = relation(found.relation, width=width)
+    if found.of(4):
+        drawn[4] = effects(found.of(4), width=width)
+    files = []
+    for claim, figure in drawn.items():
+        files.append(folder / f"claim-{claim}.{form}")
+        save(figure, files[-1])
+    for name in ("claims.json", "claims.csv"):
+        files.append(folder / name)
+        found.save(files[-1])
+    files.append(folder / "claims.md")
+    with replacing(files[-1]) as draft:
+        names = {claim: f"claim-{claim}.{form}" for claim in drawn}
+        draft.write_text(_markdown(found, names), encoding="utf-8")
+    return found, tuple(files)
+
+
+def _markdown(found: Claims, figures: dict[int, str]) -> str:
+    lines = []
+    for (claim, text), answer in zip(CLAIMS.items(), found.answers, strict=True):
+        lines += [f"## Claim {claim}", "", f"*{text}*", "", answer, ""]
+        if claim in figures:
+            lines += [f"![Claim {claim}]({figures[claim]})", ""]
+        lines += [
+            f"| {' | '.join(COLUMNS)} |",
+            "| --- " * len(COLUMNS) + "|",
+            *(f"| {' | '.join(effect.cells())} |" for effect in found.of(claim)),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _inner_of(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Layers behind a ReLU of the runs of some conditions."""
+    inner = with_conditions(table)
+    return inner[inner["condition"].isin(conditions)]
+
+
+def _last(rows: pd.DataFrame) -> pd.DataFrame:
+    """The last epoch of each run."""
+    return rows.loc[rows.groupby("run", observed=True)["epoch"].idxmax()]
+
+
+def _panels(networks: Sequence[str], width: Width) -> tuple[Figure, dict[str, Axes]]:
+    """A panel a network, as many abreast as there is room for."""
+    abreast = max(1, min(len(networks), int(inches(width) / NARROWEST)))
+    rows = -(-len(networks) // abreast)
+    figure = canvas(width, 0.3 + PANEL * rows)
+    grid = figure.subplots(rows, abreast, sharey=True, squeeze=False)
+    panels = dict(zip(networks, grid.flat, strict=False))
+    for axes in grid.flat[len(networks) :]:
+        axes.set_visible(False)
+    for network, axes in panels.items():
+        axes.set_title(shown(network, 20))
+    return figure, panels
+
+
+def _label_first(panels: dict[str, Axes], label: str) -> None:
+    for axes in panels.values():
+        if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            axes.set_ylabel(label)
+
+
+def _dots(axes: Axes, x: float, values: pd.Series, color: str, face: str) -> None:
+    axes.plot(
+        [x] * len(values),
+        values,
+        linestyle="",
+        marker="o",
+        markersize=2.6,
+        color=color,
+        markerfacecolor=face,
+        markeredgewidth=0.6,
+        clip_on=False,
+        in_layout=False,
+        zorder=3,
+    )
+
+
+def _legend(figure: Figure, entries: Sequence[dict[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **({"linestyle": ""} | entry)) for entry in entries]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))

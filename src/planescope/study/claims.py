@@ -1,0 +1,554 @@
+"""The paper's four claims (METHOD, section 7), each answered by a study's runs.
+
+A run is what counts once: its value is the mean over its layers behind a ReLU, and intervals and
+tests are over runs. Networks are strata: what is said of all of them is the mean of what is found
+in each, so that no network counts more for having more runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope.chance import benjamini_hochberg
+from planescope.errors import UsageError
+from planescope.output import write, write_csv
+from planescope.relating import relate
+from planescope.relation import Relation
+from planescope.study.folder import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "planescope.claims/1"
+FORMS = (".json", ".csv")
+LEVEL = 0.05
+
+CLAIMS = {
+    1: "Trained networks have negative masses far from 1/2 in many layers; at initialisation they "
+    "do not.",
+    2: "The bias appears during training, and with learning.",
+    3: "Layers without bias can be reset with little loss, and biased layers are critical.",
+    4: "The effect depends on the data, on batch norm and on noise.",
+}
+ALL = "all networks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """One comparison.
+
+    Attributes
+    ----------
+    claim : int
+        Of `CLAIMS`.
+    network : str
+        Of which network, or ``"all networks"``.
+    comparison, measure : str
+        What is compared with what, and in what.
+    runs, others : int
+        Runs on the two sides; 0 others where the same runs are compared with themselves.
+    before, after : float or None
+        Means of the two sides.
+    effect : float
+    low, high : float or None
+        `after` less `before`, and its 95 % interval: Student's over runs, Welch's between groups.
+    p : float or None
+        Two-sided, by the same law. None with one run, or where no run differs from another.
+    q : float or None
+        Corrected over all tests of the claim (Benjamini-Hochberg).
+    """
+
+    claim: int
+    network: str
+    comparison: str
+    measure: str
+    runs: int
+    others: int
+    before: float | None
+    after: float | None
+    effect: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    q: float | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """Texts of a table's row."""
+        interval = "" if self.low is None else f"{self.low:+.2f} to {self.high:+.2f}"
+        return (
+            self.network,
+            self.comparison,
+            self.measure,
+            f"{self.runs}" + (f" and {self.others}" if self.others else ""),
+            _number(self.before, ".2f"),
+            _number(self.after, ".2f"),
+            _number(self.effect, "+.2f"),
+            interval,
+            _number(self.p, ".2g"),
+            _number(self.q, ".2g"),
+        )
+
+
+# What `Effect.cells` gives.
+COLUMNS = (
+    "network", "comparison", "measure", "runs", "from", "to", "effect", "95 % interval", "p", "q",
+)  # fmt: skip
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What a study says of the four claims.
+
+    Attributes
+    ----------
+    study : str
+        Path of its folder.
+    effects : tuple of Effect
+        By claim.
+    relation : Relation or None
+        Of the runs with true labels and whole images, for the third claim; None where layers were
+        not reset.
+    answers : tuple of str
+        A sentence a claim.
+    """
+
+    study: str
+    effects: tuple[Effect, ...]
+    relation: Relation | None
+    answers: tuple[str, ...]
+
+    def of(self, claim: int) -> tuple[Effect, ...]:
+        """Effects of a claim."""
+        return tuple(effect for effect in self.effects if effect.claim == claim)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data as in the JSON form; no value of it is NaN."""
+        return {
+            "schema": SCHEMA,
+            "study": self.study,
+            "claims": list(CLAIMS.values()),
+            "answers": list(self.answers),
+            "effects": [dataclasses.asdict(effect) for effect in self.effects],
+            "relation": None if self.relation is None else self.relation.to_dict(),
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """JSON text by the schema ``planescope.claims/1``."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Table with a row an effect."""
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(effect) for effect in self.effects])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the claims; the suffix chooses .json, or .csv for the effects alone.
+
+        Raises
+        ------
+        UsageError, OutputError
+            As `Measurement.save`.
+        """
+        rows = [{"schema": SCHEMA, **dataclasses.asdict(effect)} for effect in self.effects]
+        columns = {key: [row[key] for row in rows] for key in rows[0]} if rows else {"schema": []}
+        text = self.to_json() + "\n"
+        write(
+            path,
+            {
+                ".json": functools.partial(_write_text, text),
+                ".csv": lambda draft: write_csv(draft, columns),
+            },
+        )
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """A mean or a difference: its value, the variance of that, and the degrees of freedom."""
+
+    value: float
+    variance: float
+    freedom: float
+
+    def bounds(self) -> tuple[float | None, float | None, float | None]:
+        """95 % interval and p-value."""
+        from scipy.special import stdtr, stdtrit
+
+        if not self.freedom or not self.variance:
+            return None, None, None
+        error = math.sqrt(self.variance)
+        half = float(stdtrit(self.freedom, 0.975)) * error
+        p = 2 * float(stdtr(self.freedom, -abs(self.value) / error))
+        return self.value - half, self.value + half, p
+
+
+def _mean(values: Sequence[float]) -> _Estimate:
+    import numpy as np
+
+    count = len(values)
+    variance = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
+    return _Estimate(float(np.mean(values)), variance, count - 1)
+
+
+def _difference(after: Sequence[float], before: Sequence[float]) -> _Estimate:
+    """Welch's."""
+    sides = [_mean(after), _mean(before)]
+    return _Estimate(sides[0].value - sides[1].value, *_pooled(sides, 1.0))
+
+
+def _average(estimates: Sequence[_Estimate]) -> _Estimate:
+    """Mean of independent ones, each counting alike."""
+    count = len(estimates)
+    value = sum(one.value for one in estimates) / count
+    return _Estimate(value, *_pooled(estimates, 1 / count))
+
+
+def _pooled(estimates: Sequence[_Estimate], weight: float) -> tuple[float, float]:
+    """Variance of a weighted sum, and its degrees of freedom (Satterthwaite)."""
+    if not all(one.freedom for one in estimates):
+        return 0.0, 0.0
+    parts = [weight * weight * one.variance for one in estimates]
+    spread = sum(p * p / one.freedom for p, one in zip(parts, estimates, strict=True))
+    return sum(parts), sum(parts) ** 2 / spread if spread else 0.0
+
+
+def claims(study: Study | str | os.PathLike[str], /) -> Claims:
+    """Answer the paper's four claims from the runs of a study.
+
+    Parameters
+    ----------
+    study : Study or path
+        Some of its runs have true labels, all classes and whole images: what the others are
+        compared with.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no study, nothing of it is made yet, or a file is damaged.
+    UsageError
+        If it has no runs of that kind.
+    """
+    whole = study if isinstance(study, Study) else Study(study)
+    table = whole.table(_COLUMNS)
+    plain = plain_runs(table)
+    reset = [run for run in map(whole.run, plain) if run.resets.is_file()]
+    relation = relate(reset) if reset else None
+    return claims_of(table, relation, study=str(whole.path))
+
+
+def claims_of(
+    table: pd.DataFrame, relation: Relation | None = None, /, *, study: str = ""
+) -> Claims:
+    """Answer the claims from a study's table, and the relation of its plain runs.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `Study.table` gives it.
+    relation : Relation, optional
+    study : str
+        What to call it.
+
+    Raises
+    ------
+    UsageError
+        If it has no layers behind a ReLU, or no runs with true labels and whole images.
+    """
+    runs, epochs = _by_run(table)
+    plain = runs[runs["condition"] == PLAIN]
+    if plain.empty:
+        raise UsageError(
+            f"{study}: has no runs with {PLAIN} and all classes to compare the others with"
+        )
+    effects = [*_first(plain), *_second(runs, epochs), *_fourth(runs)]
+    if relation is not None:
+        effects += _third(relation)
+    corrected: list[Effect] = []
+    for claim in CLAIMS:
+        own = [effect for effect in effects if effect.claim == claim]
+        values = benjamini_hochberg([effect.p for effect in own])
+        corrected += [dataclasses.replace(e, q=q) for e, q in zip(own, values, strict=True)]
+    return Claims(
+        study=study,
+        effects=tuple(corrected),
+        relation=relation,
+        answers=tuple(_answers(corrected, relation)),
+    )
+
+
+def plain_runs(table: pd.DataFrame, /) -> list[str]:
+    """Names of the runs with true labels, all classes and whole images."""
+    runs, _ = _by_run(table)
+    return [str(name) for name in runs.index[runs["condition"] == PLAIN]]
+
+
+PLAIN = "true labels, whole images"
+_COLUMNS = [
+    "run", "network", "classes", "label_noise", "shuffle_pixels", "epoch", "input",
+     "agreement", "biased", "negative_centre",
+]  # fmt: skip
+
+
+def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
+    """Layers behind a ReLU of a study's table, each with the `condition` of its run.
+
+    Raises
+    ------
+    UsageError
+        If there are none.
+    """
+    inner = table[(table["input"] == "relu") & table["agreement"].notna()].copy()
+    if inner.empty:
+        raise UsageError("the study has no layers behind a ReLU; its claims are about those")
+    for name in ("run", "network", "name"):
+        if name in inner:
+            inner[name] = inner[name].astype(str)
+    # All classes: as many as a run can have where that is known, else where none were chosen.
+    most = math.inf if inner["classes"].isna().any() else inner["classes"].max()
+    columns = (inner[key] for key in ("classes", "label_noise", "shuffle_pixels"))
+    inner["condition"] = [_condition(*row, most=most) for row in zip(*columns, strict=True)]
+    return inner
+
+
+def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A row a run, and a row a run and epoch: means over the layers behind a ReLU."""
+    import pandas as pd
+
+    inner = with_conditions(table)
+    inner["biased"] = inner["biased"].astype(float)
+    # As agreement, of the sides on which the data lie.
+    inner["centre"] = (2 * inner["negative_centre"] - 1).abs()
+    keys = ["agreement", "biased", "centre"]
+    epochs = inner.groupby(["run", "epoch"])[keys].mean().reset_index()
+    about = inner.groupby("run")[["network", "condition"]].first()
+    last = epochs.loc[epochs.groupby("run")["epoch"].idxmax()].set_index("run")
+    start = epochs[epochs["epoch"] == 0].set_index("run")
+    runs = about.join(last[keys]).join(start[keys].add_suffix("_0"))
+    return runs, pd.merge(epochs, about, left_on="run", right_index=True)
+
+
+def _condition(classes: float, noise: float, shuffled: bool, *, most: float) -> str:
+    parts = []
+    if classes < most:  # NaN, all of them, is not
+        parts.append(f"{classes:.0f} classes")
+    if noise:
+        parts.append(f"{noise:.0%} of the labels wrong" if noise < 1 else "all labels wrong")
+    if shuffled:
+        parts.append("shuffled pixels")
+    return ", ".join(parts) or PLAIN
+
+
+def _effect(
+    estimate: _Estimate, *, before: float | None, after: float | None, **about: Any
+) -> Effect:
+    low, high, p = estimate.bounds()
+    return Effect(
+        before=before, after=after, effect=estimate.value, low=low, high=high, p=p, **about
+    )
+
+
+def _first(plain: pd.DataFrame) -> Iterator[Effect]:
+    """Trained against initialised, the same runs."""
+    for key, measure in (("biased", "share of biased layers"), ("agreement", "agreement")):
+        both = plain.dropna(subset=[key, f"{key}_0"])
+        changes = {
+            str(network): _mean(list(own[key] - own[f"{key}_0"]))
+            for network, own in both.groupby("network")
+        }
+        for network, estimate in _with_all(changes):
+            own = both if network == ALL else both[both["network"] == network]
+            yield _effect(
+                estimate,
+                claim=1,
+                network=network,
+                comparison="trained, against initialised",
+                measure=measure,
+                runs=len(own),
+                others=0,
+                before=_of_networks(own, f"{key}_0"),
+                after=_of_networks(own, key),
+            )
+
+
+def _with_all(estimates: dict[str, _Estimate]) -> Iterator[tuple[str, _Estimate]]:
+    """Networks, and their mean where there are several of which the spread is known."""
+    yield from estimates.items()
+    if len(estimates) > 1:
+        yield ALL, _average(list(estimates.values()))
+
+
+def _of_networks(runs: pd.DataFrame, key: str) -> float:
+    """Mean of the networks' means."""
+    return float(runs.groupby("network")[key].mean().mean())
+
+
+def _second(runs: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[Effect]:
+    """During training: epoch against epoch. With learning: true labels against random ones."""
+    plain = epochs[epochs["condition"] == PLAIN]
+    start = plain[plain["epoch"] == 0].set_index("run")["agreement"]
+    for epoch in sorted(set(plain["epoch"]) - {0}):
+        now = plain[plain["epoch"] == epoch].set_index("run")
+        now = now[now.index.isin(start.index)]
+        changes = {
+            str(network): _mean(list(own["agreement"] - start[own.index]))
+            for network, own in now.groupby("network")
+        }
+        # Epochs that some network has no snapshot of would compare other networks.
+        if set(changes) == set(plain["network"]):
+            network, estimate = list(_with_all(changes))[-1]
+            yield _effect(
+                estimate,
+                claim=2,
+                network=network,
+                comparison=f"after epoch {epoch}, against initialised",
+                measure="agreement",
+                runs=len(now),
+                others=0,
+                before=_of_networks(now.assign(start=start[now.index]), "start"),
+                after=_of_networks(now, "agreement"),
+            )
+    yield from _between(runs, 2, "all labels wrong", "agreement", "agreement")
+
+
+def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:
+    """Each condition against plain runs of the same networks; and with against without norm."""
+    for condition in sorted(set(runs["condition"]) - {PLAIN}):
+        yield from _between(runs, 4, condition, "agreement", "agreement")
+    plain = runs[runs["condition"] == PLAIN]
+    for network in sorted(set(plain["network"])):
+        normed, bare = (plain[plain["network"] == n] for n in (f"{network}_bn", network))
+        if normed.empty:
+            continue
+        yield _effect(
+            _difference(list(normed["agreement"]), list(bare["agreement"])),
+            claim=4,
+            network=network,
+            comparison="with batch norm, against without",
+            measure="agreement",
+            runs=len(normed),
+            others=len(bare),
+            before=float(bare["agreement"].mean()),
+            after=float(normed["agreement"].mean()),
+        )
+        told = normed.dropna(subset=["centre"])
+        if not told.empty:
+            yield _effect(
+                _mean(list(told["centre"] - told["agreement"])),
+                claim=4,
+                network=f"{network}_bn",
+                comparison="agreement of the centres, against that of the raw masses",
+                measure="agreement",
+                runs=len(told),
+                others=0,
+                before=float(told["agreement"].mean()),
+                after=float(told["centre"].mean()),
+            )
+
+
+def _between(
+    runs: pd.DataFrame, claim: int, condition: str, key: str, measure: str
+) -> Iterator[Effect]:
+    """Runs of a condition against plain ones of the same networks."""
+    changes, sizes = {}, {}
+    for network in sorted(set(runs["network"])):
+        own = runs[runs["network"] == network]
+        after, before = (own.loc[own["condition"] == c, key].dropna() for c in (condition, PLAIN))
+        if len(after) and len(before):
+            changes[network] = _difference(list(after), list(before))
+            sizes[network] = (len(after), len(before), before.mean(), after.mean())
+    for network, estimate in _with_all(changes):
+        chosen = list(sizes.values()) if network == ALL else [sizes[network]]
+        yield _effect(
+            estimate,
+            claim=claim,
+            network=network,
+            comparison=f"{condition}, against {PLAIN}",
+            measure=measure,
+            runs=sum(size[0] for size in chosen),
+            others=sum(size[1] for size in chosen),
+            before=float(sum(size[2] for size in chosen) / len(chosen)),
+            after=float(sum(size[3] for size in chosen) / len(chosen)),
+        )
+
+
+def _third(relation: Relation) -> Iterator[Effect]:
+    """Ranks; and both directions of the claim."""
+    for score in ("agreement", "position"):
+        found = relation.at(score, relation.selection)
+        for key, measure in (("rho", "Spearman's rho"), ("partial", "rho given position")):
+            if found is None or getattr(found, key) is None:
+                continue
+            yield Effect(
+                claim=3,
+                network=ALL,
+                comparison=f"{score}, against the drop",
+                measure=measure,
+                runs=found.runs,
+                others=0,
+                before=None,
+                after=None,
+                effect=getattr(found, key),
+                low=getattr(found, f"{key}_low"),
+                high=getattr(found, f"{key}_high"),
+                p=getattr(found, f"{key}_p"),
+            )
+    for share in relation.shares:
+        if share.selection is relation.selection and share.share is not None:
+            yield Effect(
+                claim=3,
+                network=ALL,
+                comparison=f"{share.outcome} among the {'' if share.biased else 'un'}biased",
+                measure=f"share of {share.layers} layers",
+                runs=share.runs,
+                others=0,
+                before=None,
+                after=None,
+                effect=share.share,
+                low=share.low,
+                high=share.high,
+            )
+
+
+def _answers(effects: Sequence[Effect], relation: Relation | None) -> Iterator[str]:
+    """What the study says of each claim."""
+    for claim in CLAIMS:
+        own = [effect for effect in effects if effect.claim == claim]
+        if claim == 3 and relation is not None:
+            yield relation.claim
+            continue
+        told = [e for e in own if e.network == ALL or all(o.network != ALL for o in own)]
+        if not told:
+            yield "The study has no runs that tell."
+            continue
+        yield " ".join(_sentence(effect) for effect in told)
+
+
+def _sentence(effect: Effect) -> str:
+    if effect.before is None or effect.after is None:
+        return ""
+    numbers = f"{effect.before:.2f} to {effect.after:.2f}"
+    if effect.low is not None and effect.high is not None and effect.q is not None:
+        span = f"{effect.low:+.2f} to {effect.high:+.2f}"
+        certain = f"difference {effect.effect:+.2f}, 95 % interval {span}, q = {effect.q:.2g}"
+        shown = effect.q < LEVEL
+    else:
+        certain, shown = f"difference {effect.effect:+.2f}, no interval", False
+    change = "changes" if shown else "does not change beyond chance"
+    measure = effect.measure[:1].upper() + effect.measure[1:]
+    return f"{measure} {change}, {effect.comparison}: from {numbers} ({certain})."
