@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test lint bench dist clean
+.PHONY: install quickstart test lint docs bench dist clean
 
 # pyproject.toml is the one list of what is needed; the stamps follow it.
 $(VENV)/made:
@@ -30,6 +30,10 @@ $(VENV)/dev: $(VENV)/core
 	$(PIP) --editable '.[all]' --group dev
 	@touch $@
 
+$(VENV)/docs: $(VENV)/core
+	$(PIP) --group docs
+	@touch $@
+
 install: $(VENV)/core
 
 quickstart: $(VENV)/example
@@ -44,6 +48,10 @@ lint: $(VENV)/lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The variable silences a notice that would end in nothing to do here.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks
 
@@ -52,4 +60,4 @@ dist: $(VENV)/made
 	$(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) dist build site

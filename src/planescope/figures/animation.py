@@ -71,7 +71,7 @@ def animate(
         The suffix chooses .gif, or .mp4 by the program ffmpeg.
     fps : int
         Frames a second, from 1 to 50.
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
         Of 200 dots each.
     progress : callable, optional
         Called with (snapshots read, snapshots in all, epoch).

@@ -77,7 +77,7 @@ def networks(groups: Mapping[str, Group], /, *, width: Width = "page") -> Figure
     groups : mapping of str to sequence of Measurement
         By title; the measurements of one panel are drawn over each other, as of runs with other
         seeds. Loaded ones will do.
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------
@@ -162,7 +162,7 @@ def settings(
         By what else the runs have in common, and by value, in order.
     setting : str
         What it is called, as "label noise".
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------

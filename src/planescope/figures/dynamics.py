@@ -117,7 +117,7 @@ def dynamics(
         Any of negative_mass, agreement, mean_cosine, mean_projection, l2, linf, negative_centre,
         mean_centre and activation_rate. By default negative_mass, agreement, mean_cosine, l2 and
         negative_centre, as far as they have values.
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------

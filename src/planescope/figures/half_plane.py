@@ -53,7 +53,7 @@ def portrait(measurement: Measurement, layer: str, /, *, width: Width = "column"
     measurement : Measurement
     layer : str
         Name of a measured layer.
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------

@@ -45,7 +45,7 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
     Parameters
     ----------
     resets : Resets
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------

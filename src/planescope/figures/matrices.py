@@ -37,7 +37,7 @@ def theory(*, width: Width = "page") -> Figure:
 
     Parameters
     ----------
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
         A narrow figure has the two matrices one above the other.
 
     Raises

@@ -40,7 +40,7 @@ def overview(measurement: Measurement, /, *, width: Width = "page") -> Figure:
     Parameters
     ----------
     measurement : Measurement
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------

@@ -119,7 +119,7 @@ def write_all(
     out : path
         The folder; it is made if need be.
     form : {"pdf", "svg", "png"}
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
     style_sheet : path, optional
         As `style` takes it.
     each : bool

@@ -62,7 +62,7 @@ def relation(relation: Relation, /, *, width: Width = "page") -> Figure:
     Parameters
     ----------
     relation : Relation
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
         A narrow figure has its panels one above the other.
 
     Raises
@@ -101,7 +101,7 @@ def score_against_drop(
     relation : Relation
     score : str
         A name of `planescope.scores.SCORES`.
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------
@@ -122,7 +122,7 @@ def ranks(relation: Relation, /, *, width: Width = "column") -> Figure:
     Parameters
     ----------
     relation : Relation
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------
@@ -142,7 +142,7 @@ def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
     Parameters
     ----------
     relation : Relation
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------

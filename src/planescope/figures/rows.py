@@ -88,7 +88,7 @@ def negative_mass(measurement: Measurement, /, *, width: Width = "column") -> Fi
     ----------
     measurement : Measurement
         A loaded one will do.
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------
@@ -115,7 +115,7 @@ def cosines(measurement: Measurement, /, *, width: Width = "column") -> Figure:
     Parameters
     ----------
     measurement : Measurement
-    width : {"column", "page"} or inches
+    width : "column", "page" or inches
 
     Raises
     ------
