@@ -46,10 +46,10 @@ def command(*args: str | Path) -> list[str]:
 
 
 def study(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*args), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(*args), capture_output=True, text=True, timeout=900)
 
 
-def wait_for(condition, seconds: float = 300) -> None:
+def wait_for(condition, seconds: float = 900) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
@@ -83,7 +83,7 @@ def four(tmp_path_factory) -> tuple[ps.Study, subprocess.CompletedProcess[str], 
     ) as process:  # fmt: skip
         wait_for(lambda: list(out.glob("runs/*/.study.lock")) or process.poll() is not None)
         second = study(file, "--out", out)
-        stdout, stderr = process.communicate(timeout=300)
+        stdout, stderr = process.communicate(timeout=900)
     assert process.returncode == 1, stderr
     assert "2 of 4 runs failed; --status tells why, --retry-failed tries" in stderr
     assert stderr.count("\n") == 1
@@ -245,7 +245,7 @@ def test_a_scheduler_that_goes_away_and_comes_back_loses_nothing(six, tmp_path):
             first.wait()
             hand.kill()
             with scheduler(port), worker(address):
-                stdout, stderr = process.communicate(timeout=300)
+                stdout, stderr = process.communicate(timeout=900)
     assert (process.returncode, stderr) == (0, "")
     made = ps.Study(out)
     assert stdout == f"{out}: 2 of 2 runs done\n"
@@ -276,7 +276,7 @@ def test_of_an_edited_study_what_changed_is_made_once_there_is_room_on_the_disk(
     # A snapshot has 133 kB, what resuming needs twice that.
     program.write_text(FULL, encoding="utf-8")
     full = [sys.executable, program, "study", file, "--out", out, "--workers", "1"]
-    done = subprocess.run(full, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(full, capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert re.search(r"1 of 2 runs done, 1 failed\n.*: train: .*last\.ckpt: ", done.stdout)
 

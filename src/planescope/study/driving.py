@@ -148,8 +148,13 @@ class _Drive:
         if scheduler is None:
             if todo := self._todo():
                 count = workers or len(cluster.gpus()) or cluster.cores()
-                with cluster.local_client(min(count, len(todo))) as client:
-                    self._make(client, todo)
+                try:
+                    with cluster.local_client(min(count, len(todo))) as client:
+                        self._make(client, todo)
+                except _LostError:
+                    raise RunError(
+                        f"{self.study.path}: its workers went away; the same command goes on"
+                    ) from None
             return
         patience = cluster.ANSWER_S
         while todo := self._todo():
@@ -242,14 +247,13 @@ class _Drive:
         """What became of a run whose worker could not say it."""
         if isinstance(exc, StoppedError):
             raise KeyboardInterrupt
-        if type(exc).__name__ != "KilledWorker":
-            # Of the worker, not of the run, so that the next start tries it again.
-            return RunRecord(name=spec.name, error=f"its worker failed: {exc!r}")
-        record = replace(
-            self.study.record(spec.name),
-            error="its workers were killed one after another, perhaps for want of memory; start "
-            "fewer --workers",
-        )
+        error = f"its worker failed: {exc!r}"
+        if type(exc).__name__ == "KilledWorker":
+            error = (
+                "its workers were killed one after another, perhaps for want of memory; start "
+                "fewer --workers"
+            )
+        record = replace(self.study.record(spec.name), error=error)
         with contextlib.suppress(PlanescopeError):
             self.study.save_record(record)
         return record
