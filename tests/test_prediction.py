@@ -176,7 +176,7 @@ def test_a_damaged_model_is_refused(text, message, tmp_path):
 
 def predict(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "planescope", *args], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "planescope", *args], capture_output=True, text=True, timeout=300
     )
 
 

@@ -179,8 +179,26 @@ def reset_and_relate(
     if all(cell.relative_drop is None for cell in resets.cells):
         return Loss(resets=resets, relation=None, files=(heat,))
     relation = relate(run)
+    relation.save(run.relation)
     figures.save(figures.relation(relation), against)
     return Loss(resets=resets, relation=relation, files=(heat, against))
+
+
+def report_page(run: Run, out: str | os.PathLike[str], /) -> Path | None:
+    """Write everything about a run as one HTML page; None without what that needs (jinja2, plotly).
+
+    Raises
+    ------
+    PlanescopeError
+        As `planescope.report`.
+    """
+    if any(find_spec(package) is None for package in ("jinja2", "plotly")):
+        return None
+    from planescope.reporting import report
+
+    page = _made(out) / "lenet.html"
+    report(run, command="planescope quickstart").save(page)
+    return page
 
 
 def _made(folder: str | os.PathLike[str]) -> Path:

@@ -57,6 +57,11 @@ def quickstart(*, out: str, epochs: int) -> None:
     if lost.relation is not None:
         print_relation(lost.relation)
     _print_files(lost)
+    page = parts.report_page(trained.run, out)
+    if page is None:
+        out_of.print("To have all of it on one page: pip install 'planescope[report]'")
+    else:
+        out_of.print(f"all of it on one page: {page}", style="bold")
 
 
 def _print_emergence(trained: Quickstart) -> None:
