@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -171,3 +173,14 @@ def test_figures_of_the_claims_can_be_read(table, found, width):
         figures.effects(found.of(4), width=width),
     ):
         assert_inside(figure)
+
+
+def test_a_folder_that_is_no_study_is_refused(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "planescope", "claims", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"planescope: {tmp_path}: is no study: it has no study.yaml\n"

@@ -234,7 +234,16 @@ def write_claims(
 
 
 def _markdown(found: Claims, figures: dict[int, str]) -> str:
-    lines = []
+    name = Path(found.study).name
+    lines = [
+        f"# The four claims, by the study {name}",
+        "",
+        f"    planescope claims {name} --out DIR",
+        "",
+        "A value is the mean over a run's layers behind a ReLU; intervals (95 %) and tests are "
+        "over runs; q-values are corrected over the tests of a claim.",
+        "",
+    ]
     for (claim, text), answer in zip(CLAIMS.items(), found.answers, strict=True):
         lines += [f"## Claim {claim}", "", f"*{text}*", "", answer, ""]
         if claim in figures:
