@@ -32,10 +32,11 @@ BEGINNING = (
 # Blocks that are not run, by page, with the reason that the page gives; nothing else is left out.
 NOT_RUN = {
     "docs/index.md": ["installs packages"],
-    "docs/guides/paper.md": ["takes 20 minutes"],
+    "docs/guides/paper.md": ["takes half an hour"],
+    "docs/results/index.md": ["takes half an hour", "takes three quarters of an hour", "takes ten minutes"],
     "docs/guides/train.md": ["needs a model and data of yours"],
     "docs/studies.md": [
-        "takes 20 minutes", "needs that study", "needs a queue", "needs Kubernetes",
+        "takes half an hour", "needs that study", "needs a queue", "needs Kubernetes",
     ],
 }  # fmt: skip
 
