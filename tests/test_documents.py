@@ -33,7 +33,9 @@ BEGINNING = (
 NOT_RUN = {
     "docs/index.md": ["installs packages"],
     "docs/guides/paper.md": ["takes half an hour"],
-    "docs/results/index.md": ["takes half an hour", "takes three quarters of an hour", "takes ten minutes"],
+    "docs/results/index.md": [
+        "takes half an hour", "takes three quarters of an hour", "takes ten minutes",
+    ],
     "docs/guides/train.md": ["needs a model and data of yours"],
     "docs/studies.md": [
         "takes half an hour", "needs that study", "needs a queue", "needs Kubernetes",
