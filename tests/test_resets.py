@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import planescope as ps
 from planescope import figures
 from planescope.resetting.cells import BATCHES
+from planescope.resetting.packing import Chain
 from planescope.resetting.prefixes import split, survey, trace
 from planescope.training.data import Images
 from planescope.training.networks import build
@@ -453,6 +454,39 @@ def test_outputs_that_are_no_numbers_give_no_loss_and_no_nan():
     found = ps.reset_module(network, {"nan": broken}, data=data, options=ALL)
     assert {cell.loss for cell in found.cells} == {None}
     jsonschema.validate(json.loads(found.to_json(), parse_constant=pytest.fail), schema())
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e25])
+def test_weights_that_overflow_give_what_they_give_the_plain_way(factor):
+    # Infinity less infinity is no number, of which a packed activation would make 0.
+    network, data = build("lenet", seed=0), images(size=32)
+    large = {name: t * factor for name, t in build("lenet", seed=1).state_dict().items()}
+    options = dataclasses.replace(ALL, layers="features.12", together=["features.7,features.10"])
+    found = ps.reset_module(network, {"large": large}, data=data, options=options)
+    for row in found.rows:
+        names = [f"{layer}.{part}" for layer in row.split(",") for part in ("weight", "bias")]
+        right, top5, loss = plain_counts(network, names, large, data)
+        (cell,) = found.at(row, "large")
+        assert counts(cell) == (right, top5)
+        assert cell.loss == (pytest.approx(loss, rel=1e-6) if np.isfinite(loss) else None)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
+def test_convolutions_of_16_channels_and_more_are_packed_where_all_values_are_numbers():
+    network = build("lenet", seed=0).eval()
+    nodes, modules = trace(network).nodes, dict(network.named_modules())
+    chain = Chain(nodes, modules)
+    with torch.inference_mode():
+        chain.pack(torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    # A convolution stays as it is where its sums come in another order.
+    packed = {str(node.target) for node in chain.packed}
+    assert packed & {"features.5", "features.7", "features.10", "features.12"}
+    assert packed <= {f"features.{i}" for i in range(5, 15)}
+    weight = network.features[12].weight.detach()
+    assert chain.is_in_range({})
+    assert chain.is_in_range({"features.12.weight": weight * 1e3})
+    for broken in (weight * 1e36, weight * float("nan"), weight * float("inf")):
+        assert not chain.is_in_range({"features.12.weight": broken})
 
 
 class Stop(Exception):

@@ -291,13 +291,20 @@ class _Work:
         join = self._join(row)
         if join == self.network.steps:
             return self._apart(row, several, values)
-        if join not in self.tried:
-            self.tried[join] = self._is_same(row, several[:2], values, join)
-            return self._together(row, several, values)
-        return self._joined(row, several, values, join)
-
-    def _is_same(self, row: _Row, several: Sequence[Tensors], values: Values, join: int) -> bool:
+        if join in self.tried:
+            return self._joined(row, several, values, join)
         apart = list(self._apart(row, several, values))
+        self.tried[join] = self._is_same(row, several[:2], values, join, apart[:2])
+        return apart
+
+    def _is_same(
+        self,
+        row: _Row,
+        several: Sequence[Tensors],
+        values: Values,
+        join: int,
+        apart: Sequence[torch.Tensor],
+    ) -> bool:
         try:
             joined = self._joined(row, several, values, join)
         except torch.OutOfMemoryError:

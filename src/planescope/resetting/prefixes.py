@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from planescope.resetting.layouts import Stretch, channels_together, stretches
+from planescope.resetting.packing import Chain, dense
 from planescope.tracing import trace_graph
 
 if TYPE_CHECKING:
@@ -102,8 +103,11 @@ class Traced:
         # Nodes whose images have the channels of a pixel together; whether the next one has, too.
         self._together: dict[fx.Node, bool] = {}
         self._size = len(batch)
+        self._chain = Chain(self._nodes, modules)
         if batch.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-            same = self._same_bits(batch, stretches(self._nodes, modules))
+            self._chain.pack(batch)
+            loose = [node for node in self._nodes if node not in self._chain.packed]
+            same = self._same_bits(batch, stretches(loose, modules))
             for stretch in stretches(same, modules):
                 self._together |= {node: node is not stretch[-1] for node in stretch}
 
@@ -115,7 +119,7 @@ class Traced:
             start = self._nodes.index(node)
             self.advance(values, position, start, {})
             position = start
-            call, images = self._modules[str(node.target)], values[node.all_input_nodes[0]]
+            call, images = self._modules[str(node.target)], dense(values[node.all_input_nodes[0]])
             if torch.equal(call(images.clone()), call(channels_together(images.clone()))):
                 same.append(node)
         return same
@@ -132,6 +136,7 @@ class Traced:
 
     def begin(self, inputs: torch.Tensor) -> Values:
         """The inputs alone."""
+        self._chain.look_at(inputs)
         return {self._nodes[0]: inputs}
 
     def finish(self, values: Values, start: int, tensors: Tensors) -> torch.Tensor:
@@ -143,22 +148,25 @@ class Traced:
 
     def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
         """Run some nodes; a value is let go after its last use."""
+        packs = bool(self._chain.packed) and self._chain.is_in_range(tensors)
         for index in range(max(start, 1), stop):
             node = self._nodes[index]
-            values[node] = self._value(node, values, tensors)
+            values[node] = self._value(node, values, tensors, packs=packs)
             for value in self._dying[index]:
                 del values[value]
 
-    def _value(self, node: fx.Node, values: Values, tensors: Tensors) -> Any:
-        args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+    def _value(
+        self, node: fx.Node, values: Values, tensors: Tensors, *, packs: bool = False
+    ) -> Any:
         target: Any = node.target
+        if packs and node in self._chain.packed:
+            images = values[node.all_input_nodes[0]]
+            if len(images) % self._size == 0:
+                return self._chain.run(node, images, _own(node, tensors))
+        args, kwargs = map_arg((node.args, node.kwargs), lambda one: dense(values[one]))
         match node.op:
             case "call_module":
-                own = {
-                    name.removeprefix(f"{target}."): tensor
-                    for name, tensor in tensors.items()
-                    if _reads(node, name)
-                }
+                own = _own(node, tensors)
                 if node in self._together and len(args[0]) % self._size == 0:
                     images = channels_together(args[0])
                     output = _called(self._modules[target], own, (images,), kwargs)
@@ -178,6 +186,15 @@ def _reads(node: fx.Node, name: str) -> bool:
     if node.op == "call_module":
         return name.startswith(f"{target}.")
     return node.op == "get_attr" and target == name
+
+
+def _own(node: fx.Node, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Tensors of a module, by its own names."""
+    return {
+        name.removeprefix(f"{node.target}."): tensor
+        for name, tensor in tensors.items()
+        if _reads(node, name)
+    }
 
 
 def _called(call: Callable[..., Any], tensors: Tensors, args: Any, kwargs: Any) -> Any:
@@ -325,7 +342,8 @@ def tensors_in(values: Values, /) -> list[torch.Tensor]:
 
 def copied(values: Values, /) -> Values:
     """The same values in memory of their own; what shared memory still does."""
-    return dict(zip(values, copy.deepcopy(list(values.values())), strict=True))
+    own = [dense(value) for value in values.values()]
+    return dict(zip(values, copy.deepcopy(own), strict=True))
 
 
 def stacked(several: Sequence[Values], size: int, /) -> Values:
@@ -334,7 +352,8 @@ def stacked(several: Sequence[Values], size: int, /) -> Values:
     Whether a network treats that as several is another question, to be tried.
     """
     joined: Values = {}
-    for key, first in several[0].items():
+    for key, value in several[0].items():
+        first = dense(value)
         is_batch = isinstance(first, torch.Tensor) and first.shape[:1] == (size,)
-        joined[key] = torch.cat([values[key] for values in several]) if is_batch else first
+        joined[key] = torch.cat([dense(values[key]) for values in several]) if is_batch else first
     return joined
