@@ -133,8 +133,8 @@ def test_runs_with_resets_give_their_relation_or_the_reason_why_not(runs, tmp_pa
     for cell in data["cells"]:
         cell["relative_drop"] = 0.5 if cell["layer"].endswith("12") else 0.0
     (knows / "resets.json").write_text(json.dumps(data))
-    figures.write_all([knows], tmp_path / "a")
-    assert stems(tmp_path / "a", ".pdf") == {*ONE, "relation"}
+    figures.write_all([knows], tmp_path / "a", each=False)
+    assert stems(tmp_path / "a", ".pdf") == {"relation"}
     table = rows(tmp_path / "a" / "relation.csv")
     related = ps.relate(knows)
     assert [(row["name"], float(row["drop"])) for row in table] == [
@@ -148,7 +148,8 @@ def test_runs_with_resets_give_their_relation_or_the_reason_why_not(runs, tmp_pa
     for cell in data["cells"]:
         cell["relative_drop"] = None
     (knows / "resets.json").write_text(json.dumps(data))
-    out = figures.write_all([knows], tmp_path / "c")
+    out = figures.write_all([knows, LENET], tmp_path / "c", each=False)
+    assert stems(tmp_path / "c", ".pdf") == {"networks"}
     (reason,) = out.left_out
     assert re.match(r"relation: \S+knows: has no relative drops: its network is no better", reason)
 
