@@ -59,7 +59,7 @@ SETTINGS = {
     "classes": "classes",
     "examples": "training examples",
     "label_noise": "label noise",
-    "shuffle_pixels": "shuffled pixels",
+    "shuffle_pixels": "shuffled",
 }
 # Whose values are names, which speak for themselves.
 NAMES = ("network", "data")
