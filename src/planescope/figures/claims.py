@@ -35,12 +35,13 @@ from planescope.study.claims import (
     claims,
     with_conditions,
 )
-from planescope.study.folder import Study
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from planescope.study.folder import Study
 
 # Inches: a panel's height, a row of effects, and what stands around the rows.
 PANEL, PITCH, FRAME, NARROWEST = 1.55, 0.15, 0.75, 1.5
@@ -202,6 +203,8 @@ def write_claims(
     CheckpointError, UsageError
         As `planescope.study.claims.claims`.
     """
+    from planescope.study.folder import Study
+
     inches(width)
     whole = study if isinstance(study, Study) else Study(study)
     found = claims(whole)

@@ -22,10 +22,11 @@ from planescope.errors import UsageError
 from planescope.output import write, write_csv
 from planescope.relating import relate
 from planescope.relation import Relation
-from planescope.study.folder import Study
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from planescope.study.folder import Study
 
 SCHEMA = "planescope.claims/1"
 FORMS = (".json", ".csv")
@@ -244,6 +245,9 @@ def claims(study: Study | str | os.PathLike[str], /) -> Claims:
     UsageError
         If it has no runs of that kind.
     """
+    # Drawing the claims of a table needs nothing of what reads a study's YAML.
+    from planescope.study.folder import Study
+
     whole = study if isinstance(study, Study) else Study(study)
     table = whole.table(_COLUMNS)
     plain = plain_runs(table)
