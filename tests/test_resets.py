@@ -757,3 +757,11 @@ def test_names_of_a_map_are_told_apart_and_do_not_overlap(lenet):
     assert (columns[0], columns[-1]) == ("0", "rand")
     assert 2 < len(columns) < len(epochs)
     assert named(lenet, ["a", "b"], epochs[:10], "page")[1] == list("0123456789")
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_images_that_are_no_numbers_are_out_of_every_range(odd):
+    from planescope.resetting.packing import IN_RANGE, largest
+
+    assert not largest(torch.tensor([[1.0, odd]])) < IN_RANGE
+    assert largest(torch.tensor([[1.0, -3.0]])) == 3.0

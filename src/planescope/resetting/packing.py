@@ -58,7 +58,7 @@ class Chain:
     def look_at(self, inputs: torch.Tensor, /) -> None:
         """Note how large inputs are."""
         if self.packed:
-            self._largest = max(self._largest, float(inputs.abs().amax()))
+            self._largest = max(self._largest, largest(inputs))
 
     def is_in_range(self, tensors: Mapping[str, torch.Tensor], /) -> bool:
         """Whether all values are numbers, with some weights replaced."""
@@ -82,8 +82,8 @@ class Chain:
         values : torch.Tensor
             Inputs, of the size that batches will have. What is packed is what was tried.
         """
-        largest = float(values.abs().amax())
-        if not math.prod(self._gains.values(), start=max(1.0, largest)) < IN_RANGE:
+        start = max(1.0, largest(values))
+        if not math.prod(self._gains.values(), start=start) < IN_RANGE:
             return
         for node in self.candidates:
             module = self._modules[str(node.target)]
@@ -137,6 +137,12 @@ def _is_plain(module: Any) -> bool:
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     )
+
+
+def largest(values: torch.Tensor, /) -> float:
+    """Largest magnitude; infinite where a value is no number, which a comparison would lose."""
+    found = float(values.abs().amax())
+    return found if math.isfinite(found) else math.inf
 
 
 def _gain(weight: torch.Tensor, bias: torch.Tensor | None) -> float:
