@@ -160,7 +160,9 @@ def six(tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-def test_a_worker_killed_in_the_middle_of_a_run_loses_nothing(six, tmp_path):
+def test_a_worker_killed_in_the_middle_of_a_run_loses_nothing(six, tmp_path, monkeypatch):
+    # On a quick machine a whole run would fit between two looks.
+    monkeypatch.setattr("planescope.study.driving.LOOK_S", 0.02)
     killed: list[int] = []
 
     def kill_one(status: StudyStatus) -> None:
