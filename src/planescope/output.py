@@ -100,6 +100,35 @@ def write_parquet(
     pa.parquet.write_table(table, target)
 
 
+def read_result(
+    path: str | os.PathLike[str], what: str, *, schema: str, remedy: str
+) -> dict[str, Any]:
+    """Plain data of a result of some schema version, as `read_saved` reads it.
+
+    Parameters
+    ----------
+    what : str
+        As for `read_saved`.
+    schema : str
+        The version that can be read.
+    remedy : str
+        What to do about another one.
+
+    Raises
+    ------
+    CheckpointError, MissingDependencyError
+        As `read_saved`, and if the file has another schema.
+    """
+    data = read_saved(path, what)
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != schema:
+        raise CheckpointError(
+            f"{path}: its schema is {found!r}, and this version of planescope reads "
+            f"{schema!r}; {remedy}"
+        )
+    return dict(data)
+
+
 def read_saved(path: str | os.PathLike[str], what: str) -> Any:
     """Plain data of a result that was saved as JSON, or as Parquet with the JSON in its metadata.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.errors import CheckpointError
 from planescope.layer import Kind
-from planescope.output import read_saved, write, write_csv, write_parquet
+from planescope.output import read_result, write, write_csv, write_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -393,13 +393,7 @@ class Relation:
         MissingDependencyError
             If a Parquet file needs pyarrow.
         """
-        data = read_saved(path, "relation")
-        found = data.get("schema") if isinstance(data, dict) else None
-        if found != SCHEMA:
-            raise CheckpointError(
-                f"{path}: its schema is {found!r}, and this version of planescope reads "
-                f"{SCHEMA!r}; relate the runs again"
-            )
+        data = read_result(path, "relation", schema=SCHEMA, remedy="relate the runs again")
         try:
             parts: dict[str, Any] = {
                 part: tuple(_record(record, row) for row in data[part])

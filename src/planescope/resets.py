@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.errors import CheckpointError
 from planescope.layer import Kind
-from planescope.output import read_saved, write, write_csv, write_parquet
+from planescope.output import read_result, write, write_csv, write_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,13 +241,7 @@ class Resets:
         MissingDependencyError
             If a Parquet file needs pyarrow.
         """
-        data = read_saved(path, "resets")
-        found = data.get("schema") if isinstance(data, dict) else None
-        if found != SCHEMA:
-            raise CheckpointError(
-                f"{path}: its schema is {found!r}, and this version of planescope reads "
-                f"{SCHEMA!r}; reset the layers again"
-            )
+        data = read_result(path, "resets", schema=SCHEMA, remedy="reset the layers again")
         try:
             return cls(
                 **{key: data[key] for key in ("source", "network", "data", "split", "tolerance")},
