@@ -37,7 +37,7 @@ def render(contents: Contents, /) -> str:
         If Jinja2 or Plotly is not installed.
     """
     script, (plotly, plotly_hash) = _script(), _plotly()
-    html = _template().render(
+    html: str = _template().render(
         contents=contents,
         readings={reading.key: reading for reading in READINGS},
         data=embedded(contents.to_json()),
