@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,11 @@ import pytest
 
 # Test processes run side by side; within each, and in those it starts, torch takes one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts what runs in the background deaf to Ctrl-C, and its children are deaf with it: the
+# processes that tests interrupt would run to their end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in each run, so that a failure is one for everybody. `xp` holds no state that
 # one example could leave to the next.
