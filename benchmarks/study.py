@@ -82,11 +82,10 @@ def _workers(folder: Path) -> None:
 def _table(folder: Path) -> None:
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from planescope.study.folder import Study
     from planescope.study.plan import read_plan
-    from planescope.study.table import table_schema
+    from planescope.study.table import save_part, table_schema
 
     file = folder / "table.yaml"
     file.write_text(f"seeds: {RUNS}\n", encoding="utf-8")
@@ -106,9 +105,7 @@ def _table(folder: Path) -> None:
         columns["run"] = [spec.name] * rows
         columns["name"] = [f"features.{n % LAYERS}" for n in range(rows)]
         columns["epoch"] = np.arange(rows) // LAYERS
-        arrays = [pa.array(columns[f.name]).cast(f.type) for f in table_schema()]
-        part = pa.table(arrays, schema=table_schema())
-        pq.write_table(part, study.table_folder / f"{spec.name}.parquet")
+        save_part(columns, study.table_folder / f"{spec.name}.parquet")
     seconds, peak = run([sys.executable, "-c", SUMMARY, str(study.path)])
     print(
         f"{'table of 1,000,000 rows':34} {seconds:7.1f} s   bound {TABLE_S:.0f} s; peak "
