@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test lint docs bench dist clean
+.PHONY: install quickstart test lint docs bench fuzz dist clean
 
 # pyproject.toml is the one list of what is needed; the stamps follow it.
 $(VENV)/made:
@@ -54,6 +54,10 @@ docs: $(VENV)/docs
 
 bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks
+
+# The long run; ARGS='onnx --seed 1' for some of it.
+fuzz: $(VENV)/dev
+	$(BIN)/python -m fuzz $(ARGS)
 
 dist: $(VENV)/made
 	$(PIP) build

@@ -96,3 +96,10 @@ def test_the_options_of_data_are_those_that_data_take():
 
 def test_every_field_is_described():
     assert all(field.description for field in RunConfig.model_fields.values())
+
+
+@pytest.mark.parametrize("character", ["\0", "\x7f", "\x05"])
+def test_a_character_that_yaml_does_not_allow_is_refused(tmp_path, character):
+    (tmp_path / "a.yaml").write_text(f"epochs: {character}3\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"a\.yaml: is not YAML \(unacceptable character"):
+        load_config(tmp_path / "a.yaml")

@@ -245,7 +245,7 @@ MAT_HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
         pytest.param(MAT_HEADER, "wants bytes X .* but holds neither", id="no-arrays"),
         pytest.param(
             mat(np.zeros((6, 3, 32, 32)), np.zeros(6)),
-            r"holds X \(float64 \(32, 32, 3, 6\)\), y \(",
+            r"holds 'X' \(float64 \(32, 32, 3, 6\)\), 'y' \(",
             id="images-of-floats",
         ),
         pytest.param(MAT_HEADER + bytes(4), "ends inside an element", id="cut"),

@@ -4,11 +4,26 @@ A message is one sentence: what is wrong, where, and what to do. The command lin
 with `status`: 2 for wrong usage or input, 1 for a run that failed.
 """
 
+# Beyond it the middle is left out: a file may have given a name of a megabyte.
+MAX_MESSAGE = 1000
+
 
 class PlanescopeError(Exception):
-    """Base of all errors that planescope raises on purpose."""
+    """Base of all errors that planescope raises on purpose.
+
+    The message is one line that any terminal can print, whatever names a file has put into it:
+    line ends, escape sequences and half surrogate pairs come as backslash escapes.
+    """
 
     status = 2
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        if len(text) > MAX_MESSAGE:
+            text = f"{text[: MAX_MESSAGE // 2]} ... {text[-MAX_MESSAGE // 3 :]}"
+        if not text.isprintable():
+            text = "".join(map(_printable, text))
+        super().__init__(text)
 
 
 class UsageError(PlanescopeError):
@@ -41,3 +56,12 @@ class StoppedError(RunError):
     """A training run that was asked to stop, as by Ctrl-C; it can be resumed."""
 
     status = 130
+
+
+def one_line(exc: BaseException, /) -> str:
+    """What a library's error says, its lines joined, for a sentence of ours."""
+    return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]

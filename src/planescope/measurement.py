@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import CheckpointError, NoLayersError
+from planescope.errors import CheckpointError, NoLayersError, one_line
 from planescope.layer import Input, Kind, Skipped, View
 from planescope.output import read_parquet_metadata, write, write_csv, write_parquet
+from planescope.records import record
 from planescope.statistics import Filters, Statistics
 
 if TYPE_CHECKING:
@@ -228,20 +229,20 @@ def load(path: str | os.PathLike[str]) -> Measurement:
     try:
         data = _saved_dict(Path(path))
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
-        reason = getattr(exc, "strerror", None) or exc
+        reason = getattr(exc, "strerror", None) or one_line(exc)
         raise CheckpointError(f"{path}: cannot be read: {reason}") from exc
     if isinstance(data, list):
         raise CheckpointError(f"{path}: holds {len(data)} measurements; save each in its own file")
     found = data.get("schema") if isinstance(data, dict) else None
     if found != SCHEMA:
         raise CheckpointError(
-            f"{path}: its schema is {found!r}, and this version of planescope reads {SCHEMA!r}; "
-            "measure the checkpoint again"
+            f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
+            f"{SCHEMA!r}; measure the checkpoint again"
         )
     try:
         return from_dict(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise CheckpointError(f"{path}: is no whole measurement ({exc!r})") from exc
+    except ValueError as exc:
+        raise CheckpointError(f"{path}: is no whole measurement ({one_line(exc)})") from exc
 
 
 def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]:
@@ -377,19 +378,22 @@ def _saved_dict(path: Path) -> Any:
 
 
 def layer_from_dict(row: Mapping[str, Any], /) -> LayerMeasurement:
-    """Layer from its keys as in the JSON form; without the values of single filters."""
-    typed = {"kind": Kind(row["kind"]), "input": Input(row["input"])}
-    return LayerMeasurement(**{**row, **typed, "kernel": tuple(row["kernel"])})
+    """Layer from its keys as in the JSON form; without the values of single filters.
+
+    Raises
+    ------
+    ValueError
+        If one is missing or of another type.
+    """
+    return record(LayerMeasurement, row)
 
 
 def from_dict(data: Mapping[str, Any], /) -> Measurement:
-    """Measurement from what `Measurement.to_dict` gave; without the values of single filters."""
-    return Measurement(
-        source=Source(**data["source"]),
-        view=View(data["view"]),
-        layers=tuple(map(layer_from_dict, data["layers"])),
-        stages=tuple(PoolMeasurement(**row) for row in data["stages"]),
-        network=PoolMeasurement(**data["network"]),
-        skipped=tuple(Skipped(**row) for row in data["skipped"]),
-        notes=tuple(data["notes"]),
-    )
+    """Measurement from what `Measurement.to_dict` gave; without the values of single filters.
+
+    Raises
+    ------
+    ValueError
+        If a part is missing or of another type.
+    """
+    return record(Measurement, {key: each for key, each in data.items() if key != "schema"})

@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import CheckpointError, MissingDependencyError, OutputError, UsageError
+from planescope.errors import (
+    CheckpointError,
+    MissingDependencyError,
+    OutputError,
+    UsageError,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,7 +129,7 @@ def read_result(
     found = data.get("schema") if isinstance(data, dict) else None
     if found != schema:
         raise CheckpointError(
-            f"{path}: its schema is {found!r}, and this version of planescope reads "
+            f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
             f"{schema!r}; {remedy}"
         )
     return dict(data)
@@ -152,7 +158,7 @@ def read_saved(path: str | os.PathLike[str], what: str) -> Any:
             return json.loads(read_parquet_metadata(path).get(b"planescope", b"null"))
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or one_line(exc)}") from exc
     except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
         raise CheckpointError(f"{path}: holds no {what}; save it with --out") from exc
 

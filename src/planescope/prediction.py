@@ -16,10 +16,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import CheckpointError
+from planescope.errors import CheckpointError, one_line
 from planescope.layer import Input, View
 from planescope.measurement import Measurement
 from planescope.output import read_saved, write, write_csv, write_parquet
+from planescope.records import record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,8 +182,8 @@ class CriticalModel:
             )
         try:
             return _model(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise CheckpointError(f"{path}: holds no whole model ({exc!r})") from exc
+        except ValueError as exc:
+            raise CheckpointError(f"{path}: holds no whole model ({one_line(exc)})") from exc
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -190,21 +191,15 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _model(data: Mapping[str, Any]) -> CriticalModel:
-    fields = {key: value for key, value in data.items() if key != "schema"}
-    if tuple(fields["features"]) != FEATURES:
+    model = record(CriticalModel, {key: each for key, each in data.items() if key != "schema"})
+    if model.features != FEATURES:
         raise ValueError("its features are others")
-    columns = ("features", "centre", "scale", "coefficients", "networks", "data")
-    reach, held_out = fields["reach"], fields["held_out"]
-    precision = tuple(tuple(row) for row in reach["precision"])
-    return CriticalModel(
-        **{
-            **fields,
-            **{key: tuple(fields[key]) for key in columns},
-            "reach": Reach(**{**reach, "precision": precision}),
-            "cross_validated": Evidence(**fields["cross_validated"]),
-            "held_out": None if held_out is None else Evidence(**held_out),
-        }
-    )
+    numbers = (model.centre, model.scale, model.coefficients, *model.reach.precision)
+    if any(len(row) != len(FEATURES) for row in (*numbers, model.reach.precision)):
+        raise ValueError("its numbers are not one a feature")
+    if not all(scale > 0 for scale in model.scale):
+        raise ValueError("it has a scale that is none")
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import CheckpointError
+from planescope.errors import CheckpointError, one_line
 from planescope.layer import Kind
 from planescope.output import read_result, write, write_csv, write_parquet
+from planescope.records import record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -380,7 +381,7 @@ class Relation:
         columns: dict[str, list[Any]] = {"schema": [SCHEMA] * len(rows)}
         columns |= {key: [row[key] for row in rows] for key in keys}
         named = dict.fromkeys(name for row in scores for name in row)
-        return columns | {name: [row[name] for row in scores] for name in named}
+        return columns | {name: [row.get(name) for row in scores] for name in named}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Relation:
@@ -395,18 +396,11 @@ class Relation:
         """
         data = read_result(path, "relation", schema=SCHEMA, remedy="relate the runs again")
         try:
-            parts: dict[str, Any] = {
-                part: tuple(_record(record, row) for row in data[part])
-                for part, record in _PARTS.items()
-            }
-            return cls(
-                **parts,
-                **{key: data[key] for key in ("critical", "robust", "seed", "draws")},
-                runs=tuple(data["runs"]),
-                notes=tuple(data["notes"]),
+            return record(
+                cls, {key: each for key, each in data.items() if key not in ("schema", "verdict")}
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise CheckpointError(f"{path}: holds no whole relation ({exc!r})") from exc
+        except ValueError as exc:
+            raise CheckpointError(f"{path}: holds no whole relation ({one_line(exc)})") from exc
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -423,23 +417,7 @@ class Relation:
         )
 
 
-_PARTS: dict[str, type] = {
-    "layers": RelatedLayer,
-    "associations": Association,
-    "shares": Share,
-    "comparisons": Comparison,
-    "advice": Advice,
-}
-# Fields that are closed choices.
-_CHOICES: dict[str, type[StrEnum]] = {
-    "kind": Kind,
-    "selection": Selection,
-    "decision": Decision,
-}
-
-
-def _record(record: type, row: dict[str, Any]) -> Any:
-    return record(**{k: _CHOICES[k](v) if k in _CHOICES else v for k, v in row.items()})
+_PARTS = ("layers", "associations", "shares", "comparisons", "advice")
 
 
 def _span(low: float | None, high: float | None) -> str:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import CheckpointError
+from planescope.errors import CheckpointError, one_line
 from planescope.layer import Kind
 from planescope.output import read_result, write, write_csv, write_parquet
+from planescope.records import record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,17 +244,12 @@ class Resets:
         """
         data = read_result(path, "resets", schema=SCHEMA, remedy="reset the layers again")
         try:
-            return cls(
-                **{key: data[key] for key in ("source", "network", "data", "split", "tolerance")},
-                trained=Accuracy(**data["trained"]),
-                layers=tuple(
-                    ResetLayer(**{**layer, "kind": Kind(layer["kind"])}) for layer in data["layers"]
-                ),
-                cells=tuple(ResetCell(**cell) for cell in data["cells"]),
-                notes=tuple(data["notes"]),
-            )
-        except (KeyError, TypeError, ValueError) as exc:
-            raise CheckpointError(f"{path}: holds no whole resets ({exc!r})") from exc
+            resets = record(cls, {key: each for key, each in data.items() if key != "schema"})
+            if not resets.cells:
+                raise ValueError("it has no cells")
+        except ValueError as exc:
+            raise CheckpointError(f"{path}: holds no whole resets ({one_line(exc)})") from exc
+        return resets
 
     def _repr_html_(self) -> str:
         from html import escape

@@ -30,7 +30,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import CheckpointError, OutputError, UsageError
+from planescope.errors import CheckpointError, OutputError, UsageError, one_line
 from planescope.measurement import (
     LAYER_KEYS,
     LayerMeasurement,
@@ -39,6 +39,7 @@ from planescope.measurement import (
     layers_table,
 )
 from planescope.output import replacing, write_csv, write_parquet
+from planescope.records import record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,8 +188,11 @@ class Run:
         path = self.path / "metrics.csv"
         columns = _read_csv(path, ("schema", *_METRICS_KEYS)) if path.is_file() else {}
         columns.pop("schema", None)
-        rows = zip(*columns.values(), strict=True)
-        return tuple(EpochMetrics(**dict(zip(columns, row, strict=True))) for row in rows)
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        try:
+            return tuple(record(EpochMetrics, row) for row in rows)
+        except ValueError as exc:
+            raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
 
     @property
     def snapshots(self) -> dict[int, Path]:
@@ -223,10 +227,15 @@ class Run:
         for values in zip(*columns.values(), strict=True):
             row = dict(zip(columns, values, strict=True))
             fields = {key: row[key] for key in LAYER_KEYS}
-            fields["kernel"] = [
-                int(extent) for extent in (row["kernel"] or "").split("x") if extent
-            ]
-            found.setdefault(row["epoch"], []).append(layer_from_dict(fields))
+            try:
+                fields["kernel"] = [
+                    int(extent) for extent in (row["kernel"] or "").split("x") if extent
+                ]
+                found.setdefault(int(row["epoch"]), []).append(layer_from_dict(fields))
+            except (ValueError, TypeError, AttributeError) as exc:
+                raise CheckpointError(
+                    f"{self._measurements_file}: is damaged ({one_line(exc)})"
+                ) from exc
         return {epoch: tuple(found[epoch]) for epoch in sorted(found)}
 
     @property
@@ -485,7 +494,9 @@ class Run:
             # One file as it is: what reads several together imports pandas, half a second.
             columns: dict[str, list[Any]] = pq.ParquetFile(path).read().to_pydict()
         except (OSError, ValueError) as exc:  # Arrow's errors are among these
-            raise CheckpointError(f"{path}: is damaged ({exc})") from exc
+            raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
+        if columns.keys() != set(_MEASUREMENT_KEYS):
+            raise CheckpointError(f"{path}: is damaged (its columns are others)")
         return columns
 
     def _save_filters(self, epoch: int, measurement: Measurement) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import CheckpointError, UsageError
+from planescope.errors import CheckpointError, UsageError, one_line
 
 if TYPE_CHECKING:
     import yaml
@@ -89,8 +89,9 @@ def read_document(path: str | os.PathLike[str], /) -> Document:
         raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
         raise UsageError(f"{path}: is not UTF-8 text; give a YAML file") from exc
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)  # which refuses characters that cannot be printed
         root = loader.get_single_node()
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise UsageError(f"{path}: holds no fields; write one a line, as in: epochs: 30")
@@ -102,7 +103,8 @@ def read_document(path: str | os.PathLike[str], /) -> Document:
     except RecursionError:
         raise UsageError(f"{path}: is nested too deeply") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     named = {str(key): value for key, value in values.items()}
     return Document(path=str(path), text=text, values=named, _root=root)
 
@@ -142,7 +144,8 @@ def _check_names(path: str | os.PathLike[str], mapping: yaml.MappingNode) -> Non
 
 def _problem(exc: Exception) -> str:
     mark, problem = getattr(exc, "problem_mark", None), getattr(exc, "problem", None)
-    return f"{f'line {mark.line + 1}: ' if mark else ''}is not YAML ({problem or exc})"
+    where = f"line {mark.line + 1}: " if mark else ""
+    return f"{where}is not YAML ({problem or one_line(exc)})"
 
 
 def shown(value: object, /) -> str:

@@ -104,12 +104,15 @@ def _read_shard(index: Path, name: str) -> StateDict:
     from planescope.checkpoints import read_contents
 
     path = index.parent / name
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - of a name that is too long pathlib raises
         raise CheckpointError(
-            f"{index}: its shard {name} is missing; put it beside the index, or get the whole model"
+            f"{index}: its shard {name[:200]} is missing; put it beside the index, or get the "
+            "whole model"
         )
     # An index that names an index, perhaps itself, would never end.
     contents = [] if recognises(probe(path)) else read_contents(path)[1]
     if not isinstance(contents, StateDict):
-        raise CheckpointError(f"{index}: its shard {name} holds no named tensors; get it again")
+        raise CheckpointError(
+            f"{index}: its shard {name[:200]} holds no named tensors; get it again"
+        )
     return contents

@@ -72,6 +72,9 @@ class Tally:
         import numpy as np
 
         bits = np.frombuffer(bytes.fromhex(data["right"]), dtype=np.uint8)
+        # Beyond the bits that there are, NumPy would fill up with zeros.
+        if not 0 <= data["examples"] <= 8 * len(bits):
+            raise ValueError("a tally has more examples than it holds")
         right = np.unpackbits(bits, count=data["examples"]).tobytes()
         return cls(right=bytearray(right), top5=int(data["top5"]), loss=float(data["loss"]))
 

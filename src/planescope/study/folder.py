@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planescope import records
 from planescope.errors import CheckpointError, OutputError, UsageError
 from planescope.output import replacing
 from planescope.run import Run
@@ -290,7 +291,7 @@ class Study:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data.pop("schema") != RECORD_SCHEMA:
                 raise ValueError("its schema is another")
-            return RunRecord(**data)
+            return records.record(RunRecord, data)
         except FileNotFoundError:
             return RunRecord(name=name)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:

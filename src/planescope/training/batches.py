@@ -18,9 +18,8 @@ import torch
 from torch.nn.functional import interpolate, pad
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from planescope.errors import CheckpointError, UsageError
+from planescope.errors import CheckpointError, UsageError, one_line
 from planescope.training.data import Files, Images, Resize, pixel_permutation
-from planescope.training.datafiles import one_line
 from planescope.training.examples import LARGE
 
 if TYPE_CHECKING:

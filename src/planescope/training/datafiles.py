@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from planescope.checkpoints.archive import BOMB_BYTES, BOMB_RATIO
 from planescope.checkpoints.pickles import Call, Global, Key, read_pickle
 from planescope.checkpoints.raw import open_binary
-from planescope.errors import CheckpointError, MissingDependencyError
+from planescope.errors import CheckpointError, MissingDependencyError, one_line
 from planescope.training.matfiles import read_mat
 
 if TYPE_CHECKING:
@@ -134,11 +134,13 @@ def read_svhn(paths: Sequence[Path]) -> Examples:
     arrays = read_mat(path)
     images, labels = arrays.get("X"), arrays.get("y")
     if images is None or labels is None or images.dtype != np.uint8 or images.ndim != 4:
-        held = ", ".join(f"{n} ({a.dtype} {a.shape})" for n, a in arrays.items()) or "neither"
+        held = ", ".join(f"{n!r:.40} ({a.dtype} {a.shape})" for n, a in arrays.items()) or "neither"
         raise CheckpointError(
             f"{path}: wants bytes X (H × W × C × N) and labels y as in SVHN, but holds {held}; is "
             "it the right file?"
         )
+    if not ((labels >= 0) & (labels < 256) & (labels % 1 == 0)).all():
+        raise CheckpointError(f"{path}: has labels y that number no class; is it the right file?")
     labels = labels.astype(np.int64).ravel()
     labels[labels == 10] = 0
     return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), labels
@@ -251,8 +253,3 @@ def read_folder(root: Path, split: str) -> tuple[list[str], list[int], tuple[str
             "alone; give both the same class folders"
         )
     return [path for path, _ in samples], [label for _, label in samples], tuple(numbers)
-
-
-def one_line(exc: Exception) -> str:
-    """Put what a library's error says on one line, for a sentence of ours."""
-    return " ".join(str(exc).split()) or type(exc).__name__

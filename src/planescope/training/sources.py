@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import CheckpointError, UsageError
+from planescope.errors import CheckpointError, UsageError, one_line
 from planescope.networks import nearest
 from planescope.training import datafiles
 from planescope.training.callables import find_callable
@@ -105,7 +105,7 @@ def _download(known: Known, root: Path, split: Split) -> str:
         with contextlib.redirect_stdout(sys.stderr):
             getattr(datasets, known.torchvision)(root, download=True, **part)
     except (OSError, RuntimeError) as exc:
-        return f" and its download failed ({datafiles.one_line(exc)})"
+        return f" and its download failed ({one_line(exc)})"
     return ""
 
 
