@@ -63,7 +63,8 @@ def read(
         As `geometry.arrangement` gives them; exactly those of a small layer, or where the weights
         are not float32 on the host.
     way : pair or None
-        As `geometry.extent` gives it; squares summed in float32 by pieces.
+        As `geometry.extent` gives it, to 1e-6; differences, and sums of squares by pieces, in
+        float32.
     """
     import numpy as np
 
