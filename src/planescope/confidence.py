@@ -131,11 +131,12 @@ def sequential_change_p_value(before: Flags, after: Flags, /) -> float:
     """
     import numpy as np
 
+    from planescope.chance import log_fair_binomial
+
     changed = before != after
     lost = np.cumsum(before[changed])
     count = np.arange(1, len(lost) + 1)
     if not len(count):
         return 1.0
-    log = _log_factorials(len(count) + 1)
-    wealth = count * math.log(2) + log[lost] + log[count - lost] - log[count + 1]
-    return min(1.0, math.exp(-float(wealth.max())))
+    # 1 / B(lost + 1, gained + 1) is n + 1 times the binomial coefficient.
+    return min(1.0, math.exp(float((np.log1p(count) + log_fair_binomial(lost, count)).min())))

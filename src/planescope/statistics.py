@@ -154,8 +154,16 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
 
 
 def _mean(values: Floats) -> float | None:
-    # Divided first: a sum of large float64 values could overflow where their mean cannot.
-    return float((values / len(values)).sum()) if len(values) else None
+    """Mean of values of any size, rounded once: what cancels leaves what it does not cancel."""
+    import numpy as np
+
+    if not len(values):
+        return None
+    # A sum of large float64 values could overflow where their mean cannot.
+    largest = float(np.abs(values).max())
+    shift = max(0, math.frexp(largest)[1] + len(values).bit_length() - 1023)
+    total = math.fsum(np.ldexp(values, -shift).tolist() if shift else values.tolist())
+    return math.ldexp(total / len(values), shift)
 
 
 def _quantiles(values: Floats) -> list[float | None]:
