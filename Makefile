@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test lint docs bench fuzz dist clean
+.PHONY: install quickstart test lint docs bench fuzz mutants dist clean
 
 # pyproject.toml is the one list of what is needed; the stamps follow it.
 $(VENV)/made:
@@ -28,6 +28,10 @@ $(VENV)/lint: $(VENV)/core
 
 $(VENV)/dev: $(VENV)/core
 	$(PIP) --editable '.[all]' --group dev
+	@touch $@
+
+$(VENV)/mutants: $(VENV)/dev
+	$(PIP) --group mutants
 	@touch $@
 
 $(VENV)/docs: $(VENV)/core
@@ -59,9 +63,13 @@ bench: $(VENV)/dev
 fuzz: $(VENV)/dev
 	$(BIN)/python -m fuzz $(ARGS)
 
+# Hours for all; ARGS='--sample 300' for some of it.
+mutants: $(VENV)/mutants
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(ARGS)
+
 dist: $(VENV)/made
 	$(PIP) build
 	$(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf $(VENV) dist build site
+	rm -rf $(VENV) dist build site mutants

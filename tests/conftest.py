@@ -81,6 +81,8 @@ def _backend(name: str) -> Iterator[Backend]:
             )
         case "torch":
             yield Backend(name, _library(name, "torch").asarray)
+        case "torch-elsewhere":
+            yield Backend(name, _elsewhere(_library("torch", "torch")))
         case "torch-cuda":
             torch = _library(name, "torch")
             if not torch.cuda.is_available():
@@ -94,6 +96,15 @@ def _backend(name: str) -> Iterator[Backend]:
                 yield Backend(name, jax.numpy.asarray)
 
 
+def _elsewhere(torch: Any) -> Callable[[np.ndarray], Any]:
+    """Tensors that are not plain ones, so that no memory is looked at, as with a device's."""
+
+    class Elsewhere(torch.Tensor):
+        pass
+
+    return lambda values: torch.asarray(values).as_subclass(Elsewhere)
+
+
 def _library(name: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
@@ -105,7 +116,7 @@ def _missing(name: str, reason: str) -> None:
     (pytest.fail if name in WANTED else pytest.skip)(f"backend {name}: {reason}")
 
 
-COMMON = ("numpy", "numpy-read-only", "array-api-strict", "torch", "torch-cuda")
+COMMON = ("numpy", "numpy-read-only", "array-api-strict", "torch", "torch-elsewhere", "torch-cuda")
 
 
 @pytest.fixture(params=[*COMMON, "jax"])

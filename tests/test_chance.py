@@ -52,6 +52,13 @@ def test_p_values_of_all_small_masses_are_exact():
             assert chance.mass_p_value(negative, filters) == pytest.approx(wanted, rel=1e-15)
 
 
+def test_masses_next_to_one_half_have_a_p_value_of_at_most_1():
+    # Of an odd number of filters the sum is 1 but for rounding, which goes both ways.
+    nearest = [chance.mass_p_value(filters // 2, filters) for filters in range(1, 999, 2)]
+    assert max(nearest) == 1.0
+    assert min(nearest) > 1.0 - 1e-13
+
+
 @pytest.mark.parametrize("filters", [999, 1200, 5504, 20_000])
 def test_p_values_of_large_layers_are_exact_to_1e_12(filters):
     # P(X <= k), term by term in integers.
@@ -133,6 +140,16 @@ def test_cosine_cdf_broadcasts_and_blocks_make_no_difference(monkeypatch, block)
     one_by_one = [[float(chance.cosine_cdf(c, d)) for d in fan_ins] for c in cosines[:, 0]]
     monkeypatch.setattr(chance, "_BLOCK", block)
     np.testing.assert_allclose(chance.cosine_cdf(cosines, fan_ins), one_by_one, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8])
+def test_laws_of_narrow_cosines_are_taken_in_float64(dtype):
+    cosines = np.array([-1, -0.3, 0, 0.1, 1]).astype(dtype)
+    wide = cosines.astype(np.float64)
+    for law in (chance.cosine_cdf, chance.cosine_density):
+        assert law(cosines, 9).tolist() == law(wide, 9).tolist()
+    uniforms = np.abs(cosines)
+    assert chance.kolmogorov_smirnov(uniforms) == chance.kolmogorov_smirnov(np.abs(wide))
 
 
 def test_cosine_cdf_of_nothing_is_empty():

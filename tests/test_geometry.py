@@ -133,6 +133,15 @@ def test_centre(xp, gamma, beta, centre):
     np.testing.assert_array_equal(found, [centre])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_filters_without_a_direction_are_no_reason_to_warn(dtype):
+    with np.errstate(all="raise"):
+        assert np.isnan(geometry.cosine(np.zeros((2, 3), dtype))).all()
+        geometry.crossing(np.zeros(2), np.ones(2))
+        geometry.offset(np.zeros(2), np.ones(2))
+        geometry.centre(np.zeros(2, dtype), np.zeros(2, dtype))
+
+
 # --- any layer, against exact arithmetic
 
 

@@ -186,6 +186,12 @@ def test_centres(gamma, beta, negative, mean, p):
     assert found.mean_centre == (mean if mean is None else pytest.approx(mean))
 
 
+def test_a_centre_on_the_hyperplane_or_near_it_is_not_negative():
+    filters = dataclasses.replace(filters_of(np.ones((4, 2))), centre=np.array([0.0, 0.5, -0.5, 2]))
+    found = summarise(filters, 2)
+    assert (found.negative_centre, found.mean_centre, found.p_centre) == (0.25, 0.5, 0.625)
+
+
 def test_a_pool_puts_every_cosine_through_its_own_law():
     rng = np.random.default_rng(0)
     layers = [rng.standard_normal((8, d)) for d in (2, 9, 144)]

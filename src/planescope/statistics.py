@@ -124,7 +124,7 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
 
     usable, finite = filters.usable, filters.finite
     projection, cosine = filters.projection[usable], filters.cosine[usable]
-    d = np.broadcast_to(np.asarray(fan_in, dtype=np.float64), usable.shape)[usable]
+    d = np.broadcast_to(fan_in, usable.shape)[usable]
     n = len(cosine)
     negative = int(np.count_nonzero(projection <= 0))
     smallest, q25, median, q75, largest = _quantiles(cosine)
