@@ -125,7 +125,7 @@ def preload() -> None:
             # Of other systems.
             if not module.name.endswith(("mbcs", "oem")):
                 importlib.import_module(module.name)
-    for name in ("h5py", "ml_dtypes", "numpy.ma", "numpy.lib.stride_tricks", "yaml"):
+    for name in ("ml_dtypes", "numpy.ma", "numpy.lib.stride_tricks", "yaml"):
         importlib.import_module(name)
 
 

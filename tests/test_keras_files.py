@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz.seeds import MAKERS
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.keras import read
 from planescope.checkpoints.keras_graph import MAX_CALLS, trace
@@ -620,7 +621,9 @@ HOSTILE = [
         id="external-storage",
     ),
     pytest.param(with_dataset(virtual), "keeps its values in another file", id="virtual"),
-    pytest.param(of_type(h5py.string_dtype()), "holds object values and is no tensor", id="text"),
+    pytest.param(
+        of_type(h5py.string_dtype()), "holds text or list values and is no tensor", id="text"
+    ),
     pytest.param(of_type([("x", "f4")]), "and is no tensor; save the weights as", id="compound"),
     pytest.param(of_type("V2"), "holds void16 values and is no tensor", id="opaque"),
     pytest.param(
@@ -690,6 +693,81 @@ def test_a_file_that_lies_is_refused_with_a_sentence(tmp_path, build, sentence):
     assert str(caught.value).startswith(f"{path}: ")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_h5py_writes_is_read_as_h5py_reads_it(tmp_path):
+    """Each way of keeping values, of the older and the newer formats, or a sentence about it."""
+    for name, files in MAKERS["hdf5"]():
+        path = tmp_path / name
+        path.write_bytes(files["input"])
+        if name.startswith("refused"):
+            continue
+        if name in ("latest-growing", "latest-two-unlimited", "latest-many"):
+            with pytest.raises(
+                CheckpointError, match="which is not read; rewrite it with h5repack"
+            ):
+                read(path)
+            continue
+        layers = {found.name: found for found in read(path)}
+        with h5py.File(path) as file:
+            kernel, bias = (file[f"layers/conv2d/vars/{number}"][...] for number in (0, 1))
+        assert same(layers["first"].weight, kernel.transpose(3, 2, 0, 1).astype(kernel.dtype.name))
+        assert same(layers["first"].bias, bias)
+
+
+def tree_of(path):
+    """Where the first tree of a group stands, and the file."""
+    content = bytearray(numbered(path, {"conv2d": [KERNEL]}).read_bytes())
+    return content.index(b"TREE"), content
+
+
+@pytest.mark.parametrize(
+    ("at", "change", "sentence"),
+    [
+        pytest.param(5, b"\1", "comes back to itself|a tree that is none", id="level"),
+        pytest.param(4, b"\1", "a node of a tree that is none", id="tree-of-another-kind"),
+        pytest.param(6, b"\xff\xff", "an address outside the file", id="entries-without-end"),
+        pytest.param(32, b"\xff" * 8, "an address outside the file", id="child-elsewhere"),
+    ],
+)
+def test_a_tree_that_lies_is_refused(tmp_path, at, change, sentence):
+    begin, content = tree_of(tmp_path / "a")
+    content[begin + at : begin + at + len(change)] = change
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(CheckpointError, match=sentence):
+        read(tmp_path / "a")
+
+
+def test_a_tree_that_holds_itself_ends(tmp_path):
+    begin, content = tree_of(tmp_path / "a")
+    content[begin + 5] = 1  # a level above the leaves, whose child is the node itself
+    content[begin + 32 : begin + 40] = begin.to_bytes(8, "little")
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(CheckpointError, match="a tree that comes back to itself"):
+        read(tmp_path / "a")
+
+
+def test_a_chunk_whose_checksum_is_another_is_refused(tmp_path):
+    options = {"fletcher32": True, "chunks": KERNEL.shape}
+    path = numbered(tmp_path / "a", {"conv2d": [KERNEL]}, **options)
+    content = bytearray(path.read_bytes())
+    content[content.index(KERNEL.tobytes())] ^= 1
+    path.write_bytes(content)
+    [only] = read(path)
+    with pytest.raises(CheckpointError, match="a chunk whose checksum is another"):
+        only.weight.read()
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (3, 3, 2, 2)}])
+def test_values_that_were_never_written_are_missed(tmp_path, options):
+    with h5py.File(tmp_path / "a", "w") as file:
+        group = file.create_group("layers/conv2d/vars")
+        group.create_dataset("0", (3, 3, 2, 4), "f4", **options)
+        if options:
+            group["0"][..., 2:] = KERNEL[..., 2:]
+    [only] = read(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="values of it were never written"):
+        only.weight.read()
 
 
 def test_groups_linked_in_a_circle_end(tmp_path):
