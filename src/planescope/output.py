@@ -7,11 +7,11 @@ import csv
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planescope.drafts import draft_of
 from planescope.errors import (
     CheckpointError,
     MissingDependencyError,
@@ -29,8 +29,16 @@ FIGURE_FORMS = (".pdf", ".svg", ".png")
 
 
 @contextlib.contextmanager
-def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(target: str | os.PathLike[str], *, beside: Path | None = None) -> Iterator[Path]:
     """Give a path to write to; it takes the target's place when the block ends without an error.
+
+    It lies in a hidden folder beside the target. A process that is killed leaves that folder; the
+    next one that writes the same target removes it.
+
+    Parameters
+    ----------
+    beside : Path, optional
+        Another place for that folder, where the target's own is to hold nothing else.
 
     Raises
     ------
@@ -38,22 +46,16 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
         If the folder is missing or not writable, or the disk is full.
     """
     target = Path(target)
-    draft = None
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=target.suffix)
-        os.close(handle)
-        draft = Path(name)
-        yield draft
-        # mkstemp lets nobody else read; a result has the rights of any new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        draft.chmod(0o666 & ~mask)
-        draft.replace(target)
+        with draft_of(target, beside=beside) as draft:
+            yield draft
+            # Some writers let nobody else read; a result has the rights of any new file.
+            mask = os.umask(0)
+            os.umask(mask)
+            draft.chmod(0o666 & ~mask)
+            draft.replace(target)
     except OSError as exc:
         raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
-    finally:
-        if draft is not None:
-            draft.unlink(missing_ok=True)
 
 
 def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str:

@@ -11,12 +11,10 @@ import hashlib
 import json
 import math
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +29,7 @@ from planescope.confidence import (
     sequential_change_p_value,
     wilson,
 )
+from planescope.drafts import scratch
 from planescope.errors import RunError, UsageError
 from planescope.layer import Kind, Layer
 from planescope.measurement import Source
@@ -79,8 +78,8 @@ def reset(subject: Subject, options: ResetOptions, on_cell: OnCell | None = None
     _check_fit(subject.module, data, subject.network)
     devices = [_device(name) for name in options.devices]
     plan = _plan(subject.module, data, options, devices[0])
-    with tempfile.TemporaryDirectory(prefix="planescope-") as scratch:
-        targets = (*subject.targets, *drawn(subject, options, Path(scratch)))
+    with scratch() as folder:
+        targets = (*subject.targets, *drawn(subject, options, folder))
         cells = {
             (row, target.snapshot, target.draw): _cell(subject, row, names, target)
             for row, names in rows.items()

@@ -96,7 +96,8 @@ def save_part(columns: Mapping[str, Sequence[Any] | NDArray[Any]], target: Path)
     arrays = [pa.array(columns[field.name], field.type) for field in schema]
     # Numbers are hardly ever the same twice: to list them first makes files larger, and slower.
     listed = [field.name for field in schema if not pa.types.is_floating(field.type)]
-    with replacing(target) as draft:
+    # Not in its folder: Polars reads all of that, half a file too.
+    with replacing(target, beside=target.parent.parent) as draft:
         pq.write_table(pa.table(arrays, schema=schema), draft, use_dictionary=listed)
 
 
