@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import planescope as ps
 from planescope.config import RunConfig
 from planescope.errors import CheckpointError, NoLayersError, RunError, StoppedError, UsageError
 from planescope.run import EpochMetrics, Run, State
+from planescope.training import loop
 from planescope.training.batches import batches
 from planescope.training.data import DataOptions, load
 from planescope.training.loop import train
@@ -143,6 +145,34 @@ def test_a_finished_run_is_left_as_it_is(undisturbed):
     before = {path: path.read_bytes() for path in undisturbed.snapshots.values()}
     train(SMALL, undisturbed.path, resume=True)
     assert {path: path.read_bytes() for path in undisturbed.snapshots.values()} == before
+
+
+@pytest.mark.parametrize(
+    ("holds", "sentence"),
+    [
+        pytest.param(True, "another process is training this run", id="and-trains-it"),
+        pytest.param(False, "exists; go on with --resume, or give another --out", id="and-ended"),
+    ],
+)
+def test_a_run_begun_by_another_process_meanwhile_is_left_as_it_is(
+    tmp_path, monkeypatch, holds, sentence
+):
+    path, prepare = tmp_path / "run", loop._prepare
+    with contextlib.ExitStack() as other:
+
+        def begun_meanwhile(*args):
+            prepared = prepare(*args)  # takes seconds
+            if holds:
+                other.enter_context(Run(path).lock())
+            Run.create(path, SMALL.but({"epochs": 7}))
+            return prepared
+
+        monkeypatch.setattr(loop, "_prepare", begun_meanwhile)
+        with pytest.raises(UsageError, match=sentence):
+            train(SMALL, path)
+    assert Run(path).config.epochs == 7
+    assert Run(path).status.state is State.NEW
+    assert Run(path).snapshots == {}
 
 
 def test_a_caller_keeps_its_random_numbers_and_threads(tmp_path):

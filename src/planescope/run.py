@@ -141,10 +141,7 @@ class Run:
         from planescope.config import dump_config
 
         run = cls(path)
-        try:
-            run._snapshot_folder.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise OutputError(f"{path}: cannot be made: {exc.strerror or exc}") from exc
+        run._make(run._snapshot_folder)
         if run.exists:
             raise UsageError(f"{path}: exists; go on with --resume, or give another --out")
         run._write("config.yaml", dump_config(config))
@@ -336,13 +333,18 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Hold the run, so that no other process trains it; a killed process lets go.
 
+        Its folder is made, if it is not there: who is to make the run is settled by that too.
+
         Raises
         ------
         UsageError
             If another process holds it.
+        OutputError
+            If the folder cannot be made.
         """
         from filelock import FileLock, Timeout
 
+        self._make(self.path)
         try:
             # `status` of another process takes the lock for a moment.
             with FileLock(self._lock_file, timeout=1):
@@ -456,6 +458,12 @@ class Run:
                 return False
         except Timeout:
             return True
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise OutputError(f"{self.path}: cannot be made: {exc.strerror or exc}") from exc
 
     def _write(self, name: str, text: str) -> None:
         with replacing(self.path / name) as draft:

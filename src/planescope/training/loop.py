@@ -101,15 +101,18 @@ def train(
         if rank() > 0:  # another process of the same training; the first one keeps the run
             _fit(trainer, task, recorder, run)
             return run
-        if not run.exists:
-            Run.create(path, config)
-        with run.lock(), _outcome(run):
-            # Not with the trainer: a data base of mlflow's begins to be written when it is made.
-            trainer.loggers = [_logger(name, run) for name in config.loggers]
-            _fit(trainer, task, recorder, run)
-            epochs = recorder.history[-1].epoch
-            early = f"on a plateau after epoch {epochs}" if epochs < config.epochs else ""
-            run.save_status(Status(state=State.FINISHED, message=early))
+        with run.lock():
+            # Another process may have begun it meanwhile, and its config.yaml is not to be ours.
+            _check_path(run, config, resume=resume)
+            if not run.exists:
+                Run.create(path, config)
+            with _outcome(run):
+                # Only now: a data base of mlflow's begins to be written when its logger is made.
+                trainer.loggers = [_logger(name, run) for name in config.loggers]
+                _fit(trainer, task, recorder, run)
+                epochs = recorder.history[-1].epoch
+                early = f"on a plateau after epoch {epochs}" if epochs < config.epochs else ""
+                run.save_status(Status(state=State.FINISHED, message=early))
     return run
 
 
