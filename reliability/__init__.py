@@ -1,0 +1,1 @@
+"""What planescope survives: harnesses behind the figures of docs/reliability.md."""

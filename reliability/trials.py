@@ -1,0 +1,121 @@
+"""Commands that are killed: what they need, how they are started, and how they go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reliability.starting import Place, cold
+
+# Small and quick, and still with all kinds of files.
+TRAIN = (
+    "train", "--epochs", "3", "--examples", "128", "--classes", "2", "--width", "0.5",
+    "--threads", "1", "--accelerator", "cpu", "--snapshots-until", "1", "--snapshots-every", "2", "--out",
+    "run",
+)  # fmt: skip
+RESET = (
+    "reset", "run", "--rand", "--draws", "20", "--device", "cpu", "--together",
+    "features.0,features.2", "--out", "resets.csv", "--figure", "map.pdf",
+)  # fmt: skip
+MEASURE = ("measure", "vgg11.safetensors", "--kinds", "all")
+STUDY = """\
+base: {epochs: 2, classes: 2, examples: 128, width: 0.5, snapshots_until: 1, threads: 1,
+       accelerator: cpu}
+reset: {snapshots: [0], subset: 100}
+grid: {learning_rate: [0.02, 0.01]}
+"""
+# Dask starts its workers by a fork where nothing else is said to it, so that they are warm too.
+FORK = {"DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "fork"}
+
+Args = tuple[str, ...]
+
+
+def _nothing(_: Place) -> None:
+    pass
+
+
+def _trained(place: Place) -> None:
+    """A run, trained and reset."""
+    for args in (TRAIN, ("reset", "run", "--device", "cpu")):
+        run(args, place)
+
+
+def _network(place: Place) -> None:
+    """A checkpoint of 2 MB."""
+    import torch
+    from safetensors.torch import save_file
+
+    from planescope.training.networks import build
+
+    torch.manual_seed(0)
+    save_file(build("vgg11", width=0.25).state_dict(), place.work / "vgg11.safetensors")
+
+
+def _study(place: Place) -> None:
+    (place.work / "study.yaml").write_text(STUDY, encoding="utf-8")
+
+
+def run(args: Args, place: Place) -> None:
+    """Run a command to its end."""
+    if cold(args, place).wait():
+        raise RuntimeError(f"{' '.join(args)}: {place.complained}")
+
+
+def _resumed(work: Path) -> Args:
+    """As a user goes on with a training: --resume is refused where nothing was begun."""
+    return (*TRAIN, "--resume") if (work / "run").is_dir() else TRAIN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A command that is killed.
+
+    Attributes
+    ----------
+    prepare : callable
+        Makes what it needs.
+    variants : tuple of tuple of str
+        Its arguments; rounds take turns at them.
+    again : callable, optional
+        Arguments that go on with it in a folder; by default the same.
+    warms : tuple of tuple of str
+        Commands whose imports its own processes make beside its own.
+    env : dict
+        Environment where it is started warm.
+    """
+
+    prepare: Callable[[Place], None] = _nothing
+    variants: tuple[Args, ...]
+    again: Callable[[Path], Args] | None = None
+    warms: tuple[Args, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def args(self, variant: int, work: Path, *, begun: bool) -> Args:
+        """Arguments for a folder."""
+        if begun and self.again is not None:
+            return self.again(work)
+        return self.variants[variant]
+
+
+TRIALS: Mapping[str, Trial] = {
+    "train": Trial(variants=(TRAIN,), again=_resumed),
+    "reset": Trial(prepare=_trained, variants=(RESET,)),
+    "study": Trial(
+        prepare=_study,
+        variants=(("study", "study.yaml", "--out", "out", "--workers", "1"),),
+        warms=(TRAIN, ("reset", "run", "--device", "cpu")),
+        env=FORK,
+    ),
+    "report": Trial(
+        prepare=_trained, variants=(("report", "run", "--out", "page.html", "--json"),)
+    ),
+    "measure": Trial(
+        prepare=_network,
+        variants=(
+            (*MEASURE, "--out", "table.json", "--filters", "filters.npz", "--figure", "map.pdf"),
+            (*MEASURE, "--out", "table.csv", "--filters", "filters.csv"),
+            (*MEASURE, "--out", "table.parquet", "--filters", "filters.parquet"),
+        ),
+    ),
+}  # fmt: skip
