@@ -185,14 +185,17 @@ class Rounds:
 
     def _import(self) -> None:
         """Import what the command imports until its end, as a process of its own tells."""
+        place = _place(self._folder / "imports")
+        _renew(place, self._template)
         for args in (*self._trial.warms, *self._trial.variants):
-            place = _place(self._folder / "imports")
-            _renew(place, self._template)
             listing = place.path / "modules"
             code = f"import atexit, sys; atexit.register(lambda: open({str(listing)!r}, 'w').write("
             code += "' '.join(sys.modules))); from planescope.cli import main; main()"
             subprocess.run(
-                [sys.executable, "-c", code, *args], cwd=place.work, capture_output=True, check=True
+                [sys.executable, "-c", code, *args],
+                cwd=place.work,
+                stdout=subprocess.DEVNULL,
+                check=True,
             )
             import_all(listing.read_text(encoding="utf-8").split())
 

@@ -11,8 +11,8 @@ from reliability.starting import Place, cold
 # Small and quick, and still with all kinds of files.
 TRAIN = (
     "train", "--epochs", "3", "--examples", "128", "--classes", "2", "--width", "0.5",
-    "--threads", "1", "--accelerator", "cpu", "--snapshots-until", "1", "--snapshots-every", "2", "--out",
-    "run",
+    "--threads", "1", "--accelerator", "cpu", "--snapshots-until", "1",
+    "--snapshots-every", "2", "--out", "run",
 )  # fmt: skip
 RESET = (
     "reset", "run", "--rand", "--draws", "20", "--device", "cpu", "--together",
@@ -80,7 +80,7 @@ class Trial:
     again : callable, optional
         Arguments that go on with it in a folder; by default the same.
     warms : tuple of tuple of str
-        Commands whose imports its own processes make beside its own.
+        Commands whose imports processes that it starts make, beside its own.
     env : dict
         Environment where it is started warm.
     """
@@ -104,7 +104,7 @@ TRIALS: Mapping[str, Trial] = {
     "study": Trial(
         prepare=_study,
         variants=(("study", "study.yaml", "--out", "out", "--workers", "1"),),
-        warms=(TRAIN, ("reset", "run", "--device", "cpu")),
+        warms=(TRAIN, ("reset", "run", "--device", "cpu"), ("relate", "run")),
         env=FORK,
     ),
     "report": Trial(

@@ -201,7 +201,9 @@ def _part(path: Path) -> Any:
 def _checkpoint(path: Path) -> Any:
     import torch
 
-    return _plain(torch.load(path, weights_only=True))
+    loaded = torch.load(path, weights_only=True)
+    del loaded["loops"]["validate_loop"]  # counts what this process validated before it trained
+    return _plain(loaded)
 
 
 def _plain(value: Any) -> Any:
@@ -228,6 +230,6 @@ TIMELESS: Mapping[str, Callable[[Path], Any]] = {
     "environment.json": _starts,  # what starts had, not how many there were
     "study.json": _record,  # without seconds
     "table/.parquet": _part,  # without seconds
-    "last.ckpt": _checkpoint,  # tensors to the bit; the archive itself may be packed otherwise
+    "last.ckpt": _checkpoint,  # all that training goes on with, to the bit
     "resets-progress.json": _any_json,  # in whatever order its cells were finished
 }

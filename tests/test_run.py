@@ -15,6 +15,7 @@ from safetensors import safe_open
 import planescope as ps
 from planescope import run as run_module
 from planescope.config import RunConfig
+from planescope.drafts import draft_prefix
 from planescope.errors import CheckpointError, OutputError, UsageError
 from planescope.run import EpochMetrics, Run, State, Status
 
@@ -172,6 +173,17 @@ def test_a_run_is_held_by_one_process_which_lets_go_when_it_is_killed(run):
     assert run.status == Status(state=State.STOPPED, message="it was killed; go on with --resume")
     with run.lock():
         pass
+
+
+def test_who_holds_a_run_removes_what_killed_processes_left_in_it(run):
+    # As of one killed after the file was in its place, and before its draft was removed.
+    run.add_measurement(0, measurement(0))
+    for folder in (run.path, run.path / "snapshots", run.path / "filters"):
+        left = folder / f"{draft_prefix(folder / 'config.yaml')}x"
+        left.mkdir()
+        (left / ".lock").write_text("")
+    with run.lock():
+        assert not list(run.path.rglob(".planescope-*"))
 
 
 def test_environment_keeps_each_start(run):

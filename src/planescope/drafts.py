@@ -21,7 +21,7 @@ except ModuleNotFoundError:  # Windows, where a file that a process has open can
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-SCRATCH = "planescope-"
+DRAFT, SCRATCH = ".planescope-", "planescope-"
 
 
 def draft_prefix(target: Path, /) -> str:
@@ -29,7 +29,7 @@ def draft_prefix(target: Path, /) -> str:
 
     Its own name is in it as a number: whole, it could make a name that is too long.
     """
-    return f".planescope-{zlib.crc32(os.fsencode(target.name)):08x}-"
+    return f"{DRAFT}{zlib.crc32(os.fsencode(target.name)):08x}-"
 
 
 @contextlib.contextmanager
@@ -51,6 +51,15 @@ def draft_of(target: Path, /, *, beside: Path | None = None) -> Iterator[Path]:
     """
     with _held(beside or target.parent, draft_prefix(target)) as folder:
         yield folder / target.name
+
+
+def remove_drafts(folder: Path, /) -> None:
+    """Remove what killed processes left in a folder, whichever file it was.
+
+    One that is never written again would keep the folder of its draft, had the process been killed
+    just before that was removed.
+    """
+    _remove_unheld(folder, DRAFT)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@
     resets.json          what its layers, put back, cost; resets-progress.json keeps work on that
     relation.json        what scores tell of those costs, where `relate --out` wrote it here
 
-Files are whole or absent. Those of an epoch are written before its `last.ckpt`; what a killed run
-wrote after that is cut off when it is resumed.
+Files are whole or absent: they are written in hidden folders ``.planescope-...`` first. Those of an
+epoch are written before its `last.ckpt`; what a killed run wrote after that is cut off when it is
+resumed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planescope.drafts import remove_drafts
 from planescope.errors import CheckpointError, OutputError, UsageError, one_line
 from planescope.measurement import (
     LAYER_KEYS,
@@ -348,6 +350,8 @@ class Run:
         try:
             # `status` of another process takes the lock for a moment.
             with FileLock(self._lock_file, timeout=1):
+                for folder in (self.path, self._snapshot_folder, self._filters_folder):
+                    remove_drafts(folder)
                 yield
         except Timeout:
             raise UsageError(f"{self.path}: another process is training this run") from None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from planescope.drafts import remove_drafts
 from planescope.errors import PlanescopeError, RunError, StoppedError, UsageError
 from planescope.study import cluster
 from planescope.study.costs import seconds_of
@@ -125,6 +126,9 @@ def _tidy(study: Study) -> None:
     from planescope.study.table import remove_others
 
     remove_others(study.table_folder, [spec.name for spec in study.specs])
+    # Runs that are made are not looked into again.
+    for folder in (study.path, *(study.run(name).path for name in study.there())):
+        remove_drafts(folder)
 
 
 @dataclass

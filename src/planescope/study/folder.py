@@ -219,7 +219,7 @@ class Study:
     @property
     def status(self) -> StudyStatus:
         """How far it is, from what lies in its folder."""
-        there = self._there()
+        there = self.there()
         tables = self.in_table()
         done, failed, running = 0, [], []
         for spec in self.specs:
@@ -250,7 +250,8 @@ class Study:
             return frozenset(entry.name.removesuffix(".parquet") for entry in entries)
         return frozenset()
 
-    def _there(self) -> frozenset[str]:
+    def there(self) -> frozenset[str]:
+        """Names of the runs that have a folder."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.path / "runs") as entries:
             return frozenset(entry.name for entry in entries)
         return frozenset()
