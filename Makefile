@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test lint docs bench fuzz mutants dist clean
+.PHONY: install quickstart test lint docs bench fuzz mutants reliability dist clean
 
 # pyproject.toml is the one list of what is needed; the stamps follow it.
 $(VENV)/made:
@@ -66,6 +66,10 @@ fuzz: $(VENV)/dev
 # Hours for all; ARGS='--sample 300' for some of it.
 mutants: $(VENV)/mutants
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(ARGS)
+
+# ARGS='--command train' kills one command only; see --help.
+reliability: $(VENV)/dev
+	$(BIN)/python -m reliability kills $(ARGS)
 
 dist: $(VENV)/made
 	$(PIP) build

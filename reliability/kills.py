@@ -83,6 +83,8 @@ class Rounds:
         self.outcome = Outcome(command)
         self._command, self._trial, self._folder = command, TRIALS[command], folder
         self._is_cold, self._seed = is_cold, seed
+        # Every run is made here: some results tell the path of what they are of.
+        self._here = Place(folder / "here")
         self._template = _place(folder / "template")
         self._trial.prepare(self._template)
         self._quiet = self._undisturbed()
@@ -111,7 +113,7 @@ class Rounds:
         with self._a_place(f"round-{number}") as place:
             wanted, kills = rng.choice(CHAINS), 0
             while kills < wanted:
-                if not kills:
+                if not kills:  # a draw after the end begins anew too
                     _renew(place, self._template)
                 started = self._start(variant, place, begun=kills > 0)
                 status = started.wait(moment())
@@ -129,7 +131,7 @@ class Rounds:
             _renew(place, self._template)
             bomb = Bomb(number, place.work)
             args = self._trial.args(variant, place.work, begun=False)
-            status = warm(args, place, first=bomb.arm, **self._trial.env).wait()
+            status = warm(args, place, first=bomb.arm).wait()
             if status == 0:
                 return False
             where = f"before {bomb.operation}"
@@ -164,14 +166,14 @@ class Rounds:
         args = self._trial.args(variant, place.work, begun=begun)
         if self._is_cold:
             return cold(args, place)
-        return warm(args, place, **self._trial.env)
+        return warm(args, place)
 
     def _undisturbed(self) -> _Quiet:
         if not self._is_cold:
             self._import()
         places, seconds = [], []
         for variant in range(len(self._trial.variants)):
-            place = _place(self._folder / f"quiet-{variant}")
+            place = self._here
             for _ in range(3 if not self._is_cold else 1):
                 _renew(place, self._template)
                 began = time.monotonic()
@@ -180,12 +182,13 @@ class Rounds:
                 seconds.append(time.monotonic() - began)
             if problems := in_child(damaged, place.work):
                 raise RuntimeError(f"{self._command}: {problems}")
-            places.append(place)
+            places.append(_moved(place, f"quiet-{variant}"))
         return _Quiet(tuple(places), statistics.median(seconds))
 
     def _import(self) -> None:
         """Import what the command imports until its end, as a process of its own tells."""
-        place = _place(self._folder / "imports")
+        os.environ.update(self._trial.env)  # read when Dask is imported
+        place = self._here
         _renew(place, self._template)
         for args in (*self._trial.warms, *self._trial.variants):
             listing = place.path / "modules"
@@ -201,12 +204,11 @@ class Rounds:
 
     @contextlib.contextmanager
     def _a_place(self, name: str) -> Iterator[Place]:
-        """Give a place, which stays only where there was a problem."""
+        """Give the place, which is kept under a name where there was a problem."""
         problems = len(self.outcome.problems)
-        place = _place(self._folder / name)
-        yield place
-        if len(self.outcome.problems) == problems:
-            shutil.rmtree(place.path)
+        yield self._here
+        if len(self.outcome.problems) > problems:
+            _moved(self._here, name)
 
 
 def _compared(quiet: Place, other: Place) -> list[str]:
@@ -229,9 +231,13 @@ def _place(path: Path) -> Place:
 
 def _renew(place: Place, template: Place) -> None:
     """Make a place what the template is."""
-    shutil.rmtree(place.path)
+    shutil.rmtree(place.path, ignore_errors=True)
     shutil.copytree(template.work, place.work)
     place.temporary.mkdir()
+
+
+def _moved(place: Place, name: str) -> Place:
+    return Place(place.path.rename(place.path.with_name(name)))
 
 
 class Bomb:

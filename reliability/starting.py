@@ -87,7 +87,7 @@ def _is_there(group: int) -> bool:
     return False
 
 
-def cold(args: Iterable[str], place: Place, **env: str) -> Started:
+def cold(args: Iterable[str], place: Place) -> Started:
     """Start a command as a user does."""
     with (
         (place.path / "stdout").open("wb") as out,
@@ -96,7 +96,7 @@ def cold(args: Iterable[str], place: Place, **env: str) -> Started:
         process = subprocess.Popen(
             [sys.executable, "-m", "planescope", *args],
             cwd=place.work,
-            env=os.environ | {"TMPDIR": str(place.temporary)} | env,
+            env=os.environ | {"TMPDIR": str(place.temporary)},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -112,12 +112,10 @@ def cold(args: Iterable[str], place: Place, **env: str) -> Started:
     return Started(process.pid, join)
 
 
-def warm(
-    args: Iterable[str], place: Place, *, first: Callable[[], None] | None = None, **env: str
-) -> Started:
+def warm(args: Iterable[str], place: Place, *, first: Callable[[], None] | None = None) -> Started:
     """Start a command in a fork of this process; `first` is called in it before."""
     assert_single_thread()
-    process = _FORK.Process(target=_command, args=(list(args), place, first, env))
+    process = _FORK.Process(target=_command, args=(list(args), place, first))
     process.start()
     assert process.pid is not None
 
@@ -128,11 +126,9 @@ def warm(
     return Started(process.pid, join)
 
 
-def _command(
-    args: list[str], place: Place, first: Callable[[], None] | None, env: dict[str, str]
-) -> None:
+def _command(args: list[str], place: Place, first: Callable[[], None] | None) -> None:
     os.setsid()
-    os.environ.update(env, TMPDIR=str(place.temporary))
+    os.environ["TMPDIR"] = str(place.temporary)
     tempfile.tempdir = None  # looked up again
     os.chdir(place.work)
     for name, number in (("stdout", 1), ("stderr", 2)):
