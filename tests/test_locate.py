@@ -154,5 +154,5 @@ def test_pipes_and_devices_are_refused_without_blocking(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):
-        with refuses(path, "is not a regular file; copy the model into one first"):
+        with refuses(path, "is not a regular file; copy it into one first"):
             read_contents(locate(path))

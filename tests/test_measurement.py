@@ -390,10 +390,10 @@ def without(data, *keys):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        pytest.param(lambda data: "", "is no measurement; save one with --out", id="empty"),
-        pytest.param(lambda data: "name,kind\na,conv\n", "is no measurement", id="csv"),
-        pytest.param(lambda data: json.dumps(data)[:-9], "is no measurement", id="truncated"),
-        pytest.param(lambda data: "[" * 100_000, "is no measurement", id="deeply-nested"),
+        pytest.param(lambda data: "", "holds no measurement; save it with --out", id="empty"),
+        pytest.param(lambda data: "name,kind\na,conv\n", "holds no measurement", id="csv"),
+        pytest.param(lambda data: json.dumps(data)[:-9], "holds no measurement", id="truncated"),
+        pytest.param(lambda data: "[" * 100_000, "holds no measurement", id="deeply-nested"),
         pytest.param(lambda data: "[1, 2]", "holds 2 measurements; save each", id="several"),
         pytest.param(lambda data: "3", "its schema is None", id="number"),
         pytest.param(lambda data: "{}", "its schema is None, and this version", id="no-schema"),
@@ -421,7 +421,7 @@ def test_a_file_that_is_no_measurement_is_refused(network, tmp_path, damage, sen
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ps.CheckpointError, match="is no measurement"):
+    with pytest.raises(ps.CheckpointError, match="holds no measurement"):
         ps.load(tmp_path / "a.json")
 
 
@@ -429,7 +429,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     ("path", "sentence"),
     [
         ("none.json", "cannot be read: No such file"),
-        ("", "cannot be read: Is a directory"),
+        ("", "cannot be read: is a folder"),
         ("a\0.json", "cannot be read: embedded null"),
     ],
 )
@@ -449,7 +449,9 @@ def test_a_path_that_cannot_be_read_is_refused(tmp_path, path, sentence):
 def test_a_damaged_parquet_file_is_refused(network, tmp_path, damage):
     network.save(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(damage((tmp_path / "a.parquet").read_bytes()))
-    with pytest.raises(ps.CheckpointError, match=r"b\.parquet: (is no measurement|cannot be read)"):
+    with pytest.raises(
+        ps.CheckpointError, match=r"b\.parquet: (holds no measurement|cannot be read)"
+    ):
         ps.load(tmp_path / "b.parquet")
 
 

@@ -170,7 +170,7 @@ def test_bytes_are_read_where_they_lie(file):
     ("name", "sentence"),
     [
         ("none", "cannot be read: No such file"),
-        ("", "is not a regular file; copy the model into one first"),
+        ("", "cannot be read: is a folder, not a file"),
         ("a\0b", "cannot be read: embedded null"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.errors import CheckpointError, NoLayersError, one_line
 from planescope.layer import Input, Kind, Skipped, View
-from planescope.output import read_parquet_metadata, write, write_csv, write_parquet
+from planescope.output import read_saved, write, write_csv, write_parquet
 from planescope.records import record
 from planescope.statistics import Filters, Statistics
 
@@ -226,11 +226,7 @@ def load(path: str | os.PathLike[str]) -> Measurement:
     MissingDependencyError
         If a Parquet file needs pyarrow.
     """
-    try:
-        data = _saved_dict(Path(path))
-    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
-        reason = getattr(exc, "strerror", None) or one_line(exc)
-        raise CheckpointError(f"{path}: cannot be read: {reason}") from exc
+    data = read_saved(path, "measurement")
     if isinstance(data, list):
         raise CheckpointError(f"{path}: holds {len(data)} measurements; save each in its own file")
     found = data.get("schema") if isinstance(data, dict) else None
@@ -363,18 +359,6 @@ def filter_values(measurement: Measurement, layer: LayerMeasurement, /) -> Filte
             "measure the checkpoint itself"
         )
     return layer.values
-
-
-def _saved_dict(path: Path) -> Any:
-    with path.open("rb") as file:
-        is_parquet = file.read(4) == b"PAR1"
-    try:
-        if not is_parquet:
-            return json.loads(path.read_text(encoding="utf-8"))
-        metadata = read_parquet_metadata(path)
-        return json.loads(metadata.get(b"planescope", b"null"))
-    except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
-        raise CheckpointError(f"{path}: is no measurement; save one with --out") from exc
 
 
 def layer_from_dict(row: Mapping[str, Any], /) -> LayerMeasurement:

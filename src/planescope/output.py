@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from planescope.errors import (
     UsageError,
     one_line,
 )
+from planescope.inputs import open_binary, read_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +49,7 @@ def replacing(target: str | os.PathLike[str], *, beside: Path | None = None) -> 
     """
     target = Path(target)
     try:
+        target = _followed(target)
         with draft_of(target, beside=beside) as draft:
             yield draft
             # Some writers let nobody else read; a result has the rights of any new file.
@@ -58,6 +61,15 @@ def replacing(target: str | os.PathLike[str], *, beside: Path | None = None) -> 
         raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
 
 
+def _followed(target: Path) -> Path:
+    """Where a link leads to, so that it stays one; what is neither file nor absent is refused."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = target.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError("it is no regular file; give another name")
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
 def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str:
     """Suffix of an output file, which chooses its form; looked at before long work begins.
 
@@ -66,7 +78,8 @@ def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str
     UsageError
         If it is none of `suffixes`.
     OutputError
-        If the target is a folder, or its own folder does not exist.
+        If the target is a folder or a device, or its own folder does not exist or may not be
+        written.
     """
     path = Path(target)
     *others, last = suffixes
@@ -76,6 +89,12 @@ def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str
         raise OutputError(f"{target}: is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise OutputError(f"{target}: the folder {path.parent} does not exist; make it first")
+    try:
+        folder = _followed(path).parent
+    except OSError as exc:
+        raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: the folder {folder} may not be written; give another")
     return path.suffix.lower()
 
 
@@ -154,11 +173,11 @@ def read_saved(path: str | os.PathLike[str], what: str) -> Any:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             is_parquet = file.read(4) == b"PAR1"
         if is_parquet:
             return json.loads(read_parquet_metadata(path).get(b"planescope", b"null"))
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except OSError as exc:
         raise CheckpointError(f"{path}: cannot be read: {exc.strerror or one_line(exc)}") from exc
     except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
 import re
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.drafts import remove_drafts
 from planescope.errors import CheckpointError, OutputError, UsageError, one_line
+from planescope.inputs import open_binary, read_text
 from planescope.measurement import (
     LAYER_KEYS,
     LayerMeasurement,
@@ -255,7 +257,8 @@ class Run:
 
         path = _file_of(self._filters_folder, epoch)
         try:
-            filters: dict[str, NDArray[np.float32]] = load_file(path)
+            with open_binary(path):  # safetensors would wait for a pipe
+                filters: dict[str, NDArray[np.float32]] = load_file(path)
         except (OSError, SafetensorError) as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
         return filters
@@ -273,7 +276,7 @@ class Run:
         if not path.is_file():
             return ()
         try:
-            return tuple(map(dict, json.loads(path.read_text(encoding="utf-8"))["starts"]))
+            return tuple(map(dict, json.loads(read_text(path))["starts"]))
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise CheckpointError(f"{path}: is damaged ({exc!r})") from exc
 
@@ -323,7 +326,7 @@ class Run:
         if not path.is_file():
             return Status(state=State.NEW)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_text(path))
             status = Status(state=State(data["state"]), message=str(data["message"]))
         except (OSError, ValueError, TypeError, KeyError) as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc!r})") from exc
@@ -415,7 +418,8 @@ class Run:
 
         path = _file_of(self._snapshot_folder, epoch)
         try:
-            weights: dict[str, torch.Tensor] = load_file(path)
+            with open_binary(path):
+                weights: dict[str, torch.Tensor] = load_file(path)
         except (OSError, SafetensorError) as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
         return weights
@@ -504,7 +508,8 @@ class Run:
 
         try:
             # One file as it is: what reads several together imports pandas, half a second.
-            columns: dict[str, list[Any]] = pq.ParquetFile(path).read().to_pydict()
+            with open_binary(path) as file:
+                columns: dict[str, list[Any]] = pq.ParquetFile(file).read().to_pydict()
         except (OSError, ValueError) as exc:  # Arrow's errors are among these
             raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
         if columns.keys() != set(_MEASUREMENT_KEYS):
@@ -567,8 +572,7 @@ def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
         If its columns are others, or a row is not whole.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            head, *rows = csv.reader(file)
+        head, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
         if tuple(head) != tuple(keys):
             raise ValueError("its columns are others")
         columns = zip(*rows, strict=True) if rows else [()] * len(keys)

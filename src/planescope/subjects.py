@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from planescope.errors import CheckpointError
+from planescope.inputs import open_binary, read_text
 from planescope.measurement import SCHEMA as MEASUREMENT
 from planescope.measurement import Measurement, load
 from planescope.measuring import measure
@@ -186,11 +187,11 @@ def _schema(path: Path) -> str | None:
     if path.suffix.lower() not in (".json", ".parquet") or not path.is_file():
         return None
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             is_parquet = file.read(len(PARQUET)) == PARQUET
         if is_parquet:
             return read_parquet_metadata(path).get(b"schema", b"none").decode()
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as exc:
         raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
     if isinstance(data, list):  # as `measure` writes several

@@ -6,14 +6,17 @@ import os
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import CheckpointError, UsageError, one_line
+from planescope.errors import UsageError, one_line
+from planescope.inputs import read_text
 
 if TYPE_CHECKING:
     import yaml
 
+
+# Some ten thousand lines, which take seconds to parse; a study's grid needs few.
+MOST_YAML_BYTES = 1 << 20
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 76
@@ -84,9 +87,7 @@ def read_document(path: str | os.PathLike[str], /) -> Document:
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+        text = read_text(path, most=MOST_YAML_BYTES)
     except UnicodeDecodeError as exc:
         raise UsageError(f"{path}: is not UTF-8 text; give a YAML file") from exc
     loader = None

@@ -12,8 +12,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from planescope.checkpoints.raw import open_binary, read_exactly
+from planescope.checkpoints.raw import read_exactly
 from planescope.errors import CheckpointError
+from planescope.inputs import open_binary
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 

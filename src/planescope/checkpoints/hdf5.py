@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 from planescope.checkpoints.archive import BOMB_BYTES, BOMB_RATIO
 from planescope.checkpoints.hdf5_bytes import MAGIC, Objects
 from planescope.checkpoints.hdf5_datasets import Chunk, Dataset, read_dataset, unpacked
-from planescope.checkpoints.raw import ITEM_SIZES, decode, open_binary, stored_tensor
+from planescope.checkpoints.raw import ITEM_SIZES, decode, stored_tensor
 from planescope.errors import CheckpointError
+from planescope.inputs import open_binary
 from planescope.layer import Tensor
 
 if TYPE_CHECKING:

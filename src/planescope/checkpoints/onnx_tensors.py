@@ -21,10 +21,10 @@ from planescope.checkpoints.raw import (
     ITEM_SIZES,
     MAX_DIMENSIONS,
     decode,
-    open_binary,
     stored_tensor,
 )
 from planescope.errors import CheckpointError
+from planescope.inputs import open_binary
 from planescope.layer import Tensor
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from planescope.checkpoints.raw import open_binary
+from planescope.inputs import open_binary
 
 HEAD_BYTES = 4096
 ZIP_MAGIC = b"PK\x03\x04"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planescope.errors import CheckpointError
+from planescope.inputs import open_binary
 from planescope.layer import Tensor
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
-
     import numpy as np
 
 # Bytes an element, by the name NumPy or ml_dtypes gives the type. One table for every format; the
@@ -63,18 +61,6 @@ def read_exactly(path: Path, offset: int, length: int) -> bytes:
             )
         file.seek(offset)
         return file.read(length)
-
-
-def open_binary(path: Path) -> BinaryIO:
-    """Open a regular file for reading, with our own error when that fails."""
-    try:
-        # Opening a pipe would block, and reading a device might never end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{path}: is not a regular file; copy the model into one first")
-        return path.open("rb")
-    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
-        reason = getattr(exc, "strerror", None) or exc
-        raise CheckpointError(f"{path}: cannot be read: {reason}") from exc
 
 
 def stored_tensor(

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from planescope.checkpoints.raw import (
     ITEM_SIZES,
     MAX_DIMENSIONS,
-    open_binary,
     read_exactly,
     stored_tensor,
 )
 from planescope.errors import CheckpointError
+from planescope.inputs import open_binary
 from planescope.layer import StateDict, Tensor
 
 if TYPE_CHECKING:

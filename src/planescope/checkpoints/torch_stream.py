@@ -6,7 +6,7 @@ import mmap
 from typing import TYPE_CHECKING
 
 from planescope.checkpoints.pickles import Pickled, read_pickle
-from planescope.checkpoints.raw import ITEM_SIZES, open_binary
+from planescope.checkpoints.raw import ITEM_SIZES
 from planescope.checkpoints.torch_objects import (
     Storage,
     StorageId,
@@ -15,6 +15,7 @@ from planescope.checkpoints.torch_objects import (
     storage_id,
 )
 from planescope.errors import CheckpointError
+from planescope.inputs import open_binary
 
 if TYPE_CHECKING:
     from pathlib import Path

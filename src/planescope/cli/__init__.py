@@ -6,34 +6,99 @@ Exit status: 0 done, 1 a run that failed, 2 wrong usage or input, 130 interrupte
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
 
 
 def main() -> None:
     """Run the command that ``sys.argv`` names, and end the process with its status."""
+    _prepare_streams()
+    # Threads that wait by spinning make a small network ten times slower where the processors are
+    # shared. It is read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    raise SystemExit(_run())
+
+
+def _prepare_streams() -> None:
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Who closed it wants nothing of it; the next file to be opened must not take its place.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "r+" if number else "r", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A layer's name may hold what the terminal's encoding does not.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # Threads that wait by spinning make a small network ten times slower where the processors are
-    # shared. It is read once, when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _run() -> int:
+    """Run the command, say in a sentence what went wrong, and give the exit status."""
+    import click
+
     from planescope.cli.app import app
     from planescope.errors import PlanescopeError
 
     try:
-        app()
+        status = app(prog_name="planescope", standalone_mode=False)
+        sys.stdout.flush()  # at the end of the process nobody would say what is wrong with it
     except PlanescopeError as exc:
-        # Names come from files: a line break in one must not look like a second message.
-        message = " ".join(str(exc).splitlines())
-        print(f"planescope: {message}", file=sys.stderr)
-        raise SystemExit(exc.status) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does; the interpreter must not flush again.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        return _say(str(exc), exc.status)
+    except click.ClickException as exc:
+        return _say_usage(exc)
+    except (click.Abort, KeyboardInterrupt):  # click makes the one of the other
+        return _say("interrupted", 130)
+    except (BrokenPipeError, SystemExit) as exc:
+        # The reader of our output went away, as `head` does; click and Rich would end with 1.
+        if not isinstance(exc.__context__ if isinstance(exc, SystemExit) else exc, BrokenPipeError):
+            raise
+        _drop_output()
+        return 0
+    except OSError as exc:
+        # What no reader and no writer of ours foresaw: a file that is gone, a right that was taken.
+        return _say(f"{_place(exc)}: {exc.strerror or exc}", 2)
+    except MemoryError as exc:
+        return _say(f"memory ran out ({exc})" if str(exc) else "memory ran out", 1)
+    return status if isinstance(status, int) else 0
+
+
+def _say(sentence: str, status: int) -> int:
+    # Names come from files: a line break in one must not look like a second message.
+    line = " ".join(sentence.splitlines())
+    with contextlib.suppress(OSError):  # there may be no room for it
+        print(f"planescope: {line}", file=sys.stderr)
+    return status
+
+
+def _say_usage(error: click.ClickException) -> int:
+    message = error.format_message()
+    if "\n" in message:  # the help itself, where no command was given
+        error.show()
+        return error.exit_code
+    ctx = getattr(error, "ctx", None)
+    command = "planescope" if ctx is None else ctx.command_path
+    message = message.replace(". Did you mean", "; did you mean").rstrip(".")
+    return _say(f"{message} (see {command} --help)", error.exit_code)
+
+
+def _place(error: OSError) -> str:
+    if error.filename is not None:
+        return os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    # Files of ours that cannot be written are named by `replacing`; what is left is the output.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
+        _drop_output()
+        return "standard output"
+    return "the system"
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere; the interpreter would fail on it once more."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

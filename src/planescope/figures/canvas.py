@@ -28,6 +28,8 @@ _OVER: ContextVar[Mapping[str, Any]] = ContextVar("over", default=MappingProxyTy
 Width = Literal["column", "page"] | float
 WIDTHS = {"column": 3.35, "page": 6.9}
 NARROWEST, WIDEST = 2.5, 30.0
+MOST_STYLE_BYTES = 1 << 20
+
 # Of a title, for letters of the usual width.
 SIGNS_AN_INCH, LONGEST_TITLE = 17, 40
 
@@ -159,6 +161,8 @@ def _read_style(path: Path) -> dict[str, Any]:
 
     if not path.is_file():  # Matplotlib would look for it on the network
         raise UsageError(f"{path}: no such style sheet; give the path of an .mplstyle file")
+    if path.stat().st_size > MOST_STYLE_BYTES:
+        raise UsageError(f"{path}: is too large for a Matplotlib style sheet; is it the right one?")
     told: list[str] = []
     listener = logging.Handler()
     listener.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]

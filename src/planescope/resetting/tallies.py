@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.errors import CheckpointError
+from planescope.inputs import read_text
 from planescope.output import replacing
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Progress:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
         if data["schema"] != SCHEMA:
             raise ValueError(f"its schema is {data['schema']!r}")
         return dict(data["protocols"])

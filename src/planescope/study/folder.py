@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope import records
 from planescope.errors import CheckpointError, OutputError, UsageError
+from planescope.inputs import read_text
 from planescope.output import replacing
 from planescope.run import Run
 from planescope.study.plan import Plan, StudyConfig, read_plan
@@ -219,10 +220,11 @@ class Study:
     @property
     def status(self) -> StudyStatus:
         """How far it is, from what lies in its folder."""
+        specs = self.specs  # says so where there is no study
         there = self.there()
         tables = self.in_table()
         done, failed, running = 0, [], []
-        for spec in self.specs:
+        for spec in specs:
             if spec.name not in there:
                 continue
             record = self.record(spec.name)
@@ -234,7 +236,7 @@ class Study:
                 failed.append((spec.name, record.error))
         return StudyStatus(
             path=str(self.path),
-            total=len(self.specs),
+            total=len(specs),
             done=done,
             running=tuple(running),
             failed=tuple(failed),
@@ -289,13 +291,15 @@ class Study:
         """
         path = self._record_file(name)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_text(path))
             if data.pop("schema") != RECORD_SCHEMA:
                 raise ValueError("its schema is another")
             return records.record(RunRecord, data)
-        except FileNotFoundError:
-            return RunRecord(name=name)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
+        except CheckpointError as exc:
+            if isinstance(exc.__cause__, FileNotFoundError):
+                return RunRecord(name=name)
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
             raise CheckpointError(
                 f"{path}: cannot be read ({exc}); remove it to have the run looked at again"
             ) from exc

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from planescope.checkpoints.archive import BOMB_BYTES, BOMB_RATIO
 from planescope.checkpoints.pickles import Call, Global, Key, read_pickle
-from planescope.checkpoints.raw import open_binary
 from planescope.errors import CheckpointError, MissingDependencyError, one_line
+from planescope.inputs import open_binary
 from planescope.training.matfiles import read_mat
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import zlib
 from typing import TYPE_CHECKING
 
 from planescope.checkpoints.archive import BOMB_BYTES, BOMB_RATIO
-from planescope.checkpoints.raw import open_binary
 from planescope.errors import CheckpointError
+from planescope.inputs import open_binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

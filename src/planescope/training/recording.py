@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from planescope.assembly import measure_layers
 from planescope.checkpoints.state_dict import find_layers
 from planescope.errors import CheckpointError, NoLayersError, RunError
+from planescope.inputs import open_binary
 from planescope.layer import Array, Kind, Layer, View
 from planescope.measurement import Measurement, Source
 from planescope.metrics import by_key
@@ -223,9 +224,10 @@ class WholeCheckpoints(TorchCheckpointIO):
             If it is damaged or holds anything else.
         """
         try:
-            loaded: dict[str, Any] = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=True
-            )
+            with open_binary(path):  # torch would wait for a pipe
+                loaded: dict[str, Any] = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=True
+                )
         except (
             OSError,
             RuntimeError,
