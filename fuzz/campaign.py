@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fuzz.mutations import mutated
+from fuzz.targets import Read
 from fuzz.watching import (
     MEMORY_BYTES,
     SECONDS,
@@ -35,7 +36,6 @@ from fuzz.watching import (
 from planescope.errors import PlanescopeError
 
 Seeds = dict[str, dict[str, bytes]]
-Read = Callable[[Path, int], None]
 
 # Of one kind; beyond it they are counted.
 KEPT_FAULTS = 3
@@ -241,12 +241,13 @@ def _work(job: _Job, cases: list[int], folder: Path, at: mmap.mmap, pipe: Any) -
     for number, files in enumerate(job.seeds * 4):
         kept = _write(inside, files, kept)
         with contextlib.suppress(PlanescopeError):
-            job.read(inside, number)
+            job.read(inside, number, files.keys())
     gc.collect()
     gc.freeze()
     watch = Watch(inside, **job.limits)
     watch.install()
 
+    unchanged = {id(data) for files in job.seeds for data in files.values()}
     news = _News()
     began = time.process_time()
     for index, case in enumerate(cases):
@@ -256,7 +257,7 @@ def _work(job: _Job, cases: list[int], folder: Path, at: mmap.mmap, pipe: Any) -
         before = watch.memory
         watch.begin()
         try:
-            job.read(inside, case)
+            job.read(inside, case, [name for name in kept if id(kept[name]) not in unchanged])
         except PlanescopeError as exc:
             watch.end()
             news.refused(exc)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import encodings
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import planescope as ps
@@ -19,11 +19,14 @@ from planescope.layer import Layer, StateDict
 from planescope.study.plan import read_plan
 from planescope.training import datafiles
 
+# Folder, number of the case, and which files were changed.
+Read = Callable[[Path, int, Collection[str]], None]
+
 # The whole measurement takes three times as long as reading, and sees the same numbers.
 MEASURED = 4
 
 
-def _checkpoint(folder: Path, case: int) -> None:
+def _checkpoint(folder: Path, case: int, _: Collection[str]) -> None:
     """Read every tensor, and measure now and then."""
     if case % MEASURED == 0:
         ps.measure(folder / INPUT, kinds="all", view="effective").to_json(indent=None)
@@ -46,27 +49,27 @@ def _tensors(layer: Layer) -> list[ps.layer.Tensor]:
     return [part for part in parts if part is not None]
 
 
-def _pickle(folder: Path, _: int) -> None:
+def _pickle(folder: Path, *_: object) -> None:
     read_pickle((folder / INPUT).read_bytes(), where="a.pkl")
 
 
-def _config(folder: Path, _: int) -> None:
+def _config(folder: Path, *_: object) -> None:
     dump_config(load_config(folder / INPUT))
 
 
-def _study(folder: Path, _: int) -> None:
+def _study(folder: Path, *_: object) -> None:
     read_plan(folder / INPUT)
 
 
-def _measurement(folder: Path, case: int) -> None:
+def _measurement(folder: Path, case: int, _: Collection[str]) -> None:
     _use(ps.load(folder / INPUT), case)
 
 
-def _resets(folder: Path, case: int) -> None:
+def _resets(folder: Path, case: int, _: Collection[str]) -> None:
     _use(ps.Resets.load(folder / INPUT), case)
 
 
-def _relation(folder: Path, case: int) -> None:
+def _relation(folder: Path, case: int, _: Collection[str]) -> None:
     _use(ps.Relation.load(folder / INPUT), case)
 
 
@@ -80,41 +83,41 @@ def _use(result: ps.Measurement | ps.Resets | ps.Relation, case: int) -> None:
         result.to_pandas()
 
 
-def _run(folder: Path, case: int) -> None:
-    """Ask a run for all that it has; each may be refused on its own."""
+def _run(folder: Path, case: int, changed: Collection[str]) -> None:
+    """Ask a run for what stands in the files that were changed; each may be refused on its own."""
     run = ps.Run(folder / "run")
-    asked: list[Callable[[], object]] = [
-        lambda: run.status,
-        lambda: run.config,
-        lambda: run.metrics,
-        lambda: run.measured_layers,
-        lambda: run.environments,
-        lambda: [run.load_filters(epoch) for epoch in run.filter_epochs],
+    asked: list[tuple[str, Callable[[], object]]] = [
+        ("config.yaml", lambda: run.config),
+        ("state.json", lambda: run.status),
+        (".lock", lambda: run.status),
+        ("environment.json", lambda: run.environments),
+        ("metrics.csv", lambda: run.metrics),
+        ("measurements", lambda: run.measured_layers),
+        ("filters", lambda: [run.load_filters(epoch) for epoch in run.filter_epochs]),
+        ("snapshots", lambda: [ps.measure(path, kinds="all") for path in run.snapshots.values()]),
     ]
     if case % MEASURED == 0:
-        asked += [
-            lambda: run.measurements,
-            lambda: [ps.measure(path, kinds="all") for path in run.snapshots.values()],
-        ]
+        asked.append(("measurements", lambda: run.measurements))
     refused = None
-    for ask in asked:
-        try:
-            ask()
-        except PlanescopeError as exc:
-            refused = exc
+    for about, ask in asked:
+        if any(about in name for name in changed):
+            try:
+                ask()
+            except PlanescopeError as exc:
+                refused = exc
     if refused is not None:
         raise refused
 
 
-def _idx(folder: Path, _: int) -> None:
+def _idx(folder: Path, *_: object) -> None:
     datafiles.read_idx(folder / INPUT, dimensions=3)
 
 
-def _mat(folder: Path, _: int) -> None:
+def _mat(folder: Path, *_: object) -> None:
     datafiles.read_svhn([folder / INPUT])
 
 
-def _cifar(folder: Path, _: int) -> None:
+def _cifar(folder: Path, *_: object) -> None:
     datafiles.read_cifar([folder / INPUT])
 
 
@@ -133,7 +136,7 @@ _CHECKPOINTS = (
     "safetensors", "torch-zip", "torch-stream", "npz", "onnx", "keras", "hdf5", "sharded",
 )  # fmt: skip
 
-TARGETS: dict[str, Callable[[Path, int], None]] = {
+TARGETS: dict[str, Read] = {
     **dict.fromkeys(_CHECKPOINTS, _checkpoint),
     "pickle": _pickle,
     "config": _config,

@@ -103,3 +103,14 @@ def test_a_character_that_yaml_does_not_allow_is_refused(tmp_path, character):
     (tmp_path / "a.yaml").write_text(f"epochs: {character}3\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"a\.yaml: is not YAML \(unacceptable character"):
         load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!timestamp never", "!!int ''", "!!bool perhaps", "!!float ''", "2001-13-45", "!!map [1]"],
+)
+def test_a_tag_that_its_value_does_not_have_is_refused(tmp_path, value):
+    (tmp_path / "a.yaml").write_text(f"epochs: {value}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"a\.yaml: (line 1: )?is not YAML \(") as caught:
+        load_config(tmp_path / "a.yaml")
+    assert len(str(caught.value)) < 300

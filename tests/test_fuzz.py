@@ -41,7 +41,7 @@ def _preloaded():
 def outcome_of(plant, **limits):
     """What three cases come to of which the second meets the planted fault."""
 
-    def read(folder, case):
+    def read(folder, case, changed):
         if case == FIRST + 1:
             plant()
 
@@ -166,7 +166,7 @@ def test_a_failing_case_is_kept_with_the_command_that_repeats_it(tmp_path):
     script = f"""
 import sys
 from fuzz import __main__, campaign
-def fall(folder, case):
+def fall(folder, case, changed):
     assert (folder / "input").read_bytes() != b"x", "planted"
 __main__.TARGETS["idx"] = fall
 campaign.case_files = lambda target, seeds, seed, case: {{"input": b"x" if case > 6 else b"y"}}

@@ -99,7 +99,9 @@ def read_document(path: str | os.PathLike[str], /) -> Document:
         for mapping in _mappings(root):
             _check_names(path, mapping)
         values = {} if root is None else loader.construct_document(root)
-    except (yaml.YAMLError, ValueError) as exc:  # ValueError: a date that is none, for example
+    # Of tagged values PyYAML lets through whatever its own code stumbles over: a date that is none,
+    # an integer without digits, a truth that is neither, a list as a key.
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError) as exc:
         raise UsageError(f"{path}: {_problem(exc)}") from None
     except RecursionError:
         raise UsageError(f"{path}: is nested too deeply") from None
