@@ -420,6 +420,20 @@ def _run() -> Seeds:
     yield "csv", {**kept, "run/measurements.csv": Path("table.csv").read_bytes()}
 
 
+def _model() -> Seeds:
+    yield "shipped", {INPUT: (ROOT / "src" / "planescope" / "critical-model.json").read_bytes()}
+
+
+def _progress() -> Seeds:
+    from planescope.resetting.tallies import Progress
+
+    progress = Progress(Path("kept"), "protocol")
+    for name in ("trained", "features.0 0"):
+        progress[name].add(bytes(n % 3 == 0 for n in range(20)), 20, 12.5)
+    progress.save(now=True)
+    yield "two", {INPUT: Path("kept").read_bytes()}
+
+
 def _idx() -> Seeds:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 4), dtype=np.uint8)
     plain = struct.pack(">BBBBIII", 0, 0, 8, 3, *pixels.shape) + pixels.tobytes()
@@ -464,6 +478,8 @@ MAKERS: dict[str, Callable[[], Seeds]] = {
     "measurement": _result("measurement"),
     "resets": _result("resets"),
     "relation": _result("relation"),
+    "model": _model,
+    "progress": _progress,
     "run": _run,
     "idx": _idx,
     "mat": _mat,

@@ -8,6 +8,8 @@ import pkgutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import numpy as np
+
 import planescope as ps
 from fuzz.seeds import INPUT
 from planescope import checkpoints
@@ -16,6 +18,8 @@ from planescope.checkpoints.pickles import read_pickle
 from planescope.config import dump_config, load_config
 from planescope.errors import PlanescopeError
 from planescope.layer import Layer, StateDict
+from planescope.prediction import CriticalModel
+from planescope.resetting.tallies import Progress
 from planescope.study.plan import read_plan
 from planescope.training import datafiles
 
@@ -71,6 +75,19 @@ def _resets(folder: Path, case: int, _: Collection[str]) -> None:
 
 def _relation(folder: Path, case: int, _: Collection[str]) -> None:
     _use(ps.Relation.load(folder / INPUT), case)
+
+
+def _model(folder: Path, *_: object) -> None:
+    """Load the model and let it predict, a layer like those that it was fitted on and another."""
+    model = CriticalModel.load(folder / INPUT)
+    rows = np.array([model.centre, [0.0] * len(model.centre)])
+    if not isinstance(model.fitted_on, str) or model.probabilities(rows).shape != (2,):
+        raise AssertionError("the model does not predict")
+    model.far(rows)
+
+
+def _progress(folder: Path, *_: object) -> None:
+    _ = Progress(folder / INPUT, "protocol")["trained"].examples
 
 
 def _use(result: ps.Measurement | ps.Resets | ps.Relation, case: int) -> None:
@@ -144,6 +161,8 @@ TARGETS: dict[str, Read] = {
     "measurement": _measurement,
     "resets": _resets,
     "relation": _relation,
+    "model": _model,
+    "progress": _progress,
     "run": _run,
     "idx": _idx,
     "mat": _mat,

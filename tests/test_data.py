@@ -21,7 +21,7 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from planescope.errors import CheckpointError, PlanescopeError, UsageError
-from planescope.training import matfiles
+from planescope.training import datafiles, matfiles
 from planescope.training.data import DataOptions, Files, Resize, Validation, load
 
 PARITY = Path(__file__).parent / "parity"
@@ -272,6 +272,14 @@ def test_svhn_file_that_is_not_what_it_claims(tmp_path, content, message):
     put(tmp_path / "train_32x32.mat", content)
     with pytest.raises(CheckpointError, match=f"train_32x32.mat: .*{message}"):
         load("svhn", path=tmp_path)
+
+
+@pytest.mark.parametrize("label", [float("nan"), float("inf"), -1.0, 1e300, 0.5])
+def test_svhn_labels_that_number_no_class_are_refused(tmp_path, label):
+    arrays = {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[1.0], [label]])}
+    savemat(tmp_path / "train_32x32.mat", arrays)
+    with pytest.raises(CheckpointError, match="has labels y that number no class"):
+        datafiles.read_svhn([tmp_path / "train_32x32.mat"])
 
 
 def test_svhn_file_that_inflates_beyond_reason(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +160,12 @@ def _none_critical() -> Relation:
     return relate_layers(layers, draws=99)
 
 
+def shipped(**changes: object) -> str:
+    """The model that comes with the package, changed."""
+    text = (Path(ps.__file__).parent / "critical-model.json").read_text(encoding="utf-8")
+    return json.dumps(json.loads(text) | changes)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -166,6 +173,11 @@ def _none_critical() -> Relation:
         ("[]", "is no model of the schema"),
         ('{"schema": "planescope.critical-model/1"}', "holds no whole model"),
         ("nothing", "holds no model"),
+        (shipped(scale=[0.0] * len(FEATURES)), "it has a scale that is none"),
+        (shipped(intercept=-1e300), "it has a number beyond all measure"),
+        (shipped(centre=[0.0]), "its numbers are not one a feature"),
+        (shipped(intercept="none"), "the intercept of a CriticalModel is 'none'"),
+        (shipped(features=["other"]), "its features are others"),
     ],
 )
 def test_a_damaged_model_is_refused(text, message, tmp_path):

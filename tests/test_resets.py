@@ -22,6 +22,7 @@ from planescope import figures
 from planescope.resetting.cells import BATCHES
 from planescope.resetting.packing import Chain
 from planescope.resetting.prefixes import split, survey, trace
+from planescope.resetting.tallies import Progress
 from planescope.training.data import Images
 from planescope.training.networks import build
 
@@ -539,6 +540,24 @@ def test_kept_work_on_other_data_or_weights_is_not_taken(tmp_path):
     others = {name: tensor * 2 for name, tensor in snapshot.items()}
     assert len({found(0, snapshot), found(1, snapshot), found(0, others)}) == 3
     assert len(json.loads(keep.read_text())["protocols"]) == 2
+
+
+# A tally that claims 10^15 examples, of which it holds 8.
+CLAIMING = {"p": {"a": {"examples": 10**15, "right": "ff", "top5": 1, "loss": 0.0}}}
+CLAIMING = {"schema": "planescope.resets-progress/1", "protocols": CLAIMING}
+
+
+def test_a_tally_of_infinite_loss_is_refused(tmp_path):
+    text = json.dumps(CLAIMING).replace("1000000000000000", "8")
+    (tmp_path / "kept").write_text(text.replace("0.0", "1" + "0" * 400))
+    with pytest.raises(ps.CheckpointError, match="cannot be read"):
+        Progress(tmp_path / "kept", "p")
+
+
+def test_a_tally_cannot_claim_more_examples_than_it_holds(tmp_path):
+    (tmp_path / "kept").write_text(json.dumps(CLAIMING))
+    with pytest.raises(ps.CheckpointError, match="a tally has more examples than it holds"):
+        Progress(tmp_path / "kept", "p")
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"schema": "x"}', "[1]", "\0"])

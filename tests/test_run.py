@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
@@ -76,6 +78,17 @@ def test_damaged_files_are_named(run):
     (run.path / "measurements.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(CheckpointError, match=r"measurements\.parquet: is damaged"):
         _ = run.measurements
+    run.save_metrics([row(0)])
+    text = (run.path / "metrics.csv").read_text()
+    (run.path / "metrics.csv").write_text(text.replace(",0,", ",zero,"))
+    with pytest.raises(CheckpointError, match=r"metrics\.csv: is damaged \("):
+        _ = run.metrics
+    (run.path / "environment.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"environment\.json: is damaged"):
+        _ = run.environments
+    (run.path / "state.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"state\.json: cannot be read"):
+        _ = run.status
     (run.path / "state.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"state\.json: cannot be read"):
         _ = run.status
@@ -95,6 +108,26 @@ def test_a_snapshot_keeps_shared_weights_and_says_what_it_is(run):
     assert ps.measure(path).network.layers == 2
     with pytest.raises(CheckpointError, match=r"epoch-0013\.safetensors: cannot be read"):
         run.load_snapshot(13)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        pytest.param({"filters": ["many"]}, "the filters of a .* is 'many'", id="text"),
+        pytest.param({"kind": ["round"]}, "the kind of a LayerMeasurement is 'round'", id="kind"),
+        pytest.param({"kernel": ["3xx-"]}, "invalid literal", id="kernel"),
+        pytest.param({"epoch": ["first"]}, "invalid literal", id="epoch"),
+        pytest.param({"z": [float("inf")]}, "the z of a LayerMeasurement is inf", id="infinity"),
+        pytest.param({"other": [1]}, "its columns are others", id="column"),
+    ],
+)
+def test_rows_that_hold_something_else_are_refused(run, change, sentence):
+    run.add_measurement(0, measurement(0))
+    path = run.path / "measurements.parquet"
+    columns = pq.read_table(path).slice(0, 1).to_pydict()
+    pq.write_table(pa.table(columns | change), path)
+    with pytest.raises(CheckpointError, match=rf"measurements\.parquet: is damaged \({sentence}"):
+        _ = run.measured_layers
 
 
 @pytest.mark.parametrize("parquet", [True, False], ids=["parquet", "csv"])

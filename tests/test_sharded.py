@@ -162,3 +162,8 @@ def test_an_index_is_recognised_by_content(tmp_path, content, recognised):
     path = tmp_path / "any.name"
     path.write_text(content)
     assert recognises(Probe(path, content.encode()[:4096], len(content))) is recognised
+
+
+def test_a_shard_whose_name_is_too_long_for_any_file_is_missing(tmp_path):
+    with pytest.raises(CheckpointError, match=r"its shard x+ is missing; put it beside"):
+        read(index(tmp_path, {"a": "x" * 5000}))

@@ -97,6 +97,10 @@ class Reach:
     most: int
 
 
+# Of a fitted number; beyond it products of some would be infinite.
+_MOST = 1e12
+
+
 @dataclass(frozen=True, kw_only=True)
 class CriticalModel:
     """A logistic regression of whether a layer is critical, on what needs no data.
@@ -197,8 +201,10 @@ def _model(data: Mapping[str, Any]) -> CriticalModel:
     numbers = (model.centre, model.scale, model.coefficients, *model.reach.precision)
     if any(len(row) != len(FEATURES) for row in (*numbers, model.reach.precision)):
         raise ValueError("its numbers are not one a feature")
-    if not all(scale > 0 for scale in model.scale):
+    if not all(scale > 1 / _MOST for scale in model.scale):
         raise ValueError("it has a scale that is none")
+    if any(abs(number) > _MOST for row in (*numbers, (model.intercept,)) for number in row):
+        raise ValueError("it has a number beyond all measure")
     return model
 
 

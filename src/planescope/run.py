@@ -277,7 +277,7 @@ class Run:
             return ()
         try:
             return tuple(map(dict, json.loads(read_text(path))["starts"]))
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise CheckpointError(f"{path}: is damaged ({exc!r})") from exc
 
     @property
@@ -328,7 +328,7 @@ class Run:
         try:
             data = json.loads(read_text(path))
             status = Status(state=State(data["state"]), message=str(data["message"]))
-        except (OSError, ValueError, TypeError, KeyError) as exc:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc!r})") from exc
         if status.state is State.RUNNING:
             return Status(state=State.STOPPED, message="it was killed; go on with --resume")

@@ -106,7 +106,7 @@ class Progress:
         try:
             kept = self._all.get(protocol, {}).items()
             self._tallies = {name: Tally.from_dict(tally) for name, tally in kept}
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
             raise _damaged(path, exc) from exc
 
     def __getitem__(self, name: str) -> Tally:

@@ -299,7 +299,7 @@ class Study:
             if isinstance(exc.__cause__, FileNotFoundError):
                 return RunRecord(name=name)
             raise
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
             raise CheckpointError(
                 f"{path}: cannot be read ({exc}); remove it to have the run looked at again"
             ) from exc

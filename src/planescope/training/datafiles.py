@@ -139,7 +139,8 @@ def read_svhn(paths: Sequence[Path]) -> Examples:
             f"{path}: wants bytes X (H × W × C × N) and labels y as in SVHN, but holds {held}; is "
             "it the right file?"
         )
-    if not ((labels >= 0) & (labels < 256) & (labels % 1 == 0)).all():
+    numbers = labels.astype(np.float64)
+    if not (numbers == np.clip(np.round(numbers), 0, 255)).all():
         raise CheckpointError(f"{path}: has labels y that number no class; is it the right file?")
     labels = labels.astype(np.int64).ravel()
     labels[labels == 10] = 0
