@@ -27,6 +27,9 @@ E = TypeVar("E", bound=StrEnum)
 
 DEFAULT_KINDS = (Kind.CONV,)
 
+# A small file may repeat or pack weights, but not claim more filters than this.
+MAX_FILTERS = 1 << 22
+
 # Names of networks whose weights come with a library, not from a file.
 LIBRARIES = ("torchvision:", "timm:")
 
@@ -116,6 +119,7 @@ def measure(
     turned = compiled(transposed, "transposed")
     found = find(x, transposed=turned, network=network)
     measured, left_out = select(found, chosen, pattern)
+    _refuse_claims(found.source, measured)
     initial = None
     if init is not None:
         began = find(init, transposed=turned, network=network)
@@ -284,6 +288,16 @@ def _what_there_is(found: Found) -> str:
     if not held:
         return "it holds no weights of convolutions or linear layers"
     return f"it holds layers of the kinds {', '.join(held)} (choose by --kinds and --layers)"
+
+
+def _refuse_claims(source: Source, layers: Sequence[Layer]) -> None:
+    """Refuse more filters than a file has bytes; what is kept of each takes some fifty."""
+    filters = sum(layer.filters for layer in layers)
+    if source.bytes is not None and filters > max(MAX_FILTERS, source.bytes):
+        raise CheckpointError(
+            f"{source.path}: claims {filters} filters in a file of {source.bytes} bytes; refused "
+            "as a bomb"
+        )
 
 
 def _norm_notes(layers: Sequence[Layer], view: View) -> list[str]:

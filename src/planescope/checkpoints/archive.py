@@ -20,7 +20,7 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 # DEFLATE cannot exceed 1032:1, and arrays of zeros come near it, so a ratio alone proves nothing: a
 # member is a bomb where it is both large and almost empty.
-BOMB_BYTES = 1 << 28
+BOMB_BYTES = 1 << 27
 BOMB_RATIO = 200
 
 

@@ -85,6 +85,7 @@ class Hdf5:
         self._base = 0
         self._objects = Objects(self._bytes, window.size)
         self._addresses: dict[str, int] = {}
+        self._file_bytes = window.path.stat().st_size
         try:
             with _damage_refused(str(window.path)):
                 self._base = next((at for at in BLOCKS if self._bytes(at, 8) == MAGIC), 0)
@@ -174,7 +175,8 @@ class Hdf5:
     def _tensor(self, where: str, dataset: Dataset, dtype: str, shape: tuple[int, ...]) -> Tensor:
         width = ITEM_SIZES[dtype]
         claimed = width * max(math.prod(shape), math.prod(dataset.chunk_shape or (0,)))
-        stored = sum(chunk.size for chunk in dataset.chunks)
+        # Of a file that is packed as a whole, no more than that.
+        stored = min(sum(chunk.size for chunk in dataset.chunks), self._file_bytes)
         if claimed > max(BOMB_BYTES, BOMB_RATIO * stored):
             raise CheckpointError(
                 f"{where} claims {claimed} bytes, but {stored} are stored; refused as a bomb"

@@ -5,7 +5,6 @@ Layout: "HDF5 File Format Specification Version 3.0", III.A.1, IV.A.2.b, d, i an
 
 from __future__ import annotations
 
-import itertools
 import math
 import struct
 import zlib
@@ -233,14 +232,20 @@ def _newer_chunks(
         raise ValueError("more chunks than the file holds")
     else:
         places = [(begin + number * size, size, 0) for number in range(math.prod(counts))]
-    offsets = itertools.product(
-        *(range(0, n, chunk) for n, chunk in zip(shape, extents[:-1], strict=True))
-    )
     return extents, tuple(
-        Chunk(begin, stored, offset, skipped)
-        for offset, (begin, stored, skipped) in zip(offsets, places, strict=False)
+        Chunk(begin, stored, _offset(number, counts, extents), skipped)
+        for number, (begin, stored, skipped) in enumerate(places)
         if begin != UNDEFINED
     )
+
+
+def _offset(number: int, counts: Sequence[int], extents: Sequence[int]) -> tuple[int, ...]:
+    """Which elements come first in a chunk, by its number."""
+    offset = []
+    for count, extent in zip(reversed(counts), reversed(extents[:-1]), strict=True):
+        number, index = divmod(number, count)
+        offset.append(index * extent)
+    return tuple(reversed(offset))
 
 
 def _fixed_array(

@@ -138,11 +138,13 @@ def decode(raw: np.ndarray, dtype: str, *, big_endian: bool = False) -> np.ndarr
     if dtype == "bfloat16":
         # The upper half of a float32; a shift spares the import of ml_dtypes.
         half = raw.view(">u2" if big_endian else "<u2")
-        return (half.astype(np.uint32) << 16).view(np.float32)
+        widened = half.astype(np.uint32)
+        widened <<= 16
+        return widened.view(np.float32)
     if dtype.startswith("float8"):
         import ml_dtypes
 
-        widened: np.ndarray = raw.view(getattr(ml_dtypes, dtype)).astype(np.float32)
-        return widened
+        floats: np.ndarray = raw.view(getattr(ml_dtypes, dtype)).astype(np.float32)
+        return floats
     stored = np.dtype(dtype).newbyteorder(">" if big_endian else "<")
     return raw.view(stored).astype(stored.newbyteorder("="), copy=False)

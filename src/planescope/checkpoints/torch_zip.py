@@ -40,6 +40,11 @@ def read(path: Path) -> StateDict:
         raise CheckpointError(f"{path}: holds {len(roots)} files data.pkl where torch writes one")
     root = roots[0]
     member = f"{root}/data.pkl"
+    # Packed, a few kilobytes could hold instructions by the million.
+    if not archive.is_stored(member):
+        raise CheckpointError(
+            f"{path}: {member} is compressed, which torch never does; save the model again"
+        )
     pickle = archive.read(member, limit=pickles.MAX_BYTES)
     saved = pickles.read_pickle(pickle, where=f"{path}: {member}")
     big_endian = (
