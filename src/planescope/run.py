@@ -172,10 +172,24 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """What the run was started with."""
+        """What the run was started with.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no run, or its config.yaml is lost.
+        UsageError
+            If that is no config.
+        """
         from planescope.config import load_config
 
-        return load_config(Run.open(self.path).path / "config.yaml")
+        path = Run.open(self.path).path / "config.yaml"
+        # A user's own file that is empty is all defaults; here it would make another run of this.
+        if not path.stat().st_size:
+            raise CheckpointError(
+                f"{path}: is empty; put it back, or train anew with another --out"
+            )
+        return load_config(path)
 
     @property
     def metrics(self) -> tuple[EpochMetrics, ...]:
@@ -457,15 +471,7 @@ class Run:
         return self.path / ".lock"
 
     def _is_locked(self) -> bool:
-        from filelock import FileLock, Timeout
-
-        if not self._lock_file.exists():
-            return False
-        try:
-            with FileLock(self._lock_file, timeout=0):
-                return False
-        except Timeout:
-            return True
+        return is_locked(self._lock_file)
 
     def _make(self, folder: Path) -> None:
         try:
@@ -545,6 +551,37 @@ class Run:
                 write_csv(draft, columns)
             else:
                 write_parquet(draft, columns, {"schema": MEASUREMENTS_SCHEMA})
+
+
+def is_locked(path: Path, /) -> bool:
+    """Whether a process holds a lock; where nothing tells, no."""
+    from filelock import FileLock, Timeout
+
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except PermissionError:
+        return _is_held_by_another(path)
+
+
+def _is_held_by_another(path: Path) -> bool:
+    """The same of a file that may be read alone, as a colleague's run is."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _file_of(folder: Path, epoch: int) -> Path:

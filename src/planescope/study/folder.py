@@ -23,7 +23,7 @@ from planescope import records
 from planescope.errors import CheckpointError, OutputError, UsageError
 from planescope.inputs import read_text
 from planescope.output import replacing
-from planescope.run import Run
+from planescope.run import Run, is_locked
 from planescope.study.plan import Plan, StudyConfig, read_plan
 
 if TYPE_CHECKING:
@@ -260,16 +260,8 @@ class Study:
 
     def running(self, spec: Spec, record: RunRecord) -> Running | None:
         """How far a run is that a process is making now."""
-        from filelock import FileLock, Timeout
-
-        lock = self._run_lock(spec.name)
-        if not lock.exists():
+        if not is_locked(self._run_lock(spec.name)):
             return None
-        try:
-            with FileLock(lock, timeout=0):
-                return None
-        except Timeout:
-            pass
         # A row may be half there to a reader in another process only if it were not renamed.
         metrics = self.run(spec.name).metrics
         missing = record.missing(spec, in_table=False)

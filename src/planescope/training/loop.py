@@ -126,6 +126,11 @@ def rank() -> int:
 def _check_path(run: Run, config: RunConfig, *, resume: bool) -> None:
     if resume and not run.path.is_dir():
         raise CheckpointError(f"{run.path}: there is no run to resume; leave out --resume")
+    if run.last_checkpoint.exists() and not run.exists:
+        raise CheckpointError(
+            f"{run.path}: holds a run without its config.yaml; put that back, or train anew with "
+            "another --out"
+        )
     if rank() > 0 or not run.exists:
         return
     if not resume:

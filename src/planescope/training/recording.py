@@ -111,7 +111,13 @@ class Recorder(pl.Callback):
     def begin(self, trainer: pl.Trainer, checkpoint: Path | None) -> None:
         """Go back to the end of the last epoch that was finished; to nothing without one."""
         if trainer.is_global_zero:
-            self._run.cut(-1 if checkpoint is None else _epochs(checkpoint))
+            epoch = -1 if checkpoint is None else _epochs(checkpoint)
+            if epoch not in (-1, *(row.epoch for row in self._run.metrics)):
+                raise CheckpointError(
+                    f"{self._run.path}: metrics.csv lacks epoch {epoch}, after which training goes "
+                    f"on; put it back, or remove {self._run.last_checkpoint.name} to begin anew"
+                )
+            self._run.cut(epoch)
             self._run.save_environment(environment(str(trainer.strategy.root_device)))
             self._run.save_status(Status(state=State.RUNNING))
         self.history = list(self._run.metrics)
