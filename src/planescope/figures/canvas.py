@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import logging
 import os
 import warnings
@@ -109,8 +110,11 @@ def save(figure: Figure, path: str | os.PathLike[str], /) -> None:
 
     def writer(form: str) -> Callable[[Path], None]:
         def draft(path: Path) -> None:
+            # Into memory first: on a full disk Matplotlib's PDF writer ends in errors of its own.
+            drawn = io.BytesIO()
             with our_style():
-                figure.savefig(path, format=form, metadata=_METADATA[form])
+                figure.savefig(drawn, format=form, metadata=_METADATA[form])
+            path.write_bytes(drawn.getbuffer())
 
         return draft
 

@@ -213,8 +213,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         with replacing(path) as draft:
             try:
                 torch.save(checkpoint, draft)
-            except RuntimeError as exc:  # what torch makes of a full disk
-                raise OSError(str(exc).partition("\n")[0]) from exc
+            except RuntimeError as exc:  # what torch makes of a full disk, in words of its own
+                problem = str(exc).partition("\n")[0]
+                raise OSError(f"is the disk full? (torch says: {problem})") from exc
 
     def load_checkpoint(
         self,
