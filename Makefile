@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test lint docs bench fuzz mutants reliability dist clean
+.PHONY: install quickstart test lint docs bench fuzz mutants reliability audit dist clean
 
 # pyproject.toml is the one list of what is needed; the stamps follow it.
 $(VENV)/made:
@@ -36,6 +36,10 @@ $(VENV)/mutants: $(VENV)/dev
 
 $(VENV)/docs: $(VENV)/core
 	$(PIP) --group docs
+	@touch $@
+
+$(VENV)/audit: $(VENV)/core
+	$(PIP) --editable '.[all]' --group audit
 	@touch $@
 
 install: $(VENV)/core
@@ -71,9 +75,19 @@ mutants: $(VENV)/mutants
 reliability: $(VENV)/dev
 	$(BIN)/python -m reliability kills $(ARGS)
 
-dist: $(VENV)/made
-	$(PIP) build
+# Licences of all that a user installs, then known vulnerabilities in it; --strict: what could not be
+# looked up is no pass. It asks pypi.org; ARGS='-s osv' asks api.osv.dev.
+audit: $(VENV)/audit
+	$(BIN)/python -m reliability.supply licences
+	$(BIN)/python -m reliability.supply pins > $(VENV)/pins.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/pins.txt $(ARGS)
+
+# Beside the packages their bill of materials, by CycloneDX.
+dist: $(VENV)/audit
 	$(BIN)/python -m build --outdir dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library \
+	    --output-reproducible --output-file $(VENV)/bill.json $(BIN)/python
+	$(BIN)/python -m reliability.supply sbom $(VENV)/bill.json dist/planescope.cdx.json
 
 clean:
 	rm -rf $(VENV) dist build site mutants
