@@ -200,3 +200,26 @@ def test_the_estimates_that_are_documented_are_those_of_the_dry_run():
         # What runs on data that are not known before is not in the estimate.
         ours *= len(specs) / (len(specs) - cpu.unknown)
         assert ours == pytest.approx(float(time.replace(",", "")), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("seeds: 100000\ngrid: {momentum: [0.1, 0.2]}\n", id="seeds"),
+        pytest.param(
+            "grid:\n"
+            + "".join(
+                f"  {field}: [{', '.join(str(n / 100) for n in range(1, 50))}]\n"
+                for field in ("momentum", "label_noise", "validation_share", "decay", "width")
+            ),
+            id="product",
+        ),
+        pytest.param(
+            "seeds: 50000\nwhen:\n" + "- {match: {network: lenet}, set: {momentum: 0.5}}\n" * 1000,
+            id="conditions",
+        ),
+    ],
+)
+def test_a_study_of_more_runs_than_anybody_makes_is_refused_at_once(text, tmp_path):
+    with pytest.raises(UsageError, match="comes to more than 100,000 runs; make several studies"):
+        plan(text, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "planescope.study/1"
 
+MAX_RUNS = 100_000  # before any is left out
+MAX_QUESTIONS = 5_000_000  # conditions that are asked of a block's combinations
+
 
 def _listed(value: Any) -> Any:
     """One where a list of them is meant."""
@@ -35,7 +39,7 @@ def _listed(value: Any) -> Any:
 
 def _counted(value: Any) -> Any:
     """A number of seeds where they are meant: 3 is 0, 1, 2."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 20
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_RUNS
     return list(range(value)) if is_count else value
 
 
@@ -176,6 +180,7 @@ class _Planner:
 
     def __init__(self, document: Document, config: StudyConfig) -> None:
         self._document, self._config = document, config
+        self._combined = 0
 
     def specs(self) -> Iterator[Spec]:
         config = self._config
@@ -251,8 +256,17 @@ class _Planner:
         elif self._config.seeds is not None:
             axes.append(self._seeds(self._config.seeds, "seeds"))
         self._check_once(axes, index)
+        self._check_count(math.prod(map(len, axes)), block, index)
         for parts in itertools.product(*axes):
             yield {field: value for part in parts for field, value in part.items()}
+
+    def _check_count(self, combinations: int, block: Block, index: int) -> None:
+        """Few lists can come to more combinations than anybody can wait for."""
+        self._combined += combinations
+        conditions = len(self._config.when) + len(self._config.exclude) + len(block.exclude)
+        if self._combined > MAX_RUNS or combinations * conditions > MAX_QUESTIONS:
+            problem = f"comes to more than {MAX_RUNS:,} runs; make several studies of it"
+            raise self._document.error(problem, "grid", index)
 
     def _seeds(self, seeds: Sequence[int], *place: str | int) -> list[Fields]:
         return [{"seed": seed} for seed in self._many("seed", list(seeds), *place)]
@@ -292,11 +306,13 @@ class _Planner:
             problem = f"{field}: is empty; give a value, or leave it out"
             raise self._document.error(problem, *place)
         found: list[Any] = []
+        seen: set[str] = set()  # as text: a value may be a list
         for index, value in enumerate(values):
             checked = self._value(field, value, *place, index)
-            if checked in found and not again:
+            if repr(checked) in seen and not again:
                 problem = f"{field}: {value!r} is there twice, which makes two runs of one name"
                 raise self._document.error(problem, *place, index)
+            seen.add(repr(checked))
             found.append(checked)
         return found
 
