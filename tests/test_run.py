@@ -130,6 +130,16 @@ def test_rows_that_hold_something_else_are_refused(run, change, sentence):
         _ = run.measured_layers
 
 
+def test_a_table_of_more_rows_than_bytes_is_refused(run):
+    run.add_measurement(0, measurement(0))
+    path = run.path / "measurements.parquet"
+    one = pq.read_table(path).slice(0, 1)
+    pq.write_table(pa.concat_tables([one] * 100_000).combine_chunks(), path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(CheckpointError, match="it claims more rows than bytes"):
+        _ = run.measurements
+
+
 @pytest.mark.parametrize("parquet", [True, False], ids=["parquet", "csv"])
 def test_measurements_are_one_table_in_either_form(run, parquet, monkeypatch):
     if not parquet:

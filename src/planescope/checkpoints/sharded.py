@@ -98,7 +98,9 @@ def _stays_inside(name: str) -> bool:
     """
     # Windows takes both slashes and has drives: what is safe there is safe everywhere.
     pure = PureWindowsPath(name)
-    return bool(pure.parts) and not pure.anchor and ".." not in pure.parts and name.isprintable()
+    inside = bool(pure.parts) and not pure.anchor and ".." not in pure.parts
+    # One shard by many spellings, ./a and .//a, would be read as many times.
+    return inside and name.isprintable() and pure.as_posix() == name
 
 
 def _read_shard(index: Path, name: str) -> StateDict:
