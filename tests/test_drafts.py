@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from planescope.drafts import draft_prefix, scratch
+from planescope.drafts import LOCK, draft_prefix, scratch
 from planescope.output import replacing
 
 WRITER = """
@@ -65,7 +65,7 @@ def test_a_killed_writer_leaves_the_old_file_and_the_next_one_removes_its_draft(
     killed(WRITER, target)
     assert target.read_text() == "old"
     (left,) = tmp_path.glob(f"{draft_prefix(target)}*")
-    assert names(left) == [".lock", ".tmpLibrary", "a.json"]
+    assert names(left) == [LOCK, ".tmpLibrary", "a.json"]
     write(target)
     assert names(tmp_path) == ["a.json"]
     assert target.read_text() == "whole"
@@ -92,13 +92,13 @@ def test_two_living_writers_do_not_disturb_each_other(tmp_path):
     "left",
     [
         pytest.param([], id="killed-before-the-lock"),
-        pytest.param(["a.json"], id="its-removal-was-killed"),
-        pytest.param([".lock", "a.json", ".tmpLibrary"], id="killed-while-writing"),
+        pytest.param([LOCK], id="killed-before-writing-or-while-it-was-removed"),
+        pytest.param([LOCK, "a.json", ".tmpLibrary"], id="killed-while-writing"),
     ],
 )
 def test_whatever_the_moment_nothing_stays(tmp_path, left):
     target = tmp_path / "a.json"
-    folder = tmp_path / f"{draft_prefix(target)}x"
+    folder = tmp_path / f"{draft_prefix(target)}a_b0c1d2"
     folder.mkdir()
     for name in left:
         (folder / name).write_text("")
@@ -108,11 +108,35 @@ def test_whatever_the_moment_nothing_stays(tmp_path, left):
 
 def test_a_link_of_such_a_name_is_not_followed(tmp_path):
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / ".lock").write_text("")
+    (tmp_path / "kept" / LOCK).write_text("")
     target = tmp_path / "a.json"
-    (tmp_path / f"{draft_prefix(target)}x").symlink_to(tmp_path / "kept")
+    (tmp_path / f"{draft_prefix(target)}a_b0c1d2").symlink_to(tmp_path / "kept")
     write(target)
-    assert names(tmp_path / "kept") == [".lock"]
+    assert names(tmp_path / "kept") == [LOCK]
+
+
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        pytest.param("{draft}a_b0c1d2", ["a.json"], id="without-our-lock"),
+        pytest.param("{draft}a_b0c1d2", [".lock", "config.yaml"], id="a-run"),
+        pytest.param("{draft}mine", [LOCK, "a.json"], id="another-name"),
+        pytest.param("planescope-scratch-", [LOCK, "a"], id="no-name"),
+        pytest.param("planescope-lenet_mlp", [".lock", "config.yaml"], id="a-run-like-scratch"),
+        pytest.param("planescope-scratch-of-mine", [LOCK, "a"], id="longer-than-scratch"),
+    ],
+)
+def test_a_folder_of_the_users_own_is_never_removed(tmp_path, monkeypatch, name, holds):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    target = tmp_path / "a.json"
+    folder = tmp_path / name.format(draft=draft_prefix(target))
+    folder.mkdir()
+    for held in holds:
+        (folder / held).write_text("")
+    write(target)
+    with scratch():
+        pass
+    assert names(folder) == sorted(holds)
 
 
 def test_scratch_of_a_killed_process_is_removed_and_that_of_a_living_one_stays(
@@ -121,11 +145,11 @@ def test_scratch_of_a_killed_process_is_removed_and_that_of_a_living_one_stays(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     killed(SCRATCH, tmp_path)
     (left,) = tmp_path.iterdir()
-    assert names(left) == [".lock", "draw"]
+    assert names(left) == [LOCK, "draw"]
     with working(SCRATCH, tmp_path) as other, scratch() as mine:
         assert not left.exists()
         assert len(names(tmp_path)) == 2
-        assert names(mine) == [".lock"]
+        assert names(mine) == [LOCK]
         other.communicate()
         assert names(tmp_path) == [mine.name]
     assert names(tmp_path) == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -20,8 +21,12 @@ try:
 except ModuleNotFoundError:  # Windows, where a file that a process has open cannot be removed
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".lock"
-DRAFT, SCRATCH = ".planescope-", "planescope-"
+LOCK = ".planescope-lock"
+DRAFT, SCRATCH = ".planescope-", "planescope-scratch-"
+
+# What tempfile adds to a prefix, behind the number of a draft's file. A user may have folders of
+# his own that begin like ours: only what has the whole name, and our lock, is ever removed.
+_OURS = re.compile(rf"({re.escape(DRAFT)}[0-9a-f]{{8}}-|{re.escape(SCRATCH)})[a-z0-9_]{{8}}")
 
 
 def draft_prefix(target: Path, /) -> str:
@@ -82,8 +87,11 @@ def _held(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        os.close(handle)
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _empty(folder)
+        os.close(handle)  # after that: else the next would find a lock that is free
+        with contextlib.suppress(OSError):
+            _remove_empty(folder)
 
 
 def _made(parent: Path, prefix: str) -> tuple[Path, int]:
@@ -124,7 +132,9 @@ def _remove_unheld(parent: Path, prefix: str) -> None:
         left = [
             Path(entry.path)
             for entry in entries
-            if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)
+            if entry.name.startswith(prefix)
+            and _OURS.fullmatch(entry.name)
+            and entry.is_dir(follow_symlinks=False)
         ]
         for folder in left:
             with contextlib.suppress(OSError):
@@ -136,7 +146,7 @@ def _remove_if_unheld(folder: Path) -> None:
     if not there:
         folder.rmdir()  # its maker was killed, or is about to make the lock and then finds out
     elif LOCK not in there:
-        shutil.rmtree(folder)  # who makes one begins with the lock: a removal that was killed
+        return
     elif fcntl is None:
         (folder / LOCK).unlink()  # refused while a process has it open
         shutil.rmtree(folder)
@@ -144,6 +154,23 @@ def _remove_if_unheld(folder: Path) -> None:
         handle = os.open(folder / LOCK, os.O_RDWR)
         try:
             if _locks(handle):
-                shutil.rmtree(folder)
+                _empty(folder)
+                _remove_empty(folder)
         finally:
             os.close(handle)
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock, which says that the rest may be removed if this is cut short."""
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _remove_empty(folder: Path) -> None:
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rmdir()
