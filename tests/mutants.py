@@ -79,7 +79,7 @@ class Collected(PytestRunner):
             self.session.config._tmp_path_factory._basetemp = None
             noticed = NOTICED / function
             first = noticed.read_text("utf-8").splitlines() if noticed.exists() else []
-            chosen = self._in_order(set(tests), first)
+            chosen = self._in_order(function, set(tests), first)
             for item, following in zip(chosen, [*chosen[1:], None], strict=True):
                 signal.setitimer(signal.ITIMER_PROF, self._limit(item))
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -93,19 +93,21 @@ class Collected(PytestRunner):
             signal.setitimer(signal.ITIMER_PROF, 0)
             return 0
 
-    def _in_order(self, reach: set[str], first: Sequence[str]) -> list[pytest.Item]:
-        """Tests that noticed another mutant first, then quick files, and quick tests of a file."""
+    def _in_order(self, function: str, reach: set[str], first: Sequence[str]) -> list[pytest.Item]:
+        """Tests that noticed another mutant first, then files of that name, then quick files."""
         durations = state().duration_by_test
         items = [item for item in self.session.items if item.nodeid in reach]
         whole: dict[str, float] = defaultdict(float)
         for item in items:
-            whole[item.nodeid.partition("::")[0]] += durations.get(item.nodeid, 0.0)
+            whole[item.path.stem] += durations.get(item.nodeid, 0.0)
         place = {name: rank for rank, name in enumerate(first)}
+        subject = module(function).rpartition(".")[2].partition("_")[0]
 
-        def rank(item: pytest.Item) -> tuple[int, float, str, float]:
-            file = item.nodeid.partition("::")[0]
+        def rank(item: pytest.Item) -> tuple[int, bool, float, str, float]:
+            file = item.path.stem
+            other = not file.startswith(f"test_{subject}")
             known = place.get(item.nodeid, len(place))
-            return known, whole[file], file, durations.get(item.nodeid, 0.0)
+            return known, other, whole[file], file, durations.get(item.nodeid, 0.0)
 
         return sorted(items, key=rank)
 

@@ -75,6 +75,20 @@ def test_p_values_of_large_layers_are_exact_to_1e_12(filters):
     assert checked > 5
 
 
+@pytest.mark.parametrize("filters", [20_000, 20_001])
+def test_p_values_next_to_the_middle_of_a_huge_layer_are_exact(filters):
+    # 1 - P(nearer to N/2), whose terms go down from the middle one.
+    middle = filters // 2
+    term = math.comb(filters, middle)
+    nearer = term if filters % 2 == 0 else 2 * term
+    for negative in range(middle - 1, middle - 301, -1):
+        term = term * (negative + 1) // (filters - negative)
+        if negative % 50 == 0 or middle - negative < 3:
+            wanted = float(Fraction(2**filters - nearer, 2**filters))
+            assert chance.mass_p_value(negative, filters) == pytest.approx(wanted, rel=1e-13)
+        nearer += 2 * term
+
+
 @pytest.mark.parametrize(("negative", "filters"), [(50_000, 101_000), (499_000, 10**6)])
 def test_p_values_of_huge_layers_agree_with_scipy(negative, filters):
     wanted = scipy.stats.binomtest(negative, filters).pvalue

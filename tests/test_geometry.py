@@ -374,6 +374,23 @@ def test_the_memory_of_a_tensor_stays_its_own():
     assert weight.untyped_storage().resizable()
 
 
+def test_numpy_looks_at_tensors_of_the_host_and_at_no_others():
+    torch = pytest.importorskip("torch")
+
+    class Computed(torch.Tensor):
+        pass
+
+    array = np.ones((2, 3), np.float32)
+    tensor = torch.from_numpy(array)
+    for held in (array, tensor, torch.nn.Parameter(tensor)):
+        view = geometry.host_view(held)
+        assert type(view) is np.ndarray
+        assert np.shares_memory(view, array)
+    # No memory; of a type that NumPy has not; of a class that may compute its values.
+    for other in (tensor.to("meta"), tensor.bfloat16(), tensor.as_subclass(Computed)):
+        assert geometry.host_view(other) is None
+
+
 def test_arguments_are_not_written_to(xp):
     arrays = [np.random.default_rng(i).standard_normal((4, 9)) for i in range(2)]
     vectors = [np.random.default_rng(i).random(4) for i in range(4)]

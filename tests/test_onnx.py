@@ -631,6 +631,7 @@ def test_a_network_like_vgg(read):
             [relu("image", "r"), node("LRN", "r", size=5)], Input.RELU, id="response-norm"
         ),
         pytest.param([node("Gelu", "image")], Input.OTHER, id="unknown-operator"),
+        pytest.param([node("Gather", "bn.weight", "image")], Input.OTHER, id="looked-up"),
     ],
 )
 def test_what_feeds_a_layer(read, nodes, fed):

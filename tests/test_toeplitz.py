@@ -139,6 +139,12 @@ def test_a_matrix_worked_by_hand():
     assert_array_equal(inside, [False, True, True, True, False])
 
 
+def test_on_one_pixel_the_matrix_is_the_weights():
+    weight = np.arange(1.0, 7.0).reshape(2, 3, 1, 1)
+    assert_array_equal(geometry.toeplitz(weight, (3, 1, 1)).toarray(), weight.reshape(2, 3))
+    assert geometry.interior_rows(weight, (3, 1, 1)).tolist() == [True, True]
+
+
 def test_taps_that_fold_on_one_input_are_summed():
     # Three taps around a circle of two: the outer two fall on the same input.
     weight = np.array([[[1.0, 10.0, 100.0]]])
