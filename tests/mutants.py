@@ -47,7 +47,8 @@ NOTICED = Path("noticed")
 class Collected(PytestRunner):
     """mutmut's runner, with one collection of tests that each child inherits."""
 
-    session: pytest.Session | None = None
+    session: pytest.Session
+    room: tempfile.TemporaryDirectory[str]
     patience: float = 60.0
 
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
@@ -55,8 +56,11 @@ class Collected(PytestRunner):
         if mutant_name is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             signal.signal(signal.SIGPROF, lambda *_: os._exit(TIMED_OUT))
-            function = mangled_name_from_mutant_name(mutant_name)
-            return self._until_noticed(function, tests, self.patience)
+            with tempfile.TemporaryDirectory() as room:
+                os.environ["PYTEST_DEBUG_TEMPROOT"] = room
+                self.session.config._tmp_path_factory._basetemp = None
+                function = mangled_name_from_mutant_name(mutant_name)
+                return self._until_noticed(function, tests, self.patience)
         if not tests:  # the one that must fail whatever happens
             return super().run_tests(mutant_name=None, tests=tests)
         # Processes that tests start import the mutants too.
@@ -68,15 +72,14 @@ class Collected(PytestRunner):
             config._do_configure()
             config.hook.pytest_sessionstart(session=self.session)
             config.hook.pytest_collection(session=self.session)
-        # In the parent, for children to inherit what tests import as they run.
+        # In the parent, for children to inherit what tests import and keep as they run.
+        Collected.room = tempfile.TemporaryDirectory()
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = self.room.name
         return self._until_noticed("none", tests, math.inf)
 
     def _until_noticed(self, function: str, tests: Iterable[str], patience: float) -> int:
-        assert self.session is not None
         end = time.process_time() + patience
-        with change_cwd("mutants"), tempfile.TemporaryDirectory() as room:
-            os.environ["PYTEST_DEBUG_TEMPROOT"] = room
-            self.session.config._tmp_path_factory._basetemp = None
+        with change_cwd("mutants"):
             noticed = NOTICED / function
             first = noticed.read_text("utf-8").splitlines() if noticed.exists() else []
             chosen = self._in_order(function, set(tests), first)

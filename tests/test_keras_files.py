@@ -6,6 +6,7 @@ The files of Keras 2 lie in tests/keras; those of Keras 3 are written here, by t
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -104,9 +105,9 @@ FILES = [
 WITH_CONFIG = [(keras, name) for keras, name in FILES if "weights" not in name]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Folders of the files that each version of Keras wrote."""
+@functools.cache
+def keras_3(tmp_path_factory):
+    """A folder of the files that Keras 3 writes; a process and its forks make it once."""
     folder = tmp_path_factory.mktemp("keras3")
     # Of its backends NumPy is the quickest to start; the files are the same.
     subprocess.run(
@@ -115,7 +116,13 @@ def folders(tmp_path_factory):
         check=True,
         capture_output=True,
     )
-    return {"2": KERAS_2, "3": folder}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of the files that each version of Keras wrote."""
+    return {"2": KERAS_2, "3": keras_3(tmp_path_factory)}
 
 
 def filters_first(kernel, axes):
@@ -437,6 +444,46 @@ def test_bfloat16_is_widened_exactly(tmp_path):
     [only] = read(path)
     assert only.weight.dtype == "bfloat16"
     assert np.array_equal(only.weight.read(), FLIPPED.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_layers_come_in_the_order_of_their_numbers_and_not_of_the_alphabet(tmp_path):
+    names = ["conv2d", *(f"conv2d_{number}" for number in range(1, 12))]
+    layers = read(numbered(tmp_path / "a", {name: [KERNEL] for name in reversed(names)}))
+    assert [layer.name for layer in layers] == names
+
+
+def attribute_of_a_group(path, text, **options):
+    """A file whose layer is called by an attribute of its group, in the newest layout."""
+    with h5py.File(path, "w", libver="latest") as file:
+        created = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+        created.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED)
+        for name, values in options.items():
+            getattr(created, name)(*values)
+        h5py.h5g.create(file.id, b"layers")
+        h5py.h5g.create(file.id, b"layers/conv2d")
+        group = h5py.Group(h5py.h5g.create(file.id, b"layers/conv2d/vars", gcpl=created))
+        group.attrs["name"] = text
+        group["0"] = KERNEL
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"set_attr_phase_change": (6, 3)}, id="phases-of-attributes"),
+        pytest.param({"set_obj_track_times": (True,)}, id="times"),
+        pytest.param({"set_attr_creation_order": (h5py.h5p.CRT_ORDER_TRACKED,)}, id="order"),
+    ],
+)
+def test_headers_of_every_form_tell_their_attributes(tmp_path, options):
+    path = attribute_of_a_group(tmp_path / "a", "first", **options)
+    assert [layer.name for layer in read(path)] == ["first"]
+
+
+def test_a_name_that_is_no_utf_8_has_its_bytes_replaced(tmp_path):
+    path = attribute_of_a_group(tmp_path / "a", np.bytes_(b"caf\xe9"))
+    assert [layer.name for layer in read(path)] == ["caf\ufffd"]
 
 
 def test_what_is_not_measured_is_not_read(tmp_path):

@@ -592,6 +592,14 @@ def test_a_network_like_vgg(read):
     [
         pytest.param([relu("image", "x")], Input.RELU, id="relu"),
         pytest.param([node("Clip", "image", "zero", "six")], Input.RELU, id="relu6"),
+        pytest.param(
+            [
+                helper.make_node("Squeeze", ["zero", "axis"], ["least"]),
+                node("Clip", "image", "least"),
+            ],
+            Input.RELU,
+            id="axes-of-a-scalar-are-none",
+        ),
         pytest.param([node("Clip", "image", "", "six")], Input.OTHER, id="clip-above"),
         pytest.param([node("Clip", "image", "minus")], Input.OTHER, id="clip-below-zero"),
         pytest.param([node("LeakyRelu", "image")], Input.OTHER, id="leaky-relu"),
@@ -638,7 +646,7 @@ def test_what_feeds_a_layer(read, nodes, fed):
     nodes[-1].output[0] = "fed"
     constants = {"zero": 0, "six": 6, "minus": -1}
     weights = {name: np.float32(value) for name, value in constants.items()}
-    weights |= norm_weights("bn", 3) | {"l.weight": draw(4, 3, 3, 3)}
+    weights |= norm_weights("bn", 3) | {"l.weight": draw(4, 3, 3, 3), "axis": np.int64([0])}
     assert read(model([*nodes, conv("fed", "answer", "l.weight")], weights))["l"].input is fed
 
 
@@ -1119,6 +1127,20 @@ def test_other_files_are_not_recognised(tmp_path, content):
 def test_fields_in_another_order_are_a_model_too(read):
     graph = onnx.ModelProto.FromString(SMALL).graph.SerializeToString()
     assert read(b"\x3a" + varint(len(graph)) + graph + b"\x08\x09")
+
+
+def test_of_a_field_that_is_written_twice_the_last_one_holds(read):
+    def field(number: int, content: bytes) -> bytes:
+        return varint(number << 3 | 2) + varint(len(content)) + content
+
+    graph = onnx.ModelProto.FromString(SMALL).graph
+    nodes = list(graph.node)
+    graph.ClearField("node")
+    # Each node stands behind another operator and domain of its own.
+    before = field(4, b"Relu") + field(7, b"old.domain")
+    written = [field(1, before + node.SerializeToString() + field(7, b"")) for node in nodes]
+    content = b"".join(written) + graph.SerializeToString()
+    assert read(field(7, content) + b"\x08\x09").keys() == read(SMALL).keys()
 
 
 def test_bodies_within_bodies_are_followed_to_a_limit(read):

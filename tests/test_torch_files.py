@@ -540,6 +540,16 @@ UNKNOWN = "not described|storage 'net/data/9' is missing|no tensor tells the typ
             id="type-that-is-none",
         ),
         pytest.param(
+            Made(torch._utils._rebuild_tensor_v3, *tensor().reduced[1], "float32"),
+            "unknown type ''",
+            id="type-that-is-text",
+        ),
+        pytest.param(
+            Made(torch._utils._rebuild_tensor_v3, *tensor().reduced[1]),
+            "unknown type ''",
+            id="type-that-is-missing",
+        ),
+        pytest.param(
             Made(torch._utils._rebuild_qtensor, *tensor().reduced[1][:4], ("odd",)),
             "quantised in an unknown way",
             id="odd-quantisation",
