@@ -968,7 +968,7 @@ def short(**fields: list[float]) -> TensorProto:
         pytest.param(external(""), "is not a path inside", id="nowhere"),
         pytest.param(external("a\0b"), "is not a path inside", id="nul"),
         pytest.param(external("missing"), "cannot be read", id="missing"),
-        pytest.param(external("folder"), "is not a regular file", id="folder"),
+        pytest.param(external("folder"), "is a folder, not a file", id="folder"),
         pytest.param(external("data", offset=100), "is that download complete", id="short"),
         pytest.param(external("data", offset=-4), "is that download complete", id="before"),
         pytest.param(external("data", length=212), "takes 216", id="length"),
