@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import hashlib
 import math
 import os
-import random
 import resource
 import signal
 import tempfile
@@ -41,6 +41,7 @@ KILLED = ("killed", "timeout", "segfault")
 # A mutant that allocates without end fails its test and not the machine.
 MEMORY = 6 << 30
 TIMED_OUT = 36
+UNREACHED = 33
 NOTICED = Path("noticed")
 
 
@@ -148,8 +149,9 @@ def records(patterns: Sequence[str], seed: int) -> dict[str, int | None]:
         data = SourceFileMutationData(path=path)
         data.load()
         found.update(data.exit_code_by_key)
-    names = sorted(n for n in found if not patterns or any(fnmatch.fnmatch(n, p) for p in patterns))
-    random.Random(seed).shuffle(names)  # noqa: S311
+    names = [n for n in found if not patterns or any(fnmatch.fnmatch(n, p) for p in patterns)]
+    # By a digest, for each mutant to keep its place among others as the code changes.
+    names.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     return {name: found[name] for name in names}
 
 
@@ -162,22 +164,19 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 
 def table(statuses: dict[str, int | None]) -> None:
-    """Print what was noticed, a row a module; of a sample, its first part that has been tested."""
-    names = list(statuses)
-    tested = names[: next((i for i, n in enumerate(names) if statuses[n] is None), len(names))]
+    """Print what was noticed of what has been tested, a row a module."""
     print("| module | mutants | tested | noticed | share | 95 % interval |")
     print("| --- | ---: | ---: | ---: | ---: | --- |")
-    modules = sorted({module(name) for name in tested})
-    for each in [*modules, None]:
-        made = [n for n in names if each in (module(n), None)]
-        tried = [n for n in tested if each in (module(n), None)]
-        if not tried:
+    for each in [*sorted({module(name) for name in statuses}), None]:
+        made = [status for name, status in statuses.items() if each in (module(name), None)]
+        tested = [status_by_exit_code[status] for status in made if status is not None]
+        if not tested:
             continue
-        noticed = sum(status_by_exit_code[statuses[n]] in KILLED for n in tried)
-        low, high = wilson(noticed, len(tried))
-        interval = "" if made == tried else f"{100 * low:.1f} to {100 * high:.1f}"
-        share = f"{100 * noticed / len(tried):.1f} %"
-        row = (each or "together", len(made), len(tried), noticed, share, interval)
+        noticed = sum(word in KILLED for word in tested)
+        low, high = wilson(noticed, len(tested))
+        interval = "" if len(tested) == len(made) else f"{100 * low:.1f} to {100 * high:.1f}"
+        share = f"{100 * noticed / len(tested):.1f} %"
+        row = (each or "together", len(made), len(tested), noticed, share, interval)
         print("| " + " | ".join(map(str, row)) + " |")
 
 
@@ -202,8 +201,10 @@ def main() -> None:
     if not options.table:
         make()
     drawn = dict(list(records(options.mutants, options.seed).items())[: options.sample])
-    wanted = (None, 0) if options.survivors else (None,)
-    names = [name for name, status in drawn.items() if status in wanted]
+    survivors = [
+        name for name, status in drawn.items() if options.survivors and status in (0, UNREACHED)
+    ]
+    names = [*survivors, *(name for name, status in drawn.items() if status is None)]
     if names and not options.table:
         # In the order drawn, so that what has been tested is a sample at each moment.
         place = {name: rank for rank, name in enumerate(names)}
