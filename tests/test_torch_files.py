@@ -140,6 +140,7 @@ def test_views_are_read_as_they_are(save):
         "expanded": torch.arange(3.0)[:, None].expand(3, 1000),
         "scalar": base[5],
         "empty": grid[:, :0],
+        "empty-at-the-end": base[120:],
         "one-long": base[3:4].view(1, 1, 1),
         "tied": base[7:19].view(3, 4),
     }
