@@ -6,7 +6,6 @@ The files of Keras 2 lie in tests/keras; those of Keras 3 are written here, by t
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -105,24 +104,23 @@ FILES = [
 WITH_CONFIG = [(keras, name) for keras, name in FILES if "weights" not in name]
 
 
-@functools.cache
-def keras_3(tmp_path_factory):
-    """A folder of the files that Keras 3 writes; a process and its forks make it once."""
-    folder = tmp_path_factory.mktemp("keras3")
-    # Of its backends NumPy is the quickest to start; the files are the same.
-    subprocess.run(
-        [sys.executable, KERAS_2 / "make_fixtures.py", "keras", folder],
-        env={**os.environ, "KERAS_BACKEND": "numpy"},
-        check=True,
-        capture_output=True,
-    )
-    return folder
+MADE: list[Path] = []
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Folders of the files that each version of Keras wrote."""
-    return {"2": KERAS_2, "3": keras_3(tmp_path_factory)}
+    """Folders of the files that each version of Keras wrote; a process makes those of 3 once."""
+    if not MADE:
+        folder = tmp_path_factory.mktemp("keras3")
+        # Of its backends NumPy is the quickest to start; the files are the same.
+        subprocess.run(
+            [sys.executable, KERAS_2 / "make_fixtures.py", "keras", folder],
+            env={**os.environ, "KERAS_BACKEND": "numpy"},
+            check=True,
+            capture_output=True,
+        )
+        MADE.append(folder)
+    return {"2": KERAS_2, "3": MADE[0]}
 
 
 def filters_first(kernel, axes):
