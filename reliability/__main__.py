@@ -1,11 +1,13 @@
-"""``python -m reliability kills``: see ``--help``."""
+"""``python -m reliability kills`` and ``together``: see ``--help``."""
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from reliability.kills import kill
+from reliability.together import TASKS, together
 from reliability.trials import TRIALS
 
 
@@ -20,7 +22,24 @@ def main() -> None:
     kills.add_argument("--cold", action="store_true", help="imports included, as a user's process")
     kills.add_argument("--seed", type=int, default=0)
     kills.add_argument("--folder", type=Path, help="default: a temporary one")
+    several = tasks.add_parser("together", help="several processes at once")
+    several.add_argument("what", choices=[*TASKS, []], nargs="*", help="default: all")
+    several.add_argument("--folder", type=Path, help="default: a temporary one")
     args = parser.parse_args()
+    raise SystemExit(_kills(args) if args.task == "kills" else _together(args))
+
+
+def _together(args: argparse.Namespace) -> bool:
+    lost = False
+    for what in args.what or TASKS:
+        with tempfile.TemporaryDirectory(prefix="together-") as temporary:
+            outcome = together(what, (args.folder or Path(temporary)) / what)
+        print(outcome, flush=True)
+        lost |= bool(outcome.problems)
+    return lost
+
+
+def _kills(args: argparse.Namespace) -> bool:
     lost = False
     for command in args.command or TRIALS:
         outcome = kill(
@@ -33,7 +52,7 @@ def main() -> None:
         )
         print(outcome, flush=True)
         lost |= bool(outcome.problems)
-    raise SystemExit(lost)
+    return lost
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from reliability.starting import Place, Started, cold, import_all, in_child, warm
-from reliability.trials import TRIALS, Trial
+from reliability.trials import TRIALS, Args
 from reliability.whole import damaged, differences, drafts
 
 At = Literal["moments", "operations"]
@@ -85,7 +85,7 @@ class Rounds:
         self._is_cold, self._seed = is_cold, seed
         # Every run is made here: some results tell the path of what they are of.
         self._here = Place(folder / "here")
-        self._template = _place(folder / "template")
+        self._template = a_place(folder / "template")
         self._trial.prepare(self._template)
         self._quiet = self._undisturbed()
         self.outcome.seconds = self._quiet.seconds
@@ -98,6 +98,8 @@ class Rounds:
         for number in range(count):
             rng = random.Random(f"{self._seed} {self._command} {number}")  # noqa: S311
             self._round(number, lambda rng=rng: rng.uniform(0, self._quiet.seconds), rng)
+            if number % 10 == 9:
+                print(f"{self._command}: {number + 1} of {count} rounds", file=sys.stderr)
         return self.outcome
 
     def at_operations(self) -> Outcome:
@@ -114,7 +116,7 @@ class Rounds:
             wanted, kills = rng.choice(CHAINS), 0
             while kills < wanted:
                 if not kills:  # a draw after the end begins anew too
-                    _renew(place, self._template)
+                    renew(place, self._template)
                 started = self._start(variant, place, begun=kills > 0)
                 status = started.wait(moment())
                 if status is None:
@@ -128,7 +130,7 @@ class Rounds:
     def _before(self, number: int, variant: int) -> bool:
         """Kill before an operation; False where there are not so many."""
         with self._a_place(f"operation-{variant}-{number}") as place:
-            _renew(place, self._template)
+            renew(place, self._template)
             bomb = Bomb(number, place.work)
             args = self._trial.args(variant, place.work, begun=False)
             status = warm(args, place, first=bomb.arm).wait()
@@ -170,12 +172,14 @@ class Rounds:
 
     def _undisturbed(self) -> _Quiet:
         if not self._is_cold:
-            self._import()
+            os.environ.update(self._trial.env)  # read when Dask is imported
+            commands = (*self._trial.warms, *self._trial.variants)
+            import_imports_of(commands, self._here, self._template)
         places, seconds = [], []
         for variant in range(len(self._trial.variants)):
             place = self._here
             for _ in range(3 if not self._is_cold else 1):
-                _renew(place, self._template)
+                renew(place, self._template)
                 began = time.monotonic()
                 if self._start(variant, place, begun=False).wait():
                     raise RuntimeError(f"{self._command}: {place.complained}")
@@ -184,23 +188,6 @@ class Rounds:
                 raise RuntimeError(f"{self._command}: {problems}")
             places.append(_moved(place, f"quiet-{variant}"))
         return _Quiet(tuple(places), statistics.median(seconds))
-
-    def _import(self) -> None:
-        """Import what the command imports until its end, as a process of its own tells."""
-        os.environ.update(self._trial.env)  # read when Dask is imported
-        place = self._here
-        _renew(place, self._template)
-        for args in (*self._trial.warms, *self._trial.variants):
-            listing = place.path / "modules"
-            code = f"import atexit, sys; atexit.register(lambda: open({str(listing)!r}, 'w').write("
-            code += "' '.join(sys.modules))); from planescope.cli import main; main()"
-            subprocess.run(
-                [sys.executable, "-c", code, *args],
-                cwd=place.work,
-                stdout=subprocess.DEVNULL,
-                check=True,
-            )
-            import_all(listing.read_text(encoding="utf-8").split())
 
     @contextlib.contextmanager
     def _a_place(self, name: str) -> Iterator[Place]:
@@ -222,14 +209,31 @@ def _compared(quiet: Place, other: Place) -> list[str]:
     return problems
 
 
-def _place(path: Path) -> Place:
+def import_imports_of(commands: Iterable[Args], place: Place, template: Place) -> None:
+    """Import what commands import until their end, as processes of their own tell."""
+    renew(place, template)
+    for args in commands:
+        listing = place.path / "modules"
+        code = f"import atexit, sys; atexit.register(lambda: open({str(listing)!r}, 'w').write("
+        code += "' '.join(sys.modules))); from planescope.cli import main; main()"
+        subprocess.run(
+            [sys.executable, "-c", code, *args],
+            cwd=place.work,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        import_all(listing.read_text(encoding="utf-8").split())
+
+
+def a_place(path: Path) -> Place:
+    """Make a place."""
     place = Place(path)
     place.work.mkdir(parents=True, exist_ok=True)
     place.temporary.mkdir(exist_ok=True)
     return place
 
 
-def _renew(place: Place, template: Place) -> None:
+def renew(place: Place, template: Place) -> None:
     """Make a place what the template is."""
     shutil.rmtree(place.path, ignore_errors=True)
     shutil.copytree(template.work, place.work)
@@ -309,6 +313,3 @@ def kill(
             folder = Path(name)
         rounds = Rounds(command, folder / command, is_cold=is_cold, seed=seed)
         return rounds.at_moments(moments) if at == "moments" else rounds.at_operations()
-
-
-__all__ = ["TRIALS", "Outcome", "Trial", "kill"]

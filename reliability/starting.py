@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_FORK = multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,24 @@ def cold(args: Iterable[str], place: Place) -> Started:
     return Started(process.pid, join)
 
 
-def warm(args: Iterable[str], place: Place, *, first: Callable[[], None] | None = None) -> Started:
-    """Start a command in a fork of this process; `first` is called in it before."""
+def warm(
+    args: Iterable[str],
+    place: Place,
+    *,
+    first: Callable[[], None] | None = None,
+    printed: Place | None = None,
+) -> Started:
+    """Start a command in a fork of this process.
+
+    Parameters
+    ----------
+    first : callable, optional
+        Called in the fork before.
+    printed : Place, optional
+        Where what it prints is kept, if not in the place that it runs in.
+    """
     assert_single_thread()
-    process = _FORK.Process(target=_command, args=(list(args), place, first))
+    process = FORK.Process(target=_command, args=(list(args), place, printed or place, first))
     process.start()
     assert process.pid is not None
 
@@ -126,13 +140,15 @@ def warm(args: Iterable[str], place: Place, *, first: Callable[[], None] | None 
     return Started(process.pid, join)
 
 
-def _command(args: list[str], place: Place, first: Callable[[], None] | None) -> None:
+def _command(
+    args: list[str], place: Place, printed: Place, first: Callable[[], None] | None
+) -> None:
     os.setsid()
     os.environ["TMPDIR"] = str(place.temporary)
     tempfile.tempdir = None  # looked up again
     os.chdir(place.work)
     for name, number in (("stdout", 1), ("stderr", 2)):
-        with (place.path / name).open("wb") as file:
+        with (printed.path / name).open("wb") as file:
             os.dup2(file.fileno(), number)
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), encoding="utf-8")
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), encoding="utf-8")
@@ -160,7 +176,7 @@ def assert_single_thread() -> None:
 def in_child(function: Callable[..., Any], *args: Any) -> Any:
     """What a function returns, called in a fork: whatever threads it starts end with that."""
     assert_single_thread()
-    ours, theirs = _FORK.Pipe(duplex=False)
+    ours, theirs = FORK.Pipe(duplex=False)
 
     def call() -> None:
         try:
@@ -168,7 +184,7 @@ def in_child(function: Callable[..., Any], *args: Any) -> Any:
         except BaseException:
             theirs.send((None, traceback.format_exc()))
 
-    process = _FORK.Process(target=call)
+    process = FORK.Process(target=call)
     process.start()
     theirs.close()
     try:

@@ -15,7 +15,7 @@ TRAIN = (
     "--snapshots-every", "2", "--out", "run",
 )  # fmt: skip
 RESET = (
-    "reset", "run", "--rand", "--draws", "20", "--device", "cpu", "--together",
+    "reset", "run", "--rand", "--draws", "8", "--device", "cpu", "--together",
     "features.0,features.2", "--out", "resets.csv", "--figure", "map.pdf",
 )  # fmt: skip
 MEASURE = ("measure", "vgg11.safetensors", "--kinds", "all")
@@ -41,7 +41,7 @@ def _trained(place: Place) -> None:
         run(args, place)
 
 
-def _network(place: Place) -> None:
+def network_file(place: Place) -> None:
     """A checkpoint of 2 MB."""
     import torch
     from safetensors.torch import save_file
@@ -111,7 +111,7 @@ TRIALS: Mapping[str, Trial] = {
         prepare=_trained, variants=(("report", "run", "--out", "page.html", "--json"),)
     ),
     "measure": Trial(
-        prepare=_network,
+        prepare=network_file,
         variants=(
             (*MEASURE, "--out", "table.json", "--filters", "filters.npz", "--figure", "map.pdf"),
             (*MEASURE, "--out", "table.csv", "--filters", "filters.csv"),
