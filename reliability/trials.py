@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reliability.starting import Place, cold
+from reliability.starting import Place, in_child
 
 # Small and quick, and still with all kinds of files.
 TRAIN = (
@@ -18,7 +21,7 @@ RESET = (
     "reset", "run", "--rand", "--draws", "8", "--device", "cpu", "--together",
     "features.0,features.2", "--out", "resets.csv", "--figure", "map.pdf",
 )  # fmt: skip
-MEASURE = ("measure", "vgg11.safetensors", "--kinds", "all")
+MEASURE = ("measure", "network.safetensors", "--kinds", "all")
 STUDY = """\
 base: {epochs: 2, classes: 2, examples: 128, width: 0.5, snapshots_until: 1, threads: 1,
        accelerator: cpu}
@@ -37,29 +40,35 @@ def _nothing(_: Place) -> None:
 
 def _trained(place: Place) -> None:
     """A run, trained and reset."""
-    for args in (TRAIN, ("reset", "run", "--device", "cpu")):
-        run(args, place)
+    in_child(_in_place, place.work, (TRAIN, ("reset", "run", "--device", "cpu")))
+
+
+def _in_place(folder: Path, commands: tuple[Args, ...]) -> None:
+    """Run commands in this process, in a folder."""
+    from planescope.cli.app import app
+
+    os.chdir(folder)
+    for args in commands:
+        with contextlib.redirect_stdout(io.StringIO()):
+            app.main(list(args), standalone_mode=False)
 
 
 def network_file(place: Place) -> None:
     """A checkpoint of 2 MB."""
-    import torch
-    from safetensors.torch import save_file
+    import numpy as np
+    from safetensors.numpy import save_file
 
-    from planescope.training.networks import build
-
-    torch.manual_seed(0)
-    save_file(build("vgg11", width=0.25).state_dict(), place.work / "vgg11.safetensors")
+    rng = np.random.default_rng(0)
+    shapes = [(16, 3), (32, 16), (64, 32), (64, 64), (128, 64), (128, 128), (128, 128)]
+    arrays = {
+        f"features.{index}.weight": rng.standard_normal((*shape, 3, 3), dtype=np.float32)
+        for index, shape in enumerate(shapes)
+    }
+    save_file(arrays, place.work / "network.safetensors")
 
 
 def _study(place: Place) -> None:
     (place.work / "study.yaml").write_text(STUDY, encoding="utf-8")
-
-
-def run(args: Args, place: Place) -> None:
-    """Run a command to its end."""
-    if cold(args, place).wait():
-        raise RuntimeError(f"{' '.join(args)}: {place.complained}")
 
 
 def _resumed(work: Path) -> Args:

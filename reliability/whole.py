@@ -86,9 +86,10 @@ def _parquet(path: Path) -> None:
 
 
 def _csv(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
+    with path.open(newline="", encoding="utf-8") as file:
+        text = file.read()
     head, *rows = csv.reader(text.splitlines(keepends=True))
-    if not text.endswith("\n") or any(len(row) != len(head) for row in rows):
+    if not text.endswith("\r\n") or any(len(row) != len(head) for row in rows):
         raise ValueError("a row is not whole")
 
 
@@ -119,10 +120,13 @@ def _ckpt(path: Path) -> None:
 
 
 def _yaml(path: Path) -> None:
-    from planescope.config import load_config
+    from planescope.config import dump_config, load_config
     from planescope.study.plan import read_plan
 
-    (load_config if path.name == "config.yaml" else read_plan)(path)
+    if path.name != "config.yaml":
+        read_plan(path)
+    elif dump_config(load_config(path)) != path.read_text(encoding="utf-8"):
+        raise ValueError("it is not what is written of a config")  # part of it may be one too
 
 
 def _pdf(path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from planescope.config import RunConfig, load_config
+from planescope.errors import UsageError
 from planescope.run import Run, State
 from planescope.training.loop import train
 
@@ -151,6 +152,29 @@ def test_an_interrupt_says_how_to_go_on(trained, tmp_path):
     assert process.returncode == 130
     assert talk.count("\n") == 1
     assert f"interrupted; go on with: planescope train --out '{out}' --resume" in talk
+    assert Run(out).status.state is State.STOPPED
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+def test_a_second_training_of_a_run_is_refused_and_the_first_one_goes_on(tmp_path):
+    out = tmp_path / "run"
+    args = ("train", *SMALL, "--epochs", "500", "--out", out)
+    with subprocess.Popen(command(*args), stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: len(Run(out).metrics) > 1, process)
+        before = (out / "config.yaml").read_bytes(), len(Run(out).environments)
+        for resume, sentence in (
+            (False, "run: exists; go on with --resume, or give another --out"),
+            (True, "run: another process is training this run"),
+        ):
+            with pytest.raises(UsageError, match=sentence) as refused:
+                train(load_config(out / "config.yaml"), out, resume=resume)
+            assert refused.value.status == 2
+        epochs = len(Run(out).metrics)
+        wait_for(lambda: len(Run(out).metrics) > epochs, process)
+        assert ((out / "config.yaml").read_bytes(), len(Run(out).environments)) == before
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
     assert Run(out).status.state is State.STOPPED
 
 
