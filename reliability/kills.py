@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from reliability.starting import Place, Started, cold, import_all, in_child, warm
 from reliability.trials import TRIALS, Args
-from reliability.whole import damaged, differences, drafts
+from reliability.whole import IMPORTS, damaged, differences, drafts
 
 At = Literal["moments", "operations"]
 
@@ -85,6 +85,7 @@ class Rounds:
         self._is_cold, self._seed = is_cold, seed
         # Every run is made here: some results tell the path of what they are of.
         self._here = Place(folder / "here")
+        import_all(IMPORTS)
         self._template = a_place(folder / "template")
         self._trial.prepare(self._template)
         self._quiet = self._undisturbed()

@@ -23,9 +23,9 @@ RESET = (
 )  # fmt: skip
 MEASURE = ("measure", "network.safetensors", "--kinds", "all")
 STUDY = """\
-base: {epochs: 2, classes: 2, examples: 128, width: 0.5, snapshots_until: 1, threads: 1,
+base: {epochs: 2, classes: 2, examples: 64, width: 0.5, snapshots_until: 1, threads: 1,
        accelerator: cpu}
-reset: {snapshots: [0], subset: 100}
+reset: {snapshots: [0], subset: 50}
 grid: {learning_rate: [0.02, 0.01]}
 """
 # Dask starts its workers by a fork where nothing else is said to it, so that they are warm too.

@@ -17,6 +17,11 @@ from typing import Any
 # A folder in which a file is written; the next process that writes the file removes it.
 DRAFT = re.compile(r"\.planescope-[0-9a-f]{8}-\w+")
 LOCKS = (".lock", ".study.lock")
+# What the checks import; who forks for each of them imports it first.
+IMPORTS = (
+    "PIL.Image", "jsonschema", "numpy", "planescope.study.plan", "pyarrow.parquet",
+    "safetensors", "torch", "xml.etree.ElementTree",
+)  # fmt: skip
 
 
 def drafts(folder: Path) -> list[Path]:
