@@ -111,7 +111,7 @@ PICKLED = pickle.dumps(Payload())
         ),
         pytest.param(socket.socket, "a socket: socket.", id="socket"),
         pytest.param(lambda: socket.getaddrinfo("a", 1), "a socket: socket.", id="name-lookup"),
-        pytest.param(lambda: __import__("colorsys"), "an import: import", id="import"),
+        pytest.param(lambda: __import__("tabnanny"), "an import: import", id="import"),
         pytest.param(lambda: exec("1"), "code: exec", id="exec-of-text"),
         pytest.param(lambda: eval("1"), "code: exec", id="eval"),
         pytest.param(lambda: pickle.loads(PICKLED), "code: pickle.find_class", id="unpickling"),
