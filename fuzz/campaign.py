@@ -276,8 +276,9 @@ def _work(job: _Job, cases: list[int], folder: Path, at: mmap.mmap, pipe: Any) -
         after = watch.memory
         if after > before:
             news.memory = max(news.memory, (after, case))
-            if before <= watch.memory_bytes < after:
+            if after > watch.memory_bytes:
                 news.fault(case, "memory", f"{after} bytes beyond those at rest")
+                watch.forget_memory()
         news.slowest = max(news.slowest, (time.process_time() - start, case))
         news.cases += 1
         if (index + 1) % _REPORT_EVERY == 0 or index + 1 == len(cases):

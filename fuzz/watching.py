@@ -89,6 +89,11 @@ class Watch:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return max(most - self._at_rest, 0) * 1024
 
+    def forget_memory(self) -> None:
+        """Take what is held now for the most, so that the next case beyond the limit is seen."""
+        with open("/proc/self/clear_refs", "w") as file:  # noqa: PTH123
+            file.write("5")
+
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.armed:
             return

@@ -138,6 +138,17 @@ def test_a_case_beyond_a_limit_is_seen(plant, limits, kind):
     assert [(fault.case, fault.kind) for fault in outcome.faults] == [(FIRST + 1, kind)]
 
 
+def test_every_case_beyond_the_limit_on_memory_is_seen():
+    def read(folder, case, changed):
+        if case >= FIRST and case % 2:
+            hold(50 << 20)
+
+    seeds = {"only": {"input": b"x"}}
+    cases = range(FIRST, FIRST + 6)
+    outcome = campaign.run("planted", read, seeds, cases=cases, memory_bytes=40 << 20)
+    assert [fault.case for fault in outcome.faults] == [FIRST + 1, FIRST + 3, FIRST + 5]
+
+
 def test_what_stays_within_the_limits_is_no_fault():
     outcome = outcome_of(lambda: hold(30 << 20), memory_bytes=40 << 20)
     assert not outcome.faults
