@@ -24,6 +24,8 @@ from reliability.whole import damaged, differences, drafts
 RATES = ("0.02", "0.01")
 EXISTS = "exists; go on with --resume"
 TRAINS = "another process is training this run"
+NONE = "there is no run to resume"
+ENDED = ""  # the second came when the first had ended, and had nothing to do
 
 
 @dataclass
@@ -105,7 +107,7 @@ def trainings(folder: Path, *, rounds: int = 12, seed: int = 0) -> Outcome:
             raise RuntimeError(here.complained)
         seconds = time.monotonic() - began
         quiet[rate] = Place(here.path.rename(folder / f"quiet-{rate}"))
-    refused = {EXISTS: 0, TRAINS: 0}
+    refused = dict.fromkeys((EXISTS, TRAINS, NONE, ENDED), 0)
     rng = random.Random(seed)  # noqa: S311
     for number in range(rounds):
         renew(here, template)
@@ -119,9 +121,12 @@ def trainings(folder: Path, *, rounds: int = 12, seed: int = 0) -> Outcome:
         problem, sentence = _settled(statuses, here, other, quiet, is_resumed=is_resumed)
         if problem:
             outcome.problems.append(f"round {number}: {problem}")
-        elif sentence:
+        else:
             refused[sentence] += 1
-    told = ", ".join(f"{count} times {sentence!r}" for sentence, count in refused.items())
+    told = ", ".join(
+        f"{count} times {sentence or 'nothing was left to do'!r}"
+        for sentence, count in refused.items()
+    )
     outcome.tried = f"two trainings on one folder, {rounds} rounds: {told}"
     return outcome
 
@@ -143,15 +148,14 @@ def _settled(
     """What is wrong after two trainings; and with which sentence one was refused, if it was."""
     talk = [here.complained, other.complained]
     if statuses == [0, 0] and is_resumed and talk == ["", ""]:
-        winner, sentence = 0, ""  # the second came when the first had ended
+        winner, sentence = 0, ENDED
     else:
         if sorted(statuses, key=str) != [0, 2]:
             return f"they ended with {statuses}: {talk}", ""
         winner = statuses.index(0)
         said = talk[1 - winner]
-        sentence = next((each for each in (EXISTS, TRAINS) if each in said), "")
-        # A --resume that came before there was a folder is refused too.
-        if talk[winner] or said.count("\n") != 1 or not (sentence or "no run to resume" in said):
+        sentence = next((each for each in (EXISTS, TRAINS, NONE) if each in said), ENDED)
+        if talk[winner] or said.count("\n") != 1 or sentence == ENDED:
             return f"they said {talk}", ""
     rate = RATES[winner if not is_resumed else 0]
     problems = in_child(damaged, here.work) + in_child(differences, quiet[rate].work, here.work)
