@@ -222,7 +222,7 @@ def test_who_holds_a_run_removes_what_killed_processes_left_in_it(run):
     # As of one killed after the file was in its place, and before its draft was removed.
     run.add_measurement(0, measurement(0))
     for folder in (run.path, run.path / "snapshots", run.path / "filters"):
-        left = folder / f"{draft_prefix(folder / 'config.yaml')}x"
+        left = folder / f"{draft_prefix(folder / 'config.yaml')}abcd_012"
         left.mkdir()
         (left / ".lock").write_text("")
     with run.lock():
