@@ -17,7 +17,7 @@ from safetensors import safe_open
 import planescope as ps
 from planescope import run as run_module
 from planescope.config import RunConfig
-from planescope.drafts import draft_prefix
+from planescope.drafts import LOCK, draft_prefix
 from planescope.errors import CheckpointError, OutputError, UsageError
 from planescope.run import EpochMetrics, Run, State, Status
 
@@ -224,7 +224,7 @@ def test_who_holds_a_run_removes_what_killed_processes_left_in_it(run):
     for folder in (run.path, run.path / "snapshots", run.path / "filters"):
         left = folder / f"{draft_prefix(folder / 'config.yaml')}abcd_012"
         left.mkdir()
-        (left / ".lock").write_text("")
+        (left / LOCK).write_text("")
     with run.lock():
         assert not list(run.path.rglob(".planescope-*"))
 
