@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import random
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -684,6 +685,27 @@ def test_a_module_within_itself_ends(tmp_path):
     tree = Made(nn.Module, state={"_modules": children, "_parameters": parts, "_buffers": {}})
     children["self"] = tree
     assert list(read(write_zip(tmp_path / "net.pt", tree)).tensors) == ["weight"]
+
+
+def test_a_module_of_torchscript_may_lack_what_every_module_has(tmp_path):
+    stream = b"\x80\x02c__torch__.net\nNet\n)\x81}X\x08\0\0\0_modules}sb."
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+        archive.writestr("net/data.pkl", stream)
+    with pytest.raises(CheckpointError, match=r"an object of __torch__\.net\.Net, and no tensors"):
+        read(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("scale", [3e38, float("inf"), float("nan")])
+def test_quantised_numbers_beyond_single_precision_are_not_finite(save, scale):
+    scales = torch.tensor([scale, 1.0], dtype=torch.float64)
+    values = torch._make_per_channel_quantized_tensor(
+        torch.tensor([[100, 0], [1, 2]], dtype=torch.int8), scales, torch.zeros(2).long(), 0
+    )
+    found = read(save({"a": values})).tensors["a"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not np.isfinite(found.read()[0, 0])
+        assert found.read()[1].tolist() == [1.0, 2.0]
 
 
 def test_a_tensor_wrapped_without_end_is_no_tensor(tmp_path):

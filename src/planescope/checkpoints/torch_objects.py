@@ -377,8 +377,10 @@ def _dequantised(call: Call, where: str, storages: Storages) -> Tensor:
 def _scaled(integers: np.ndarray, scale: Any, zero: Any) -> np.ndarray:
     import numpy as np
 
-    numbers: np.ndarray = (integers.astype(np.float64) - zero) * scale
-    return numbers.astype(np.float32)
+    # What is not finite is for the measurement to report, not for NumPy to warn of.
+    with np.errstate(all="ignore"):
+        numbers: np.ndarray = (integers.astype(np.float64) - zero) * scale
+        return numbers.astype(np.float32)
 
 
 def _is_module(value: object) -> TypeGuard[Call]:
@@ -438,7 +440,7 @@ def _members(module: Call) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
     state: dict[object, object] = module.state  # type: ignore[assignment]
     if "_modules" not in state:  # TorchScript keeps all in one
         return state, state
-    own = {**_entries(state["_parameters"]), **_entries(state.get("_buffers"))}
+    own = {**_entries(state.get("_parameters")), **_entries(state.get("_buffers"))}
     return own, _entries(state["_modules"])
 
 
