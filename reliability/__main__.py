@@ -1,4 +1,4 @@
-"""``python -m reliability kills`` and ``together``: see ``--help``."""
+"""``python -m reliability kills``, ``together`` and ``odd``: see ``--help``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from reliability.kills import kill
+from reliability.odd import SWEEPS, sweep
 from reliability.together import TASKS, together
 from reliability.trials import TRIALS
 
@@ -25,8 +26,24 @@ def main() -> None:
     several = tasks.add_parser("together", help="several processes at once")
     several.add_argument("what", choices=[*TASKS, []], nargs="*", help="default: all")
     several.add_argument("--folder", type=Path, help="default: a temporary one")
+    strange = tasks.add_parser("odd", help="full disks, rights, pipes and the like")
+    strange.add_argument("what", choices=[*SWEEPS, []], nargs="*", help="default: all")
+    strange.add_argument("--quick", action="store_true", help="some cases of each")
     args = parser.parse_args()
-    raise SystemExit(_kills(args) if args.task == "kills" else _together(args))
+    done = {"kills": _kills, "together": _together, "odd": _odd}
+    raise SystemExit(done[args.task](args))
+
+
+def _odd(args: argparse.Namespace) -> bool:
+    fell = False
+    for name, tally in sweep(args.what or list(SWEEPS), quick=args.quick):
+        if tally is None:
+            print(f"{name}: left out, as nothing may be mounted here; unshare -rm makes it possible")
+            continue
+        summary = f"{name}: {tally.cases} cases, {len(tally.fallen)} fell"
+        print(summary, *tally.fallen, sep="\n  ", flush=True)
+        fell |= bool(tally.fallen)
+    return fell
 
 
 def _together(args: argparse.Namespace) -> bool:

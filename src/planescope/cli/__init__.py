@@ -46,6 +46,7 @@ def _run() -> int:
     from planescope.cli.app import app
     from planescope.errors import PlanescopeError
 
+    out = sys.stdout
     try:
         status = app(prog_name="planescope", standalone_mode=False)
         sys.stdout.flush()  # at the end of the process nobody would say what is wrong with it
@@ -56,8 +57,10 @@ def _run() -> int:
     except (click.Abort, KeyboardInterrupt):  # click makes the one of the other
         return _say("interrupted", 130)
     except (BrokenPipeError, SystemExit) as exc:
-        # The reader of our output went away, as `head` does; click and Rich would end with 1.
-        if not isinstance(exc.__context__ if isinstance(exc, SystemExit) else exc, BrokenPipeError):
+        # The reader of our output went away, as `head` does. Where click saw it, it put something
+        # else in place of the stream, and would end with 1, as Rich would.
+        gone = isinstance(exc, BrokenPipeError) or isinstance(exc.__context__, BrokenPipeError)
+        if not gone and sys.stdout is out:
             raise
         _drop_output()
         return 0

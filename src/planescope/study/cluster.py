@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # Seconds that a scheduler has to answer, and its first worker, which may be a job in a queue.
 ANSWER_S = 10.0
 WORKERS_S = 300.0
+# A name, a number or an IPv6 in brackets, with a port; what Dask does not know it refuses at once.
+_ADDRESS = re.compile(r"((tcp|tls|ucxx?|wss?)://)?(\[[^\]]+\]|[^\[\]:/\s]+):\d+/?")
 
 
 def cores() -> int:
@@ -97,12 +100,14 @@ def client_of(address: str, *, patience: float = ANSWER_S) -> Iterator[Client]:
     """
     distributed = _distributed()
     with _quiet():
+        if not _ADDRESS.fullmatch(address):
+            raise UsageError(f"{address}: is no address of a scheduler; give tcp://HOST:PORT")
         try:
             client = distributed.Client(address, timeout=patience)
         except (OSError, ValueError, TimeoutError) as exc:
             raise UsageError(
                 f"{address}: no scheduler answered within {patience:g} seconds; is it running "
-                "there, and does the address begin with tcp://?"
+                "there?"
             ) from exc
         with client:
             _check_workers(client, address)

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate, pad
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from planescope.errors import CheckpointError, UsageError, one_line
+from planescope.inputs import open_binary
 from planescope.training.data import Files, Images, Resize, pixel_permutation
 from planescope.training.examples import LARGE
 
@@ -307,7 +308,7 @@ def _decode(path: str) -> torch.Tensor:
     from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    with Image.open(path) as image:
+    with open_binary(path) as file, Image.open(file) as image:  # a pipe would be waited for
         pixels: torch.Tensor = pil_to_tensor(image.convert("RGB"))
     return pixels
 

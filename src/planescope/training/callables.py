@@ -13,6 +13,7 @@ from planescope.networks import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
 
 def find_callable(package: str, attribute: str, kind: str, others: str) -> Callable[..., Any]:
@@ -45,9 +46,13 @@ def find_callable(package: str, attribute: str, kind: str, others: str) -> Calla
     found: Callable[..., Any] | None = getattr(module, attribute, None)
     if not callable(found):
         raise UsageError(
-            f"{package} has no callable {attribute!r}; {nearest(attribute, dir(module))}"
+            f"{package} has no callable {attribute!r}; {nearest(attribute, _callables(module))}"
         )
     return found
+
+
+def _callables(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if callable(value)]
 
 
 @contextlib.contextmanager
