@@ -38,7 +38,9 @@ def _odd(args: argparse.Namespace) -> bool:
     fell = False
     for name, tally in sweep(args.what or list(SWEEPS), quick=args.quick):
         if tally is None:
-            print(f"{name}: left out, as nothing may be mounted here; unshare -rm makes it possible")
+            print(
+                f"{name}: left out, as nothing may be mounted here; unshare -rm makes it possible"
+            )
             continue
         summary = f"{name}: {tally.cases} cases, {len(tally.fallen)} fell"
         print(summary, *tally.fallen, sep="\n  ", flush=True)
