@@ -8,6 +8,7 @@ import itertools
 import json
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
@@ -488,6 +489,66 @@ def test_convolutions_of_16_channels_and_more_are_packed_where_all_values_are_nu
     assert chain.is_in_range({"features.12.weight": weight * 1e3})
     for broken in (weight * 1e36, weight * float("nan"), weight * float("inf")):
         assert not chain.is_in_range({"features.12.weight": broken})
+
+
+def refuses(*_args):
+    raise RuntimeError("could not create a primitive")
+
+
+@pytest.mark.parametrize(
+    "operators",
+    [
+        pytest.param(SimpleNamespace(), id="no-such-operator"),
+        pytest.param(SimpleNamespace(_convolution_pointwise=refuses), id="it-refuses"),
+        # Of these bits none is that of the plain way.
+        pytest.param(
+            SimpleNamespace(_convolution_pointwise=lambda images, *_: images), id="it-errs"
+        ),
+    ],
+)
+def test_without_the_operator_of_onednn_the_plain_way_gives_the_same(monkeypatch, operators):
+    monkeypatch.setattr(torch.ops, "mkldnn", operators)
+    network, data = build("lenet", seed=0).eval(), images(size=32)
+    chain = Chain(trace(network).nodes, dict(network.named_modules()))
+    with torch.inference_mode():
+        chain.pack(torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert not chain.packed
+    snapshot = build("lenet", seed=1).state_dict()
+    found = ps.reset_module(network, {1: snapshot}, data=data, options=ALL)
+    for layer in ("features.5", "features.10", "features.12"):
+        names = [f"{layer}.weight", f"{layer}.bias"]
+        assert counts(found.at(layer, 1)[0]) == plain_counts(network, names, snapshot, data)[:2]
+
+
+class TakesMuch(nn.Module):
+    """Asks for more memory than there is, where it gets more than one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3 * 16 * 16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1:
+            torch.empty(1 << 50)
+        return self.out(x.flatten(1))
+
+
+def test_memory_that_runs_out_on_the_host_is_said():
+    module = TakesMuch()
+    with pytest.raises(ps.RunError, match="memory ran out; give a smaller --memory"):
+        ps.reset_module(module, {0: module.state_dict()}, data=images(), options=ALL)
+
+
+def test_a_pixel_alone_is_its_own_average():
+    pixels = torch.randn(5, 3, 1, 1)
+    for module in (nn.AdaptiveAvgPool2d(7), nn.AdaptiveAvgPool2d((2, 3))):
+        network = nn.Sequential(
+            module, nn.Flatten(), nn.Linear(3 * module(pixels)[0, 0].numel(), 2)
+        )
+        with torch.inference_mode():
+            cut, note = split(network, trace(network), pixels)
+            assert not note
+            assert torch.equal(cut.finish(cut.begin(pixels), 0, {}), network(pixels))
 
 
 class Stop(Exception):

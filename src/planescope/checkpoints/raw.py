@@ -123,9 +123,11 @@ def read_array(
     flat = decode(raw, dtype, big_endian=big_endian)
     if strides is None or count == 0:
         return flat.reshape(shape)
-    return np.lib.stride_tricks.as_strided(
+    array = np.lib.stride_tricks.as_strided(
         flat, shape, tuple(s * flat.itemsize for s in strides), writeable=False
     )
+    # Elements that lie one behind the other share no memory, so that whoever reads may have them.
+    return flat.reshape(shape) if array.flags.c_contiguous else array
 
 
 def decode(raw: np.ndarray, dtype: str, *, big_endian: bool = False) -> np.ndarray:

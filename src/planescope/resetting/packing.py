@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from planescope.resetting.layouts import FEW_CHANNELS
 
@@ -40,6 +41,8 @@ class Chain:
     def __init__(self, nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module], /) -> None:
         self._modules = modules
         self._gains: dict[str, float] = {}
+        # Of weights that take their place, as long as these are there.
+        self._others = WeakIdKeyDictionary()
         self.candidates: list[fx.Node] = []
         self.packed: set[fx.Node] = set()
         self._largest = 1.0
@@ -67,12 +70,18 @@ class Chain:
             weight, bias = (tensors.get(f"{name}.{part}") for part in ("weight", "bias"))
             module: Any = self._modules[name]
             if weight is not None or bias is not None:
-                gain = _gain(
-                    module.weight if weight is None else weight,
-                    module.bias if bias is None else bias,
-                )
+                weight = module.weight if weight is None else weight
+                bias = module.bias if bias is None else bias
+                gain = self._gain_of(weight, bias)
             bound *= gain
         return bound < IN_RANGE
+
+    def _gain_of(self, weight: torch.Tensor, bias: torch.Tensor | None) -> float:
+        of_bias = self._others.setdefault(weight, WeakIdKeyDictionary())
+        key = weight if bias is None else bias
+        if key not in of_bias:
+            of_bias[key] = _gain(weight, bias)
+        return float(of_bias[key])
 
     def pack(self, values: torch.Tensor, /) -> None:
         """Choose the convolutions with the same bits, and what lies between them.
@@ -97,7 +106,8 @@ class Chain:
     def _is_same(self, node: fx.Node, values: torch.Tensor, wanted: torch.Tensor) -> bool:
         try:
             return bool(torch.equal(dense(self.run(node, values, {})), wanted))
-        except (RuntimeError, AttributeError):  # another build of torch
+        # Another build of torch, or no memory for both ways at once: the plain way needs less.
+        except (RuntimeError, AttributeError):
             return False
 
     def _may_pack(self, node: fx.Node) -> bool:

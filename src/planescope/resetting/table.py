@@ -43,6 +43,7 @@ from planescope.resetting.subjects import COUNTER, Subject, Target, digest_of, d
 from planescope.resetting.tallies import Progress, Tally
 from planescope.training.batches import batches
 from planescope.training.data import Images
+from planescope.training.loading import tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,7 +91,9 @@ def reset(subject: Subject, options: ResetOptions, on_cell: OnCell | None = None
         work = _Work(subject.module, data, plan, progress, (trained, *cells.values()))
         try:
             note = work.on(devices, on_cell)
-        except torch.OutOfMemoryError as exc:
+        except (RuntimeError, MemoryError) as exc:
+            if not _ran_out(exc):
+                raise
             raise RunError("memory ran out; give a smaller --memory") from exc
         finally:
             progress.save(now=True)
@@ -106,6 +109,12 @@ def reset(subject: Subject, options: ResetOptions, on_cell: OnCell | None = None
         tolerance=options.tolerance,
         notes=tuple(filter(None, (note, *table.notes()))),
     )
+
+
+def _ran_out(exc: Exception) -> bool:
+    """Whether memory did; torch has no class for the host's."""
+    of_memory = isinstance(exc, MemoryError | torch.OutOfMemoryError)
+    return of_memory or "can't allocate memory" in str(exc)
 
 
 def _chosen_layers(subject: Subject, options: ResetOptions) -> list[Layer]:
@@ -251,7 +260,7 @@ def _read(
 ) -> dict[str, torch.Tensor]:
     """Tensors as the network would hold them once loaded."""
     return {
-        name: torch.as_tensor(target.tensors[name].read()).to(device, dtype, copy=True)
+        name: tensor_of(target.tensors[name].read()).to(device, dtype)
         for name, dtype in dtypes.items()
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planescope import networks
 from planescope.errors import CheckpointError
@@ -37,19 +37,21 @@ def load_network(name: str, state: StateDict, /) -> nn.Module:
     CheckpointError
         If the state dict is not that of the network; the message has the first difference.
     """
-    module = build_like(name, state)
+    module = build_like(name, state, drawn=False)
     _fill(module, networks.match(name, state) if ":" not in name else state, name)
     return module.eval()
 
 
-def build_like(name: str, state: StateDict, /, *, seed: int | None = None) -> nn.Module:
+def build_like(
+    name: str, state: StateDict, /, *, seed: int | None = None, drawn: bool = True
+) -> nn.Module:
     """Build a network of the size that a state dict shows, with freshly drawn weights.
 
     Parameters
     ----------
     name, state
         As for `load_network`.
-    seed : int, optional
+    seed, drawn
         As for `planescope.training.networks.build`.
 
     Raises
@@ -67,10 +69,11 @@ def build_like(name: str, state: StateDict, /, *, seed: int | None = None) -> nn
     if not weights:
         raise CheckpointError(f"not the network {name}: the file has no weights")
     first, last = weights[0], weights[-1]
-    sizes = {"in_channels": first[1], "classes": last[0]}
+    sizes: dict[str, Any] = {"in_channels": first[1], "classes": last[0]}
     if not paper:
         return build(name, **sizes, seed=seed)
-    return build(name, **sizes | _image(first), width=_width(name, shapes), seed=seed)
+    sizes |= _image(first)
+    return build(name, **sizes, width=_width(name, shapes), seed=seed, drawn=drawn)
 
 
 def _weights(name: str) -> list[str]:
@@ -120,11 +123,15 @@ def _fill(module: nn.Module, state: StateDict, name: str) -> None:
                 f"not the network {name}: {key} has shape {tensor.shape} in the file, "
                 f"{tuple(own[key].shape)} in the network"
             )
-    module.load_state_dict({key: _value(state, key) for key in state.tensors}, strict=False)
+    module.load_state_dict(
+        {key: tensor_of(tensor.read()) for key, tensor in state.tensors.items()}, strict=False
+    )
 
 
-def _value(state: StateDict, key: str) -> torch.Tensor:
+def tensor_of(values: Any, /) -> torch.Tensor:
+    """Tensor of an array that nobody else has; it takes the memory over where it may be written."""
     import torch
 
-    values = state.tensors[key].read()
-    return values if isinstance(values, torch.Tensor) else torch.from_numpy(values.copy())
+    if isinstance(values, torch.Tensor):
+        return values
+    return torch.from_numpy(values if values.flags.writeable else values.copy())

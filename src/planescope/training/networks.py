@@ -40,6 +40,7 @@ def build(
     width: float = 1.0,
     image_size: int = 32,
     seed: int | None = None,
+    drawn: bool = True,
 ) -> nn.Module:
     """Build a network with freshly drawn weights.
 
@@ -57,6 +58,9 @@ def build(
     seed : int, optional
         Draws the weights from a generator of their own: the same seed gives the same weights, and
         another seed the same network initialised afresh. By default torch's global generator.
+    drawn : bool
+        False spares the drawing, which takes a second of VGG's, for weights that are to be loaded;
+        of the paper's networks alone. Those of convolutions and linear layers are then anything.
 
     Returns
     -------
@@ -79,7 +83,7 @@ def build(
     libraries.required("torch")
     with _drawing_from(seed):
         if not colon:
-            return _paper(name, in_channels, classes, width, image_size)
+            return _paper(name, in_channels, classes, width, image_size, drawn=drawn)
         if library == "torchvision":
             return libraries.torchvision(rest, in_channels, classes)
         if library == "timm":
@@ -132,8 +136,11 @@ def _drawing_from(seed: int | None) -> Iterator[None]:
         yield
 
 
-def _paper(name: str, in_channels: int, classes: int, width: float, image_size: int) -> nn.Module:
+def _paper(
+    name: str, in_channels: int, classes: int, width: float, image_size: int, *, drawn: bool
+) -> nn.Module:
     import torch
+    from torch import nn
 
     least = smallest_image(name)
     if image_size < least:
@@ -148,7 +155,8 @@ def _paper(name: str, in_channels: int, classes: int, width: float, image_size: 
         built = _nested(modules)
     built.to_empty(device="cpu")
     for module in built.modules():
-        _initialise(module, plan.initialiser)
+        if drawn or isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            _initialise(module, plan.initialiser)
     return built
 
 
