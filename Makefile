@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test lint docs bench fuzz mutants reliability audit dist clean
+.PHONY: install quickstart test lint docs bench fuzz mutants reliability odd audit dist clean
 
 # pyproject.toml is the one list of what is needed; the stamps follow it.
 $(VENV)/made:
@@ -74,6 +74,10 @@ mutants: $(VENV)/mutants
 # ARGS='--command train' kills one command only; see --help.
 reliability: $(VENV)/dev
 	$(BIN)/python -m reliability kills $(ARGS)
+
+# ARGS='disks' for one kind of case, '--quick' for some of each; disks of its own need root, or unshare -rm.
+odd: $(VENV)/dev
+	$(BIN)/python -m reliability odd $(ARGS)
 
 # Licences of all that a user installs, then known vulnerabilities in it; --strict: what could not be
 # looked up is no pass. It asks pypi.org; ARGS='-s osv' asks api.osv.dev.

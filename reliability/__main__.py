@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -35,6 +37,9 @@ def main() -> None:
 
 
 def _odd(args: argparse.Namespace) -> bool:
+    if os.environ.get("OMP_NUM_THREADS") != "1":  # read when NumPy is imported, which it is by now
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "reliability", *sys.argv[1:]])  # noqa: S606
     fell = False
     for name, tally in sweep(args.what or list(SWEEPS), quick=args.quick):
         if tally is None:

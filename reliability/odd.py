@@ -505,7 +505,6 @@ SWEEPS = {"inputs": inputs, "disks": disks, "folders": folders}
 
 def sweep(names: Sequence[str], *, quick: bool) -> Iterator[tuple[str, Tally | None]]:
     """What became of the cases of each kind; None where a disk cannot be made."""
-    os.environ["OMP_NUM_THREADS"] = "1"
     import_all(MODULES)
     with _place() as place:
         prepared = _prepare(place)

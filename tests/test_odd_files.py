@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -102,6 +103,31 @@ def test_a_file_that_goes_away_between_two_looks_at_it_is_named(tmp_path, monkey
     monkeypatch.setattr(checkpoints, "probe", look_and_lose)
     with pytest.raises(CheckpointError, match=r"a\.tar: cannot be read: No such file"):
         ps.measure(tmp_path / "a.tar")
+
+
+LITTLE_MEMORY = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+from planescope.cli import main
+main()
+"""
+
+
+@posix
+def test_a_layer_larger_than_the_memory_ends_in_a_sentence(tmp_path):
+    """A whole checkpoint, of which the 10 GB of weights are a hole in the file."""
+    size = 4 * (160 << 24)
+    tensor = {"dtype": "F32", "shape": [1 << 14, 1 << 10, 16, 10], "data_offsets": [0, size]}
+    header = json.dumps({"conv.weight": tensor}).encode()
+    with (tmp_path / "a.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, "measure", str(tmp_path / "a.safetensors")],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert done.stderr.startswith("planescope: memory ran out (")
 
 
 # --- what is written -----------------------------------------------------------------------------
