@@ -100,7 +100,7 @@ class Rounds:
             rng = random.Random(f"{self._seed} {self._command} {number}")  # noqa: S311
             self._round(number, lambda rng=rng: rng.uniform(0, self._quiet.seconds), rng)
             if number % 10 == 9:
-                print(f"{self._command}: {number + 1} of {count} rounds", file=sys.stderr)
+                print(f"so far {self.outcome}", file=sys.stderr)
         return self.outcome
 
     def at_operations(self) -> Outcome:
