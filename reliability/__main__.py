@@ -26,7 +26,8 @@ def main() -> None:
     kills.add_argument("--seed", type=int, default=0)
     kills.add_argument("--folder", type=Path, help="default: a temporary one")
     several = tasks.add_parser("together", help="several processes at once")
-    several.add_argument("what", choices=[*TASKS, []], nargs="*", help="default: all")
+    # Of no argument Python 3.11 asks whether [] is one of the choices.
+    several.add_argument("what", choices=[*TASKS, []], nargs="*", help=f"{', '.join(TASKS)}")
     several.add_argument("--folder", type=Path, help="default: a temporary one")
     strange = tasks.add_parser("odd", help="full disks, rights, pipes and the like")
     strange.add_argument("what", choices=[*SWEEPS, []], nargs="*", help="default: all")
