@@ -202,8 +202,9 @@ class Rounds:
 def _compared(quiet: Place, other: Place) -> list[str]:
     problems = differences(quiet.work, other.work)
     problems += [f"{path}: a draft is left" for path in drafts(other.work)]
-    # Dask tidies up after itself, when it is next started.
-    left = [path for path in other.temporary.iterdir() if path.name != "dask-scratch-space"]
+    # Dask and torch have folders there of their own, after a quiet run too.
+    known = {path.name for path in quiet.temporary.iterdir()}
+    left = [path for path in other.temporary.iterdir() if path.name not in known]
     problems += [f"{path}: is left in the temporary folder" for path in left]
     if quiet.printed != other.printed:
         problems.append(f"it printed {other.printed!r}, not {quiet.printed!r}")
