@@ -194,7 +194,12 @@ def read_parquet_metadata(source: Path) -> dict[bytes, bytes]:
     ValueError, OSError
         If the file is damaged or cannot be read.
     """
-    return dict(_pyarrow().parquet.read_schema(source).metadata or {})
+    pyarrow = _pyarrow()
+    try:
+        return dict(pyarrow.parquet.read_schema(source).metadata or {})
+    # Some of Arrow's errors are ValueErrors, and some are KeyErrors or NotImplementedErrors.
+    except pyarrow.ArrowException as exc:
+        raise ValueError(one_line(exc)) from exc
 
 
 def _pyarrow() -> Any:

@@ -510,6 +510,7 @@ class Run:
             return {}
         if path.suffix == ".csv":
             return _read_csv(path, _MEASUREMENT_KEYS)
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
@@ -520,7 +521,7 @@ class Run:
                 if table.metadata.num_rows > os.fstat(file.fileno()).st_size:
                     raise ValueError("it claims more rows than bytes")
                 columns: dict[str, list[Any]] = table.read().to_pydict()
-        except (OSError, ValueError) as exc:  # Arrow's errors are among these
+        except (OSError, ValueError, pa.ArrowException) as exc:
             raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
         if columns.keys() != set(_MEASUREMENT_KEYS):
             raise CheckpointError(f"{path}: is damaged (its columns are others)")
