@@ -487,6 +487,13 @@ def test_distances_do_not_overflow(xp64):
     assert float(linf) == pytest.approx(2.0)
 
 
+def test_differences_of_narrow_weights_are_taken_in_a_wider_type(xp):
+    # 60000 - (-60000) lies beyond the largest float16, 65504.
+    weight, initial = (xp([[sign * 60000.0, 0.0]], np.float16) for sign in (1, -1))
+    l2, linf = geometry.distances(weight, initial)
+    assert (float(l2), float(linf)) == (2.0, 2.0)
+
+
 @pytest.mark.parametrize(
     ("weight", "initial", "message"),
     [
