@@ -297,6 +297,16 @@ def test_dropout_stands_in_no_ones_way():
     assert (found["layer0"].norm, found["layer0"].relu_follows) == ("layer2", True)
 
 
+@pytest.mark.parametrize("call", [0, 1])
+def test_a_relu_behind_either_use_of_a_layer_follows_it(call):
+    shared = layer("Conv2D", "shared", "in")
+    shared["inbound_nodes"].append([["pool", 0, 0, {}]])
+    relu = layer("ReLU", "relu", "shared")
+    relu["inbound_nodes"][0][0][1] = call
+    found = positions(functional(shared, layer("MaxPooling2D", "pool", "shared"), relu))
+    assert found["shared"].relu_follows
+
+
 def test_a_norm_on_one_of_two_ways_is_not_paired():
     found = positions(
         functional(

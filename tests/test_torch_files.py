@@ -235,6 +235,13 @@ def test_the_state_dict_is_found(save, saved, entry):
     }
 
 
+def test_dictionaries_that_hold_one_another_many_times_are_looked_at_once(save):
+    nested = STATE
+    for _ in range(4):  # 100^4 ways to the innermost one
+        nested = {f"{way}": nested for way in range(100)}
+    assert read(save(nested)).entry.split(".") == ["0"] * 4
+
+
 def test_a_state_dict_of_python_2_is_found(tmp_path):
     """There an OrderedDict was written as a list of pairs, and text as bytes."""
     pairs = [["weight", torch.ones(2, 3)], ["bias", torch.zeros(2)]]
