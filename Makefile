@@ -80,7 +80,7 @@ odd: $(VENV)/dev
 	$(BIN)/python -m reliability odd $(ARGS)
 
 # Licences of all that a user installs, then known vulnerabilities in it; --strict: what could not be
-# looked up is no pass. It asks pypi.org; ARGS='-s osv' asks api.osv.dev.
+# looked up is no pass. It asks the package index; ARGS='-s osv' asks the OSV database.
 audit: $(VENV)/audit
 	$(BIN)/python -m reliability.supply licences
 	$(BIN)/python -m reliability.supply pins > $(VENV)/pins.txt
