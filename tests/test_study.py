@@ -19,7 +19,7 @@ import pytest
 
 import planescope as ps
 from planescope.run import State
-from planescope.study.driving import make_study
+from planescope.study.driving import _Drive, make_study
 from planescope.study.folder import StudyStatus
 from planescope.study.making import make_run
 from planescope.study.plan import read_plan
@@ -104,6 +104,18 @@ def test_runs_that_fail_are_kept_with_their_errors_and_the_others_are_made(four)
     assert made.record(killed["name"]).error == killed["error"]
     assert [run.config.learning_rate for run in made.runs] == [0.02, 0.01]
     assert all(run.resets.is_file() for run in made.runs)
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_died_before_it_could_tell_that_it_was_done_is_done(four):
+    made, _, _ = four
+    failed = {name for name, _ in made.status.failed}
+    drive = _Drive(made, None, retry_failed=False)
+    for spec in made.specs:
+        had = made.record(spec.name)
+        if spec.name not in failed:
+            assert drive._died(spec, RuntimeError("lost")) == had == made.record(spec.name)
+            assert had.error == ""
 
 
 @pytest.mark.slow

@@ -257,7 +257,11 @@ class _Drive:
                 "its workers were killed one after another, perhaps for want of memory; start "
                 "fewer --workers"
             )
-        record = replace(self.study.record(spec.name), error=error)
+        record = self.study.record(spec.name)
+        # The worker was killed by the run after it, before it could tell of this one.
+        if self.study.is_done(spec, record, self.study.in_table()):
+            return record
+        record = replace(record, error=error)
         with contextlib.suppress(PlanescopeError):
             self.study.save_record(record)
         return record
