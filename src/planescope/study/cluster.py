@@ -54,12 +54,16 @@ def gpus() -> tuple[str, ...]:
 def local_client(workers: int) -> Iterator[Client]:
     """Processes on this machine that share its cores, and its GPUs one each."""
     distributed = _distributed()
+    import dask
+
     devices = gpus()
     env = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
     if devices:
         env[GPUS] = ",".join(devices)
     with (
         _quiet(),
+        # A run that waits on a worker, as one more than it can take would, is blamed if that dies.
+        dask.config.set({"distributed.scheduler.worker-saturation": 1.0}),
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
