@@ -251,16 +251,16 @@ class _Drive:
         """What became of a run whose worker could not say it."""
         if isinstance(exc, StoppedError):
             raise KeyboardInterrupt
+        record = self.study.record(spec.name)
+        # The worker was killed by the run after it, before it could tell of this one.
+        if self.study.is_done(spec, record, self.study.in_table()):
+            return record
         error = f"its worker failed: {exc!r}"
         if type(exc).__name__ == "KilledWorker":
             error = (
                 "its workers were killed one after another, perhaps for want of memory; start "
                 "fewer --workers"
             )
-        record = self.study.record(spec.name)
-        # The worker was killed by the run after it, before it could tell of this one.
-        if self.study.is_done(spec, record, self.study.in_table()):
-            return record
         record = replace(record, error=error)
         with contextlib.suppress(PlanescopeError):
             self.study.save_record(record)
