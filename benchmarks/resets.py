@@ -2,8 +2,9 @@
 
 The plain script goes through a loader over the data set for each cell, as published code does. The
 bare pass sends data that lie prepared in memory through the network once. The counts of both ways
-are compared. Processor seconds with one thread, so that other work on the machine counts for
-little; and the clock, with all threads.
+are compared: on a CPU they are the same, on a GPU batches of another size may round differently.
+Processor seconds with one thread, so that other work on the machine counts for little; and the
+clock, with all threads; on a GPU, the clock alone.
 """
 
 from __future__ import annotations
@@ -32,8 +33,16 @@ SNAPSHOTS = 5
 BATCH = 256
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 # Ratios that are promised: plain script, bare pass.
-BOUNDS = {"lenet": (6.0, 1.8), "vgg16": (None, 1.8)}
-EXAMPLES = {"lenet": 10_000, "vgg16": 256}
+BOUNDS = {
+    ("lenet", "cpu"): (6.0, 1.8),
+    ("vgg16", "cpu"): (None, 1.8),
+    ("lenet", "cuda"): (30.0, None),
+    ("vgg16", "cuda"): (30.0, None),
+}
+EXAMPLES = {("vgg16", "cpu"): 256}
+MOST_EXAMPLES = 10_000
+# Answers that may differ between batches of two sizes on a GPU, a cell.
+GPU_DIFFERENCES = 10
 
 
 class Cifar(Dataset[tuple[torch.Tensor, int]]):
@@ -74,13 +83,15 @@ def plain_cell(
     network: nn.Module, layer: str, snapshot: dict[str, torch.Tensor], data: Cifar
 ) -> tuple[int, int, float]:
     """Load, evaluate all, restore."""
+    device = next(network.parameters()).device
     trained = {name: value.clone() for name, value in network.state_dict().items()}
     own = {name: value for name, value in snapshot.items() if name.startswith(f"{layer}.")}
     network.load_state_dict({**trained, **own})
     right = top5 = 0
     loss = 0.0
     with torch.no_grad():
-        for images, labels in DataLoader(data, batch_size=BATCH):
+        for batch in DataLoader(data, batch_size=BATCH):
+            images, labels = (part.to(device) for part in batch)
             logits = network(images)
             loss += float(cross_entropy(logits, labels, reduction="sum"))
             best = logits.topk(5).indices == labels[:, None]
@@ -93,6 +104,8 @@ def bare_pass(network: nn.Module, batches: Sequence[torch.Tensor]) -> None:
     with torch.no_grad():
         for batch in batches:
             network(batch)
+    if batches[0].is_cuda:
+        torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -114,21 +127,22 @@ def cost(call: Callable[[], object], repeats: int = 3) -> Cost:
     return Cost(min(cpu for cpu, _ in runs), min(wall for _, wall in runs))
 
 
-def compare(name: str, threads: int) -> None:
+def compare(name: str, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
+    examples = EXAMPLES.get((name, device), MOST_EXAMPLES)
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        data = Cifar(write_cifar(folder, EXAMPLES[name]))
+        data = Cifar(write_cifar(folder, examples))
         states = [build(name, seed=seed).state_dict() for seed in range(SNAPSHOTS + 1)]
         paths = [folder / f"epoch-{seed}.pt" for seed in range(SNAPSHOTS + 1)]
         for path, state in zip(paths, states, strict=True):
             torch.save(state, path)
-        network = build(name, seed=0).eval()
+        network = build(name, seed=0).eval().to(device)
         layers = layers_of(network)
         found: list[Resets] = []
 
         def ours() -> None:
-            options = ResetOptions(kinds="all", devices=("cpu",))
+            options = ResetOptions(kinds="all", devices=(device,))
             found.append(
                 reset_checkpoint(
                     paths[0], paths[1:], network=name, data="cifar10", data_path=folder,
@@ -136,39 +150,40 @@ def compare(name: str, threads: int) -> None:
                 )
             )  # fmt: skip
 
-        slow = EXAMPLES[name] * (name != "lenet") > 0
-        shared = cost(ours, repeats=1 if slow else 2)
+        is_slow = (name, device) in EXAMPLES
+        shared = cost(ours, repeats=1 if is_slow else 2)
         cells = len(found[-1].cells)
-        batches = torch.stack([image for image, _ in data]).split(BATCH)
+        batches = torch.stack([image for image, _ in data]).to(device).split(BATCH)
         bare = cost(lambda: bare_pass(network, batches), repeats=2)
         plain = cost(lambda: plain_cell(network, layers[0], states[1], data), repeats=2)
+        allowed = GPU_DIFFERENCES if device == "cuda" else 0
         for layer in layers[:: max(1, len(layers) // 3)]:
             right, top5, loss = plain_cell(network, layer, states[1], data)
             cell = found[-1].at(layer, paths[1].name)[0]
-            assert round(cell.top1 * cell.examples) == right, (layer, cell, right)
-            assert round(cell.top5 * cell.examples) == top5, (layer, cell, top5)
+            assert abs(round(cell.top1 * cell.examples) - right) <= allowed, (layer, cell, right)
+            assert abs(round(cell.top5 * cell.examples) - top5) <= allowed, (layer, cell, top5)
             assert cell.loss is not None
-            assert abs(cell.loss - loss) < 1e-5 * loss
-    _print(name, threads, cells, shared, plain, bare)
-
-
-def _print(name: str, threads: int, cells: int, shared: Cost, plain: Cost, bare: Cost) -> None:
-    for clock in ("cpu", "wall"):
+            assert abs(cell.loss - loss) < (1e-3 if allowed else 1e-5) * loss
+    for clock in ("cpu", "wall") if device == "cpu" else ("wall",):
         each = getattr(shared, clock) / cells
-        ratios = [getattr(other, clock) / each for other in (plain, bare)]
-        line = f"{name:8} {threads:>3} {clock:>5} {cells:>4} {each:9.3f}s"
-        for other, ratio, bound in zip((plain, bare), ratios, BOUNDS[name], strict=True):
+        line = f"{name:8} {device:>4} {threads:>3} {clock:>5} {cells:>4} {each:9.4f}s"
+        for other, bound in zip((plain, bare), BOUNDS[name, device], strict=True):
             wanted = "" if bound is None else f"{bound:.1f}"
-            line += f" {getattr(other, clock):9.3f}s {ratio:6.1f} {wanted:>5}"
-        print(line)
+            seconds = getattr(other, clock)
+            line += f" {seconds:9.3f}s {seconds / each:6.1f} {wanted:>5}"
+        print(line, flush=True)
 
 
 def main() -> None:
     print(f"resets: seconds a cell ({machine()}, torch {torch.__version__})")
     print(
-        f"{'':8} {'thr':>3} {'':>5} {'cell':>4} {'planescope':>10} {'plain':>10} {'ratio':>6} "
-        f"{'bound':>5} {'bare':>10} {'ratio':>6} {'bound':>5}"
+        f"{'':8} {'on':>4} {'thr':>3} {'':>5} {'cell':>4} {'planescope':>10} {'plain':>10} "
+        f"{'ratio':>6} {'bound':>5} {'bare':>10} {'ratio':>6} {'bound':>5}"
     )
-    for name in BOUNDS:
-        for threads in (1, torch.get_num_threads()):
-            compare(name, threads)
+    most = torch.get_num_threads()
+    for name, device in BOUNDS:
+        if device == "cpu":
+            for threads in (1, most):
+                compare(name, device, threads)
+        elif torch.cuda.is_available():
+            compare(name, device, most)
