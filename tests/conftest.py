@@ -56,8 +56,10 @@ class Backend:
         return self.array(np.asarray(values, dtype=dtype))
 
     def numpy(self, array: Any) -> np.ndarray:
-        on_cpu = array.cpu() if hasattr(array, "cpu") else array
-        return np.asarray(on_cpu)
+        for copies in ("cpu", "get"):  # of torch, of CuPy
+            if hasattr(array, copies):
+                return np.asarray(getattr(array, copies)())
+        return np.asarray(array)
 
 
 def _read_only(values: np.ndarray) -> np.ndarray:
@@ -88,6 +90,11 @@ def _backend(name: str) -> Iterator[Backend]:
             if not torch.cuda.is_available():
                 _missing(name, "no CUDA device")
             yield Backend(name, lambda values: torch.asarray(values, device="cuda"))
+        case "cupy":
+            cupy = _library(name, "cupy")
+            if not cupy.cuda.is_available():
+                _missing(name, "no CUDA device")
+            yield Backend(name, cupy.asarray)
         case "jax":
             yield Backend(name, _library(name, "jax.numpy").asarray, wide=False)
         case "jax-x64":
@@ -116,7 +123,8 @@ def _missing(name: str, reason: str) -> None:
     (pytest.fail if name in WANTED else pytest.skip)(f"backend {name}: {reason}")
 
 
-COMMON = ("numpy", "numpy-read-only", "array-api-strict", "torch", "torch-elsewhere", "torch-cuda")
+ON_GPU = ("torch-cuda", "cupy")
+COMMON = ("numpy", "numpy-read-only", "array-api-strict", "torch", "torch-elsewhere", *ON_GPU)
 
 
 @pytest.fixture(params=[*COMMON, "jax"])
