@@ -117,7 +117,7 @@ def test_workers_of_a_study_share_the_gpu(tmp_path):
         "base: {classes: 2, examples: 128, width: 0.5, snapshots_until: 1, epochs: 2}\n"
         "grid:\n- {learning_rate: [0.01, 0.02, 0.03]}\nreset: {snapshots: [0], subset: 100}\n"
     )
-    command = "-m planescope study study.yaml --out out --workers 2".split()
+    command = ["-m", "planescope", "study", "study.yaml", "--out", "out", "--workers", "2"]
     done = subprocess.run(
         [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
