@@ -1,11 +1,13 @@
 """The table of a study: parts of one version or several, whole or damaged."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from planescope.errors import CheckpointError
+from planescope.study import table as study_table
 from planescope.study.table import read_table, save_part, table_schema
 
 
@@ -32,6 +34,28 @@ def test_parts_come_back_in_the_order_asked_for(tmp_path):
     assert list(table["epoch"]) == [0, 1, 2] * 2
     assert list(table["negative_mass"]) == [0, 1 / 8, 2 / 8] * 2
     assert read_table(tmp_path, ["b"], ["epoch", "run"]).columns.tolist() == ["epoch", "run"]
+
+
+def of_kind(is_kind):
+    return next(field.name for field in table_schema() if is_kind(field.type))
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 1 << 20], ids=["one-a-batch", "all-in-one"])
+@pytest.mark.parametrize("missing", [(), (0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_columns_are_those_of_all_parts_in_one_arrow_table(
+    tmp_path, monkeypatch, missing, batch_bytes
+):
+    monkeypatch.setattr(study_table, "BATCH_BYTES", batch_bytes)
+    kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
+    keys = [*map(of_kind, kinds), "name"]
+    for at, name in enumerate("abc"):
+        columns = part(name) | {"name": ["last", f"of {name}", "last"]}
+        if at in missing:
+            columns |= {key: [None, *columns[key][1:]] for key in keys}
+        save_part(columns, tmp_path / f"{name}.parquet")
+    whole = pa.concat_tables(pq.read_table(tmp_path / f"{name}.parquet") for name in "abc")
+    expected = whole.unify_dictionaries().to_pandas()
+    pd.testing.assert_frame_equal(read_table(tmp_path, "abc"), expected)
 
 
 def test_what_a_part_of_another_version_lacks_is_empty_and_what_it_has_more_left_out(tmp_path):

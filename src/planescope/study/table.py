@@ -6,10 +6,11 @@ folder of them is what pandas, Polars and DuckDB read as one table.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -22,6 +23,7 @@ from planescope.networks import nearest
 from planescope.output import replacing
 from planescope.resets import RAND, Resets
 from planescope.run import EpochMetrics
+from planescope.study.columns import Frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "planescope.study-table/1"
 
-# Some 100,000 rows, if a run has 20 layers and 50 snapshots: Arrow needs twice what it gives.
-FILES_AT_ONCE = 100
+# Of files that are read while those before go into the table: enough that few calls are made a
+# column, and a small share of what a large table takes.
+BATCH_BYTES = 8 << 20
 
 # A layer put back to this snapshot: a row's columns from its cell of the resets. `rand_drop` is
 # the mean over fresh draws, the same at each of the layer's rows.
@@ -169,7 +172,7 @@ def read_table(
     """
     import pyarrow as pa
 
-    files = [file for name in runs if (file := folder / f"{name}.parquet").is_file()]
+    files = _sizes(folder, runs)
     if not files:
         raise CheckpointError(f"{folder}: holds no run yet; make the study, with measure in make")
     schema = table_schema()
@@ -177,52 +180,68 @@ def read_table(
         for key in set(columns) - set(schema.names):
             raise CheckpointError(f"{folder}: has no column {key!r}; {nearest(key, schema.names)}")
         schema = pa.schema([schema.field(key) for key in columns])
+    frame = Frame(schema)
+    for parts in _read_ahead(_batches(files), schema):
+        frame.add(pa.concat_tables(parts))
+    return frame.to_pandas()
+
+
+def _sizes(folder: Path, runs: Iterable[str]) -> dict[Path, int]:
+    """Files of those runs that have one, and their bytes."""
+    sizes = {}
+    for name in runs:
+        file = folder / f"{name}.parquet"
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            sizes[file] = file.stat().st_size
+    return sizes
+
+
+def _batches(sizes: Mapping[Path, int]) -> Iterator[list[Path]]:
+    batch: list[Path] = []
+    room = BATCH_BYTES
+    for file, size in sizes.items():
+        batch.append(file)
+        room -= size
+        if room <= 0:
+            yield batch
+            batch, room = [], BATCH_BYTES
+    if batch:
+        yield batch
+
+
+def _read_ahead(batches: Iterable[list[Path]], schema: pa.Schema) -> Iterator[list[pa.Table]]:
+    """Parts of each batch, while those of the next are read."""
     with ThreadPoolExecutor() as pool:
-        frames = [
-            _frame(pool.map(_part, files[start : start + FILES_AT_ONCE], repeat(schema)))
-            for start in range(0, len(files), FILES_AT_ONCE)
-        ]
-    return _joined(frames)
+        before: Iterable[pa.Table] = ()
+        for batch in batches:
+            ahead = pool.map(_part, batch, repeat(schema))
+            if parts := list(before):
+                yield parts
+            before = ahead
+        yield list(before)
 
 
 def _part(file: Path, schema: pa.Schema) -> pa.Table:
     """Columns of one run; Arrow's own threads, and its data sets, take three times as long."""
-    import pyarrow.dataset as ds
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file) as part:
+        # Read as one, not column by column.
+        with pq.ParquetFile(pa.BufferReader(file.read_bytes())) as part:
             table = part.read(schema.names, use_threads=False)
-        if table.schema.equals(schema):
-            return table
-        # Written by another version: what it lacks is empty.
-        return ds.dataset(str(file), schema=schema, format="parquet").to_table()
+        return table if table.schema.equals(schema) else _of_other_version(file, schema)
     except (OSError, ValueError) as exc:  # Arrow's errors are among these
         raise CheckpointError(
             f"{file}: cannot be read ({exc}); remove it, and make the study again"
         ) from exc
 
 
-def _frame(parts: Iterable[pa.Table]) -> pd.DataFrame:
-    import pyarrow as pa
+def _of_other_version(file: Path, schema: pa.Schema) -> pa.Table:
+    """Columns of a run, empty where it lacks them."""
+    import pyarrow.dataset as ds
 
-    # One set of words for the whole column, as pandas wants them.
-    table = pa.concat_tables(parts).unify_dictionaries()
-    frame: pd.DataFrame = table.to_pandas(self_destruct=True, split_blocks=True)
-    return frame
-
-
-def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """Frames below one another; each column is taken out of them, so that none is there twice."""
-    import pandas as pd
-    from pandas.api.types import union_categoricals
-
-    joined: dict[str, Any] = {}
-    for key in map(str, list(frames[0])):
-        parts = [frame.pop(key) for frame in frames]
-        is_text = isinstance(parts[0].dtype, pd.CategoricalDtype)
-        joined[key] = union_categoricals(parts) if is_text else pd.concat(parts, ignore_index=True)
-    return pd.DataFrame(joined, copy=False)
+    return ds.dataset(str(file), schema=schema, format="parquet").to_table()
 
 
 def remove_others(folder: Path, runs: Collection[str]) -> None:
