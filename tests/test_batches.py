@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from planescope.errors import CheckpointError, UsageError
-from planescope.training.batches import batches, crop_and_flip, resized
+from planescope.training.batches import _ImageBatches, batches, crop_and_flip, resized
 from planescope.training.data import DataOptions, Images, Resize, load, pixel_permutation
 from planescope.training.networks import build
 
@@ -47,6 +47,22 @@ def equal(ours, theirs):
 
 
 # ---- images in memory ----
+
+
+@pytest.mark.parametrize("resize", list(Resize))
+@pytest.mark.parametrize("together", [2, 3, 100])
+def test_batches_prepared_together_as_on_a_gpu_are_the_same(resize, together, monkeypatch):
+    data = images(count=11, resize=resize)
+    options = {"batch_size": 2, "augment": True, "drop_last": True}
+    alone = list(batches(data, shuffle=generator(), **options))
+    monkeypatch.setattr(_ImageBatches, "_together", lambda _: together)
+    assert equal(batches(data, shuffle=generator(), **options), alone)
+    left = batches(data, shuffle=generator(), **options)
+    for _ in itertools.islice(left, 3):
+        pass
+    again = batches(data, shuffle=generator(1), **options)
+    again.load_state_dict(left.state_dict())
+    assert equal(again, alone[3:])
 
 
 def test_inputs_are_normalised_as_torchvision_does():

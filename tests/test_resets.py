@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +21,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import planescope as ps
 from planescope import figures
-from planescope.resetting.cells import BATCHES
+from planescope.resetting.cells import BATCHES, Cell, _Reader
 from planescope.resetting.packing import Chain
-from planescope.resetting.prefixes import split, survey, trace
+from planescope.resetting.prefixes import Traced, split, survey, trace
 from planescope.resetting.tallies import Progress
 from planescope.training.data import Images
 from planescope.training.networks import build
@@ -304,6 +305,61 @@ def test_what_lies_before_a_layer_is_left_once_and_copied_only_where_it_is_chang
     assert (note, [found.changes[start] for start in starts]) == ("", [False, True, False])
     # The image; the first layer's output, of which `rows` is a view; the mean over pixels.
     assert [found.live_bytes[s] for s in starts] == [4 * 3 * 256, 4 * 8 * 256, 4 * 8]
+
+
+def test_the_ways_of_a_gpu_give_the_same_but_for_rounding():
+    network = build("vgg11", width=0.25, seed=0).eval()
+    batch = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    other = build("vgg11", width=0.25, seed=1).state_dict()
+    quick, plain = (Traced(network, trace(network), batch) for _ in range(2))
+    quick.hasten()
+    for layer in ("features.3", "features.18", "classifier.0", "classifier.6"):
+        names = (f"{layer}.weight", f"{layer}.bias")
+        tensors = {name: other[name] for name in names}
+        outputs = []
+        for ways in (quick, plain):
+            start = ways.uses(names)[0]
+            with torch.inference_mode():
+                values = ways.begin(batch)
+                ways.advance(values, 0, start, {})
+                outputs.append(ways.finish(values, start, tensors))
+            if layer == "classifier.0":  # the pixel is read once in place of 49 times
+                (value,) = values.values()
+                assert value.shape == ((4, 128) if ways is quick else (4, 49 * 128))
+        torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-6)
+
+
+def test_images_of_more_than_a_pixel_are_read_as_they_are():
+    network = build("vgg11", width=0.25, seed=0).eval()
+    batch = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    quick = Traced(network, trace(network), batch)
+    quick.hasten()
+    with torch.inference_mode():
+        torch.testing.assert_close(quick.finish(quick.begin(batch), 0, {}), network(batch))
+
+
+def test_the_weights_of_the_next_cell_are_read_while_one_is_evaluated():
+    read = []
+
+    def cell(key: str) -> Cell:
+        def tensors(_: torch.device) -> dict[str, torch.Tensor]:
+            read.append(key)
+            return {"weight": torch.zeros(1)}
+
+        return Cell(key=key, layer=key, names=("weight",), read=tensors, bytes=4)
+
+    cells = [cell(key) for key in "abc"]
+    for keep, again in ((True, []), (False, ["a", "b"])):
+        read.clear()
+        with ThreadPoolExecutor(1) as pool:
+            reader = _Reader(torch.device("cpu"), cells, keep=keep, pool=pool)
+            reader(cells[0])
+        assert read == ["a", "b"]
+        with ThreadPoolExecutor(1) as pool:
+            reader._pool = pool
+            for one in (*cells[1:], cells[0]):
+                reader(one)
+        assert read == ["a", "b", "c", *again]
 
 
 def test_devices_share_the_work_and_the_result_is_the_same():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -126,6 +126,22 @@ class Layer:
     def kernel(self) -> tuple[int, ...]:
         """Extent in each dimension; () for a linear layer."""
         return self.weight.shape[2:]
+
+
+def with_tensors(layer: Layer, change: Callable[[Tensor], Tensor], /) -> Layer:
+    """The layer with each of its tensors, those of its norm too, put through a function."""
+
+    def changed(tensor: Tensor | None) -> Tensor | None:
+        return tensor and change(tensor)
+
+    norm = layer.norm and replace(
+        layer.norm,
+        gamma=changed(layer.norm.gamma),
+        beta=changed(layer.norm.beta),
+        mean=change(layer.norm.mean),
+        variance=change(layer.norm.variance),
+    )
+    return replace(layer, weight=change(layer.weight), bias=changed(layer.bias), norm=norm)
 
 
 @dataclass(frozen=True, kw_only=True)

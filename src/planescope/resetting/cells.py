@@ -10,6 +10,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ BATCHES = {"cpu": (256, 512 << 20), "cuda": (2048, 4 << 30)}
 # A step holds what it reads, what it gives, and what it works with.
 COPIES_OF_LARGEST = 4
 # Bytes of the batches of several snapshots, joined to one: a CPU gains nothing by more than its
-# caches hold.
-JOINED_BYTES = {"cpu": 4 << 20, "cuda": 4 << 30}
+# caches hold, a GPU by more than keeps it busy.
+JOINED_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 MOST_TOGETHER = 8
 
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -146,14 +147,18 @@ def evaluate(
         rows.sort(key=lambda row: row.start)
         found = survey(network, example, {row.start for row in rows})
         kept = sum(cell.bytes for cell in cells) <= plan.memory // 2
-        read = _Reader(example.device, keep=kept)
-        work = _Work(
-            network, plan, progress, found, read, stop or threading.Event(), len(first[0]),
-            example.device.type,
-        )  # fmt: skip
+        left = [
+            cell for row in rows for cell in row.cells if not plan.is_done(cell, progress[cell.key])
+        ]
         live = max(found.live_bytes[row.start] for row in rows)
         size = max(1, plan.memory // 2 // (max(live, 1) * plan.batch))
-        with torch.inference_mode():
+        with torch.inference_mode(), ThreadPoolExecutor(1) as pool:
+            # A GPU leaves the processor time for that.
+            read = _Reader(example.device, left if example.is_cuda else (), keep=kept, pool=pool)
+            work = _Work(
+                network, plan, progress, found, read, stop or threading.Event(), len(first[0]),
+                example.device.type,
+            )  # fmt: skip
             seen = 0
             for group in _groups(itertools.chain([first], batches), size):
                 seen = work.through(group, seen, rows, on_cell)
@@ -170,18 +175,33 @@ class _Row:
 
 
 class _Reader:
-    """Tensors of cells; read once where there is memory for all."""
+    """Tensors of cells; read once where there is memory for all.
 
-    def __init__(self, device: torch.device, *, keep: bool) -> None:
-        self._device = device
-        self._kept: dict[str, dict[str, torch.Tensor]] | None = {} if keep else None
+    Where cells are given in the order in which they come, those of the next one are read meanwhile.
+    """
+
+    def __init__(
+        self, device: torch.device, order: Sequence[Cell], *, keep: bool, pool: Executor
+    ) -> None:
+        self._device, self._pool = device, pool
+        self._next = dict(itertools.pairwise(order))
+        self._ahead: dict[Cell, Future[dict[str, torch.Tensor]]] = {}
+        self._kept: dict[Cell, dict[str, torch.Tensor]] | None = {} if keep else None
 
     def __call__(self, cell: Cell) -> dict[str, torch.Tensor]:
         if self._kept is None:
-            return cell.read(self._device)
-        if cell.key not in self._kept:
-            self._kept[cell.key] = cell.read(self._device)
-        return self._kept[cell.key]
+            return self._read(cell)
+        if cell not in self._kept:
+            self._kept[cell] = self._read(cell)
+        return self._kept[cell]
+
+    def _read(self, cell: Cell) -> dict[str, torch.Tensor]:
+        ahead = self._ahead.pop(cell, None)
+        tensors = cell.read(self._device) if ahead is None else ahead.result()
+        following = self._next.get(cell)
+        if following is not None and following not in (self._kept or ()):
+            self._ahead = {following: self._pool.submit(following.read, torch.device("cpu"))}
+        return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
 
 Group = list[tuple[torch.Tensor, torch.Tensor]]

@@ -1,8 +1,8 @@
-"""A faster way through some layers on a CPU that changes no bit of any value.
+"""Layers that are faster with the channels of a pixel together than channel by channel.
 
-torch keeps images channel by channel, but where there are few channels, convolutions and pooling
-are faster with the channels of a pixel together; average pooling always is. A run of such layers
-saves putting them into that order and back.
+The latter is torch's order. On a GPU the other one is faster for convolutions, on a CPU where there
+are few channels, and for pooling; for average pooling always. A run of such layers saves putting
+images into that order and back.
 
 Another order may come with a kernel that adds in another order. Whether it does is found by trying:
 on a whole batch of real examples that shows in some of a million sums, and which kernel is chosen
@@ -30,24 +30,33 @@ def channels_together(images: torch.Tensor, /) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def stretches(nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module], /) -> list[Stretch]:
-    """Where it is worth it to have the channels of a pixel together."""
+def stretches(
+    nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module], /, *, most: float = FEW_CHANNELS
+) -> list[Stretch]:
+    """Where it is worth it to have the channels of a pixel together.
+
+    Parameters
+    ----------
+    most : float
+        Channels with which convolutions gain by it.
+    """
     found: list[Stretch] = []
     for node in nodes:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         last = found[-1][-1] if found else None
         follows = last is not None and node.all_input_nodes == [last] and len(last.users) == 1
-        if follows and (_gains(module) or isinstance(module, _CARRIERS)):
+        gains = _gains(module, most)
+        if follows and (gains or isinstance(module, _CARRIERS)):
             found[-1].append(node)
-        elif _gains(module):
+        elif gains:
             found.append([node])
     return [one for one in found if _is_worth_it([modules[str(node.target)] for node in one])]
 
 
-def _gains(module: nn.Module | None) -> bool:
+def _gains(module: nn.Module | None, most: float) -> bool:
     if isinstance(module, nn.Conv2d):
-        most: int = max(module.in_channels, module.out_channels)
-        return most <= FEW_CHANNELS and module.groups == 1
+        channels: int = max(module.in_channels, module.out_channels)
+        return channels <= most and module.groups == 1
     return isinstance(module, _AVERAGES)
 
 

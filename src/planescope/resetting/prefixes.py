@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +20,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
+from planescope.resetting import pixels
 from planescope.resetting.layouts import Stretch, channels_together, stretches
 from planescope.resetting.packing import Chain, dense
 from planescope.tracing import trace_graph
@@ -94,6 +96,7 @@ class Traced:
         self._attributes, self._nodes = trace.attributes, trace.nodes
         self.steps = len(self._nodes) - 1  # the last is the output
         modules = dict(module.named_modules())
+        self._plain = modules
         self._modules = {name: _quick(part) for name, part in modules.items()}
         last = {argument: node for node in self._nodes for argument in node.all_input_nodes}
         # What nobody reads is let go as soon as it is there; the last node is the output.
@@ -103,14 +106,28 @@ class Traced:
         ]
         # Nodes whose images have the channels of a pixel together; whether the next one has, too.
         self._together: dict[fx.Node, bool] = {}
+        self._spread = pixels.Spread()
         self._size = len(batch)
         self._chain = Chain(self._nodes, modules)
         if batch.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
             self._chain.pack(batch)
             loose = [node for node in self._nodes if node not in self._chain.packed]
             same = self._same_bits(batch, stretches(loose, modules))
-            for stretch in stretches(same, modules):
-                self._together |= {node: node is not stretch[-1] for node in stretch}
+            self._keep_together(stretches(same, modules))
+
+    def _keep_together(self, found: Iterable[Stretch]) -> None:
+        for stretch in found:
+            self._together |= {node: node is not stretch[-1] for node in stretch}
+
+    def hasten(self) -> None:
+        """Go ways from now on that round differently, where batches of another size do so too."""
+        modules = self._plain
+        self._keep_together(stretches(self._nodes, modules, most=math.inf))
+        self._spread = pixels.find(self._nodes, modules)
+
+    def _width(self, node: fx.Node) -> int:
+        layer: Any = self._plain[str(node.target)]
+        return int(layer.in_features)
 
     def _same_bits(self, batch: torch.Tensor, candidates: Iterable[Stretch]) -> list[fx.Node]:
         """Nodes that give the same values where the channels of a pixel are together."""
@@ -168,6 +185,10 @@ class Traced:
         match node.op:
             case "call_module":
                 own = _own(node, tensors)
+                if node in self._spread.averages and args[0].shape[-2:] == (1, 1):
+                    return args[0]
+                if node in self._spread.linears and args[0].shape[1] != self._width(node):
+                    return pixels.run(self._plain[target], own, args[0])
                 if node in self._together and len(args[0]) % self._size == 0:
                     images = channels_together(args[0])
                     output = _called(self._modules[target], own, (images,), kwargs)
@@ -298,6 +319,8 @@ def split(module: nn.Module, traced: Trace, batch: torch.Tensor, /) -> tuple[Spl
                 network, example = Traced(module, traced, batch), batch[:1]
                 output = network.finish(network.begin(example.clone()), 0, {})
                 if torch.equal(output, module(example.clone())):
+                    if batch.device.type == "cuda":
+                        network.hasten()
                     return network, ""
             reason = "it gives another output"
         except Exception as exc:  # a graph may be of one size of images, or of one of several ways

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ from planescope.layer import Array, Kind, Layer, View
 from planescope.measurement import Measurement
 from planescope.measuring import Found, find, select
 from planescope.modules import unwrapped
-from planescope.tracking import onepass
+from planescope.tracking import abreast, onepass
 from planescope.tracking.processes import gathered
-from planescope.tracking.starts import Starts, beside
+from planescope.tracking.starts import Start, Starts, beside
 
 if TYPE_CHECKING:
     import re
@@ -66,9 +66,13 @@ class Reading:
     layer: Layer
     planes: geometry.Hyperplanes
     centre: Array | None
-    began: tuple[Array, Array] | None  # length and peak of the weights at the first update
-    moved: tuple[Array | float, Array | float] | None  # length and peak of their way since
+    start: Start | None
+    moved: tuple[Array | float, Array | float] | None  # length and peak of the way from the start
     observed: Observed | None
+
+
+# What an update took of all layers, once it is asked for.
+Readings = Callable[[], Sequence[Reading]]
 
 
 def find_live(model: nn.Module, choice: Choice, /) -> Live:
@@ -107,37 +111,101 @@ def read_layers(
     /,
     *,
     threads: int,
-) -> list[Reading]:
+) -> Readings:
     """Take from each layer what its statistics need: queued on an accelerator, done on a CPU."""
-    import numpy as np
-
-    def read(layer: Layer) -> Reading:
-        rows = layer.weight.read().reshape(layer.filters, layer.fan_in)
-        with np.errstate(all="ignore"):  # filters that are left out may overflow
-            start = starts.of(layer, rows)
-            began = None if start is None else beside(start.weight, rows)
-            bias = None if layer.bias is None else layer.bias.read()
-            raw, moved = onepass.read(rows, bias, began)
-            planes, centre = in_view(layer, raw, view)
-        return Reading(
-            layer=layer,
-            planes=planes,
-            centre=centre,
-            began=None if start is None else start.extent,
-            moved=moved,
-            observed=observed.get(layer.name),
-        )
-
     if threads == 1 or sum(layer.filters * layer.fan_in for layer in layers) < _WORTH_THREADS:
-        return [read(layer) for layer in layers]
+        return _queued(layers, view, starts, observed)
     # NumPy lets other threads run meanwhile.
     with ThreadPoolExecutor(min(threads, len(layers))) as pool:
-        return list(pool.map(read, layers))
+        one = functools.partial(_read, view=view, starts=starts, observed=observed)
+        readings = list(pool.map(one, layers, map(_rows, layers)))
+    return lambda: readings
 
 
-def settle(
-    readings: Sequence[Reading], found: Found, view: View, notes: Sequence[str], /
-) -> Measurement:
+def _queued(
+    layers: Sequence[Layer], view: View, starts: Starts, observed: Mapping[str, Observed]
+) -> Readings:
+    """Take what can be taken abreast so, and all else by layers."""
+    parts: list[Readings] = []
+    window: list[tuple[Layer, Array]] = []
+
+    def take() -> None:
+        if window:
+            parts.append(_abreast(window, view, starts, observed))
+            window.clear()
+
+    for layer in layers:
+        rows = _rows(layer)
+        if not abreast.can_take(rows):
+            take()
+            parts.append(_alone(_read(layer, rows, view, starts, observed)))
+            continue
+        if sum(held.numel() for _, held in window) + rows.numel() > abreast.MOST:
+            take()
+        window.append((layer, rows))
+    take()
+    return lambda: [reading for part in parts for reading in part()]
+
+
+def _rows(layer: Layer) -> Array:
+    return layer.weight.read().reshape(layer.filters, layer.fan_in)
+
+
+def _read(
+    layer: Layer, rows: Array, view: View, starts: Starts, observed: Mapping[str, Observed]
+) -> Reading:
+    import numpy as np
+
+    with np.errstate(all="ignore"):  # filters that are left out may overflow
+        start = starts.of(layer, rows)
+        began = None if start is None else beside(start.weight, rows)
+        bias = None if layer.bias is None else layer.bias.read()
+        raw, moved = onepass.read(rows, bias, began)
+        planes, centre = in_view(layer, raw, view)
+    return Reading(
+        layer=layer,
+        planes=planes,
+        centre=centre,
+        start=start,
+        moved=moved,
+        observed=observed.get(layer.name),
+    )
+
+
+def _alone(reading: Reading) -> Readings:
+    return lambda: [reading]
+
+
+def _abreast(
+    window: Sequence[tuple[Layer, Array]],
+    view: View,
+    starts: Starts,
+    observed: Mapping[str, Observed],
+) -> Readings:
+    layers = [layer for layer, _ in window]
+    rows = [own for _, own in window]
+    began = [starts.of(*one) for one in window]
+    then = [beside(start.weight, own) for start, own in zip(began, rows, strict=True) if start]
+    taken = abreast.take(layers, rows, then or None)
+
+    def readings() -> list[Reading]:
+        return [
+            Reading(
+                layer=one.layer,
+                planes=planes,
+                centre=centre,
+                start=start,
+                moved=one.way,
+                observed=observed.get(one.layer.name),
+            )
+            for one, start in zip(taken(), began, strict=True)
+            for planes, centre in [in_view(one.layer, one.planes, view)]
+        ]
+
+    return readings
+
+
+def settle(readings: Readings, found: Found, view: View, notes: Sequence[str], /) -> Measurement:
     """Statistics of what an update took; waits for the device.
 
     The values of single filters are kept.
@@ -152,7 +220,7 @@ def settle(
                 l2=_ratio(reading, 0),
                 linf=_ratio(reading, 1),
             )
-            for reading in readings
+            for reading in readings()
         ]
     return assemble(
         measured,
@@ -165,9 +233,9 @@ def settle(
 
 def _ratio(reading: Reading, which: int) -> float | None:
     """How far the weights went, to how large they were; by length or by peak."""
-    if reading.moved is None or reading.began is None:
+    if reading.moved is None or reading.start is None:
         return None
-    went, was = float(reading.moved[which]), float(reading.began[which])
+    went, was = float(reading.moved[which]), reading.start.extent()[which]
     return went / was if was and math.isfinite(went / was) else None
 
 

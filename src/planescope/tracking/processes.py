@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from planescope.layer import Layer, Norm, Tensor
+from planescope.layer import Layer, Tensor, with_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -54,21 +54,7 @@ def gathered(layer: Layer, /) -> Layer:
             return tensor
         return replace(tensor, read=lambda: tensor.read().full_tensor())
 
-    def whole_norm(norm: Norm) -> Norm:
-        return replace(
-            norm,
-            gamma=norm.gamma and whole(norm.gamma),
-            beta=norm.beta and whole(norm.beta),
-            mean=whole(norm.mean),
-            variance=whole(norm.variance),
-        )
-
-    return replace(
-        layer,
-        weight=whole(layer.weight),
-        bias=layer.bias and whole(layer.bias),
-        norm=layer.norm and whole_norm(layer.norm),
-    )
+    return with_tensors(layer, whole)
 
 
 @contextlib.contextmanager

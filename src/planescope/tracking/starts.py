@@ -18,12 +18,17 @@ class Reference(StrEnum):
     CPU = "cpu"
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Start:
-    """A layer's weights at the first update, shape (filters, fan_in), their length and peak."""
+    """A layer's weights at the first update, shape (filters, fan_in)."""
 
     weight: Array
-    extent: tuple[Array, Array]
+    _extent: tuple[Array | float, Array | float]
+
+    def extent(self) -> tuple[float, float]:
+        """Length and peak of the weights; the first to ask waits for the device."""
+        length, peak = self._extent = float(self._extent[0]), float(self._extent[1])
+        return length, peak
 
 
 class Starts:
@@ -75,4 +80,5 @@ class Starts:
 
 def beside(weight: Array, rows: Array, /) -> Array:
     """The weights on the device of others."""
-    return weight.to(rows.device, non_blocking=True) if hasattr(weight, "to") else weight
+    is_elsewhere = hasattr(weight, "to") and weight.device != rows.device
+    return weight.to(rows.device, non_blocking=True) if is_elsewhere else weight

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 CROP_PADDING = 4
+# Of inputs that are prepared at once on a GPU.
+_PREPARED_BYTES = 64 << 20
 
 
 def batches(
@@ -200,11 +202,29 @@ class _ImageBatches(Batches):
     def _prepare(
         self, order: Sequence[torch.Tensor], draws: Sequence[torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for indices, drawn in zip(order, draws, strict=True):
+        size = self._together()
+        for first in range(0, len(order), size):
+            parts, drawn = order[first : first + size], draws[first : first + size]
+            indices = torch.cat(list(parts))
             images = self._images.index_select(0, indices)
             if self._plan.augment:
-                images = crop_and_flip(images, *drawn.unbind(1))
-            yield self._normalised(resized(images, self._resize)), self._labels[indices]
+                images = crop_and_flip(images, *torch.cat(list(drawn)).unbind(1))
+            inputs = self._normalised(resized(images, self._resize))
+            counts = [len(part) for part in parts]
+            yield from zip(inputs.split(counts), self._labels[indices].split(counts), strict=True)
+
+    def _together(self) -> int:
+        """How many batches are prepared at once.
+
+        On a GPU several, since what counts there are the launches; a CPU's caches hold one.
+        """
+        if self._plan.device.type != "cuda":
+            return 1
+        channels, *size = (int(extent) for extent in self._images.shape[1:])
+        if self._resize in (Resize.UPSCALE_224, Resize.PAD_224):
+            size = [LARGE, LARGE]
+        bytes_of_batch = 4 * self._plan.batch_size * channels * math.prod(size)
+        return max(1, _PREPARED_BYTES // bytes_of_batch)
 
 
 def crop_and_flip(

@@ -71,8 +71,15 @@ class Task(pl.LightningModule):
         self._shuffle = torch.Generator()
         self._began = time.monotonic()
         self._learning_rate: float | None = None
-        self._trained = torch.zeros(2)  # sum of losses, number of examples
+        self._loss, self._examples = torch.zeros(()), 0  # summed over the epoch's batches
         self._tallies: list[_Tally] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the one that Lightning sets twice a hook, without torch's detour."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     @functools.cached_property
     def _train_batches(self) -> Batches:
@@ -123,7 +130,7 @@ class Task(pl.LightningModule):
         """Seed what is random in the epoch."""
         self._began = time.monotonic()
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._trained = torch.zeros(2, device=self.device)
+        self._loss, self._examples = torch.zeros((), device=self.device), 0
         seed, epoch = self._config.seed, self.current_epoch
         # The order is one for all processes, which share it; dropout is each one's own.
         self._shuffle.manual_seed(_derived(seed, epoch))
@@ -135,10 +142,10 @@ class Task(pl.LightningModule):
             raise StoppedError("interrupted")
         inputs, labels = batch
         loss = cross_entropy(self.network(inputs), labels)
-        self._trained[0].add_(loss.detach(), alpha=len(labels))
-        self._trained[1].add_(len(labels))
+        self._loss.add_(loss.detach(), alpha=len(labels))
+        self._examples += len(labels)
         if index % LOOK_EVERY == LOOK_EVERY - 1:
-            self._must_be_finite(self._summed(self._trained)[0])
+            self._must_be_finite(*self._summed(self._loss[None]))
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -165,7 +172,7 @@ class Task(pl.LightningModule):
             If a loss is not finite.
         """
         val, *train = (self._summed(tally.sums) for tally in self._tallies)
-        trained = self._summed(self._trained)
+        trained = self._summed(torch.stack((self._loss, self._loss.new_tensor(self._examples))))
         train_loss = trained[0] / trained[1] if trained[1] else None
         for loss in (train_loss, val[0]):
             self._must_be_finite(loss)
