@@ -187,14 +187,18 @@ def durbin(distance, n):
     if 2 * gap > 1:
         matrix[size - 1, 0] += (2 * gap - 1) ** size * inverse[size]
     base = np.array([[int(matrix[i, j] * one) for j in range(size)] for i in range(size)], object)
-    power = np.array([[one * (i == j) for j in range(size)] for i in range(size)], object)
+    # One entry of the n-th power is asked for: its row is enough, and the matrix is squared only
+    # where that spares more steps of the row than it costs.
+    row = np.array([one * (j == k - 1) for j in range(size)], object)
     rest = n
     while rest:
-        if rest & 1:
-            power = (power @ base) >> 400
-        base = (base @ base) >> 400 if rest > 1 else base
-        rest >>= 1
-    return mpf(int(power[k - 1, k - 1])) / one * mp.factorial(n) / mpf(n) ** n
+        if rest % 2 or rest < 2 * size:
+            row = (row @ base) >> 400
+            rest -= 1
+        else:
+            base = (base @ base) >> 400
+            rest //= 2
+    return mpf(int(row[k - 1])) / one * mp.factorial(n) / mpf(n) ** n
 
 
 # --- layers that are hard
@@ -281,8 +285,7 @@ def _():
         rows[1, 7] += dtype(1e-3)
         planes = geometry.arrangement(rows)
         for i, row in enumerate(rows):
-            square = sum((Fraction(s) for s in map(_square_sum, np.split(row, 1000))), Fraction(0))
-            norm = mp.sqrt(mpf(square.numerator) / square.denominator)
+            norm = mp.sqrt(mpf(math.fsum(map(_square_sum, np.split(row, 1000)))))
             total = mpf(math.fsum(row.tolist()))
             yield relative(planes.projection[i], total)
             yield relative(planes.norm[i], norm)
@@ -290,12 +293,8 @@ def _():
 
 
 def _square_sum(part):
-    """Sum of squares of some weights, to 1e-32 of it: by halves whose products are exact."""
-    wide = part.astype(np.float64)
-    high = (wide * 134217729.0) - (wide * 134217729.0 - wide)
-    low = wide - high
-    terms = np.concatenate([high * high, 2 * high * low, low * low])
-    return Fraction(math.fsum(terms.tolist()))
+    """Sum of the squares of ten thousand weights, in pairs: good to 1e-14 of it."""
+    return np.square(part, dtype=np.float64).sum()
 
 
 # --- statistics of a layer
@@ -355,12 +354,14 @@ def _():
         rows[: n // 100] = 0.0
         found = summarise(filters_on_host(geometry.arrangement(rows), None), d)
         wide = rows[n // 100 :].astype(np.float64)
-        totals = [math.fsum(row) for row in wide.tolist()]
-        sizes = [math.hypot(*row) * math.sqrt(d) for row in wide.tolist()]
+        columns = wide.T.tolist()
+        totals = list(map(math.fsum, zip(*columns, strict=True)))
+        sizes = [norm * math.sqrt(d) for norm in map(math.hypot, *columns)]
         cosines = sorted(total / size for total, size in zip(totals, sizes, strict=True))
         usable, negative = len(totals), sum(total <= 0 for total in totals)
         mean = mpf(math.fsum(cosines)) / usable
-        squares = math.fsum((cosine - float(mean)) ** 2 for cosine in cosines)
+        middle = float(mean)
+        squares = math.fsum((cosine - middle) ** 2 for cosine in cosines)
         yield relative(found.degenerate, mpf(n - usable))
         yield relative(found.negative_mass, mpf(negative) / usable)
         yield relative(found.p_mass, binomial(negative, usable))
