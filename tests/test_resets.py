@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import planescope as ps
 from planescope import figures
-from planescope.resetting.cells import BATCHES, Cell, _Reader
+from planescope.resetting import cells
+from planescope.resetting.cells import BATCHES, Cell
 from planescope.resetting.packing import Chain
 from planescope.resetting.prefixes import Traced, split, survey, trace
 from planescope.resetting.tallies import Progress
@@ -338,28 +339,30 @@ def test_images_of_more_than_a_pixel_are_read_as_they_are():
         torch.testing.assert_close(quick.finish(quick.begin(batch), 0, {}), network(batch))
 
 
-def test_the_weights_of_the_next_cell_are_read_while_one_is_evaluated():
+def test_the_weights_of_the_next_cells_are_read_while_one_is_evaluated(monkeypatch):
     read = []
 
     def cell(key: str) -> Cell:
         def tensors(_: torch.device) -> dict[str, torch.Tensor]:
             read.append(key)
-            return {"weight": torch.zeros(1)}
+            return {key: torch.zeros(1)}
 
         return Cell(key=key, layer=key, names=("weight",), read=tensors, bytes=4)
 
-    cells = [cell(key) for key in "abc"]
-    for keep, again in ((True, []), (False, ["a", "b"])):
+    monkeypatch.setattr(cells, "AHEAD_BYTES", 8)
+    several = [cell(key) for key in "abcde"]
+    for keep, again in ((True, ""), (False, "ae")):
         read.clear()
         with ThreadPoolExecutor(1) as pool:
-            reader = _Reader(torch.device("cpu"), cells, keep=keep, pool=pool)
-            reader(cells[0])
-        assert read == ["a", "b"]
+            reader = cells._Reader(torch.device("cpu"), several, keep=keep, pool=pool)
+            assert list(reader(several[0])) == ["a"]
+        assert "".join(read) == "abc"
         with ThreadPoolExecutor(1) as pool:
             reader._pool = pool
-            for one in (*cells[1:], cells[0]):
-                reader(one)
-        assert read == ["a", "b", "c", *again]
+            assert [next(iter(reader(one))) for one in several[1:]] == list("bcde")
+            reader(several[0])
+            reader(several[4])
+        assert "".join(read) == "abcde" + again
 
 
 def test_devices_share_the_work_and_the_result_is_the_same():

@@ -175,12 +175,13 @@ def test_a_run_begun_by_another_process_meanwhile_is_left_as_it_is(
     assert Run(path).snapshots == {}
 
 
-def test_a_caller_keeps_its_random_numbers_and_threads(tmp_path):
+def test_a_caller_keeps_its_random_numbers_threads_and_way_of_convolving(tmp_path):
     torch.manual_seed(7)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     train(SMALL.but({"epochs": 1, "examples": 64, "threads": 2}), tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
+    assert not torch.backends.cudnn.deterministic
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_path):

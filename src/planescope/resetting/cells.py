@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ COPIES_OF_LARGEST = 4
 # caches hold, a GPU by more than keeps it busy.
 JOINED_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 MOST_TOGETHER = 8
+# Of weights that wait in the host's memory for a GPU.
+AHEAD_BYTES = 2 << 30
 
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -177,14 +180,15 @@ class _Row:
 class _Reader:
     """Tensors of cells; read once where there is memory for all.
 
-    Where cells are given in the order in which they come, those of the next one are read meanwhile.
+    Where cells are given in the order in which they come, those of the next ones are read
+    meanwhile, as many as `AHEAD_BYTES` hold.
     """
 
     def __init__(
-        self, device: torch.device, order: Sequence[Cell], *, keep: bool, pool: Executor
+        self, device: torch.device, order: Iterable[Cell], *, keep: bool, pool: Executor
     ) -> None:
         self._device, self._pool = device, pool
-        self._next = dict(itertools.pairwise(order))
+        self._next = deque(order)
         self._ahead: dict[Cell, Future[dict[str, torch.Tensor]]] = {}
         self._kept: dict[Cell, dict[str, torch.Tensor]] | None = {} if keep else None
 
@@ -196,11 +200,15 @@ class _Reader:
         return self._kept[cell]
 
     def _read(self, cell: Cell) -> dict[str, torch.Tensor]:
+        if self._next and self._next[0] is cell:  # the first of all
+            self._next.popleft()
         ahead = self._ahead.pop(cell, None)
         tensors = cell.read(self._device) if ahead is None else ahead.result()
-        following = self._next.get(cell)
-        if following is not None and following not in (self._kept or ()):
-            self._ahead = {following: self._pool.submit(following.read, torch.device("cpu"))}
+        held = sum(other.bytes for other in self._ahead)
+        while self._next and held + self._next[0].bytes <= AHEAD_BYTES:
+            following = self._next.popleft()
+            held += following.bytes
+            self._ahead[following] = self._pool.submit(following.read, torch.device("cpu"))
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
 

@@ -398,14 +398,17 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _isolated(threads: int | None) -> Iterator[None]:
-    """Give a caller's random numbers and number of threads back as they were."""
+    """Give a caller's random numbers, threads and way of convolving back as they were."""
     import torch
     from pytorch_lightning.utilities.seed import isolate_rng
 
-    before = torch.get_num_threads()
+    before, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     try:
         torch.set_num_threads(threads or before)
+        # Else a GPU's convolutions add up in another order each time.
+        torch.backends.cudnn.deterministic = True
         with isolate_rng():
             yield
     finally:
         torch.set_num_threads(before)
+        torch.backends.cudnn.deterministic = deterministic
