@@ -114,3 +114,10 @@ def test_a_tag_that_its_value_does_not_have_is_refused(tmp_path, value):
     with pytest.raises(UsageError, match=r"a\.yaml: (line 1: )?is not YAML \(") as caught:
         load_config(tmp_path / "a.yaml")
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["!!set {epochs, network}", "!!omap [epochs: 3]", "[]", "epochs"])
+def test_a_document_of_no_fields_is_refused(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(f"{text}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"a\.yaml: holds no fields; write one a line"):
+        load_config(tmp_path / "a.yaml")

@@ -640,9 +640,15 @@ def renamed(change):
     return build
 
 
-def described(config):
+def described(config, kernel=None):
+    def change(file):
+        file.attrs.update(model_config=config)
+        if kernel is not None:
+            del file["conv/conv/kernel:0"]
+            file["conv/conv/kernel:0"] = kernel
+
     def build(path):
-        renamed(lambda file: file.attrs.update(model_config=config))(path)
+        renamed(change)(path)
 
     return build
 
@@ -733,8 +739,14 @@ HOSTILE = [
     ),
     pytest.param(
         described(json.dumps(sequential(layer("Conv1D", "conv")))),
-        "the config calls 'conv' a Conv1D, but conv/conv/kernel:0 cannot be its weights",
+        "the config calls 'conv' a Conv1D, but conv/conv/kernel:0, of float32, cannot be its",
         id="another-rank",
+    ),
+    pytest.param(
+        described(json.dumps(sequential(layer("Conv2D", "conv"))), KERNEL.astype(np.int8)),
+        "a Conv2D, but conv/conv/kernel:0, of int8, cannot be its weights; save the model again, "
+        "in floating point",
+        id="integers",
     ),
 ]
 

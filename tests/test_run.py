@@ -117,6 +117,7 @@ def test_a_snapshot_keeps_shared_weights_and_says_what_it_is(run):
         pytest.param({"kind": ["round"]}, "the kind of a LayerMeasurement is 'round'", id="kind"),
         pytest.param({"kernel": ["3xx-"]}, "invalid literal", id="kernel"),
         pytest.param({"epoch": ["first"]}, "invalid literal", id="epoch"),
+        pytest.param({"epoch": [float("inf")]}, "cannot convert float inf", id="no-epoch"),
         pytest.param({"z": [float("inf")]}, "the z of a LayerMeasurement is inf", id="infinity"),
         pytest.param({"other": [1]}, "its columns are others", id="column"),
     ],

@@ -247,7 +247,7 @@ class Run:
                     int(extent) for extent in (row["kernel"] or "").split("x") if extent
                 ]
                 found.setdefault(int(row["epoch"]), []).append(layer_from_dict(fields))
-            except (ValueError, TypeError, AttributeError) as exc:
+            except (ValueError, TypeError, AttributeError, OverflowError) as exc:
                 raise CheckpointError(
                     f"{self._measurements_file}: is damaged ({one_line(exc)})"
                 ) from exc

@@ -99,6 +99,8 @@ def read_document(path: str | os.PathLike[str], /) -> Document:
         for mapping in _mappings(root):
             _check_names(path, mapping)
         values = {} if root is None else loader.construct_document(root)
+        if not isinstance(values, dict):  # !!set, !!omap: YAML's, but no fields
+            raise UsageError(f"{path}: holds no fields; write one a line, as in: epochs: 30")
     # Of tagged values PyYAML lets through whatever its own code stumbles over: a date that is none,
     # an integer without digits, a truth that is neither, a list as a key.
     except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError) as exc:

@@ -116,9 +116,11 @@ def described_layers(
         groups = layer.options.get("groups", 1)
         layers = layers_of(file, variables, form, rank, groups if isinstance(groups, int) else None)
         if not layers:
+            stored = {file.tensor(key).dtype for key in variables.keys.values()}
             raise CheckpointError(
                 f"{file.window.path}: the config calls {layer.name!r} a {layer.class_name}, but "
-                f"{', '.join(variables.keys.values())} cannot be its weights; save the model again"
+                f"{', '.join(variables.keys.values())}, of {' and '.join(sorted(stored))}, cannot "
+                "be its weights; save the model again, in floating point"
             )
         if layer.position is not None:
             layers = _placed(layers, layer.position)

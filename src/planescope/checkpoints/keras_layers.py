@@ -45,7 +45,7 @@ def layers_of(
     Returns
     -------
     list of Layer
-        Empty if the variables do not have the form's shapes.
+        Empty if the variables do not have the form's shapes, or are no floating-point numbers.
     """
     names: tuple[str, ...] = ("kernel", "bias")
     if form is Form.SEPARABLE:
@@ -55,6 +55,8 @@ def layers_of(
     keys = variables.named(names)
     kernels = [file.tensor(keys[name]) for name in names[:-1] if name in keys]
     bias = file.tensor(keys["bias"]) if "bias" in keys else None
+    if not all(tensor.is_floating for tensor in (*kernels, *([bias] if bias else []))):
+        return []
     # A dense kernel has two axes, a convolution's has one to three extents besides.
     possible = rank == 2 if form is Form.DENSE else 3 <= rank <= 5
     if not possible or any(len(k.shape) != rank or 0 in k.shape for k in kernels):
@@ -112,7 +114,7 @@ def norm_of(
     """Describe a batch norm; None unless `keys` are the variables of one over `width` channels."""
     parts = ("gamma", "beta", "moving_mean", "moving_variance")
     tensors = {part: file.tensor(keys[part]) for part in parts if part in keys}
-    if any(tensor.shape != (width,) for tensor in tensors.values()):
+    if any(tensor.shape != (width,) or not tensor.is_floating for tensor in tensors.values()):
         return None
     match tensors:
         case {"moving_mean": mean, "moving_variance": variance, **affine}:
