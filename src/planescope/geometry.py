@@ -150,14 +150,6 @@ def from_sums(
     )
 
 
-def like(planes: Hyperplanes, array: Array, /) -> Hyperplanes:
-    """The same with its arrays in the library of another array; the bias stays in its own."""
-    xp = namespace(array)
-    parts = (planes.projection, planes.norm, planes.cosine)
-    projection, norm, cosine = (_given_back(part, xp) for part in parts)
-    return Hyperplanes(projection=projection, norm=norm, cosine=cosine, bias=planes.bias)
-
-
 def host_view(array: Array, /) -> NDArray[Any] | None:
     """NumPy's view of an array in the host's memory; None where it cannot look at it."""
     if not _is_on_host(array):

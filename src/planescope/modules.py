@@ -154,6 +154,9 @@ def _tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _current(module: nn.Module, attribute: str) -> torch.Tensor:
     """The tensor that forward would use now, computed from its parts where it has parts."""
+    if not module._forward_pre_hooks and "parametrizations" not in module._modules:
+        held: torch.Tensor = getattr(module, attribute)
+        return held.detach()
     import torch
     from torch.nn.utils import parametrize
 

@@ -17,7 +17,7 @@ from planescope.assembly import (
     in_view,
     layer_measurement,
 )
-from planescope.layer import Array, Kind, Layer, View
+from planescope.layer import Array, Kind, Layer, Tensor, View, with_tensors
 from planescope.measurement import Measurement
 from planescope.measuring import Found, find, select
 from planescope.modules import unwrapped
@@ -159,6 +159,10 @@ def _read(
     with np.errstate(all="ignore"):  # filters that are left out may overflow
         start = starts.of(layer, rows)
         began = None if start is None else beside(start.weight, rows)
+        views = [None if array is None else geometry.host_view(array) for array in (rows, began)]
+        if views[0] is not None and (began is None or views[1] is not None):
+            rows, began = views
+            layer = with_tensors(layer, functools.partial(_on_host, layer))
         bias = None if layer.bias is None else layer.bias.read()
         raw, moved = onepass.read(rows, bias, began)
         planes, centre = in_view(layer, raw, view)
@@ -170,6 +174,19 @@ def _read(
         moved=moved,
         observed=observed.get(layer.name),
     )
+
+
+def _on_host(layer: Layer, tensor: Tensor) -> Tensor:
+    """What is small of a layer as NumPy sees it, which is torch's calls saved."""
+    if tensor is layer.weight:
+        return tensor
+
+    def read() -> Array:
+        values = tensor.read()
+        view = geometry.host_view(values)
+        return geometry.host_view(values.float()) if view is None else view
+
+    return replace(tensor, read=read)
 
 
 def _alone(reading: Reading) -> Readings:

@@ -61,7 +61,7 @@ def read(
     -------
     planes : Hyperplanes
         As `geometry.arrangement` gives them; exactly those of a small layer, or where the weights
-        are not float32 on the host.
+        are not float32 on the host. Of others they are NumPy's.
     way : pair or None
         As `geometry.extent` gives it, to 1e-6; differences, and sums of squares by pieces, in
         float32.
@@ -76,8 +76,9 @@ def read(
         then = None
     sums = [_pass(*part) for part in _parts(now, then)]
     total, square = (np.sum([getattr(s, of) for s in sums], axis=0) for of in ("total", "square"))
-    planes = geometry.like(_planes(now, bias, total, square), rows)
-    return planes, None if start is None else _way(sums, rows, start, then)
+    return _planes(now, bias, total, square), None if start is None else _way(
+        sums, rows, start, then
+    )
 
 
 def _parts(now: Singles, then: Singles | None) -> Iterator[tuple[int, Singles, Singles | None]]:
@@ -144,12 +145,18 @@ def _planes(
 ) -> geometry.Hyperplanes:
     import numpy as np
 
-    planes = geometry.from_sums(total, np.sqrt(square), now.shape[1], bias)
+    norm, reach = np.sqrt(square), math.sqrt(now.shape[1])
+    in_range = (square > _LEAST_SQUARE) & np.isfinite(square)
     # In whatever order n terms are added, the error is below n half ulps of the sum of their
-    # magnitudes, which is at most sqrt(fan_in) times the length: so much of the cosine's.
-    error = 0.5 * PIECE * float(np.finfo(np.float32).eps)
-    sure = (np.abs(planes.cosine) > error) & (square > _LEAST_SQUARE) & np.isfinite(square)
-    doubtful = np.flatnonzero(~sure)
+    # magnitudes, which is at most sqrt(fan_in) times the length.
+    error = 0.5 * PIECE * float(np.finfo(np.float32).eps) * reach
+    doubtful = np.flatnonzero(in_range & ~(np.abs(total) > error * norm))
+    if len(doubtful):
+        total[doubtful] = now[doubtful].sum(axis=1, dtype=np.float64)
+    # And what float64 cannot tell either, for which `geometry` has its ways.
+    error = 0.5 * now.shape[1] * float(np.finfo(np.float64).eps) * reach
+    doubtful = np.flatnonzero(~(in_range & (np.abs(total) > error * norm)))
+    planes = geometry.from_sums(total, norm, now.shape[1], bias)
     if len(doubtful):
         again = geometry.arrangement(now[doubtful])
         for part in ("projection", "norm", "cosine"):

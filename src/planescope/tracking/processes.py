@@ -24,6 +24,10 @@ def is_first() -> bool:
 
 def is_sharded(model: nn.Module, /) -> bool:
     """Whether all processes are needed to see the weights whole."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
     return _is_flattened(model) or any(hasattr(p, "full_tensor") for p in model.parameters())
 
 
