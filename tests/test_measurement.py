@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
 import re
+import sys
 import weakref
 from pathlib import Path
 
@@ -277,6 +280,19 @@ def test_what_was_saved_is_loaded(network, tmp_path, suffix):
     assert [x.values for x in loaded.layers] == [None] * 6
     assert isinstance(loaded.layers[0].kind, Kind)
     assert isinstance(loaded.layers[0].kernel, tuple)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".parquet"])
+def test_a_file_whose_name_is_no_text_is_measured_and_saved(tmp_path, suffix):
+    named = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.npz")
+    np.savez(named, **{"a.weight": np.ones((4, 3, 3, 3), np.float32)})
+    found = ps.measure(named)
+    found.save(tmp_path / f"a{suffix}")
+    if suffix != ".csv":
+        assert ps.load(tmp_path / f"a{suffix}") == found
+    other = dataclasses.replace(found.layers[0], name="a\udcff")
+    assert list(dataclasses.replace(found, layers=(other,)).to_pandas().index) == [r"a\udcff"]
 
 
 @pytest.mark.parametrize(("suffix", "read"), [(".csv", pd.read_csv), (".parquet", pd.read_parquet)])

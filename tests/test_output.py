@@ -142,6 +142,16 @@ def test_parquet_holds_columns_and_metadata(tmp_path):
     assert table.schema.metadata[b"k"] == b"v"
 
 
+def test_text_that_utf_8_has_not_costs_no_table(tmp_path):
+    texts = ["a\udcff", None, "ü", "\ud800"]
+    columns = {"list": texts, "array": np.array(["a\udcff", "b", "c", "d"]), "number": [1.5] * 4}
+    write_parquet(tmp_path / "a.parquet", columns, {})
+    assert pq.read_table(tmp_path / "a.parquet").to_pydict() == {
+        "list": [r"a\udcff", None, "ü", r"\ud800"], "array": [r"a\udcff", "b", "c", "d"],
+        "number": [1.5] * 4,
+    }  # fmt: skip
+
+
 def test_parquet_without_pyarrow_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'planescope\[parquet\]'"):

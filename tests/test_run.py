@@ -71,6 +71,20 @@ def test_metrics_are_read_back_to_the_bit(run):
     assert text.splitlines()[1].startswith("planescope.metrics/1,0,,,0.30000000000000004")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+def test_a_folder_whose_name_is_no_text_holds_a_run_and_its_page(tmp_path):
+    named = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    run = Run.create(named, RunConfig(epochs=5))
+    run.save_snapshot(0, {"a.weight": torch.ones(4, 3, 3, 3)}, {})
+    run.add_measurement(0, measurement(0))
+    run.save_metrics([row(0)])
+    again = Run(named)
+    assert list(again.measured_layers) == [0]
+    assert again.load_snapshot(0)["a.weight"].shape == (4, 3, 3, 3)
+    ps.report(named).save(tmp_path / "page.html")
+    assert r"\udcff" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_damaged_files_are_named(run):
     (run.path / "metrics.csv").write_text("schema,epoch\n1,2\n")
     with pytest.raises(CheckpointError, match=r"metrics\.csv: is damaged \(its columns are others"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.errors import CheckpointError, NoLayersError, one_line
 from planescope.layer import Input, Kind, Skipped, View
-from planescope.output import read_saved, write, write_csv, write_parquet
+from planescope.output import in_utf8, read_saved, write, write_csv, write_parquet
 from planescope.records import record
 from planescope.statistics import Filters, Statistics
 
@@ -151,8 +151,9 @@ class Measurement:
         """Table with a row a layer; the columns are the keys of the JSON form."""
         import pandas as pd
 
-        table = pd.DataFrame([_layer_dict(layer) for layer in self.layers], columns=LAYER_KEYS)
-        return table.set_index("name")
+        rows = [_layer_dict(layer) for layer in self.layers]
+        columns = {key: [row[key] for row in rows] for key in LAYER_KEYS}
+        return pd.DataFrame(in_utf8(columns)).set_index("name")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the measurement; the suffix chooses .json, .csv or .parquet.

@@ -112,6 +112,34 @@ def _csv_rows(columns: Mapping[str, Sequence[Any]]) -> Iterable[list[Any]]:
         yield ["" if isinstance(v, float) and math.isnan(v) else v for v in row]
 
 
+def in_utf8(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns as tables can hold them, by name.
+
+    Texts that UTF-8 has not, as the name of a file may be, get backslash escapes: they must not
+    cost the whole table.
+    """
+    return {name: _column_in_utf8(values) for name, values in columns.items()}
+
+
+def _column_in_utf8(values: Any) -> Any:
+    if getattr(getattr(values, "dtype", None), "kind", "O") not in "OU":
+        return values
+    held = values if isinstance(values, (list, tuple)) else values.tolist()
+    if all(not isinstance(value, str) or _is_utf8(value) for value in held):
+        return values
+    return [v.encode(errors="backslashreplace").decode() if isinstance(v, str) else v for v in held]
+
+
+def _is_utf8(text: str) -> bool:
+    if text.isascii():  # known without a look at it
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write_parquet(
     target: Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]], metadata: Mapping[str, str]
 ) -> None:
@@ -123,8 +151,9 @@ def write_parquet(
         If pyarrow is not installed.
     """
     pa = _pyarrow()
-    table = pa.table(dict(columns)).replace_schema_metadata(dict(metadata))
-    pa.parquet.write_table(table, target)
+    table = pa.table(in_utf8(columns)).replace_schema_metadata(dict(metadata))
+    with target.open("wb") as file:  # opened here: Arrow takes no path whose bytes are no text
+        pa.parquet.write_table(table, file)
 
 
 def read_result(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from planescope.errors import CheckpointError, one_line
 from planescope.layer import Input, View
 from planescope.measurement import Measurement
-from planescope.output import read_saved, write, write_csv, write_parquet
+from planescope.output import in_utf8, read_saved, write, write_csv, write_parquet
 from planescope.records import record
 
 if TYPE_CHECKING:
@@ -262,7 +262,12 @@ class Prediction:
         """Table with a row a layer."""
         import pandas as pd
 
-        return pd.DataFrame(self.to_dict()["layers"]).set_index("name")
+        rows = self.to_dict()["layers"]
+        columns = {
+            field.name: [row[field.name] for row in rows]
+            for field in dataclasses.fields(LayerPrediction)
+        }
+        return pd.DataFrame(in_utf8(columns)).set_index("name")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the prediction; the suffix chooses .json, .csv or .parquet.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.errors import CheckpointError, one_line
 from planescope.layer import Kind
-from planescope.output import read_result, write, write_csv, write_parquet
+from planescope.output import in_utf8, read_result, write, write_csv, write_parquet
 from planescope.records import record
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ class Relation:
         """Table with a row a layer of a run: what it is, its drop, its scores."""
         import pandas as pd
 
-        return pd.DataFrame(self._columns()).drop(columns="schema")
+        return pd.DataFrame(in_utf8(self._columns())).drop(columns="schema")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the relation; the suffix chooses .json, .csv or .parquet.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.errors import CheckpointError, one_line
 from planescope.layer import Kind
-from planescope.output import read_result, write, write_csv, write_parquet
+from planescope.output import in_utf8, read_result, write, write_csv, write_parquet
 from planescope.records import record
 
 if TYPE_CHECKING:
@@ -197,7 +197,9 @@ class Resets:
         """Table with a row a cell; the columns are the keys of the JSON form."""
         import pandas as pd
 
-        return pd.DataFrame(self.to_dict()["cells"], columns=CELL_KEYS)
+        cells = self.to_dict()["cells"]
+        columns = {key: [cell[key] for cell in cells] for key in CELL_KEYS}
+        return pd.DataFrame(in_utf8(columns))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the resets; the suffix chooses .json, .csv or .parquet.

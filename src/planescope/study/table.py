@@ -100,8 +100,8 @@ def save_part(columns: Mapping[str, Sequence[Any] | NDArray[Any]], target: Path)
     # Numbers are hardly ever the same twice: to list them first makes files larger, and slower.
     listed = [field.name for field in schema if not pa.types.is_floating(field.type)]
     # Not in its folder: Polars reads all of that, half a file too.
-    with replacing(target, beside=target.parent.parent) as draft:
-        pq.write_table(pa.table(arrays, schema=schema), draft, use_dictionary=listed)
+    with replacing(target, beside=target.parent.parent) as draft, draft.open("wb") as file:
+        pq.write_table(pa.table(arrays, schema=schema), file, use_dictionary=listed)
 
 
 def _as_text(kernel: Any) -> str:

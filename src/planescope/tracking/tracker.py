@@ -20,7 +20,7 @@ from planescope.measurement import Measurement, from_dict, layers_table
 from planescope.measuring import DEFAULT_KINDS, choice, chosen_kinds, compiled
 from planescope.metrics import LOGGABLE, LOGGED, by_key
 from planescope.networks import nearest
-from planescope.output import write, write_csv, write_parquet
+from planescope.output import in_utf8, write, write_csv, write_parquet
 from planescope.tracking import live, processes
 from planescope.tracking.starts import Reference, Starts
 
@@ -272,7 +272,7 @@ class Tracker(_Callback):  # type: ignore[misc]
         """Table with a row an update and layer."""
         import pandas as pd
 
-        return pd.DataFrame(self._table())
+        return pd.DataFrame(in_utf8(self._table()))
 
     def _table(self) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {"step": [], "epoch": []}
