@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import warm
 from safetensors.torch import load_file, save_file
 
 import planescope as ps
@@ -21,13 +22,7 @@ from planescope.training.loop import train
 
 
 def relate(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "planescope", "relate", *map(str, args)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
+    return warm.run("relate", *args)
 
 
 def trained(path: Path, **fields) -> Path:

@@ -1,4 +1,7 @@
-"""``planescope reset`` as a process: what it prints, how it ends, and what it leaves."""
+"""``planescope reset`` as a process: what it prints, how it ends, and what it leaves.
+
+The processes are forks with all imports made, but for the first.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import warm
 
 import planescope as ps
 from planescope.config import RunConfig
@@ -27,14 +31,15 @@ FIRST = ("--snapshot", PARITY / "lenet-epoch-0.pt")
 KNOWN = ("--network", "lenet", "--data", "mnist", "--data-path", PARITY, "--device", "cpu")
 
 
-def command(*args: str | Path) -> list[str]:
-    return [sys.executable, "-m", "planescope", "reset", *map(str, args)]
-
-
 def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return warm.run("reset", *args)
+
+
+def cold(*args: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*args), capture_output=True, text=True, encoding="utf-8", timeout=300
-    )
+        [sys.executable, "-m", "planescope", "reset", *map(str, args)],
+        capture_output=True, text=True, encoding="utf-8", timeout=300,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def trained(tmp_path_factory) -> Path:
 
 def test_checkpoints_give_json_by_the_schema():
     snapshots = [a for e in (0, 1) for a in ("--snapshot", PARITY / f"lenet-epoch-{e}.pt")]
-    done = run(*TRAINED, *snapshots, *KNOWN, "--layers", "features.0", "--json")
+    done = cold(*TRAINED, *snapshots, *KNOWN, "--layers", "features.0", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout, parse_constant=pytest.fail)
     schema = json.loads((files("planescope") / "schemas" / "resets-1.json").read_text("utf-8"))
@@ -210,21 +215,28 @@ def test_an_unfinished_run_is_taken_where_that_is_asked_for(trained, tmp_path):
     assert len(json.loads(done.stdout)["cells"]) == 2
 
 
+def save_often() -> None:
+    from planescope.resetting import tallies
+
+    tallies.SAVE_EVERY_S = 0.05
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 def test_interrupted_work_goes_on_where_it_was(tmp_path):
     out, kept = tmp_path / "resets.json", tmp_path / "resets.json.progress"
     snapshots = [a for e in (0, 1, 3, 9) for a in ("--snapshot", PARITY / f"lenet-epoch-{e}.pt")]
-    args = (*TRAINED, *snapshots, *KNOWN, "--rand", "--draws", "20", "--out", out)
-    with subprocess.Popen(command(*args), stderr=subprocess.PIPE, text=True) as process:
+    args = (*TRAINED, *snapshots, *KNOWN, "--rand", "--draws", "4", "--out", out)
+    with warm.Command("reset", *args, first=save_often) as process:
         while not kept.exists():
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, talk = process.communicate(timeout=60)
-    assert process.returncode == 130
+        _, talk = process.communicate()
+        assert process.poll() == 130
     assert talk == "planescope: interrupted; the same command goes on\n"
     (protocol,) = json.loads(kept.read_text())["protocols"].values()
-    assert 0 < len(protocol) < 6 * 24 + 1
+    seen = sum(tally["examples"] for tally in protocol.values())
+    assert 0 < seen < (6 * 8 + 1) * 1000
     assert not out.exists()
     assert run(*args).returncode == 0
     whole = tmp_path / "whole.json"

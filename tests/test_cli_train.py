@@ -1,4 +1,7 @@
-"""``planescope train`` and ``status`` as processes: what they print, and how they end."""
+"""``planescope train`` and ``status`` as processes: what they print, and how they end.
+
+Those that train are forks with all imports made, but for the first one and two that share a run.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 
 from planescope.config import RunConfig, load_config
 from planescope.errors import UsageError
@@ -135,7 +139,7 @@ def test_status_of_no_run_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_diverged_run_ends_with_status_1_and_is_kept(tmp_path):
-    done = run("train", *SMALL, "--learning-rate", "1e6", "--out", tmp_path / "run")
+    done = warm.run("train", *SMALL, "--learning-rate", "1e6", "--out", tmp_path / "run")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "the loss is no longer finite in epoch 1" in done.stderr
     assert "failed, epoch 0 of 2" in run("status", tmp_path / "run").stdout
@@ -145,11 +149,11 @@ def test_a_diverged_run_ends_with_status_1_and_is_kept(tmp_path):
 def test_an_interrupt_says_how_to_go_on(trained, tmp_path):
     out = tmp_path / "a run"
     args = ("train", *SMALL, "--epochs", "500", "--out", out)
-    with subprocess.Popen(command(*args), stderr=subprocess.PIPE, text=True) as process:
+    with warm.Command(*args) as process:
         wait_for(lambda: len(Run(out).metrics) > 2, process)
         process.send_signal(signal.SIGINT)
-        _, talk = process.communicate(timeout=60)
-    assert process.returncode == 130
+        _, talk = process.communicate()
+        assert process.poll() == 130
     assert talk.count("\n") == 1
     assert f"interrupted; go on with: planescope train --out '{out}' --resume" in talk
     assert Run(out).status.state is State.STOPPED
@@ -160,7 +164,7 @@ def test_an_interrupt_says_how_to_go_on(trained, tmp_path):
 def test_a_second_training_of_a_run_is_refused_and_the_first_one_goes_on(tmp_path):
     out = tmp_path / "run"
     args = ("train", *SMALL, "--epochs", "500", "--out", out)
-    with subprocess.Popen(command(*args), stderr=subprocess.PIPE, text=True) as process:
+    with warm.Command(*args) as process:
         wait_for(lambda: len(Run(out).metrics) > 1, process)
         before = (out / "config.yaml").read_bytes(), len(Run(out).environments)
         for resume, sentence in (
@@ -174,23 +178,21 @@ def test_a_second_training_of_a_run_is_refused_and_the_first_one_goes_on(tmp_pat
         wait_for(lambda: len(Run(out).metrics) > epochs, process)
         assert ((out / "config.yaml").read_bytes(), len(Run(out).environments)) == before
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate()
     assert Run(out).status.state is State.STOPPED
 
 
-def wait_for(condition, process: subprocess.Popen[str]) -> None:
+def wait_for(condition, process: warm.Command) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 
 
-FULL = """
-import resource, signal, sys
-from planescope.cli import main
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
-main()
-"""
+def limit_files() -> None:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
 
 
 @pytest.mark.slow
@@ -198,9 +200,7 @@ main()
 def test_a_checkpoint_that_does_not_fit_ends_the_run_with_a_sentence(tmp_path):
     # A snapshot of LeNet has 525 kB, what resuming needs twice that.
     args = ("train", *SMALL, "--out", tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, *map(str, args)], capture_output=True, text=True, timeout=300
-    )
+    done = warm.run(*args, first=limit_files)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert "last.ckpt: cannot be written: " in done.stderr
     assert Run(tmp_path / "run").status.state is State.FAILED
@@ -211,21 +211,19 @@ def test_a_checkpoint_that_does_not_fit_ends_the_run_with_a_sentence(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_bits(tmp_path):
     args = (*SMALL, "--epochs", "8", "--snapshots-every", "3")
-    assert run("train", *args, "--out", tmp_path / "whole").returncode == 0
+    assert warm.run("train", *args, "--out", tmp_path / "whole").returncode == 0
     rng = random.Random(0)  # noqa: S311
     killed = tmp_path / "killed"
     kills = 0
     for epochs in (0, 2, 4):
         resume = ["--resume"] if killed.exists() else []
-        with subprocess.Popen(
-            command("train", *args, "--out", killed, *resume), stdout=subprocess.DEVNULL
-        ) as process:
+        with warm.Command("train", *args, "--out", killed, *resume) as process:
             while process.poll() is None and len(Run(killed).metrics) <= epochs:
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.1))
             kills += process.poll() is None
             process.kill()
-    done = run("train", *args, "--out", tmp_path / "killed", "--resume")
+    done = warm.run("train", *args, "--out", tmp_path / "killed", "--resume")
     assert (done.returncode, kills > 0) == (0, True)
     whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
     assert [p.read_bytes() for p in killed.snapshots.values()] == [
