@@ -22,6 +22,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist gives out the files with the most tests first, and those with few but long ones
+    # last, so that one process ends minutes after the others.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests, so that the last to be given out are quick."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 # The same examples in each run, so that a failure is one for everybody. `xp` holds no state that
 # one example could leave to the next.
 hypothesis.settings.register_profile(
