@@ -125,12 +125,13 @@ def _column_in_utf8(values: Any) -> Any:
     if getattr(getattr(values, "dtype", None), "kind", "O") not in "OU":
         return values
     held = values if isinstance(values, (list, tuple)) else values.tolist()
-    if all(not isinstance(value, str) or _is_utf8(value) for value in held):
+    if all(not isinstance(value, str) or is_utf8(value) for value in held):
         return values
     return [v.encode(errors="backslashreplace").decode() if isinstance(v, str) else v for v in held]
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 has all of a text, as it has not of every name of a file."""
     if text.isascii():  # known without a look at it
         return True
     try:

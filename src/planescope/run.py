@@ -42,7 +42,7 @@ from planescope.measurement import (
     layer_from_dict,
     layers_table,
 )
-from planescope.output import replacing, write_csv, write_parquet
+from planescope.output import is_utf8, replacing, write_csv, write_parquet
 from planescope.records import record
 
 if TYPE_CHECKING:
@@ -267,12 +267,12 @@ class Run:
             If they were not kept or the file is damaged.
         """
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
         path = _file_of(self._filters_folder, epoch)
         try:
-            with open_binary(path):  # safetensors would wait for a pipe
-                filters: dict[str, NDArray[np.float32]] = load_file(path)
+            with open_binary(path) as file:
+                filters: dict[str, NDArray[np.float32]] = load(file.read())
         except (OSError, SafetensorError) as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
         return filters
@@ -428,12 +428,15 @@ class Run:
             If it is missing or damaged.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load, load_file
 
         path = _file_of(self._snapshot_folder, epoch)
         try:
-            with open_binary(path):
-                weights: dict[str, torch.Tensor] = load_file(path)
+            with open_binary(path) as file:  # safetensors would wait for a pipe
+                # It takes no path whose bytes are no text; a whole file costs twice the memory.
+                weights: dict[str, torch.Tensor] = (
+                    load_file(path) if is_utf8(str(path)) else load(file.read())
+                )
         except (OSError, SafetensorError) as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
         return weights
