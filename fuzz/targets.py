@@ -145,7 +145,8 @@ def preload() -> None:
             # Of other systems.
             if not module.name.endswith(("mbcs", "oem")):
                 importlib.import_module(module.name)
-    for name in ("ml_dtypes", "numpy.ma", "numpy.lib.stride_tricks", "yaml"):
+    # A result that begins as Parquet does is read as that.
+    for name in ("ml_dtypes", "numpy.ma", "numpy.lib.stride_tricks", "pyarrow.parquet", "yaml"):
         importlib.import_module(name)
 
 
