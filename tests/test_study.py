@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import warm
 
 import planescope as ps
 from planescope.run import State
@@ -170,9 +171,23 @@ def six(tmp_path_factory) -> dict[str, bytes]:
     return bits(made)
 
 
+@pytest.fixture
+def warm_workers(monkeypatch) -> Iterator[None]:
+    """Let Dask take its workers from the process that has all imports made."""
+    import dask
+    from distributed import utils
+
+    monkeypatch.setattr(utils, "_forkserver_preload_set", True)  # it would choose its own
+    method = warm.CONTEXT.get_start_method()
+    with dask.config.set({"distributed.worker.multiprocessing-method": method}):
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-def test_a_worker_killed_in_the_middle_of_a_run_loses_nothing(six, tmp_path, monkeypatch):
+def test_a_worker_killed_in_the_middle_of_a_run_loses_nothing(
+    six, warm_workers, tmp_path, monkeypatch
+):
     # On a quick machine a whole run would fit between two looks.
     monkeypatch.setattr("planescope.study.driving.LOOK_S", 0.02)
     killed: list[int] = []
@@ -279,7 +294,9 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits the size of files as POSIX does")
-def test_of_an_edited_study_what_changed_is_made_once_there_is_room_on_the_disk(four, tmp_path):
+def test_of_an_edited_study_what_changed_is_made_once_there_is_room_on_the_disk(
+    four, warm_workers, tmp_path
+):
     out = tmp_path / "out"
     shutil.copytree(four[0].path, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}

