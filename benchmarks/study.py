@@ -1,13 +1,22 @@
-"""What a study costs beyond its runs; two workers against one; its table; its plan."""
+"""What a study costs beyond its runs; two workers against one; its table; its plan.
+
+The ratio of two workers to one is that of a machine of which nothing else uses the cores.
+"""
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.processes import machine, run
+
+if TYPE_CHECKING:
+    from planescope.study.folder import Study
 
 OVERHEAD_S, RATIO, TABLE_S, TABLE_BYTES, PLAN_S = 0.100, 0.60, 5.0, 1 << 30, 10.0
 
@@ -43,8 +52,8 @@ assert len(means) == 1000
 """
 
 
-def _make(folder: Path, name: str, text: str, workers: int) -> tuple[float, float]:
-    """Seconds that making a study took, and that its runs did by themselves."""
+def _make(folder: Path, name: str, text: str, workers: int) -> tuple[float, Study]:
+    """Seconds that making a study took, and what was made."""
     from planescope.study.driving import make_study
 
     file = folder / f"{name}.yaml"
@@ -52,22 +61,28 @@ def _make(folder: Path, name: str, text: str, workers: int) -> tuple[float, floa
     began = time.perf_counter()
     study = make_study(file, folder / name, workers=workers)
     seconds = time.perf_counter() - began
-    records = [study.record(spec.name) for spec in study.specs]
-    assert not any(record.error for record in records)
-    return seconds, sum(sum(record.made.values()) for record in records)
+    assert not any(study.record(spec.name).error for spec in study.specs)
+    return seconds, study
 
 
 def _overhead(folder: Path) -> None:
-    few, many = 4, 44
-    # What starting the workers takes is in both.
-    beyond = []
-    for count in (few, many):
-        seconds, runs = _make(folder, f"tiny-{count}", f"{TINY}seeds: {count}\n", 1)
-        beyond.append(seconds - runs)
-    each = (beyond[1] - beyond[0]) / (many - few)
+    """Everything from the end of one run to the end of the next but its training."""
+    seconds, study = _make(folder, "tiny", f"{TINY}seeds: 41\n", 1)
+    # Its record is the last thing that a run writes.
+    ended = sorted(
+        ((study.path / "runs" / spec.name / "study.json").stat().st_mtime, spec.name)
+        for spec in study.specs
+    )
+    made = {name: study.record(name).made for _, name in ended}
+    beyond = [
+        end - before - made[name]["train"] for (before, _), (end, name) in itertools.pairwise(ended)
+    ]
+    rows = statistics.mean(made[name]["measure"] for _, name in ended[1:])
+    around = seconds - (ended[-1][0] - ended[0][0]) - made[ended[0][1]]["train"]
     print(
-        f"{'overhead of a run':34} {1000 * each:7.1f} ms  bound {1000 * OVERHEAD_S:.0f} ms; "
-        f"{beyond[0]:.1f} s beyond its runs for a study of {few}"
+        f"{'overhead of a run':34} {1000 * statistics.mean(beyond):7.1f} ms  bound "
+        f"{1000 * OVERHEAD_S:.0f} ms; {1000 * min(beyond):.1f} to {1000 * max(beyond):.1f} ms, "
+        f"{1000 * rows:.1f} ms of it for its rows of the table; {around:.1f} s a study"
     )
 
 
