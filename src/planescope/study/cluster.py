@@ -62,8 +62,15 @@ def local_client(workers: int) -> Iterator[Client]:
         env[GPUS] = ",".join(devices)
     with (
         _quiet(),
-        # A run that waits on a worker, as one more than it can take would, is blamed if that dies.
-        dask.config.set({"distributed.scheduler.worker-saturation": 1.0}),
+        dask.config.set(
+            {
+                # A run that waits on a worker, as one more than it can take would, is blamed if
+                # that dies.
+                "distributed.scheduler.worker-saturation": 1.0,
+                # A look at what the worker does, each 10 ms: some 5 % of its processor time.
+                "distributed.worker.profile.enabled": False,
+            }
+        ),
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
