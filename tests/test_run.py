@@ -85,6 +85,13 @@ def test_a_folder_whose_name_is_no_text_holds_a_run_and_its_page(tmp_path):
     assert r"\udcff" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_a_finished_run_without_its_table_is_not_sent_to_be_resumed(run):
+    run.save_status(Status(state=State.FINISHED))
+    sentence = r"measurements\.parquet: is lost; planescope measure .*snapshots/\*\.safetensors"
+    with pytest.raises(CheckpointError, match=sentence):
+        _ = run.measurements
+
+
 def test_damaged_files_are_named(run):
     (run.path / "metrics.csv").write_text("schema,epoch\n1,2\n")
     with pytest.raises(CheckpointError, match=r"metrics\.csv: is damaged \(its columns are others"):

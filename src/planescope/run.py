@@ -272,7 +272,8 @@ class Run:
         path = _file_of(self._filters_folder, epoch)
         try:
             with open_binary(path) as file:
-                filters: dict[str, NDArray[np.float32]] = load(file.read())
+                # In any order; the file has them by name.
+                filters: dict[str, NDArray[np.float32]] = dict(sorted(load(file.read()).items()))
         except (OSError, SafetensorError) as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
         return filters
@@ -435,7 +436,9 @@ class Run:
             with open_binary(path) as file:  # safetensors would wait for a pipe
                 # It takes no path whose bytes are no text; a whole file costs twice the memory.
                 weights: dict[str, torch.Tensor] = (
-                    load_file(path) if is_utf8(str(path)) else load(file.read())
+                    load_file(path)
+                    if is_utf8(str(path))
+                    else dict(sorted(load(file.read()).items()))
                 )
         except (OSError, SafetensorError) as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
@@ -496,6 +499,11 @@ class Run:
         """Columns of the measurements; an error where there are none that this version reads."""
         columns = self._measured()
         if not columns:
+            if self.status.state is State.FINISHED:
+                raise CheckpointError(
+                    f"{self._measurements_file}: is lost; planescope measure "
+                    f"{self._snapshot_folder}/*.safetensors measures what the run has kept"
+                )
             raise CheckpointError(
                 f"{self.path}: nothing was measured yet; planescope train --resume --out "
                 f"{self.path} goes on with it"
