@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
 INITIAL = "tests/parity/lenet-epoch-0.pt"
@@ -175,5 +176,5 @@ def test_quickstart_measures_a_published_network_trains_one_and_resets_it(tmp_pa
         assert (out / name).read_bytes().startswith(b"%PDF")
     snapshots = sorted(path.name for path in (out / "lenet-on-digits" / "snapshots").iterdir())
     assert snapshots == [f"epoch-{epoch:04}.safetensors" for epoch in range(3)]
-    again = run("quickstart", "--out", out, "--epochs", "2")  # takes the training as it is
+    again = warm.run("quickstart", "--out", out, "--epochs", "2")  # takes the training as it is
     assert (again.returncode, again.stdout) == (0, done.stdout)

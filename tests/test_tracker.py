@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+import warm
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, TensorDataset
@@ -651,13 +652,16 @@ print([base.__name__ for base in ps.Tracker.__mro__], len(tracker.to_pandas()))
 
 # --- several processes
 
+START = warm.CONTEXT.get_start_method()
+
 
 @pytest.mark.slow
 @quiet
 def test_in_lightning_the_process_of_rank_0_logs(tmp_path):
     logger = pl.loggers.CSVLogger(tmp_path)
+    strategy = pl.strategies.DDPStrategy(start_method=START)
     fit(
-        Task(), ps.Tracker(), logger=logger, max_epochs=2, strategy="ddp_spawn", devices=2
+        Task(), ps.Tracker(), logger=logger, max_epochs=2, strategy=strategy, devices=2
     )  # each process sees half of the 6 batches
     with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -674,10 +678,10 @@ KINDS = ("ddp", "fully_shard", "flat")
 def shared_out(tmp_path_factory):
     """What two processes tracked, in each way to share a network: by kind the path of a table.
 
-    One start for all: to import torch twice takes longer than to train.
+    One start for all: to start two processes takes longer than to train.
     """
     folder = tmp_path_factory.mktemp("shared")
-    torch.multiprocessing.spawn(_joined, (folder,), nprocs=2)
+    torch.multiprocessing.start_processes(_joined, (folder,), nprocs=2, start_method=START)
     return {kind: folder / f"{kind}.csv" for kind in KINDS}
 
 
