@@ -269,6 +269,9 @@ def folders(prepared: Path, *, quick: bool) -> Tally:
                     _make_odd(run / file, kind)
                     before = contents(run) if run.is_dir() and not run.is_symlink() else {}
                     _take_rights(run / file, kind)
+                    begins = what in WRITES and (file, kind) == (".", "folder")
+                    if begins and what != "reset":  # in an empty folder a run may be begun
+                        args = (*args, *SMALL, "--epochs", "1")
                     ended = command(args, place)
                     _give_rights(place.work)
                     may_write = what in WRITES

@@ -297,6 +297,16 @@ def test_a_damaged_checkpoint_is_said_on_resuming(tmp_path):
         train(SMALL, tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("to", ["last.ckpt", "nowhere"], ids=["loop", "nothing"])
+def test_a_checkpoint_that_is_a_link_to_nothing_costs_no_snapshots(undisturbed, tmp_path, to):
+    run = Run(shutil.copytree(undisturbed.path, tmp_path / "run"))
+    run.last_checkpoint.unlink()
+    run.last_checkpoint.symlink_to(to)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: is a link that leads nowhere"):
+        train(SMALL, run.path, resume=True)
+    assert list(run.snapshots) == list(undisturbed.snapshots)
+
+
 TINY = SMALL.but({"epochs": 1, "examples": 65, "batch_size": 32})
 
 

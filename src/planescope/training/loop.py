@@ -126,6 +126,12 @@ def rank() -> int:
 def _check_path(run: Run, config: RunConfig, *, resume: bool) -> None:
     if resume and not run.path.is_dir():
         raise CheckpointError(f"{run.path}: there is no run to resume; leave out --resume")
+    if run.last_checkpoint.is_symlink() and not run.last_checkpoint.exists():
+        # Taken for none, it would cost all that the run has.
+        raise CheckpointError(
+            f"{run.last_checkpoint}: is a link that leads nowhere; put back what it led to, or "
+            "remove it to begin anew"
+        )
     if run.last_checkpoint.exists() and not run.exists:
         raise CheckpointError(
             f"{run.path}: holds a run without its config.yaml; put that back, or train anew with "
