@@ -75,7 +75,9 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("devices", [("cuda:0",), ("cuda:0", "cpu")])
-@pytest.mark.parametrize("make", [seeded(UsedTwice), lambda seed: build("vgg11_bn", seed=seed)])
+@pytest.mark.parametrize(
+    "make", [seeded(UsedTwice), lambda seed: build("vgg11_bn", width=0.25, seed=seed)]
+)
 def test_resets_are_those_of_the_cpu_but_for_close_answers(make, devices):
     network, data = make(0), images(count=600, size=32)
     snapshots = {seed: make(seed).state_dict() for seed in (1, 2, 3)}
