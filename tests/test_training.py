@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -349,12 +350,17 @@ def test_mlflow_gets_the_metrics_and_the_statistics_of_each_epoch(tmp_path):
     assert {point.step: point.value for point in history} == expected.to_dict()
 
 
-def test_wandb_gets_the_statistics_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+def test_wandb_gets_the_statistics_of_each_run_offline(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run = train(TINY.but({"loggers": ("wandb",)}), tmp_path / "run")
-    (log,) = run.logs.glob("wandb/offline-run-*/run-*.wandb")
-    assert b"planescope/features.12/negative_mass" in log.read_bytes()
+    for name in ("one", "two"):
+        run = train(TINY.but({"loggers": ("wandb",)}), tmp_path / name)
+        assert wandb.run is None, "it ended with ours"
+        (log,) = run.logs.glob("wandb/offline-run-*/run-*.wandb")
+        until = time.monotonic() + 20  # it is another process that writes it
+        while b"planescope/features.12/negative_mass" not in log.read_bytes():
+            assert time.monotonic() < until
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("logger", ["wandb", "mlflow"])

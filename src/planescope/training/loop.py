@@ -7,8 +7,10 @@ import logging
 import os
 import shlex
 import signal
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,8 +110,8 @@ def train(
                 Run.create(path, config)
             with _outcome(run):
                 # Only now: a data base of mlflow's begins to be written when its logger is made.
-                trainer.loggers = [_logger(name, run) for name in config.loggers]
-                _fit(trainer, task, recorder, run)
+                with _loggers(config.loggers, run) as trainer.loggers:
+                    _fit(trainer, task, recorder, run)
                 epochs = recorder.history[-1].epoch
                 early = f"on a plateau after epoch {epochs}" if epochs < config.epochs else ""
                 run.save_status(Status(state=State.FINISHED, message=early))
@@ -287,6 +289,24 @@ def _trainer(config: RunConfig, run: Run, callbacks: list[Any]) -> pl.Trainer:
             f"{config.devices} × {config.accelerator} with strategy {config.strategy} and "
             f"precision {config.precision} cannot be here: {' '.join(str(exc).split())}"
         ) from exc
+
+
+@contextlib.contextmanager
+def _loggers(names: Sequence[str], run: Run) -> Iterator[list[Any]]:
+    """Loggers by name; a run of wandb's that they began ends with them.
+
+    Else the next training of this process would go on in it, and its file would not be whole.
+    """
+    wandb: Any = sys.modules.get("wandb")
+    outer = None if wandb is None else wandb.run  # somebody else's, in which ours is logged then
+    made = [_logger(name, run) for name in names]
+    exit_code = 1
+    try:
+        yield made
+        exit_code = 0
+    finally:
+        if "wandb" in names and outer is None:
+            import_module("wandb").finish(exit_code=exit_code)
 
 
 def _logger(name: str, run: Run) -> Any:
