@@ -414,6 +414,45 @@ KERNEL = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
 FLIPPED = KERNEL.transpose(3, 2, 0, 1)
 
 
+def with_chunks(path, chunks, *, early=False, filters=(), skip=0):
+    """A kernel whose chunks are listed in HDF5's newer way; `early`: all are there from the start.
+
+    `skip` says which filters were not applied to the chunk that is the whole.
+    """
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_chunk(chunks)
+    if early:
+        made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    for name in filters:
+        getattr(made, f"set_{name}")()
+    with h5py.File(path, "w", libver="latest") as file:
+        group = file.create_group("layers/conv2d/vars").id
+        space = h5py.h5s.create_simple(KERNEL.shape)
+        dataset = h5py.h5d.create(group, b"0", h5py.h5t.IEEE_F32LE, space, made)
+        if skip:
+            dataset.write_direct_chunk((0, 0, 0, 0), KERNEL.tobytes(), skip)
+        else:
+            dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(KERNEL))
+    return path
+
+
+@pytest.mark.parametrize(
+    "chunks", [(3, 3, 2, 4), (2, 3, 1, 3), (1, 1, 1, 1), (2, 2, 2, 2)], ids=str
+)
+@pytest.mark.parametrize("filters", [(), ("shuffle", "deflate", "fletcher32")], ids=["", "packed"])
+@pytest.mark.parametrize("early", [False, True], ids=["late", "early"])
+def test_each_way_to_list_chunks_is_read(tmp_path, chunks, filters, early):
+    path = with_chunks(tmp_path / "a.h5", chunks, early=early, filters=filters)
+    (only,) = read(path)
+    assert same(only.weight, FLIPPED)
+
+
+def test_filters_that_were_not_applied_to_a_chunk_are_not_undone(tmp_path):
+    path = with_chunks(tmp_path / "a.h5", KERNEL.shape, filters=("shuffle", "deflate"), skip=0b11)
+    (only,) = read(path)
+    assert same(only.weight, FLIPPED)
+
+
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4"])
 @pytest.mark.parametrize(
     "options",
