@@ -221,6 +221,10 @@ def test_antisymmetric_filters_have_a_projection_of_exactly_zero(xp64, dtype):
     np.testing.assert_array_equal(xp64.numpy(planes.cosine), 0.0)
 
 
+def test_no_weights_have_no_extent(xp):
+    assert [float(x) for x in geometry.extent(xp(np.empty((0, 9)), np.float32))] == [0.0, 0.0]
+
+
 def test_a_sum_that_overflows_on_the_way_raises_nothing():
     with np.errstate(over="ignore"):
         planes = geometry.arrangement(np.array([[1.7e308, 1.7e308, -1.7e308, -1.7e308]]))

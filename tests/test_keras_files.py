@@ -447,6 +447,20 @@ def test_each_way_to_list_chunks_is_read(tmp_path, chunks, filters, early):
     assert same(only.weight, FLIPPED)
 
 
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_values_in_the_head_of_a_dataset_below_a_name_of_any_script_are_read(tmp_path, version):
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_layout(h5py.h5d.COMPACT)
+    with h5py.File(tmp_path / "a.h5", "w", libver=version) as file:
+        group = file.create_group("layers/conv2d_名/vars").id
+        space = h5py.h5s.create_simple(KERNEL.shape)
+        dataset = h5py.h5d.create(group, b"0", h5py.h5t.IEEE_F32LE, space, made)
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(KERNEL))
+    (only,) = read(tmp_path / "a.h5")
+    assert only.name == "conv2d_名"
+    assert same(only.weight, FLIPPED)
+
+
 def test_filters_that_were_not_applied_to_a_chunk_are_not_undone(tmp_path):
     path = with_chunks(tmp_path / "a.h5", KERNEL.shape, filters=("shuffle", "deflate"), skip=0b11)
     (only,) = read(path)

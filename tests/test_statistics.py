@@ -161,6 +161,11 @@ def test_a_fan_in_of_one_has_a_mass_but_no_law_of_the_cosine():
     assert (found.min_cosine, found.max_cosine, found.p_cosine) == (-1.0, 1.0, None)
 
 
+@pytest.mark.parametrize("size", [0.1, 1e-5, 1e-300])
+def test_the_mean_of_one_projection_is_that_projection_to_the_bit(size):
+    assert summarise(filters_of([[size]]), 1).mean_projection == size
+
+
 @pytest.mark.parametrize("size", [1e308, 1e-300, 5e-324])
 def test_means_of_extreme_weights_are_finite(size):
     found = summarise(filters_of([[size], [size], [-size]], gamma=[1] * 3, beta=[size] * 3), 1)
