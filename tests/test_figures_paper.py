@@ -374,7 +374,7 @@ def test_a_style_sheet_that_matplotlib_does_not_know_is_refused(tmp_path, text, 
 
 @pytest.mark.parametrize(("spoil", "sentence"), [
     (lambda run: (run / "measurements.parquet").unlink(),
-     r"nothing was measured yet; planescope train --resume --out \S+ goes on with it"),
+     r"measurements\.parquet: is lost; planescope measure \S+ measures what the run has kept"),
     (lambda run: [p.unlink() for p in (run / "snapshots").iterdir()], "has no snapshots"),
     (lambda run: (run / "resets.json").write_text('{"schema": "planescope.resets/9"}'),
      r"its schema is 'planescope\.resets/9', and this version"),
