@@ -95,12 +95,12 @@ def read_document(path: str | os.PathLike[str], /) -> Document:
         loader = yaml.SafeLoader(text)  # which refuses characters that cannot be printed
         root = loader.get_single_node()
         if root is not None and not isinstance(root, yaml.MappingNode):
-            raise UsageError(f"{path}: holds no fields; write one a line, as in: epochs: 30")
+            raise _no_fields(path)
         for mapping in _mappings(root):
             _check_names(path, mapping)
         values = {} if root is None else loader.construct_document(root)
-        if not isinstance(values, dict):  # !!set, !!omap: YAML's, but no fields
-            raise UsageError(f"{path}: holds no fields; write one a line, as in: epochs: 30")
+        if not isinstance(values, dict):  # a !!set is a mapping by its form
+            raise _no_fields(path)
     # Of tagged values PyYAML lets through whatever its own code stumbles over: a date that is none,
     # an integer without digits, a truth that is neither, a list as a key.
     except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError) as exc:
@@ -112,6 +112,10 @@ def read_document(path: str | os.PathLike[str], /) -> Document:
             loader.dispose()
     named = {str(key): value for key, value in values.items()}
     return Document(path=str(path), text=text, values=named, _root=root)
+
+
+def _no_fields(path: str | os.PathLike[str]) -> UsageError:
+    return UsageError(f"{path}: holds no fields; write one a line, as in: epochs: 30")
 
 
 def _mappings(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:

@@ -117,8 +117,10 @@ def read_layers(
         return _queued(layers, view, starts, observed)
     # NumPy lets other threads run meanwhile.
     with ThreadPoolExecutor(min(threads, len(layers))) as pool:
-        one = functools.partial(_read, view=view, starts=starts, observed=observed)
-        readings = list(pool.map(one, layers, map(_rows, layers)))
+        # Each thread looks at the weights of its layer, which may have to be computed, by itself.
+        readings = list(
+            pool.map(lambda layer: _read(layer, _rows(layer), view, starts, observed), layers)
+        )
     return lambda: readings
 
 

@@ -76,9 +76,8 @@ def read(
         then = None
     sums = [_pass(*part) for part in _parts(now, then)]
     total, square = (np.sum([getattr(s, of) for s in sums], axis=0) for of in ("total", "square"))
-    return _planes(now, bias, total, square), None if start is None else _way(
-        sums, rows, start, then
-    )
+    planes = _planes(now, bias, total, square)
+    return planes, None if start is None else _way(sums, rows, start, then)
 
 
 def _parts(now: Singles, then: Singles | None) -> Iterator[tuple[int, Singles, Singles | None]]:

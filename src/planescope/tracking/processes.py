@@ -19,14 +19,18 @@ def is_first() -> bool:
     """Whether this process is the only one, or that of rank 0."""
     import torch.distributed as dist
 
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    return not _are_several() or dist.get_rank() == 0
+
+
+def _are_several() -> bool:
+    import torch.distributed as dist
+
+    return bool(dist.is_available() and dist.is_initialized())
 
 
 def is_sharded(model: nn.Module, /) -> bool:
     """Whether all processes are needed to see the weights whole."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _are_several():
         return False
     return _is_flattened(model) or any(hasattr(p, "full_tensor") for p in model.parameters())
 
