@@ -4,7 +4,7 @@ A format is a module with three names:
 
     NAME            what `source.format` says of a file of this kind
     recognises      (Probe) -> bool: is this file of that format? By content, never by its name
-    read            (Path) -> StateDict or list[Layer]: describe the file; read no weights yet
+    read            (Path) -> StateDict, Described or list[Layer]: describe the file; read no weights yet
 
 A format that knows its layers (a graph) gives them; one that holds named tensors gives a
 `StateDict`, and `planescope.checkpoints.state_dict` finds the layers in it. Put the name of the new
@@ -18,13 +18,26 @@ from pathlib import Path
 
 from planescope.checkpoints.probe import Probe, probe
 from planescope.errors import CheckpointError
-from planescope.layer import Layer, StateDict
+from planescope.layer import Described, Layer, StateDict
 
 # In the order in which a file is tried: cheap and certain tests first.
-FORMATS = ("safetensors", "torch_zip", "torch_stream", "npz", "keras", "sharded", "onnx")
+FORMATS = (
+    "safetensors",
+    "torch_zip",
+    "torch_stream",
+    "npz",
+    "keras",
+    "sharded",
+    "tflite",
+    "tfjs",
+    "tensorflow.saved_model",
+    "tensorflow.checkpoint",
+    "onnx",
+    "tensorflow.frozen",
+)
 
 
-def read_contents(path: Path, /) -> tuple[str, StateDict | list[Layer]]:
+def read_contents(path: Path, /) -> tuple[str, StateDict | Described | list[Layer]]:
     """Name of a file's format, and what it holds; no weights are read yet.
 
     Raises

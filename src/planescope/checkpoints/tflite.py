@@ -1,0 +1,2 @@
+NAME="x"
+def recognises(probe): return False
