@@ -28,7 +28,7 @@ FORMATS = (
     "npz",
     "keras",
     "sharded",
-    "tflite",
+    "tflite.model",
     "tfjs",
     "tensorflow.saved_model",
     "tensorflow.checkpoint",

@@ -1,2 +1,0 @@
-NAME="x"
-def recognises(probe): return False
