@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from planescope.assembly import Observed, measure_layers
-from planescope.checkpoints import read_contents
+from planescope.checkpoints import files, read_contents
 from planescope.checkpoints.locate import locate
 from planescope.checkpoints.parametrised import resolved
 from planescope.checkpoints.state_dict import find_layers
@@ -256,11 +256,7 @@ def _module_contents(module: torch.nn.Module, name: str) -> tuple[Source, StateD
 
 
 def _bytes(path: Path, form: str) -> int:
-    if form != "sharded":
-        return path.stat().st_size
-    from planescope.checkpoints.sharded import files
-
-    return sum(file.stat().st_size for file in files(path))
+    return sum(file.stat().st_size for file in files(path, form))
 
 
 def select(

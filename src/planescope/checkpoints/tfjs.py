@@ -34,7 +34,7 @@ from planescope.layer import Described, Layer, Skipped, Tensor
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
 
-NAME = "TensorFlow.js"
+NAME = "tfjs"
 
 # The largest published ones have a few MB; parsed, JSON takes twenty times its bytes.
 MAX_BYTES = 1 << 24
@@ -94,7 +94,7 @@ class _Weights:
             begin = end
 
     def _shard(self, name: object) -> _Shard:
-        if not isinstance(name, str) or not stays_inside(name):
+        if not isinstance(name, str) or not _is_inside(name):
             raise CheckpointError(
                 f"{self.path}: names the shard {name!r:.80}, which is no file of its own folder; "
                 "do not trust it, get it again from its author"
@@ -141,6 +141,16 @@ def read(path: Path) -> Described:
 def files(path: Path) -> list[Path]:
     """List the description and the shards: all files that make the model."""
     return list(dict.fromkeys(_Weights(path, _parsed(path).get("weightsManifest")).files))
+
+
+def shard_names(path: Path) -> list[str]:
+    """Name the shards that a description lists, relative to its folder."""
+    groups = map(_mapping, _list(_parsed(path).get("weightsManifest")))
+    return [name for group in groups for name in _list(group.get("paths")) if _is_inside(name)]
+
+
+def _is_inside(name: object) -> bool:
+    return isinstance(name, str) and stays_inside(name)
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -328,9 +338,11 @@ def _scalar(kind: str, value: Any) -> Any:
                 return bool(value)
             case "type":
                 return _TYPES.get(str(value), 0)
+            case "shape":
+                return [int(_mapping(each).get("size", 0)) for each in _list(value.get("dim"))]
             case "func":
                 return str(_mapping(value).get("name")).encode()
-    except (ValueError, TypeError, OverflowError, binascii.Error):
+    except (ValueError, TypeError, OverflowError, AttributeError, binascii.Error):
         return None
     return None
 

@@ -32,7 +32,7 @@ from planescope.layer import Skipped, StateDict, Tensor
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
 
-NAME = "TensorFlow checkpoint"
+NAME = "tensorflow-checkpoint"
 
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"

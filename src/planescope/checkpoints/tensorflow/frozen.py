@@ -16,7 +16,7 @@ from planescope.layer import Described, Tensor
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
 
-NAME = "TensorFlow graph"
+NAME = "tensorflow-graph"
 
 # Fields of a GraphDef: nodes, library, version (of old), versions.
 _GRAPH = {1: BYTES, 2: BYTES, 3: VARINT, 4: BYTES, 5: BYTES}

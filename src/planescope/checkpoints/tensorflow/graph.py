@@ -123,6 +123,15 @@ _INPUTS = ("Placeholder", "PlaceholderV2", "PlaceholderWithDefault", "_Arg", "It
 
 _BOOL = 10
 
+# As many channels come out as went in.
+_SAME_CHANNELS = frozenset((
+    *SILENT, "Add", "AddV2", "AvgPool", "AvgPool3D", "BatchToSpaceND", "BiasAdd", "Cast", "Div", "Elu",
+    "FakeQuantWithMinMaxVars", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3",
+    "LeakyRelu", "MaxPool", "MaxPool3D", "Maximum", "Minimum", "MirrorPad", "Mul", "Pad", "PadV2",
+    "Prelu", "RealDiv", "Relu", "Relu6", "ResizeBilinear", "ResizeNearestNeighbor", "Selu",
+    "Sigmoid", "Softplus", "SpaceToBatchND", "Sub", "Tanh",
+))  # fmt: skip
+
 # What may stand between a layer and its bias.
 _BEFORE_BIAS = frozenset((*SILENT, "BatchToSpaceND", "Cast", "Reshape", "Squeeze"))
 # The last part of a name that only tells the operation.
@@ -133,6 +142,9 @@ _WORDS = (
 
 # Parts of a name that a call adds.
 _CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?")
+
+# What converters append to the name of an operation for that of its weights.
+_STORED = re.compile(r"(/(ReadVariableOp|Cast|merged_input)(_\d+)?(/.*)?|_(weights|merged_input))$")
 
 _FUSED_ROLES = {"Relu": Role.RELU, "Relu6": Role.RELU, "Sigmoid": Role.GATE}
 
@@ -199,17 +211,28 @@ class _Graph:
         self._absorbed: dict[str, Role] = {}  # operations that a layer has for its bias
         self._norms: dict[str, Norm] = {}  # by the last of the operations that they are made of
         self._scaled: list[str] = []
+        self._channels: dict[str, int | None] = {}
+        self._channels_last = all(
+            each.text("data_format", "NHWC").endswith("C") for each in self.by_name.values()
+        )
 
     def described(self) -> Described:
         order = self._in_order()
         for operation in order:
             self._varies[operation.name] = self._depends_on_input(operation)
         for operation in order:
+            self._channels[operation.name] = self._known_channels(operation)
             self._numbers[operation.name] = self._add(operation)
         if self._scaled:
             self.network.notes.append(
                 f"behind {len(self._scaled)} layers ({', '.join(self._scaled[:5])}) stands a scale "
                 "that the file does not tell to be a batch norm: they are measured without it"
+            )
+        fused = (each for each in order if each.op.startswith(("_Fused", "Fused")))
+        if any("batchnorm" in each.name.lower().replace("_", "") for each in fused):
+            self.network.notes.append(
+                "batch norms were folded into weights and biases when the file was converted: what "
+                "is measured is what convolution and norm cut together"
             )
         return self.network.described()
 
@@ -239,6 +262,20 @@ class _Graph:
         if _ROLES.get(operation.op) is Role.CONSTANT:
             return False
         return any(self._varies.get(_maker(name), False) for name in operation.inputs)
+
+    def _known_channels(self, operation: Operation) -> int | None:
+        """Tell how many channels an operation gives, as far as the operations before it tell."""
+        shape = operation.integers("shape")
+        if operation.op in _INPUTS and len(shape) > 2 and self._channels_last:
+            return shape[-1] if shape[-1] > 0 else None
+        if operation.op not in _SAME_CHANNELS:
+            return None
+        known = {
+            self._channels.get(_maker(name))
+            for name in operation.inputs
+            if self._varies.get(_maker(name), True)
+        }
+        return known.pop() if len(known) == 1 else None
 
     # One operation to nodes.
 
@@ -365,15 +402,27 @@ class _Graph:
                 f"{kernel.shape}; the file is damaged, get it again"
             )
         weight = filters_first(kernel, use.form)
-        groups = {Form.DEPTHWISE: kernel.shape[-2], Form.TRANSPOSED: 1}.get(use.form)
+        self._channels[operation.name] = weight.shape[0]
         layer = Layer(
             name=_readable(operation),
             kind=kind_of(use.form, kernel),
             weight=weight,
             bias=self._bias(operation, weight.shape[0]),
-            groups=groups,
+            groups=self._groups(operation, use, kernel),
         )
         return layer, root
+
+    def _groups(self, operation: Operation, use: _Use, kernel: Tensor) -> int | None:
+        channels = self._channels.get(_maker(operation.inputs[use.data]))
+        match use.form:
+            case Form.DEPTHWISE:
+                return kernel.shape[-2]
+            case Form.TRANSPOSED:
+                return 1
+            case Form.CONV if channels is not None:
+                groups, rest = divmod(channels, kernel.shape[-2])
+                return None if rest or not groups or kernel.shape[-1] % groups else groups
+        return None
 
     def _bias(self, operation: Operation, filters: int) -> Tensor | None:
         """Find the bias of a layer, in it or behind it, and the norm behind both."""
@@ -576,7 +625,11 @@ def _downsamples(operation: Operation) -> bool:
 
 
 def _readable(operation: Operation) -> str:
-    return _shortened(operation.name, operation.op.lstrip("_").removeprefix("Fused"))
+    """Name the module that an operation stands for; fused, it has the name of what came last."""
+    name = operation.name
+    if operation.op.startswith(("_Fused", "Fused")) and len(operation.inputs) > 1:
+        name = _STORED.sub("", operation.inputs[1])
+    return _shortened(name, operation.op.lstrip("_").removeprefix("Fused"))
 
 
 def _shortened(name: str, word: str) -> str:

@@ -24,7 +24,7 @@ from planescope.layer import Described, StateDict, Tensor
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
 
-NAME = "SavedModel"
+NAME = "saved-model"
 
 FILE = "saved_model.pb"
 INDEX = "variables/variables.index"

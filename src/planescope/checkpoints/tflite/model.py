@@ -22,7 +22,7 @@ from planescope.places import Role
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
 
-NAME = "TensorFlow Lite"
+NAME = "tflite"
 
 MAGIC = b"TFL3"
 
