@@ -183,6 +183,33 @@ def saved(model: keras.Model) -> None:
     (folder / "assets").rmdir()
 
 
+def by_hand() -> None:
+    """Save a network that no Keras built."""
+
+    class Network(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            rng = np.random.default_rng(5)
+            self.filters = tf.Variable(rng.normal(size=(3, 3, 2, 4)).astype(np.float32))
+            self.shift = tf.Variable(rng.normal(size=4).astype(np.float32))
+            self.last = tf.Variable(rng.normal(size=(4, 3)).astype(np.float32))
+
+        @tf.function(input_signature=[tf.TensorSpec((1, 6, 6, 2))])
+        def serve(self, image: tf.Tensor) -> tf.Tensor:
+            seen = tf.nn.relu(tf.nn.conv2d(image, self.filters, 2, "SAME") + self.shift)
+            return tf.reduce_mean(seen, (1, 2)) @ self.last
+
+    net = Network()
+    expected["by-hand/filters"] = net.filters.numpy()
+    expected["by-hand/shift"] = net.shift.numpy()
+    expected["by-hand/last"] = net.last.numpy()
+    folder = HERE / "by-hand"
+    shutil.rmtree(folder, ignore_errors=True)
+    tf.saved_model.save(net, str(folder))
+    (folder / "fingerprint.pb").unlink()
+    (folder / "assets").rmdir()
+
+
 def checkpoints(model: keras.Model) -> None:
     shutil.rmtree(HERE / "checkpoint", ignore_errors=True)
     tf.train.Checkpoint(model=model, step=tf.Variable(3)).write(str(HERE / "checkpoint/net.ckpt"))
@@ -225,8 +252,8 @@ def old_checkpoint() -> None:
 
 def with_snappy(index: bytes) -> bytes:
     """Compress the blocks of a table as older versions did."""
-    from tensorflow.python.lib.io import tf_record  # noqa: F401 - loads the checksum
     import google_crc32c
+    from tensorflow.python.lib.io import tf_record  # noqa: F401 - loads the checksum
 
     def masked(data: bytes) -> int:
         crc = google_crc32c.value(data)
@@ -331,13 +358,12 @@ def main() -> None:
     model.save(HERE / "net.h5")
     freeze(model, "net", (1, *SHAPE))
     saved(model)
+    by_hand()
     checkpoints(model)
     old_checkpoint()
     lite(model, "net")
     lite(model, "half", optimizations=[tf.lite.Optimize.DEFAULT])
-    lite(
-        model, "int8", optimizations=[tf.lite.Optimize.DEFAULT], representative_dataset=images
-    )
+    lite(model, "int8", optimizations=[tf.lite.Optimize.DEFAULT], representative_dataset=images)
     sparse()
     grouped()
     for_browsers(model)

@@ -4,7 +4,7 @@ A format is a module with three names:
 
     NAME            what `source.format` says of a file of this kind
     recognises      (Probe) -> bool: is this file of that format? By content, never by its name
-    read            (Path) -> StateDict, Described or list[Layer]: describe the file; read no weights yet
+    read            (Path) -> StateDict, Described or list[Layer]: describe the file, unread
 
 One whose models are several files has `files` besides: (Path) -> all files that make the model.
 

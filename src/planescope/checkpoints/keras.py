@@ -142,7 +142,9 @@ def _placed(layers: Sequence[Layer], position: Position) -> list[Layer]:
     return placed
 
 
-def _described_norm(file: Arrays, norm: ConfigLayer, variables: Variables, width: int) -> Norm | None:
+def _described_norm(
+    file: Arrays, norm: ConfigLayer, variables: Variables, width: int
+) -> Norm | None:
     affine = (("gamma", "scale"), ("beta", "center"))
     names = [name for name, option in affine if norm.options.get(option, True)]
     keys = variables.named([*names, "moving_mean", "moving_variance"])

@@ -22,7 +22,8 @@ class Arrays(Protocol):
 
     path: Path
 
-    def tensor(self, key: str, /) -> Tensor: ...
+    def tensor(self, key: str, /) -> Tensor:
+        """Describe the array of a name."""
 
 
 class Form(Enum):

@@ -43,9 +43,7 @@ def models_among(names: Iterable[str]) -> list[str]:
     shards = re.compile(r"(.*/)?group\d+-shard\d+of\d+(\.bin)?")
     lists = any(PurePosixPath(name).name == "model.json" for name in models)
     return [
-        name
-        for name in models
-        if name not in twins[1:] and not (lists and shards.fullmatch(name))
+        name for name in models if name not in twins[1:] and not (lists and shards.fullmatch(name))
     ]
 
 

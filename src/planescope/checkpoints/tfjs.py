@@ -29,7 +29,7 @@ from planescope.checkpoints.tensorflow.graph import describe
 from planescope.checkpoints.tensorflow.operations import Function, Operation, values_of
 from planescope.errors import CheckpointError
 from planescope.inputs import open_binary
-from planescope.layer import Described, Layer, Skipped, Tensor
+from planescope.layer import Described, Skipped, Tensor
 
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
@@ -70,7 +70,7 @@ class _Weights:
         self.files += [shard.path for shard in shards]
         begin = 0
         for spec in map(_mapping, _list(group.get("weights"))):
-            name, shape = spec.get("name"), spec.get("shape")
+            name, shape = spec.get("name"), _shape_of(spec.get("shape"))
             quantised = _mapping(spec.get("quantization"))
             dtype = (
                 _QUANTISED.get(str(quantised.get("dtype")))
@@ -82,7 +82,7 @@ class _Weights:
                     f"{self.path}: weight {name!r:.80} is of type {spec.get('dtype')!r:.40}, whose "
                     "length is unknown here; convert the model again"
                 )
-            if not _is_shape(shape):
+            if shape is None:
                 raise CheckpointError(f"{self.path}: weight {name!r:.80} has no possible shape")
             end = begin + math.prod(shape) * ITEM_SIZES[dtype]
             if end > total:
@@ -90,7 +90,7 @@ class _Weights:
                     f"{self.path}: weight {name!r:.80} ends at byte {end} of shards that have "
                     f"{total}; is their download complete?"
                 )
-            self.tensors[name] = _tensor(shards, begin, end, dtype, tuple(shape), quantised)
+            self.tensors[name] = _tensor(shards, begin, end, dtype, shape, quantised)
             begin = end
 
     def _shard(self, name: object) -> _Shard:
@@ -161,12 +161,11 @@ def _parsed(path: Path) -> dict[str, Any]:
     return parse_object(read_exactly(path, 0, size), f"{path}: the model")
 
 
-def _is_shape(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= MAX_DIMENSIONS
-        and all(type(extent) is int and extent >= 0 for extent in value)
-    )
+def _shape_of(value: object) -> tuple[int, ...] | None:
+    """Give what JSON holds as a shape; None where it cannot be one."""
+    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
+        return None
+    return tuple(value) if all(type(n) is int and n >= 0 for n in value) else None
 
 
 def _tensor(
@@ -196,7 +195,8 @@ def _tensor(
             return values
         # As JavaScript computes it: in float64, rounded once.
         with np.errstate(all="ignore"):
-            return (values.astype(np.float64) * scale + least).astype(np.float32)
+            numbers: np.ndarray = (values.astype(np.float64) * scale + least).astype(np.float32)
+        return numbers
 
     if not is_integer:
         return Tensor(shape, dtype, read)
@@ -218,9 +218,7 @@ class _Arrays:
         return self._tensors[key]
 
 
-def _layers(
-    path: Path, described: list[ConfigLayer], tensors: Mapping[str, Tensor]
-) -> Described:
+def _layers(path: Path, described: list[ConfigLayer], tensors: Mapping[str, Tensor]) -> Described:
     from planescope.checkpoints.keras import described_layers
 
     by_module: dict[str, dict[str, str]] = {}
@@ -230,15 +228,15 @@ def _layers(
     owned: dict[str, Variables] = {}
     taken: set[str] = set()
     for layer in described:
-        module = _module_of(layer, by_module)
-        if module is not None:
+        place = _module_of(layer, by_module)
+        if place is not None:
             owned[layer.name] = Variables(
-                group=tuple(module.split("/")), name=layer.name, keys=by_module[module]
+                group=tuple(place.split("/")), name=layer.name, keys=by_module[place]
             )
-            taken.add(module)
-    layers = list(described_layers(_Arrays(path, tensors), described, owned))
-    return Described(layers=tuple(layers), skipped=tuple(_rest(described, owned, tensors, by_module,
-                                                              taken, layers)))  # fmt: skip
+            taken.add(place)
+    layers = described_layers(_Arrays(path, tensors), described, owned)
+    skipped = _rest(described, owned, tensors, by_module, taken)
+    return Described(layers=tuple(layers), skipped=tuple(skipped))
 
 
 def _module_of(layer: ConfigLayer, by_module: Mapping[str, Any]) -> str | None:
@@ -258,7 +256,6 @@ def _rest(
     tensors: Mapping[str, Tensor],
     by_module: Mapping[str, Mapping[str, str]],
     taken: set[str],
-    layers: list[Layer],
 ) -> Iterator[Skipped]:
     """Tell of what has weights and is no layer here."""
     for layer in described:

@@ -21,7 +21,6 @@ import numpy as np
 
 from planescope.checkpoints.protobuf import BYTES, Field, Span, WireBytes, WireFile
 from planescope.checkpoints.raw import ITEM_SIZES, decode, read_exactly
-from planescope.checkpoints.state_dict import natural
 from planescope.checkpoints.tensorflow.table import crc32c, is_table, read_table, unmasked
 from planescope.checkpoints.tensorflow.tensors import DTYPES, shape_at
 from planescope.checkpoints.tensorflow.variables import as_state_dict
@@ -218,9 +217,7 @@ def _place(
     return path, entry.offset, end
 
 
-def _tensor(
-    index: Path, key: str, entry: _Entry, shards: int, sizes: dict[int, int]
-) -> Tensor:
+def _tensor(index: Path, key: str, entry: _Entry, shards: int, sizes: dict[int, int]) -> Tensor:
     path, begin, end = _place(index, key, entry, shards, sizes)
     shape, dtype = entry.shape, DTYPES[entry.data_type]
     if shape is None or any(extent < 0 for extent in shape):

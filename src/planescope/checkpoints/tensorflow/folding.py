@@ -76,9 +76,7 @@ def _squeeze(operation: Operation, inputs: _Inputs) -> Tensor:
     axes = operation.integers("squeeze_dims") or operation.integers("axis")
     gone = {axis % len(shape) for axis in axes} if shape else set()
     kept = (
-        extent
-        for axis, extent in enumerate(shape)
-        if (axis not in gone if axes else extent != 1)
+        extent for axis, extent in enumerate(shape) if (axis not in gone if axes else extent != 1)
     )
     return reshaped(inputs[0], tuple(kept))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -94,8 +94,9 @@ _ROLES = {
         ),
         Role.VIEW: (
             "AvgPool", "AvgPool3D", "BroadcastTo", "CropAndResize", "DepthToSpace", "Gather",
-            "GatherNd", "GatherV2", "LRN", "Max", "MaxPool", "MaxPool3D", "MaxPoolV2", "Mean", "Min",
-            "MirrorPad", "Pad", "Reshape", "ResizeArea", "ResizeBilinear", "ResizeNearestNeighbor",
+            "GatherNd", "GatherV2", "LRN", "Max", "MaxPool", "MaxPool3D", "MaxPoolV2", "Mean",
+            "Min", "MirrorPad", "Pad", "Reshape", "ResizeArea", "ResizeBilinear",
+            "ResizeNearestNeighbor",
             "ReverseV2", "Slice", "SpaceToDepth", "Split", "SplitV", "StridedSlice", "Sum", "Tile",
             "TopKV2", "Transpose", "Unpack",
         ),
@@ -125,8 +126,8 @@ _BOOL = 10
 
 # As many channels come out as went in.
 _SAME_CHANNELS = frozenset((
-    *SILENT, "Add", "AddV2", "AvgPool", "AvgPool3D", "BatchToSpaceND", "BiasAdd", "Cast", "Div", "Elu",
-    "FakeQuantWithMinMaxVars", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3",
+    *SILENT, "Add", "AddV2", "AvgPool", "AvgPool3D", "BatchToSpaceND", "BiasAdd", "Cast", "Div",
+    "Elu", "FakeQuantWithMinMaxVars", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3",
     "LeakyRelu", "MaxPool", "MaxPool3D", "Maximum", "Minimum", "MirrorPad", "Mul", "Pad", "PadV2",
     "Prelu", "RealDiv", "Relu", "Relu6", "ResizeBilinear", "ResizeNearestNeighbor", "Selu",
     "Sigmoid", "Softplus", "SpaceToBatchND", "Sub", "Tanh",
@@ -332,9 +333,7 @@ class _Graph:
             return self.network.add(Role.OTHER, reads[:1])
         return self.network.add_norm(norm, reads[:1])
 
-    def _fused_norm(
-        self, name: str, inputs: tuple[str, ...], operation: Operation
-    ) -> Norm | None:
+    def _fused_norm(self, name: str, inputs: tuple[str, ...], operation: Operation) -> Norm | None:
         parts = [found.tensor for found in map(self.constant, inputs) if found]
         if len(parts) != 4 or len({part.shape for part in parts}) != 1 or len(parts[0].shape) != 1:
             return None
@@ -573,7 +572,7 @@ class _Graph:
         if found is None or not found.tensor.is_floating:
             return None
         shape = found.tensor.shape
-        if math.prod(shape) != filters or (filters, 1) == shape[-2:] and len(shape) == 2:
+        if math.prod(shape) != filters or ((filters, 1) == shape[-2:] and len(shape) == 2):
             return None
         if filters not in shape:
             return None

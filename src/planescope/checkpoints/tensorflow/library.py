@@ -40,9 +40,7 @@ class Inlined:
     bodies: list[tuple[str, Operation]] = field(default_factory=list)
 
 
-def inlined(
-    path: Path, operations: Iterable[Operation], functions: Iterable[Function]
-) -> Inlined:
+def inlined(path: Path, operations: Iterable[Operation], functions: Iterable[Function]) -> Inlined:
     """Put functions in the place of their calls.
 
     Raises

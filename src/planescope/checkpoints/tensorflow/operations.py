@@ -103,7 +103,9 @@ def functions_at(wire: WireFile, spans: Iterable[Span]) -> Iterator[Function]:
 
 
 def _function_at(wire: WireFile, span: Span) -> Function:
-    name, arguments, order = "", [], []
+    name = ""
+    arguments: list[str] = []
+    order: list[str] = []
     operations: list[Operation] = []
     returned: dict[str, str] = {}
     for part in wire.fields(span):
@@ -173,8 +175,6 @@ def _list(wire: WireFile, field: Field) -> list[Any]:
         else:
             values.append(_value(wire, part, 1))
     return values
-
-
 
 
 def _value(wire: WireFile, part: Field, of_list: int) -> Any:

@@ -85,17 +85,15 @@ def read(path: Path) -> Described | StateDict:
         If a file is missing or damaged.
     """
     index = path.parent / INDEX
-    found = variables_at(index) if index.is_file() else Variables()
+    found = variables_at(index) if index.is_file() else None
     with WireFile(path) as wire:
         graphs = [part.span for part in wire.fields(wire.span) if part.number == _GRAPHS]
         described = _described(wire, graphs[0], found) if graphs else None
-    if described is not None and (described.layers or not found.tensors):
+    if described is not None and (described.layers or found is None):
         others = [f"of {len(graphs)} graphs the first is measured"] if len(graphs) > 1 else []
         return replace(described, notes=(*described.notes, *others))
-    if not index.is_file():
-        raise CheckpointError(
-            f"{path}: {INDEX} is missing, which holds its weights; put it beside the file"
-        )
+    if found is None:
+        raise CheckpointError(f"{path}: holds no graph; is the download complete?")
     return as_state_dict(found.tensors, found.names, found.skipped)
 
 
@@ -107,7 +105,7 @@ def files(path: Path) -> list[Path]:
     return [path, *(files_of_checkpoint(index) if index.is_file() else [])]
 
 
-def _described(wire: WireFile, meta: Span, found: Variables) -> Described:
+def _described(wire: WireFile, meta: Span, found: Variables | None) -> Described:
     graphs: list[Span] = []
     served: dict[str, set[str]] = {}
     bound: dict[str, list[int]] = {}
@@ -121,13 +119,18 @@ def _described(wire: WireFile, meta: Span, found: Variables) -> Described:
         if part.number == _OBJECTS:
             bound |= _bound_objects(wire, part.span)
     operations = operations_at(wire, graphs)
-    by_name = _by_name(operations, bound, found)
+    by_name = _by_name(operations, bound, found or Variables())
 
     def stored(operation: Operation) -> Tensor | None:
         span = operation.attributes.get("value")
         if operation.op == "Const" and isinstance(span, tuple):
             return tensor_at(wire, span, operation.name)
         if operation.op in _VARIABLES:
+            if found is None:
+                raise CheckpointError(
+                    f"{wire.path}: {INDEX} is missing, which holds its weights; put it beside the "
+                    "file"
+                )
             shared = operation.text("shared_name")
             return by_name.get(operation.name) or by_name.get(shared)
         return None

@@ -48,10 +48,14 @@ def read_table(path: Path) -> dict[bytes, bytes]:
         size = os.fstat(file.fileno()).st_size
     if not FOOTER_BYTES <= size <= MAX_BYTES:
         raise CheckpointError(f"{path}: {size} bytes cannot be an index; is the download complete?")
-    data = read_exactly(path, 0, size)
+    return parse_table(path, read_exactly(path, 0, size))
+
+
+def parse_table(path: Path, data: bytes) -> dict[bytes, bytes]:
+    """Read all keys and values of a table from its bytes, which are those of `path`."""
     if not data.endswith(MAGIC):
         raise CheckpointError(f"{path}: does not end as an index does; is the download complete?")
-    footer = size - FOOTER_BYTES
+    footer = len(data) - FOOTER_BYTES
     _, _, at = _handle(path, data, footer)  # of filters, which nobody writes
     begin, length, _ = _handle(path, data, at)
     found: dict[bytes, bytes] = {}

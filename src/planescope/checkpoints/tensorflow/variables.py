@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from planescope.checkpoints.state_dict import natural
 from planescope.checkpoints.tensorflow.kernels import Form, filters_first, fits, kind_of
 from planescope.layer import Kind, Place, Skipped, StateDict, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Last parts of the names of kernels, and how they lie; None where shapes and names tell.
 _KERNELS: dict[str, Form | None] = {
@@ -35,7 +37,7 @@ _COPY = re.compile(
     r"|^(adam|sgd|rmsprop|adamw|nadam|adagrad|lamb)(_\d+)?/",
     re.IGNORECASE,
 )
-_ORDER = re.compile(r"(^|/)layer(_with_weights)?-(\d+)")
+_ORDER = re.compile(r"(^|/)(layer(_with_weights)?-\d+|(_operations|layers)/\d+)(/|$)")
 
 
 def as_state_dict(
@@ -51,17 +53,15 @@ def as_state_dict(
         What the variables were called when they were made, by key.
     """
     known = {key: tensor for key, tensor in tensors.items() if not _COPY.search(key)}
-    # One variable without a name of its own, and the paths of objects tell more.
-    called = {key: names.get(key, "") for key in known}
-    if not all("/" in name for name in called.values()):
-        called = {key: key for key in known}
+    # Of a variable that was made without a name the path of objects tells more.
+    called = {key: name if "/" in (name := names.get(key, "")) else key for key in known}
     modules: defaultdict[str, dict[str, str]] = defaultdict(dict)
     # Of a layer and a norm within it, conv1 and conv1/BatchNorm, the layer comes first.
     for key in sorted(known, key=lambda key: natural(key.rpartition("/")[0])):
         module, _, last = called[key].removesuffix(":0").rpartition("/")
         if not _COPY.search(called[key]):
-            modules[module][last] = key
-    numbered = all(_ORDER.search(key) for key in known)
+            modules[module][last.removeprefix("_")] = key
+    numbered = all(_ORDER.search(key) for key, tensor in known.items() if tensor.shape)
     return _Turned(modules, known, list(skipped)).state_dict(numbered=numbered)
 
 
@@ -108,7 +108,11 @@ class _Turned:
             is_last = last == kernels[-1] or last.startswith("pointwise")
             bias = next((variables[b] for b in _BIASES if b in variables), None)
             self._add_kernel(
-                (name + suffix).lstrip("."), module, last, variables[last], bias if is_last else None
+                (name + suffix).lstrip("."),
+                module,
+                last,
+                variables[last],
+                bias if is_last else None,
             )
         self._add_rest(name, {last: key for last, key in variables.items() if last not in kernels})
 

@@ -103,9 +103,7 @@ _WORDS = (
     r"(Conv2D(BackpropInput)?|Conv3D|conv[123]d(_transpose)?|convolution|depthwise|DepthwiseConv2d"
     r"(Native)?|separable_conv2d|conv_transpose|MatMul|weights|kernel|Tensordot)"
 )
-_MADE_FOR = re.compile(
-    rf"(?P<module>.+)/{_WORDS}\d*(_?\d+)?(_dequantize\d*)?(/.*)?", re.IGNORECASE
-)
+_MADE_FOR = re.compile(rf"(?P<module>.+)/{_WORDS}\d*(_?\d+)?(_dequantize\d*)?(/.*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

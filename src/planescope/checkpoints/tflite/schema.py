@@ -55,7 +55,7 @@ class Sparsity:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor of a graph; `begin` and `end` are where its bytes lie, the same where it has none."""
+    """A tensor of a graph; its bytes lie from `begin` to `end`, which are one where it has none."""
 
     name: str
     shape: tuple[int, ...]

@@ -82,9 +82,7 @@ def dequantised(path: Path, stored: Stored, tensor: Tensor) -> Tensor | None:
         return None
     shape, axis = tensor.shape, quantisation.axis
     several = len(quantisation.scales) > 1
-    if several and (
-        not 0 <= axis < len(shape) or shape[axis] != len(quantisation.scales)
-    ):
+    if several and (not 0 <= axis < len(shape) or shape[axis] != len(quantisation.scales)):
         raise CheckpointError(
             f"{path}: tensor {stored.name!r} of shape {shape} has {len(quantisation.scales)} "
             f"scales along axis {axis}; the file is damaged, get it again"
@@ -102,12 +100,14 @@ def _scaled(steps: np.ndarray, quantisation: Quantisation) -> np.ndarray:
 
     values = (steps.astype(np.int64) - along(quantisation.zeros)).astype(np.float64)
     values *= along(quantisation.scales)
-    return values.astype(np.float32)
+    rounded: np.ndarray = values.astype(np.float32)
+    return rounded
 
 
 def _split_nibbles(pairs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     single = np.stack((pairs & 0xF, pairs >> 4), axis=-1).reshape(-1)[: math.prod(shape)]
-    return ((single.astype(np.int8) ^ 8) - 8).reshape(shape)
+    signed: np.ndarray = ((single.astype(np.int8) ^ 8) - 8).reshape(shape)
+    return signed
 
 
 def _dense(path: Path, stored: Stored, sparsity: Sparsity, dtype: str, count: int) -> Tensor:
@@ -152,7 +152,7 @@ def _places(path: Path, stored: Stored, sparsity: Sparsity, count: int) -> np.nd
     # Row by row of what is walked: the number of the row, then the index in each dimension.
     found = np.zeros((1, 0), dtype=np.int64)
     at = np.zeros(1, dtype=np.int64)
-    for axis, dimension in zip(order, sparsity.dimensions, strict=True):
+    for dimension in sparsity.dimensions:
         segments, indices = dimension.segments, dimension.indices
         if segments is None or indices is None:
             if not 0 < dimension.size <= claimed or len(at) * dimension.size > claimed:
@@ -185,4 +185,6 @@ def _places(path: Path, stored: Stored, sparsity: Sparsity, count: int) -> np.nd
             index[:, blocks[axis - rank]] += found[:, column]
     if count and ((index < 0).any() or (index >= np.array(stored.shape)).any()):
         raise damaged
-    return np.ravel_multi_index(tuple(index.T), stored.shape) if rank else np.zeros(count, int)
+    if not rank:
+        return np.zeros(count, dtype=np.int64)
+    return np.asarray(np.ravel_multi_index(tuple(index.T), stored.shape))
