@@ -14,10 +14,10 @@ import pytest
 
 import planescope as ps
 from planescope.checkpoints import read_contents
-from planescope.checkpoints.state_dict import find_layers
 from planescope.checkpoints.tensorflow.table import read_table
-from planescope.errors import CheckpointError
-from planescope.layer import Described, Input, Kind, StateDict
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Described, Input, Kind, StateDict
+from planescope.networks.layers import find_layers
 
 FILES = Path(__file__).parent / "tensorflow"
 

@@ -9,7 +9,7 @@ A format is a module with three names:
 One whose models are several files has `files` besides: (Path) -> all files that make the model.
 
 A format that knows its layers (a graph) gives them; one that holds named tensors gives a
-`StateDict`, and `planescope.checkpoints.state_dict` finds the layers in it. Put the name of the new
+`StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name of the new
 module in `FORMATS`.
 """
 
@@ -19,8 +19,8 @@ from importlib import import_module
 from pathlib import Path
 
 from planescope.checkpoints.probe import Probe, probe
-from planescope.errors import CheckpointError
-from planescope.layer import Described, Layer, StateDict
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Described, Layer, StateDict
 
 # In the order in which a file is tried: cheap and certain tests first.
 FORMATS = (

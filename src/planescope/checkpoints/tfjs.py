@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planescope.checkpoints.keras_graph import ConfigLayer, snake_case, trace
-from planescope.checkpoints.keras_layers import FORMS
-from planescope.checkpoints.keras_variables import Variables
-from planescope.checkpoints.raw import ITEM_SIZES, MAX_DIMENSIONS, decode, read_exactly
+from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, decode, read_exactly
+from planescope.checkpoints.keras.config import ConfigLayer, snake_case, trace
+from planescope.checkpoints.keras.layers import FORMS
+from planescope.checkpoints.keras.variables import Variables
 from planescope.checkpoints.safetensors import parse_object
 from planescope.checkpoints.sharded import stays_inside
 from planescope.checkpoints.tensorflow.graph import describe
 from planescope.checkpoints.tensorflow.operations import Function, Operation, values_of
-from planescope.errors import CheckpointError
-from planescope.inputs import open_binary
-from planescope.layer import Described, Skipped, Tensor
+from planescope.files.errors import CheckpointError
+from planescope.files.reading import open_binary
+from planescope.hyperplanes.layer import Described, Skipped, Tensor
 
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
@@ -219,7 +219,7 @@ class _Arrays:
 
 
 def _layers(path: Path, described: list[ConfigLayer], tensors: Mapping[str, Tensor]) -> Described:
-    from planescope.checkpoints.keras import described_layers
+    from planescope.checkpoints.keras.model import described_layers
 
     by_module: dict[str, dict[str, str]] = {}
     for name in tensors:

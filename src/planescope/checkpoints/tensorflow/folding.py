@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from planescope.checkpoints.onnx_nodes import mapped, reshaped, transposed
-from planescope.checkpoints.raw import MAX_DIMENSIONS
+from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
+from planescope.checkpoints.onnx.nodes import mapped, reshaped, transposed
 from planescope.checkpoints.tensorflow.operations import Operation
 from planescope.checkpoints.tensorflow.tensors import DTYPES
-from planescope.layer import Tensor
+from planescope.hyperplanes.layer import Tensor
 
 # These give what they get.
 SILENT = frozenset((

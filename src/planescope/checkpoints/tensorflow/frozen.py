@@ -10,8 +10,8 @@ from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
 from planescope.checkpoints.tensorflow.graph import describe
 from planescope.checkpoints.tensorflow.operations import Operation, functions_at, operations_at
 from planescope.checkpoints.tensorflow.tensors import tensor_at
-from planescope.errors import CheckpointError
-from planescope.layer import Described, Tensor
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Described, Tensor
 
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe

@@ -14,14 +14,14 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
-from planescope.checkpoints.onnx_nodes import reshaped
+from planescope.checkpoints.onnx.nodes import reshaped
 from planescope.checkpoints.tensorflow.folding import SILENT, fold
 from planescope.checkpoints.tensorflow.kernels import Form, filters_first, fits, kind_of
 from planescope.checkpoints.tensorflow.library import inlined
 from planescope.checkpoints.tensorflow.network import Network
 from planescope.checkpoints.tensorflow.operations import Function, Operation
-from planescope.errors import CheckpointError
-from planescope.layer import Described, Layer, Norm, Tensor
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Described, Layer, Norm, Tensor
 from planescope.places import Role
 
 _MAX_FOLDS = 24  # operations in a row on a constant, or between a layer and its norm
@@ -608,7 +608,7 @@ class _Graph:
 
 
 def _turned(kernel: Tensor) -> Tensor:
-    from planescope.checkpoints.onnx_nodes import transposed
+    from planescope.checkpoints.onnx.nodes import transposed
 
     return transposed(kernel, (1, 0))
 

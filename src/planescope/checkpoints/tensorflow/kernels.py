@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 import numpy as np
 
-from planescope.layer import Kind, Tensor, kind_of_convolution
+from planescope.hyperplanes.layer import Kind, Tensor, kind_of_convolution
 
 
 class Form(Enum):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from planescope.checkpoints.tensorflow.operations import Function, Operation
-from planescope.errors import CheckpointError
+from planescope.files.errors import CheckpointError
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 # Their bodies may run never or many times: what is in them is told, not measured.

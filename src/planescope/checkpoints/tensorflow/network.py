@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
-from planescope.layer import Described, Layer, Norm, Skipped
+from planescope.hyperplanes.layer import Described, Layer, Norm, Skipped
 from planescope.places import Node, Role, follow
 
 

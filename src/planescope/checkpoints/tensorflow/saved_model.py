@@ -18,8 +18,8 @@ from planescope.checkpoints.tensorflow.graph import describe
 from planescope.checkpoints.tensorflow.operations import Operation, functions_at, operations_at
 from planescope.checkpoints.tensorflow.tensors import tensor_at
 from planescope.checkpoints.tensorflow.variables import as_state_dict
-from planescope.errors import CheckpointError
-from planescope.layer import Described, StateDict, Tensor
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Described, StateDict, Tensor
 
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe

@@ -15,17 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from planescope.checkpoints.protobuf import (
-    BYTES,
-    Field,
-    Span,
-    WireFile,
-    signed,
-    unpack_varints,
-)
-from planescope.checkpoints.raw import ITEM_SIZES, MAX_DIMENSIONS, decode, stored_tensor
-from planescope.errors import CheckpointError
-from planescope.layer import Tensor
+from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, decode, stored_tensor
+from planescope.checkpoints.protobuf import BYTES, Field, Span, WireFile, signed, unpack_varints
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Tensor
 
 # DataType. Types that no weights have (string, complex, resource) are missing on purpose.
 DTYPES = {

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from planescope.checkpoints.state_dict import natural
 from planescope.checkpoints.tensorflow.kernels import Form, filters_first, fits, kind_of
-from planescope.layer import Kind, Place, Skipped, StateDict, Tensor
+from planescope.hyperplanes.layer import Kind, Place, Skipped, StateDict, Tensor
+from planescope.networks.layers import natural
 
 if TYPE_CHECKING:
     import numpy as np

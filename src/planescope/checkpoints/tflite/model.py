@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from planescope.checkpoints.onnx_nodes import reshaped, transposed
+from planescope.checkpoints.onnx.nodes import reshaped, transposed
 from planescope.checkpoints.tensorflow.network import Network
 from planescope.checkpoints.tflite.schema import Graph, Operator, Stored, graphs_at
 from planescope.checkpoints.tflite.weights import DTYPES, LEAST, dequantised, tensor_of
-from planescope.errors import CheckpointError
-from planescope.layer import Described, Kind, Layer, Tensor, kind_of_convolution
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Described, Kind, Layer, Tensor, kind_of_convolution
 from planescope.places import Role
 
 if TYPE_CHECKING:

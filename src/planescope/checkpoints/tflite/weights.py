@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from planescope.checkpoints.onnx_nodes import mapped
-from planescope.checkpoints.raw import ITEM_SIZES, stored_tensor
+from planescope.checkpoints.arrays.raw import ITEM_SIZES, stored_tensor
+from planescope.checkpoints.onnx.nodes import mapped
 from planescope.checkpoints.tflite.schema import Quantisation, Sparsity, Stored
-from planescope.errors import CheckpointError
-from planescope.layer import Tensor
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Tensor
 
 # TensorType. Those that no weights have (strings, complex, resources) are missing on purpose.
 DTYPES = {
