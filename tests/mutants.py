@@ -5,7 +5,7 @@ process tests each. What this adds: tests are collected once and not for each mu
 noticed a mutant of the same function go first, mutants are drawn at random, and there is a table.
 
     python tests/mutants.py                                   all that have no result yet
-    python tests/mutants.py 'planescope.geometry.*'           some
+    python tests/mutants.py 'planescope.hyperplanes.geometry.*'           some
     python tests/mutants.py --sample 300 'planescope.checkpoints.*'
     python tests/mutants.py --table
 """
@@ -126,7 +126,7 @@ def collect_or_load_stats(*args: object, **options: object) -> None:
     reach = state().tests_by_mangled_function_name
     for function in {mangled_name_from_mutant_name(name) for name in records([], 0)}:
         if not reach.get(function):
-            file = f"tests/test_{module(function).rpartition('.')[2]}.py::"
+            file = f"/test_{module(function).rpartition('.')[2]}.py::"
             reach[function] = {test for test in state().duration_by_test if test.startswith(file)}
 
 
@@ -181,7 +181,7 @@ def table(statuses: dict[str, int | None]) -> None:
 
 
 def module(name: str) -> str:
-    """File of a mutant, as planescope.chance.x_function__mutmut_1 names it."""
+    """File of a mutant, as planescope.hyperplanes.chance.x_function__mutmut_1 names it."""
     return name.rpartition(".")[0].removeprefix("planescope.")
 
 

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 import planescope as ps
-from planescope.measurement import LAYER_KEYS, SCHEMA
+from planescope.measurement.record import LAYER_KEYS, SCHEMA
 
 CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
 
 
 @pytest.fixture(scope="module")
 def schema() -> dict:
-    return json.loads((files("planescope") / "schemas" / "measurement-1.json").read_text("utf-8"))
+    return json.loads(
+        (files("planescope.files") / "schemas" / "measurement-1.json").read_text("utf-8")
+    )
 
 
 def test_the_schema_is_a_schema_and_names_itself(schema):

@@ -14,9 +14,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from planescope import chance, figures, geometry
-    from planescope.config import RunConfig
-    from planescope.errors import (
+    from planescope import figures
+    from planescope.criticality.fitting import fit_critical
+    from planescope.criticality.prediction import CriticalModel, Prediction, predict_critical
+    from planescope.criticality.relate import relate
+    from planescope.criticality.relation import RelatedLayer, Relation
+    from planescope.criticality.resets import (
+        ResetOptions,
+        reset_checkpoint,
+        reset_module,
+        reset_run,
+    )
+    from planescope.criticality.resets.record import Accuracy, ResetCell, ResetLayer, Resets
+    from planescope.figures.report import Report, report
+    from planescope.files.errors import (
         CheckpointError,
         MissingDependencyError,
         NoLayersError,
@@ -26,71 +37,69 @@ if TYPE_CHECKING:
         StoppedError,
         UsageError,
     )
-    from planescope.fitting import fit_critical
-    from planescope.layer import Input, Kind, Layer, Skipped, View
-    from planescope.measurement import LayerMeasurement, Measurement, PoolMeasurement, load
-    from planescope.measuring import measure
-    from planescope.prediction import CriticalModel, Prediction, predict_critical
-    from planescope.relating import relate
-    from planescope.relation import RelatedLayer, Relation
-    from planescope.reporting import Report, report
-    from planescope.resets import Accuracy, ResetCell, ResetLayer, Resets
-    from planescope.resetting import ResetOptions, reset_checkpoint, reset_module, reset_run
-    from planescope.run import Run
-    from planescope.statistics import Filters, Statistics
-    from planescope.study.driving import make_study
+    from planescope.hyperplanes import chance, geometry
+    from planescope.hyperplanes.layer import Input, Kind, Layer, Skipped, View
+    from planescope.hyperplanes.statistics import Filters, Statistics
+    from planescope.measurement.measure import measure
+    from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, load
     from planescope.study.folder import Study
-    from planescope.tracking.tracker import Tracker
+    from planescope.study.make import make_study
+    from planescope.training.config import RunConfig
     from planescope.training.loop import train
+    from planescope.training.run import Run
+    from planescope.training.tracker.tracker import Tracker
 
-# Where each public name lives; "" marks a module.
+# The module in which each public name lives.
 _HOMES = {
-    "Accuracy": "resets",
-    "CheckpointError": "errors",
-    "CriticalModel": "prediction",
-    "Filters": "statistics",
-    "Input": "layer",
-    "Kind": "layer",
-    "Layer": "layer",
-    "LayerMeasurement": "measurement",
-    "Measurement": "measurement",
-    "MissingDependencyError": "errors",
-    "NoLayersError": "errors",
-    "OutputError": "errors",
-    "PlanescopeError": "errors",
-    "PoolMeasurement": "measurement",
-    "Prediction": "prediction",
-    "RelatedLayer": "relation",
-    "Relation": "relation",
-    "Report": "reporting",
-    "ResetCell": "resets",
-    "ResetLayer": "resets",
-    "ResetOptions": "resetting",
-    "Resets": "resets",
-    "Run": "run",
-    "RunConfig": "config",
-    "RunError": "errors",
-    "Skipped": "layer",
-    "Statistics": "statistics",
-    "StoppedError": "errors",
+    "Accuracy": "criticality.resets.record",
+    "CheckpointError": "files.errors",
+    "CriticalModel": "criticality.prediction",
+    "Filters": "hyperplanes.statistics",
+    "Input": "hyperplanes.layer",
+    "Kind": "hyperplanes.layer",
+    "Layer": "hyperplanes.layer",
+    "LayerMeasurement": "measurement.record",
+    "Measurement": "measurement.record",
+    "MissingDependencyError": "files.errors",
+    "NoLayersError": "files.errors",
+    "OutputError": "files.errors",
+    "PlanescopeError": "files.errors",
+    "PoolMeasurement": "measurement.record",
+    "Prediction": "criticality.prediction",
+    "RelatedLayer": "criticality.relation",
+    "Relation": "criticality.relation",
+    "Report": "figures.report",
+    "ResetCell": "criticality.resets.record",
+    "ResetLayer": "criticality.resets.record",
+    "ResetOptions": "criticality.resets",
+    "Resets": "criticality.resets.record",
+    "Run": "training.run",
+    "RunConfig": "training.config",
+    "RunError": "files.errors",
+    "Skipped": "hyperplanes.layer",
+    "Statistics": "hyperplanes.statistics",
+    "StoppedError": "files.errors",
     "Study": "study.folder",
-    "Tracker": "tracking.tracker",
-    "UsageError": "errors",
-    "View": "layer",
-    "chance": "",
-    "figures": "",
-    "fit_critical": "fitting",
-    "geometry": "",
-    "load": "measurement",
-    "make_study": "study.driving",
-    "measure": "measuring",
-    "predict_critical": "prediction",
-    "relate": "relating",
-    "report": "reporting",
-    "reset_checkpoint": "resetting",
-    "reset_module": "resetting",
-    "reset_run": "resetting",
+    "Tracker": "training.tracker.tracker",
+    "UsageError": "files.errors",
+    "View": "hyperplanes.layer",
+    "fit_critical": "criticality.fitting",
+    "load": "measurement.record",
+    "make_study": "study.make",
+    "measure": "measurement.measure",
+    "predict_critical": "criticality.prediction",
+    "relate": "criticality.relate",
+    "report": "figures.report",
+    "reset_checkpoint": "criticality.resets",
+    "reset_module": "criticality.resets",
+    "reset_run": "criticality.resets",
     "train": "training.loop",
+}
+
+_MODULES = {
+    "chance": "hyperplanes.chance",
+    "figures": "figures",
+    "geometry": "hyperplanes.geometry",
 }
 
 __all__ = [
@@ -145,16 +154,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'planescope' has no attribute {name!r}")
     from importlib import import_module
 
-    home = _HOMES[name]
-    value = (
-        getattr(import_module(f"planescope.{home}"), name)
-        if home
-        else import_module(f"planescope.{name}")
-    )
+    if name in _MODULES:
+        value: Any = import_module(f"planescope.{_MODULES[name]}")
+    elif name in _HOMES:
+        value = getattr(import_module(f"planescope.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'planescope' has no attribute {name!r}")
     globals()[name] = value
     return value
 

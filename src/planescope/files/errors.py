@@ -1,0 +1,80 @@
+"""Everything that a user can cause to go wrong, by what they can do about it.
+
+A message is one sentence: what is wrong, where, and what to do. The command line prints it and ends
+with `status`: 2 for wrong usage or input, 1 for a run that failed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+# Beyond it the middle is left out: a file may have given a name of a megabyte.
+MAX_MESSAGE = 1000
+
+
+class PlanescopeError(Exception):
+    """Base of all errors that planescope raises on purpose.
+
+    The message is one line that any terminal can print, whatever names a file has put into it:
+    line ends, escape sequences and half surrogate pairs come as backslash escapes.
+    """
+
+    status = 2
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        if len(text) > MAX_MESSAGE:
+            text = f"{text[: MAX_MESSAGE // 2]} ... {text[-MAX_MESSAGE // 3 :]}"
+        if not text.isprintable():
+            text = "".join(map(_printable, text))
+        super().__init__(text)
+
+
+class UsageError(PlanescopeError):
+    """An option or argument that cannot be; give another."""
+
+
+class CheckpointError(PlanescopeError):
+    """A file that is missing, damaged or not what it claims; get it again or give another."""
+
+
+class NoLayersError(PlanescopeError):
+    """Nothing to measure with these options; choose other kinds or names."""
+
+
+class OutputError(PlanescopeError):
+    """A result that cannot be written; give another place."""
+
+
+class MissingDependencyError(PlanescopeError):
+    """An optional package is not installed; the message says which to install."""
+
+
+class RunError(PlanescopeError):
+    """A training run that failed; what it had saved is kept."""
+
+    status = 1
+
+
+class StoppedError(RunError):
+    """A training run that was asked to stop, as by Ctrl-C; it can be resumed."""
+
+    status = 130
+
+
+def one_line(exc: BaseException, /) -> str:
+    """What a library's error says, its lines joined, for a sentence of ours."""
+    return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def nearest(name: str, known: Collection[str], /) -> str:
+    """Name the known names that are most like one that is unknown, for the end of a sentence."""
+    return f"the nearest are {', '.join(difflib.get_close_matches(name, known, cutoff=0.0))}"
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
