@@ -368,7 +368,7 @@ def _study() -> Seeds:
 
 def _made_run(folder: Path) -> Any:
     """A run as training writes it, its relation among its files."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "criticality")]
     from report_runs import make_run
     from test_relation import simulated
 

@@ -19,7 +19,7 @@ CLIENT = """
 import json, sys
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
-from planescope.errors import CheckpointError
+from planescope.files.errors import CheckpointError
 
 def answer(target):
     try:

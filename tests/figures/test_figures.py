@@ -496,7 +496,7 @@ def test_importing_costs_no_matplotlib_and_drawing_no_pyplot(tmp_path):
 import sys
 from planescope import figures
 assert not {{"matplotlib", "numpy"}} & set(sys.modules)
-from planescope.measuring import measure
+from planescope.measurement.measure import measure
 figures.save(figures.overview(measure({str(LENET)!r})), {str(tmp_path / "figure.pdf")!r})
 assert "matplotlib.pyplot" not in sys.modules
 """

@@ -322,7 +322,7 @@ def test_saving_writes_the_page_or_nothing(page, tmp_path):
 
 HOLD = """
 import sys
-from planescope.run import Run
+from planescope.training.run import Run
 with Run(sys.argv[1]).lock():
     print("held", flush=True)
     sys.stdin.read()

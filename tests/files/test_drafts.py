@@ -16,7 +16,7 @@ from planescope.files.writing import replacing
 WRITER = """
 import sys
 from pathlib import Path
-from planescope.output import replacing
+from planescope.files.writing import replacing
 with replacing(sys.argv[1]) as draft:
     draft.write_text("half")
     (draft.parent / ".tmpLibrary").write_text("a library's own draft")
@@ -26,7 +26,7 @@ with replacing(sys.argv[1]) as draft:
 SCRATCH = """
 import sys, tempfile
 tempfile.tempdir = sys.argv[1]
-from planescope.drafts import scratch
+from planescope.files.drafts import scratch
 with scratch() as folder:
     (folder / "draw").write_text("half")
     print(flush=True)

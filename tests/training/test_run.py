@@ -218,7 +218,7 @@ def test_rows_of_another_schema_are_refused(run):
 
 HOLD = """
 import sys
-from planescope.run import Run
+from planescope.training.run import Run
 with Run(sys.argv[1]).lock():
     print("held", flush=True)
     sys.stdin.read()
@@ -261,7 +261,7 @@ def test_environment_keeps_each_start(run):
 
 FULL = """
 import resource, sys, signal, torch
-from planescope.run import Run
+from planescope.training.run import Run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 Run(sys.argv[1]).save_snapshot(1, {"w": torch.ones(10_000)}, {})

@@ -132,11 +132,11 @@ def _opened(source: Any, remeasure: bool) -> Subject:
         return replace(_measured(measure(source)), path=str(source))
     loaded: Measurement | Resets | Relation
     match schema.partition("/")[0]:
-        case "planescope.measurement.record":
+        case "planescope.measurement":
             loaded = load(path)
-        case "planescope.criticality.resets.record":
+        case "planescope.resets":
             loaded = Resets.load(path)
-        case "planescope.criticality.relation":
+        case "planescope.relation":
             loaded = Relation.load(path)
         case _:
             raise CheckpointError(

@@ -158,11 +158,11 @@ def _version_probe() -> Callable[[], str | None]:
     """Travels by value, being no module's own: a worker without the package can run it."""
 
     def version() -> str | None:
-        import importlib.metadata
+        from importlib import import_module
 
         try:
-            return importlib.metadata.version("planescope")
-        except importlib.metadata.PackageNotFoundError:
+            return str(import_module("planescope").__version__)
+        except ModuleNotFoundError:
             return None
 
     return version
