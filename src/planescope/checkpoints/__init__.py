@@ -25,16 +25,16 @@ from planescope.hyperplanes.layer import Described, Layer, StateDict
 # In the order in which a file is tried: cheap and certain tests first.
 FORMATS = (
     "safetensors",
-    "torch_zip",
-    "torch_stream",
-    "npz",
-    "keras",
+    "torch.zip",
+    "torch.stream",
+    "arrays.npz",
+    "keras.model",
     "sharded",
     "tflite.model",
     "tfjs",
     "tensorflow.saved_model",
     "tensorflow.checkpoint",
-    "onnx",
+    "onnx.model",
     "tensorflow.frozen",
 )
 

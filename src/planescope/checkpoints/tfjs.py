@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, decode, read_exactly
+from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, decode
 from planescope.checkpoints.keras.config import ConfigLayer, snake_case, trace
 from planescope.checkpoints.keras.layers import FORMS
 from planescope.checkpoints.keras.variables import Variables
@@ -28,7 +28,7 @@ from planescope.checkpoints.sharded import stays_inside
 from planescope.checkpoints.tensorflow.graph import describe
 from planescope.checkpoints.tensorflow.operations import Function, Operation, values_of
 from planescope.files.errors import CheckpointError
-from planescope.files.reading import open_binary
+from planescope.files.reading import open_binary, read_exactly
 from planescope.hyperplanes.layer import Described, Skipped, Tensor
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """From the operations of a TensorFlow graph to its layers, each in its place.
 
 What an operation does to what flows through it is told by tables of TensorFlow's words; where it
-leads, by the walk that all formats share (`planescope.places`).
+leads, by the walk that all formats share (`planescope.networks.places`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from planescope.checkpoints.tensorflow.network import Network
 from planescope.checkpoints.tensorflow.operations import Function, Operation
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Layer, Norm, Tensor
-from planescope.places import Role
+from planescope.networks.places import Role
 
 _MAX_FOLDS = 24  # operations in a row on a constant, or between a layer and its norm
 
@@ -106,7 +106,7 @@ _ROLES = {
         ),
         Role.PRODUCT: ("Div", "DivNoNan", "Mul", "MulNoNan", "RealDiv"),
         Role.MAXIMUM: ("Maximum",),
-        Role.DIFFERENCE: ("Sub",),
+        Role.SHIFT: ("Neg", "ResizeBicubic", "Sub"),
         # Whoever asks for these does not read the values.
         Role.CONSTANT: ("Rank", "Shape", "ShapeN", "Size"),
     }.items()

@@ -10,9 +10,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from planescope.checkpoints.arrays.raw import read_exactly
 from planescope.files.errors import CheckpointError
-from planescope.files.reading import open_binary
+from planescope.files.reading import open_binary, read_exactly
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 FOOTER_BYTES = 48

@@ -17,7 +17,7 @@ from planescope.checkpoints.tflite.schema import Graph, Operator, Stored, graphs
 from planescope.checkpoints.tflite.weights import DTYPES, LEAST, dequantised, tensor_of
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Kind, Layer, Tensor, kind_of_convolution
-from planescope.places import Role
+from planescope.networks.places import Role
 
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
@@ -87,7 +87,7 @@ _ROLES = {
         Role.JOIN: ("ADD", "ADD_N", "CONCATENATION", "MINIMUM", "PACK"),
         Role.PRODUCT: ("DIV", "MUL"),
         Role.MAXIMUM: ("MAXIMUM",),
-        Role.DIFFERENCE: ("SUB",),
+        Role.SHIFT: ("NEG", "SUB"),
         Role.CONSTANT: ("SHAPE", "RANK"),
     }.items()
     for op in ops
@@ -197,13 +197,15 @@ class _Walk:
     def _rectified(self, operator: Operator, node: int) -> int:
         """Add what an operator does to what it gives: an activation, a cut at the least integer."""
         activation = operator.options.get("activation", _NONE)
-        if activation in (_RELU, _RELU6) or (activation == _NONE and self._cuts(operator)):
+        if activation in (_RELU, _RELU6):
             return self.network.add(Role.RELU, [node])
+        if activation == _NONE and self._cuts(operator):
+            return self.network.add(Role.SATURATION, [node])
         return node if activation == _NONE else self.network.add(Role.OTHER, [node])
 
     def _cuts(self, operator: Operator) -> bool:
         """Tell whether the output's zero is the least of the integers that it is rounded to."""
-        if not operator.outputs or operator.op not in _LAYERS:
+        if not operator.outputs or operator.op not in (*_LAYERS, "ADD", "QUANTIZE"):
             return False
         output = self._stored(operator.outputs[0])
         if output is None or output.quantisation is None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS, read_exactly
+from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
 from planescope.files.errors import CheckpointError
-from planescope.files.reading import open_binary
+from planescope.files.reading import open_binary, read_exactly
 
 # FlatBuffers have 31 bits for an address.
 MAX_BYTES = (1 << 31) - 1

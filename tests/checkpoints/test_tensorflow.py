@@ -19,7 +19,7 @@ from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Input, Kind, StateDict
 from planescope.networks.layers import find_layers
 
-FILES = Path(__file__).parent / "tensorflow"
+FILES = Path(__file__).parents[1] / "tensorflow"
 
 LAYERS = (
     "stem", "deep", "point", "apart.depthwise", "apart.pointwise", "stride", "up", "hidden",
