@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,16 @@ class Report:
         )
 
 
-def report(x: Any, /, *others: Any, command: str | None = None, follows: bool = False) -> Report:
+def report(
+    x: Any,
+    /,
+    *others: Any,
+    network: str | None = None,
+    data: str | None = None,
+    trust: bool | str | Collection[str] = False,
+    command: str | None = None,
+    follows: bool = False,
+) -> Report:
     """Make the page of one network, or of several to compare.
 
     Parameters
@@ -72,6 +82,8 @@ def report(x: Any, /, *others: Any, command: str | None = None, follows: bool = 
         A training run or its folder; a saved measurement; a checkpoint or a live module, which is
         measured. A run has all that is known of it on the page: its training, and what resets cost
         and how the statistics rank the layers, where that was looked at.
+    network, data, trust
+        As for a `planescope.run.Run`, of all runs that paths lead to.
     command : str, optional
         What the page says it was made by.
     follows : bool
@@ -92,6 +104,6 @@ def report(x: Any, /, *others: Any, command: str | None = None, follows: bool = 
     MissingDependencyError
         If Jinja2 or Plotly is not installed.
     """
-    subjects = open_subjects((x, *others), remeasure=False)
+    subjects = open_subjects((x, *others), remeasure=False, network=network, data=data, trust=trust)
     contents = contents_of(subjects, made=made_by(command), follows=follows)
     return Report(contents=contents, html=render(contents))
