@@ -24,7 +24,7 @@ from report_runs import EPOCHS, HOSTILE, MARKUP, NAMES, make_run, resets_of, wei
 import planescope as ps
 from planescope.cli import main
 from planescope.config import RunConfig
-from planescope.errors import OutputError, UsageError
+from planescope.errors import OutputError, UsageError, printable
 from planescope.layer import Kind
 from planescope.relating import relate_layers
 from planescope.relation import RelatedLayer
@@ -287,7 +287,7 @@ def test_names_from_files_become_text(page):
     names = [
         layer["name"] for layer in json.loads(elements.texts["contents"])["networks"][0]["layers"]
     ]
-    assert names[2:4] == [HOSTILE, MARKUP]
+    assert names[2:4] == [HOSTILE, printable(MARKUP)]
     # What turns the direction of writing is shown as a sign of its own.
     label = page.contents.networks[0].layers[3].label
     assert label == "<b>a</b> & %{x} \N{REPLACEMENT CHARACTER}.1"

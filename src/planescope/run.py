@@ -52,7 +52,7 @@ from planescope.measurement import (
     layer_from_dict,
     layers_table,
 )
-from planescope.output import is_utf8, write_csv, write_parquet
+from planescope.output import from_cell, is_utf8, write_csv, write_parquet
 from planescope.records import record
 from planescope.training.callables import consented
 
@@ -783,7 +783,7 @@ def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
 
 def _value(key: str, cell: str) -> Any:
     if cell == "" or key in _TEXT_KEYS:
-        return cell or None
+        return from_cell(cell) or None
     if cell in ("True", "False"):
         return cell == "True"
     with contextlib.suppress(ValueError):

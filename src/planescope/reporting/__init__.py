@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planescope.output import check_target, replacing
-from planescope.reporting.contents import Contents
+from planescope.reporting.contents import Contents, as_text
 from planescope.reporting.gathering import contents_of
 from planescope.reporting.made import made_by
 from planescope.reporting.page import render
@@ -105,5 +105,5 @@ def report(
         If Jinja2 or Plotly is not installed.
     """
     subjects = open_subjects((x, *others), remeasure=False, network=network, data=data, trust=trust)
-    contents = contents_of(subjects, made=made_by(command), follows=follows)
+    contents = as_text(contents_of(subjects, made=made_by(command), follows=follows))
     return Report(contents=contents, html=render(contents))

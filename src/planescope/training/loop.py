@@ -159,8 +159,9 @@ def _check_path(run: Run, config: RunConfig, *, resume: bool) -> None:
 
 def _is_code(field: str, name: Any) -> bool:
     """Tell whether a field of a config names code of somebody's own."""
-    kind: Kind
-    return any(field == kind and is_foreign(name, kind) for kind in ("network", "data"))
+    if field == "network":
+        return is_foreign(name, "network")
+    return field == "data" and is_foreign(name, "data")
 
 
 def _consented(run: Run, config: RunConfig, trust: bool | str | Collection[str]) -> RunConfig:
