@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import planescope as ps
-from planescope.errors import PlanescopeError, printable
-from planescope.output import as_cell, from_cell, write_csv
+from planescope.files.errors import PlanescopeError, printable
+from planescope.files.writing import as_cell, from_cell, write_csv
 
 # The window's title, the screen, C1 of one byte, NUL, bidi, line separators, a second message.
 SIGNS = {
@@ -120,7 +120,7 @@ def test_measure_writes_no_formula(tmp_path: Path) -> None:
 def test_a_table_of_a_run_reads_names_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from report_runs import make_run
 
-    import planescope.run as runs
+    import planescope.training.run as runs
 
     monkeypatch.setattr(runs, "find_spec", lambda _: None)  # no pyarrow
     run = make_run(tmp_path / "run", names=("=a", "-b", "'@c"))

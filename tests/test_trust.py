@@ -13,14 +13,14 @@ import pytest
 
 import planescope as ps
 from planescope.cli.app import app
-from planescope.config import RunConfig, dump_config
-from planescope.errors import CheckpointError, PlanescopeError, UsageError
+from planescope.criticality.relate import relate
+from planescope.files.errors import CheckpointError, PlanescopeError, UsageError
 from planescope.files.folders import inside, make_inside, refuse_ways_out
-from planescope.relating import relate
-from planescope.run import Run
+from planescope.files.optional import consented, is_foreign
 from planescope.study.folder import RunRecord, Study
-from planescope.training.callables import consented, is_foreign
+from planescope.training.config import RunConfig, dump_config
 from planescope.training.loop import train
+from planescope.training.run import Run
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links need a right on Windows")
 
@@ -33,7 +33,7 @@ def make(in_channels, classes):
     return nn.Sequential(nn.Conv2d(in_channels, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
                          nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, classes))
 """
-SMALL = {"data": "planescope.training.small:sklearn_digits", "epochs": 1, "view": "effective"}
+SMALL = {"data": "planescope.data.small:sklearn_digits", "epochs": 1, "view": "effective"}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_another_name_replaces_that_of_the_run_and_is_told(stranger: Path) -> No
         ("lenet", "network", False),
         ("torchvision:resnet18", "network", False),
         ("timm:resnet18", "network", False),
-        ("planescope.training.small:sklearn_digits", "data", False),
+        ("planescope.data.small:sklearn_digits", "data", False),
         ("folder:pictures", "data", False),
         ("cifar10", "data", False),
         ("folder:make", "network", True),  # a module called folder
@@ -170,9 +170,7 @@ def test_a_resumed_run_downloads_nothing_that_only_it_asks_for(
 ) -> None:
     config = RunConfig(data="mnist", download=True, data_path="/elsewhere", epochs=1)
     Run.create("other", config)
-    monkeypatch.setattr(
-        "planescope.training.sources._download", lambda *_: pytest.fail("downloaded")
-    )
+    monkeypatch.setattr("planescope.data.sources._download", lambda *_: pytest.fail("downloaded"))
     result = command("train", "--resume", "--out", "other")
     assert isinstance(result.exception, CheckpointError)
     assert "/elsewhere" in str(result.exception)

@@ -40,13 +40,13 @@ def fit(
     RUN is the folder of such a run, or of a study.
     """
     from planescope.cli.printing import console
-    from planescope.output import check_target
+    from planescope.files.writing import check_target
+    from planescope.networks.libraries import required
     from planescope.study.folder import runs_in
-    from planescope.training.libraries import required
 
     check_target(out, (".json",))
     required("sklearn")
-    from planescope.fitting import fit_critical
+    from planescope.criticality.fitting import fit_critical
 
     given = consent((*runs, *held_out), network=network, data=data, trust=trust)
     model = fit_critical(

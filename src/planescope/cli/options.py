@@ -42,7 +42,7 @@ def consent(
     sources: Iterable[str], *, network: str | None, data: str | None, trust: bool
 ) -> dict[str, Any]:
     """Give what a `Run` takes of these options, and say which names are replaced."""
-    from planescope.training.callables import search_working_folder
+    from planescope.files.optional import search_working_folder
 
     if trust:
         search_working_folder()
@@ -57,7 +57,7 @@ def consent(
 
 def tell_data_path(run: str) -> None:
     """Say where data are read that only a run names."""
-    from planescope.run import Run
+    from planescope.training.run import Run
 
     if (path := Run(run).config.data_path) is not None:
         say(f"{run}: reads its data from {path}, as its config.yaml says", err=True)
@@ -65,8 +65,8 @@ def tell_data_path(run: str) -> None:
 
 def _replaced(sources: Iterable[str], given: dict[str, str]) -> Iterable[str]:
     from planescope.files.folders import inside
-    from planescope.run import Run
     from planescope.study.folder import Study
+    from planescope.training.run import Run
 
     for source in sources:
         if inside(source, "study.yaml").is_file():

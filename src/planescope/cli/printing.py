@@ -11,7 +11,7 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
-from planescope.errors import printable
+from planescope.files.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from planescope.errors import printable
+from planescope.files.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -14,7 +14,7 @@ from planescope.cli.options import code_options, consent
 from planescope.cli.printing import say
 
 if TYPE_CHECKING:
-    from planescope.reporting import Report
+    from planescope.figures.report import Report
 
 SCHEMA = "planescope.report/1"
 
@@ -50,10 +50,10 @@ def report(
     RUN is the folder of a training or of a study; FILE a checkpoint, or a measurement, resets or a
     relation that --out of those commands saved. Several networks are compared.
     """
-    from planescope.errors import UsageError
-    from planescope.output import check_target
-    from planescope.reporting import FORMS
-    from planescope.reporting import report as report_on
+    from planescope.figures.report import FORMS
+    from planescope.figures.report import report as report_on
+    from planescope.files.errors import UsageError
+    from planescope.files.writing import check_target
 
     check_target(out, FORMS)
     if watch and len(sources) != 1:
@@ -61,8 +61,8 @@ def report(
     given = consent(sources, network=network, data=data, trust=trust)
     command = shlex.join(["planescope", *sys.argv[1:]])
     if watch:
-        from planescope.reporting.watching import watch as follow
-        from planescope.run import Run
+        from planescope.figures.report.watch import watch as follow
+        from planescope.training.run import Run
 
         shown = False
 

@@ -12,7 +12,7 @@ import click
 from planescope.cli.options import code_options, consent
 
 if TYPE_CHECKING:
-    from planescope.run import Run
+    from planescope.training.run import Run
 
 SCHEMA = "planescope.status/1"
 
@@ -30,7 +30,7 @@ def status(
     as_json: bool,
 ) -> None:
     """Tell what training runs are, how far they came, and their last figures."""
-    from planescope.run import Run
+    from planescope.training.run import Run
 
     given = consent(runs, network=network, data=data, trust=trust)
     found = [Run.open(Run(path, **given)) for path in runs]

@@ -13,7 +13,7 @@ from planescope.cli.options import TRUST, consent, tell_data_path
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from planescope.config import RunConfig
+    from planescope.training.config import RunConfig
 
 
 class _ConfigCommand(click.Command):
@@ -28,7 +28,7 @@ class _ConfigCommand(click.Command):
 
 @functools.cache
 def _options() -> tuple[click.Option, ...]:
-    from planescope.config import RunConfig
+    from planescope.training.config import RunConfig
 
     return tuple(_option(name, field) for name, field in RunConfig.model_fields.items())
 
@@ -76,9 +76,9 @@ def train(*, config: str | None, out: str, resume: bool, trust: bool, **options:
     """
     from planescope.cli.progress import layer_progress
     from planescope.cli.status import print_status
-    from planescope.run import Run
     from planescope.training.loop import rank
     from planescope.training.loop import train as train_run
+    from planescope.training.run import Run
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     wanted, own = _config(config, out, given, resume=resume)
@@ -101,8 +101,8 @@ def _config(
 
     What a run says that is resumed is not the user's.
     """
-    from planescope.config import RunConfig, load_config
-    from planescope.run import Run
+    from planescope.training.config import RunConfig, load_config
+    from planescope.training.run import Run
 
     if path is None and resume and Run(out).exists:
         own: dict[str, str] = {kind: given[kind] for kind in ("network", "data") if kind in given}

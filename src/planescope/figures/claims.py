@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope import chance
 from planescope.figures.canvas import (
     AWAY,
     CHANCE,
@@ -24,6 +23,7 @@ from planescope.figures.canvas import (
 )
 from planescope.figures.relation import relation
 from planescope.files.folders import inside, make_inside, replacing_inside
+from planescope.hyperplanes import chance
 from planescope.study.claims import (
     ALL,
     CLAIMS,

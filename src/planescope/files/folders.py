@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from planescope.errors import CheckpointError, OutputError
-from planescope.output import replacing
+from planescope.files.errors import CheckpointError, OutputError
+from planescope.files.writing import replacing
 
 Root = str | os.PathLike[str]
 
@@ -66,7 +66,7 @@ def make_inside(root: Root, /, *parts: str) -> Path:
 
 @contextlib.contextmanager
 def replacing_inside(root: Root, /, *parts: str, beside: Path | None = None) -> Iterator[Path]:
-    """Give a path to write to, as `planescope.output.replacing` does.
+    """Give a path to write to, as `planescope.files.writing.replacing` does.
 
     Raises
     ------

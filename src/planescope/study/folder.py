@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope import records
-from planescope.errors import CheckpointError, UsageError
+from planescope.files import records
+from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside, make_inside, names_inside, replacing_inside
-from planescope.inputs import read_text
-from planescope.run import Run, held, is_locked
+from planescope.files.reading import read_text
 from planescope.study.plan import Plan, StudyConfig, read_plan
+from planescope.training.run import Run, held, is_locked
 
 if TYPE_CHECKING:
     import pandas as pd
