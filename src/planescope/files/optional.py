@@ -1,4 +1,4 @@
-"""What ``package.module:callable`` names: code, which runs where the user consented to it.
+"""Import what is optional: a package, or a callable, which runs where the user consented to it.
 
 A name that the user typed is consent. One that stands in a run, in a study's folder or in a saved
 result is somebody else's until the user types it too, or trusts what is named there.
@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from planescope.files.errors import UsageError
-from planescope.networks.paper import nearest
+from planescope.files.errors import MissingDependencyError, UsageError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -23,10 +22,11 @@ Kind = Literal["network", "data"]
 
 # Prefixes of what names no code of its own.
 _KNOWN = {"network": ("torchvision:", "timm:"), "data": ("folder:",)}
-# Factories of this package by each name that a run may have for them.
-_OURS = {
-    "planescope.data.small:sklearn_digits": ("planescope.data.small", "sklearn_digits"),
-}
+# Factories of this package, by each name that a run may have for them.
+_OURS = (
+    "planescope.data.small:sklearn_digits",
+    "planescope.training.small:sklearn_digits",  # as runs of earlier versions have it
+)
 
 
 def is_foreign(name: str, kind: Kind, /) -> bool:
@@ -69,6 +69,23 @@ def search_working_folder() -> None:
         sys.path.append(folder)
 
 
+def required(package: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises
+    ------
+    MissingDependencyError
+        If it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as exc:
+        if exc.name != package:
+            raise  # it is there, what it imports is not: its own message is the useful one
+        wanted = "timm" if package == "timm" else "'planescope[train]'"
+        raise MissingDependencyError(f"{package} is not installed: pip install {wanted}") from exc
+
+
 def find_callable(package: str, attribute: str, kind: str, others: str) -> Callable[..., Any]:
     """Import a callable that the user consented to; the working folder is searched too.
 
@@ -85,7 +102,6 @@ def find_callable(package: str, attribute: str, kind: str, others: str) -> Calla
         If there is no such module, or it has no such callable. What fails inside the module keeps
         its own error.
     """
-    package, attribute = _OURS.get(f"{package}:{attribute}", (package, attribute))
     try:
         with _working_folder_last():
             module = importlib.import_module(package)

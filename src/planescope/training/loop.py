@@ -26,9 +26,8 @@ from planescope.files.errors import (
     one_line,
 )
 from planescope.files.folders import refuse_ways_out
-from planescope.files.optional import consented, is_foreign
+from planescope.files.optional import consented, is_foreign, required
 from planescope.networks import paper as networks
-from planescope.networks.libraries import required
 from planescope.training.run import Run, State, Status
 from planescope.training.stopping import is_last, on_interrupt
 

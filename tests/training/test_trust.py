@@ -33,7 +33,7 @@ def make(in_channels, classes):
     return nn.Sequential(nn.Conv2d(in_channels, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
                          nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, classes))
 """
-SMALL = {"data": "planescope.data.small:sklearn_digits", "epochs": 1, "view": "effective"}
+SMALL = {"data": "planescope.training.small:sklearn_digits", "epochs": 1, "view": "effective"}
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,7 @@ def test_another_name_replaces_that_of_the_run_and_is_told(stranger: Path) -> No
         ("torchvision:resnet18", "network", False),
         ("timm:resnet18", "network", False),
         ("planescope.data.small:sklearn_digits", "data", False),
+        ("planescope.training.small:sklearn_digits", "data", False),
         ("folder:pictures", "data", False),
         ("cifar10", "data", False),
         ("folder:make", "network", True),  # a module called folder
