@@ -14,7 +14,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planescope.hyperplanes import chance, geometry
+from planescope.hyperplanes import chance, geometry, kolmogorov
 from planescope.hyperplanes.layer import Kind, Layer, Tensor
 from planescope.hyperplanes.statistics import summarise
 from planescope.measurement.assemble import filters_on_host, measure_layers
