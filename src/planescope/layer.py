@@ -183,6 +183,8 @@ class StateDict:
         Where in the file the state dict was found (``"model_state_dict"``); "" for all of it.
     note : str
         What a reader of the result should know, such as why no graph could be traced; else "".
+    left_out : tuple of Skipped
+        What looks like a layer and has no tensor here, and why.
     """
 
     tensors: Mapping[str, Tensor]
@@ -190,6 +192,7 @@ class StateDict:
     in_order: bool = True
     entry: str = ""
     note: str = ""
+    left_out: tuple[Skipped, ...] = ()
 
 
 def kind_of_convolution(kernel: tuple[int, ...]) -> Kind:
