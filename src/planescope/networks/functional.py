@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from planescope.networks.copies import without_autocast
 from planescope.hyperplanes.layer import Kind, Place, Tensor, kind_of_convolution
+from planescope.networks.copies import without_autocast
 from planescope.networks.module import named_tensor
 from planescope.networks.plain import plain
 
@@ -137,8 +137,8 @@ def _evaluated(value: fx.Node, root: nn.Module) -> torch.Tensor:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), of)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        target: Any = node.target
+        return target(*args, **kwargs)
 
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     with torch.no_grad(), without_autocast(device):

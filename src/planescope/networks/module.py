@@ -52,8 +52,8 @@ def read_module(module: nn.Module, /) -> StateDict:
     """
     import torch
 
-    from planescope.networks.trace import trace
     from planescope.networks.survey import survey
+    from planescope.networks.trace import trace
 
     module = unwrapped(module)
     if isinstance(module, torch.jit.ScriptModule):
@@ -64,6 +64,10 @@ def read_module(module: nn.Module, /) -> StateDict:
         traced = trace(module, found.leaves, found.shared)
     except Exception as exc:  # forward is anybody's code and does anything when it is given symbols
         note = _not_followed(module, f"{type(exc).__name__}: {exc}")
+        for name in found.doubtful:  # only a graph could tell what they do with it
+            if tensors.pop(f"{name}.running_mean", None) is not None:
+                reason = "it keeps a running mean, and does not normalise by that alone"
+                found.leave_out(name, reason)
     else:
         own = {name: held for name, held in traced.functional.items() if name not in found.layers}
         for name, held in own.items():
@@ -73,13 +77,9 @@ def read_module(module: nn.Module, /) -> StateDict:
             found.loose.pop(held.parameter, None)
     for name, place in found.layers.items():
         places.setdefault(name, place)
-    left_out = [*found.left_out, *map(_loose, found.loose)]
+    loose = (Skipped(name=name, reason=reason) for name, reason in found.loose.items())
+    left_out = [*found.left_out, *loose]
     return StateDict(tensors=tensors, places=places, note=note, left_out=tuple(left_out))
-
-
-def _loose(name: str) -> Skipped:
-    reason = "a parameter of a module that is no layer by itself; how it acts is not known"
-    return Skipped(name=name, reason=reason)
 
 
 def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:

@@ -1,7 +1,8 @@
-"""The modules of a network one by one: which are layers, with what weight, and why others are none."""
+"""The modules of a network one by one: which are layers, with what weight; why others are none."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,14 +13,20 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from planescope.networks import affine
-from planescope.networks.affine import Leaf, NotAffineError
-from planescope.networks.copies import is_undrawn, own_tensors, stand_in, weight_hooks, without_autocast
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Array, Kind, Place, Skipped, Tensor, kind_of_convolution
+from planescope.networks import affine
+from planescope.networks.affine import Leaf, NotAffineError
+from planescope.networks.copies import (
+    is_undrawn,
+    own_tensors,
+    stand_in,
+    weight_hooks,
+    without_autocast,
+)
 from planescope.networks.module import named_tensor
-from planescope.networks.trace import place_of
 from planescope.networks.plain import dtype_name, plain
+from planescope.networks.trace import place_of
 
 _EMBEDDING = "an embedding: its rows are looked up, they cut nothing"
 _RECURRENT = "a recurrent layer: it acts on its own output"
@@ -51,8 +58,10 @@ class Survey:
     shared : dict of str to str
         Layers that have another's weight, by name, with that of the one that is measured.
     left_out : list of Skipped
-    loose : dict of str to Tensor
-        Parameters that look like weights, in modules that are no layer by themselves.
+    doubtful : list of str
+        Modules that keep a running mean, and by themselves do not normalise by it.
+    loose : dict of str to str
+        Parameters that look like weights, in modules that are no layer by themselves, with why.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -60,7 +69,8 @@ class Survey:
     leaves: dict[nn.Module, Leaf] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     left_out: list[Skipped] = field(default_factory=list)
-    loose: dict[str, Tensor] = field(default_factory=dict)
+    doubtful: list[str] = field(default_factory=list)
+    loose: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, place: Place, weight: Tensor, bias: Tensor | None) -> None:
         """Enter a layer."""
@@ -83,10 +93,10 @@ def survey(root: nn.Module, /) -> Survey:
         If a layer has no values yet.
     """
     found = Survey()
-    settled: list[str] = []  # modules whose parts belong to them
+    settled: str | None = None  # a module whose parts, which follow it, belong to it
     for name, module in root.named_modules():
-        if not any(not prefix or name.startswith(f"{prefix}.") for prefix in settled):
-            settled += _enter(found, name, module)
+        if settled is None or (settled and not name.startswith(f"{settled}.")):
+            settled = _enter(found, name, module)
     _tell_shared(found, root)
     return found
 
@@ -95,27 +105,30 @@ def _full(name: str, attribute: str) -> str:
     return f"{name}.{attribute}" if name else attribute
 
 
-def _enter(found: Survey, name: str, module: nn.Module) -> list[str]:
-    """Enter one module; which ones, itself or parts, are settled with all that is in them."""
+def _enter(found: Survey, name: str, module: nn.Module) -> str | None:
+    """Enter one module; give the name of what is settled with all its parts, if anything is."""
     if isinstance(module, parametrize.ParametrizationList):
-        return [name]
+        return name
     if any(callable(getattr(type(module), part, None)) for part in ("weight", "_weight_bias")):
         return _enter_quantised(found, name, module)
     if (reason := _no_layer(module)) is not None:
         found.leave_out(name or type(module).__name__, reason)
-        return [name]
+        return name
     if (inactive := _inactive(module)) is not None:
         found.leave_out(_full(name, inactive), "it does not act: another copy of it does")
-        return [_full(name, inactive)]
-    if place_of(module) is not None and is_as_torch_has_it(module):
-        _enter_plain(found, name, module)
-        return []
+        return _full(name, inactive)
+    place = place_of(module)
+    if place is not None and is_as_torch_has_it(module):
+        _enter_plain(found, name, module, place)
+        return None
     if _may_be_affine(module) and _enter_solved(found, name, module):
-        return [name]
+        return name
     if not isinstance(module, _NormBase) and (leaf := affine.frozen_norm(module)) is not None:
         found.leaves[module] = leaf
+    elif not isinstance(module, _NormBase) and "running_mean" in module._buffers:
+        found.doubtful.append(name)
     _enter_rest(found, name, module)
-    return []
+    return None
 
 
 def _no_layer(module: nn.Module) -> str | None:
@@ -150,9 +163,7 @@ def is_as_torch_has_it(module: nn.Module, /) -> bool:
     )
 
 
-def _enter_plain(found: Survey, name: str, module: nn.Module) -> None:
-    place = place_of(module)
-    assert place is not None
+def _enter_plain(found: Survey, name: str, module: nn.Module, place: Place) -> None:
     tensors: dict[str, Tensor] = {}
     held = {**module._parameters, **module._buffers}
     for attribute in ("weight", "bias"):
@@ -191,7 +202,7 @@ def _device(module: nn.Module) -> torch.device:
 # --- quantised layers
 
 
-def _enter_quantised(found: Survey, name: str, module: Any) -> list[str]:
+def _enter_quantised(found: Survey, name: str, module: Any) -> str:
     """Enter a layer whose weight is packed, and given on request."""
     kind = type(module).__name__
 
@@ -204,13 +215,13 @@ def _enter_quantised(found: Survey, name: str, module: Any) -> list[str]:
 
     if "Linear" not in kind and "Conv" not in kind:
         found.leave_out(name, f"a quantised {kind}: no layer of hyperplanes")
-        return [name]
+        return name
     try:
         weight, bias = parts()
         weight = plain(_full(name, "weight"), weight)
     except Exception as exc:  # what engines raise when they cannot unpack
         found.leave_out(name, f"a quantised {kind}, whose weight torch does not give ({exc})")
-        return [name]
+        return name
     if "Linear" in kind:
         place = Place(kind=Kind.LINEAR, groups=1)
     else:
@@ -222,9 +233,12 @@ def _enter_quantised(found: Survey, name: str, module: Any) -> list[str]:
         for index, part in enumerate(("weight", "bias" if bias is not None else ""))
         if part
     ]
-    found.leaves[module] = Leaf(place=place, stride=getattr(module, "stride", 1))
+    rectifies = "ReLU" in kind and "LeakyReLU" not in kind
+    found.leaves[module] = Leaf(
+        place=place, stride=getattr(module, "stride", 1), rectifies=rectifies
+    )
     found.add(name, place, tensors[0], tensors[1] if len(tensors) > 1 else None)
-    return [name]
+    return name
 
 
 def _part(parts: Callable[[], tuple[Any, Any]], index: int) -> torch.Tensor:
@@ -242,16 +256,13 @@ def _may_be_affine(module: nn.Module) -> bool:
     inner = [part for part in module.modules() if part is not module]
     if any("lora" in part.lower() for part in (*module._modules, *module._parameters)):
         return len(inner) <= _MOST_PARTS
-    if isinstance(module, _NormBase | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) or isinstance(
-        module, nn.MultiheadAttention
-    ):
+    if _is_norm(module) or isinstance(module, nn.MultiheadAttention):
         return False
     lists = (nn.ParameterList, nn.ParameterDict)
-    if isinstance(module, lists) or any(
-        _weights(part) for part in inner if not isinstance(part, lists)
-    ):
+    own = [part for part in module.children() if isinstance(part, lists)]
+    if isinstance(module, lists) or any(_weights(part) for part in inner if part not in own):
         return False
-    return bool(_weights(module)) or any(_weights(part) for part in inner)
+    return any(_weights(part) for part in (module, *own))
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -287,7 +298,8 @@ def _enter_solved(found: Survey, name: str, module: nn.Module) -> bool:
         found.leave_out(name, "one fixed filter for every channel, as of a blur: a buffer")
         return True
     solved = Solved(module, _full(name, "weight"), acting)
-    found.leaves[module] = Leaf(place=place, stride=acting.form.stride or 1)
+    stride = acting.form.stride or 1
+    found.leaves[module] = Leaf(place=place, stride=stride, rectifies=acting.rectifies)
     found.add(name, place, *solved.tensors(acting))
     return True
 
@@ -311,6 +323,7 @@ class Solved:
     def __init__(self, module: nn.Module, name: str, acting: affine.Acting) -> None:
         self._module, self._name = module, name
         self._form, self._shape = acting.form, acting.weight.shape
+        self._like = dataclasses.replace(acting, weight=torch.empty(0), bias=None)
         self._kept: tuple[list[tuple[int, int, int]], torch.Tensor | None] | None = None
 
     def tensors(self, acting: affine.Acting) -> tuple[Tensor, Tensor | None]:
@@ -336,15 +349,15 @@ class Solved:
         return torch.zeros(self._form_filters()) if bias is None else bias
 
     def _form_filters(self) -> int:
-        turned = self._form.transposed
-        return self._shape[1] * self._form.groups if turned else self._shape[0]
+        outputs, inputs = self._shape[:2]
+        return int(inputs * self._form.groups if self._form.transposed else outputs)
 
     def _state(self) -> list[tuple[int, int, int]]:
         return [(id(t), t._version, t.data_ptr()) for t in own_tensors(self._module)]
 
     def _solve(self) -> affine.Acting:
         try:
-            acting = affine.solve(self._module)
+            acting = affine.solve(self._module, like=self._like)
         except NotAffineError as exc:
             raise UsageError(f"{self._name}: {exc}") from exc
         same = (acting.form.kernel, acting.form.groups) == (self._form.kernel, self._form.groups)
@@ -369,9 +382,15 @@ def _enter_rest(found: Survey, name: str, module: nn.Module) -> None:
                 found.tensors[full] = named_tensor(full, read)
         elif attribute.endswith("proj_weight"):
             found.leave_out(full, _ATTENTION)
-        elif attribute in weights and attribute in module._parameters:
-            if not isinstance(module, nn.LayerNorm | nn.RMSNorm):
-                found.loose[full] = named_tensor(full, read)
+        elif attribute in weights.keys() & module._parameters.keys() and not _is_norm(module):
+            found.loose[full] = (
+                f"a parameter of {type(module).__name__}, which is no affine map of one input by "
+                "itself: how it acts there is not known"
+            )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, _NormBase | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
 
 
 def _tell_shared(found: Survey, root: nn.Module) -> None:
@@ -384,17 +403,25 @@ def _tell_shared(found: Survey, root: nn.Module) -> None:
         owner = first.setdefault(key, name) if key is not None else name
         if owner != name:
             del found.layers[name]
-            weight, bias = (
-                found.tensors.pop(f"{name}.{part}", None) for part in ("weight", "bias")
-            )
+            for part in ("weight", "bias"):
+                found.tensors.pop(f"{name}.{part}", None)
             found.shared[name] = owner
-            found.leave_out(name, _sharing(owner, modules[owner], module, weight, bias))
-    owners = {id(modules[name]): name for name in found.layers if name in modules}
+            found.leave_out(name, _sharing(owner, modules[owner], module))
+    _tell_again(found, root, {module: name for name, module in modules.items()})
+
+
+def _tell_again(found: Survey, root: nn.Module, first: dict[nn.Module, str]) -> None:
+    """Tell under which other names modules that are layers, or hold some, stand in the network."""
+    told: list[str] = []
     for name, module in root.named_modules(remove_duplicate=False):
-        owner = owners.get(id(module), name)
-        if owner != name and name not in found.shared:
-            found.shared[name] = owner
-            found.leave_out(name, f"the same module as {owner}, under which it is measured once")
+        owner = first[module]
+        if owner == name or any(name.startswith(f"{outer}.") for outer in told):
+            continue
+        inner = [layer for layer in found.layers if f"{layer}.".startswith(f"{owner}.")]
+        if inner:
+            told.append(name)
+            held = "which is" if inner == [owner] else "whose layers are"
+            found.leave_out(name, f"the same module as {owner}, {held} measured once")
 
 
 def _weight_key(module: nn.Module, place: Place) -> Any:
@@ -414,9 +441,7 @@ def is_known(module: nn.Module, /) -> bool:
     return place_of(module) is not None and is_as_torch_has_it(module)
 
 
-def _sharing(
-    owner: str, measured: nn.Module, module: nn.Module, weight: Tensor | None, bias: Tensor | None
-) -> str:
+def _sharing(owner: str, measured: nn.Module, module: nn.Module) -> str:
     told = f"has the weight of {owner}, with which it is measured once"
     own, other = module._parameters.get("bias"), measured._parameters.get("bias")
     return told if own is other else f"{told}; its bias is another"

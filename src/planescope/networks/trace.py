@@ -22,9 +22,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from planescope.hyperplanes.layer import Input, Kind, Place, kind_of_convolution
 from planescope.networks.affine import Leaf
 from planescope.networks.functional import FUNCTIONAL_LAYERS, Functional, find_functional
-from planescope.hyperplanes.layer import Input, Kind, Place, kind_of_convolution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,8 +174,9 @@ def trace(
     """Find where the layers that `forward` calls stand, in the order of the first call.
 
     `leaves` are modules that are looked at from without, beside torch's own layers; `names` gives
-    layers that go by another's name. A layer that is called several times has the stage of the first call, and of the rest what all
-    calls agree on. The image, whatever is done to it, is in stage 0.
+    layers that go by another's name. A layer that is called several times has the stage of the
+    first call, and of the rest what all calls agree on. The image, whatever is done to it, is in
+    stage 0.
 
     Raises
     ------
@@ -243,9 +244,10 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
         result = super().call_module(m, forward, args, kwargs)
-        for part in self._leaves[m].behind if m in self._leaves else ():
+        leaf = self._leaves.get(m)
+        for part in leaf.behind if leaf is not None else ():
             result = getattr(m, part)(result)
-        return result
+        return torch.relu(result) if leaf is not None and leaf.rectifies else result
 
     def getattr(self, _attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         # The base class searches all parameters at each access, which is quadratic.
