@@ -398,7 +398,10 @@ def test_networks_in_training_for_quantisation_have_the_weight_that_is_rounded_a
     weight, bias = (part.read() for part in (found["conv"].weight, found["conv"].bias))
     x = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(
-        F.relu(F.conv2d(x, weight, bias)), copy.deepcopy(net.conv).eval().forward(x), rtol=1e-3, atol=1e-4
+        F.relu(F.conv2d(x, weight, bias)),
+        copy.deepcopy(net.conv).eval().forward(x),
+        rtol=1e-3,
+        atol=1e-4,
     )
 
 

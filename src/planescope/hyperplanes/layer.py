@@ -183,8 +183,8 @@ class StateDict:
         Where in the file the state dict was found (``"model_state_dict"``); "" for all of it.
     note : str
         What a reader of the result should know, such as why no graph could be traced; else "".
-    left_out : tuple of Skipped
-        What looks like a layer and has no tensor here, and why.
+    skipped : tuple of Skipped
+        What looks like a layer, and whoever read the file knows that it is none.
     """
 
     tensors: Mapping[str, Tensor]
@@ -192,7 +192,43 @@ class StateDict:
     in_order: bool = True
     entry: str = ""
     note: str = ""
-    left_out: tuple[Skipped, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Described:
+    """The layers of a file that knows its network, and what looks like one and is left out."""
+
+    layers: tuple[Layer, ...]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What a live network tells of its layers and a file of its weights does not, as plain data.
+
+    Attributes
+    ----------
+    network : str
+        What the network is called.
+    names : tuple of str
+        Of its tensors, in the order of definition.
+    places : dict of str to Place
+        As in a `StateDict`.
+    note : str
+        As in a `StateDict`.
+    """
+
+    network: str
+    names: tuple[str, ...]
+    places: dict[str, Place]
+    note: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was recorded; else no layer has a place, and the note says why."""
+        return bool(self.names)
 
 
 def kind_of_convolution(kernel: tuple[int, ...]) -> Kind:

@@ -107,7 +107,7 @@ def find_layers(
     if transposed is not None and all(layer.kind is not Kind.TRANSPOSED for layer in layers):
         raise UsageError(f"--transposed {transposed.pattern!r} matches no convolution")
     layers = _in_network_order(layers, state)
-    return _with_norms(layers, _norms(state.tensors), state), [*skipped, *state.left_out]
+    return _with_norms(layers, _norms(state.tensors), state), [*skipped, *state.skipped]
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -41,7 +41,7 @@ def read_module(module: nn.Module, /) -> StateDict:
         weight that is held as it acts is not copied. One that is computed from others (weight norm,
         spectral norm, pruning, any parametrisation) is the one that is computed; of a class with a
         forward of its own, the one that acts when the module runs in evaluation (`affine.solve`).
-        `left_out` names what has weights and no such one, what shares another's, and why. `places`
+        `skipped` names what has weights and no such one, what shares another's, and why. `places`
         holds every layer; where the graph cannot be followed they have the kind alone, and `note`
         says why.
 
@@ -79,7 +79,7 @@ def read_module(module: nn.Module, /) -> StateDict:
         places.setdefault(name, place)
     loose = (Skipped(name=name, reason=reason) for name, reason in found.loose.items())
     left_out = [*found.left_out, *loose]
-    return StateDict(tensors=tensors, places=places, note=note, left_out=tuple(left_out))
+    return StateDict(tensors=tensors, places=places, note=note, skipped=tuple(left_out))
 
 
 def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
