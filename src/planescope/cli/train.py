@@ -75,7 +75,9 @@ def train(*, config: str | None, out: str, resume: bool, **options: Any) -> None
     from planescope.cli.status import print_status
     from planescope.training.loop import rank
     from planescope.training.loop import train as train_run
+    from planescope.training.processor import keep_memory
 
+    keep_memory()
     given = {name: value for name, value in options.items() if value not in (None, ())}
     wanted = _config(config, out, resume=resume).but(given)
     with layer_progress() as advance:

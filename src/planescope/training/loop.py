@@ -27,6 +27,7 @@ from planescope.errors import (
 )
 from planescope.run import Run, State, Status
 from planescope.training.libraries import required
+from planescope.training.processor import fitting_precision
 from planescope.training.stopping import is_last, on_interrupt
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def train(
     """
     # What can be refused at once is, before seconds go into imports.
     run = Run(path)
+    config = _settled(config, run)
     _check_path(run, config, resume=resume)
     if ":" not in config.network:
         networks.network(config.network)
@@ -116,6 +118,16 @@ def train(
                 early = f"on a plateau after epoch {epochs}" if epochs < config.epochs else ""
                 run.save_status(Status(state=State.FINISHED, message=early))
     return run
+
+
+def _settled(config: RunConfig, run: Run) -> RunConfig:
+    """Replace a precision of "auto" by the one that the run has, or by the device's own."""
+    if config.precision != "auto":
+        return config
+    if run.exists:
+        return config.but({"precision": run.config.precision})
+    required("torch")
+    return config.but({"precision": fitting_precision(config.accelerator)})
 
 
 def rank() -> int:
