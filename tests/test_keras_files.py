@@ -67,32 +67,32 @@ LAYERS = {
     },
 }
 
-# Stage, input, norm with its epsilon, and whether a ReLU stands behind.
+# Stage, input, and norm with its epsilon.
 PLACES = {
     "residual": {
-        "stem": (0, "image", ("stem_bn", 1e-3), True),  # rescaled, but an image
-        "dw": (1, "relu", None, False),  # behind max pooling
-        "sep.depthwise": (1, "other", None, False),
-        "sep.pointwise": (1, "other", None, True),
-        "block.deep": (1, "relu", ("block.deep_bn", 1e-5), True),  # relu + relu
-        "shared": (1, "other", None, False),  # once behind a ReLU, once behind itself
-        "down": (2, "other", None, True),  # strided; its norm stands behind the ReLU
-        "up": (2, "other", None, False),
-        "head": (2, "other", None, False),
+        "stem": (0, "image", ("stem_bn", 1e-3)),  # rescaled, but an image
+        "dw": (1, "relu", None),  # behind max pooling
+        "sep.depthwise": (1, "other", None),
+        "sep.pointwise": (1, "other", None),
+        "block.deep": (1, "relu", ("block.deep_bn", 1e-5)),  # relu + relu
+        "shared": (1, "other", None),  # once behind a ReLU, once behind itself
+        "down": (2, "other", None),  # strided; its norm stands behind the ReLU
+        "up": (2, "other", None),
+        "head": (2, "other", None),
     },
     "sequence": {
-        "conv1d": (0, "image", ("batch_normalization", 1e-3), True),  # a ReLU6
-        "separable_conv1d.depthwise": (1, "relu", None, False),  # behind average pooling
-        "separable_conv1d.pointwise": (1, "other", None, False),  # a leaky ReLU is none
-        "depthwise_conv1d": (1, "other", None, False),
-        "time_distributed": (1, "other", None, False),
-        "conv1d_transpose": (1, "other", None, False),
-        "dense_1": (1, "other", None, False),
+        "conv1d": (0, "image", ("batch_normalization", 1e-3)),  # a ReLU6
+        "separable_conv1d.depthwise": (1, "relu", None),  # behind average pooling
+        "separable_conv1d.pointwise": (1, "other", None),  # a leaky ReLU is none
+        "depthwise_conv1d": (1, "other", None),
+        "time_distributed": (1, "other", None),
+        "conv1d_transpose": (1, "other", None),
+        "dense_1": (1, "other", None),
     },
     "branches": {
-        "conv": (0, "image", None, False),
-        "back": (0, "other", None, False),
-        "head": (0, "other", None, False),
+        "conv": (0, "image", None),
+        "back": (0, "other", None),
+        "head": (0, "other", None),
     },
 }
 
@@ -162,7 +162,7 @@ def test_the_config_tells_the_place_of_each_layer(folders, keras, name):
     layers = read(folders[keras] / name)
     assert [layer.name for layer in layers] == list(PLACES[Path(name).stem])
     for layer in layers:
-        place = (layer.stage, layer.input, norm_of(layer), layer.relu_follows)
+        place = (layer.stage, layer.input, norm_of(layer))
         assert place == PLACES[Path(name).stem][layer.name]
         assert not layer.norm_assumed
 
@@ -187,13 +187,13 @@ def test_without_a_config_norms_are_paired_by_the_order_of_keras_2(folders):
     assert paired == {"stem": "stem_bn", "block.deep": "block.deep_bn", "down": "down_bn"}
     for layer in layers.values():
         assert layer.norm_assumed == (layer.norm is not None)
-        assert (layer.stage, layer.input, layer.relu_follows) == (None, Input.UNKNOWN, None)
+        assert (layer.stage, layer.input) == (None, Input.UNKNOWN)
 
 
 def test_without_a_config_keras_3_keeps_no_order_to_pair_norms_by(folders):
     for layer in read(folders["3"] / "residual.weights.h5"):
         assert layer.norm is None
-        assert (layer.stage, layer.input, layer.relu_follows) == (None, Input.UNKNOWN, None)
+        assert (layer.stage, layer.input) == (None, Input.UNKNOWN)
 
 
 # --- What the config says, in the forms of both versions.
@@ -249,7 +249,7 @@ RELU = ("ReLU", {})
         ("ReLU", {}, True),
         ("ReLU", {"max_value": 6.0, "negative_slope": 0.0, "threshold": 0.0}, True),
         ("ReLU", {"negative_slope": 0.1}, False),
-        ("ReLU", {"threshold": 1.0}, False),
+        ("ReLU", {"threshold": 1.0}, True),
         ("LeakyReLU", {}, False),
         ("Activation", {"activation": "relu"}, True),
         ("Activation", {"activation": "relu6"}, True),
@@ -262,7 +262,7 @@ RELU = ("ReLU", {})
 )
 def test_a_relu_is_known_in_every_form(class_name, options, is_relu):
     found = between(("Conv2D", {}), ("BatchNormalization", {}), (class_name, options))
-    assert (found["layer0"].norm, found["layer0"].relu_follows) == ("layer1", is_relu)
+    assert found["layer0"].norm == "layer1"
     assert found["last"].input == ("relu" if is_relu else "other")
 
 
@@ -282,29 +282,20 @@ def test_a_relu_is_known_in_every_form(class_name, options, is_relu):
 )
 def test_a_norm_behind_an_activation_is_not_the_layers_own(activation, norm, is_relu):
     found = between(("Conv2D", {"activation": activation}), ("BatchNormalization", {}), RELU)
-    assert (found["layer0"].norm, found["layer0"].relu_follows) == (norm, is_relu)
+    assert found["layer0"].norm == norm
+    assert found["last"].input == "relu"
 
 
 def test_a_norm_behind_a_relu_layer_is_not_the_layers_own():
     found = between(("Conv2D", {}), RELU, ("BatchNormalization", {}))
-    assert (found["layer0"].norm, found["layer0"].relu_follows) == (None, True)
+    assert found["layer0"].norm is None
 
 
 def test_dropout_stands_in_no_ones_way():
     found = between(
         ("Conv2D", {}), ("Dropout", {}), ("BatchNormalization", {}), ("Dropout", {}), RELU
     )
-    assert (found["layer0"].norm, found["layer0"].relu_follows) == ("layer2", True)
-
-
-@pytest.mark.parametrize("call", [0, 1])
-def test_a_relu_behind_either_use_of_a_layer_follows_it(call):
-    shared = layer("Conv2D", "shared", "in")
-    shared["inbound_nodes"].append([["pool", 0, 0, {}]])
-    relu = layer("ReLU", "relu", "shared")
-    relu["inbound_nodes"][0][0][1] = call
-    found = positions(functional(shared, layer("MaxPooling2D", "pool", "shared"), relu))
-    assert found["shared"].relu_follows
+    assert found["layer0"].norm == "layer2"
 
 
 def test_a_norm_on_one_of_two_ways_is_not_paired():
@@ -332,7 +323,7 @@ def test_a_norm_on_one_of_two_ways_is_not_paired():
         ("TrueDivide", {}, "image", "other"),  # x / 255
         ("TFOpLambda", {"function": "math.subtract"}, "image", "other"),
         ("Add", {}, "image", "other"),  # x + a constant
-        ("BatchNormalization", {}, "other", "other"),
+        ("BatchNormalization", {}, "image", "other"),
         ("Softmax", {}, "other", "other"),
         ("Conv2D", {}, "other", "other"),
     ],
@@ -391,7 +382,7 @@ def test_a_stride_on_the_image_itself_begins_no_stage():
 
 def test_the_oldest_sequential_config_is_a_list():
     config = {"class_name": "Sequential", "config": [layer("Conv2D", "a"), layer("ReLU", "b")]}
-    assert positions(config)["a"].relu_follows
+    assert positions(config)["a"].input == "image"
 
 
 def test_a_model_without_layers_in_its_config_is_judged_by_names():

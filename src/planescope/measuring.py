@@ -17,7 +17,7 @@ from planescope.checkpoints.locate import locate
 from planescope.checkpoints.parametrised import resolved
 from planescope.checkpoints.state_dict import find_layers
 from planescope.errors import CheckpointError, NoLayersError, UsageError
-from planescope.layer import Kind, Layer, Skipped, StateDict, View
+from planescope.layer import Described, Kind, Layer, Skipped, StateDict, View
 from planescope.measurement import Measurement, Source
 
 if TYPE_CHECKING:
@@ -153,11 +153,15 @@ def find(
     """
     source, contents = _contents(x)
     if isinstance(contents, list):
+        contents = Described(layers=tuple(contents))
+    if isinstance(contents, Described):
         if network is not None:
             raise UsageError(
                 f"{source.path}: a {source.format} file knows its own network; leave out --network"
             )
-        return Found(source=source, layers=tuple(contents))
+        return Found(
+            source=source, layers=contents.layers, skipped=contents.skipped, notes=contents.notes
+        )
     if network is not None:
         contents = _placed(network, resolved(contents), source)
     layers, skipped = find_layers(contents, transposed=transposed)
@@ -167,7 +171,7 @@ def find(
     return Found(source=source, layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
 
 
-def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
+def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
     if isinstance(x, (str, os.PathLike)):
         name = os.fspath(x)
         if name.startswith(LIBRARIES):

@@ -133,12 +133,8 @@ def described_layers(
 
 def _placed(layers: Sequence[Layer], position: Position) -> list[Layer]:
     """Set the place of a layer, which is two where it is a separable convolution."""
-    placed = [
-        replace(layer, stage=position.stage, input=Input.OTHER, relu_follows=False)
-        for layer in layers
-    ]
+    placed = [replace(layer, stage=position.stage, input=Input.OTHER) for layer in layers]
     placed[0] = replace(placed[0], input=position.input)
-    placed[-1] = replace(placed[-1], relu_follows=position.relu_follows)
     return placed
 
 
