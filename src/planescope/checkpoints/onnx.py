@@ -155,16 +155,15 @@ def _names(found: Mapping[Node, Weights]) -> dict[Node, str]:
 
 def _shared(found: Mapping[Node, Weights], names: Mapping[Node, str]) -> Iterator[Skipped]:
     """Tell the other names of layers whose weights are used several times."""
-    told = set(names.values())
-    uses = Counter(names.values())
+    told, used = set(names.values()), set()
     for node, weights in found.items():
         name = names[node]
-        for other in (_module(weights.names), readable(node)) if uses[name] > 1 else ():
-            # The node of the first use tells nothing that the weights' own name did not.
+        for other in (_module(weights.names), readable(node)) if name in used else ():
             if other is not None and other not in told:
                 told.add(other)
                 reason = f"the weights of {name} under another name; measured once, there"
                 yield Skipped(name=other, reason=reason)
+        used.add(name)
 
 
 def _module(names: Iterable[str]) -> str | None:

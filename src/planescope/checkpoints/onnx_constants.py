@@ -18,7 +18,7 @@ from planescope.checkpoints.protobuf import Span
 from planescope.errors import CheckpointError
 from planescope.layer import Tensor
 
-_MAX_FOLDS = 16  # operators in a row on a constant
+_MAX_FOLDS = 64  # operators in a row on a constant
 _MAX_PARTS = 4096  # tensors that are read for one, counted each time that they are
 
 # Elements of what small tensors may be made into; larger ones into some times their own.
@@ -159,7 +159,7 @@ class Constants:
         elif node.op not in REARRANGING:
             root = self._root(node, output, known)
         names = tuple(dict.fromkeys((name.text, *(n for part in known for n in part.names))))
-        return Constant(tensor, root, names[: 2 * _MAX_FOLDS], stored, count)
+        return Constant(tensor, root, names[:_MAX_FOLDS], stored, count)
 
     def _root(self, node: Node, output: int, parts: list[Constant]) -> Hashable:
         """Tell apart what an operator makes by the operator and what it is given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from planescope.checkpoints.onnx_constants import Constant, Constants, turned
 from planescope.checkpoints.onnx_graph import Graph
 from planescope.checkpoints.onnx_nodes import Name, Node
 from planescope.checkpoints.onnx_quantised import scaled
+from planescope.checkpoints.onnx_words import saturates
 from planescope.errors import CheckpointError
 from planescope.layer import Kind, Tensor
 
@@ -58,6 +60,13 @@ class LeftOutError(Exception):
     """Weights that are there and cannot be had; says why."""
 
 
+# How exporters end the name of a node, and what quantisers append to that.
+_OPERATOR_NAME = re.compile(
+    r"(Conv|ConvTranspose|DeformConv|Einsum|GRU|Gemm|LSTM|MatMul|RNN|BatchNormalization)"
+    r"(_\d+)?(_quant)?(/.*)?$"
+)
+
+_ROUNDING = ("DequantizeLinear", "QuantizeLinear")
 _INTEGER = ("ConvInteger", "MatMulInteger")
 
 # Operators that hold the bias of the layer before them, and where.
@@ -153,9 +162,9 @@ def finished(
     bias = _own_bias(given, slots, weight, scale)
     if bias is None:
         tail = tail or channels(weight)
-        if added := operand(given.graph, given.constants, value, "Add", tail):
-            bias, adder = added
-            parts, value = [*parts, adder], adder.output
+        if added := _added(given, value, tail):
+            bias, behind = added
+            parts, value = [*parts, *behind], behind[-1].output
         else:
             bias = _bias_behind(given, value, tail)
     return Weights(
@@ -217,6 +226,32 @@ def _own_bias(given: Operands, slots: Slots, weight: Tensor, scale: Tensor | Non
     return spread if factor == 1 else mapped(lambda values: values * factor, spread)
 
 
+def _added(given: Operands, value: Name, tail: tuple[int, ...]) -> tuple[Tensor, list[Node]] | None:
+    """Find the bias that is added behind a layer, quantised in between or not, and the nodes."""
+    graph, constants, between = given.graph, given.constants, []
+    if saturates(constants, given.node):
+        return None
+    node = graph.only_user(value)
+    while node is not None and node.op.removeprefix("com.microsoft.") in _ROUNDING:
+        if node.input(0) is None or saturates(constants, node):
+            return None
+        between.append(node)
+        value = node.output
+        node = graph.only_user(value)
+    if found := operand(graph, constants, value, "Add", tail):
+        return found[0], [*between, found[1]]
+    if node is None or node.op != "com.microsoft.QLinearAdd":
+        return None
+    for first in (0, 3):
+        parts = [constants.tensor(node.input(first + number)) for number in range(3)]
+        steps, scale, zero = parts
+        if steps is None or scale is None or math.prod(scale.shape) != 1:
+            continue
+        if found_steps := per_filter(steps, tail):
+            return scaled(found_steps, scale, zero), [*between, node]
+    return None
+
+
 def _bias_behind(given: Operands, value: Name, tail: tuple[int, ...]) -> Tensor | None:
     """Find the bias that onnxruntime has moved into the operator behind the layer."""
     node = given.graph.only_user(value)
@@ -273,7 +308,7 @@ def per_filter(tensor: Tensor, tail: tuple[int, ...]) -> Tensor | None:
 def readable(node: Node) -> str:
     """Name of the module that a node stands for: layer1.0.conv1 of /layer1/layer1.0/conv1/Conv."""
     parts = [part for part in node.name.split("/") if part]
-    if len(parts) > 1 and parts[-1].startswith(node.op.rpartition(".")[2]):
+    if len(parts) > 1 and _OPERATOR_NAME.match(parts[-1]):
         parts.pop()
     path: list[str] = []
     for part in parts:

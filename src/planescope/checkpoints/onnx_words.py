@@ -166,7 +166,7 @@ class _Steps:
             last = self._put(Step(role=role, reads=reads, downsamples=downsamples(node)))
             if role is Role.NORM:
                 self.norms[last] = node
-        if self._clips(node):
+        if saturates(self._constants, node):
             last = self._put(Step(role=Role.SATURATION, reads=(last,)))
         self.numbers.update({name: last for name in node.outputs if name})
 
@@ -236,17 +236,18 @@ class _Steps:
             return node.number("value", 0.0) < 0
         return not self._constants.is_non_negative(value)
 
-    def _clips(self, node: Node) -> bool:
-        """Tell whether a quantised operator cuts at 0: its zero is the least of the integers."""
-        if node.op not in _ZERO_POINTS:
-            return False
-        name = node.input(_ZERO_POINTS[node.op])
-        if name is None:
-            is_plain = node.op == "QuantizeLinear" or node.op.startswith("com.microsoft.QLinear")
-            return is_plain and node.integer("output_dtype", 2) == 2
-        zero = self._constants.tensor(name)
-        lowest = INTEGER_RANGES.get(zero.dtype, (None,))[0] if zero else None
-        return lowest is not None and self._constants.scalar(name) == lowest
+
+def saturates(constants: Constants, node: Node) -> bool:
+    """Tell whether a quantised operator cuts at 0: its zero is the least of the integers."""
+    if node.op not in _ZERO_POINTS:
+        return False
+    name = node.input(_ZERO_POINTS[node.op])
+    if name is None:
+        is_plain = node.op == "QuantizeLinear" or node.op.startswith("com.microsoft.QLinear")
+        return is_plain and node.integer("output_dtype", 2) == 2
+    zero = constants.tensor(name)
+    lowest = INTEGER_RANGES.get(zero.dtype, (None,))[0] if zero else None
+    return lowest is not None and constants.scalar(name) == lowest
 
 
 def downsamples(node: Node) -> bool:
