@@ -14,17 +14,23 @@ from pathlib import Path
 from planescope.checkpoints.archive import Archive
 from planescope.checkpoints.hdf5 import BLOCKS, Hdf5, Window
 from planescope.checkpoints.hdf5_bytes import MAGIC
-from planescope.checkpoints.keras_graph import ConfigLayer, Position, snake_case, trace
+from planescope.checkpoints.keras_graph import ConfigLayer, Position, trace
 from planescope.checkpoints.keras_layers import DEFAULT_EPS, FORMS, Form, layers_of, norm_of
-from planescope.checkpoints.keras_variables import Variables, weights_of
+from planescope.checkpoints.keras_left_out import reason_for, reason_for_class, reason_for_names
+from planescope.checkpoints.keras_variables import Variables, Weights, weights_of
 from planescope.checkpoints.probe import Probe, probe
 from planescope.errors import CheckpointError
-from planescope.layer import Input, Layer, Norm
+from planescope.layer import Described, Input, Layer, Norm, Skipped
 
 NAME = "keras"
 
 CONFIG_BYTES = 1 << 24  # the largest of Keras' own networks take a few MB
 INFLATED_BYTES = 1 << 31
+
+_JUDGED = (
+    "{} layers stand within classes that are not of Keras, and are judged by the names and shapes "
+    "of their variables"
+)
 
 _WEIGHTS = "model.weights.h5"
 _CONFIG = "config.json"
@@ -42,8 +48,8 @@ def recognises(probe: Probe) -> bool:
     return any(probe.head.startswith(MAGIC, at) for at in BLOCKS) or _WEIGHTS in probe.zip_names
 
 
-def read(path: Path) -> list[Layer]:
-    """Describe the layers of a Keras file.
+def read(path: Path) -> Described:
+    """Describe the layers of a Keras file, and what was left out.
 
     Raises
     ------
@@ -61,13 +67,16 @@ def read(path: Path) -> list[Layer]:
             for layer in described
             if _is_known(layer) and (variables := weights.of(layer))
         }
+        skipped = list(left_out_layers(file, described, owned, weights))
         accounted = {variables.group for variables in owned.values()}
+        accounted |= _accounted(described, weights)
         rest = [variables for variables in weights.layers if variables.group not in accounted]
         in_order = not (weights.numbered or described)
-        return [
-            *described_layers(file, described, owned),
-            *_judged_layers(file, rest, in_order=in_order),
-        ]
+        judged = list(_judged_layers(file, rest, in_order=in_order))
+        skipped += _unjudged(file, rest)
+        layers = (*described_layers(file, described, owned), *judged)
+    notes = (_JUDGED.format(len(judged)),) if judged and described else ()
+    return Described(layers=layers, skipped=tuple(skipped), notes=notes)
 
 
 def _locate(path: Path) -> tuple[Window, str | bytes | None]:
@@ -98,8 +107,71 @@ def _described(path: Path, config: str | bytes) -> list[ConfigLayer]:
 
 
 def _is_known(layer: ConfigLayer) -> bool:
-    """Whether the class says what the variables are; of a class of the user's, they may tell."""
-    return layer.is_norm or snake_case(layer.class_name) in _FOREIGN.union(FORMS)
+    """Whether the class says what the variables are."""
+    return layer.is_norm or layer.kind in FORMS
+
+
+def _accounted(described: Sequence[ConfigLayer], weights: Weights) -> set[tuple[str, ...]]:
+    """Groups of the layers that are left out, those within a class of Keras too."""
+    groups: set[tuple[str, ...]] = set()
+    for layer in described:
+        if layer.is_foreign and (variables := weights.of(layer)):
+            groups.add(variables.group)
+        elif not layer.is_foreign and not _is_known(layer):
+            groups.update(variables.group for variables in weights.within(layer))
+    return groups
+
+
+def left_out_layers(
+    file: Hdf5,
+    described: Sequence[ConfigLayer],
+    owned: Mapping[str, Variables],
+    weights: Weights,
+) -> Iterator[Skipped]:
+    """Name the layers of a config that are not measured though they have weights, and say why."""
+    saved = {
+        (layer.path[-1], layer.class_name): layer.name for layer in described if layer.name in owned
+    }
+    for layer in described:
+        form, _ = FORMS.get(layer.kind, (None, 0))
+        if form is not None and layer.name in owned:
+            if layer.quantisation not in (None, "int8"):
+                reason = (
+                    f"its weights are quantised ({layer.quantisation}) in a way that is not read"
+                )
+                yield Skipped(name=layer.name, reason=reason)
+            continue
+        if form is not None:
+            other = saved.get((layer.path[-1], layer.class_name))
+            reason = (
+                "its weights are not in the file"
+                if other is None
+                else f"shares its weights with {other}; measured once, there"
+            )
+            yield Skipped(name=layer.name, reason=reason)
+            continue
+        held = [weights.of(layer)] if layer.is_foreign else weights.within(layer)
+        if any(_has_weights(file, variables) for variables in held if variables):
+            reason = (
+                reason_for_class(layer.class_name) if layer.is_foreign else reason_for(layer.kind)
+            )
+            if reason is not None:
+                yield Skipped(name=layer.name, reason=reason)
+
+
+def _has_weights(file: Hdf5, variables: Variables) -> bool:
+    shapes = (file.tensor(key).shape for key in variables.keys.values())
+    return any(sum(extent > 1 for extent in shape) > 1 for shape in shapes)
+
+
+def _unjudged(file: Hdf5, rest: Sequence[Variables]) -> Iterator[Skipped]:
+    """Name what no config describes and names and shapes do not tell."""
+    for variables in rest:
+        if _has_weights(file, variables) and not _judged(file, variables):
+            shapes = [file.tensor(key).shape for key in variables.keys.values()]
+            reason = reason_for_names((variables.name.rpartition(".")[2], *variables.group), shapes)
+            if reason is not None:
+                yield Skipped(name=variables.name, reason=reason)
 
 
 def described_layers(
@@ -108,13 +180,22 @@ def described_layers(
     """Give the layers that the config tells, each in its place."""
     by_name = {layer.name: layer for layer in described}
     for layer in described:
-        form, rank = FORMS.get(snake_case(layer.class_name), (None, 0))
+        form, rank = FORMS.get(layer.kind, (None, 0))
         variables = owned.get(layer.name)
         # A layer that two models share is saved with the first of them.
-        if form is None or variables is None:
+        if form is None or variables is None or layer.quantisation not in (None, "int8"):
             continue
+        if layer.quantisation:
+            form = Form.DENSE_INT8
         groups = layer.options.get("groups", 1)
-        layers = layers_of(file, variables, form, rank, groups if isinstance(groups, int) else None)
+        layers = layers_of(
+            file,
+            variables,
+            form,
+            rank,
+            groups if isinstance(groups, int) else None,
+            layer.lora,
+        )
         if not layers:
             stored = {file.tensor(key).dtype for key in variables.keys.values()}
             raise CheckpointError(

@@ -50,6 +50,8 @@ _TF_FUNCTIONS = {
     "math.minimum": "Minimum",
 }
 
+_KERAS = re.compile(r"((tf_)?keras|tensorflow|builtins)(\.|$)")
+
 _NORM = re.compile(r"(Sync)?BatchNormalization(V[12])?")
 _WRAPPER = re.compile(r"TimeDistributed|SpectralNormalization")
 _LAYER = re.compile(r"(Depthwise|Separable)?Conv[123]D(Transpose)?|Dense|EinsumDense")
@@ -115,6 +117,8 @@ class ConfigLayer:
         Group of its variables in a Keras 3 file: snake-cased classes, numbered within each model.
     inbound : list
         What it is called on, a node a call, as the config has it.
+    is_foreign : bool
+        Its class is not one of Keras, whatever it is called.
     position : Position or None
         None where it is never called.
     """
@@ -124,6 +128,7 @@ class ConfigLayer:
     class_name: str
     options: dict[str, Any]
     inbound: list[Any]
+    is_foreign: bool = False
     position: Position | None = None
 
     @property
@@ -139,7 +144,27 @@ class ConfigLayer:
     @property
     def is_norm(self) -> bool:
         """Whether it is a batch norm."""
-        return _NORM.fullmatch(self.class_name) is not None
+        return not self.is_foreign and _NORM.fullmatch(self.class_name) is not None
+
+    @property
+    def kind(self) -> str:
+        """Its class as Keras 3 writes it into files; "" where that is not one of Keras."""
+        return "" if self.is_foreign else snake_case(self.class_name)
+
+    @property
+    def lora(self) -> float | None:
+        """Factor of its update of low rank; None where it has none."""
+        rank, alpha = self.options.get("lora_rank"), self.options.get("lora_alpha")
+        if not isinstance(rank, int) or rank < 1:
+            return None
+        return alpha / rank if isinstance(alpha, int | float) else 1.0
+
+    @property
+    def quantisation(self) -> str | None:
+        """How its weights are quantised (``"int8"``); None where they are not."""
+        policy = _mapping(self.options.get("dtype"))
+        mode = _mapping(policy.get("config")).get("mode")
+        return None if mode is None else str(mode)
 
 
 def trace(text: str | bytes) -> list[ConfigLayer]:
@@ -187,8 +212,22 @@ def _described(entry: Any, *, path: tuple[str, ...], slot: str) -> ConfigLayer:
         return replace(inner, inbound=inbound)
     class_name = _TF_FUNCTIONS.get(str(options.get("function")), class_name)
     return ConfigLayer(
-        path=path, slot=slot, class_name=class_name, options=options, inbound=inbound
+        path=path,
+        slot=slot,
+        class_name=class_name,
+        options=options,
+        inbound=inbound,
+        is_foreign=_is_foreign(entry),
     )
+
+
+def _is_foreign(entry: dict[str, Any]) -> bool:
+    """Whether a class is somebody's own; older files tell that of registered ones alone."""
+    module, registered = entry.get("module"), entry.get("registered_name")
+    names = (str(entry.get("class_name")), str(registered or ""))
+    if any(">" in name for name in names):
+        return True
+    return bool(module) and not _KERAS.match(str(module))
 
 
 def _children(model: ConfigLayer) -> Iterator[ConfigLayer]:
@@ -348,6 +387,8 @@ def _number(value: float) -> Node:
 def _role(layer: ConfigLayer) -> Role:
     """What a layer does to what it is called on."""
     options = layer.options
+    if layer.is_foreign:
+        return Role.OTHER
     match layer.class_name:
         case "Activation":
             return _ACTIVATIONS.get(_activation_name(layer), Role.OTHER)
@@ -375,7 +416,7 @@ def _downsamples(layer: ConfigLayer) -> bool:
 
 def _fused_activation(layer: ConfigLayer) -> ConfigLayer | None:
     """Activation within a convolution or dense layer, as a layer of its own; None if linear."""
-    if not _LAYER.fullmatch(layer.class_name):
+    if layer.is_foreign or not _LAYER.fullmatch(layer.class_name):
         return None
     spec = layer.options.get("activation")
     entry = {"class_name": "Activation", "config": {"activation": spec}}
