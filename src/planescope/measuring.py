@@ -69,9 +69,10 @@ def measure(
 
     Parameters
     ----------
-    x : path, str, torch.nn.Module, or mapping of str to arrays
+    x : path, str, torch.nn.Module, keras.Model, or mapping of str to arrays
         A checkpoint file, a folder with one model, ``hf:OWNER/NAME[@REVISION][/FILE]``,
-        ``torchvision:NAME``, ``timm:NAME``, a live module, a state dict, or named NumPy arrays.
+        ``torchvision:NAME``, ``timm:NAME``, a live module or Keras model (on any backend), a state
+        dict, or named NumPy arrays.
         A module is left exactly as it is.
     view : {"raw", "effective"}
         The convolutions' own hyperplanes, as in the paper, or those that convolution and batch norm
@@ -181,6 +182,11 @@ def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
         path = locate(name)
         form, contents = read_contents(path)
         return Source(path=name, format=form, bytes=_bytes(path, form)), contents
+    # On one of its backends a Keras model is a torch module too.
+    if _is_keras(x):
+        from planescope.checkpoints.keras_live import read_model
+
+        return Source(path=x.name, format="keras model", bytes=None), read_model(x)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return _module_contents(x, type(x).__name__)
@@ -190,8 +196,17 @@ def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
         source = Source(path=type(x).__name__, format="state dict", bytes=None)
         return source, read_state_dict(x)
     raise UsageError(
-        f"cannot measure a {type(x).__name__}; give a path, a module or a mapping of arrays"
+        f"cannot measure a {type(x).__name__}; give a path, a torch module, a Keras model or a "
+        "mapping of arrays"
     )
+
+
+def _is_keras(x: Any) -> bool:
+    if sys.modules.keys().isdisjoint(("keras", "tf_keras")):
+        return False
+    from planescope.checkpoints.keras_live import is_model
+
+    return is_model(x)
 
 
 def _placed(network: str, state: StateDict, source: Source) -> StateDict:
@@ -215,6 +230,10 @@ def _runnable(x: Any, network: str | None) -> torch.nn.Module:
         from planescope.training.networks import load_pretrained
 
         return load_pretrained(x)
+    if _is_keras(x):
+        raise UsageError(
+            f"{x.name}: data go through torch modules, not through Keras models; leave out data"
+        )
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return x

@@ -27,6 +27,9 @@ NAME = "keras"
 CONFIG_BYTES = 1 << 24  # the largest of Keras' own networks take a few MB
 INFLATED_BYTES = 1 << 31
 
+# How weights may be quantised: not at all, or to whole numbers with a scale.
+_MODES = (None, "int8")
+
 _JUDGED = (
     "{} layers stand within classes that are not of Keras, and are judged by the names and shapes "
     "of their variables"
@@ -61,22 +64,36 @@ def read(path: Path) -> Described:
         if config is None:
             config = next(iter(file.texts("", "model_config") or []), None)
         described = [] if config is None else _described(path, config)
-        weights = weights_of(file)
-        owned = {
-            layer.name: replace(variables, name=layer.name)
-            for layer in described
-            if _is_known(layer) and (variables := weights.of(layer))
-        }
-        skipped = list(left_out_layers(file, described, owned, weights))
-        accounted = {variables.group for variables in owned.values()}
-        accounted |= _accounted(described, weights)
-        rest = [variables for variables in weights.layers if variables.group not in accounted]
-        in_order = not (weights.numbered or described)
-        judged = list(_judged_layers(file, rest, in_order=in_order))
-        skipped += _unjudged(file, rest)
-        layers = (*described_layers(file, described, owned), *judged)
-    notes = (_JUDGED.format(len(judged)),) if judged and described else ()
-    return Described(layers=layers, skipped=tuple(skipped), notes=notes)
+        return describe(
+            file, described, weights_of(file), missing="its weights are not in the file"
+        )
+
+
+def describe(
+    file: Hdf5, described: Sequence[ConfigLayer], weights: Weights, *, missing: str
+) -> Described:
+    """Describe the layers of a config with their weights, then those that it does not tell of.
+
+    Parameters
+    ----------
+    missing : str
+        Why a layer of the config that has no weights is left out.
+    """
+    owned = {
+        layer.name: replace(variables, name=layer.name)
+        for layer in described
+        if _is_known(layer) and (variables := weights.of(layer))
+    }
+    skipped = list(_left_out(file, described, owned, weights, missing))
+    accounted = {variables.group for variables in owned.values()} | _accounted(described, weights)
+    rest = [variables for variables in weights.layers if variables.group not in accounted]
+    in_order = not (weights.numbered or described)
+    judged = list(_judged_layers(file, rest, in_order=in_order))
+    return Described(
+        layers=(*described_layers(file, described, owned), *judged),
+        skipped=(*skipped, *_unjudged(file, rest)),
+        notes=(_JUDGED.format(len(judged)),) if judged and described else (),
+    )
 
 
 def _locate(path: Path) -> tuple[Window, str | bytes | None]:
@@ -122,41 +139,32 @@ def _accounted(described: Sequence[ConfigLayer], weights: Weights) -> set[tuple[
     return groups
 
 
-def left_out_layers(
+def _left_out(
     file: Hdf5,
     described: Sequence[ConfigLayer],
     owned: Mapping[str, Variables],
     weights: Weights,
+    missing: str,
 ) -> Iterator[Skipped]:
     """Name the layers of a config that are not measured though they have weights, and say why."""
-    saved = {
-        (layer.path[-1], layer.class_name): layer.name for layer in described if layer.name in owned
-    }
+    saved = {(one.path[-1], one.class_name): one.name for one in described if one.name in owned}
     for layer in described:
-        form, _ = FORMS.get(layer.kind, (None, 0))
-        if form is not None and layer.name in owned:
-            if layer.quantisation not in (None, "int8"):
-                reason = (
-                    f"its weights are quantised ({layer.quantisation}) in a way that is not read"
-                )
-                yield Skipped(name=layer.name, reason=reason)
-            continue
-        if form is not None:
+        reason: str | None = None
+        if layer.kind in FORMS and layer.name in owned:
+            if layer.quantisation not in _MODES:
+                reason = f"its weights are quantised ({layer.quantisation}) in a way not read"
+        elif layer.kind in FORMS:
             other = saved.get((layer.path[-1], layer.class_name))
-            reason = (
-                "its weights are not in the file"
-                if other is None
-                else f"shares its weights with {other}; measured once, there"
-            )
+            shared = f"the weights of {other} under another name; measured once, there"
+            reason = missing if other is None else shared
+        elif layer.is_foreign:
+            held = weights.of(layer)
+            if held is not None and _has_weights(file, held):
+                reason = reason_for_class(layer.class_name)
+        elif any(_has_weights(file, held) for held in weights.within(layer)):
+            reason = reason_for(layer.kind)
+        if reason is not None:
             yield Skipped(name=layer.name, reason=reason)
-            continue
-        held = [weights.of(layer)] if layer.is_foreign else weights.within(layer)
-        if any(_has_weights(file, variables) for variables in held if variables):
-            reason = (
-                reason_for_class(layer.class_name) if layer.is_foreign else reason_for(layer.kind)
-            )
-            if reason is not None:
-                yield Skipped(name=layer.name, reason=reason)
 
 
 def _has_weights(file: Hdf5, variables: Variables) -> bool:
@@ -183,7 +191,7 @@ def described_layers(
         form, rank = FORMS.get(layer.kind, (None, 0))
         variables = owned.get(layer.name)
         # A layer that two models share is saved with the first of them.
-        if form is None or variables is None or layer.quantisation not in (None, "int8"):
+        if form is None or variables is None or layer.quantisation not in _MODES:
             continue
         if layer.quantisation:
             form = Form.DENSE_INT8

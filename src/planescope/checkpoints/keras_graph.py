@@ -227,7 +227,12 @@ def _is_foreign(entry: dict[str, Any]) -> bool:
     names = (str(entry.get("class_name")), str(registered or ""))
     if any(">" in name for name in names):
         return True
-    return bool(module) and not _KERAS.match(str(module))
+    return bool(module) and not is_of_keras(str(module))
+
+
+def is_of_keras(module: str) -> bool:
+    """Tell a module of Keras' own by its name."""
+    return _KERAS.match(module) is not None
 
 
 def _children(model: ConfigLayer) -> Iterator[ConfigLayer]:
