@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
-from planescope.layer import Input
+from planescope.hyperplanes.layer import Input
 
 
 class Role(Enum):

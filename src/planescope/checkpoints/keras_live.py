@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from planescope.checkpoints.keras import describe
-from planescope.checkpoints.keras_graph import ConfigLayer, is_of_keras, trace
-from planescope.checkpoints.keras_variables import Variables, Weights
-from planescope.layer import Described, Tensor
+from planescope.checkpoints.keras.config import ConfigLayer, is_of_keras, trace
+from planescope.checkpoints.keras.model import describe
+from planescope.checkpoints.keras.variables import Variables, Weights
+from planescope.hyperplanes.layer import Described, Tensor
 
 _LIBRARIES = ("keras", "tf_keras")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from planescope.checkpoints.raw import MAX_DIMENSIONS
-from planescope.layer import Array, Tensor
+from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
+from planescope.hyperplanes.layer import Array, Tensor
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planescope.checkpoints import onnx_nodes
+from planescope.checkpoints.onnx import nodes as onnx_nodes
+from planescope.checkpoints.onnx.graph import Graph
+from planescope.checkpoints.onnx.nodes import Name, Node
+from planescope.checkpoints.onnx.tensors import tensor_at
 from planescope.checkpoints.onnx_folding import REARRANGING, fold
-from planescope.checkpoints.onnx_graph import Graph
-from planescope.checkpoints.onnx_nodes import Name, Node
-from planescope.checkpoints.onnx_tensors import tensor_at
 from planescope.checkpoints.protobuf import Span
-from planescope.errors import CheckpointError
-from planescope.layer import Tensor
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Tensor
 
 _MAX_FOLDS = 64  # operators in a row on a constant
 _MAX_PARTS = 4096  # tensors that are read for one, counted each time that they are

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
+from planescope.checkpoints.onnx.nodes import Node, in_memory
+from planescope.checkpoints.onnx.tensors import DTYPES, tensor_at
 from planescope.checkpoints.onnx_arithmetic import FLOATS, mapped, reshaped, rounded, transposed
-from planescope.checkpoints.onnx_nodes import Node, in_memory
 from planescope.checkpoints.onnx_quantised import dequantize, quantize
-from planescope.checkpoints.onnx_tensors import DTYPES, tensor_at
-from planescope.checkpoints.raw import MAX_DIMENSIONS
-from planescope.errors import CheckpointError
-from planescope.layer import Tensor
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Tensor
 
 # Inputs of a node behind the first one.
 _Others = Sequence[Tensor | None]

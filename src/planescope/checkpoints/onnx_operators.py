@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
+from planescope.checkpoints.onnx.graph import Graph
+from planescope.checkpoints.onnx.nodes import Node
 from planescope.checkpoints.onnx_arithmetic import reshaped, transposed
 from planescope.checkpoints.onnx_constants import Constant, Constants, turned
-from planescope.checkpoints.onnx_graph import Graph
-from planescope.checkpoints.onnx_nodes import Node
 from planescope.checkpoints.onnx_quantised import in_blocks
 from planescope.checkpoints.onnx_weights import (
     LeftOutError,
@@ -25,9 +26,8 @@ from planescope.checkpoints.onnx_weights import (
     turned_pair,
 )
 from planescope.checkpoints.onnx_words import WORDS
-from planescope.checkpoints.raw import MAX_DIMENSIONS
-from planescope.checkpoints.state_dict import filters_first
-from planescope.layer import Kind, Tensor, kind_of_convolution
+from planescope.hyperplanes.layer import Kind, Tensor, kind_of_convolution
+from planescope.networks.layers import filters_first
 
 _QUANTISED = Slots(weight=3, scale=4, zero=5, fed_scale=1)
 _NHWC = "com.ms.internal.nhwc"

@@ -8,14 +8,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from planescope.checkpoints.onnx.graph import Graph
+from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx_arithmetic import mapped, reshaped, transposed
 from planescope.checkpoints.onnx_constants import Constant, Constants, turned
-from planescope.checkpoints.onnx_graph import Graph
-from planescope.checkpoints.onnx_nodes import Name, Node
 from planescope.checkpoints.onnx_quantised import scaled
 from planescope.checkpoints.onnx_words import saturates
-from planescope.errors import CheckpointError
-from planescope.layer import Kind, Tensor
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Kind, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+from planescope.checkpoints.onnx.graph import SILENT, Graph
+from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx_constants import Constants
-from planescope.checkpoints.onnx_graph import SILENT, Graph
-from planescope.checkpoints.onnx_nodes import Name, Node
 from planescope.checkpoints.onnx_quantised import INTEGER_RANGES
 from planescope.places import Node as Step
 from planescope.places import Role

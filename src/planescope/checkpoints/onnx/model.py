@@ -1,0 +1,172 @@
+"""ONNX models: a graph that tells each layer's place, its norm and what it reads.
+
+The file is walked in place and no weight is read (the onnx package would hold all of it).
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from planescope.checkpoints.onnx.graph import Graph
+from planescope.checkpoints.onnx.nodes import Node
+from planescope.checkpoints.onnx_arithmetic import mapped
+from planescope.checkpoints.onnx_constants import Constants
+from planescope.checkpoints.onnx_operators import left_out, weights_of
+from planescope.checkpoints.onnx_weights import Weights, channels, operand, readable
+from planescope.checkpoints.onnx_words import steps
+from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Described, Layer, Norm, Skipped, Tensor
+from planescope.places import Position, follow
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from planescope.checkpoints.probe import Probe
+
+NAME = "onnx"
+
+# Fields of a ModelProto, and their wire types.
+_IR_VERSION, _GRAPH, _FUNCTION = 1, 7, 25
+_MODEL = {1: VARINT, 5: VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), BYTES)
+
+# As frameworks name the weights of a module, and what quantisers append to that.
+_WEIGHT_NAME = re.compile(r"(.+)\.weight(_quantized|_DequantizeLinear_Output)?")
+
+
+def recognises(probe: Probe) -> bool:
+    """Whether the file is one message with the fields of an ONNX model, a graph among them.
+
+    A protocol buffer has no magic. One that ends early is taken for a model where it begins as all
+    writers begin them, so that it can be called truncated rather than unknown.
+    """
+    numbers: list[int] = []
+    with WireFile(probe.path) as wire:
+        try:
+            for part in wire.fields(wire.span):
+                if _MODEL.get(part.number, part.wire if numbers else None) != part.wire:
+                    return False
+                numbers.append(part.number)
+        except CheckpointError:
+            return numbers[:1] == [_IR_VERSION]
+    return _GRAPH in numbers
+
+
+def read(path: Path) -> Described:
+    """Describe the layers of a model, in the order of its graph, and what was left out.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or the data of a layer are not where it says.
+    """
+    with WireFile(path) as wire:
+        parts = list(wire.fields(wire.span))
+        graphs = [part.span for part in parts if part.number == _GRAPH]
+        if not graphs:
+            raise CheckpointError(f"{path}: holds no graph; is it an ONNX model?")
+        functions = [part.span for part in parts if part.number == _FUNCTION]
+        graph = Graph(wire, graphs, functions)
+        return _described(graph, Constants(graph))
+
+
+def _described(graph: Graph, constants: Constants) -> Described:
+    found: dict[Node, Weights] = {}
+    skipped: list[Skipped] = []
+    for node in graph.nodes:
+        weights = weights_of(graph, constants, node)
+        if isinstance(weights, Weights):
+            found[node] = weights
+        elif reason := weights or left_out(graph, constants, node):
+            skipped.append(Skipped(name=readable(node), reason=reason))
+    names = _names(found)
+    behind = [part for weights in found.values() for part in weights.parts]
+    nodes, norms = steps(graph, constants, names, set(behind))
+    first = {name: node for node, name in reversed(names.items())}
+    layers = []
+    for name, position in follow(nodes).items():
+        weights = found[first[name]]
+        norm = None
+        if position.norm is not None:
+            norm = _norm(graph, constants, norms[position.norm], weights.weight)
+        layers.append(_layer(name, weights, position, norm))
+    return Described(layers=tuple(layers), skipped=(*skipped, *_shared(found, names)))
+
+
+def _layer(name: str, weights: Weights, position: Position, norm: Norm | None) -> Layer:
+    return Layer(
+        name=name,
+        kind=weights.kind,
+        weight=weights.weight,
+        bias=weights.bias,
+        groups=weights.groups,
+        stage=position.stage,
+        input=position.input,
+        norm=norm,
+    )
+
+
+def _norm(graph: Graph, constants: Constants, node: Node, weight: Tensor) -> Norm | None:
+    """Describe the batch norm that a node is, with a scale behind it that is part of it."""
+    parts = [constants.of(name) for name in node.inputs[1:5]]
+    tensors = [part.tensor for part in parts if part]
+    # The norm of a linear layer over sequences may stand on another axis.
+    if [tensor.shape for tensor in tensors] != [weight.shape[:1]] * 4:
+        return None
+    gamma, beta, mean, variance = tensors
+    value, tail = node.output, channels(weight)
+    # Caffe has the affine part as a layer of its own.
+    if found := operand(graph, constants, value, "Mul", tail):
+        factor, value = found[0], found[1].output
+        gamma, beta = (mapped(operator.mul, part, factor) for part in (gamma, beta))
+    if found := operand(graph, constants, value, "Add", tail):
+        beta = mapped(operator.add, beta, found[0])
+    return Norm(
+        name=(parts[0] and _module(parts[0].names)) or readable(node),
+        gamma=gamma,
+        beta=beta,
+        mean=mean,
+        variance=variance,
+        eps=node.number("epsilon", 1e-5),
+    )
+
+
+def _names(found: Mapping[Node, Weights]) -> dict[Node, str]:
+    """Name each layer; nodes with the same weights are one layer, and have one name."""
+    taken: Counter[str] = Counter()
+    of_root: dict[object, str] = {}
+    names = {}
+    for node, weights in found.items():
+        if weights.root not in of_root:
+            wanted = _module(weights.names) or readable(node)
+            name = wanted
+            while taken[name]:
+                taken[wanted] += 1
+                name = f"{wanted}_{taken[wanted]}"
+            taken[name] = 1
+            of_root[weights.root] = name
+        names[node] = of_root[weights.root]
+    return names
+
+
+def _shared(found: Mapping[Node, Weights], names: Mapping[Node, str]) -> Iterator[Skipped]:
+    """Tell the other names of layers whose weights are used several times."""
+    told, used = set(names.values()), set()
+    for node, weights in found.items():
+        name = names[node]
+        for other in (_module(weights.names), readable(node)) if name in used else ():
+            if other is not None and other not in told:
+                told.add(other)
+                reason = f"the weights of {name} under another name; measured once, there"
+                yield Skipped(name=other, reason=reason)
+        used.add(name)
+
+
+def _module(names: Iterable[str]) -> str | None:
+    """Name of the module that weights belong to, where one of their names tells."""
+    matches = (_WEIGHT_NAME.fullmatch(name) for name in names)
+    return next((match[1] for match in matches if match), None)

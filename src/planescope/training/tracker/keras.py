@@ -1,0 +1,67 @@
+"""`Tracker` as a callback of Keras 3, and the layers of a live Keras model."""
+
+# ruff: noqa: ARG002 - Keras gives these arguments, wanted or not
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from planescope.checkpoints.keras_live import read_model
+from planescope.files.errors import MissingDependencyError
+from planescope.measurement.measure import Found, select
+from planescope.measurement.record import Source
+from planescope.training.tracker.live import Choice, Live
+
+if TYPE_CHECKING:
+    from planescope.training.tracker.tracker import Tracker
+
+
+def callback(tracker: Tracker, choice: Choice, /) -> Any:
+    """Callback that measures the model which it is given to; its statistics join the logs.
+
+    Raises
+    ------
+    MissingDependencyError
+        If keras is not installed.
+    """
+    try:
+        import keras
+    except ModuleNotFoundError as exc:
+        if exc.name != "keras":
+            raise
+        raise MissingDependencyError("a callback for Keras needs it: pip install keras") from exc
+
+    class TrackerCallback(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_begin(self, logs: Any = None) -> None:
+            self._network = _live(self.model, choice)
+            self._step, self._epoch = int(self.model.optimizer.iterations), 0
+            self._measure()
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self._step += 1
+            if tracker.every != "epoch" and self._step % int(tracker.every) == 0:
+                self._measure()
+
+        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+            self._epoch = epoch + 1
+            if tracker.every == "epoch":
+                self._measure()
+            if logs is not None:
+                logs.update(tracker.metrics())
+
+        def on_train_end(self, logs: Any = None) -> None:
+            self._measure()
+
+        def _measure(self) -> None:
+            _ = self.model  # with JAX, to look at it is what brings the variables up to date
+            tracker.keep(self._network, self._step, self._epoch)
+
+    return TrackerCallback()
+
+
+def _live(model: Any, choice: Choice) -> Live:
+    source = Source(path=model.name, format="keras model", bytes=None)
+    read = read_model(model)
+    layers, skipped = select(Found(source=source, layers=read.layers), choice.kinds, choice.pattern)
+    left_out = (*skipped, *read.skipped)
+    found = Found(source=source, layers=tuple(layers), skipped=left_out, notes=read.notes)
+    return Live(found.layers, found, (), {})
