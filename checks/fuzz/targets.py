@@ -39,7 +39,7 @@ def _checkpoint(folder: Path, case: int, _: Collection[str]) -> None:
     if isinstance(contents, StateDict):
         tensors = list(contents.tensors.values())
     else:
-        tensors = [tensor for layer in contents for tensor in _tensors(layer)]
+        tensors = [tensor for layer in contents.layers for tensor in _tensors(layer)]
     for tensor in tensors:
         if tensor.read().shape != tensor.shape:
             raise AssertionError(f"a tensor is not of the shape {tensor.shape} that it claims")

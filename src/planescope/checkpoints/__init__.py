@@ -4,9 +4,9 @@ A format is a module with three names:
 
     NAME            what `source.format` says of a file of this kind
     recognises      (Probe) -> bool: is this file of that format? By content, never by its name
-    read            (Path) -> StateDict or list[Layer]: describe the file; read no weights yet
+    read            (Path) -> StateDict or Described: describe the file; read no weights yet
 
-A format that knows its layers (a graph) gives them; one that holds named tensors gives a
+A format that knows its layers (a graph) gives those, and what it leaves out; one that holds named tensors gives a
 `StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name of the new
 module in `FORMATS`.
 """
@@ -18,13 +18,21 @@ from pathlib import Path
 
 from planescope.checkpoints.probe import Probe, probe
 from planescope.files.errors import CheckpointError
-from planescope.hyperplanes.layer import Layer, StateDict
+from planescope.hyperplanes.layer import Described, StateDict
 
 # In the order in which a file is tried: cheap and certain tests first.
-FORMATS = ("safetensors", "torch_zip", "torch_stream", "npz", "keras", "sharded", "onnx")
+FORMATS = (
+    "safetensors",
+    "torch.zip",
+    "torch.stream",
+    "arrays.npz",
+    "keras.model",
+    "sharded",
+    "onnx.model",
+)
 
 
-def read_contents(path: Path, /) -> tuple[str, StateDict | list[Layer]]:
+def read_contents(path: Path, /) -> tuple[str, StateDict | Described]:
     """Name of a file's format, and what it holds; no weights are read yet.
 
     Raises

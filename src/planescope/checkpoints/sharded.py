@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path, PureWindowsPath
 
-from planescope.checkpoints.arrays.raw import read_exactly
 from planescope.checkpoints.probe import Probe, probe
 from planescope.checkpoints.safetensors import parse_object
 from planescope.files.errors import CheckpointError
-from planescope.files.reading import open_binary
+from planescope.files.reading import open_binary, read_exactly
 from planescope.hyperplanes.layer import StateDict, Tensor
 
 NAME = "sharded"
@@ -113,7 +112,7 @@ def _read_shard(index: Path, name: str) -> StateDict:
             "whole model"
         )
     # An index that names an index, perhaps itself, would never end.
-    contents = [] if recognises(probe(path)) else read_contents(path)[1]
+    contents = None if recognises(probe(path)) else read_contents(path)[1]
     if not isinstance(contents, StateDict):
         raise CheckpointError(
             f"{index}: its shard {name[:200]} holds no named tensors; get it again"

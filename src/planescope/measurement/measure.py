@@ -153,8 +153,6 @@ def find(
         As `measure`.
     """
     source, contents = _contents(x)
-    if isinstance(contents, list):
-        contents = Described(layers=tuple(contents))
     if isinstance(contents, Described):
         if network is not None:
             raise UsageError(
@@ -172,7 +170,7 @@ def find(
     return Found(source=source, layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
 
 
-def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
+def _contents(x: Any) -> tuple[Source, StateDict | Described]:
     if isinstance(x, (str, os.PathLike)):
         name = os.fspath(x)
         if name.startswith(LIBRARIES):
@@ -184,7 +182,7 @@ def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
         return Source(path=name, format=form, bytes=_bytes(path, form)), contents
     # On one of its backends a Keras model is a torch module too.
     if _is_keras(x):
-        from planescope.checkpoints.keras_live import read_model
+        from planescope.checkpoints.keras.live import read_model
 
         return Source(path=x.name, format="keras model", bytes=None), read_model(x)
     torch = sys.modules.get("torch")
@@ -204,7 +202,7 @@ def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
 def _is_keras(x: Any) -> bool:
     if sys.modules.keys().isdisjoint(("keras", "tf_keras")):
         return False
-    from planescope.checkpoints.keras_live import is_model
+    from planescope.checkpoints.keras.live import is_model
 
     return is_model(x)
 

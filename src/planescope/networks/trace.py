@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from planescope.hyperplanes.layer import Kind, Place, kind_of_convolution
-from planescope.places import Node, Position, Role, follow
+from planescope.networks.places import Node, Position, Role, follow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from planescope import places
 from planescope.hyperplanes.layer import Input
-from planescope.places import Node, Role, follow
+from planescope.networks import places
+from planescope.networks.places import Node, Role, follow
 
 # A model called twice within a model called twice, and so on, doubles each time.
 MAX_CALLS = 20_000
@@ -57,7 +57,7 @@ _WRAPPER = re.compile(r"TimeDistributed|SpectralNormalization")
 _LAYER = re.compile(r"(Depthwise|Separable)?Conv[123]D(Transpose)?|Dense|EinsumDense")
 _DOWNSAMPLING = re.compile(r"(Max|Average)Pooling[123]D|(Depthwise|Separable)?Conv[123]D")
 
-# Classes of layers, and of operations between them, in the words of `planescope.places`.
+# Classes of layers, and of operations between them, in the words of `planescope.networks.places`.
 _WORDS = (
     (Role.NORM, _NORM.pattern),
     (Role.LAYER, _LAYER.pattern),

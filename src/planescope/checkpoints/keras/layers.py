@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Tensor, kind_of_convolution
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from planescope.checkpoints.hdf5 import Hdf5
     from planescope.checkpoints.keras.variables import Variables
 
@@ -99,9 +99,8 @@ def _updated(kernel: Tensor, one: Tensor, other: Tensor, *, factor: float) -> Te
     """Add the update of low rank to a kernel."""
 
     def read() -> np.ndarray:
-        import numpy as np
-
-        return kernel.read() + np.float32(factor) * np.matmul(one.read(), other.read())
+        stored: np.ndarray = kernel.read()
+        return np.asarray(stored + np.float32(factor) * np.matmul(one.read(), other.read()))
 
     fits = (*one.shape[:-1], *other.shape[1:]) == kernel.shape and one.shape[-1:] == other.shape[:1]
     # A shape of no kernel: the caller refuses it with what the file holds.
@@ -126,7 +125,8 @@ def _dense_int8(file: Hdf5, variables: Variables) -> list[Layer]:
 
     def read() -> np.ndarray:
         factors: np.ndarray = scale.read()
-        return (kernel.read().astype(factors.dtype) / factors).T
+        steps: np.ndarray = kernel.read()
+        return np.asarray(steps.astype(factors.dtype) / factors).T
 
     weight = Tensor(kernel.shape[::-1], scale.dtype, read)
     return [Layer(name=variables.name, kind=Kind.LINEAR, weight=weight, bias=bias)]
@@ -157,8 +157,6 @@ def _filters_first(kernel: Tensor, form: Form) -> Tensor:
     }.get(form, (second, first, *extents))
 
     def read() -> np.ndarray:
-        import numpy as np
-
         stored: np.ndarray = kernel.read()
         return np.moveaxis(stored, axes, (0, 1)).reshape(shape)
 

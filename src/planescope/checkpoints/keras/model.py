@@ -15,8 +15,8 @@ from planescope.checkpoints.hdf5 import BLOCKS, Hdf5, Window
 from planescope.checkpoints.hdf5_bytes import MAGIC
 from planescope.checkpoints.keras.config import ConfigLayer, Position, trace
 from planescope.checkpoints.keras.layers import DEFAULT_EPS, FORMS, Form, layers_of, norm_of
+from planescope.checkpoints.keras.left_out import reason_for, reason_for_class, reason_for_names
 from planescope.checkpoints.keras.variables import Variables, Weights, weights_of
-from planescope.checkpoints.keras_left_out import reason_for, reason_for_class, reason_for_names
 from planescope.checkpoints.probe import Probe, probe
 from planescope.files.errors import CheckpointError
 from planescope.files.zips import Archive

@@ -11,17 +11,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from planescope.checkpoints.onnx.arithmetic import mapped
+from planescope.checkpoints.onnx.constants import Constants
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Node
-from planescope.checkpoints.onnx_arithmetic import mapped
-from planescope.checkpoints.onnx_constants import Constants
-from planescope.checkpoints.onnx_operators import left_out, weights_of
-from planescope.checkpoints.onnx_weights import Weights, channels, operand, readable
-from planescope.checkpoints.onnx_words import steps
+from planescope.checkpoints.onnx.operators import left_out, weights_of
+from planescope.checkpoints.onnx.weights import Weights, channels, operand, readable
+from planescope.checkpoints.onnx.words import steps
 from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Layer, Norm, Skipped, Tensor
-from planescope.places import Position, follow
+from planescope.networks.places import Position, follow
 
 if TYPE_CHECKING:
     from pathlib import Path

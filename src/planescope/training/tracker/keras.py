@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from planescope.checkpoints.keras_live import read_model
+from planescope.checkpoints.keras.live import read_model
 from planescope.files.errors import MissingDependencyError
 from planescope.measurement.measure import Found, select
 from planescope.measurement.record import Source
@@ -30,7 +30,7 @@ def callback(tracker: Tracker, choice: Choice, /) -> Any:
             raise
         raise MissingDependencyError("a callback for Keras needs it: pip install keras") from exc
 
-    class TrackerCallback(keras.callbacks.Callback):  # type: ignore[misc]
+    class TrackerCallback(keras.callbacks.Callback):
         def on_train_begin(self, logs: Any = None) -> None:
             self._network = _live(self.model, choice)
             self._step, self._epoch = int(self.model.optimizer.iterations), 0

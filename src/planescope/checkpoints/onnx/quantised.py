@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from planescope.checkpoints.onnx.arithmetic import FLOATS, mapped, rounded
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.checkpoints.onnx.tensors import DTYPES
-from planescope.checkpoints.onnx_arithmetic import FLOATS, mapped, rounded
 from planescope.hyperplanes.layer import Tensor
 
 # Least and greatest of the integers that weights are quantised to.

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planescope.checkpoints.onnx import nodes as onnx_nodes
+from planescope.checkpoints.onnx import nodes
+from planescope.checkpoints.onnx.folding import REARRANGING, fold
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.tensors import tensor_at
-from planescope.checkpoints.onnx_folding import REARRANGING, fold
 from planescope.checkpoints.protobuf import Span
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Tensor
@@ -134,7 +134,7 @@ class Constants:
     def _constant(self, node: Node, name: str) -> Constant | None:
         for field in node.sparse_tensors("sparse_value"):
             return self._sparse(field, name)
-        tensor = onnx_nodes.constant(node)
+        tensor = nodes.constant(node)
         if tensor is None:
             return None
         (root, *_) = node.spans().values()

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
+from planescope.checkpoints.onnx.arithmetic import reshaped, transposed
+from planescope.checkpoints.onnx.constants import Constant, Constants, turned
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Node
-from planescope.checkpoints.onnx_arithmetic import reshaped, transposed
-from planescope.checkpoints.onnx_constants import Constant, Constants, turned
-from planescope.checkpoints.onnx_quantised import in_blocks
-from planescope.checkpoints.onnx_weights import (
+from planescope.checkpoints.onnx.quantised import in_blocks
+from planescope.checkpoints.onnx.weights import (
     LeftOutError,
     Operands,
     Slots,
@@ -25,7 +25,7 @@ from planescope.checkpoints.onnx_weights import (
     finished,
     turned_pair,
 )
-from planescope.checkpoints.onnx_words import WORDS
+from planescope.checkpoints.onnx.words import WORDS
 from planescope.hyperplanes.layer import Kind, Tensor, kind_of_convolution
 from planescope.networks.layers import filters_first
 

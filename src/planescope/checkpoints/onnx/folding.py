@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
+from planescope.checkpoints.onnx.arithmetic import FLOATS, mapped, reshaped, rounded, transposed
 from planescope.checkpoints.onnx.nodes import Node, in_memory
+from planescope.checkpoints.onnx.quantised import dequantize, quantize
 from planescope.checkpoints.onnx.tensors import DTYPES, tensor_at
-from planescope.checkpoints.onnx_arithmetic import FLOATS, mapped, reshaped, rounded, transposed
-from planescope.checkpoints.onnx_quantised import dequantize, quantize
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Tensor
 

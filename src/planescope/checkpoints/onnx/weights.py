@@ -8,12 +8,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from planescope.checkpoints.onnx.arithmetic import mapped, reshaped, transposed
+from planescope.checkpoints.onnx.constants import Constant, Constants, turned
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
-from planescope.checkpoints.onnx_arithmetic import mapped, reshaped, transposed
-from planescope.checkpoints.onnx_constants import Constant, Constants, turned
-from planescope.checkpoints.onnx_quantised import scaled
-from planescope.checkpoints.onnx_words import saturates
+from planescope.checkpoints.onnx.quantised import scaled
+from planescope.checkpoints.onnx.words import saturates
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Kind, Tensor
 
@@ -62,8 +62,8 @@ class LeftOutError(Exception):
 
 # How exporters end the name of a node, and what quantisers append to that.
 _OPERATOR_NAME = re.compile(
-    r"(Conv|ConvTranspose|DeformConv|Einsum|GRU|Gemm|LSTM|MatMul|RNN|BatchNormalization)"
-    r"(_\d+)?(_quant)?(/.*)?$"
+    r"(Conv|ConvTranspose|Conv[123]D|DepthwiseConv\w*|DeformConv|Einsum|GRU|Gemm|LSTM|MatMul|RNN"
+    r"|BatchNormalization)(_\d+)?(_quant)?$"
 )
 
 _ROUNDING = ("DequantizeLinear", "QuantizeLinear")

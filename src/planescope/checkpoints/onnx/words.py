@@ -1,16 +1,16 @@
-"""Operators of ONNX, and of onnxruntime's own, in the words of `planescope.places`."""
+"""Operators of ONNX, and of onnxruntime's own, in the words of `planescope.networks.places`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
 
+from planescope.checkpoints.onnx.constants import Constants
 from planescope.checkpoints.onnx.graph import SILENT, Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
-from planescope.checkpoints.onnx_constants import Constants
-from planescope.checkpoints.onnx_quantised import INTEGER_RANGES
-from planescope.places import Node as Step
-from planescope.places import Role
+from planescope.checkpoints.onnx.quantised import INTEGER_RANGES
+from planescope.networks.places import Node as Step
+from planescope.networks.places import Role
 
 _WORDS = {
     Role.IDENTITY: SILENT,
