@@ -6,9 +6,9 @@ A format is a module with three names:
     recognises      (Probe) -> bool: is this file of that format? By content, never by its name
     read            (Path) -> StateDict or Described: describe the file; read no weights yet
 
-A format that knows its layers (a graph) gives those, and what it leaves out; one that holds named tensors gives a
-`StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name of the new
-module in `FORMATS`.
+A format that knows its layers (a graph) gives those, and what it leaves out; one that holds named
+tensors gives a `StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name
+of the new module in `FORMATS`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
-from planescope.hyperplanes.layer import Described, Kind, Layer, Skipped, StateDict, View
+from planescope.hyperplanes.layer import (
+    Described,
+    Kind,
+    Layer,
+    Skipped,
+    StateDict,
+    Structure,
+    View,
+)
 from planescope.measurement.assemble import Observed, measure_layers
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.layers import find_layers
@@ -59,7 +67,7 @@ def measure(
     kinds: Iterable[Kind | str] | str = DEFAULT_KINDS,
     layers: str | None = None,
     transposed: str | None = None,
-    network: str | None = None,
+    network: str | Structure | None = None,
     init: Any = None,
     data: str | Iterable[Any] | None = None,
     data_path: str | os.PathLike[str] | None = None,
@@ -84,10 +92,10 @@ def measure(
     transposed : str, optional
         Regular expression of the layers that are transposed convolutions, where only a state dict
         is known.
-    network : str, optional
+    network : str or Structure, optional
         One of the paper's networks (``lenet``, ``vgg16_bn``, ...), or with torch any that
         `planescope.networks.build.build` takes; it then tells stages, inputs and norms of a
-        state dict.
+        state dict. Or what a run recorded of them, `planescope.training.run.Run.structure`.
     init : same as `x`, optional
         The network at initialisation; gives the distances `l2` and `linf`.
     data : str or iterable, optional
@@ -143,7 +151,7 @@ def measure(
 
 
 def find(
-    x: Any, /, *, transposed: re.Pattern[str] | None = None, network: str | None = None
+    x: Any, /, *, transposed: re.Pattern[str] | None = None, network: str | Structure | None = None
 ) -> Found:
     """Find the layers of whatever `measure` takes; their weights stay unread.
 
@@ -207,8 +215,10 @@ def _is_keras(x: Any) -> bool:
     return is_model(x)
 
 
-def _placed(network: str, state: StateDict, source: Source) -> StateDict:
+def _placed(network: str | Structure, state: StateDict, source: Source) -> StateDict:
     """The state dict with what the network tells of each layer's place."""
+    if isinstance(network, Structure):
+        return _as_recorded(network, state, source)
     try:
         if ":" not in network:
             from planescope.networks import paper as networks
@@ -222,7 +232,36 @@ def _placed(network: str, state: StateDict, source: Source) -> StateDict:
         raise CheckpointError(f"{source.path}: {exc}") from exc
 
 
-def _runnable(x: Any, network: str | None) -> torch.nn.Module:
+def _as_recorded(structure: Structure, state: StateDict, source: Source) -> StateDict:
+    """The state dict with what was recorded when its network was built; nothing else is guessed."""
+    tensors = dict(state.tensors)
+    if not structure.known:  # nothing is known: names would pair norms, and names may deceive
+        tensors = {
+            k: v for k, v in tensors.items() if not k.endswith(("running_mean", "moving_mean"))
+        }
+        return replace(state, tensors=tensors, in_order=False, note=structure.note)
+    for name, place in structure.places.items():
+        tensor = tensors.get(f"{name}.weight", tensors.get(name))
+        rank = 0 if tensor is None else len(tensor.shape)
+        if rank and (rank < 2 or (place.kind is Kind.LINEAR) != (rank == 2)):
+            raise CheckpointError(
+                f"{source.path}: {name} is no {_NAMED[place.kind]} there, as network.json of its "
+                "run has it; do they belong together?"
+            )
+        if place.groups is not None and place.groups < 1:
+            raise CheckpointError(f"{source.path}: network.json of its run gives {name} no groups")
+    ordered = [name for name in structure.names if name in tensors]
+    ordered += [name for name in tensors if name not in set(structure.names)]
+    return replace(
+        state,
+        tensors={name: tensors[name] for name in ordered},
+        places=structure.places,
+        in_order=True,
+        note=structure.note,
+    )
+
+
+def _runnable(x: Any, network: str | Structure | None) -> torch.nn.Module:
     """The network as a module that data can go through."""
     if isinstance(x, str) and x.startswith(LIBRARIES):
         from planescope.networks.build import load_pretrained
@@ -236,7 +275,7 @@ def _runnable(x: Any, network: str | None) -> torch.nn.Module:
     if torch is not None and isinstance(x, torch.nn.Module):
         return x
     source, contents = _contents(x)
-    if network is None or not isinstance(contents, StateDict):
+    if not isinstance(network, str) or not isinstance(contents, StateDict):
         raise UsageError(
             f"{source.path}: data go through a network, not through a file; say which by --network"
         )
