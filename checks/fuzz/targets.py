@@ -141,17 +141,26 @@ def _cifar(folder: Path, *_: object) -> None:
 def preload() -> None:
     """Import what reading may import: what a file then has imported is too much."""
     for package in (checkpoints, encodings):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             # Of other systems.
             if not module.name.endswith(("mbcs", "oem")):
                 importlib.import_module(module.name)
     # A result that begins as Parquet does is read as that.
-    for name in ("ml_dtypes", "numpy.ma", "numpy.lib.stride_tricks", "pyarrow.parquet", "yaml"):
+    for name in (
+        "ml_dtypes",
+        "numpy.ma",
+        "numpy.lib.stride_tricks",
+        "pyarrow.parquet",
+        "tflite",
+        "yaml",
+        "google_crc32c",
+    ):
         importlib.import_module(name)
 
 
 _CHECKPOINTS = (
     "safetensors", "torch-zip", "torch-stream", "npz", "onnx", "keras", "hdf5", "sharded",
+    "tensorflow-graph", "tensorflow-checkpoint", "saved-model", "tflite", "tfjs",
 )  # fmt: skip
 
 TARGETS: dict[str, Read] = {

@@ -6,6 +6,8 @@ A format is a module with three names:
     recognises      (Probe) -> bool: is this file of that format? By content, never by its name
     read            (Path) -> StateDict or Described: describe the file; read no weights yet
 
+One whose models are several files has `files` besides: (Path) -> all files that make the model.
+
 A format that knows its layers (a graph) gives those, and what it leaves out; one that holds named
 tensors gives a `StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name
 of the new module in `FORMATS`.
@@ -28,7 +30,12 @@ FORMATS = (
     "arrays.npz",
     "keras.model",
     "sharded",
+    "tflite.model",
+    "tfjs",
+    "tensorflow.saved_model",
+    "tensorflow.checkpoint",
     "onnx.model",
+    "tensorflow.frozen",
 )
 
 
@@ -48,8 +55,17 @@ def read_contents(path: Path, /) -> tuple[str, StateDict | Described]:
     raise CheckpointError(f"{path}: {_what_it_is(look)}")
 
 
+def files(path: Path, form: str, /) -> list[Path]:
+    """List the files that make the model at `path`, which is of the format named `form`."""
+    for name in FORMATS:
+        module = import_module(f"planescope.checkpoints.{name}")
+        if form == module.NAME:
+            return list(module.files(path)) if hasattr(module, "files") else [path]
+    return [path]
+
+
 def _what_it_is(look: Probe) -> str:
-    known = "safetensors, PyTorch, ONNX, Keras and NumPy .npz files can be measured"
+    known = "safetensors, PyTorch, ONNX, Keras, TensorFlow and NumPy .npz files can be measured"
     if not look.size:
         return "the file is empty; is the download complete?"
     if look.head.startswith(b"version https://git-lfs"):

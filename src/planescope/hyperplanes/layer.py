@@ -179,6 +179,8 @@ class StateDict:
         Where in the file the state dict was found (``"model_state_dict"``); "" for all of it.
     note : str
         What a reader of the result should know, such as why no graph could be traced; else "".
+    skipped : tuple of Skipped
+        What looks like a layer, and whoever read the file knows that it is none.
     """
 
     tensors: Mapping[str, Tensor]
@@ -186,6 +188,7 @@ class StateDict:
     in_order: bool = True
     entry: str = ""
     note: str = ""
+    skipped: tuple[Skipped, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,18 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from planescope.checkpoints import read_contents
+from planescope.checkpoints import files, read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
-from planescope.hyperplanes.layer import (
-    Described,
-    Kind,
-    Layer,
-    Skipped,
-    StateDict,
-    Structure,
-    View,
-)
+from planescope.hyperplanes.layer import Described, Kind, Layer, Skipped, StateDict, Structure, View
 from planescope.measurement.assemble import Observed, measure_layers
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.layers import find_layers
@@ -175,6 +167,7 @@ def find(
     notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
     if contents.note:
         notes.append(contents.note)
+    skipped = [*contents.skipped, *skipped]
     return Found(source=source, layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
 
 
@@ -311,11 +304,7 @@ def _module_contents(module: torch.nn.Module, name: str) -> tuple[Source, StateD
 
 
 def _bytes(path: Path, form: str) -> int:
-    if form != "sharded":
-        return path.stat().st_size
-    from planescope.checkpoints.sharded import files
-
-    return sum(file.stat().st_size for file in files(path))
+    return sum(file.stat().st_size for file in files(path, form))
 
 
 def select(

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Tensor, kind_of_convolution
 
 if TYPE_CHECKING:
-    from planescope.checkpoints.hdf5 import Hdf5
     from planescope.checkpoints.keras.variables import Variables
 
 _LORA = ("lora_kernel_a", "lora_kernel_b")
 
 DEFAULT_EPS = 1e-3  # of Keras' batch norm
+
+
+class Arrays(Protocol):
+    """A file of named arrays."""
+
+    path: Path
+
+    def tensor(self, key: str, /) -> Tensor:
+        """Describe the array of a name."""
 
 
 class Form(Enum):
@@ -41,7 +50,7 @@ FORMS = {
 
 
 def layers_of(
-    file: Hdf5,
+    file: Arrays,
     variables: Variables,
     form: Form,
     rank: int,
@@ -107,7 +116,7 @@ def _updated(kernel: Tensor, one: Tensor, other: Tensor, *, factor: float) -> Te
     return Tensor(kernel.shape, kernel.dtype, read) if fits else Tensor((), kernel.dtype, read)
 
 
-def _dense_int8(file: Hdf5, variables: Variables) -> list[Layer]:
+def _dense_int8(file: Arrays, variables: Variables) -> list[Layer]:
     """Describe a dense layer as Keras quantises it: kernel, bias if there is one, and scale."""
     numbered = len(variables.keys) > 2
     keys = variables.named(
@@ -164,7 +173,7 @@ def _filters_first(kernel: Tensor, form: Form) -> Tensor:
 
 
 def norm_of(
-    file: Hdf5, name: str, keys: Mapping[str, str], width: int, eps: float = DEFAULT_EPS
+    file: Arrays, name: str, keys: Mapping[str, str], width: int, eps: float = DEFAULT_EPS
 ) -> Norm | None:
     """Describe a batch norm; None unless `keys` are the variables of one over `width` channels."""
     parts = ("gamma", "beta", "moving_mean", "moving_variance")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +61,7 @@ def read_model(model: Any, /) -> Described:
         dtype = getattr(held.dtype, "name", str(held.dtype)).removeprefix("torch.")
         return Tensor(tuple(held.shape), dtype, lambda: _on_host(_held(*layer, variable)))
 
-    file: Any = SimpleNamespace(tensor=tensor, window=SimpleNamespace(path=model.name))
+    file = SimpleNamespace(tensor=tensor, path=Path(model.name))
     layers = [layer for layer, _ in [*found, *inner]]
     weights = Weights(layers=[held for held in variables if held.keys], numbered=True)
     return describe(file, layers, weights, missing="it has no weights yet")

@@ -14,7 +14,7 @@ from pathlib import Path
 from planescope.checkpoints.hdf5 import BLOCKS, Hdf5, Window
 from planescope.checkpoints.hdf5_bytes import MAGIC
 from planescope.checkpoints.keras.config import ConfigLayer, Position, trace
-from planescope.checkpoints.keras.layers import DEFAULT_EPS, FORMS, Form, layers_of, norm_of
+from planescope.checkpoints.keras.layers import DEFAULT_EPS, FORMS, Arrays, Form, layers_of, norm_of
 from planescope.checkpoints.keras.left_out import reason_for, reason_for_class, reason_for_names
 from planescope.checkpoints.keras.variables import Variables, Weights, weights_of
 from planescope.checkpoints.probe import Probe, probe
@@ -70,7 +70,7 @@ def read(path: Path) -> Described:
 
 
 def describe(
-    file: Hdf5, described: Sequence[ConfigLayer], weights: Weights, *, missing: str
+    file: Arrays, described: Sequence[ConfigLayer], weights: Weights, *, missing: str
 ) -> Described:
     """Describe the layers of a config with their weights, then those that it does not tell of.
 
@@ -140,7 +140,7 @@ def _accounted(described: Sequence[ConfigLayer], weights: Weights) -> set[tuple[
 
 
 def _left_out(
-    file: Hdf5,
+    file: Arrays,
     described: Sequence[ConfigLayer],
     owned: Mapping[str, Variables],
     weights: Weights,
@@ -167,12 +167,12 @@ def _left_out(
             yield Skipped(name=layer.name, reason=reason)
 
 
-def _has_weights(file: Hdf5, variables: Variables) -> bool:
+def _has_weights(file: Arrays, variables: Variables) -> bool:
     shapes = (file.tensor(key).shape for key in variables.keys.values())
     return any(sum(extent > 1 for extent in shape) > 1 for shape in shapes)
 
 
-def _unjudged(file: Hdf5, rest: Sequence[Variables]) -> Iterator[Skipped]:
+def _unjudged(file: Arrays, rest: Sequence[Variables]) -> Iterator[Skipped]:
     """Name what no config describes and names and shapes do not tell."""
     for variables in rest:
         if _has_weights(file, variables) and not _judged(file, variables):
@@ -183,7 +183,7 @@ def _unjudged(file: Hdf5, rest: Sequence[Variables]) -> Iterator[Skipped]:
 
 
 def described_layers(
-    file: Hdf5, described: Sequence[ConfigLayer], owned: Mapping[str, Variables]
+    file: Arrays, described: Sequence[ConfigLayer], owned: Mapping[str, Variables]
 ) -> Iterator[Layer]:
     """Give the layers that the config tells, each in its place."""
     by_name = {layer.name: layer for layer in described}
@@ -207,7 +207,7 @@ def described_layers(
         if not layers:
             stored = {file.tensor(key).dtype for key in variables.keys.values()}
             raise CheckpointError(
-                f"{file.window.path}: the config calls {layer.name!r} a {layer.class_name}, but "
+                f"{file.path}: the config calls {layer.name!r} a {layer.class_name}, but "
                 f"{', '.join(variables.keys.values())}, of {' and '.join(sorted(stored))}, cannot "
                 "be its weights; save the model again, in floating point"
             )
@@ -227,7 +227,9 @@ def _placed(layers: Sequence[Layer], position: Position) -> list[Layer]:
     return placed
 
 
-def _described_norm(file: Hdf5, norm: ConfigLayer, variables: Variables, width: int) -> Norm | None:
+def _described_norm(
+    file: Arrays, norm: ConfigLayer, variables: Variables, width: int
+) -> Norm | None:
     affine = (("gamma", "scale"), ("beta", "center"))
     names = [name for name, option in affine if norm.options.get(option, True)]
     keys = variables.named([*names, "moving_mean", "moving_variance"])
@@ -235,7 +237,7 @@ def _described_norm(file: Hdf5, norm: ConfigLayer, variables: Variables, width: 
     return norm_of(file, norm.name, keys, width, eps if isinstance(eps, float) else DEFAULT_EPS)
 
 
-def _judged_layers(file: Hdf5, rest: Sequence[Variables], *, in_order: bool) -> Iterator[Layer]:
+def _judged_layers(file: Arrays, rest: Sequence[Variables], *, in_order: bool) -> Iterator[Layer]:
     """Give the layers that names and shapes tell; with norms, if the file keeps an order."""
     for index, variables in enumerate(rest):
         layers = _judged(file, variables)
@@ -248,7 +250,7 @@ def _judged_layers(file: Hdf5, rest: Sequence[Variables], *, in_order: bool) -> 
         yield from layers
 
 
-def _judged(file: Hdf5, variables: Variables) -> list[Layer]:
+def _judged(file: Arrays, variables: Variables) -> list[Layer]:
     """Describe a layer by what Keras calls it, else by its variables; [] if it is none of ours."""
     for name in (variables.group[-1], variables.name.rpartition(".")[2]):
         stem = re.sub(r"_\d+$", "", name)
@@ -259,7 +261,7 @@ def _judged(file: Hdf5, variables: Variables) -> list[Layer]:
     return _judged_by_shape(file, variables)
 
 
-def _judged_by_shape(file: Hdf5, variables: Variables) -> list[Layer]:
+def _judged_by_shape(file: Arrays, variables: Variables) -> list[Layer]:
     keys = variables.keys
     for kernel, form in _TELLING_KERNELS.items():
         if kernel in keys:
