@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from planescope.checkpoints import files, read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
+from planescope.files.reading import size_of
 from planescope.hyperplanes.layer import Described, Kind, Layer, Skipped, StateDict, Structure, View
 from planescope.measurement.assemble import Observed, measure_layers
 from planescope.measurement.record import Measurement, Source
@@ -180,6 +181,10 @@ def _contents(x: Any) -> tuple[Source, StateDict | Described]:
             return _module_contents(load_pretrained(name), name)
         path = locate(name)
         form, contents = read_contents(path)
+        if name.startswith(("https://", "http://")):
+            from planescope.checkpoints.ranges import public_name
+
+            name = public_name(name)
         return Source(path=name, format=form, bytes=_bytes(path, form)), contents
     # On one of its backends a Keras model is a torch module too.
     if _is_keras(x):
@@ -304,7 +309,7 @@ def _module_contents(module: torch.nn.Module, name: str) -> tuple[Source, StateD
 
 
 def _bytes(path: Path, form: str) -> int:
-    return sum(file.stat().st_size for file in files(path, form))
+    return sum(size_of(file) for file in files(path, form))
 
 
 def select(
