@@ -105,6 +105,9 @@ def weights_of(graph: Graph, constants: Constants, node: Node) -> Weights | str 
     reader = _READERS.get(node.op)
     if reader is None:
         return None
+    is_convolution = node.op in _CONVOLUTIONS or node.op in _TRANSPOSED
+    if not is_convolution and graph.dynamic.isdisjoint(node.inputs):
+        return None  # of constants alone: a weight in the making
     try:
         return reader(Operands(graph, constants, node))
     except LeftOutError as exc:
@@ -173,9 +176,8 @@ def _transposed_convolution(given: Operands) -> Weights:
 
 def _gemm(given: Operands) -> Weights | None:
     node, slots = given.node, _GEMMS[given.node.op]
-    names = (node.input(0), node.input(slots.weight))
-    if all(given.constants.of(name) for name in names) or given.graph.dynamic.issuperset(names):
-        return None  # a weight in the making; or of two values that the network computes
+    if given.graph.dynamic.issuperset((node.input(0), node.input(slots.weight))):
+        return None  # of two values that the network computes
     if given.constants.of(node.input(0)) is not None or node.integer("transA", 0):
         raise LeftOutError("its weights stand before its input, or meet it turned round")
     stored = given.constant(slots.weight, "weight")
@@ -190,9 +192,7 @@ def _matrix_product(given: Operands) -> Weights | None:
     name = node.input(slots.weight)
     before = given.constants.of(node.input(0)) if slots.weight == 1 else None
     if before is not None:
-        # A product of constants is a weight in the making.
-        made = given.constants.of(name) is not None
-        return None if made else _product_from_left(given, before)
+        return _product_from_left(given, before)
     if name is None or name in given.graph.dynamic:
         return None  # of two values that the network computes, as in attention
     stored = given.constant(slots.weight, "weight")
@@ -226,7 +226,7 @@ def _einsum(given: Operands) -> Weights | None:
     node = given.node
     known = [given.constants.of(name) for name in node.inputs]
     dynamic = [name in given.graph.dynamic for name in node.inputs]
-    if len(known) != 2 or all(dynamic) or not any(dynamic):
+    if len(known) != 2 or all(dynamic):
         return None
     at = dynamic.index(False)
     stored = known[at] or given.constant(at, "weight")
