@@ -99,9 +99,11 @@ def read(path: Path) -> StateDict:
 def files(path: Path) -> list[Path]:
     """List the index and the files of data: all that make the checkpoint."""
     index = _index_beside(path) or path
-    shards = {entry.shard for entry in _entries(index)[0].values()}
-    count = _entries(index)[1]
-    return [index, *(_data_file(index, shard, count) for shard in sorted(shards))]
+    entries, count = _entries(index)
+    shards = {entry.shard for entry in entries.values()}
+    named = (_data_file(index, shard, count) for shard in sorted(shards))
+    # One that is missing is told where it is wanted.
+    return [index, *(path for path in named if path.is_file())]
 
 
 def variables_at(index: Path) -> Variables:
