@@ -19,6 +19,8 @@ _MAX_DEPTH = 16  # of loops, branches and functions within one another
 MAX_NODES = 1 << 19
 _MAX_SILENT = 16  # operators in a row that change nothing
 
+_RANDOM = ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike")
+
 _BODIES = ("If", "Loop", "Scan")
 
 # Once a network is trained these give what they get.
@@ -78,7 +80,7 @@ class Graph:
     outputs : set of Name
         Of the network.
     dynamic : set of Name
-        What depends on the network's input.
+        What depends on the network's input, on chance, or on what is nowhere.
     """
 
     def __init__(self, wire: WireFile, graph: list[Span], functions: list[Span]) -> None:
@@ -99,10 +101,22 @@ class Graph:
         self._flatten(parts, scope, 0)
         found = (scope.find(name) for name in parts.outputs)
         self.outputs = {name for name in found if name is not None}
-        self.dynamic: set[Name] = set(self.fed)
+        self.dynamic = self._dynamic()
+
+    def _dynamic(self) -> set[Name]:
+        """Find what is not stored, and not computed from what is stored alone."""
+        known = self.stored.keys() | self.sparse.keys()
+        dynamic: set[Name] = set(self.fed)
         for node in self.nodes:
-            if not self.dynamic.isdisjoint(node.inputs):
-                self.dynamic.update(name for name in node.outputs if name)
+            given = [name for name in node.inputs if name]
+            is_known = node.op == "Constant" or (bool(given) and known.issuperset(given))
+            names = (name for name in node.outputs if name)
+            if is_known and node.op not in _RANDOM:
+                known.update(names)
+            else:
+                dynamic.update(names)
+                dynamic.update(name for name in given if name not in known)
+        return dynamic
 
     def only_user(self, value: Name) -> Node | None:
         """Find the node that alone reads a value."""

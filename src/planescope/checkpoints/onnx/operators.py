@@ -103,8 +103,11 @@ def weights_of(graph: Graph, constants: Constants, node: Node) -> Weights | str 
         If operands cannot belong together.
     """
     reader = _READERS.get(node.op)
-    if reader is None or graph.dynamic.isdisjoint(node.inputs):
+    if reader is None:
         return None
+    is_convolution = node.op in _CONVOLUTIONS or node.op in _TRANSPOSED
+    if not is_convolution and graph.dynamic.isdisjoint(node.inputs):
+        return None  # of constants alone: a weight in the making
     try:
         return reader(Operands(graph, constants, node))
     except LeftOutError as exc:
@@ -171,8 +174,10 @@ def _transposed_convolution(given: Operands) -> Weights:
     return finished(given, slots, stored, Kind.TRANSPOSED, weight, root, groups)
 
 
-def _gemm(given: Operands) -> Weights:
+def _gemm(given: Operands) -> Weights | None:
     node, slots = given.node, _GEMMS[given.node.op]
+    if given.graph.dynamic.issuperset((node.input(0), node.input(slots.weight))):
+        return None  # of two values that the network computes
     if given.constants.of(node.input(0)) is not None or node.integer("transA", 0):
         raise LeftOutError("its weights stand before its input, or meet it turned round")
     stored = given.constant(slots.weight, "weight")
@@ -184,10 +189,10 @@ def _gemm(given: Operands) -> Weights:
 
 def _matrix_product(given: Operands) -> Weights | None:
     node, slots = given.node, _PRODUCTS[given.node.op]
-    before = slots.weight == 1 and given.constants.of(node.input(0))
-    if before:
-        return _product_from_left(given, before)
     name = node.input(slots.weight)
+    before = given.constants.of(node.input(0)) if slots.weight == 1 else None
+    if before is not None:
+        return _product_from_left(given, before)
     if name is None or name in given.graph.dynamic:
         return None  # of two values that the network computes, as in attention
     stored = given.constant(slots.weight, "weight")

@@ -96,7 +96,8 @@ class Operands:
         found = self.constants.of(name)
         if found is not None:
             return found
-        if name is None or name in self.graph.dynamic:
+        graph = self.graph
+        if name is None or name in graph.fed or (name in graph.dynamic and name in graph.makers):
             raise LeftOutError(f"its {what} is computed while the network runs")
         made_by = self.constants.unfollowed(name)
         if made_by is None:

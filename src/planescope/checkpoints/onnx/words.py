@@ -123,7 +123,7 @@ def steps(
     norms : dict of int to Node
         The batch norms, by the numbers of their steps.
     """
-    made = _Steps(constants, layers, parts)
+    made = _Steps(graph, constants, layers, parts)
     for name, is_image in graph.fed.items():
         made.give(name, Step(role=Role.IMAGE if is_image else Role.UNKNOWN))
     for node in graph.nodes:
@@ -136,6 +136,7 @@ def steps(
 class _Steps:
     def __init__(
         self,
+        graph: Graph,
         constants: Constants,
         layers: Mapping[Node, str],
         parts: Collection[Node],
@@ -144,6 +145,7 @@ class _Steps:
         self.norms: dict[int, Node] = {}
         self.numbers: dict[Name, int] = {}  # of all that depends on the network's input
         self._constants, self._layers, self._parts = constants, layers, parts
+        self._dynamic = graph.dynamic
         self._known: dict[Name, int] = {}
 
     def give(self, name: Name, step: Step) -> None:
@@ -152,7 +154,7 @@ class _Steps:
     def add(self, node: Node) -> None:
         """Add what a node does, where it depends on the input at all."""
         names = [name for name in node.inputs[_OPERANDS.get(node.op, slice(None))] if name]
-        if not any(name in self.numbers for name in names):
+        if node not in self._layers and self._dynamic.isdisjoint(names):
             return
         reads = tuple(self._number(name) for name in names)
         if WORDS.get(node.op) is Role.CONSTANT:
@@ -178,6 +180,9 @@ class _Steps:
         """Number of the step that gives a value; constants get one when they are first read."""
         if name in self.numbers:
             return self.numbers[name]
+        if name in self._dynamic:
+            self.give(name, Step(role=Role.UNKNOWN))  # it comes from nowhere
+            return self.numbers[name]
         if name not in self._known:
             self._known[name] = self._put(
                 Step(
@@ -192,7 +197,7 @@ class _Steps:
         last = self._put(
             Step(
                 role=Role.LAYER,
-                reads=reads[:1] if node.input(0) in self.numbers else reads[1:2],
+                reads=reads[:1] if node.input(0) in self._dynamic else reads[1:2] or reads,
                 name=self._layers[node],
                 downsamples=downsamples(node),
             )
