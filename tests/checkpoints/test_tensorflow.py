@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import planescope as ps
+from checks.fuzz.structures import table as index_of
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.tensorflow.table import read_table
 from planescope.files.errors import CheckpointError
@@ -534,6 +535,26 @@ def test_a_file_that_is_missing_is_named(folder, missing, sentence, tmp_path):
     (target / missing).unlink()
     with pytest.raises(CheckpointError, match=sentence):
         ps.measure(target)
+
+
+def test_parts_of_a_checkpoint_are_called_so(tmp_path):
+    folder = copied(tmp_path, "old")
+    index, data = (folder / f"net-7.{end}" for end in ("index", "data-00000-of-00001"))
+    renamed = index.rename(folder / "net-7.ckpt")
+    with pytest.raises(CheckpointError, match=r"put the \.index file beside it"):
+        ps.measure(data)
+    with pytest.raises(CheckpointError, match=r"net-7\.ckpt\.data-00000-of-00001 is missing"):
+        ps.measure(renamed)
+    # What version 1 begins with, where version 2 has the number of its files.
+    first = folder / "first.ckpt"
+    first.write_bytes(index_of([(b"", b"\x0a\x00")]))
+    with pytest.raises(CheckpointError, match="of version 1; load it in TensorFlow"):
+        ps.measure(first)
+    graph = (FILES / "grouped.pb").read_bytes()
+    length = bytes([len(graph) & 127 | 128, len(graph) >> 7])
+    (folder / "net-7.meta").write_bytes(b"\x0a\x02\x22\x00\x12" + length + graph)
+    with pytest.raises(CheckpointError, match=r"without its weights; give the \.index"):
+        ps.measure(folder / "net-7.meta")
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "C:\\secret", "a/../../secret", ""])
