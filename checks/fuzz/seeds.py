@@ -197,6 +197,62 @@ def _onnx() -> Seeds:
     graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
     data = _draw(200).tobytes()
     yield "external", {INPUT: helper.make_model(graph).SerializeToString(), "net.data": data}
+    yield from _onnx_operators()
+
+
+def _onnx_operators() -> Seeds:
+    """Weights made by arithmetic, sparse and packed, and the operators of onnxruntime."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    node, ms = helper.make_node, {"domain": "com.microsoft"}
+    block = helper.make_function(
+        "own",
+        "block",
+        ["x", "w"],
+        ["y"],
+        [node("Conv", ["x", "w"], ["c"]), node("Relu", ["c"], ["y"])],
+        [helper.make_opsetid("", 21)],
+    )
+    nodes = [
+        node("ReduceL2", ["v"], ["n"], axes=[1, 2, 3], keepdims=1),
+        node("Div", ["v", "n"], ["d"]),
+        node("Mul", ["d", "g"], ["w0"]),
+        node("block", ["image", "w0"], ["x1"], domain="own"),
+        node("FusedConv", ["x1", "v4", "b4"], ["x2"], activation="Relu", **ms),
+        node("Concat", ["half", "half"], ["w3"], axis=0),
+        node("Slice", ["w3", "starts", "ends"], ["w4"]),
+        node("Conv", ["x2", "w4"], ["x3"], group=2),
+        node("QLinearConv", ["x3", "s", "u", "q", "s4", "z", "s", "u", "i4"], ["x4"]),
+        node("ConvInteger", ["x4", "q", "u", "z"], ["x5"]),
+        node("Cast", ["x5"], ["x6"], to=1),
+        node("Mul", ["x3", "s"], ["xs"]),
+        node("Mul", ["xs", "s"], ["scales"]),
+        node("Mul", ["x6", "scales"], ["x7"]),
+        node("MatMul", ["x7", "sparse"], ["x8"]),
+        node("Add", ["x8", "b4"], ["x9"]),
+        node("MatMulNBits", ["x9", "packed", "ps"], ["y1"], K=32, N=2, bits=4, block_size=16, **ms),
+        node("QGemm", ["y1", "s", "u", "q2", "s", "z1", "i4"], ["y2"], transB=1, **ms),
+        node("Einsum", ["y2", "m"], ["y3"], equation="ab,cb->ac"),
+        node("LSTM", ["y3", "v", "v"], ["y4"]),
+        node("LinearRegressor", ["y4"], ["answer"], coefficients=[1.0, 2.0], domain="ai.onnx.ml"),
+    ]
+    weights = {
+        "v": _draw(4, 3, 3, 3), "g": _draw(4, 1, 1, 1), "v4": _draw(4, 4, 3, 3), "b4": _draw(4),
+        "half": _draw(2, 2, 1, 1), "starts": np.array([0]), "ends": np.array([4]),
+        "s": np.float32(0.5), "u": np.uint8(0), "z": np.zeros(4, np.int8), "s4": abs(_draw(4)),
+        "q": np.arange(16, dtype=np.int8).reshape(4, 4, 1, 1), "i4": np.arange(4, dtype=np.int32),
+        "q2": np.arange(16, dtype=np.int8).reshape(4, 4), "z1": np.int8(0), "m": _draw(3, 4),
+        "packed": np.arange(32, dtype=np.uint8).reshape(2, 2, 8), "ps": abs(_draw(4)),
+    }  # fmt: skip
+    tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in weights.items()]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
+    answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
+    values = numpy_helper.from_array(np.ones(3, np.float32), "sparse")
+    places = numpy_helper.from_array(np.array([1, 5, 14]), "places")
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 4]))
+    model = helper.make_model(graph, functions=[block])
+    yield "operators", {INPUT: model.SerializeToString()}
 
 
 def _keras() -> Seeds:
@@ -215,6 +271,15 @@ def _keras() -> Seeds:
         name = f"net{suffix}"
         (net.save_weights if "weights" in suffix else net.save)(name)
         yield f"keras3{suffix}", {INPUT: _without_times(Path(name).read_bytes())}
+    image = keras.Input((4, 3))
+    x = layers.Dense(2, activation="relu", name="whole")(layers.LSTM(3)(image / 255))
+    low = layers.Dense(3, name="low")
+    net = keras.Model(image, low(x + 1.0))
+    net.get_layer("whole").quantize("int8")
+    low.enable_lora(1)
+    for suffix in (".keras", ".h5"):
+        net.save(f"quantised{suffix}")
+        yield f"quantised{suffix}", {INPUT: _without_times(Path(f"quantised{suffix}").read_bytes())}
 
 
 def _without_times(data: bytes) -> bytes:
@@ -224,6 +289,25 @@ def _without_times(data: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(i.filename, archive.read(i), i.compress_type) for i in archive.infolist()]
     return zipped([each for each in members if each[0] != "metadata.json"])
+
+
+def _tensorflow(*seeds: tuple[str, str]) -> Callable[[], Seeds]:
+    """What TensorFlow wrote, as the tests keep it: the file that is read, and those beside it."""
+
+    def made() -> Seeds:
+        for name, pattern in seeds:
+            path = ROOT / "tests" / "tensorflow" / name
+            beside = {
+                str(file.relative_to(path.parent)): file.read_bytes()
+                for file in sorted(path.parent.glob(pattern or "no file"))
+            }
+            # The data of a checkpoint are called as its index is.
+            named = {
+                re.sub(r"^[^/]*(?=\.data-)", INPUT, file): data for file, data in beside.items()
+            }
+            yield name.replace("/", "-"), {INPUT: path.read_bytes(), **named}
+
+    return made
 
 
 def _hdf5() -> Seeds:
@@ -368,7 +452,7 @@ def _study() -> Seeds:
 
 def _made_run(folder: Path) -> Any:
     """A run as training writes it, its relation among its files."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "criticality")]
     from report_runs import make_run
     from test_relation import simulated
 
@@ -421,7 +505,10 @@ def _run() -> Seeds:
 
 
 def _model() -> Seeds:
-    yield "shipped", {INPUT: (ROOT / "src" / "planescope" / "critical-model.json").read_bytes()}
+    yield (
+        "shipped",
+        {INPUT: (ROOT / "src" / "planescope" / "criticality" / "critical-model.json").read_bytes()},
+    )
 
 
 def _progress() -> Seeds:
@@ -471,6 +558,17 @@ MAKERS: dict[str, Callable[[], Seeds]] = {
     "onnx": _onnx,
     "keras": _keras,
     "hdf5": _hdf5,
+    "tensorflow-graph": _tensorflow(("net.pb", ""), ("grouped.pb", "")),
+    "tensorflow-checkpoint": _tensorflow(
+        ("checkpoint/net.ckpt.index", "net.ckpt.data-*"),
+        ("checkpoint/packed.ckpt.index", "packed.ckpt.data-*"),
+        ("old/net-7.index", "net-7.data-*"),
+    ),
+    "saved-model": _tensorflow(("by-hand/saved_model.pb", "variables/*")),
+    "tflite": _tensorflow(*((f"{n}.tflite", "") for n in ("net", "int8", "sparse", "grouped"))),
+    "tfjs": _tensorflow(
+        *((f"{n}/model.json", "*.bin") for n in ("layers-plain", "layers-uint8", "graph-uint8"))
+    ),
     "sharded": _sharded,
     "pickle": _pickle,
     "config": _config,

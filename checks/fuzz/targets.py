@@ -39,7 +39,7 @@ def _checkpoint(folder: Path, case: int, _: Collection[str]) -> None:
     if isinstance(contents, StateDict):
         tensors = list(contents.tensors.values())
     else:
-        tensors = [tensor for layer in contents for tensor in _tensors(layer)]
+        tensors = [tensor for layer in contents.layers for tensor in _tensors(layer)]
     for tensor in tensors:
         if tensor.read().shape != tensor.shape:
             raise AssertionError(f"a tensor is not of the shape {tensor.shape} that it claims")
@@ -141,17 +141,26 @@ def _cifar(folder: Path, *_: object) -> None:
 def preload() -> None:
     """Import what reading may import: what a file then has imported is too much."""
     for package in (checkpoints, encodings):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             # Of other systems.
             if not module.name.endswith(("mbcs", "oem")):
                 importlib.import_module(module.name)
     # A result that begins as Parquet does is read as that.
-    for name in ("ml_dtypes", "numpy.ma", "numpy.lib.stride_tricks", "pyarrow.parquet", "yaml"):
+    for name in (
+        "ml_dtypes",
+        "numpy.ma",
+        "numpy.lib.stride_tricks",
+        "pyarrow.parquet",
+        "tflite",
+        "yaml",
+        "google_crc32c",
+    ):
         importlib.import_module(name)
 
 
 _CHECKPOINTS = (
     "safetensors", "torch-zip", "torch-stream", "npz", "onnx", "keras", "hdf5", "sharded",
+    "tensorflow-graph", "tensorflow-checkpoint", "saved-model", "tflite", "tfjs",
 )  # fmt: skip
 
 TARGETS: dict[str, Read] = {

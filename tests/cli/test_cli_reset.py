@@ -58,7 +58,9 @@ def test_checkpoints_give_json_by_the_schema():
     done = cold(*TRAINED, *snapshots, *KNOWN, "--layers", "features.0", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout, parse_constant=pytest.fail)
-    schema = json.loads((files("planescope") / "schemas" / "resets-1.json").read_text("utf-8"))
+    schema = json.loads(
+        (files("planescope.files") / "schemas" / "resets-1.json").read_text("utf-8")
+    )
     jsonschema.validate(found, schema)
     assert [(c["layer"], c["snapshot"], c["draw"], c["top1"]) for c in found["cells"]] == [
         ("features.0", "lenet-epoch-0.pt", None, 0.106),
@@ -139,7 +141,7 @@ def given(*args: str | Path):
         pytest.param(given(), "give a run, or a checkpoint with --trained", id="nothing"),
         pytest.param(given("no-run"), "no-run: is no run", id="no-run"),
         pytest.param(given("run", *TRAINED), "give a run, or", id="run-and-checkpoint"),
-        pytest.param(given("run", "--data", "mnist"), "a run knows its", id="data-of-a-run"),
+        pytest.param(given("run", "--data-path", "x"), "a run knows its", id="data-of-a-run"),
         pytest.param(given(*TRAINED, *FIRST), "needs --network and --data", id="no-network"),
         pytest.param(given(*TRAINED, *KNOWN), "nothing to put layers back to", id="no-snapshot"),
         pytest.param(

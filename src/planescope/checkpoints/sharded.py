@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path, PureWindowsPath
 
-from planescope.checkpoints.arrays.raw import read_exactly
 from planescope.checkpoints.probe import Probe, probe
 from planescope.checkpoints.safetensors import parse_object
 from planescope.files.errors import CheckpointError
-from planescope.files.reading import open_binary
+from planescope.files.reading import open_binary, read_exactly
 from planescope.hyperplanes.layer import StateDict, Tensor
 
 NAME = "sharded"
@@ -83,7 +82,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{path}: the index has no weight_map; get it again")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or not _stays_inside(shard):
+        if not isinstance(shard, str) or not stays_inside(shard):
             raise CheckpointError(
                 f"{path}: the index names the shard {shard!r:.80}, which is no file of its own "
                 "folder; do not trust it, get it again from its author"
@@ -91,7 +90,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _stays_inside(name: str) -> bool:
+def stays_inside(name: str) -> bool:
     """Whether a relative name cannot leave its folder, on any system.
 
     Links are not followed: the hub's cache is made of links, and an index cannot make one.
@@ -113,7 +112,7 @@ def _read_shard(index: Path, name: str) -> StateDict:
             "whole model"
         )
     # An index that names an index, perhaps itself, would never end.
-    contents = [] if recognises(probe(path)) else read_contents(path)[1]
+    contents = None if recognises(probe(path)) else read_contents(path)[1]
     if not isinstance(contents, StateDict):
         raise CheckpointError(
             f"{index}: its shard {name[:200]} holds no named tensors; get it again"

@@ -4,6 +4,14 @@ A message is one sentence: what is wrong, where, and what to do. The command lin
 with `status`: 2 for wrong usage or input, 1 for a run that failed.
 """
 
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 # Beyond it the middle is left out: a file may have given a name of a megabyte.
 MAX_MESSAGE = 1000
 
@@ -21,9 +29,7 @@ class PlanescopeError(Exception):
         text = str(message)
         if len(text) > MAX_MESSAGE:
             text = f"{text[: MAX_MESSAGE // 2]} ... {text[-MAX_MESSAGE // 3 :]}"
-        if not text.isprintable():
-            text = "".join(map(_printable, text))
-        super().__init__(text)
+        super().__init__(printable(text))
 
 
 class UsageError(PlanescopeError):
@@ -63,5 +69,17 @@ def one_line(exc: BaseException, /) -> str:
     return " ".join(str(exc).split()) or type(exc).__name__
 
 
-def _printable(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
+def nearest(name: str, known: Collection[str], /) -> str:
+    """Name the known names that are most like one that is unknown, for the end of a sentence."""
+    return f"the nearest are {', '.join(difflib.get_close_matches(name, known, cutoff=0.0))}"
+
+
+def printable(text: str, /) -> str:
+    """Return text that any terminal or page can show, on one line.
+
+    What controls a terminal or turns the direction of writing, line ends and half surrogate pairs
+    come as backslash escapes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

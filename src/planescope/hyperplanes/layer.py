@@ -97,8 +97,6 @@ class Layer:
     norm_assumed : bool
         The norm was paired by name, order and width, and the order convolution, norm, ReLU is
         assumed; a graph did not show it.
-    relu_follows : bool or None
-        Whether a ReLU stands behind the layer (and its norm); None without a graph.
     """
 
     name: str
@@ -110,7 +108,6 @@ class Layer:
     input: Input = Input.UNKNOWN
     norm: Norm | None = None
     norm_assumed: bool = False
-    relu_follows: bool | None = None
 
     @property
     def filters(self) -> int:
@@ -162,7 +159,6 @@ class Place:
     groups: int | None = None
     norm: str | None = None  # name of the batch norm that follows at once
     eps: float | None = None  # of that norm
-    relu_follows: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,6 +179,8 @@ class StateDict:
         Where in the file the state dict was found (``"model_state_dict"``); "" for all of it.
     note : str
         What a reader of the result should know, such as why no graph could be traced; else "".
+    skipped : tuple of Skipped
+        What looks like a layer, and whoever read the file knows that it is none.
     """
 
     tensors: Mapping[str, Tensor]
@@ -190,6 +188,43 @@ class StateDict:
     in_order: bool = True
     entry: str = ""
     note: str = ""
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Described:
+    """The layers of a file that knows its network, and what looks like one and is left out."""
+
+    layers: tuple[Layer, ...]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What a live network tells of its layers and a file of its weights does not, as plain data.
+
+    Attributes
+    ----------
+    network : str
+        What the network is called.
+    names : tuple of str
+        Of its tensors, in the order of definition.
+    places : dict of str to Place
+        As in a `StateDict`.
+    note : str
+        As in a `StateDict`.
+    """
+
+    network: str
+    names: tuple[str, ...]
+    places: dict[str, Place]
+    note: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was recorded; else no layer has a place, and the note says why."""
+        return bool(self.names)
 
 
 def kind_of_convolution(kernel: tuple[int, ...]) -> Kind:

@@ -6,15 +6,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from planescope.checkpoints import read_contents
+from planescope.checkpoints import files, read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
-from planescope.hyperplanes.layer import Kind, Layer, Skipped, StateDict, View
+from planescope.files.reading import size_of
+from planescope.hyperplanes.layer import Described, Kind, Layer, Skipped, StateDict, Structure, View
 from planescope.measurement.assemble import Observed, measure_layers
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.layers import find_layers
@@ -59,7 +60,7 @@ def measure(
     kinds: Iterable[Kind | str] | str = DEFAULT_KINDS,
     layers: str | None = None,
     transposed: str | None = None,
-    network: str | None = None,
+    network: str | Structure | None = None,
     init: Any = None,
     data: str | Iterable[Any] | None = None,
     data_path: str | os.PathLike[str] | None = None,
@@ -69,9 +70,10 @@ def measure(
 
     Parameters
     ----------
-    x : path, str, torch.nn.Module, or mapping of str to arrays
+    x : path, str, torch.nn.Module, keras.Model, or mapping of str to arrays
         A checkpoint file, a folder with one model, ``hf:OWNER/NAME[@REVISION][/FILE]``,
-        ``torchvision:NAME``, ``timm:NAME``, a live module, a state dict, or named NumPy arrays.
+        ``torchvision:NAME``, ``timm:NAME``, a live module or Keras model (on any backend), a state
+        dict, or named NumPy arrays.
         A module is left exactly as it is.
     view : {"raw", "effective"}
         The convolutions' own hyperplanes, as in the paper, or those that convolution and batch norm
@@ -83,10 +85,10 @@ def measure(
     transposed : str, optional
         Regular expression of the layers that are transposed convolutions, where only a state dict
         is known.
-    network : str, optional
+    network : str or Structure, optional
         One of the paper's networks (``lenet``, ``vgg16_bn``, ...), or with torch any that
         `planescope.networks.build.build` takes; it then tells stages, inputs and norms of a
-        state dict.
+        state dict. Or what a run recorded of them, `planescope.training.run.Run.structure`.
     init : same as `x`, optional
         The network at initialisation; gives the distances `l2` and `linf`.
     data : str or iterable, optional
@@ -142,7 +144,7 @@ def measure(
 
 
 def find(
-    x: Any, /, *, transposed: re.Pattern[str] | None = None, network: str | None = None
+    x: Any, /, *, transposed: re.Pattern[str] | None = None, network: str | Structure | None = None
 ) -> Found:
     """Find the layers of whatever `measure` takes; their weights stay unread.
 
@@ -152,22 +154,25 @@ def find(
         As `measure`.
     """
     source, contents = _contents(x)
-    if isinstance(contents, list):
+    if isinstance(contents, Described):
         if network is not None:
             raise UsageError(
                 f"{source.path}: a {source.format} file knows its own network; leave out --network"
             )
-        return Found(source=source, layers=tuple(contents))
+        return Found(
+            source=source, layers=contents.layers, skipped=contents.skipped, notes=contents.notes
+        )
     if network is not None:
         contents = _placed(network, resolved(contents), source)
     layers, skipped = find_layers(contents, transposed=transposed)
     notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
     if contents.note:
         notes.append(contents.note)
+    skipped = [*contents.skipped, *skipped]
     return Found(source=source, layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
 
 
-def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
+def _contents(x: Any) -> tuple[Source, StateDict | Described]:
     if isinstance(x, (str, os.PathLike)):
         name = os.fspath(x)
         if name.startswith(LIBRARIES):
@@ -176,7 +181,16 @@ def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
             return _module_contents(load_pretrained(name), name)
         path = locate(name)
         form, contents = read_contents(path)
+        if name.startswith(("https://", "http://")):
+            from planescope.checkpoints.ranges import public_name
+
+            name = public_name(name)
         return Source(path=name, format=form, bytes=_bytes(path, form)), contents
+    # On one of its backends a Keras model is a torch module too.
+    if _is_keras(x):
+        from planescope.checkpoints.keras.live import read_model
+
+        return Source(path=x.name, format="keras model", bytes=None), read_model(x)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return _module_contents(x, type(x).__name__)
@@ -186,12 +200,23 @@ def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
         source = Source(path=type(x).__name__, format="state dict", bytes=None)
         return source, read_state_dict(x)
     raise UsageError(
-        f"cannot measure a {type(x).__name__}; give a path, a module or a mapping of arrays"
+        f"cannot measure a {type(x).__name__}; give a path, a torch module, a Keras model or a "
+        "mapping of arrays"
     )
 
 
-def _placed(network: str, state: StateDict, source: Source) -> StateDict:
+def _is_keras(x: Any) -> bool:
+    if sys.modules.keys().isdisjoint(("keras", "tf_keras")):
+        return False
+    from planescope.checkpoints.keras.live import is_model
+
+    return is_model(x)
+
+
+def _placed(network: str | Structure, state: StateDict, source: Source) -> StateDict:
     """The state dict with what the network tells of each layer's place."""
+    if isinstance(network, Structure):
+        return _as_recorded(network, state, source)
     try:
         if ":" not in network:
             from planescope.networks import paper as networks
@@ -205,17 +230,50 @@ def _placed(network: str, state: StateDict, source: Source) -> StateDict:
         raise CheckpointError(f"{source.path}: {exc}") from exc
 
 
-def _runnable(x: Any, network: str | None) -> torch.nn.Module:
+def _as_recorded(structure: Structure, state: StateDict, source: Source) -> StateDict:
+    """The state dict with what was recorded when its network was built; nothing else is guessed."""
+    tensors = dict(state.tensors)
+    if not structure.known:  # nothing is known: names would pair norms, and names may deceive
+        tensors = {
+            k: v for k, v in tensors.items() if not k.endswith(("running_mean", "moving_mean"))
+        }
+        return replace(state, tensors=tensors, in_order=False, note=structure.note)
+    for name, place in structure.places.items():
+        tensor = tensors.get(f"{name}.weight", tensors.get(name))
+        rank = 0 if tensor is None else len(tensor.shape)
+        if rank and (rank < 2 or (place.kind is Kind.LINEAR) != (rank == 2)):
+            raise CheckpointError(
+                f"{source.path}: {name} is no {_NAMED[place.kind]} there, as network.json of its "
+                "run has it; do they belong together?"
+            )
+        if place.groups is not None and place.groups < 1:
+            raise CheckpointError(f"{source.path}: network.json of its run gives {name} no groups")
+    ordered = [name for name in structure.names if name in tensors]
+    ordered += [name for name in tensors if name not in set(structure.names)]
+    return replace(
+        state,
+        tensors={name: tensors[name] for name in ordered},
+        places=structure.places,
+        in_order=True,
+        note=structure.note,
+    )
+
+
+def _runnable(x: Any, network: str | Structure | None) -> torch.nn.Module:
     """The network as a module that data can go through."""
     if isinstance(x, str) and x.startswith(LIBRARIES):
         from planescope.networks.build import load_pretrained
 
         return load_pretrained(x)
+    if _is_keras(x):
+        raise UsageError(
+            f"{x.name}: data go through torch modules, not through Keras models; leave out data"
+        )
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return x
     source, contents = _contents(x)
-    if network is None or not isinstance(contents, StateDict):
+    if not isinstance(network, str) or not isinstance(contents, StateDict):
         raise UsageError(
             f"{source.path}: data go through a network, not through a file; say which by --network"
         )
@@ -251,11 +309,7 @@ def _module_contents(module: torch.nn.Module, name: str) -> tuple[Source, StateD
 
 
 def _bytes(path: Path, form: str) -> int:
-    if form != "sharded":
-        return path.stat().st_size
-    from planescope.checkpoints.sharded import files
-
-    return sum(file.stat().st_size for file in files(path))
+    return sum(size_of(file) for file in files(path, form))
 
 
 def select(
