@@ -322,6 +322,54 @@ def test_norm_behind_a_layer(modules, norm):
     assert behind(*modules) == norm
 
 
+def test_a_frozen_norm_is_a_norm():
+    frozen = torchvision.ops.FrozenBatchNorm2d(2, eps=1e-3)
+    assert behind(frozen, nn.ReLU()) == ("1", 1e-3)
+    read = read_module(nn.Sequential(conv(), frozen, nn.ReLU(), conv()))
+    assert read.places["3"].input is Input.RELU
+
+
+class Scaled(nn.Module):
+    """A ReLU's output times a buffer, or times a parameter that training may turn round."""
+
+    def __init__(self, factor, trained):
+        super().__init__()
+        self.a, self.b = conv(), conv()
+        if trained:
+            self.factor = nn.Parameter(torch.full((1,), factor))
+        else:
+            self.register_buffer("factor", torch.full((1,), factor))
+
+    def forward(self, x):
+        return self.b(F.relu(self.a(x)) * self.factor)
+
+
+@pytest.mark.parametrize(
+    ("factor", "trained", "read"),
+    [(2.0, False, "relu"), (-2.0, False, "other"), (2.0, True, "other")],
+)
+def test_a_buffer_has_a_sign_and_a_parameter_has_none(factor, trained, read):
+    assert places(Scaled(factor, trained))["b"].input == read
+
+
+@pytest.mark.parametrize(
+    ("operation", "read"),
+    [
+        pytest.param(lambda m, x: torch.add(F.relu(x), F.relu(x), alpha=-1), "other", id="alpha"),
+        pytest.param(lambda m, x: F.threshold(x, 0.0, 0.0), "relu", id="threshold"),
+        pytest.param(lambda m, x: F.threshold(x, 0.0, -1.0), "other", id="threshold-below"),
+        pytest.param(
+            lambda m, x: torch.cat([F.relu(x), F.relu(x)], -1), "relu", id="cat-along-the-last"
+        ),
+        pytest.param(lambda m, x: F.relu(x) / x.shape[-1], "relu", id="over-a-size"),
+        pytest.param(lambda m, x: F.relu(x).sum(1, keepdim=True), "relu", id="summed"),
+        pytest.param(lambda m, x: F.softplus(x) * F.relu(x), "relu", id="softplus-gate"),
+    ],
+)
+def test_more_of_what_feeds_a_layer(operation, read):
+    assert place_behind(operation).input == read
+
+
 def test_a_norm_is_not_the_layers_own_where_something_else_reads_the_layer():
     def forward(m, x):
         y = m["a"](x)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import chain
@@ -102,6 +103,7 @@ class _Step:
     layer: str | None = None
     place: Place | None = None
     norm: _Norm | None = None
+    constant: object = None
 
     def option(self, name: str, position: int, default: Any = None) -> Any:
         """Value of an option, whether a module keeps it or a function is called with it."""
@@ -203,6 +205,19 @@ def _traced(module: nn.Module) -> fx.Graph:
     return _Tracer(module).trace(module, _defaults(module))
 
 
+_MAX_LOOK = 1 << 16  # elements of a buffer that is looked at to see whether any is negative
+
+# Of the copies of FrozenBatchNorm2d that keep none of their own (DETR's, for example).
+_FROZEN_EPS = 1e-5
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm whose parameters are buffers, as detectors have them."""
+    is_named = re.fullmatch(r"FrozenBatchNorm(2d)?", type(module).__name__) is not None
+    held = module._buffers.keys()
+    return is_named and not module._modules and {"running_mean", "running_var"} <= held
+
+
 class _Tracer(fx.Tracer):  # type: ignore[misc]
     # A buffer that forward changes in place is then a symbol too, and its values stay.
     proxy_buffer_attributes = True
@@ -213,7 +228,8 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
         self._names = {id(tensor): name for name, tensor in tensors}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return place_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        is_ours = place_of(m) is not None or _is_frozen_norm(m)
+        return is_ours or super().is_leaf_module(m, module_qualified_name)
 
     def getattr(self, _attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         # The base class searches all parameters at each access, which is quadratic.
@@ -268,7 +284,8 @@ def _steps(graph: fx.Graph, root: nn.Module) -> Iterator[_Step]:
         module = modules[node.target] if node.op == "call_module" else None
         inputs = tuple(now(argument) for argument in node.all_input_nodes)
         name = _called(node, module)
-        step = _Step(node, name.lower().replace("_", ""), module, inputs)
+        held = attrgetter(node.target)(root) if node.op == "get_attr" else None
+        step = _Step(node, name.lower().replace("_", ""), module, inputs, constant=held)
         yield _recognised(step, parameters)
         if inputs and _is_in_place(step, name):
             latest[inputs[0]] = node
@@ -296,6 +313,9 @@ def _recognised(step: _Step, parameters: Mapping[str, nn.Parameter]) -> _Step:
             return dataclasses.replace(step, layer=step.node.target, place=place)
         if isinstance(step.module, _BatchNorm) and step.module.running_mean is not None:
             return dataclasses.replace(step, norm=_Norm(step.node.target, step.module.eps))
+        if _is_frozen_norm(step.module):
+            eps = getattr(step.module, "eps", _FROZEN_EPS)
+            return dataclasses.replace(step, norm=_Norm(step.node.target, eps))
     elif step.operation in _FUNCTIONAL_LAYERS:
         return _functional_layer(step, parameters)
     elif step.operation == "batchnorm" and (mean := _attribute(step.option("running_mean", 1))):
@@ -347,13 +367,20 @@ def _node(step: _Step, reads: tuple[int, ...]) -> Node:
     if step.node.op == "placeholder":
         return Node(role=Role.IMAGE)
     if step.node.op == "get_attr":
-        return Node(role=Role.CONSTANT)
+        return Node(role=Role.CONSTANT, is_non_negative=lambda: _is_non_negative(step.constant))
     if not step.reads_values:
         return Node(role=Role.CONSTANT, is_non_negative=lambda: True)
     if step.place is not None:
         name = step.layer or ""
         return Node(role=Role.LAYER, reads=reads, name=name, downsamples=step.downsamples)
     return Node(role=_role(step), reads=reads, downsamples=step.downsamples)
+
+
+def _is_non_negative(constant: object) -> bool:
+    """Look at a buffer; what is trained may become negative."""
+    if not isinstance(constant, torch.Tensor) or isinstance(constant, nn.Parameter):
+        return False
+    return not constant.is_meta and constant.numel() <= _MAX_LOOK and bool((constant >= 0).all())
 
 
 def _role(step: _Step) -> Role:

@@ -49,9 +49,7 @@ def reason_for(kind: str) -> str | None:
 
 def reason_for_class(class_name: str) -> str:
     """Say why a layer of somebody's own class is left out."""
-    return (
-        f"its class {class_name} is not one of Keras: what it computes with its weights is not told"
-    )
+    return f"its class {class_name} is not one of Keras: what it does with its weights is not told"
 
 
 def reason_for_names(names: tuple[str, ...], shapes: list[tuple[int, ...]]) -> str | None:

@@ -132,7 +132,7 @@ def _accounted(described: Sequence[ConfigLayer], weights: Weights) -> set[tuple[
     """Groups of the layers that are left out, those within a class of Keras too."""
     groups: set[tuple[str, ...]] = set()
     for layer in described:
-        if layer.is_foreign and (variables := weights.of(layer)):
+        if layer.is_foreign and (variables := weights.own(layer)):
             groups.add(variables.group)
         elif not layer.is_foreign and not _is_known(layer):
             groups.update(variables.group for variables in weights.within(layer))
@@ -158,7 +158,7 @@ def _left_out(
             shared = f"the weights of {other} under another name; measured once, there"
             reason = missing if other is None else shared
         elif layer.is_foreign:
-            held = weights.of(layer)
+            held = weights.own(layer)
             if held is not None and _has_weights(file, held):
                 reason = reason_for_class(layer.class_name)
         elif any(_has_weights(file, held) for held in weights.within(layer)):

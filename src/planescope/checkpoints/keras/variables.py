@@ -86,6 +86,12 @@ class Weights:
                     return only
         return None
 
+    def own(self, layer: ConfigLayer) -> Variables | None:
+        """Find the variables of a layer that may hold others, without those of the others."""
+        found = self.of(layer)
+        is_part = found is not None and not self.numbered and found.group[-1] != layer.path[-1]
+        return None if is_part else found
+
     def within(self, layer: ConfigLayer) -> list[Variables]:
         """Find all variables of a layer, those of the parts that it is made of too."""
         if self.numbered:

@@ -158,6 +158,8 @@ def _convolution(given: Operands) -> Weights:
 
 def _channels_last(node: Node, weight: Tensor) -> bool:
     """Tell whether the channels stand behind the kernel, as onnxruntime's own form has them."""
+    if "hwc" not in node.op.lower():
+        return False
     kernel = node.integers("kernel_shape")
     first, last = weight.shape[2:] == kernel, weight.shape[1:-1] == kernel
     return last > first if first is not last else node.op == "com.microsoft.NhwcConv"

@@ -205,7 +205,8 @@ class _Steps:
         summand = node.input(3) if node.op.endswith(("FusedConv", "nchwc.Conv")) else None
         if summand is not None:
             last = self._put(Step(role=Role.JOIN, reads=(last, self._number(summand))))
-        activation = node.text("activation").lower()
+        fuses = "." in node.op  # ONNX's own operators have no activation within
+        activation = node.text("activation").lower() if fuses else ""
         if node.op == "com.microsoft.GemmFastGelu":
             activation = "gelu"
         role = _FUSED.get(activation, Role.OTHER)
@@ -217,8 +218,7 @@ class _Steps:
         role = WORDS.get(node.op, Role.OTHER)
         if node.op in ("Clip", "ThresholdedRelu"):
             return Role.RELU if self._least(node) >= 0 else Role.OTHER
-        overshoots = "cubic" in node.text("mode") or node.number("extrapolation_value", 0) < 0
-        if role is Role.VIEW and (overshoots or self._pads_below(node)):
+        if role is Role.VIEW and (_overshoots(node) or self._pads_below(node)):
             return Role.SHIFT
         return role
 
@@ -240,6 +240,13 @@ class _Steps:
         if value is None:
             return node.number("value", 0.0) < 0
         return not self._constants.is_non_negative(value)
+
+
+def _overshoots(node: Node) -> bool:
+    """Tell whether values between others may lie beyond them."""
+    if node.op.rpartition(".")[2] not in ("CropAndResize", "GridSample", "Resize", "Upsample"):
+        return False
+    return "cubic" in node.text("mode") or node.number("extrapolation_value", 0) < 0
 
 
 def saturates(constants: Constants, node: Node) -> bool:
