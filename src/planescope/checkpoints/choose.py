@@ -21,6 +21,7 @@ TWINS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "tf_model.h5",
+    "flax_model.msgpack",
 )
 
 _MODEL = re.compile(

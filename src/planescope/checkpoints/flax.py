@@ -77,7 +77,7 @@ def recognises(probe: Probe) -> bool:
     return key.decode("utf-8", "replace").isprintable() and b"\0" not in key and bool(key)
 
 
-def read(path: Path) -> StateDict:
+def read(path: Path, *, entry: str | None = None) -> StateDict:
     """Describe the arrays of a Flax file by their names; no values are read.
 
     Raises
@@ -99,7 +99,7 @@ def read(path: Path) -> StateDict:
                     "is the download complete?"
                 )
             tree = reader.tree(value, ())
-    return state_dict(tree if isinstance(tree, dict) else {}, path)
+    return state_dict(tree if isinstance(tree, dict) else {}, path, entry=entry)
 
 
 class _Reader:

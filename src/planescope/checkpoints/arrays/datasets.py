@@ -18,7 +18,7 @@ def recognises(probe: Probe) -> bool:
     return any(probe.head.startswith(MAGIC, at) for at in BLOCKS)
 
 
-def read(path: Path) -> StateDict:
+def read(path: Path, *, entry: str | None = None) -> StateDict:
     """Describe the numeric datasets of an HDF5 file by their paths.
 
     Raises
@@ -39,4 +39,4 @@ def read(path: Path) -> StateDict:
                 key = f"{group}/{name}" if group else name
                 if (tensor := file.tensor_of_numbers(key)) is not None:
                     branch[name] = tensor
-    return state_dict(tree, path)
+    return state_dict(tree, path, entry=entry)

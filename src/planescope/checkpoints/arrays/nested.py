@@ -6,6 +6,7 @@ and lists whose leaves are arrays; the path to an array is its name.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from planescope.checkpoints.choose import listing
-from planescope.files.errors import CheckpointError
+from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import StateDict, Tensor
 from planescope.networks.layers import WEIGHTS
 
@@ -51,10 +52,10 @@ class _Part:
     others: list[str] = field(default_factory=list)
 
 
-def state_dict(tree: dict[str, Tree], path: Path) -> StateDict:
+def state_dict(tree: dict[str, Tree], path: Path, *, entry: str | None = None) -> StateDict:
     """Find the network in a tree of tensors, and name its tensors by their paths.
 
-    Its order is taken for that of definition unless it is that of the alphabet: JAX and HDF5 sort
+    `entry` names the part to take, with dots between the keys on the way to it. The order is taken for that of definition unless it is that of the alphabet: JAX and HDF5 sort
     what goes through them.
 
     Raises
@@ -62,7 +63,7 @@ def state_dict(tree: dict[str, Tree], path: Path) -> StateDict:
     CheckpointError
         If there is no tensor, or their names are beyond reason.
     """
-    part = _network(tree)
+    part = _network(tree) if entry is None else _part(tree, entry, path)
     tensors: dict[str, Tensor] = {}
     left = _MAX_NAMES
     for branch in part.trees:
@@ -79,14 +80,12 @@ def state_dict(tree: dict[str, Tree], path: Path) -> StateDict:
             f"{path}: holds no arrays by name; save a dictionary of them, or "
             "numpy.savez(file, **arrays)"
         )
-    notes = (
-        [f"{listing(part.others)}: holds arrays too and was not measured"] if part.others else []
-    )
+    beside = f"{listing(part.others)}: holds arrays too and was not measured (--entry NAME)"
     return StateDict(
         tensors=_separated(_plain_norms(tensors)),
         in_order=_is_in_order(part.trees[0]),
         entry=".".join(part.entry),
-        note="; ".join(notes),
+        note=beside if part.others else "",
     )
 
 
@@ -127,6 +126,24 @@ def _separated(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     parted = {_ENDING.sub(r"\1.\2", name): tensor for name, tensor in tensors.items()}
     told = any(name.rpartition(".")[2] in WEIGHTS for name in parted)
     return parted if told and len(parted) == len(tensors) else tensors
+
+
+def _part(tree: dict[str, Tree], entry: str, path: Path) -> _Part:
+    """Take the part of a tree that a user names."""
+    found: Tree = tree
+    rest = entry
+    while rest and isinstance(found, dict):
+        keys = [key for key in found if rest == key or rest.startswith(f"{key}.")]
+        if not keys:
+            near = difflib.get_close_matches(rest, found, n=3, cutoff=0.0)
+            raise UsageError(
+                f"{path}: has no entry {entry!r}; near it are {', '.join(near) or 'none'}"
+            )
+        key = max(keys, key=len)  # a key may itself have dots
+        found, rest = found[key], rest[len(key) + 1 :]
+    if isinstance(found, Tensor):
+        raise UsageError(f"{path}: the entry {entry!r} is a single array; give one that holds some")
+    return _Part(entry=(entry,), trees=[found])
 
 
 def _network(tree: dict[str, Tree]) -> _Part:

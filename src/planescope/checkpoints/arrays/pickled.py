@@ -44,7 +44,7 @@ def recognises(probe: Probe) -> bool:
     )
 
 
-def read(path: Path) -> StateDict:
+def read(path: Path, *, entry: str | None = None) -> StateDict:
     """Describe the arrays of a pickle by their names; no values are read.
 
     Raises
@@ -62,10 +62,10 @@ def read(path: Path) -> StateDict:
         except (ValueError, OSError) as exc:
             raise CheckpointError(f"{path}: cannot be read: {exc}") from exc
         with data:
-            return _described(path, data, begin)
+            return _described(path, data, begin, entry)
 
 
-def _described(path: Path, data: mmap.mmap, begin: int) -> StateDict:
+def _described(path: Path, data: mmap.mmap, begin: int, entry: str | None) -> StateDict:
     def behind(record: Call, at: int) -> Stretch | None:
         return joblib_bytes(record, at, data)
 
@@ -82,7 +82,7 @@ def _described(path: Path, data: mmap.mmap, begin: int) -> StateDict:
         )
     if not tree:
         raise CheckpointError(f"{path}: {_outline(value)}")
-    return state_dict(tree, path)
+    return state_dict(tree, path, entry=entry)
 
 
 class _TorchStorages:

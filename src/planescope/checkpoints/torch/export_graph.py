@@ -166,6 +166,8 @@ class _Network:
                 )
         if word in _LEFT_OUT:
             self._skip(outputs, _LEFT_OUT[word])
+        elif not word and any(self._is_matrix(argument) for argument in arguments.values()):
+            self._skip(outputs, "an operation of another library, which reads weights")
         if any("as_graph" in argument for argument in arguments.values()):
             self._skip(outputs, "a branch or loop of the program, whose own graph is not read")
             return Node(role=Role.UNKNOWN)
@@ -206,6 +208,10 @@ class _Network:
         return next(
             (self._weights[name] for name in _names(argument) if name in self._weights), None
         )
+
+    def _is_matrix(self, argument: Any) -> bool:
+        weight = self._weight(argument)
+        return weight is not None and len(self.tensors[weight.name].shape) > 1
 
     def _layer(self, word: str, arguments: Mapping[str, Any], outputs: list[str]) -> Layer | None:
         """Describe the layer that an operation is; None where its weights cannot be had."""
