@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from planescope.checkpoints.arrays.axes import filters_first
 from planescope.checkpoints.choose import listing
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import StateDict, Tensor
@@ -55,8 +56,8 @@ class _Part:
 def state_dict(tree: dict[str, Tree], path: Path, *, entry: str | None = None) -> StateDict:
     """Find the network in a tree of tensors, and name its tensors by their paths.
 
-    `entry` names the part to take, with dots between the keys on the way to it. The order is taken for that of definition unless it is that of the alphabet: JAX and HDF5 sort
-    what goes through them.
+    `entry` names the part to take, with dots between the keys on the way to it. The order is taken
+    for that of definition unless it is that of the alphabet: JAX and HDF5 sort what goes through.
 
     Raises
     ------
@@ -80,12 +81,19 @@ def state_dict(tree: dict[str, Tree], path: Path, *, entry: str | None = None) -
             f"{path}: holds no arrays by name; save a dictionary of them, or "
             "numpy.savez(file, **arrays)"
         )
-    beside = f"{listing(part.others)}: holds arrays too and was not measured (--entry NAME)"
+    ordered = filters_first(_separated(_plain_norms(tensors)))
+    beside = f"{listing(part.others)}: holds arrays too and was not measured" if part.others else ""
+    unsure = (
+        f"that the filters of {listing(ordered.assumed)} lie on the first axis is assumed"
+        if ordered.assumed
+        else ""
+    )
     return StateDict(
-        tensors=_separated(_plain_norms(tensors)),
+        tensors=ordered.tensors,
+        places=ordered.places,
         in_order=_is_in_order(part.trees[0]),
         entry=".".join(part.entry),
-        note=beside if part.others else "",
+        note="; ".join(filter(None, (beside, unsure))),
     )
 
 
