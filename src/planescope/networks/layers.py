@@ -186,7 +186,6 @@ def _layer(
             groups=place.groups,
             stage=place.stage,
             input=place.input,
-            relu_follows=place.relu_follows,
         )
     if kind is Kind.TRANSPOSED:
         groups = known.groups or _transposed_groups(weight, bias)
