@@ -329,6 +329,12 @@ def test_alexnet_of_flax_is_measured_as_alexnet_of_torch(tmp_path):
         assert (layer.negative_mass, layer.mean_cosine) == (other.negative_mass, other.mean_cosine)
 
 
+def test_transposed_convolutions_of_paddle_and_haiku_are_known_by_their_biases():
+    for file, name in (("net.pdparams", "3"), ("haiku.pkl", "up")):
+        layers = ps.measure(FIXTURES / file, kinds="transposed").layers
+        assert [(layer.name, layer.filters) for layer in layers] == [(name, 5)]
+
+
 def test_where_nothing_tells_the_axes_the_note_says_so(tmp_path):
     (tmp_path / "net.pkl").write_bytes(pickle.dumps({"a": {"w": draw(4, 3, 3, 5)}}))
     assert "filters of a lie on the first axis is assumed" in read(tmp_path / "net.pkl").note

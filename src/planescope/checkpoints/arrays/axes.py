@@ -82,7 +82,7 @@ def _fitting(shape: tuple[int, ...], bias: Tensor | None) -> set[str]:
     (outputs,) = bias.shape
     fits = {side for side, at in (("first", 0), ("last", -1)) if shape[at] == outputs}
     if not fits and len(shape) > 2:
-        # Transposed convolutions: PyTorch's (in, out / groups, *kernel), Haiku's (*kernel, out, in).
+        # Transposed: PyTorch's (in, out / groups, *kernel), Haiku's (*kernel, out, in).
         groups = outputs // shape[1] if shape[1] and outputs % shape[1] == 0 else 0
         if groups and shape[0] % groups == 0:
             return {"second"}
