@@ -173,9 +173,25 @@ def table(path, view="raw"):
     ]
 
 
+def test_layers_are_named_as_their_variables():
+    names = [layer.name for layer in layers_of(FILES / "saved/saved_model.pb")[0]]
+    assert names == [
+        "stem",
+        "deep",
+        "point",
+        "apart",
+        "apart_2",
+        "stride",
+        "up",
+        "hidden",
+        "answer",
+    ]
+
+
 @pytest.mark.parametrize("file", ["net.pb", "saved", "layers-plain"])
 def test_the_table_is_that_of_the_keras_file(file):
     assert table(file) == table("net.keras")
+    assert ps.measure(FILES / file).notes == ps.measure(FILES / "net.keras").notes
 
 
 @pytest.mark.parametrize("file", ["graph-plain", "net.tflite", "half.tflite"])
@@ -331,6 +347,7 @@ def test_a_norm_is_that_of_its_layer(tmp_path):
     assert [layer.norm is not None for layer in layers] == [True, False, False]
     norm = layers[0].norm
     assert norm.eps == 0.01
+    assert not any("folded" in note for note in graph.read(tmp_path).notes)
     parts = [norm.gamma, norm.beta, norm.mean, norm.variance]
     assert [part.read().tolist() for part in parts] == [[1, 2], [2, 3], [3, 4], [4, 5]]
     assert layers[0].bias.read().tolist() == [5, 6]

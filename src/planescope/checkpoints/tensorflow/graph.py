@@ -53,6 +53,7 @@ _LAYERS = {
     "BatchMatMulV2": _Use(1, 0, Form.DENSE),
     "BatchMatMulV3": _Use(1, 0, Form.DENSE),
 }
+_PLAIN = tuple(op for op in _LAYERS if not op.startswith(("_Fused", "Fused")))
 _TURNED = ("transpose_b", "adj_y")
 
 # What has weights and is not measured.
@@ -146,6 +147,10 @@ _WORDS = (
     "separable_conv2d", "MatMul", "BiasAdd",
 )  # fmt: skip
 
+# As variables that hold weights are called.
+_VARIABLE = re.compile(
+    r"(?P<module>.+)/(((depthwise|pointwise)_)?(kernel|weights)|weight|W|w|filters?)(_\d+)?"
+)
 # Parts of a name that a call adds.
 _CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?")
 
@@ -242,7 +247,7 @@ class _Graph:
                 f"behind {len(self._scaled)} layers ({', '.join(self._scaled[:5])}) stands a scale "
                 "that the file does not tell to be a batch norm: they are measured without it"
             )
-        fused = (each for each in order if each.op.startswith(("_Fused", "Fused")))
+        fused = (each for each in order if each.op in _LAYERS and each.op not in _PLAIN)
         if any("batchnorm" in each.name.lower().replace("_", "") for each in fused):
             self.network.notes.append(
                 "batch norms were folded into weights and biases when the file was converted: what "
@@ -433,7 +438,7 @@ class _Graph:
         weight = filters_first(kernel, use.form)
         self._channels[operation.name] = weight.shape[0]
         layer = Layer(
-            name=_readable(operation),
+            name=_variable_module(root) or _readable(operation),
             kind=kind_of(use.form, kernel),
             weight=weight,
             bias=self._bias(operation, weight.shape[0]),
@@ -656,6 +661,12 @@ def _maker(value: str) -> str:
 def _downsamples(operation: Operation) -> bool:
     strides = operation.integers("strides")
     return operation.op in _STRIDED and max(strides, default=1) > 1
+
+
+def _variable_module(root: str) -> str | None:
+    """Name the module of a variable that holds weights, where its name tells."""
+    match = _VARIABLE.fullmatch(root)
+    return match["module"] if match else None
 
 
 def _readable(operation: Operation) -> str:
