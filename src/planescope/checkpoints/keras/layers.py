@@ -109,7 +109,8 @@ def _updated(kernel: Tensor, one: Tensor, other: Tensor, *, factor: float) -> Te
 
     def read() -> np.ndarray:
         stored: np.ndarray = kernel.read()
-        return np.asarray(stored + np.float32(factor) * np.matmul(one.read(), other.read()))
+        with np.errstate(all="ignore"):
+            return np.asarray(stored + np.float32(factor) * np.matmul(one.read(), other.read()))
 
     fits = (*one.shape[:-1], *other.shape[1:]) == kernel.shape and one.shape[-1:] == other.shape[:1]
     # A shape of no kernel: the caller refuses it with what the file holds.
@@ -135,7 +136,9 @@ def _dense_int8(file: Arrays, variables: Variables) -> list[Layer]:
     def read() -> np.ndarray:
         factors: np.ndarray = scale.read()
         steps: np.ndarray = kernel.read()
-        return np.asarray(steps.astype(factors.dtype) / factors).T
+        # What is not finite is for the measurement to report, not for NumPy to warn of.
+        with np.errstate(all="ignore"):
+            return np.asarray(steps.astype(factors.dtype) / factors).T
 
     weight = Tensor(kernel.shape[::-1], scale.dtype, read)
     return [Layer(name=variables.name, kind=Kind.LINEAR, weight=weight, bias=bias)]
