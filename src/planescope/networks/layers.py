@@ -32,10 +32,15 @@ from planescope.networks.parametrisations import resolved
 # Last parts of the names of weights, and of the bias that goes with each.
 WEIGHTS = {"weight": "bias", "kernel": "bias", "weights": "biases", "w": "b", "W": "b"}
 
-# How batch norms name their running mean and variance, scale and shift: torch, then Keras.
+# How batch norms name their running mean and variance, scale and shift: torch, Keras, Flax, Paddle,
+# MXNet, Chainer.
 NORMS = (
     ("running_mean", "running_var", "weight", "bias"),
     ("moving_mean", "moving_variance", "gamma", "beta"),
+    ("mean", "var", "scale", "bias"),
+    ("_mean", "_variance", "weight", "bias"),
+    ("moving_mean", "moving_var", "gamma", "beta"),
+    ("avg_mean", "avg_var", "gamma", "beta"),
 )
 
 # PyTorch's default; a state dict does not hold it.
