@@ -52,6 +52,16 @@ def stand_in(
     return twin
 
 
+def deep_copy(module: nn.Module, /) -> nn.Module:
+    """Copy a module as `copy.deepcopy` does, with tensors that hooks have computed from others.
+
+    Old weight norm and pruning leave such ones behind after each call.
+    """
+    held = (value for part in module.modules() for value in vars(part).values())
+    computed = (t for t in held if isinstance(t, torch.Tensor) and not t.is_leaf)
+    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
 def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any]) -> Any:
     if isinstance(value, torch.Tensor):
         if id(value) not in memo:
