@@ -97,8 +97,6 @@ class Layer:
     norm_assumed : bool
         The norm was paired by name, order and width, and the order convolution, norm, ReLU is
         assumed; a graph did not show it.
-    relu_follows : bool or None
-        Whether a ReLU stands behind the layer (and its norm); None without a graph.
     """
 
     name: str
@@ -110,7 +108,6 @@ class Layer:
     input: Input = Input.UNKNOWN
     norm: Norm | None = None
     norm_assumed: bool = False
-    relu_follows: bool | None = None
 
     @property
     def filters(self) -> int:
@@ -162,7 +159,6 @@ class Place:
     groups: int | None = None
     norm: str | None = None  # name of the batch norm that follows at once
     eps: float | None = None  # of that norm
-    relu_follows: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -70,9 +70,10 @@ def measure(
 
     Parameters
     ----------
-    x : path, str, torch.nn.Module, or mapping of str to arrays
+    x : path, str, torch.nn.Module, keras.Model, or mapping of str to arrays
         A checkpoint file, a folder with one model, ``hf:OWNER/NAME[@REVISION][/FILE]``,
-        ``torchvision:NAME``, ``timm:NAME``, a live module, a state dict, or named NumPy arrays.
+        ``torchvision:NAME``, ``timm:NAME``, a live module or Keras model (on any backend), a state
+        dict, or named NumPy arrays.
         A module is left exactly as it is.
     view : {"raw", "effective"}
         The convolutions' own hyperplanes, as in the paper, or those that convolution and batch norm
@@ -153,8 +154,6 @@ def find(
         As `measure`.
     """
     source, contents = _contents(x)
-    if isinstance(contents, list):
-        contents = Described(layers=tuple(contents))
     if isinstance(contents, Described):
         if network is not None:
             raise UsageError(
@@ -169,11 +168,10 @@ def find(
     notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
     if contents.note:
         notes.append(contents.note)
-    skipped = [*contents.skipped, *skipped]
     return Found(source=source, layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
 
 
-def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
+def _contents(x: Any) -> tuple[Source, StateDict | Described]:
     if isinstance(x, (str, os.PathLike)):
         name = os.fspath(x)
         if name.startswith(LIBRARIES):
@@ -187,6 +185,11 @@ def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
 
             name = public_name(name)
         return Source(path=name, format=form, bytes=_bytes(path, form)), contents
+    # On one of its backends a Keras model is a torch module too.
+    if _is_keras(x):
+        from planescope.checkpoints.keras.live import read_model
+
+        return Source(path=x.name, format="keras model", bytes=None), read_model(x)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return _module_contents(x, type(x).__name__)
@@ -196,8 +199,17 @@ def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
         source = Source(path=type(x).__name__, format="state dict", bytes=None)
         return source, read_state_dict(x)
     raise UsageError(
-        f"cannot measure a {type(x).__name__}; give a path, a module or a mapping of arrays"
+        f"cannot measure a {type(x).__name__}; give a path, a torch module, a Keras model or a "
+        "mapping of arrays"
     )
+
+
+def _is_keras(x: Any) -> bool:
+    if sys.modules.keys().isdisjoint(("keras", "tf_keras")):
+        return False
+    from planescope.checkpoints.keras.live import is_model
+
+    return is_model(x)
 
 
 def _placed(network: str | Structure, state: StateDict, source: Source) -> StateDict:
@@ -252,6 +264,10 @@ def _runnable(x: Any, network: str | Structure | None) -> torch.nn.Module:
         from planescope.networks.build import load_pretrained
 
         return load_pretrained(x)
+    if _is_keras(x):
+        raise UsageError(
+            f"{x.name}: data go through torch modules, not through Keras models; leave out data"
+        )
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return x

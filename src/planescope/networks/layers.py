@@ -32,10 +32,15 @@ from planescope.networks.parametrisations import resolved
 # Last parts of the names of weights, and of the bias that goes with each.
 WEIGHTS = {"weight": "bias", "kernel": "bias", "weights": "biases", "w": "b", "W": "b"}
 
-# How batch norms name their running mean and variance, scale and shift: torch, then Keras.
+# How batch norms name their running mean and variance, scale and shift: torch, Keras, Flax, Paddle,
+# MXNet, Chainer.
 NORMS = (
     ("running_mean", "running_var", "weight", "bias"),
     ("moving_mean", "moving_variance", "gamma", "beta"),
+    ("mean", "var", "scale", "bias"),
+    ("_mean", "_variance", "weight", "bias"),
+    ("moving_mean", "moving_var", "gamma", "beta"),
+    ("avg_mean", "avg_var", "gamma", "beta"),
 )
 
 # PyTorch's default; a state dict does not hold it.
@@ -107,7 +112,7 @@ def find_layers(
     if transposed is not None and all(layer.kind is not Kind.TRANSPOSED for layer in layers):
         raise UsageError(f"--transposed {transposed.pattern!r} matches no convolution")
     layers = _in_network_order(layers, state)
-    return _with_norms(layers, _norms(state.tensors), state), skipped
+    return _with_norms(layers, _norms(state.tensors), state), [*skipped, *state.skipped]
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -181,7 +186,6 @@ def _layer(
             groups=place.groups,
             stage=place.stage,
             input=place.input,
-            relu_follows=place.relu_follows,
         )
     if kind is Kind.TRANSPOSED:
         groups = known.groups or _transposed_groups(weight, bias)

@@ -120,11 +120,15 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Storages:
-    """The storages of one file; `find` raises `CheckpointError` for one that is not there."""
+    """The storages of one file; `find` raises `CheckpointError` for one that is not there.
+
+    `named` gives what stands for a storage in a pickle the form of a persistent id.
+    """
 
     path: Path
     find: Callable[[StorageId], Storage]
     big_endian: bool = False
+    named: Callable[[object], object] = lambda stored: stored
 
 
 def state_dict(value: object, storages: Storages) -> StateDict:
@@ -153,6 +157,11 @@ def state_dict(value: object, storages: Storages) -> StateDict:
         places={clean(at)[:-1]: place for at, place in places.items() if place},
         entry=".".join(found.path),
     )
+
+
+def holds_tensors(value: object, path: Path) -> bool:
+    """Tell whether there is a state dict or module of torch's."""
+    return bool(_find(value, path))
 
 
 def storage_id(persistent: Persistent, where: str) -> StorageId:
@@ -287,9 +296,10 @@ def _tensor(call: Call, name: str, storages: Storages) -> Tensor:
 
 def _view(call: Call, where: str, storages: Storages) -> Tensor:
     """Describe the view of a storage; a quantised tensor comes as its integers."""
+    stored = storages.named(call.args[0]) if type(call.args) is tuple and call.args else None
     match call.args:
-        case (Persistent() as persistent, int(offset), tuple(shape), tuple(strides), *rest):
-            identity = storage_id(persistent, where)
+        case (_, int(offset), tuple(shape), tuple(strides), *rest) if type(stored) is Persistent:
+            identity = storage_id(stored, where)
         case _:
             raise CheckpointError(f"{where} is not described as torch describes it")
     dtype = identity.dtype

@@ -6,7 +6,6 @@ To import this is to import torch.
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+from planescope.networks.copies import deep_copy
 
 # What a LightningModule holds of its trainer, data and loops among it.
 _OF_A_TRAINER = ("_trainer", "_fabric")
@@ -44,22 +45,18 @@ def borrowed(module: nn.Module, /) -> Iterator[nn.Module]:
 
 
 def _copied(module: nn.Module) -> nn.Module | None:
-    """Copy of a network, also of one just trained; None where it cannot be copied.
-
-    Old ways of pruning and weight normalisation leave a computed weight behind, which torch does
-    not copy while it belongs to a graph of gradients.
-    """
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for name, value in vars(part).items():
-            if name in _OF_A_TRAINER:
-                memo[id(value)] = None
-            elif isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+    """Copy of a network without its trainer; None where it cannot be copied."""
+    held = [(part, name) for part in module.modules() for name in _OF_A_TRAINER if name in vars(part)]
+    kept = [vars(part)[name] for part, name in held]
     try:
-        return copy.deepcopy(module, memo)
+        for part, name in held:
+            vars(part)[name] = None
+        return deep_copy(module)
     except Exception:  # a network may hold anything: locks, open files, what is spread over GPUs
         return None
+    finally:
+        for (part, name), value in zip(held, kept, strict=True):
+            vars(part)[name] = value
 
 
 @contextlib.contextmanager

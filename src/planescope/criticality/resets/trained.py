@@ -5,7 +5,6 @@ To import this is to import torch.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import os
@@ -25,6 +24,7 @@ from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import StateDict, Tensor
 from planescope.measurement.measure import LIBRARIES
 from planescope.networks.build import load_pretrained
+from planescope.networks.copies import deep_copy
 from planescope.networks.load import build_like, load_network, tensor_of
 from planescope.networks.module import read_state_dict, unwrapped
 from planescope.networks.paper import NETWORKS, smallest_image
@@ -103,7 +103,7 @@ class Subject:
 
 
 def of_run(
-    path: str | os.PathLike[str],
+    run: Run,
     to: To,
     data: Images | Files | Loader | None,
     /,
@@ -112,8 +112,12 @@ def of_run(
     options: ResetOptions,
 ) -> Subject:
     """Last snapshot of a run, and earlier ones; `planescope.reset` says what is raised."""
-    run = Run.open(path)
-    config, status = run.config, run.status
+    path, config, status = run.path, run.config, run.status
+    network = run.consented("network")
+    config = config.but({"network": network, "download": False})
+    if data is None:
+        # Nobody asked for a download, which would write where the run says.
+        config = config.but({"data": run.consented("data")})
     if status.state is not State.FINISHED and not unfinished:
         raise UsageError(
             f"{path}: the run is not finished but {status.state}; let it finish, or take it as it "
@@ -125,17 +129,17 @@ def of_run(
     epochs = _epochs(path, list(files), wanted, drawn=drawn)
     trained = files[max(files)]
     state = _state(trained)
-    module = load_network(config.network, state)
+    module = load_network(network, state)
     return Subject(
         source=str(path),
-        network=config.network,
+        network=network,
         module=module,
         targets=(
             *(_target(epoch, files[epoch], module) for epoch in epochs),
             *_targets(to.states, module),
         ),
         data=load_split(config, options.split) if data is None else data,
-        fresh=lambda seed: build_like(config.network, state, seed=seed),
+        fresh=lambda seed: build_like(network, state, seed=seed),
         keep=run.resets_progress,
         redrawn=to.fresh,
         path=to.path,
@@ -263,7 +267,7 @@ def of_checkpoint(
 
 def _filled(network: nn.Module, state: StateDict) -> nn.Module:
     """Copy of a network with the weights of a state dict."""
-    module = copy.deepcopy(unwrapped(network)).cpu().eval()
+    module = deep_copy(unwrapped(network)).cpu().eval()
     tensors, odd = _fitting(state.tensors, module, "it")
     if odd:
         raise CheckpointError(odd[0])
@@ -407,7 +411,7 @@ def _redrawn(owner: str, part: nn.Module) -> dict[str, torch.Tensor]:
     """Tensors of a module once its own `reset_parameters` has drawn them; none where it did not."""
     if not callable(getattr(part, "reset_parameters", None)):
         return {}
-    own: Any = copy.deepcopy(part).cpu()
+    own: Any = deep_copy(part).cpu()
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     own.reset_parameters()
     after = own.state_dict()
