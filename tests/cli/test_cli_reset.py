@@ -59,7 +59,7 @@ def test_checkpoints_give_json_by_the_schema():
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout, parse_constant=pytest.fail)
     schema = json.loads(
-        (files("planescope.files") / "schemas" / "resets-1.json").read_text("utf-8")
+        (files("planescope.files") / "schemas" / "resets-2.json").read_text("utf-8")
     )
     jsonschema.validate(found, schema)
     assert [(c["layer"], c["snapshot"], c["draw"], c["top1"]) for c in found["cells"]] == [

@@ -95,7 +95,8 @@ def _values(resets: Resets) -> tuple[Floats, bool]:
         drop = resets.drop(row, column)
         if is_drop:
             return float("nan") if drop is None else 100 * drop[0]
-        return 100 * statistics.fmean(cell.top1 for cell in cells) if cells else float("nan")
+        values = [cell.value for cell in cells if cell.value is not None]
+        return 100 * statistics.fmean(values) if values else float("nan")
 
     table = [[value(row, column) for column in resets.snapshots] for row in resets.rows]
     return np.asarray(table), is_drop
@@ -110,7 +111,7 @@ def _write_cells(axes: Axes, resets: Resets, values: Floats, size: float) -> Non
             cells = resets.at(row, column)
             if not cells:
                 continue
-            noise = not all(cell.significant for cell in cells)
+            noise = any(cell.significant is False for cell in cells)
             color = _readable(colors, values[i, j] / 100)
             if size >= SMALLEST:
                 number = f"{values[i, j]:.0f}".replace("-0", "0")

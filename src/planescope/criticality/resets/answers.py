@@ -56,9 +56,7 @@ def picked(output: Any, pick: Pick | None, /) -> Any:
         parts = list(output) if isinstance(output, tuple | list) else []
     if len(parts) == 1 and isinstance(parts[0], torch.Tensor):
         return parts[0]
-    raise UsageError(
-        f"the network gives {_shown(output)}; say by output= which part is its answer"
-    )
+    raise UsageError(f"the network gives {_shown(output)}; say by output= which part is its answer")
 
 
 def _shown(output: Any) -> str:
@@ -106,7 +104,9 @@ class Judge:
             If outputs and labels do not go together.
         """
         if not isinstance(output, torch.Tensor):
-            raise UsageError(f"the network gives {_shown(output)}; say by output= what its answer is")
+            raise UsageError(
+                f"the network gives {_shown(output)}; say by output= what its answer is"
+            )
         if output.shape[:1] != (batch.size,):
             raise UsageError(
                 f"the network gives an output of shape {tuple(output.shape)} for a batch of "

@@ -46,7 +46,9 @@ def borrowed(module: nn.Module, /) -> Iterator[nn.Module]:
 
 def _copied(module: nn.Module) -> nn.Module | None:
     """Copy of a network without its trainer; None where it cannot be copied."""
-    held = [(part, name) for part in module.modules() for name in _OF_A_TRAINER if name in vars(part)]
+    held = [
+        (part, name) for part in module.modules() for name in _OF_A_TRAINER if name in vars(part)
+    ]
     kept = [vars(part)[name] for part, name in held]
     try:
         for part, name in held:

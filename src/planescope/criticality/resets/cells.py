@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -41,6 +42,8 @@ JOINED_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 MOST_TOGETHER = 8
 # Of weights that wait in the host's memory for a GPU.
 AHEAD_BYTES = 2 << 30
+# Seconds after which what was computed is counted, and kept where work is kept.
+PATIENCE_S = 20.0
 
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -156,8 +159,9 @@ def evaluate(
         by_names: dict[tuple[str, ...], list[Cell]] = {}
         for cell in cells:
             by_names.setdefault(cell.names, []).append(cell)
-        rows = [_Row(own, *network.uses(names)) for names, own in by_names.items()]
-        rows.sort(key=lambda row: row.start)
+        by_names.setdefault((), [])  # whose outputs all others are held against
+        rows = [_Row(names, own, *network.uses(names)) for names, own in by_names.items()]
+        rows.sort(key=lambda row: (row.start, not row.names))
         found = survey(network, inputs.example, {row.start for row in rows})
         kept = sum(cell.bytes for cell in cells) <= plan.memory // 2
         left = [
@@ -190,6 +194,7 @@ def evaluate(
 class _Row:
     """Cells that replace the same tensors, which play a part in some steps only."""
 
+    names: tuple[str, ...]
     cells: list[Cell]
     start: int
     stop: int
@@ -270,38 +275,47 @@ class _Work:
         every = [cell for row in rows for cell in row.cells]
         if all(self._is_done(cell, seen_then) for cell in every):
             return seen_then
-        self.references, self.waiting = [], {}
+        self.references, began = [], time.monotonic()
         if not self.waits:
             self.references = [self._answer(copied(flow), 0, {}) for flow in flows]
         for row in rows:
-            is_trained = not row.cells[0].names
             left = [cell for cell in row.cells if not self._is_done(cell, seen_then)]
-            if is_trained and not self.waits:
+            if not row.names:
+                self._settle(flows, position, group)
                 for cell in left:
                     self._judge(cell, list(enumerate(self.references)), group)
                 continue
-            if not left and not is_trained:
+            if not left:
                 continue
             for flow in flows:
                 self.network.advance(flow, position, row.start, {})
             position = row.start
-            if is_trained:
-                self.references = [self._answer(flow, row.start, {}) for flow in flows]
-                for cell in left:
-                    self._judge(cell, list(enumerate(self.references)), group)
-                continue
-            for cells in _chunks(left, self._most(row)):
-                if on_cell is not None:
-                    on_cell(row.cells[0].layer)
-                self._count(row, cells, flows, group, seen)
-        for cell, found in self.waiting.items():
-            self._judge(cell, found, group)
+            try:
+                for cells in _chunks(left, self._most(row)):
+                    if on_cell is not None:
+                        on_cell(row.cells[0].layer)
+                    self._count(row, cells, flows, group, seen)
+            except BaseException:
+                # What was computed is not to be lost where work is kept.
+                with contextlib.suppress(Exception):
+                    self._settle(flows, position, group)
+                raise
+            if time.monotonic() - began > PATIENCE_S:
+                self._settle(flows, position, group)
         self.progress.save()
         return seen_then
 
-    def _judge(
-        self, cell: Cell, found: Sequence[tuple[int, torch.Tensor]], group: Group
-    ) -> None:
+    def _settle(self, flows: Sequence[Values], position: int, group: Group) -> None:
+        """Count what waits for the outputs of the trained network, which are found if need be."""
+        if not self.references:
+            changes = self.survey.changes.get(position, True)
+            own = [copied(flow) if changes else flow for flow in flows]
+            self.references = [self._answer(flow, position, {}) for flow in own]
+        waiting, self.waiting = self.waiting, {}
+        for cell, found in waiting.items():
+            self._judge(cell, found, group)
+
+    def _judge(self, cell: Cell, found: Sequence[tuple[int, torch.Tensor]], group: Group) -> None:
         """Count outputs of a cell, which are given with the numbers of their batches."""
         if found:
             self.judge.judge(
@@ -313,9 +327,7 @@ class _Work:
 
     def _answer(self, values: Values, start: int, tensors: Tensors) -> torch.Tensor:
         """What of the network's output is its answer."""
-        answer: torch.Tensor = picked(
-            self.network.finish(values, start, tensors), self.judge.pick
-        )
+        answer: torch.Tensor = picked(self.network.finish(values, start, tensors), self.judge.pick)
         return answer
 
     def _is_done(self, cell: Cell, examples: int) -> bool:
@@ -325,7 +337,9 @@ class _Work:
 
     def _join(self, row: _Row) -> int:
         """Step before which the batches of a row's cells become one; the last step is never."""
-        allowed = min(JOINED_BYTES.get(self.device.type, JOINED_BYTES["cpu"]), self.plan.memory // 4)
+        allowed = min(
+            JOINED_BYTES.get(self.device.type, JOINED_BYTES["cpu"]), self.plan.memory // 4
+        )
         several = self.size * min(len(row.cells), MOST_TOGETHER)
         steps = range(row.stop, self.network.steps)
         fitting = (step for step in steps if several * self.survey.live_bytes[step] <= allowed)
@@ -363,7 +377,7 @@ class _Work:
             else:
                 outputs = self._apart(row, replaced, values)
             for cell, answer in zip(left, outputs, strict=True):
-                if self.waits:
+                if not self.references:
                     self.waiting.setdefault(cell, []).append((index, answer))
                 else:
                     self._judge(cell, [(index, answer)], group)

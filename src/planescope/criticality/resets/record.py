@@ -196,7 +196,7 @@ class Resets:
     metric: str | None = "accuracy"
     chance: float | None = None
     preprocessing: str | None = None
-    needed_steps: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    needed_steps: dict[str, float | None] = dataclasses.field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
 
     @property

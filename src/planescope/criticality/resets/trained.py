@@ -20,6 +20,7 @@ from torch import nn
 from planescope.checkpoints import read_contents, sharded
 from planescope.checkpoints.locate import locate
 from planescope.criticality.resets.record import FRESH, RAND
+from planescope.data.loaders import Loader
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import StateDict, Tensor
 from planescope.measurement.measure import LIBRARIES
@@ -35,7 +36,6 @@ from planescope.training.run import Run, State
 if TYPE_CHECKING:
     from planescope.criticality.resets.options import ResetOptions
     from planescope.data.load import Files, Images
-    from planescope.data.loaders import Loader
 
 # Batch norm counts batches under this name; no output depends on it.
 COUNTER = "num_batches_tracked"
@@ -125,8 +125,7 @@ def of_run(
         )
     files = run.snapshots
     drawn = options.draws > 0 or to.fresh > 0 or bool(to.states)
-    wanted = None if not to.epochs and not to.fresh and not to.states else list(to.epochs)
-    epochs = _epochs(path, list(files), wanted, drawn=drawn)
+    epochs = _epochs(path, list(files), to.epochs, drawn=drawn)
     trained = files[max(files)]
     state = _state(trained)
     module = load_network(network, state)
@@ -140,7 +139,7 @@ def of_run(
         ),
         data=load_split(config, options.split) if data is None else data,
         fresh=lambda seed: build_like(network, state, seed=seed),
-        keep=run.resets_progress,
+        keep=None if isinstance(data, Loader) else run.resets_progress,
         redrawn=to.fresh,
         path=to.path,
     )
@@ -176,8 +175,8 @@ class To:
 
     Attributes
     ----------
-    epochs : tuple of int
-        Of a run.
+    epochs : tuple of int or None
+        Of a run; None where nothing was asked for, which stands for all.
     states : dict of str to object
         State dicts, modules, paths, or names of published weights, by name.
     fresh : int
@@ -186,7 +185,7 @@ class To:
         Steps from one of these to the trained weights.
     """
 
-    epochs: tuple[int, ...] = ()
+    epochs: tuple[int, ...] | None = None
     states: Mapping[int | str, Any] = field(default_factory=dict)
     fresh: int = 0
     path: int | None = None
@@ -202,7 +201,7 @@ class To:
         """
         epochs: list[int] = []
         states: dict[int | str, Any] = {}
-        fresh = 0
+        fresh, nothing = 0, to is None
         if isinstance(to, Mapping):
             if any(isinstance(value, torch.Tensor) for value in to.values()):
                 raise UsageError('a state dict as to= needs a name: to={"init": state_dict}')
@@ -210,7 +209,9 @@ class To:
         one = isinstance(to, str | os.PathLike | int | nn.Module)
         for each in () if to is None else (to,) if one else to:
             if isinstance(each, bool) or not isinstance(each, str | os.PathLike | int):
-                raise UsageError(f'to= has a {type(each).__name__}; give it a name: to={{"init": ...}}')
+                raise UsageError(
+                    f'to= has a {type(each).__name__}; give it a name: to={{"init": ...}}'
+                )
             if isinstance(each, int) and is_run:
                 epochs.append(each)
             elif isinstance(each, int):
@@ -221,7 +222,7 @@ class To:
                 states[_short(each, to)] = each
         if path is not None and (path < 1 or fresh or len(states) + len(epochs) != 1):
             raise UsageError("a path of 1 step or more goes from one state, given by to=")
-        return cls(epochs=tuple(epochs), states=states, fresh=fresh, path=path)
+        return cls(epochs=None if nothing else tuple(epochs), states=states, fresh=fresh, path=path)
 
 
 def _short(name: str | os.PathLike[str], every: Any) -> str:
@@ -247,7 +248,9 @@ def of_checkpoint(
     state = resolved(_state(trained))
     name = network if isinstance(network, str) else type(network).__name__
     try:
-        module = load_network(network, state) if isinstance(network, str) else _filled(network, state)
+        module = (
+            load_network(network, state) if isinstance(network, str) else _filled(network, state)
+        )
     except CheckpointError as exc:
         raise CheckpointError(f"{trained}: {exc}") from exc
     if options.draws and not isinstance(network, str):
@@ -389,8 +392,14 @@ def redrawn(
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             for owner, part in subject.module.named_modules():
-                own = [f"{owner}.{name}" if owner else name for name, _ in part.named_parameters(recurse=False)]
-                own += [f"{owner}.{name}" if owner else name for name, _ in part.named_buffers(recurse=False)]
+                own = [
+                    f"{owner}.{name}" if owner else name
+                    for name, _ in part.named_parameters(recurse=False)
+                ]
+                own += [
+                    f"{owner}.{name}" if owner else name
+                    for name, _ in part.named_buffers(recurse=False)
+                ]
                 if any(name in names for name in own):
                     drawn |= _redrawn(owner, part)
         path = folder / f"fresh-{draw}.safetensors"
@@ -416,7 +425,11 @@ def _redrawn(owner: str, part: nn.Module) -> dict[str, torch.Tensor]:
     own.reset_parameters()
     after = own.state_dict()
     weights = [name for name in after if name == "weight" or "weight" not in after]
-    if "weight" in after and torch.equal(after["weight"], before["weight"]) and after["weight"].ndim > 1:
+    if (
+        "weight" in after
+        and torch.equal(after["weight"], before["weight"])
+        and after["weight"].ndim > 1
+    ):
         return {}
     if not weights:
         return {}
