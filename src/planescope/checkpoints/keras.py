@@ -19,7 +19,7 @@ from planescope.checkpoints.keras_layers import DEFAULT_EPS, FORMS, Form, layers
 from planescope.checkpoints.keras_variables import Variables, weights_of
 from planescope.checkpoints.probe import Probe, probe
 from planescope.errors import CheckpointError
-from planescope.layer import Input, Layer, Norm
+from planescope.layer import Input, Layer, Norm, Pairing
 
 NAME = "keras"
 
@@ -159,7 +159,7 @@ def _judged_layers(file: Hdf5, rest: Sequence[Variables], *, in_order: bool) -> 
         if in_order and layers and norms in ([True], [True, False]):
             after = rest[index + 1]
             norm = norm_of(file, after.name, after.keys, layers[-1].filters)
-            layers[-1] = replace(layers[-1], norm=norm, norm_assumed=norm is not None)
+            layers[-1] = replace(layers[-1], norm=norm, pairing=norm and Pairing.ORDER)
         yield from layers
 
 

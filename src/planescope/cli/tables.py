@@ -86,6 +86,7 @@ _COLUMNS = (
     _Column("filters", _number("filters", "d"), rank=1),
     _Column("left\nout", _left_out, lambda m: bool(m.network.degenerate + m.network.non_finite)),
     _Column("fan-in", _text("fan_in"), rank=5),
+    _Column("no\nside", _number("sideless", "d"), lambda m: bool(m.network.sideless), rank=3),
     _Column("negative\nmass", _number("negative_mass", ".3f")),
     _Column("mean\ncosine", _number("mean_cosine", "+.4f")),
     _Column("z", _number("z", "+.1f"), rank=6),

@@ -15,7 +15,7 @@ from planescope.statistics import Statistics
 Columns = dict[str, list[Any]]
 
 _LAYER_KEYS = (
-    "filters", "fan_in", "degenerate", "non_finite", "negative_mass", "mean_cosine", "q_mass",
+    "filters", "fan_in", "degenerate", "non_finite", "sideless", "negative_mass", "mean_cosine", "q_mass",
     "biased",
 )  # fmt: skip
 _LAYER_COLUMNS = ("number", "layer", *_LAYER_KEYS, "chance_low", "chance_high")
