@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,11 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from planescope.assembly import Observed, measure_layers
 from planescope.checkpoints import read_contents
+from planescope.checkpoints.layout import Wanted
 from planescope.checkpoints.locate import locate
 from planescope.checkpoints.parametrised import resolved
-from planescope.checkpoints.state_dict import find_layers
+from planescope.checkpoints.sharing import shared
+from planescope.checkpoints.state_dict import Hints, describe
 from planescope.errors import CheckpointError, NoLayersError, UsageError
-from planescope.layer import Kind, Layer, Skipped, StateDict, View
+from planescope.layer import Kind, Layer, Layout, Skipped, StateDict, View
 from planescope.measurement import Measurement, Source
 
 if TYPE_CHECKING:
@@ -59,6 +63,10 @@ def measure(
     kinds: Iterable[Kind | str] | str = DEFAULT_KINDS,
     layers: str | None = None,
     transposed: str | None = None,
+    layout: str | Sequence[str] = (),
+    norms: Mapping[str, str | None] | Sequence[str] = (),
+    eps: float | None = None,
+    entry: str | None = None,
     network: str | None = None,
     init: Any = None,
     data: str | Iterable[Any] | None = None,
@@ -83,6 +91,17 @@ def measure(
     transposed : str, optional
         Regular expression of the layers that are transposed convolutions, where only a state dict
         is known.
+    layout : str or sequence of str
+        Where the weights of a state dict have their filters, if names, biases and shapes do not
+        tell or mislead: ``"filters-first"``, as PyTorch has them, or ``"filters-last"``, as Keras
+        and Flax; ``"REGEX=filters-last"`` for layers in whose name the expression is found.
+    norms : mapping of str to str or None, or sequence of "LAYER=NORM"
+        The batch norm behind a layer of a state dict, by names; None, or nothing behind the sign,
+        is none.
+    eps : float, optional
+        Epsilon of the batch norms of a state dict, which does not hold it.
+    entry : str, optional
+        Which of several state dicts in a file, as ``"ema"``.
     network : str, optional
         One of the paper's networks (``lenet``, ``vgg16_bn``, ...), or with torch any that
         `planescope.training.networks.build` takes; it then tells stages, inputs and norms of a
@@ -116,14 +135,14 @@ def measure(
     view = choice(View, view, "view")
     chosen = chosen_kinds(kinds)
     pattern = compiled(layers, "layers")
-    turned = compiled(transposed, "transposed")
-    found = find(x, transposed=turned, network=network)
+    hints = hints_of(transposed=transposed, layout=layout, norms=norms, eps=eps)
+    found = find(x, hints=hints, network=network, entry=entry)
     measured, left_out = select(found, chosen, pattern)
     _refuse_claims(found.source, measured)
     initial = None
     if init is not None:
-        began = find(init, transposed=turned, network=network)
-        initial = {layer.name: layer for layer in began.layers}
+        began = find(init, hints=hints, network=network)
+        initial = {name: layer for layer in began.layers for name in (*layer.aliases, layer.name)}
     notes = [*found.notes, *_norm_notes(measured, view)]
     observed = None
     if data is not None:
@@ -141,8 +160,49 @@ def measure(
     )
 
 
+def hints_of(
+    *,
+    transposed: str | None = None,
+    layout: str | Sequence[str] = (),
+    norms: Mapping[str, str | None] | Sequence[str] = (),
+    eps: float | None = None,
+) -> Hints:
+    """Read what a user says of a file, as `measure` takes it.
+
+    Raises
+    ------
+    UsageError
+        If an option cannot be.
+    """
+    layouts = [layout] if isinstance(layout, str) else layout
+    if not isinstance(norms, Mapping):
+        halves = [pair.rpartition("=") for pair in norms]
+        if wrong := next(
+            (pair for pair, half in zip(norms, halves, strict=True) if not half[1]), None
+        ):
+            raise UsageError(f"--norms {wrong!r}: give LAYER=NORM, or LAYER= for none")
+        norms = {name: norm or None for name, _, norm in halves}
+    if eps is not None and not (0.0 <= eps < math.inf):
+        raise UsageError(f"--eps {eps}: give a number that is not negative, as 1e-5")
+    axes = Wanted(
+        layouts=[_layout(text) for text in layouts],
+        transposed=compiled(transposed, "transposed"),
+    )
+    return Hints(axes=axes, norms=norms, eps=eps)
+
+
+def _layout(text: str) -> tuple[re.Pattern[str] | None, Layout]:
+    pattern, _, name = text.rpartition("=")
+    return compiled(pattern or None, "layout"), choice(Layout, name, "layout")
+
+
 def find(
-    x: Any, /, *, transposed: re.Pattern[str] | None = None, network: str | None = None
+    x: Any,
+    /,
+    *,
+    hints: Hints | None = None,
+    network: str | None = None,
+    entry: str | None = None,
 ) -> Found:
     """Find the layers of whatever `measure` takes; their weights stay unread.
 
@@ -151,23 +211,43 @@ def find(
     UsageError, CheckpointError, MissingDependencyError
         As `measure`.
     """
-    source, contents = _contents(x)
+    source, contents = _contents(x, entry)
     if isinstance(contents, list):
         if network is not None:
             raise UsageError(
                 f"{source.path}: a {source.format} file knows its own network; leave out --network"
             )
-        return Found(source=source, layers=tuple(contents))
+        layers, notes = shared(contents)
+        return Found(source=source, layers=tuple(layers), notes=tuple(notes))
     if network is not None:
         contents = _placed(network, resolved(contents), source)
-    layers, skipped = find_layers(contents, transposed=transposed)
+    found = describe(contents, hints)
     notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
     if contents.note:
         notes.append(contents.note)
-    return Found(source=source, layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
+    notes += [*contents.notes, *_part_notes(source), *found.notes]
+    return Found(
+        source=source,
+        layers=tuple(found.layers),
+        skipped=tuple(found.skipped),
+        notes=tuple(notes),
+    )
 
 
-def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
+def _part_notes(source: Source) -> list[str]:
+    """Say that a file by its name is a part of a model."""
+    if match := re.search(r"-0*(\d+)-of-0*(\d+)\.\w+$", source.path):
+        if match[2] != "1":
+            return [
+                f"part {match[1]} of {match[2]} of a model, by its name: measure the index beside it "
+                "(.index.json), or the folder, for all of its layers"
+            ]
+    elif re.search(r"(mp_rank|tp_rank|zero_pp_rank|__\d+)_?\d*", Path(source.path).name):
+        return ["by its name a part of a model that is cut over several processes; join them first"]
+    return []
+
+
+def _contents(x: Any, entry: str | None = None) -> tuple[Source, StateDict | list[Layer]]:
     if isinstance(x, (str, os.PathLike)):
         name = os.fspath(x)
         if name.startswith(LIBRARIES):
@@ -175,8 +255,10 @@ def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
 
             return _module_contents(load_pretrained(name), name)
         path = locate(name)
-        form, contents = read_contents(path)
+        form, contents = read_contents(path, entry=entry)
         return Source(path=name, format=form, bytes=_bytes(path, form)), contents
+    if entry is not None:
+        raise UsageError("--entry chooses within a file; give the state dict itself")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return _module_contents(x, type(x).__name__)
@@ -307,6 +389,12 @@ def _norm_notes(layers: Sequence[Layer], view: View) -> list[str]:
             "norms were paired with convolutions by name and order, and convolution, norm, ReLU is "
             "assumed to be their order: a state dict does not tell (--network or ONNX does)"
         )
+    assumed = Counter(x.norm.eps for x in layers if x.norm is not None and x.norm.eps_assumed)
+    notes += [
+        f"an epsilon of {eps:g} is assumed in {count} of the norms, as their framework has it; "
+        "--eps sets it"
+        for eps, count in sorted(assumed.items())
+    ]
     bare = sum(layer.norm is None for layer in layers)
     if view is View.EFFECTIVE and bare:
         notes.append(

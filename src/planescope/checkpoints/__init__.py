@@ -16,6 +16,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+from planescope.checkpoints.entries import read_entry
 from planescope.checkpoints.probe import Probe, probe
 from planescope.errors import CheckpointError
 from planescope.layer import Layer, StateDict
@@ -24,19 +25,28 @@ from planescope.layer import Layer, StateDict
 FORMATS = ("safetensors", "torch_zip", "torch_stream", "npz", "keras", "sharded", "onnx")
 
 
-def read_contents(path: Path, /) -> tuple[str, StateDict | list[Layer]]:
+def read_contents(
+    path: Path, /, *, entry: str | None = None
+) -> tuple[str, StateDict | list[Layer]]:
     """Name of a file's format, and what it holds; no weights are read yet.
+
+    Parameters
+    ----------
+    entry : str, optional
+        Which of several state dicts in the file: where it lies, or what its names begin with.
 
     Raises
     ------
     CheckpointError
         If no format recognises the file, or it is damaged.
+    UsageError
+        If it has no such entry.
     """
     look = probe(path)
     for name in FORMATS:
         module = import_module(f"planescope.checkpoints.{name}")
         if module.recognises(look):
-            return module.NAME, module.read(path)
+            return module.NAME, read_entry(module, path, entry)
     raise CheckpointError(f"{path}: {_what_it_is(look)}")
 
 

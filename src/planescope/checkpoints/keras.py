@@ -159,7 +159,7 @@ def _judged_layers(file: Hdf5, rest: Sequence[Variables], *, in_order: bool) -> 
         if in_order and layers and norms in ([True], [True, False]):
             after = rest[index + 1]
             norm = norm_of(file, after.name, after.keys, layers[-1].filters)
-            layers[-1] = replace(layers[-1], norm=norm, pairing=norm and Pairing.ORDER)
+            layers[-1] = replace(layers[-1], norm=norm, pairing=None if norm is None else Pairing.ORDER)
         yield from layers
 
 

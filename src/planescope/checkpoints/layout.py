@@ -340,7 +340,9 @@ def _turned(
 ) -> dict[str, Axes]:
     """Find transposed convolutions among those of PyTorch's layout whose bias does not tell."""
     row = [
-        w for w in weights if w.module in axes and len(w.shape) > 2 and axes[w.module].layout is FIRST
+        w
+        for w in weights
+        if w.module in axes and len(w.shape) > 2 and axes[w.module].layout is FIRST
     ]
     kinds = {w.module: axes[w.module].kind for w in row}
     free = {w.module for w in row if _is_free(w, wanted)}

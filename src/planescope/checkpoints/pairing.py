@@ -1,7 +1,7 @@
 """Which batch norm stands behind which layer, where no graph tells: by names, and by order.
 
 Names come first, since they say the same in every format. A rule of names, such as conv1 and bn1,
-is believed where it fits by width wherever it could be applied in blocks of one kind; of a file in
+is believed where it fits by width wherever it can be applied in blocks of one depth; of a file in
 the order of definition, also only where the norm was defined behind the layer.
 """
 
@@ -176,7 +176,9 @@ def _given(
         if not norm_name:
             continue
         if norm_name not in norms:
-            raise UsageError(f"--norms: there is no batch norm {norm_name!r}{_near(norm_name, norms)}")
+            raise UsageError(
+                f"--norms: there is no batch norm {norm_name!r}{_near(norm_name, norms)}"
+            )
         norm, filters = norms[norm_name], known[name].filters
         if norm.width != filters:
             raise UsageError(
@@ -237,13 +239,12 @@ class _Index:
             self.below[_joined(parts[:-1])].append(norm)
 
     def candidates(self, layer: str) -> Iterator[tuple[_Rule, FoundNorm]]:
-        """Norms that by some rule stand behind the layer; the rule names the kind of block too."""
+        """Norms that by some rule stand behind the layer; the rule names the depth in the network too."""
         parts = _parts(layer)
         if len(inside := self.below[_joined(parts)]) == 1:
-            yield ("inside", _pattern(layer), _parts(inside[0].name)[-1]), inside[0]
+            yield ("inside", str(len(parts)), _parts(inside[0].name)[-1]), inside[0]
         for at, part in enumerate(parts):
-            others = (*parts[:at], "", *parts[at + 1 :])
-            where = _pattern(_joined(others))
+            where = f"{at} of {len(parts)}"
             for other, norm in self.alike[(at, *parts[:at], None, *parts[at + 1 :])]:
                 if (rule := _rule(part, other, is_last=at == len(parts) - 1)) is not None:
                     yield (rule[0], where, *rule[1:]), norm
@@ -282,10 +283,6 @@ def _joined(parts: Sequence[str]) -> str:
     return "/".join(parts)
 
 
-def _pattern(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
-
-
 def _by_order(
     layers: Sequence[Layer], norms: Mapping[str, FoundNorm], order: Mapping[str, int]
 ) -> Iterator[tuple[str, FoundNorm]]:
@@ -306,8 +303,14 @@ def _by_order(
 
 
 def _is_apart(layer: str, norm: str) -> bool:
-    """Whether two members of one sequence are numbered so that something stands between them."""
+    """Whether names say that something stands between a layer and the norm defined next.
+
+    They are of blocks apart, or members of one sequence whose numbers leave a gap.
+    """
     ours, theirs = _parts(layer), _parts(norm)
+    depth = min(len(ours), len(theirs)) - 1
+    if ours[:depth] != theirs[:depth]:
+        return True
     if ours[:-1] != theirs[:-1] or not (ours[-1].isdecimal() and theirs[-1].isdecimal()):
         return False
     return int(theirs[-1]) != int(ours[-1]) + 1

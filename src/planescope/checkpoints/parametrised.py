@@ -50,7 +50,9 @@ def resolved(state: StateDict, /) -> StateDict:
         else:
             joined.setdefault(whole, wholes[whole])  # type: ignore[arg-type]
     untold = [whole for whole, parts in chains.items() if wholes[whole] is None]
-    untold += [whole for whole, parts in olds.items() if {"orig"} & parts.keys() and not wholes.get(whole)]
+    untold += [
+        whole for whole, parts in olds.items() if {"orig"} & parts.keys() and not wholes.get(whole)
+    ]
     reasons = {_module(whole): NOT_TOLD.format(f"its {_last(whole)}") for whole in untold}
     return dataclasses.replace(state, tensors=joined, reasons={**state.reasons, **reasons})
 
@@ -155,6 +157,4 @@ def _old(parts: Mapping[str, Tensor]) -> Tensor | None:
 
 def _tensor(parts: Iterable[Tensor], formula: Callable[..., Array]) -> Tensor:
     parts = list(parts)
-    return Tensor(
-        parts[0].shape, parts[0].dtype, lambda: formula(*(part.read() for part in parts))
-    )
+    return Tensor(parts[0].shape, parts[0].dtype, lambda: formula(*(part.read() for part in parts)))

@@ -40,7 +40,9 @@ def _identity(layer: Layer) -> Hashable:
     weight = layer.weight
     if weight.identity is not None:
         return (weight.shape, layer.kind, weight.identity)
-    return None if weight.digest is None else (weight.shape, weight.dtype, layer.kind, weight.digest())
+    return (
+        None if weight.digest is None else (weight.shape, weight.dtype, layer.kind, weight.digest())
+    )
 
 
 def _alike(group: Sequence[Layer]) -> list[list[Layer]]:

@@ -52,11 +52,13 @@ _NUMBERED = re.compile(r"(?P<stem>(?:.*[._/])?)(?P<ending>[Ww])(?P<number>_?\d+)
 
 # Arrays under names of their own, in a mapping that has no `.weight` at all, which are no weights.
 _NO_WEIGHT = re.compile(
-    r"(embed(ding)?s?|tokens?|mask|table|bias(es)?|mean|var(iance)?|scale|gamma|beta|steps?|"
+    r"(embed(ding)?s?|tokens?|mask|table|bias(es)?|mean|var(iance)?|scale|gamma|beta|"
     r"(^|[._/])(pos|b_?\d*)|_b)$"
 )
 
-_LEFT = "a parameter that is no layer's weight by its name; what it does, a state dict does not tell"
+_LEFT = (
+    "a parameter that is no layer's weight by its name; what it does, a state dict does not tell"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,9 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
     reasons = {**state.reasons, **dict.fromkeys(changed, exclusions.ADAPTED)}
     kept, skipped = _sifted(stored, state, tensors, reasons)
     kept.sort(key=_network_order(state))
-    laid = lay_out([_weight(each, norms) for each in kept if each.module not in state.places], hints.axes)
+    laid = lay_out(
+        [_weight(each, norms) for each in kept if each.module not in state.places], hints.axes
+    )
     layers: list[Layer] = []
     for each in kept:
         layer = _layer(each, laid.axes.get(each.module), state.places.get(each.module), hints.axes)
@@ -184,9 +188,12 @@ def _stored(tensors: Mapping[str, Tensor], norms: Norms) -> list[_Stored]:
             return [each for each in found if each is not None]
     # {"conv1": array}: names without our endings count where nothing has them.
     return [
-        _Stored(module=name, ending="", tensor=tensor, bias=_bias(tensors, f"{name}_bias", f"{name}_b"))
+        _Stored(
+            module=name, ending="", tensor=tensor, bias=_bias(tensors, f"{name}_bias", f"{name}_b")
+        )
         for name, tensor in able.items()
-        if not exclusions.of_name(name) and not _NO_WEIGHT.search(name.lower())
+        if not exclusions.of_name(name)
+        and not _NO_WEIGHT.search(name.lower())
         and not is_part(name)
     ]
 
@@ -196,7 +203,7 @@ def _split(match: re.Match[str], tensors: Mapping[str, Tensor]) -> _Stored | Non
     if exclusions.of_name(name):
         return None
     if "number" in match.groupdict():
-        bias = _bias(tensors, f"{match['stem']}{'B' if False else 'b'}{match['number']}")
+        bias = _bias(tensors, f"{match['stem']}b{match['number']}")
         return _Stored(module=name, ending=ending, tensor=tensors[name], bias=bias)
     module, separator = match["module"] or "", match["separator"] or ""
     prefix = module + separator
@@ -344,9 +351,7 @@ def _flat(bias: Tensor) -> Tensor:
     return Tensor((max(1, *bias.shape, 1),), bias.dtype, lambda: bias.read().reshape(-1))
 
 
-def _with_norms(
-    layers: list[Layer], norms: Norms, state: StateDict, hints: Hints
-) -> list[Layer]:
+def _with_norms(layers: list[Layer], norms: Norms, state: StateDict, hints: Hints) -> list[Layer]:
     told = {name for name, place in state.places.items() if place.stage is not None}
     used = {place.norm for name, place in state.places.items() if name in told}
     free = {name: norm for name, norm in norms.found.items() if name not in used}
@@ -374,7 +379,9 @@ def _with_norms(
 
 
 def _asked(norms: Norms, hints: Hints) -> Mapping[str, FoundNorm]:
-    return {name: norms.found[name] for name in hints.norms.values() if name and name in norms.found}
+    return {
+        name: norms.found[name] for name in hints.norms.values() if name and name in norms.found
+    }
 
 
 def _positions(layers: Sequence[Layer], state: StateDict) -> dict[str, int]:
@@ -399,7 +406,9 @@ def _left_over(
         if len(tensor.shape) < 2 or id(tensor) in taken or name in norms.parts:
             continue
         module = re.sub(r"[./][^./]*$", "", name)
-        if name in told or (is_part(name) and re.sub(r"\.parametrizations\..*", "", module) in told):
+        if name in told or (
+            is_part(name) and re.sub(r"\.parametrizations\..*", "", module) in told
+        ):
             continue
         if (reason := exclusions.of_name(name)) is not None:
             yield Skipped(name=name, reason=reason)

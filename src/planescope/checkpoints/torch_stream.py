@@ -38,7 +38,7 @@ def recognises(probe: Probe) -> bool:
     return probe.head[:1] == b"\x80" and probe.head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
-def read(path: Path) -> StateDict:
+def read(path: Path, entry: str | None = None) -> StateDict:
     """Describe the state dict in a torch file; no storage is read.
 
     Raises
@@ -68,7 +68,7 @@ def read(path: Path) -> StateDict:
         return Storage(lambda: begin + first * width, count * width)
 
     # Storages are little-endian whatever machine wrote them.
-    return state_dict(saved.value, Storages(path, find))
+    return state_dict(saved.value, Storages(path, find), entry)
 
 
 def _pickles(path: Path, data: mmap.mmap) -> tuple[Pickled, Pickled]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from planescope.checkpoints import pickles
+from planescope.checkpoints import pickles, torch_script
 from planescope.checkpoints.archive import Archive
 from planescope.checkpoints.torch_objects import Storage, StorageId, Storages, state_dict
 from planescope.errors import CheckpointError
@@ -25,7 +25,7 @@ def recognises(probe: Probe) -> bool:
     return bool(_roots(probe.zip_names))
 
 
-def read(path: Path) -> StateDict:
+def read(path: Path, entry: str | None = None) -> StateDict:
     """Describe the state dict in a torch file; no storage is read.
 
     Raises
@@ -52,7 +52,10 @@ def read(path: Path) -> StateDict:
         and archive.read(f"{root}/byteorder", limit=16) == b"big"
     )
     find = functools.partial(_find, archive, root)
-    return state_dict(saved.value, Storages(path, find, big_endian))
+    constants = functools.partial(torch_script.constants, archive, root)
+    is_script = any(name.startswith(f"{root}/code/") for name in archive.members)
+    storages = Storages(path, find, big_endian, functools.cache(constants) if is_script else None)
+    return state_dict(saved.value, storages, entry)
 
 
 def _roots(names: Iterable[str]) -> list[str]:

@@ -128,8 +128,11 @@ def plain_table(*titles: str, left: Sequence[str] = ("score", "network", "layer"
     return table
 
 
-def print_measurement(measurement: Measurement) -> None:
-    """Print the table of a network, its pool last, and what it says in a sentence."""
+def print_measurement(measurement: Measurement, *, pairing: bool = False) -> None:
+    """Print the table of a network, its pool last, and what it says in a sentence.
+
+    With `pairing` the norm behind each layer follows, and what told it.
+    """
     from rich.text import Text
 
     out = console()
@@ -137,6 +140,10 @@ def print_measurement(measurement: Measurement) -> None:
     out.print(Text(f"{source.path} ({source.format}), {measurement.view} view", style="bold"))
     out.print(_fitting_table(measurement, out))
     out.print(Text(measurement.verdict))
+    if pairing:
+        for layer in measurement.layers:
+            told = "no norm" if layer.norm is None else f"{layer.norm} (told by {layer.pairing})"
+            out.print(Text(f"{layer.name}: {told}"))
     for line in (*measurement.notes, *_skipped_lines(measurement)):
         out.print(Text(line, style="dim"))
 
