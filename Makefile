@@ -61,11 +61,11 @@ docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m checks.benchmarks
 
 # The long run; ARGS='onnx --seed 1' for some of it.
 fuzz: $(VENV)/dev
-	$(BIN)/python -m fuzz $(ARGS)
+	$(BIN)/python -m checks.fuzz $(ARGS)
 
 # Hours for all; ARGS='--sample 300' for some of it.
 mutants: $(VENV)/mutants
@@ -73,17 +73,17 @@ mutants: $(VENV)/mutants
 
 # ARGS='--command train' kills one command only; see --help.
 reliability: $(VENV)/dev
-	$(BIN)/python -m reliability kills $(ARGS)
+	$(BIN)/python -m checks.reliability kills $(ARGS)
 
 # ARGS='disks' for one kind of case, '--quick' for some of each; disks of its own need root, or unshare -rm.
 odd: $(VENV)/dev
-	$(BIN)/python -m reliability odd $(ARGS)
+	$(BIN)/python -m checks.reliability odd $(ARGS)
 
 # Licences of all that a user installs, then known vulnerabilities in it; --strict: what could not be
 # looked up is no pass. It asks the package index; ARGS='-s osv' asks the OSV database.
 audit: $(VENV)/audit
-	$(BIN)/python -m reliability.supply licences
-	$(BIN)/python -m reliability.supply pins > $(VENV)/pins.txt
+	$(BIN)/python -m checks.reliability.supply licences
+	$(BIN)/python -m checks.reliability.supply pins > $(VENV)/pins.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/pins.txt $(ARGS)
 
 # Beside the packages their bill of materials, by CycloneDX.
@@ -91,7 +91,7 @@ dist: $(VENV)/audit
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library \
 	    --output-reproducible --output-file $(VENV)/bill.json $(BIN)/python
-	$(BIN)/python -m reliability.supply sbom $(VENV)/bill.json dist/planescope.cdx.json
+	$(BIN)/python -m checks.reliability.supply sbom $(VENV)/bill.json dist/planescope.cdx.json
 
 clean:
 	rm -rf $(VENV) dist build site mutants

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planescope import Resets, figures, measure
+from planescope.cli.story import example_checkpoint
 from planescope.figures.canvas import AWAY, CHANCE, FAINT, NEUTRAL, TOWARD, canvas, styled
-from planescope.quickstart import example_checkpoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

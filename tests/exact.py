@@ -20,9 +20,9 @@ import mpmath
 import numpy as np
 from mpmath import mp, mpf
 
-from planescope import chance, geometry
-from planescope.assembly import filters_on_host
-from planescope.statistics import summarise
+from planescope.hyperplanes import chance, geometry
+from planescope.hyperplanes.statistics import summarise
+from planescope.measurement.assemble import filters_on_host
 
 mp.dps = 50
 
@@ -534,7 +534,7 @@ def _():
     import torch
     from torch import nn
 
-    from planescope.activations import measure_activations
+    from planescope.measurement.activations import measure_activations
 
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(1, 3, bias=False)
@@ -554,8 +554,8 @@ def _():
 
 @case("norms of scores: Frobenius, spectral, stable rank; weights of 1e30 and 1e-30", bound=1e-12)
 def _():
-    from planescope.layer import Kind, Layer, Tensor
-    from planescope.scores import _norms
+    from planescope.criticality.scores import _norms
+    from planescope.hyperplanes.layer import Kind, Layer, Tensor
 
     rng = np.random.default_rng(10)
     for rows in (
@@ -572,7 +572,7 @@ def _():
 
 @case("Wilson intervals and sequential p-values against mpmath, down to 1e-300", bound=1e-12)
 def _():
-    from planescope.confidence import sequential_change_p_value, wilson
+    from planescope.criticality.confidence import sequential_change_p_value, wilson
 
     z = mpf("1.959963984540054235524594430520551")
     for right, seen in ((0, 7), (7, 7), (1, 10**9), (3, 10**6), (999_999, 10**6), (5, 10)):
@@ -627,7 +627,7 @@ def _fraction_square(row):
     bound=1e-6,
 )
 def _():
-    from planescope.tracking import onepass
+    from planescope.training.tracker import onepass
 
     rng = np.random.default_rng(13)
     with np.errstate(all="ignore"):

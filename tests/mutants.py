@@ -5,7 +5,7 @@ process tests each. What this adds: tests are collected once and not for each mu
 noticed a mutant of the same function go first, mutants are drawn at random, and there is a table.
 
     python tests/mutants.py                                   all that have no result yet
-    python tests/mutants.py 'planescope.geometry.*'           some
+    python tests/mutants.py 'planescope.hyperplanes.geometry.*'           some
     python tests/mutants.py --sample 300 'planescope.checkpoints.*'
     python tests/mutants.py --table
 """
@@ -181,7 +181,7 @@ def table(statuses: dict[str, int | None]) -> None:
 
 
 def module(name: str) -> str:
-    """File of a mutant, as planescope.chance.x_function__mutmut_1 names it."""
+    """File of a mutant, as planescope.hyperplanes.chance.x_function__mutmut_1 names it."""
     return name.rpartition(".")[0].removeprefix("planescope.")
 
 

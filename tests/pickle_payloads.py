@@ -69,7 +69,7 @@ CALLED = """
     sched scheduler x; contextlib ExitStack.callback x; yaml unsafe_load x; jinja2 Template x
     mako.template Template x; keras.models load_model x; tensorflow.io read_file x
     transformers AutoModel.from_pretrained x; huggingface_hub snapshot_download x
-    planescope.checkpoints.pickles read_pickle x
+    planescope.files.pickles read_pickle x
 """
 
 CALLS = [tuple(each.split()) for line in CALLED.splitlines() for each in line.split(";") if each]

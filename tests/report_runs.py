@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 import planescope as ps
-from planescope.config import RunConfig
-from planescope.layer import Kind
-from planescope.resets import Accuracy, ResetCell, ResetLayer, Resets
-from planescope.run import EpochMetrics, Run, State, Status
+from planescope.criticality.resets.record import Accuracy, ResetCell, ResetLayer, Resets
+from planescope.hyperplanes.layer import Kind
+from planescope.training.config import RunConfig
+from planescope.training.run import EpochMetrics, Run, State, Status
 
 # Names come from files that anybody may have written.
 HOSTILE = "</script><script>alert(1)</script>"

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from test_resets import ALL, PARITY, SNAPSHOTS, UsedTwice, images, seeded
 
 import planescope as ps
-from planescope.config import RunConfig
+from planescope.networks.build import build
+from planescope.training.config import RunConfig
 from planescope.training.loop import train
-from planescope.training.networks import build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import planescope as ps
-from planescope.measurement import LAYER_KEYS, SCHEMA
+from planescope.measurement.record import LAYER_KEYS, SCHEMA
 
 CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
 

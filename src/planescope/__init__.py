@@ -14,9 +14,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from planescope import chance, figures, geometry
-    from planescope.config import RunConfig
-    from planescope.errors import (
+    from planescope import figures
+    from planescope.criticality.fitting import fit_critical
+    from planescope.criticality.prediction import CriticalModel, Prediction, predict_critical
+    from planescope.criticality.relate import relate
+    from planescope.criticality.relation import RelatedLayer, Relation
+    from planescope.criticality.resets import (
+        ResetOptions,
+        reset_checkpoint,
+        reset_module,
+        reset_run,
+    )
+    from planescope.criticality.resets.record import Accuracy, ResetCell, ResetLayer, Resets
+    from planescope.figures.report import Report, report
+    from planescope.files.errors import (
         CheckpointError,
         MissingDependencyError,
         NoLayersError,
@@ -26,22 +37,17 @@ if TYPE_CHECKING:
         StoppedError,
         UsageError,
     )
-    from planescope.fitting import fit_critical
-    from planescope.layer import Input, Kind, Layer, Skipped, View
-    from planescope.measurement import LayerMeasurement, Measurement, PoolMeasurement, load
-    from planescope.measuring import measure
-    from planescope.prediction import CriticalModel, Prediction, predict_critical
-    from planescope.relating import relate
-    from planescope.relation import RelatedLayer, Relation
-    from planescope.reporting import Report, report
-    from planescope.resets import Accuracy, ResetCell, ResetLayer, Resets
-    from planescope.resetting import ResetOptions, reset_checkpoint, reset_module, reset_run
-    from planescope.run import Run
-    from planescope.statistics import Filters, Statistics
-    from planescope.study.driving import make_study
+    from planescope.hyperplanes import chance, geometry
+    from planescope.hyperplanes.layer import Input, Kind, Layer, Skipped, View
+    from planescope.hyperplanes.statistics import Filters, Statistics
+    from planescope.measurement.measure import measure
+    from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, load
     from planescope.study.folder import Study
-    from planescope.tracking.tracker import Tracker
+    from planescope.study.make import make_study
+    from planescope.training.config import RunConfig
     from planescope.training.loop import train
+    from planescope.training.run import Run
+    from planescope.training.tracker.tracker import Tracker
 
 # Where each public name lives; "" marks a module.
 _HOMES = {

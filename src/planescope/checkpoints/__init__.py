@@ -7,7 +7,7 @@ A format is a module with three names:
     read            (Path) -> StateDict or list[Layer]: describe the file; read no weights yet
 
 A format that knows its layers (a graph) gives them; one that holds named tensors gives a
-`StateDict`, and `planescope.checkpoints.state_dict` finds the layers in it. Put the name of the new
+`StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name of the new
 module in `FORMATS`.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from planescope.checkpoints.entries import read_entry
 from planescope.checkpoints.probe import Probe, probe
-from planescope.errors import CheckpointError
-from planescope.layer import Layer, StateDict
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Layer, StateDict
 
 # In the order in which a file is tried: cheap and certain tests first.
 FORMATS = ("safetensors", "torch_zip", "torch_stream", "npz", "keras", "sharded", "onnx")

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from planescope.errors import UsageError
-from planescope.layer import Layer, StateDict, Tensor
+from planescope.files.errors import UsageError
+from planescope.hyperplanes.layer import Layer, StateDict, Tensor
 
 # What people call a copy of a network that follows it: an average, or the teacher of a student.
 _COPY = re.compile(

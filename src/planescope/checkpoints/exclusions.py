@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from planescope.layer import Tensor
+from planescope.hyperplanes.layer import Tensor
 
 _RECURRENT_TORCH = re.compile(r"(^|[._/])weight_(ih|hh|hr)(_l\d+)?(_reverse)?$")
 _ATTENTION = re.compile(r"(^|[._/])in_proj_weight$")

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from planescope.checkpoints.archive import BOMB_BYTES, BOMB_RATIO
+from planescope.checkpoints.arrays.raw import ITEM_SIZES, decode, stored_tensor
 from planescope.checkpoints.hdf5_bytes import MAGIC, Objects
 from planescope.checkpoints.hdf5_datasets import Chunk, Dataset, read_dataset, unpacked
-from planescope.checkpoints.raw import ITEM_SIZES, decode, stored_tensor
-from planescope.errors import CheckpointError
-from planescope.inputs import open_binary
-from planescope.layer import Tensor
+from planescope.files.errors import CheckpointError
+from planescope.files.reading import open_binary
+from planescope.files.zips import BOMB_BYTES, BOMB_RATIO
+from planescope.hyperplanes.layer import Tensor
 
 if TYPE_CHECKING:
     import numpy as np

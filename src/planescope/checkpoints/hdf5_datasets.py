@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
 from planescope.checkpoints.hdf5_bytes import (
     DATASPACE,
     DATATYPE,
@@ -22,8 +23,7 @@ from planescope.checkpoints.hdf5_bytes import (
     Objects,
     shape_of,
 )
-from planescope.checkpoints.raw import MAX_DIMENSIONS
-from planescope.errors import CheckpointError
+from planescope.files.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from planescope.checkpoints.listings import TWINS, listing, models_among, only_model
+from planescope.checkpoints.choose import TWINS, listing, models_among, only_model
 from planescope.checkpoints.sharded import shard_names
-from planescope.errors import CheckpointError
+from planescope.files.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,8 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from planescope.errors import CheckpointError
-from planescope.layer import Array, Kind, Layout, Tensor, kind_of_convolution
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Array, Kind, Layout, Tensor, kind_of_convolution
 
 FIRST, LAST = Layout.FIRST, Layout.LAST
 

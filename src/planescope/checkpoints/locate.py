@@ -8,8 +8,8 @@ import os
 import stat
 from pathlib import Path
 
-from planescope.checkpoints.listings import models_among, only_model
-from planescope.errors import CheckpointError
+from planescope.checkpoints.choose import models_among, only_model
+from planescope.files.errors import CheckpointError
 
 
 def locate(target: str | os.PathLike[str]) -> Path:

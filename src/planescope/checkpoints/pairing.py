@@ -15,8 +15,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from planescope.errors import UsageError
-from planescope.layer import Layer, Norm, Pairing, Tensor
+from planescope.files.errors import UsageError
+from planescope.hyperplanes.layer import Layer, Norm, Pairing, Tensor
 
 # How batch norms name their running mean and variance, scale and shift, and the epsilon that their
 # framework takes by itself, which such files do not hold: PyTorch, Keras and TensorFlow, MXNet,

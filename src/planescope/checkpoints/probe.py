@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from planescope.inputs import open_binary
+from planescope.files.reading import open_binary
 
 HEAD_BYTES = 4096
 ZIP_MAGIC = b"PK\x03\x04"
@@ -34,7 +34,7 @@ class Probe:
         """Names of the members where the file is a zip archive; empty where it is none."""
         if not self.head.startswith(ZIP_MAGIC):
             return frozenset()
-        from planescope.checkpoints.archive import Archive
+        from planescope.files.zips import Archive
 
         return frozenset(Archive(self.path).members)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from planescope.errors import CheckpointError
-from planescope.inputs import open_binary
+from planescope.files.errors import CheckpointError
+from planescope.files.reading import open_binary
 
 if TYPE_CHECKING:
     import numpy as np

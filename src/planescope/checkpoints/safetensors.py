@@ -13,15 +13,15 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from planescope.checkpoints.raw import (
+from planescope.checkpoints.arrays.raw import (
     ITEM_SIZES,
     MAX_DIMENSIONS,
     read_exactly,
     stored_tensor,
 )
-from planescope.errors import CheckpointError
-from planescope.inputs import open_binary
-from planescope.layer import StateDict, Tensor
+from planescope.files.errors import CheckpointError
+from planescope.files.reading import open_binary
+from planescope.hyperplanes.layer import StateDict, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path, PureWindowsPath
 
+from planescope.checkpoints.arrays.raw import read_exactly
 from planescope.checkpoints.probe import Probe, probe
-from planescope.checkpoints.raw import read_exactly
 from planescope.checkpoints.safetensors import parse_object
-from planescope.errors import CheckpointError
-from planescope.inputs import open_binary
-from planescope.layer import StateDict, Tensor
+from planescope.files.errors import CheckpointError
+from planescope.files.reading import open_binary
+from planescope.hyperplanes.layer import StateDict, Tensor
 
 NAME = "sharded"
 

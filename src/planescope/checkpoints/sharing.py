@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 from planescope.checkpoints.layout import named
-from planescope.layer import Array, Layer, Tensor
+from planescope.hyperplanes.layer import Array, Layer, Tensor
 
 
 def shared(layers: Sequence[Layer], /) -> tuple[list[Layer], list[str]]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from planescope.checkpoints.pickles import Call
 from planescope.checkpoints.torch_tensors import called, packed, rebuild, unreadable
-from planescope.errors import CheckpointError
-from planescope.layer import Kind, Layout, Place, Tensor, kind_of_convolution
+from planescope.files.errors import CheckpointError
+from planescope.files.pickles import Call
+from planescope.hyperplanes.layer import Kind, Layout, Place, Tensor, kind_of_convolution
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planescope.checkpoints.archive import Archive
+    from planescope.files.zips import Archive
 
 # The code of one class takes a few kilobytes.
 _MAX_BYTES = 1 << 20

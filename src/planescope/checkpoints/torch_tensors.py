@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from planescope.checkpoints.pickles import Call, Global, Persistent
-from planescope.checkpoints.raw import ITEM_SIZES, MAX_DIMENSIONS, read_array
-from planescope.errors import CheckpointError
-from planescope.layer import Tensor
+from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, read_array
+from planescope.files.errors import CheckpointError
+from planescope.files.pickles import Call, Global, Persistent
+from planescope.hyperplanes.layer import Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -48,7 +48,7 @@ def _run() -> int:
     import click
 
     from planescope.cli.app import app
-    from planescope.errors import PlanescopeError
+    from planescope.files.errors import PlanescopeError
 
     out = sys.stdout
     try:

@@ -73,7 +73,7 @@ def figures(
 
 
 def _width(*, column: bool, page: bool, width: float | None) -> Any:
-    from planescope.errors import UsageError
+    from planescope.files.errors import UsageError
 
     if column + page + (width is not None) > 1:
         raise UsageError("give one of --column, --page and --width")

@@ -28,13 +28,13 @@ def fit(runs: tuple[str, ...], *, held_out: tuple[str, ...], critical: float, ou
     RUN is the folder of such a run, or of a study.
     """
     from planescope.cli.tables import console
-    from planescope.output import check_target
+    from planescope.files.writing import check_target
+    from planescope.networks.libraries import required
     from planescope.study.folder import runs_in
-    from planescope.training.libraries import required
 
     check_target(out, (".json",))
     required("sklearn")
-    from planescope.fitting import fit_critical
+    from planescope.criticality.fitting import fit_critical
 
     model = fit_critical(runs_in(runs), held_out=runs_in(held_out), critical=critical)
     model.save(out)

@@ -91,9 +91,9 @@ def measure(
     FILE is a checkpoint, a folder with one model, hf:OWNER/NAME[@REVISION][/FILE],
     torchvision:NAME or timm:NAME.
     """
-    from planescope import measurement
     from planescope.cli.progress import layer_progress
-    from planescope.measuring import measure as measure_one
+    from planescope.measurement import record as measurement
+    from planescope.measurement.measure import measure as measure_one
 
     _check_outputs(files, out=out, filters=filters, figure=figure)
     with layer_progress() as advance:
@@ -137,9 +137,9 @@ def _check_outputs(
     files: tuple[str, ...], *, out: str | None, filters: str | None, figure: str | None
 ) -> None:
     """Refuse what could not be written before the files are read."""
-    from planescope.errors import UsageError
-    from planescope.measurement import FILTER_FORMS, FORMS
-    from planescope.output import FIGURE_FORMS, check_target
+    from planescope.files.errors import UsageError
+    from planescope.files.writing import FIGURE_FORMS, check_target
+    from planescope.measurement.record import FILTER_FORMS, FORMS
 
     for target, forms in ((out, FORMS), (filters, FILTER_FORMS), (figure, FIGURE_FORMS)):
         if target is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from planescope.prediction import Prediction
+    from planescope.criticality.prediction import Prediction
 
 
 @click.command()
@@ -44,9 +44,9 @@ def predict(
     was fitted on small networks whose layers were reset; a network far from those gets a warning.
     FILE is as for planescope measure.
     """
-    from planescope import prediction
-    from planescope.measuring import measure
-    from planescope.output import check_target
+    from planescope.criticality import prediction
+    from planescope.files.writing import check_target
+    from planescope.measurement.measure import measure
 
     if out is not None:
         check_target(out, prediction.FORMS)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from planescope.quickstart import Loss, Quickstart
+    from planescope.cli.story import Loss, Quickstart
 
 
 @click.command()
@@ -30,7 +30,7 @@ def quickstart(*, out: str, epochs: int) -> None:
     """
     from importlib.util import find_spec
 
-    from planescope import quickstart as parts
+    from planescope.cli import story as parts
     from planescope.cli.progress import layer_progress
     from planescope.cli.relate import print_relation
     from planescope.cli.reset import print_resets

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planescope.relation import Selection
+from planescope.criticality.relation import Selection
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from planescope.relation import Advice, Association, Relation, Share
+    from planescope.criticality.relation import Advice, Association, Relation, Share
 
 
 @click.command()
@@ -66,9 +66,9 @@ def relate(
     relative drop of each layer put back to epoch 0.
     """
     from planescope.cli.progress import layer_progress
-    from planescope.output import FIGURE_FORMS, check_target
-    from planescope.relating import relate as relate_runs
-    from planescope.relation import FORMS
+    from planescope.criticality.relate import relate as relate_runs
+    from planescope.criticality.relation import FORMS
+    from planescope.files.writing import FIGURE_FORMS, check_target
     from planescope.study.folder import runs_in
 
     for target, forms in ((out, FORMS), (figure, FIGURE_FORMS)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from planescope.reporting import Report
+    from planescope.figures.report import Report
 
 SCHEMA = "planescope.report/1"
 
@@ -36,17 +36,17 @@ def report(sources: tuple[str, ...], *, out: str, show: bool, watch: bool, as_js
     RUN is the folder of a training or of a study; FILE a checkpoint, or a measurement, resets or a
     relation that --out of those commands saved. Several networks are compared.
     """
-    from planescope.errors import UsageError
-    from planescope.output import check_target
-    from planescope.reporting import FORMS
-    from planescope.reporting import report as report_on
+    from planescope.figures.report import FORMS
+    from planescope.figures.report import report as report_on
+    from planescope.files.errors import UsageError
+    from planescope.files.writing import check_target
 
     check_target(out, FORMS)
     if watch and len(sources) != 1:
         raise UsageError("--watch follows one run; give one")
     command = shlex.join(["planescope", *sys.argv[1:]])
     if watch:
-        from planescope.reporting.watching import watch as follow
+        from planescope.figures.report.watch import watch as follow
 
         shown = False
 

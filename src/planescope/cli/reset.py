@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from planescope.resets import Resets
-    from planescope.resetting import ResetOptions
+    from planescope.criticality.resets import ResetOptions
+    from planescope.criticality.resets.record import Resets
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -109,7 +109,7 @@ def reset(
     command goes on where it was.
     """
     from planescope.cli.progress import layer_progress
-    from planescope.errors import StoppedError
+    from planescope.files.errors import StoppedError
 
     options = _options(choices)
     _check(run, trained, network, data, data_path, unfinished=unfinished)
@@ -118,7 +118,7 @@ def reset(
     try:
         with layer_progress() as advance:
             if run is not None:
-                from planescope.resetting import reset_run
+                from planescope.criticality.resets import reset_run
 
                 resets = reset_run(
                     run,
@@ -128,7 +128,7 @@ def reset(
                     on_cell=advance,
                 )
             else:
-                from planescope.resetting import reset_checkpoint
+                from planescope.criticality.resets import reset_checkpoint
 
                 resets = reset_checkpoint(
                     str(trained),
@@ -160,8 +160,8 @@ def reset(
 
 
 def _options(choices: dict[str, Any]) -> ResetOptions:
-    from planescope.errors import UsageError
-    from planescope.resetting import ResetOptions
+    from planescope.criticality.resets import ResetOptions
+    from planescope.files.errors import UsageError
 
     rand, draws = choices.pop("rand"), choices.pop("draws")
     if draws is not None and not rand:
@@ -176,7 +176,7 @@ def _options(choices: dict[str, Any]) -> ResetOptions:
 
 
 def _bytes(text: str) -> int:
-    from planescope.errors import UsageError
+    from planescope.files.errors import UsageError
 
     match = re.fullmatch(r"(\d+)([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
@@ -193,7 +193,7 @@ def _check(
     *,
     unfinished: bool,
 ) -> None:
-    from planescope.errors import UsageError
+    from planescope.files.errors import UsageError
 
     if (run is None) == (trained is None):
         raise UsageError("give a run, or a checkpoint with --trained")
@@ -207,8 +207,8 @@ def _check(
 
 def _check_outputs(out: str | None, figure: str | None) -> None:
     """Refuse what could not be written before the work begins."""
-    from planescope.output import FIGURE_FORMS, check_target
-    from planescope.resets import FORMS
+    from planescope.criticality.resets.record import FORMS
+    from planescope.files.writing import FIGURE_FORMS, check_target
 
     for target, forms in ((out, FORMS), (figure, FIGURE_FORMS)):
         if target is not None:
@@ -216,7 +216,7 @@ def _check_outputs(out: str | None, figure: str | None) -> None:
 
 
 def _epochs(snapshots: tuple[str, ...]) -> list[int] | None:
-    from planescope.errors import UsageError
+    from planescope.files.errors import UsageError
 
     for snapshot in snapshots:
         if not snapshot.isdecimal():

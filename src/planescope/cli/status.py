@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from planescope.run import Run
+    from planescope.training.run import Run
 
 SCHEMA = "planescope.status/1"
 
@@ -20,7 +20,7 @@ SCHEMA = "planescope.status/1"
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
 def status(runs: tuple[str, ...], *, as_json: bool) -> None:
     """Tell what training runs are, how far they came, and their last figures."""
-    from planescope.run import Run
+    from planescope.training.run import Run
 
     found = [Run.open(path) for path in runs]
     if as_json:

@@ -50,7 +50,7 @@ def study(
     What is finished is skipped and what was broken off goes on, so that the same command makes the
     rest. A run that fails is kept with its error, and the others are made.
     """
-    from planescope.errors import UsageError
+    from planescope.files.errors import UsageError
 
     folder = out or Path(file).stem
     if dry_run and show_status:
@@ -63,7 +63,7 @@ def study(
 
         _print(Study(folder), as_json=as_json)
         return
-    from planescope.study.driving import make_study
+    from planescope.study.make import make_study
 
     with _live() as on_status:
         made = make_study(
@@ -79,7 +79,7 @@ def study(
 
 
 def _fail_with(made: Study) -> None:
-    from planescope.errors import RunError
+    from planescope.files.errors import RunError
 
     status = made.status
     if status.done < status.total:

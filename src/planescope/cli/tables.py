@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from planescope.measurement import LayerMeasurement, Measurement, PoolMeasurement
+from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from planescope.config import RunConfig
+    from planescope.training.config import RunConfig
 
 
 class _ConfigCommand(click.Command):
@@ -26,7 +26,7 @@ class _ConfigCommand(click.Command):
 
 @functools.cache
 def _options() -> tuple[click.Option, ...]:
-    from planescope.config import RunConfig
+    from planescope.training.config import RunConfig
 
     return tuple(_option(name, field) for name, field in RunConfig.model_fields.items())
 
@@ -86,8 +86,8 @@ def train(*, config: str | None, out: str, resume: bool, **options: Any) -> None
 
 def _config(path: str | None, out: str, *, resume: bool) -> RunConfig:
     """What the options given on the command line are laid over."""
-    from planescope.config import RunConfig, load_config
-    from planescope.run import Run
+    from planescope.training.config import RunConfig, load_config
+    from planescope.training.run import Run
 
     if path is not None:
         return load_config(path)

@@ -10,13 +10,13 @@ from planescope.figures.claims import (
 )
 from planescope.figures.comparisons import networks, settings
 from planescope.figures.dynamics import dynamics
-from planescope.figures.half_plane import portrait
-from planescope.figures.heatmap import heatmap
-from planescope.figures.matrices import theory
-from planescope.figures.overviews import overview
-from planescope.figures.paper import Written, write_all
+from planescope.figures.layers import cosines, negative_mass
+from planescope.figures.overview import overview
+from planescope.figures.portrait import portrait
 from planescope.figures.relation import ranks, relation, roc, score_against_drop
-from planescope.figures.rows import cosines, negative_mass
+from planescope.figures.resets import heatmap
+from planescope.figures.theory import theory
+from planescope.figures.write_all import Written, write_all
 
 __all__ = [
     "Width",

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planescope.errors import CheckpointError, MissingDependencyError, OutputError, UsageError
 from planescope.figures.canvas import Width, canvas, inches, our_style, styled
-from planescope.figures.rows import (
+from planescope.figures.layers import (
     AWAY_BIASED,
     FRAME,
     RIDGE_PITCH,
@@ -25,10 +24,11 @@ from planescope.figures.rows import (
     name_rows,
     ridge,
 )
-from planescope.measurement import Measurement, filter_values
-from planescope.measuring import measure
-from planescope.output import check_target, write
-from planescope.run import Run
+from planescope.files.errors import CheckpointError, MissingDependencyError, OutputError, UsageError
+from planescope.files.writing import check_target, write
+from planescope.measurement.measure import measure
+from planescope.measurement.record import Measurement, filter_values
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
-from planescope.errors import UsageError
-from planescope.output import write
+from planescope.files.errors import UsageError
+from planescope.files.writing import write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

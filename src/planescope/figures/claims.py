@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope import chance
-from planescope.errors import OutputError
 from planescope.figures.canvas import (
     AWAY,
     CHANCE,
@@ -24,7 +22,9 @@ from planescope.figures.canvas import (
     styled,
 )
 from planescope.figures.relation import relation
-from planescope.output import replacing
+from planescope.files.errors import OutputError
+from planescope.files.writing import replacing
+from planescope.hyperplanes import chance
 from planescope.study.claims import (
     ALL,
     CLAIMS,

@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from planescope import chance
-from planescope.errors import UsageError
 from planescope.figures.canvas import (
     CHANCE,
     NEUTRAL,
@@ -20,7 +18,7 @@ from planescope.figures.canvas import (
     styled,
 )
 from planescope.figures.dynamics import ON_TOP, depth_colors
-from planescope.figures.rows import (
+from planescope.figures.layers import (
     AWAY_BIASED,
     TALLEST,
     TOWARD_BIASED,
@@ -29,8 +27,10 @@ from planescope.figures.rows import (
     look,
     usable_filters,
 )
-from planescope.measurement import LayerMeasurement, Measurement
-from planescope.statistics import Statistics
+from planescope.files.errors import UsageError
+from planescope.hyperplanes import chance
+from planescope.hyperplanes.statistics import Statistics
+from planescope.measurement.record import LayerMeasurement, Measurement
 
 if TYPE_CHECKING:
     import numpy as np

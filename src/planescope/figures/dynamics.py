@@ -8,9 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from planescope import chance
-from planescope.assembly import LEVEL
-from planescope.errors import UsageError
 from planescope.figures.canvas import (
     CHANCE,
     FAINT,
@@ -23,8 +20,11 @@ from planescope.figures.canvas import (
     shown,
     styled,
 )
-from planescope.figures.rows import MANY, legend
-from planescope.run import Run
+from planescope.figures.layers import MANY, legend
+from planescope.files.errors import UsageError
+from planescope.hyperplanes import chance
+from planescope.measurement.assemble import LEVEL
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,19 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planescope.errors import UsageError
-from planescope.figures.canvas import (
-    CHANCE,
-    NEUTRAL,
-    Width,
-    canvas,
-    inches,
-    shown,
-    styled,
-)
-from planescope.figures.rows import row_pitch
-from planescope.relation import RelatedLayer, Relation, Selection
-from planescope.scores import SCORES
+from planescope.criticality.relation import RelatedLayer, Relation, Selection
+from planescope.criticality.scores import SCORES
+from planescope.figures.canvas import CHANCE, NEUTRAL, Width, canvas, inches, shown, styled
+from planescope.figures.layers import row_pitch
+from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +92,7 @@ def score_against_drop(
     ----------
     relation : Relation
     score : str
-        A name of `planescope.scores.SCORES`.
+        A name of `planescope.criticality.scores.SCORES`.
     width : "column", "page" or inches
 
     Raises
@@ -304,7 +296,7 @@ def _curves(axes: Axes, relation: Relation) -> None:
     """ROC curves with bands, over the layers that the verdict speaks of."""
     import numpy as np
 
-    from planescope import association
+    from planescope.criticality import ranks as association
 
     layers = [layer for layer in relation.layers if _chosen(relation, layer)]
     rng = np.random.default_rng(relation.seed)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.chance import benjamini_hochberg
-from planescope.errors import UsageError
-from planescope.output import write, write_csv
-from planescope.relating import relate
-from planescope.relation import Relation
+from planescope.criticality.relate import relate
+from planescope.criticality.relation import Relation
+from planescope.files.errors import UsageError
+from planescope.files.writing import write, write_csv
+from planescope.hyperplanes.chance import benjamini_hochberg
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import planescope
-from planescope.errors import MissingDependencyError, UsageError
-from planescope.study.making import GPUS
+from planescope.files.errors import MissingDependencyError, UsageError
+from planescope.study.worker import GPUS
 
 if TYPE_CHECKING:
     from distributed import Client

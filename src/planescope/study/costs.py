@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planescope.networks import (
+from planescope.networks.paper import (
     NETWORKS,
     AveragePool,
     Convolution,

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope import records
-from planescope.errors import CheckpointError, OutputError, UsageError
-from planescope.inputs import read_text
-from planescope.output import replacing
-from planescope.run import Run, is_locked
+from planescope.files import records
+from planescope.files.errors import CheckpointError, OutputError, UsageError
+from planescope.files.reading import read_text
+from planescope.files.writing import replacing
 from planescope.study.plan import Plan, StudyConfig, read_plan
+from planescope.training.run import Run, is_locked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from planescope.config import RunConfig
+from planescope.training.config import RunConfig
 
 Step = Literal["train", "measure", "reset", "relate"]
 

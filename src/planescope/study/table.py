@@ -16,21 +16,21 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from planescope.config import RunConfig
-from planescope.errors import CheckpointError
-from planescope.measurement import LAYER_KEYS, LayerMeasurement
-from planescope.networks import nearest
-from planescope.output import replacing
-from planescope.resets import RAND, Resets
-from planescope.run import EpochMetrics
+from planescope.criticality.resets.record import RAND, Resets
+from planescope.files.errors import CheckpointError
+from planescope.files.writing import replacing
+from planescope.measurement.record import LAYER_KEYS, LayerMeasurement
+from planescope.networks.paper import nearest
 from planescope.study.columns import Frame
+from planescope.training.config import RunConfig
+from planescope.training.run import EpochMetrics
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from planescope.run import Run
+    from planescope.training.run import Run
 
 SCHEMA = "planescope.study-table/1"
 

@@ -15,8 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope import networks
-from planescope.errors import (
+from planescope.files.errors import (
     CheckpointError,
     MissingDependencyError,
     OutputError,
@@ -25,16 +24,17 @@ from planescope.errors import (
     StoppedError,
     UsageError,
 )
-from planescope.run import Run, State, Status
-from planescope.training.libraries import required
+from planescope.networks import paper as networks
+from planescope.networks.libraries import required
+from planescope.training.run import Run, State, Status
 from planescope.training.stopping import is_last, on_interrupt
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     from torch import nn
 
-    from planescope.config import RunConfig
-    from planescope.training.data import Files, Images, Split
+    from planescope.data.load import Files, Images, Split
+    from planescope.training.config import RunConfig
     from planescope.training.recording import Recorder
     from planescope.training.task import Data, Task
 
@@ -187,7 +187,7 @@ def load_split(config: RunConfig, split: Split) -> Images | Files:
     Raises
     ------
     UsageError, CheckpointError
-        As `planescope.training.data.load`.
+        As `planescope.data.load.load`.
     """
     data = _load(config, split, config.resize or "native")
     needed = _smallest_image(config.network)
@@ -197,7 +197,7 @@ def load_split(config: RunConfig, split: Split) -> Images | Files:
 
 
 def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
-    from planescope.training.data import DataOptions, Resize, Validation, load
+    from planescope.data.load import DataOptions, Resize, Validation, load
 
     options = DataOptions(
         **{field: getattr(config, field) for field in _DATA_FIELDS},
@@ -215,7 +215,7 @@ def _smallest_image(network: str) -> int:
 
 
 def _network(config: RunConfig, data: Data) -> nn.Module:
-    from planescope.training.networks import build
+    from planescope.networks.build import build
 
     channels, height, width = data.train.input_shape
     network = build(

@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.config import RunConfig
+    from planescope.training.config import RunConfig
 
 
 def optimiser(config: RunConfig, network: nn.Module, /) -> torch.optim.Optimizer:

@@ -13,17 +13,17 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from planescope.assembly import measure_layers
-from planescope.checkpoints.state_dict import find_layers
-from planescope.errors import CheckpointError, NoLayersError, RunError
-from planescope.inputs import open_binary
-from planescope.layer import Array, Kind, Layer, View
-from planescope.measurement import Measurement, Source
-from planescope.metrics import by_key
-from planescope.modules import read_module
-from planescope.output import replacing
-from planescope.run import State, Status
-from planescope.training.environment import environment
+from planescope.files.errors import CheckpointError, NoLayersError, RunError
+from planescope.files.reading import open_binary
+from planescope.files.versions import environment
+from planescope.files.writing import replacing
+from planescope.hyperplanes.layer import Array, Kind, Layer, View
+from planescope.measurement.assemble import measure_layers
+from planescope.measurement.metrics import by_key
+from planescope.measurement.record import Measurement, Source
+from planescope.networks.layers import find_layers
+from planescope.networks.module import read_module
+from planescope.training.run import State, Status
 from planescope.training.stopping import is_last, is_snapshot
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from planescope.config import RunConfig
-    from planescope.run import EpochMetrics, Run
+    from planescope.training.config import RunConfig
+    from planescope.training.run import EpochMetrics, Run
     from planescope.training.task import Task
 
 # Called with (batches done, batches in all, how it stands).

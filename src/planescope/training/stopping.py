@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planescope.config import RunConfig
-    from planescope.run import EpochMetrics
+    from planescope.training.config import RunConfig
+    from planescope.training.run import EpochMetrics
 
 
 def is_last(history: Sequence[EpochMetrics], config: RunConfig, /) -> bool:

@@ -13,17 +13,17 @@ import pytorch_lightning as pl
 import torch
 from torch.nn.functional import cross_entropy
 
-from planescope.errors import RunError, StoppedError
-from planescope.run import EpochMetrics
-from planescope.training.batches import batches
+from planescope.data.batches import batches
+from planescope.files.errors import RunError, StoppedError
 from planescope.training.optimisers import optimiser, schedule
+from planescope.training.run import EpochMetrics
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.config import RunConfig
-    from planescope.training.batches import Batches
-    from planescope.training.data import Files, Images
+    from planescope.data.batches import Batches
+    from planescope.data.load import Files, Images
+    from planescope.training.config import RunConfig
 
 # A look at the loss waits for the device, so it is not taken at each step.
 LOOK_EVERY = 100

@@ -1,0 +1,1 @@
+"""What holds planescope to its word: fuzzing, reliability, benchmarks."""

@@ -1,0 +1,13 @@
+"""Run all benchmarks: ``make bench``; or some, by name: ``python -m checks.benchmarks measure_files``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHMARKS = (
+    "measure_files", "measure_modules", "train_epoch", "tracker", "report", "resets", "study",
+)  # fmt: skip
+
+for name in sys.argv[1:] or BENCHMARKS:
+    importlib.import_module(f"benchmarks.{name}").main()

@@ -1,0 +1,189 @@
+"""Resetting all layers to five snapshots, a cell: against the plain script, and a bare pass.
+
+The plain script goes through a loader over the data set for each cell, as published code does. The
+bare pass sends data that lie prepared in memory through the network once. The counts of both ways
+are compared: on a CPU they are the same, on a GPU batches of another size may round differently.
+Processor seconds with one thread, so that other work on the machine counts for little; and the
+clock, with all threads; on a GPU, the clock alone.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from checks.benchmarks.processes import machine
+from planescope.criticality.resets import ResetOptions, reset_checkpoint
+from planescope.criticality.resets.record import Resets
+from planescope.networks.build import build
+
+SNAPSHOTS = 5
+BATCH = 256
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+# Ratios that are promised: plain script, bare pass.
+BOUNDS = {
+    ("lenet", "cpu"): (6.0, 1.8),
+    ("vgg16", "cpu"): (None, 1.8),
+    ("lenet", "cuda"): (30.0, None),
+    ("vgg16", "cuda"): (30.0, None),
+}
+EXAMPLES = {("vgg16", "cpu"): 256}
+MOST_EXAMPLES = 10_000
+# Answers that may differ between batches of two sizes on a GPU, a cell.
+GPU_DIFFERENCES = 10
+
+
+class Cifar(Dataset[tuple[torch.Tensor, int]]):
+    """The file as torchvision's data set reads it, one image at a time."""
+
+    def __init__(self, path: Path) -> None:
+        batch = pickle.loads(path.read_bytes())  # noqa: S301  our own, from a moment ago
+        self.images = batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        self.labels = batch[b"labels"]
+        self.transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def write_cifar(folder: Path, examples: int) -> Path:
+    """Random images in CIFAR-10's own file."""
+    rng = np.random.default_rng(0)
+    batch = {
+        b"data": rng.integers(0, 256, (examples, 3072), dtype=np.uint8),
+        b"labels": rng.integers(0, 10, examples).tolist(),
+    }
+    path = folder / "test_batch"
+    path.write_bytes(pickle.dumps(batch))
+    return path
+
+
+def layers_of(network: nn.Module) -> list[str]:
+    return [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+def plain_cell(
+    network: nn.Module, layer: str, snapshot: dict[str, torch.Tensor], data: Cifar
+) -> tuple[int, int, float]:
+    """Load, evaluate all, restore."""
+    device = next(network.parameters()).device
+    trained = {name: value.clone() for name, value in network.state_dict().items()}
+    own = {name: value for name, value in snapshot.items() if name.startswith(f"{layer}.")}
+    network.load_state_dict({**trained, **own})
+    right = top5 = 0
+    loss = 0.0
+    with torch.no_grad():
+        for batch in DataLoader(data, batch_size=BATCH):
+            images, labels = (part.to(device) for part in batch)
+            logits = network(images)
+            loss += float(cross_entropy(logits, labels, reduction="sum"))
+            best = logits.topk(5).indices == labels[:, None]
+            right, top5 = right + int(best[:, 0].sum()), top5 + int(best.sum())
+    network.load_state_dict(trained)
+    return right, top5, loss / len(data)
+
+
+def bare_pass(network: nn.Module, batches: Sequence[torch.Tensor]) -> None:
+    with torch.no_grad():
+        for batch in batches:
+            network(batch)
+    if batches[0].is_cuda:
+        torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds: of the processor, and of the clock."""
+
+    cpu: float
+    wall: float
+
+
+def cost(call: Callable[[], object], repeats: int = 3) -> Cost:
+    """Least of some repeats, after one that is not counted."""
+    runs = []
+    for count in range(repeats + 1):
+        cpu, wall = time.process_time(), time.perf_counter()
+        call()
+        if count or repeats == 1:
+            runs.append((time.process_time() - cpu, time.perf_counter() - wall))
+    return Cost(min(cpu for cpu, _ in runs), min(wall for _, wall in runs))
+
+
+def compare(name: str, device: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    examples = EXAMPLES.get((name, device), MOST_EXAMPLES)
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        data = Cifar(write_cifar(folder, examples))
+        states = [build(name, seed=seed).state_dict() for seed in range(SNAPSHOTS + 1)]
+        paths = [folder / f"epoch-{seed}.pt" for seed in range(SNAPSHOTS + 1)]
+        for path, state in zip(paths, states, strict=True):
+            torch.save(state, path)
+        network = build(name, seed=0).eval().to(device)
+        layers = layers_of(network)
+        found: list[Resets] = []
+
+        def ours() -> None:
+            options = ResetOptions(kinds="all", devices=(device,))
+            found.append(
+                reset_checkpoint(
+                    paths[0], paths[1:], network=name, data="cifar10", data_path=folder,
+                    options=options,
+                )
+            )  # fmt: skip
+
+        is_slow = (name, device) in EXAMPLES
+        shared = cost(ours, repeats=1 if is_slow else 2)
+        cells = len(found[-1].cells)
+        batches = torch.stack([image for image, _ in data]).to(device).split(BATCH)
+        bare = cost(lambda: bare_pass(network, batches), repeats=2)
+        plain = cost(lambda: plain_cell(network, layers[0], states[1], data), repeats=2)
+        allowed = GPU_DIFFERENCES if device == "cuda" else 0
+        for layer in layers[:: max(1, len(layers) // 3)]:
+            right, top5, loss = plain_cell(network, layer, states[1], data)
+            cell = found[-1].at(layer, paths[1].name)[0]
+            assert abs(round(cell.top1 * cell.examples) - right) <= allowed, (layer, cell, right)
+            assert abs(round(cell.top5 * cell.examples) - top5) <= allowed, (layer, cell, top5)
+            assert cell.loss is not None
+            assert abs(cell.loss - loss) < (1e-3 if allowed else 1e-5) * loss
+    for clock in ("cpu", "wall") if device == "cpu" else ("wall",):
+        each = getattr(shared, clock) / cells
+        line = f"{name:8} {device:>4} {threads:>3} {clock:>5} {cells:>4} {each:9.4f}s"
+        for other, bound in zip((plain, bare), BOUNDS[name, device], strict=True):
+            wanted = "" if bound is None else f"{bound:.1f}"
+            seconds = getattr(other, clock)
+            line += f" {seconds:9.3f}s {seconds / each:6.1f} {wanted:>5}"
+        print(line, flush=True)
+
+
+def main() -> None:
+    print(f"resets: seconds a cell ({machine()}, torch {torch.__version__})")
+    print(
+        f"{'':8} {'on':>4} {'thr':>3} {'':>5} {'cell':>4} {'planescope':>10} {'plain':>10} "
+        f"{'ratio':>6} {'bound':>5} {'bare':>10} {'ratio':>6} {'bound':>5}"
+    )
+    most = torch.get_num_threads()
+    for name, device in BOUNDS:
+        if device == "cpu":
+            for threads in (1, most):
+                compare(name, device, threads)
+        elif torch.cuda.is_available():
+            compare(name, device, most)

@@ -1,0 +1,503 @@
+"""Small files of every format, written by the libraries whose formats they are.
+
+    python -m checks.fuzz.seeds FOLDER TARGET...     # FOLDER/TARGET/SEED/files
+
+In a process of its own: torch and Keras would make the processes that read heavy, and hide that a
+file made planescope import them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import pickle
+import re
+import struct
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from checks.fuzz.structures import zipped
+
+# Of this name is the file that is read, unless a target reads a folder.
+INPUT = "input"
+
+ROOT = Path(__file__).parents[2]
+
+Seeds = Iterator[tuple[str, dict[str, bytes]]]
+
+
+def _draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def _weights() -> dict[str, np.ndarray]:
+    return {
+        "features.0.weight": _draw(4, 3, 3, 3),
+        "features.0.bias": _draw(4),
+        "features.1.weight": _draw(4),
+        "features.1.bias": _draw(4, seed=1),
+        "features.1.running_mean": _draw(4, seed=2),
+        "features.1.running_var": abs(_draw(4, seed=3)),
+        "classifier.weight": _draw(2, 4),
+    }
+
+
+def _torch_network() -> Any:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.ConvTranspose2d(2, 2, 2), nn.Flatten(),
+        nn.Linear(2, 2),
+    )  # fmt: skip
+
+
+def _safetensors() -> Seeds:
+    import torch
+    from safetensors.numpy import save
+    from safetensors.torch import save as save_torch
+
+    yield "weights", {INPUT: save(_weights(), {"format": "pt", "note": "é"})}
+    every = ("float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "int8", "bool")
+    typed = {name: torch.ones(2, 1, 2).to(getattr(torch, name)) for name in every}
+    yield "types", {INPUT: save_torch({f"{name}.weight": each for name, each in typed.items()})}
+    yield "empty", {INPUT: save({"a.weight": np.zeros((0, 3, 3, 3), np.float32), **_weights()})}
+
+
+def _torch_saved() -> Iterator[tuple[str, Any]]:
+    import torch
+    from torch import nn
+
+    net = _torch_network()
+    state = net.state_dict()
+    yield "state", state
+    optimizer = torch.optim.Adam(net.parameters())
+    yield "lightning", {
+        "epoch": 3, "global_step": 30, "pytorch-lightning_version": "2.4.0", "loops": {"a": [1]},
+        "callbacks": {}, "hyper_parameters": {"lr": 0.1},
+        "state_dict": {f"model.{name}": value for name, value in state.items()},
+        "optimizer_states": [optimizer.state_dict()], "lr_schedulers": [],
+    }  # fmt: skip
+    yield "module", nn.DataParallel(net)
+    quantised = torch.quantize_per_tensor(torch.ones(2, 1, 3, 3), 0.1, 1, torch.qint8)
+    scales, zeros = torch.tensor([0.1, 0.2]), torch.tensor([0, 1])
+    channels = torch.quantize_per_channel(torch.ones(2, 2, 2, 2), scales, zeros, 0, torch.qint8)
+    shared = torch.arange(16.0)
+    yield "views", {
+        "a.weight": quantised, "b.weight": channels, "c.weight": shared[:8].view(2, 1, 2, 2),
+        "d.weight": shared.view(4, 4).t(), "e.weight": nn.Parameter(shared[::2].reshape(2, 4)),
+        "f.weight": torch.ones(2, 2, dtype=torch.bfloat16),
+    }  # fmt: skip
+
+
+def _torch_zip() -> Seeds:
+    import torch
+
+    for name, value in _torch_saved():
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        yield name, {INPUT: buffer.getvalue()}
+    buffer = io.BytesIO()
+    net = _torch_network().eval()
+    torch.jit.save(torch.jit.trace(net[:3], torch.zeros(1, 1, 8, 8)), buffer)
+    yield "torchscript", {INPUT: buffer.getvalue()}
+
+
+def _torch_stream() -> Seeds:
+    import torch
+
+    for name, value in _torch_saved():
+        for protocol in (2, 4) if name == "state" else (2,):
+            buffer = io.BytesIO()
+            torch.save(
+                value, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=False
+            )
+            yield f"{name}-{protocol}", {INPUT: buffer.getvalue()}
+
+
+def _npz() -> Seeds:
+    for name, save in (("stored", np.savez), ("deflated", np.savez_compressed)):
+        buffer = io.BytesIO()
+        save(buffer, **_weights())
+        yield name, {INPUT: buffer.getvalue()}
+    buffer = io.BytesIO()
+    odd = {"a": np.asfortranarray(_draw(3, 3)), "b": np.array("text"), "c": _draw(2).astype(">f8")}
+    np.savez(buffer, **odd, d=np.zeros(2, "M8[s]"), **{"w.weight": _draw(2, 1, 3, 3)})
+    yield "odd", {INPUT: buffer.getvalue()}
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.array([{}, []], object), **_weights())
+    yield "refused-objects", {INPUT: buffer.getvalue()}
+    buffer = io.BytesIO()
+    np.save(buffer, _draw(3, 3))
+    yield "refused-npy", {INPUT: buffer.getvalue()}
+
+
+def _onnx() -> Seeds:
+    from onnx import TensorProto, helper, numpy_helper
+
+    def stored(name: str, values: np.ndarray) -> TensorProto:
+        return numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+    node = helper.make_node
+    nodes = [
+        node("Sub", ["image", "mean"], ["x0"]),
+        node("Conv", ["x0", "0.weight", "0.bias"], ["x1"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("BatchNormalization", ["x1", "g", "b", "m", "v"], ["x2"], epsilon=0.001),
+        node("Relu", ["x2"], ["x3"]),
+        node("MaxPool", ["x3"], ["x4"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=0),
+        node("Transpose", ["w"], ["wt"], perm=[0, 1, 3, 2]),
+        node("ConvTranspose", ["x4", "wt"], ["x5"], group=1),
+        node("Clip", ["x5", "zero", "six"], ["x6"]),
+        node("Constant", [], ["shape"], value=stored("", np.array([-1, 8]))),
+        node("Reshape", ["x6", "shape"], ["x7"]),
+        node("Gemm", ["x7", "head", "head.bias"], ["answer"], transB=1),
+    ]
+    weights = {
+        "mean": np.full((3, 1, 1), 0.5, np.float32), "0.weight": _draw(4, 3, 3, 3),
+        "0.bias": _draw(4), "g": _draw(4), "b": _draw(4), "m": _draw(4), "v": abs(_draw(4)),
+        "q": np.arange(16, dtype=np.int8).reshape(4, 1, 2, 2), "s": _draw(4),
+        "z": np.zeros(4, np.int8), "zero": np.float32(0), "six": np.float32(6),
+        "head": _draw(2, 8), "head.bias": _draw(2),
+    }  # fmt: skip
+    tensors = [stored(name, np.asarray(values)) for name, values in weights.items()]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
+    answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, [1, 2])
+    graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
+    yield "raw", {INPUT: helper.make_model(graph).SerializeToString()}
+
+    typed = [
+        helper.make_tensor(t.name, TensorProto.FLOAT, t.dims, weights[t.name].ravel().tolist())
+        if t.data_type == TensorProto.FLOAT
+        else t
+        for t in tensors
+    ]
+    branch = helper.make_graph([node("Relu", ["image"], ["i"])], "b", [], [answer])
+    nodes[0] = node("If", ["c"], ["x0"], then_branch=branch, else_branch=branch)
+    graph = helper.make_graph(nodes, "net", [image], [answer], typed)
+    yield "typed", {INPUT: helper.make_model(graph).SerializeToString()}
+
+    for tensor in tensors[1:3]:
+        raw = len(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "net.data"), ("offset", "16"), ("length", str(raw))):
+            tensor.external_data.add(key=key, value=value)
+    nodes[0] = node("Identity", ["image"], ["x0"])
+    graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
+    data = _draw(200).tobytes()
+    yield "external", {INPUT: helper.make_model(graph).SerializeToString(), "net.data": data}
+
+
+def _keras() -> Seeds:
+    """What Keras 2 wrote, as the tests keep it, and what Keras 3 writes."""
+    for path in sorted((ROOT / "tests" / "keras").glob("*.*")):
+        if path.name in ("branches-weights.h5", "sequence.h5", "residual.keras"):
+            yield f"keras2-{path.name}", {INPUT: _without_times(path.read_bytes())}
+    os.environ["KERAS_BACKEND"] = "numpy"  # the quickest to start
+    import keras
+
+    layers = keras.layers
+    net = keras.Sequential(
+        [keras.Input((6, 6, 1)), layers.Conv2D(2, 3), layers.BatchNormalization(), layers.ReLU()]
+    )
+    for suffix in (".keras", ".h5", ".weights.h5"):
+        name = f"net{suffix}"
+        (net.save_weights if "weights" in suffix else net.save)(name)
+        yield f"keras3{suffix}", {INPUT: _without_times(Path(name).read_bytes())}
+
+
+def _without_times(data: bytes) -> bytes:
+    """The same archive at another time is the same seed."""
+    if not data.startswith(b"PK"):
+        return data
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = [(i.filename, archive.read(i), i.compress_type) for i in archive.infolist()]
+    return zipped([each for each in members if each[0] != "metadata.json"])
+
+
+def _hdf5() -> Seeds:
+    import h5py
+
+    kernel = _draw(3, 3, 2, 2)
+    ways: dict[str, dict[str, Any]] = {
+        "contiguous": {},
+        "chunked": {"chunks": (3, 3, 1, 2)},
+        "packed": {"compression": "gzip", "shuffle": True, "fletcher32": True, "chunks": True},
+        "growing": {"maxshape": (None, 3, 2, 2), "chunks": (1, 3, 2, 2)},
+        "two-unlimited": {"maxshape": (None, None, 2, 2), "chunks": (2, 2, 2, 2)},
+        "halves": {"dtype": ">f2"},
+        "user-block": {},
+        "latest-contiguous": {},
+        "latest-chunked": {"chunks": (1, 3, 1, 2)},
+        "latest-packed": {"compression": "gzip", "chunks": (3, 3, 1, 2)},
+        "latest-growing": {"maxshape": (None, 3, 2, 2), "chunks": (1, 3, 2, 2)},
+        "latest-two-unlimited": {"maxshape": (None, None, 2, 2), "chunks": (2, 2, 2, 2)},
+        "many": {},
+        "latest-many": {},
+    }
+    for name, options in ways.items():
+        buffer = io.BytesIO()
+        version = {"libver": "latest"} if name.startswith("latest") else {}
+        block = {"userblock_size": 512} if name == "user-block" else {}
+        with h5py.File(buffer, "w", **version, **block) as file:
+            group = file.create_group("layers/conv2d/vars")
+            group.create_dataset("0", data=kernel, **options)
+            group.create_dataset("1", data=_draw(2))
+            group.attrs["name"] = "first"
+            if name.endswith("many"):
+                for number in range(40):
+                    file.create_group(f"layers/dense_{number}/vars").attrs["name"] = str(number)
+                    group.attrs[f"a{number}"] = "text" * number
+        yield name, {INPUT: buffer.getvalue()}
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file["layers/conv2d/vars/0"] = kernel
+        file["layers/other"] = h5py.ExternalLink("/etc/hosts", "/x")
+    yield "refused-external-link", {INPUT: buffer.getvalue()}
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        outside = [("/etc/hosts", 0, 64)]
+        file.create_dataset("layers/conv2d/vars/0", (4, 4), "f4", external=outside)
+    yield "refused-external-data", {INPUT: buffer.getvalue()}
+
+
+def _sharded() -> Seeds:
+    import torch
+    from safetensors.numpy import save
+
+    weights = _weights()
+    parts = [dict(list(weights.items())[:3]), dict(list(weights.items())[3:])]
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = {
+        "metadata": {"total_size": sum(each.nbytes for each in weights.values())},
+        "weight_map": {n: names[i] for i, part in enumerate(parts) for n in part},
+    }
+    files = {name: save(part) for name, part in zip(names, parts, strict=True)}
+    yield "safetensors", {INPUT: json.dumps(index).encode(), **files}
+    buffer = io.BytesIO()
+    torch.save({"a.weight": torch.ones(2, 1, 3, 3)}, buffer)
+    index = {"weight_map": {"a.weight": "pytorch_model.bin"}}
+    yield "torch", {INPUT: json.dumps(index).encode(), "pytorch_model.bin": buffer.getvalue()}
+
+
+class _Reducing:
+    def __reduce__(self) -> Any:
+        return (dict, ((("a", 1),),), {"state": (1, 2)}, iter([3, 4]), iter([("b", b"c")]))
+
+
+def _pickle() -> Seeds:
+    value: list[Any] = [
+        None, True, 1, -70000, 2**70, 1.5, "text é", b"bytes", bytearray(b"a"), (), (1,), (1, 2, 3),
+        {"a": {"b": [1, 2]}, 3: "c", (1, 2): 4}, {1, 2}, frozenset({"x"}), complex(1, 2), range(3),
+        ValueError("x"), np.arange(3), np.float32(1), _Reducing(), os.path.join, "long" * 100,
+    ]  # fmt: skip
+    value.append(value)
+    for protocol in range(6):
+        yield f"protocol-{protocol}", {INPUT: pickle.dumps(value, protocol)}
+
+
+_CONFIG = """\
+schema: planescope.config/1
+network: lenet   # a comment
+data: digits
+epochs: 3
+learning_rate: 0.05
+milestones: [1, 2]
+kinds:
+  - conv
+  - linear
+loggers: []
+augment: null
+shuffle_pixels: false
+patience: 4
+precision: 32-true
+"""
+
+_STUDY = """\
+schema: planescope.study/1
+base: &base
+  network: lenet
+  data: digits
+  epochs: 2
+grid:
+  - label_noise: [0.0, 0.5]
+    network: [lenet, vgg11]
+    seeds: 2
+  - <<: *base
+    shuffle_pixels: [true, false]
+seeds: [0, 1]
+when:
+  - if: {network: vgg11}
+    set: {learning_rate: 0.05}
+exclude:
+  - {network: vgg11, label_noise: 0.5}
+make: [train, measure, reset, relate]
+reset: {snapshots: [0, rand], draws: 2, together: true}
+"""
+
+
+def _config() -> Seeds:
+    from planescope.training.config import RunConfig, dump_config
+
+    # PyYAML is slow: half of it at a time.
+    lines = dump_config(RunConfig()).splitlines(keepends=True)
+    yield "written", {INPUT: "".join(lines[:20]).encode()}
+    yield "written-too", {INPUT: "".join(lines[20:]).encode()}
+    yield "by-hand", {INPUT: _CONFIG.encode()}
+    yield "empty", {INPUT: b""}
+
+
+def _study() -> Seeds:
+    for name in ("digits", "held-out", "paper-mnist"):
+        path = ROOT / "studies" / f"{name}.yaml"
+        # Without the comments, which are most of it.
+        yield path.name, {INPUT: re.sub(rb"(?m)^ *#.*\n", b"", path.read_bytes())}
+    yield "by-hand", {INPUT: _STUDY.encode()}
+
+
+def _made_run(folder: Path) -> Any:
+    """A run as training writes it, its relation among its files."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from report_runs import make_run
+    from test_relation import simulated
+
+    from planescope.criticality.relate import relate_layers
+
+    run = make_run(folder, names=("features.0", "features.2", "features.5"))
+    related = simulated(np.random.default_rng(0), planted=1.0, runs=1)
+    relate_layers(related[:4], draws=99).save(run.relation)
+    run.save_snapshot(0, _as_torch(_weights()), {"network": "lenet"})
+    return run
+
+
+def _as_torch(weights: dict[str, np.ndarray]) -> Any:
+    import torch
+
+    return {name: torch.from_numpy(values) for name, values in weights.items()}
+
+
+def _result(form: str) -> Callable[[], Seeds]:
+    def seeds() -> Seeds:
+        import planescope as ps
+
+        run = _made_run(Path("made"))
+        result = {
+            "measurement": lambda: ps.measure(_weights()),
+            "resets": lambda: ps.Resets.load(run.resets),
+            "relation": lambda: ps.Relation.load(run.relation),
+        }[form]()
+        for suffix in (".json", ".parquet"):
+            result.save(f"result{suffix}")
+            yield form + suffix, {INPUT: Path(f"result{suffix}").read_bytes()}
+
+    return seeds
+
+
+def _run() -> Seeds:
+    """Without resets and relation, which are targets of their own."""
+    run = _made_run(Path("run"))
+    run.resets.unlink()
+    run.relation.unlink()
+    (run.path / ".lock").touch()
+    files = {str(p): p.read_bytes() for p in sorted(run.path.rglob("*")) if p.is_file()}
+    kept = {p: d for p, d in files.items() if "epoch-0000" in p or "epoch-" not in p}
+    yield "parquet", kept
+    from planescope.files.writing import write_csv
+
+    write_csv(Path("table.csv"), run._measured())
+    kept.pop("run/measurements.parquet")
+    yield "csv", {**kept, "run/measurements.csv": Path("table.csv").read_bytes()}
+
+
+def _model() -> Seeds:
+    yield "shipped", {INPUT: (ROOT / "src" / "planescope" / "critical-model.json").read_bytes()}
+
+
+def _progress() -> Seeds:
+    from planescope.criticality.resets.progress import Progress
+
+    progress = Progress(Path("kept"), "protocol")
+    for name in ("trained", "features.0 0"):
+        progress[name].add(bytes(n % 3 == 0 for n in range(20)), 20, 12.5)
+    progress.save(now=True)
+    yield "two", {INPUT: Path("kept").read_bytes()}
+
+
+def _idx() -> Seeds:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 4), dtype=np.uint8)
+    plain = struct.pack(">BBBBIII", 0, 0, 8, 3, *pixels.shape) + pixels.tobytes()
+    yield "plain", {INPUT: plain}
+    yield "gzip", {INPUT: gzip.compress(plain, mtime=0)}
+
+
+def _mat() -> Seeds:
+    import scipy.io
+
+    arrays = {"X": np.zeros((2, 2, 3, 3), np.uint8), "y": np.arange(3.0)[:, None] + 9}
+    for name, packed in (("plain", False), ("packed", True)):
+        buffer = io.BytesIO()
+        scipy.io.savemat(buffer, arrays, do_compression=packed)
+        data = buffer.getvalue()  # the header's text has the time
+        yield name, {INPUT: b"MATLAB 5.0 MAT-file".ljust(116) + data[116:]}
+
+
+def _cifar() -> Seeds:
+    sys.path.insert(0, str(ROOT / "tests"))
+    from data_files import python2_batch
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
+    yield "python2", {INPUT: python2_batch(images, [3, 4])}
+    for protocol in (2, 5):
+        batch = {b"data": images, b"fine_labels": [1, 2]}
+        yield f"protocol-{protocol}", {INPUT: pickle.dumps(batch, protocol)}
+
+
+MAKERS: dict[str, Callable[[], Seeds]] = {
+    "safetensors": _safetensors,
+    "torch-zip": _torch_zip,
+    "torch-stream": _torch_stream,
+    "npz": _npz,
+    "onnx": _onnx,
+    "keras": _keras,
+    "hdf5": _hdf5,
+    "sharded": _sharded,
+    "pickle": _pickle,
+    "config": _config,
+    "study": _study,
+    "measurement": _result("measurement"),
+    "resets": _result("resets"),
+    "relation": _result("relation"),
+    "model": _model,
+    "progress": _progress,
+    "run": _run,
+    "idx": _idx,
+    "mat": _mat,
+    "cifar": _cifar,
+}
+
+
+def main(folder: str, *targets: str) -> None:
+    """Write the seeds of some targets, each into a folder of its name."""
+    out = Path(folder).resolve()
+    for target in targets:
+        with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+            for name, files in MAKERS[target]():
+                for path, data in files.items():
+                    file = out / target / name / path
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(data)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

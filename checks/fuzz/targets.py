@@ -1,0 +1,171 @@
+"""What is read, by name: each takes the folder of a case, and may raise our own errors alone."""
+
+from __future__ import annotations
+
+import encodings
+import importlib
+import pkgutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+
+import planescope as ps
+from checks.fuzz.seeds import INPUT
+from planescope import checkpoints
+from planescope.checkpoints import read_contents
+from planescope.criticality.prediction import CriticalModel
+from planescope.criticality.resets.progress import Progress
+from planescope.data import files as datafiles
+from planescope.files.errors import PlanescopeError
+from planescope.files.pickles import read_pickle
+from planescope.hyperplanes.layer import Layer, StateDict
+from planescope.study.plan import read_plan
+from planescope.training.config import dump_config, load_config
+
+# Folder, number of the case, and which files were changed.
+Read = Callable[[Path, int, Collection[str]], None]
+
+# The whole measurement takes three times as long as reading, and sees the same numbers.
+MEASURED = 4
+
+
+def _checkpoint(folder: Path, case: int, _: Collection[str]) -> None:
+    """Read every tensor, and measure now and then."""
+    if case % MEASURED == 0:
+        ps.measure(folder / INPUT, kinds="all", view="effective").to_json(indent=None)
+        return
+    _, contents = read_contents(folder / INPUT)
+    if isinstance(contents, StateDict):
+        tensors = list(contents.tensors.values())
+    else:
+        tensors = [tensor for layer in contents for tensor in _tensors(layer)]
+    for tensor in tensors:
+        if tensor.read().shape != tensor.shape:
+            raise AssertionError(f"a tensor is not of the shape {tensor.shape} that it claims")
+
+
+def _tensors(layer: Layer) -> list[ps.layer.Tensor]:
+    norm = layer.norm
+    parts = [layer.weight, layer.bias]
+    if norm is not None:
+        parts += [norm.gamma, norm.beta, norm.mean, norm.variance]
+    return [part for part in parts if part is not None]
+
+
+def _pickle(folder: Path, *_: object) -> None:
+    read_pickle((folder / INPUT).read_bytes(), where="a.pkl")
+
+
+def _config(folder: Path, *_: object) -> None:
+    dump_config(load_config(folder / INPUT))
+
+
+def _study(folder: Path, *_: object) -> None:
+    read_plan(folder / INPUT)
+
+
+def _measurement(folder: Path, case: int, _: Collection[str]) -> None:
+    _use(ps.load(folder / INPUT), case)
+
+
+def _resets(folder: Path, case: int, _: Collection[str]) -> None:
+    _use(ps.Resets.load(folder / INPUT), case)
+
+
+def _relation(folder: Path, case: int, _: Collection[str]) -> None:
+    _use(ps.Relation.load(folder / INPUT), case)
+
+
+def _model(folder: Path, *_: object) -> None:
+    """Load the model and let it predict, a layer like those that it was fitted on and another."""
+    model = CriticalModel.load(folder / INPUT)
+    rows = np.array([model.centre, [0.0] * len(model.centre)])
+    if not isinstance(model.fitted_on, str) or model.probabilities(rows).shape != (2,):
+        raise AssertionError("the model does not predict")
+    model.far(rows)
+
+
+def _progress(folder: Path, *_: object) -> None:
+    _ = Progress(folder / INPUT, "protocol")["trained"].examples
+
+
+def _use(result: ps.Measurement | ps.Resets | ps.Relation, case: int) -> None:
+    """What is loaded is a result: it can be told, written and shown."""
+    if not isinstance(result.verdict, str):
+        raise AssertionError("the verdict is no text")
+    result.to_json(indent=None)
+    result._repr_html_()
+    if case % MEASURED == 0:
+        result.to_pandas()
+
+
+def _run(folder: Path, case: int, changed: Collection[str]) -> None:
+    """Ask a run for what stands in the files that were changed; each may be refused on its own."""
+    run = ps.Run(folder / "run")
+    asked: list[tuple[str, Callable[[], object]]] = [
+        ("config.yaml", lambda: run.config),
+        ("state.json", lambda: run.status),
+        (".lock", lambda: run.status),
+        ("environment.json", lambda: run.environments),
+        ("metrics.csv", lambda: run.metrics),
+        ("measurements", lambda: run.measured_layers),
+        ("filters", lambda: [run.load_filters(epoch) for epoch in run.filter_epochs]),
+        ("snapshots", lambda: [ps.measure(path, kinds="all") for path in run.snapshots.values()]),
+    ]
+    if case % MEASURED == 0:
+        asked.append(("measurements", lambda: run.measurements))
+    refused = None
+    for about, ask in asked:
+        if any(about in name for name in changed):
+            try:
+                ask()
+            except PlanescopeError as exc:
+                refused = exc
+    if refused is not None:
+        raise refused
+
+
+def _idx(folder: Path, *_: object) -> None:
+    datafiles.read_idx(folder / INPUT, dimensions=3)
+
+
+def _mat(folder: Path, *_: object) -> None:
+    datafiles.read_svhn([folder / INPUT])
+
+
+def _cifar(folder: Path, *_: object) -> None:
+    datafiles.read_cifar([folder / INPUT])
+
+
+def preload() -> None:
+    """Import what reading may import: what a file then has imported is too much."""
+    for package in (checkpoints, encodings):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            # Of other systems.
+            if not module.name.endswith(("mbcs", "oem")):
+                importlib.import_module(module.name)
+    # A result that begins as Parquet does is read as that.
+    for name in ("ml_dtypes", "numpy.ma", "numpy.lib.stride_tricks", "pyarrow.parquet", "yaml"):
+        importlib.import_module(name)
+
+
+_CHECKPOINTS = (
+    "safetensors", "torch-zip", "torch-stream", "npz", "onnx", "keras", "hdf5", "sharded",
+)  # fmt: skip
+
+TARGETS: dict[str, Read] = {
+    **dict.fromkeys(_CHECKPOINTS, _checkpoint),
+    "pickle": _pickle,
+    "config": _config,
+    "study": _study,
+    "measurement": _measurement,
+    "resets": _resets,
+    "relation": _relation,
+    "model": _model,
+    "progress": _progress,
+    "run": _run,
+    "idx": _idx,
+    "mat": _mat,
+    "cifar": _cifar,
+}

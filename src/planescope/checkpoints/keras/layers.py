@@ -1,0 +1,123 @@
+"""From the variables of one Keras layer to a `Layer`: kernels have their filters last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from planescope.hyperplanes.layer import Kind, Layer, Norm, Tensor, kind_of_convolution
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from planescope.checkpoints.hdf5 import Hdf5
+    from planescope.checkpoints.keras.variables import Variables
+
+DEFAULT_EPS = 1e-3  # of Keras' batch norm
+
+
+class Form(Enum):
+    """How a kernel is laid out: these axes come behind its extents."""
+
+    CONV = auto()  # channels / groups, filters
+    TRANSPOSED = auto()  # filters, channels
+    DEPTHWISE = auto()  # channels, filters of each channel
+    SEPARABLE = auto()  # two kernels, a depthwise and a pointwise one
+    DENSE = auto()  # inputs, outputs
+
+
+# Form and rank of the kernel, by the layer's class as Keras 3 writes it.
+FORMS = {
+    **{f"conv{n}d": (Form.CONV, n + 2) for n in (1, 2, 3)},
+    **{f"conv{n}d_transpose": (Form.TRANSPOSED, n + 2) for n in (1, 2, 3)},
+    **{f"depthwise_conv{n}d": (Form.DEPTHWISE, n + 2) for n in (1, 2)},
+    **{f"separable_conv{n}d": (Form.SEPARABLE, n + 2) for n in (1, 2)},
+    "dense": (Form.DENSE, 2),
+}
+
+
+def layers_of(
+    file: Hdf5, variables: Variables, form: Form, rank: int, groups: int | None = None
+) -> list[Layer]:
+    """Describe a layer of a known form; a separable convolution is two.
+
+    Returns
+    -------
+    list of Layer
+        Empty if the variables do not have the form's shapes, or are no floating-point numbers.
+    """
+    names: tuple[str, ...] = ("kernel", "bias")
+    if form is Form.SEPARABLE:
+        names = ("depthwise_kernel", "pointwise_kernel", "bias")
+    elif form is Form.DEPTHWISE and "depthwise_kernel" in variables.keys:  # Keras 2
+        names = ("depthwise_kernel", "bias")
+    keys = variables.named(names)
+    kernels = [file.tensor(keys[name]) for name in names[:-1] if name in keys]
+    bias = file.tensor(keys["bias"]) if "bias" in keys else None
+    if not all(tensor.is_floating for tensor in (*kernels, *([bias] if bias else []))):
+        return []
+    # A dense kernel has two axes, a convolution's has one to three extents besides.
+    possible = rank == 2 if form is Form.DENSE else 3 <= rank <= 5
+    if not possible or any(len(k.shape) != rank or 0 in k.shape for k in kernels):
+        return []
+    match kernels:
+        case [depthwise, pointwise]:
+            layers = [
+                _layer(f"{variables.name}.depthwise", Form.DEPTHWISE, depthwise),
+                _layer(f"{variables.name}.pointwise", Form.CONV, pointwise, bias, groups=1),
+            ]
+        case [kernel] if form is not Form.SEPARABLE:
+            layers = [_layer(variables.name, form, kernel, bias, groups=groups)]
+        case _:
+            return []
+    fits = bias is None or bias.shape == (layers[-1].filters,)
+    return layers if fits else []
+
+
+def _layer(
+    name: str, form: Form, kernel: Tensor, bias: Tensor | None = None, groups: int | None = None
+) -> Layer:
+    *extents, channels, _ = kernel.shape
+    if form is Form.DENSE:
+        kind, groups = Kind.LINEAR, None
+    elif form is Form.TRANSPOSED:
+        kind, groups = Kind.TRANSPOSED, 1
+    else:
+        kind = kind_of_convolution(tuple(extents))
+        groups = channels if form is Form.DEPTHWISE else groups
+    weight = _filters_first(kernel, form)
+    return Layer(name=name, kind=kind, weight=weight, bias=bias, groups=groups)
+
+
+def _filters_first(kernel: Tensor, form: Form) -> Tensor:
+    *extents, first, second = kernel.shape
+    axes = (-2, -1) if form in (Form.TRANSPOSED, Form.DEPTHWISE) else (-1, -2)
+    shape = {
+        Form.TRANSPOSED: (first, second, *extents),
+        # The filters of a channel stand together, as in its output.
+        Form.DEPTHWISE: (first * second, 1, *extents),
+    }.get(form, (second, first, *extents))
+
+    def read() -> np.ndarray:
+        import numpy as np
+
+        stored: np.ndarray = kernel.read()
+        return np.moveaxis(stored, axes, (0, 1)).reshape(shape)
+
+    return Tensor(shape, kernel.dtype, read)
+
+
+def norm_of(
+    file: Hdf5, name: str, keys: Mapping[str, str], width: int, eps: float = DEFAULT_EPS
+) -> Norm | None:
+    """Describe a batch norm; None unless `keys` are the variables of one over `width` channels."""
+    parts = ("gamma", "beta", "moving_mean", "moving_variance")
+    tensors = {part: file.tensor(keys[part]) for part in parts if part in keys}
+    if any(tensor.shape != (width,) or not tensor.is_floating for tensor in tensors.values()):
+        return None
+    match tensors:
+        case {"moving_mean": mean, "moving_variance": variance, **affine}:
+            gamma, beta = affine.get("gamma"), affine.get("beta")
+            return Norm(name=name, gamma=gamma, beta=beta, mean=mean, variance=variance, eps=eps)
+    return None

@@ -1,0 +1,197 @@
+"""Keras files, of Keras 2 and 3: `.keras`, and whole models or bare weights in `.h5`.
+
+Where the file holds the model's config, that tells the layers and their places. What it does not
+account for is judged by the names that Keras gives and by shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from planescope.checkpoints.hdf5 import BLOCKS, Hdf5, Window
+from planescope.checkpoints.hdf5_bytes import MAGIC
+from planescope.checkpoints.keras.config import ConfigLayer, Position, snake_case, trace
+from planescope.checkpoints.keras.layers import DEFAULT_EPS, FORMS, Form, layers_of, norm_of
+from planescope.checkpoints.keras.variables import Variables, weights_of
+from planescope.checkpoints.probe import Probe, probe
+from planescope.files.errors import CheckpointError
+from planescope.files.zips import Archive
+from planescope.hyperplanes.layer import Input, Layer, Norm, Pairing
+
+NAME = "keras"
+
+CONFIG_BYTES = 1 << 24  # the largest of Keras' own networks take a few MB
+INFLATED_BYTES = 1 << 31
+
+_WEIGHTS = "model.weights.h5"
+_CONFIG = "config.json"
+
+# Their kernels have the shape of a dense layer's or of a 1-D convolution's.
+_FOREIGN = {"embedding", "einsum_dense", "p_re_lu"}
+_ATTENTION = re.compile(r"attention|einsum|/(query|key|value|output)(_dense)?/")
+
+_TELLING_KERNELS = {"pointwise_kernel": Form.SEPARABLE, "depthwise_kernel": Form.DEPTHWISE}
+_TELLING_WORDS = {"transpose": Form.TRANSPOSED, "depthwise": Form.DEPTHWISE}
+
+
+def recognises(probe: Probe) -> bool:
+    """Tell HDF5, behind a block of the user's perhaps, and zip archives with Keras' weights."""
+    return any(probe.head.startswith(MAGIC, at) for at in BLOCKS) or _WEIGHTS in probe.zip_names
+
+
+def read(path: Path) -> list[Layer]:
+    """Describe the layers of a Keras file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, wants another file opened, or is not Keras'.
+    """
+    window, config = _locate(path)
+    with Hdf5(window) as file:
+        if config is None:
+            config = next(iter(file.texts("", "model_config") or []), None)
+        described = [] if config is None else _described(path, config)
+        weights = weights_of(file)
+        owned = {
+            layer.name: replace(variables, name=layer.name)
+            for layer in described
+            if _is_known(layer) and (variables := weights.of(layer))
+        }
+        accounted = {variables.group for variables in owned.values()}
+        rest = [variables for variables in weights.layers if variables.group not in accounted]
+        in_order = not (weights.numbered or described)
+        return [
+            *described_layers(file, described, owned),
+            *_judged_layers(file, rest, in_order=in_order),
+        ]
+
+
+def _locate(path: Path) -> tuple[Window, str | bytes | None]:
+    """Find the HDF5 file in `path`, and the config where that lies beside it."""
+    look = probe(path)
+    if not look.zip_names:
+        return Window(path, 0, look.size), None
+    archive = Archive(path)
+    if _WEIGHTS not in archive.members:
+        raise CheckpointError(f"{path}: a zip archive without {_WEIGHTS}; is it a .keras file?")
+    config = archive.read(_CONFIG, limit=CONFIG_BYTES) if _CONFIG in archive.members else None
+    if archive.is_stored(_WEIGHTS):
+        size = archive.members[_WEIGHTS].file_size
+        return Window(path, archive.offset(_WEIGHTS), size), config
+    inflated = archive.read(_WEIGHTS, limit=INFLATED_BYTES)
+    return Window(path, 0, len(inflated), inflated), config
+
+
+def _described(path: Path, config: str | bytes) -> list[ConfigLayer]:
+    if len(config) > CONFIG_BYTES:
+        raise CheckpointError(f"{path}: the model's config has {len(config)} bytes, far too many")
+    try:
+        return trace(config)
+    except (ValueError, RecursionError) as exc:
+        raise CheckpointError(
+            f"{path}: the model's config makes no sense ({exc}); is the download complete?"
+        ) from exc
+
+
+def _is_known(layer: ConfigLayer) -> bool:
+    """Whether the class says what the variables are; of a class of the user's, they may tell."""
+    return layer.is_norm or snake_case(layer.class_name) in _FOREIGN.union(FORMS)
+
+
+def described_layers(
+    file: Hdf5, described: Sequence[ConfigLayer], owned: Mapping[str, Variables]
+) -> Iterator[Layer]:
+    """Give the layers that the config tells, each in its place."""
+    by_name = {layer.name: layer for layer in described}
+    for layer in described:
+        form, rank = FORMS.get(snake_case(layer.class_name), (None, 0))
+        variables = owned.get(layer.name)
+        # A layer that two models share is saved with the first of them.
+        if form is None or variables is None:
+            continue
+        groups = layer.options.get("groups", 1)
+        layers = layers_of(file, variables, form, rank, groups if isinstance(groups, int) else None)
+        if not layers:
+            stored = {file.tensor(key).dtype for key in variables.keys.values()}
+            raise CheckpointError(
+                f"{file.window.path}: the config calls {layer.name!r} a {layer.class_name}, but "
+                f"{', '.join(variables.keys.values())}, of {' and '.join(sorted(stored))}, cannot "
+                "be its weights; save the model again, in floating point"
+            )
+        if layer.position is not None:
+            layers = _placed(layers, layer.position)
+            norm = by_name.get(layer.position.norm or "")
+            if norm is not None and norm.name in owned:
+                paired = _described_norm(file, norm, owned[norm.name], layers[-1].filters)
+                layers[-1] = replace(layers[-1], norm=paired)
+        yield from layers
+
+
+def _placed(layers: Sequence[Layer], position: Position) -> list[Layer]:
+    """Set the place of a layer, which is two where it is a separable convolution."""
+    placed = [
+        replace(layer, stage=position.stage, input=Input.OTHER, relu_follows=False)
+        for layer in layers
+    ]
+    placed[0] = replace(placed[0], input=position.input)
+    placed[-1] = replace(placed[-1], relu_follows=position.relu_follows)
+    return placed
+
+
+def _described_norm(file: Hdf5, norm: ConfigLayer, variables: Variables, width: int) -> Norm | None:
+    affine = (("gamma", "scale"), ("beta", "center"))
+    names = [name for name, option in affine if norm.options.get(option, True)]
+    keys = variables.named([*names, "moving_mean", "moving_variance"])
+    eps = norm.options.get("epsilon")
+    return norm_of(file, norm.name, keys, width, eps if isinstance(eps, float) else DEFAULT_EPS)
+
+
+def _judged_layers(file: Hdf5, rest: Sequence[Variables], *, in_order: bool) -> Iterator[Layer]:
+    """Give the layers that names and shapes tell; with norms, if the file keeps an order."""
+    for index, variables in enumerate(rest):
+        layers = _judged(file, variables)
+        norms = ["moving_mean" in after.keys for after in rest[index + 1 : index + 3]]
+        # Two norms in a row are those of two branches, and which is whose cannot be told.
+        if in_order and layers and norms in ([True], [True, False]):
+            after = rest[index + 1]
+            norm = norm_of(file, after.name, after.keys, layers[-1].filters)
+            layers[-1] = replace(
+                layers[-1], norm=norm, pairing=None if norm is None else Pairing.ORDER
+            )
+        yield from layers
+
+
+def _judged(file: Hdf5, variables: Variables) -> list[Layer]:
+    """Describe a layer by what Keras calls it, else by its variables; [] if it is none of ours."""
+    for name in (variables.group[-1], variables.name.rpartition(".")[2]):
+        stem = re.sub(r"_\d+$", "", name)
+        if stem in FORMS:
+            return layers_of(file, variables, *FORMS[stem])
+        if stem in _FOREIGN:
+            return []
+    return _judged_by_shape(file, variables)
+
+
+def _judged_by_shape(file: Hdf5, variables: Variables) -> list[Layer]:
+    keys = variables.keys
+    for kernel, form in _TELLING_KERNELS.items():
+        if kernel in keys:
+            return layers_of(file, variables, form, len(file.tensor(keys[kernel]).shape))
+    key = keys.get("kernel", keys.get("0"))
+    if key is None or not (keys.keys() <= {"kernel", "bias"} or keys.keys() <= {"0", "1"}):
+        return []
+    rank = len(file.tensor(key).shape)
+    name = f"/{'/'.join(variables.group)}/{variables.name}/".lower()
+    # A number alone may be a table of embeddings or positions.
+    table = rank < 4 and keys.keys() == {"0"}
+    if table or (rank == 3 and _ATTENTION.search(name)):
+        return []
+    told = [form for word, form in _TELLING_WORDS.items() if word in name]
+    # Where no word tells, the width of the bias shows which axis has the filters.
+    forms = told or [Form.CONV, Form.TRANSPOSED, Form.DEPTHWISE] if rank > 2 else [Form.DENSE]
+    fitting = (layers_of(file, variables, form, rank) for form in forms)
+    return next(filter(None, fitting), [])

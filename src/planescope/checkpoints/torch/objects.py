@@ -1,0 +1,213 @@
+"""What torch pickles, as inert records, to a state dict.
+
+Both layouts of a torch file hold a pickle of the saved object and, beside it, the storages of its
+tensors. This module finds the state dict or module in the object; `torch_tensors` knows tensors,
+`torch_modules` modules, and the layouts say where a storage lies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from planescope.checkpoints.torch_modules import (
+    Found,
+    Names,
+    entries,
+    epsilon,
+    is_module,
+    place,
+    quantised,
+    walk,
+)
+from planescope.checkpoints.torch_tensors import (
+    Storage,
+    StorageId,
+    Storages,
+    called,
+    read_tensor,
+    rebuild,
+    storage_id,
+)
+from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.pickles import Call
+from planescope.hyperplanes.layer import Place, Skipped, StateDict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+__all__ = ["Storage", "StorageId", "Storages", "state_dict", "storage_id"]
+
+# Where people keep a state dict or a module, the likeliest first.
+_ENTRIES = (
+    *("model_state_dict", "state_dict", "model_state", "model", "net", "network", "module"),
+    *("params", "params_ema", "ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model"),
+    *("student", "teacher", "weights"),
+)
+_OPTIMIZER = re.compile(r"optimi[sz]er|(?:^|_)optims?(?:_|$)", re.IGNORECASE)
+_MAX_DEPTH = 4
+
+_COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")
+_SHOWN = 5
+
+
+def state_dict(value: object, storages: Storages, entry: str | None = None) -> StateDict:
+    """Find the state dict or module in what a torch file holds.
+
+    A dictionary or module at the top comes first, then what lies under a customary name
+    (``model_state_dict``), then the dictionary with the most tensors; never an optimizer's state.
+    The prefixes of `torch.nn.DataParallel` and `torch.compile` are taken off the names.
+
+    Parameters
+    ----------
+    entry : str, optional
+        Where in the file to look instead: keys with dots between, or the last of them. Of an entry
+        that is no dictionary of its own the whole is given, for its names to be chosen from.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no state dict, or a tensor of it does not fit its storage.
+    UsageError
+        If several lie under `entry`.
+    """
+    all_found = _find(value, storages.path)
+    found = _named(all_found, entry, storages.path) if entry else None
+    found = found or min(all_found, key=_preference, default=None)
+    if found is None:
+        raise CheckpointError(
+            f"{storages.path}: holds {_outline(value)}, and no tensors by name; "
+            "save model.state_dict() instead"
+        )
+    tensors = {name: read_tensor(raw, name, storages) for name, raw in found.tensors.items()}
+    clean = _without_prefixes(tensors)
+    places: dict[str, Place] = {}
+    reasons: dict[str, str] = {}
+    norm_eps: dict[str, float] = {}
+    for at, module in found.modules:
+        constants = {} if storages.constants is None else storages.constants(called(module))
+        told = place(module, tensors.get(f"{at}weight"), constants)
+        name = clean(at)[:-1]
+        if isinstance(told, Place):
+            places[name] = told
+        elif told is not None:
+            reasons[name or "weight"] = told
+        elif (reason := quantised(module)) is not None and f"{at}weight" not in tensors:
+            reasons[name] = reason
+        if (eps := epsilon(module, constants)) is not None:
+            norm_eps[name] = eps
+    return StateDict(
+        tensors={clean(name): tensor for name, tensor in tensors.items()},
+        places=places,
+        entry=".".join(found.path),
+        notes=_others(all_found, found),
+        skipped=tuple(Skipped(name=_layer_of(name), reason=r) for name, r in found.unread.items()),
+        reasons=reasons,
+        norm_eps=norm_eps,
+    )
+
+
+def _named(found: Sequence[Found], entry: str, path: Path) -> Found | None:
+    """Find what lies under the name that a user gives."""
+    wanted = tuple(entry.split("."))
+    matches = [each for each in found if each.path == wanted] or [
+        each for each in found if each.path[-len(wanted) :] == wanted
+    ]
+    if len(matches) > 1:
+        places = ", ".join(".".join(each.path) for each in matches)
+        raise UsageError(f"{path}: --entry {entry} stands for several, {places}; give one of them")
+    return matches[0] if matches else None
+
+
+def _others(all_found: Sequence[Found], chosen: Found) -> tuple[str, ...]:
+    """Say what else the file holds that may be a network's."""
+    names = [
+        ".".join(each.path) or "the top of the file"
+        for each in all_found
+        if each is not chosen and any(_rank(call) > 1 for call in each.tensors.values())
+    ]
+    if not names:
+        return ()
+    shown = ", ".join(repr(name) for name in names[:_SHOWN])
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (
+        f"the file also holds tensors at {shown}{rest}, which were not measured (--entry NAME)",
+    )
+
+
+def _rank(call: Call) -> int:
+    match call.args:
+        case (_, _, tuple(shape), *_):
+            return len(shape)
+    return 2
+
+
+def _layer_of(name: str) -> str:
+    return re.sub(r"(\.weight|\._packed_params(\._packed_params)?)$", "", name)
+
+
+def _preference(found: Found) -> tuple[int, ...]:
+    """Sort key: the least is taken."""
+    if not found.path and (found.modules or len(found.tensors) > found.others):
+        return (0,)
+    if found.path and found.path[-1] in _ENTRIES:
+        return (1, len(found.path), _ENTRIES.index(found.path[-1]))
+    return (2, -len(found.tensors))
+
+
+def _find(value: object, path: Path) -> list[Found]:
+    """All dictionaries and modules with tensors, but for those of optimizers."""
+    found = []
+    names = Names(path)
+    seen: set[int] = set()
+    queue: deque[tuple[tuple[str, ...], object]] = deque([((), value)])
+    while queue:
+        where, value = queue.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if is_module(value):
+            found.append(walk(value, where, names))
+            continue
+        held = {key: entry for key, entry in entries(value).items() if type(key) is str}
+        if "param_groups" in held:  # an optimizer's state
+            continue
+        here = Found(where, {})
+        others = {key: entry for key, entry in held.items() if not here.take(key, entry)}
+        found.append(replace(here, others=len(others)))
+        if len(where) < _MAX_DEPTH:
+            queue.extend(
+                ((*where, key), entry)
+                for key, entry in others.items()
+                if type(entry) in (dict, Call) and not _OPTIMIZER.search(key)
+            )
+    return [each for each in found if each.tensors]
+
+
+def _without_prefixes(names: Iterable[str]) -> Callable[[str], str]:
+    """Take off what `torch.compile` (anywhere) and `DataParallel` (on all names) put before names.
+
+    Names stay as they are where two of them would become one.
+    """
+    names = list(names)
+    parallel = all(_COMPILED.sub("", name).startswith("module.") for name in names)
+
+    def clean(name: str) -> str:
+        return _COMPILED.sub("", name).removeprefix("module." if parallel else "")
+
+    return clean if len({clean(name) for name in names}) == len(names) else str
+
+
+def _outline(value: object) -> str:
+    """Say in a few words what a file without a state dict holds."""
+    if rebuild(value):
+        return "a single tensor"
+    if type(value) is dict:
+        keys = [repr(key[:40]) for key in value if type(key) is str]
+        return "a dictionary of " + (", ".join(keys[:5]) or "nothing that has a name")
+    if type(value) is Call:
+        return f"an object of {called(value)[:100] or 'no known class'}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,1 @@
+"""What layers are worth to a network, and whether their weights tell."""

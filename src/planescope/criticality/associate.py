@@ -1,0 +1,316 @@
+"""From layers with scores and drops to what they say together: associations, shares, advice."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planescope.criticality import ranks as association
+from planescope.criticality.confidence import wilson
+from planescope.criticality.ranks import FEWEST, FEWEST_PARTIAL, Block
+from planescope.criticality.relation import (
+    Advice,
+    Association,
+    Comparison,
+    Decision,
+    RelatedLayer,
+    Selection,
+    Share,
+)
+from planescope.criticality.scores import CONTROL
+from planescope.hyperplanes.chance import benjamini_hochberg
+
+if TYPE_CHECKING:
+    from planescope.criticality.ranks import Flags, Floats, Integers
+
+    Statistic = Callable[..., Floats]
+
+# What is computed along the layers of a run: fewest layers, function, names of its fields.
+_RANKED: tuple[tuple[str, int, Statistic], ...] = (
+    ("rho", FEWEST, association.spearman),
+    ("tau", FEWEST, association.kendall),
+    ("partial", FEWEST_PARTIAL, association.partial_spearman),
+)
+_CURVES: tuple[tuple[str, Statistic], ...] = (
+    ("auc", association.auc),
+    ("average_precision", association.average_precision),
+)
+
+
+class Sample:
+    """Layers of some runs that are looked at together.
+
+    Parameters
+    ----------
+    layers : sequence of RelatedLayer
+        Those of a run stand together, in order; at least one.
+    selection : Selection
+        What they are.
+    draws : int
+        Of bootstrap and shuffles.
+    rng : numpy.random.Generator
+    run : str, optional
+        Where they are of one run among several.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[RelatedLayer],
+        selection: Selection,
+        /,
+        *,
+        draws: int,
+        rng: np.random.Generator,
+        run: str | None = None,
+    ) -> None:
+        self.runs = tuple(dict.fromkeys(layer.run for layer in layers))
+        self._layers, self._selection, self._run = layers, selection, run
+        self._draws, self._rng = draws, rng
+        index = {path: i for i, path in enumerate(self.runs)}
+        self._of = np.array([index[layer.run] for layer in layers])
+        self._drop = np.array([layer.drop for layer in layers])
+        self._critical = np.array([layer.critical for layer in layers])
+        self._position = self._score("position")
+        # One set of draws for all scores, so that their differences have intervals.
+        if len(self.runs) > 1:
+            self._weights = association.resampled(len(self.runs), draws=draws, rng=rng)
+        else:
+            self._drawn = rng.integers(0, len(layers), (draws, len(layers)))
+        # By score: rho of each run, and of each draw of the layers where there is one run.
+        self._rho: dict[str, tuple[Floats, Floats | None]] = {}
+
+    def _score(self, score: str) -> Floats:
+        values = [layer.scores[score] for layer in self._layers]
+        return np.array([np.nan if value is None else value for value in values])
+
+    def has(self, score: str) -> bool:
+        """Whether any layer has the score."""
+        return any(layer.scores[score] is not None for layer in self._layers)
+
+    def associate(self, score: str) -> Association:
+        """How a score goes with the drop."""
+        values = self._score(score)
+        there = np.isfinite(values)
+        fields: dict[str, float | None] = {}
+        columns = (values, self._drop, self._position)
+        for name, fewest, statistic in _RANKED:
+            fields |= self._ranked(score, name, fewest, statistic, columns, there)
+        p_values = association.permutation_p_values(
+            list(self._blocks(columns, there)), shuffles=self._draws, rng=self._rng
+        )
+        fields |= {f"{name}_p": getattr(p_values, name) for name, _, _ in _RANKED}
+        for name, curve in _CURVES:
+            fields |= self._curve(name, curve, values, there)
+        return Association(
+            score=score,
+            selection=self._selection,
+            run=self._run,
+            runs=len(set(self._of[there])),
+            layers=int(there.sum()),
+            **fields,
+        )
+
+    def _ranked(
+        self,
+        score: str,
+        name: str,
+        fewest: int,
+        statistic: Statistic,
+        columns: Sequence[Floats],
+        there: Flags,
+    ) -> dict[str, float | None]:
+        """A statistic along the layers: its mean over runs, and the interval."""
+        inputs = columns if name == "partial" else columns[:2]
+        by_run = np.full(len(self.runs), np.nan)
+        for run in range(len(self.runs)):
+            own = there & (self._of == run)
+            if own.sum() >= fewest:
+                by_run[run] = statistic(*(column[own] for column in inputs))
+        draws = None
+        if len(self.runs) == 1 and np.isfinite(by_run[0]):
+            # Drawn among the layers that have the score.
+            drawn = self._drawn if there.all() else self._redrawn(np.flatnonzero(there))
+            draws = statistic(*(column[drawn] for column in inputs))
+        if name == "rho":
+            self._rho[score] = by_run, draws
+        known = np.isfinite(by_run)
+        if not known.any():
+            return {}
+        if draws is None:
+            draws = association.weighted_mean(by_run, self._weights)
+        low, high = association.interval(draws)
+        return {name: float(by_run[known].mean()), f"{name}_low": low, f"{name}_high": high}
+
+    def _redrawn(self, chosen: Integers) -> Integers:
+        return chosen[self._rng.integers(0, len(chosen), (self._draws, len(chosen)))]
+
+    def _blocks(self, columns: Sequence[Floats], there: Flags) -> Iterator[Block]:
+        """Runs that have the same layers of the same network."""
+        alike: dict[tuple[str, ...], list[Flags]] = defaultdict(list)
+        for run in range(len(self.runs)):
+            own = there & (self._of == run)
+            chosen = [layer for layer, is_own in zip(self._layers, own, strict=True) if is_own]
+            if len(chosen) >= FEWEST:
+                alike[chosen[0].network, *(layer.name for layer in chosen)].append(own)
+        for rows in alike.values():
+            score, drop, position = (np.stack([c[own] for own in rows]) for c in columns)
+            yield Block(score=score, drop=drop, position=position)
+
+    def _curve(
+        self, name: str, curve: Statistic, score: Floats, there: Flags
+    ) -> dict[str, float | None]:
+        """Area or precision over all layers, and the interval."""
+        found, critical = score[there], self._critical[there]
+        if not 0 < critical.sum() < len(critical):
+            return {}
+        value = float(curve(found, critical, np.ones((1, len(found))))[0])
+        parts = []
+        for part in association.chunks(self._draws, len(found)):
+            if len(self.runs) > 1:
+                weights = self._weights[part][:, self._of[there]]
+            else:
+                weights = _counts(self._drawn[part], len(self._layers))[:, there]
+            parts.append(curve(found, critical, weights))
+        low, high = association.interval(np.concatenate(parts))
+        return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+    def compare(self, pooled: Sequence[Association], /) -> Iterator[Comparison]:
+        """The best score against each other one, in what `associate` found."""
+        ranked = [a for a in pooled if a.rho is not None]
+        most = max((a.runs for a in ranked), default=0)
+        whole = [a for a in ranked if a.runs == most and a.score != CONTROL]
+        if not whole:
+            return
+        best = max(whole, key=lambda a: abs(a.rho or 0.0)).score
+        for other in ranked:
+            if other.score != best:
+                yield self._compared(best, other.score)
+
+    def _compared(self, best: str, other: str) -> Comparison:
+        (first, first_draws), (second, second_draws) = self._rho[best], self._rho[other]
+        both = np.isfinite(first) & np.isfinite(second)
+        if first_draws is None or second_draws is None:
+            alone = [np.where(both, values, np.nan) for values in (first, second)]
+            first_draws, second_draws = (
+                association.weighted_mean(values, self._weights) for values in alone
+            )
+        ahead = np.abs(first_draws) - np.abs(second_draws)
+        low, high = association.interval(ahead)
+        told = ahead[np.isfinite(ahead)]
+        return Comparison(
+            selection=self._selection,
+            best=best,
+            other=other,
+            difference=float(abs(first[both].mean()) - abs(second[both].mean())),
+            low=low,
+            high=high,
+            wins=float(((told > 0) + (told == 0) / 2).mean()),
+        )
+
+
+def _counts(drawn: Integers, layers: int) -> Floats:
+    """How often each layer was drawn, by rows."""
+    counts = np.zeros((len(drawn), layers))
+    np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1.0)
+    return counts
+
+
+def selected(layers: Sequence[RelatedLayer], selection: Selection, /) -> list[RelatedLayer]:
+    """Layers of a selection."""
+    wanted = {Selection.ALL: (True, False), Selection.INNER: (False,), Selection.FIRST: (True,)}
+    return [layer for layer in layers if layer.first in wanted[selection]]
+
+
+def corrected(pooled: Sequence[Association], /) -> list[Association]:
+    """The same with p-values of rho corrected over the scores; the control takes no part."""
+    tested = [a for a in pooled if a.score != CONTROL]
+    values = benjamini_hochberg([a.rho_p for a in tested])
+    by_score = {a.score: q for a, q in zip(tested, values, strict=True)}
+    return [dataclasses.replace(a, rho_q=by_score.get(a.score)) for a in pooled]
+
+
+def shares(
+    layers: Sequence[RelatedLayer], /, *, draws: int, rng: np.random.Generator
+) -> Iterator[Share]:
+    """Both directions of the claim, by selection: outcomes of the unbiased and of the biased."""
+    for selection in Selection:
+        chosen = selected(layers, selection)
+        for biased in (False, True):
+            side = [layer for layer in chosen if layer.biased is biased]
+            for outcome in ("robust", "critical"):
+                yield _share(side, selection, biased, outcome, draws, rng)
+
+
+def _share(
+    side: Sequence[RelatedLayer],
+    selection: Selection,
+    biased: bool,
+    outcome: str,
+    draws: int,
+    rng: np.random.Generator,
+) -> Share:
+    by_run: dict[str, list[bool]] = defaultdict(list)
+    for layer in side:
+        by_run[layer.run].append(getattr(layer, outcome))
+    counts = np.array([sum(flags) for flags in by_run.values()], dtype=np.float64)
+    totals = np.array([len(flags) for flags in by_run.values()], dtype=np.float64)
+    low = high = None
+    if side:
+        low, high = wilson(int(counts.sum()), len(side))
+    if len(by_run) > 1 and low is not None and high is not None:
+        weights = association.resampled(len(by_run), draws=draws, rng=rng)
+        lower, upper = association.interval((weights @ counts) / (weights @ totals))
+        low, high = min(low, lower or 0.0), max(high, upper or 0.0)
+    return Share(
+        selection=selection,
+        biased=biased,
+        outcome=outcome,
+        count=int(counts.sum()),
+        layers=len(side),
+        runs=len(by_run),
+        share=float(counts.sum()) / len(side) if side else None,
+        low=low,
+        high=high,
+    )
+
+
+def advise(layers: Sequence[RelatedLayer], /, *, critical: float) -> Iterator[Advice]:
+    """What each layer of each network costs, and what to do with it."""
+    same: dict[tuple[str, str], list[RelatedLayer]] = defaultdict(list)
+    for layer in layers:
+        same[layer.network, layer.name].append(layer)
+    for (network, name), several in same.items():
+        drop, low, high = _mean_drop(several)
+        decision = Decision.UNDECIDED
+        if low > critical:
+            decision = Decision.KEEP
+        elif high < critical:
+            decision = Decision.SPARE
+        yield Advice(
+            network=network,
+            layer=name,
+            runs=len(several),
+            critical=sum(layer.critical for layer in several),
+            robust=sum(layer.robust for layer in several),
+            drop=drop,
+            low=low,
+            high=high,
+            decision=decision,
+        )
+
+
+def _mean_drop(several: Sequence[RelatedLayer]) -> tuple[float, float, float]:
+    """Mean over runs and its interval: Student's, or what one run itself has."""
+    if len(several) == 1:
+        return several[0].drop, several[0].drop_low, several[0].drop_high
+    from scipy.special import stdtrit
+
+    drops = np.array([layer.drop for layer in several])
+    half = float(stdtrit(len(drops) - 1, 0.975) * drops.std(ddof=1)) / math.sqrt(len(drops))
+    mean = float(drops.mean())
+    return mean, mean - half, min(1.0, mean + half)  # more than all cannot be lost

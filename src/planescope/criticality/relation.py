@@ -1,0 +1,438 @@
+"""Whether scores that need no data tell what layers cost (METHOD, section 7, claim 3): records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope.files.errors import CheckpointError, one_line
+from planescope.files.records import record
+from planescope.files.writing import in_utf8, read_result, write, write_csv, write_parquet
+from planescope.hyperplanes.layer import Kind
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "planescope.relation/1"
+
+# What the suffix of an output file may be.
+FORMS = (".json", ".csv", ".parquet")
+
+# A relation is shown where chance alone would show one in one of twenty cases.
+LEVEL = 0.05
+# Fewer runs than these, drawn anew, give intervals that are too narrow to build on.
+FEWEST_RUNS = 5
+
+
+class Selection(StrEnum):
+    """Which layers are looked at together."""
+
+    ALL = "all"
+    INNER = "inner"  # without those whose input is an image, of which the theory does not speak
+    FIRST = "first"  # those alone
+
+
+class Decision(StrEnum):
+    """What to do with a layer."""
+
+    KEEP = "keep"  # it is critical beyond noise
+    SPARE = "spare"  # it is not critical beyond noise: reset, freeze or prune it first
+    UNDECIDED = "not decidable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelatedLayer:
+    """A layer of a run: its scores, and what the network loses when it is put back to epoch 0.
+
+    Attributes
+    ----------
+    run, network : str
+        Path of the run; name of its network.
+    name, kind
+        As in a measurement.
+    first : bool
+        Whether its input is an image.
+    biased : bool or None
+        Whether its negative mass is beyond chance.
+    drop : float
+        Relative drop of the accuracy.
+    drop_low, drop_high : float
+        95 % interval of the drop, from those of the two accuracies (Donner and Zou 2012).
+    critical, robust : bool
+        A drop above the threshold that is significant; a drop that is small, or within noise and
+        not above the threshold.
+    scores : dict of str to (float or None)
+        By the names of `planescope.criticality.scores.SCORES`.
+    """
+
+    run: str
+    network: str
+    name: str
+    kind: Kind
+    first: bool
+    biased: bool | None
+    drop: float
+    drop_low: float
+    drop_high: float
+    critical: bool
+    robust: bool
+    scores: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Association:
+    """How a score goes with the drop: in one run, or pooled over all (`run` is None).
+
+    Each statistic has a 95 % bootstrap interval, over whole runs where there are several, else over
+    layers, and is None where it does not exist.
+
+    Attributes
+    ----------
+    score : str
+    selection : Selection
+    run : str or None
+    runs, layers : int
+        How many runs, and layers in all, have the score. A run in which all layers have the same
+        score has no rank correlation and is left out of its mean.
+    rho, tau : float or None
+        Spearman's and Kendall's (tau-b) rank correlation of score and drop over the layers of a
+        run; pooled, their mean over runs.
+    rho_p, tau_p : float or None
+        Permutation p-values; see `planescope.criticality.ranks`.
+    rho_q : float or None
+        `rho_p` of a pooled association, corrected over the scores (Benjamini-Hochberg); the random
+        control takes no part.
+    partial : float or None
+        Partial Spearman correlation given the position: what the score adds to position alone.
+    auc, average_precision : float or None
+        For "critical" against not, over all layers of all runs; a larger score is taken to speak
+        for critical, so that an area below 1/2 means the reverse.
+    """
+
+    score: str
+    selection: Selection
+    run: str | None
+    runs: int
+    layers: int
+    rho: float | None = None
+    rho_low: float | None = None
+    rho_high: float | None = None
+    rho_p: float | None = None
+    rho_q: float | None = None
+    tau: float | None = None
+    tau_low: float | None = None
+    tau_high: float | None = None
+    tau_p: float | None = None
+    partial: float | None = None
+    partial_low: float | None = None
+    partial_high: float | None = None
+    partial_p: float | None = None
+    auc: float | None = None
+    auc_low: float | None = None
+    auc_high: float | None = None
+    average_precision: float | None = None
+    average_precision_low: float | None = None
+    average_precision_high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """How many layers of a side are robust, or critical: the two directions of the claim.
+
+    Attributes
+    ----------
+    selection : Selection
+    biased : bool
+        Of which layers: the biased, or the unbiased.
+    outcome : {"robust", "critical"}
+    count, layers, runs : int
+        Layers of that outcome, layers in all, and runs that have any.
+    share, low, high : float or None
+        And 95 % interval: the wider of Wilson's and, over several runs, the bootstrap's.
+    """
+
+    selection: Selection
+    biased: bool
+    outcome: str
+    count: int
+    layers: int
+    runs: int
+    share: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """By how much the best score ranks the layers better than another one.
+
+    Attributes
+    ----------
+    selection : Selection
+    best, other : str
+        Scores; the best has the largest absolute mean rho among those that every run has, the
+        random control aside.
+    difference, low, high : float
+        Of the absolute values of their mean rho, with the bootstrap's 95 % interval.
+    wins : float
+        Share of the bootstrap's draws in which the best one is ahead. The best was chosen on these
+        very runs, which flatters it.
+    """
+
+    selection: Selection
+    best: str
+    other: str
+    difference: float
+    low: float | None
+    high: float | None
+    wins: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What a layer of a network costs over all runs of that network, and what to do with it.
+
+    Attributes
+    ----------
+    network, layer : str
+    runs, critical, robust : int
+        How many runs have it, and in how many it is critical, or robust.
+    drop, low, high : float
+        Mean relative drop and 95 % interval: Student's over runs, or that of the only run.
+    decision : Decision
+        "keep" where the whole interval is above the threshold of critical, "spare" where it is
+        below.
+    """
+
+    network: str
+    layer: str
+    runs: int
+    critical: int
+    robust: int
+    drop: float
+    low: float
+    high: float
+    decision: Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """Scores against resets, of one run or many.
+
+    Attributes
+    ----------
+    runs : tuple of str
+        Paths.
+    critical, robust : float
+        Thresholds of these words for the relative drop.
+    layers, associations, shares, comparisons, advice
+        In the order of runs, layers and scores.
+    seed, draws : int
+        Of bootstrap, shuffles and the random control; how many of each.
+    notes : tuple of str
+        What a reader should know.
+    """
+
+    runs: tuple[str, ...]
+    critical: float
+    robust: float
+    layers: tuple[RelatedLayer, ...]
+    associations: tuple[Association, ...]
+    shares: tuple[Share, ...]
+    comparisons: tuple[Comparison, ...]
+    advice: tuple[Advice, ...]
+    seed: int
+    draws: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def selection(self) -> Selection:
+        """What the verdict speaks of: the layers behind a ReLU, or all where these are too few."""
+        inner = self.at("position", Selection.INNER)
+        return Selection.ALL if inner is None or inner.rho is None else Selection.INNER
+
+    def at(self, score: str, selection: Selection, run: str | None = None) -> Association | None:
+        """Association of a score, pooled or in one run."""
+        wanted = (score, selection, run)
+        return next((a for a in self.associations if (a.score, a.selection, a.run) == wanted), None)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the bias ranks the layers as resets do, and what follows, in sentences."""
+        return " ".join((self.claim, *self._advised()))
+
+    @property
+    def claim(self) -> str:
+        """Whether the bias ranks the layers as resets do, and both directions, in sentences."""
+        return " ".join((self._ranking(), *self._directions()))
+
+    def _ranking(self) -> str:
+        found = self.at("agreement", self.selection)
+        if found is None or found.rho is None or found.rho_p is None:
+            return "Not decidable: no run has three layers or more whose agreement differs."
+        where = "the layers" if self.selection is Selection.ALL else "the layers behind a ReLU"
+        rho = f"{_mean(found.runs)}{found.rho:.2f}{_span(found.rho_low, found.rho_high)}"
+        numbers = f"Spearman's rho {rho}, p = {found.rho_p:.2g}, {_count(found.runs, 'run')}"
+        if found.rho_p < LEVEL:
+            how = "as" if found.rho > 0 else "in the reverse order of what"
+            text = f"Agreement ranks {where} {how} the resets do ({numbers})."
+        else:
+            text = f"That agreement ranks {where} as the resets do does not show here ({numbers})."
+        if found.runs < FEWEST_RUNS:
+            text += (
+                f" Not decidable beyond {'this run' if found.runs == 1 else 'these runs'}: an "
+                f"interval over runs needs {FEWEST_RUNS} or more."
+            )
+        return text
+
+    def _directions(self) -> Iterator[str]:
+        for share in self.shares:
+            wanted = "critical" if share.biased else "robust"
+            if share.selection is self.selection and share.outcome == wanted and share.layers:
+                side = "biased" if share.biased else "unbiased"
+                yield (
+                    f"Of {_count(share.layers, f'{side} layer')}, {share.count} "
+                    f"{'is' if share.count == 1 else 'are'} {wanted}"
+                    f"{_span(share.low, share.high)}."
+                )
+
+    def _advised(self) -> Iterator[str]:
+        networks = list(dict.fromkeys(one.network for one in self.advice))
+        for network in networks:
+            of = f"In {network}: " if len(networks) > 1 else ""
+            parts = []
+            for decision, opening in (
+                (Decision.SPARE, "reset, freeze or prune first"),
+                (Decision.KEEP, "keep"),
+                (Decision.UNDECIDED, "not decidable"),
+            ):
+                chosen = [a for a in self.advice if (a.network, a.decision) == (network, decision)]
+                # The safest first: what costs least to spare, what costs most to lose.
+                chosen.sort(key=lambda one: one.drop, reverse=decision is Decision.KEEP)
+                if chosen:
+                    told = decision is not Decision.UNDECIDED
+                    named = ", ".join(
+                        a.layer + f" ({a.drop:.0%}, {a.low:.0%} to {a.high:.0%})" * told
+                        for a in chosen
+                    )
+                    parts.append(f"{opening}: {named}")
+            text = of + "; ".join(parts)
+            yield text[:1].upper() + text[1:] + "."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data as in the JSON form; no value of it is NaN."""
+        return {
+            "schema": SCHEMA,
+            "runs": list(self.runs),
+            "critical": self.critical,
+            "robust": self.robust,
+            "verdict": self.verdict,
+            **{part: [dataclasses.asdict(row) for row in getattr(self, part)] for part in _PARTS},
+            "seed": self.seed,
+            "draws": self.draws,
+            "notes": list(self.notes),
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """JSON text by the schema ``planescope.relation/1``."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Table with a row a layer of a run: what it is, its drop, its scores."""
+        import pandas as pd
+
+        return pd.DataFrame(in_utf8(self._columns())).drop(columns="schema")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the relation; the suffix chooses .json, .csv or .parquet.
+
+        CSV holds the layers' table alone; JSON and Parquet hold all that `load` needs.
+
+        Raises
+        ------
+        UsageError
+            If the suffix is none of these.
+        OutputError
+            If the file cannot be written; nothing is left behind then.
+        """
+
+        def as_json(draft: Path) -> None:
+            draft.write_text(self.to_json() + "\n", encoding="utf-8")
+
+        def as_csv(draft: Path) -> None:
+            write_csv(draft, self._columns())
+
+        def as_parquet(draft: Path) -> None:
+            whole = {"planescope": self.to_json(indent=None), "schema": SCHEMA}
+            write_parquet(draft, self._columns(), whole)
+
+        write(path, dict(zip(FORMS, (as_json, as_csv, as_parquet), strict=True)))
+
+    def _columns(self) -> dict[str, list[Any]]:
+        rows = [dataclasses.asdict(layer) for layer in self.layers]
+        scores = [row.pop("scores") for row in rows]
+        keys = [field.name for field in dataclasses.fields(RelatedLayer) if field.name != "scores"]
+        columns: dict[str, list[Any]] = {"schema": [SCHEMA] * len(rows)}
+        columns |= {key: [row[key] for row in rows] for key in keys}
+        named = dict.fromkeys(name for row in scores for name in row)
+        return columns | {name: [row.get(name) for row in scores] for name in named}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Relation:
+        """Load what `save` wrote as JSON or Parquet.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is missing, is not such a file, or has another schema version.
+        MissingDependencyError
+            If a Parquet file needs pyarrow.
+        """
+        data = read_result(path, "relation", schema=SCHEMA, remedy="relate the runs again")
+        try:
+            return record(
+                cls, {key: each for key, each in data.items() if key not in ("schema", "verdict")}
+            )
+        except ValueError as exc:
+            raise CheckpointError(f"{path}: holds no whole relation ({one_line(exc)})") from exc
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        keys = ("run", "name", "biased", "drop", "critical", "robust")
+        head = "".join(f"<th>{key}</th>" for key in keys)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(_short(getattr(layer, key)))}</td>" for key in keys)
+            for layer in self.layers
+        )
+        return (
+            f"<p>{escape(self.verdict)}</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+
+_PARTS = ("layers", "associations", "shares", "comparisons", "advice")
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return ""
+    return f" (95 % interval {low:.2f} to {high:.2f})"
+
+
+def _mean(runs: int) -> str:
+    return "of " if runs == 1 else "on average "
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,89 @@
+"""Which layers are reset, to what, and how the network is evaluated: one record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from planescope.files.errors import UsageError
+from planescope.hyperplanes.layer import Kind
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Part = Literal["val", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResetOptions:
+    """Which layers are reset, to what, and how the network is evaluated.
+
+    Attributes
+    ----------
+    layers : str, optional
+        Names or regular expressions with commas between: only layers that one of them finds, of
+        every kind unless `kinds` says otherwise.
+    kinds : sequence of {"conv", "pointwise", "transposed", "linear"}, or "all"
+        By default convolutions with a kernel larger than 1, or linear layers where there are none.
+    with_norm : bool
+        Put the batch norm behind a layer back with it: parameters and statistics.
+    together : sequence of str
+        Names of layers with commas between that are reset at once; each is a row of its own.
+    draws : int
+        Fresh draws from the network's own initialiser to reset to (*re-randomisation*).
+    subset : int, optional
+        Evaluate on so many examples, chosen at random.
+    split : {"val", "train"}
+        On which examples. Training examples are not augmented.
+    devices : sequence of str
+        As torch calls them, or ``"auto"``; the snapshots are shared out over several.
+    precision : {"32-true", "bf16-mixed", "16-mixed"}
+    memory : int, optional
+        Bytes for what is kept between steps; by default half of what is free, within reason.
+    tolerance : float, optional
+        End a cell as soon as its accuracy on all examples is known to this, with 95 % confidence;
+        in (0, 1). Examples are then looked at in a random order.
+    seed : int
+        Of draws, subset and order.
+
+    Raises
+    ------
+    UsageError
+        If a value cannot be.
+    """
+
+    layers: str | None = None
+    kinds: Sequence[Kind | str] | str = ()
+    with_norm: bool = False
+    together: Sequence[str] = ()
+    draws: int = 0
+    subset: int | None = None
+    split: Part = "val"
+    devices: Sequence[str] = ("auto",)
+    precision: Precision = "32-true"
+    memory: int | None = None
+    tolerance: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for value, known in ((self.split, Part), (self.precision, Precision)):
+            if value not in get_args(known):
+                raise UsageError(f"unknown {value!r}; there are {', '.join(get_args(known))}")
+        for fits, problem in (
+            (self.draws >= 0, f"the number of draws must be 0 or more, not {self.draws}"),
+            (
+                self.subset is None or self.subset > 0,
+                f"a subset must have 1 example or more, not {self.subset}",
+            ),
+            (
+                self.memory is None or self.memory > 0,
+                f"memory must be 1 byte or more, not {self.memory}",
+            ),
+            (
+                self.tolerance is None or 0 < self.tolerance < 1,
+                f"a tolerance must lie in (0, 1), not {self.tolerance}",
+            ),
+            (self.seed >= 0, f"a seed must be 0 or more, not {self.seed}"),
+            (len(self.devices) > 0, "give a device"),
+        ):
+            if not fits:
+                raise UsageError(problem)

@@ -1,0 +1,444 @@
+"""From a subject to its table of resets.
+
+To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from planescope.criticality.confidence import (
+    accuracy_bounds,
+    change_p_value,
+    sequential_change_p_value,
+    wilson,
+)
+from planescope.criticality.resets.cells import Cell, Plan, batch_size, default_memory, evaluate
+from planescope.criticality.resets.prefix import trace
+from planescope.criticality.resets.progress import Progress, Tally
+from planescope.criticality.resets.record import LEVEL, Accuracy, ResetCell, ResetLayer, Resets
+from planescope.criticality.resets.trained import COUNTER, Subject, Target, digest_of, drawn
+from planescope.data.batches import batches
+from planescope.data.load import Images
+from planescope.files.drafts import scratch
+from planescope.files.errors import RunError, UsageError
+from planescope.hyperplanes.chance import benjamini_hochberg
+from planescope.hyperplanes.layer import Kind, Layer
+from planescope.measurement.assemble import measure_layers
+from planescope.measurement.measure import Found, chosen_kinds, compiled, select
+from planescope.measurement.record import Source
+from planescope.networks.layers import find_layers
+from planescope.networks.load import tensor_of
+from planescope.networks.module import read_module
+from planescope.networks.paper import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planescope.criticality.resets.options import ResetOptions
+    from planescope.criticality.resets.prefix import Trace
+    from planescope.data.load import Files
+
+    Data = Images | Files
+    # (cells done, cells in all, name of what is reset)
+    OnCell = Callable[[int, int, str], None]
+
+# What belongs to a layer, behind its name; a weight may be stored in parts.
+_OWN = re.compile(r"(weight|bias)(_(g|v|u|orig|mask))?|parametrizations\.(weight|bias)\..*")
+
+# Where the whole network is evaluated as it was trained.
+TRAINED = "the trained network"
+
+
+def reset(subject: Subject, options: ResetOptions, on_cell: OnCell | None = None) -> Resets:
+    """Evaluate all cells; what was finished before is taken from the subject's file.
+
+    Raises
+    ------
+    UsageError, CheckpointError, NoLayersError, OutputError
+        As `planescope.reset_run`.
+    RunError
+        If memory ran out.
+    """
+    layers = _chosen_layers(subject, options)
+    rows = _rows(subject.module, layers, options)
+    data = _chosen_examples(subject.data, options)
+    _check_fit(subject.module, data, subject.network)
+    devices = [_device(name) for name in options.devices]
+    plan = _plan(subject.module, data, options, devices[0])
+    with scratch() as folder:
+        targets = (*subject.targets, *drawn(subject, options, folder))
+        cells = {
+            (row, target.snapshot, target.draw): _cell(subject, row, names, target)
+            for row, names in rows.items()
+            for target in targets
+        }
+        trained = Cell(key=TRAINED, layer=TRAINED, names=(), read=lambda _: {}, bytes=0)
+        progress = Progress(subject.keep, _protocol(subject, data, options, plan))
+        work = _Work(subject.module, data, plan, progress, (trained, *cells.values()))
+        try:
+            note = work.on(devices, on_cell)
+        except (RuntimeError, MemoryError) as exc:
+            if not _ran_out(exc):
+                raise
+            raise RunError("memory ran out; give a smaller --memory") from exc
+        finally:
+            progress.save(now=True)
+    table = _Table(data, options, progress[TRAINED])
+    return Resets(
+        source=subject.source,
+        network=subject.network,
+        data=data.name,
+        split=options.split,
+        trained=table.accuracy(progress[TRAINED], exact=True),
+        layers=_layers(subject, layers),
+        cells=table.cells({place: progress[cell.key] for place, cell in cells.items()}),
+        tolerance=options.tolerance,
+        notes=tuple(filter(None, (note, *table.notes()))),
+    )
+
+
+def _ran_out(exc: Exception) -> bool:
+    """Whether memory did; torch has no class for the host's."""
+    of_memory = isinstance(exc, MemoryError | torch.OutOfMemoryError)
+    return of_memory or "can't allocate memory" in str(exc)
+
+
+def _chosen_layers(subject: Subject, options: ResetOptions) -> list[Layer]:
+    found = _found(subject)
+    names = [layer.name for layer in found.layers]
+    default = "all" if options.layers else _usual_kinds(found.layers)
+    kinds = chosen_kinds(options.kinds or default)
+    pattern = None
+    if options.layers:
+        parts = [_pattern(part.strip(), names) for part in options.layers.split(",")]
+        pattern = compiled("|".join(parts), "layers")
+    chosen, _ = select(found, kinds, pattern)
+    return chosen
+
+
+def _found(subject: Subject) -> Found:
+    layers, _ = find_layers(read_module(subject.module))
+    source = Source(path=subject.source, format="module", bytes=None)
+    return Found(source=source, layers=tuple(layers))
+
+
+def _usual_kinds(layers: Iterable[Layer]) -> list[Kind]:
+    """Convolutions as in the paper, or else what a fully connected network has."""
+    return [Kind.CONV if any(layer.kind is Kind.CONV for layer in layers) else Kind.LINEAR]
+
+
+def _pattern(part: str, names: Sequence[str]) -> str:
+    """A name, or a regular expression that finds some."""
+    if part in names:
+        return f"^{re.escape(part)}$"
+    pattern = compiled(part, "layers")
+    if not part or pattern is None or not any(map(pattern.search, names)):
+        raise UsageError(f"no layer is called {part!r}; {nearest(part, names)}")
+    return f"(?:{part})"
+
+
+def _rows(
+    module: nn.Module, layers: Sequence[Layer], options: ResetOptions
+) -> dict[str, tuple[str, ...]]:
+    """What is reset, by name: each with the names of its parameters and buffers."""
+    known = {layer.name: layer for layer in find_layers(read_module(module))[0]}
+    rows = {layer.name: [layer] for layer in layers}
+    for text in options.together:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in known:
+                raise UsageError(f"no layer is called {name!r}; {nearest(name, known)}")
+        if len(set(names)) < 2:
+            raise UsageError(f"--together {text}: give two layers or more, with commas between")
+        rows[",".join(names)] = [known[name] for name in names]
+    return {
+        row: _tensor_names(module, several, with_norm=options.with_norm)
+        for row, several in rows.items()
+    }
+
+
+def _tensor_names(
+    module: nn.Module, layers: Sequence[Layer], *, with_norm: bool
+) -> tuple[str, ...]:
+    """Names of the parameters and buffers of layers; all names of those that have several."""
+    held = module.state_dict(keep_vars=True)
+    own = set()
+    for name, tensor in held.items():
+        for layer in layers:
+            prefix = "" if layer.name in held else f"{layer.name}."  # "" where the module is it
+            is_own = name.startswith(prefix) and _OWN.fullmatch(name.removeprefix(prefix))
+            norm = f"{layer.norm.name}." if with_norm and layer.norm is not None else None
+            is_norm = norm is not None and name.startswith(norm) and not name.endswith(COUNTER)
+            if is_own or is_norm:
+                own.add(id(tensor))
+    return tuple(name for name, tensor in held.items() if id(tensor) in own)
+
+
+def _chosen_examples(data: Data, options: ResetOptions) -> Data:
+    """A subset, or a random order, where one was asked for."""
+    total = len(data.labels)
+    count = total if options.subset is None else options.subset
+    if count > total:
+        raise UsageError(
+            f"--subset {count}: {data.name} has {total} examples in the {options.split} split"
+        )
+    if options.subset is None and options.tolerance is None:
+        return data
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(options.seed))[:count]
+    return data.take(order if options.tolerance is not None else order.sort().values)
+
+
+def _check_fit(module: nn.Module, data: Data, network: str) -> None:
+    """Send an empty image through the network."""
+    shape, classes = data.input_shape, len(data.classes)
+    images = f"{data.name} has images of {'×'.join(map(str, shape))}"
+    try:
+        with torch.inference_mode():
+            out = module(torch.zeros(1, *shape))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as exc:
+        reason = str(exc).partition("\n")[0]
+        raise UsageError(f"{images}, which {network} does not take ({reason})") from exc
+    found = tuple(getattr(out, "shape", ()))
+    if found != (1, classes):
+        raise UsageError(
+            f"{data.name} has {classes} classes, but {network} gives an output of shape {found} "
+            f"for an image, not (1, {classes}); give the data that it was trained on"
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as exc:
+        reason = str(exc).partition("\n")[0]
+        raise UsageError(f"device {name!r} cannot be used ({reason}); cpu always can") from exc
+    return device
+
+
+def _plan(module: nn.Module, data: Data, options: ResetOptions, device: torch.device) -> Plan:
+    example = torch.zeros(1, *data.input_shape)
+    return Plan(
+        examples=len(data.labels),
+        batch=batch_size(module, example, options.memory, device.type),
+        memory=options.memory or default_memory(device),
+        precision=options.precision,
+        tolerance=options.tolerance,
+    )
+
+
+def _cell(subject: Subject, row: str, names: tuple[str, ...], target: Target) -> Cell:
+    own = subject.module.state_dict()
+    digest = "" if subject.keep is None else target.digest()
+    return Cell(
+        key=json.dumps([row, target.snapshot, target.draw, digest]),
+        layer=row,
+        names=names,
+        read=functools.partial(_read, {name: own[name].dtype for name in names}, target),
+        bytes=sum(own[name].nbytes for name in names),
+    )
+
+
+def _read(
+    dtypes: Mapping[str, torch.dtype], target: Target, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Tensors as the network would hold them once loaded."""
+    return {
+        name: tensor_of(target.tensors[name].read()).to(device, dtype)
+        for name, dtype in dtypes.items()
+    }
+
+
+def _protocol(subject: Subject, data: Data, options: ResetOptions, plan: Plan) -> str:
+    """Digest of all that decides what a tally must be, but for the cell's own weights."""
+    if subject.keep is None:
+        return ""
+    examples = (
+        digest_of({"images": data.images, "labels": data.labels, str(data.resize): None})
+        if isinstance(data, Images)
+        else digest_of({"labels": data.labels, **dict.fromkeys(data.paths)})
+    )
+    settled = [
+        subject.network, digest_of(subject.module.state_dict()), examples, data.mean, data.std,
+        options.with_norm, options.devices, options.precision, options.tolerance, plan.batch,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(settled).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Work:
+    """All cells, to be shared out over devices."""
+
+    module: nn.Module
+    data: Data
+    plan: Plan
+    progress: Progress
+    cells: Sequence[Cell]
+
+    def on(self, devices: Sequence[torch.device], on_cell: OnCell | None) -> str:
+        """Evaluate the cells; a note, where there is something to say."""
+        stop, lock = threading.Event(), threading.Lock()
+
+        def tell(name: str) -> None:
+            if on_cell is not None:
+                seen = sum(self.progress[cell.key].examples for cell in self.cells)
+                with lock:
+                    on_cell(seen // self.plan.examples, len(self.cells), name)
+
+        # Every network is traced before any is run: a trace bears no other thread beside it.
+        copies = [self.module, *(deepcopy(self.module) for _ in devices[1:])]
+        ready = [_Ready.on(device, own) for device, own in zip(devices, copies, strict=True)]
+        if len(devices) == 1:
+            return self._share(self.cells, ready[0], tell, stop)
+        shares = [self.cells[i :: len(devices)] for i in range(len(devices))]
+        with ThreadPoolExecutor(len(devices)) as pool:
+            try:
+                done = [
+                    pool.submit(self._share, share, one, tell, stop)
+                    for share, one in zip(shares, ready, strict=True)
+                ]
+                return next(filter(None, [future.result() for future in done]), "")
+            finally:
+                stop.set()
+
+    def _share(
+        self,
+        cells: Sequence[Cell],
+        ready: _Ready,
+        tell: Callable[[str], None],
+        stop: threading.Event,
+    ) -> str:
+        if not cells:
+            return ""
+        return evaluate(
+            ready.module,
+            ready.trace,
+            batches(self.data, batch_size=self.plan.batch, device=ready.device),
+            cells,
+            self.plan,
+            self.progress,
+            on_cell=tell,
+            stop=stop,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Ready:
+    """A network on its device, traced."""
+
+    device: torch.device
+    module: nn.Module
+    trace: Trace
+
+    @classmethod
+    def on(cls, device: torch.device, module: nn.Module) -> _Ready:
+        module = module.to(device)
+        return cls(device, module, trace(module))
+
+
+def _layers(subject: Subject, layers: Sequence[Layer]) -> tuple[ResetLayer, ...]:
+    source = Source(path=subject.source, format="module", bytes=None)
+    return tuple(
+        ResetLayer(
+            name=layer.name,
+            kind=layer.kind,
+            stage=layer.stage,
+            negative_mass=layer.negative_mass,
+            agreement=layer.agreement,
+            biased=layer.biased,
+        )
+        for layer in measure_layers(layers, source=source).layers
+    )
+
+
+Place = tuple[str, int | str, int | None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Table:
+    """What tallies mean."""
+
+    data: Data
+    options: ResetOptions
+    trained: Tally
+
+    @property
+    def _chance(self) -> float:
+        """Accuracy of the best constant answer."""
+        return int(self.data.labels.bincount().max()) / len(self.data.labels)
+
+    @property
+    def _learned(self) -> bool:
+        """Whether the trained network can be told from a constant answer."""
+        low, _ = wilson(self.trained.right.count(1), self.trained.examples)
+        return low > self._chance
+
+    def notes(self) -> Iterable[str]:
+        """What a reader should know."""
+        right, total = self.trained.right.count(1), self.trained.examples
+        if not self._learned:
+            yield (
+                f"no relative drops: the trained network's accuracy, {right} of {total}, is no "
+                f"better than chance (the most frequent class gives {self._chance:.1%})"
+            )
+        if self.options.tolerance is not None:
+            yield (
+                f"each cell was ended once its accuracy on all {total} examples was known to "
+                f"±{self.options.tolerance:g}, with 95 % confidence at every moment"
+            )
+
+    def accuracy(self, tally: Tally, *, exact: bool) -> Accuracy:
+        """Shares and interval; `exact` where all examples were looked at for certain."""
+        seen, right = tally.examples, tally.right.count(1)
+        bounds = (
+            wilson(right, seen) if exact else accuracy_bounds(right, seen, len(self.data.labels))
+        )
+        loss = tally.loss / seen
+        return Accuracy(
+            top1=right / seen,
+            top5=tally.top5 / seen,
+            loss=loss if math.isfinite(loss) else None,
+            examples=seen,
+            low=bounds[0],
+            high=bounds[1],
+        )
+
+    def cells(self, tallies: Mapping[Place, Tally]) -> tuple[ResetCell, ...]:
+        """Cells of the result, with p-values corrected over all of them."""
+        exact = self.options.tolerance is None
+        test = change_p_value if exact else sequential_change_p_value
+        before = self.trained.flags
+        p_values = [test(before[: t.examples], t.flags) for t in tallies.values()]
+        corrected = benjamini_hochberg(p_values)
+        return tuple(
+            self._cell(place, self.accuracy(tally, exact=exact), p, q)
+            for (place, tally), p, q in zip(tallies.items(), p_values, corrected, strict=True)
+        )
+
+    def _cell(self, place: Place, found: Accuracy, p: float, q: float | None) -> ResetCell:
+        trained = self.trained.right.count(1) / self.trained.examples
+        return ResetCell(
+            **vars(found),
+            layer=place[0],
+            snapshot=place[1],
+            draw=place[2],
+            relative_drop=(trained - found.top1) / trained if self._learned else None,
+            p_value=p,
+            significant=q is not None and q < LEVEL,
+        )

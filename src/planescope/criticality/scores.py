@@ -1,0 +1,95 @@
+"""Scores of layers that need no data, to be held against what the layers cost.
+
+To import this is cheap; norms of weights are computed where they are asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from planescope.hyperplanes.layer import Layer
+from planescope.measurement.record import LayerMeasurement
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+# Every score by its name, in the order of tables; and what it is.
+SCORES = {
+    "agreement": "abs(2m - 1), how many normals face the same way",
+    "abs_z": "|z|, the mean cosine in standard deviations of chance",
+    "mean_cosine": "mean cosine; negative where normals face away from the orthant",
+    "mean_centre": "mean centre; negative where data lie on the inactive side",
+    "l2": "relative distance from initialisation, Frobenius norm",
+    "linf": "relative distance from initialisation, largest entry",
+    "frobenius": "Frobenius norm of the weights",
+    "spectral": "largest singular value of the weights, a filter a row",
+    "stable_rank": "squared Frobenius norm over squared spectral norm",
+    "position": "place in the network, 0 for the first layer and 1 for the last",
+    "random": "a number drawn at random, to compare with",
+}
+
+
+# The one that is there to compare with.
+CONTROL = "random"
+
+
+def layer_scores(
+    measured: LayerMeasurement, layer: Layer, /, *, position: float, random: float
+) -> dict[str, float | None]:
+    """All scores of a layer by name; None where a score has no meaning (no norm, no filter).
+
+    Parameters
+    ----------
+    measured : LayerMeasurement
+        With distances from initialisation.
+    layer : Layer
+        Whose weights are read.
+    position, random : float
+        As they are to be told.
+    """
+    frobenius, spectral = _norms(layer)
+    return {
+        "agreement": measured.agreement,
+        "abs_z": None if measured.z is None else abs(measured.z),
+        "mean_cosine": measured.mean_cosine,
+        "mean_centre": measured.mean_centre,
+        "l2": measured.l2,
+        "linf": measured.linf,
+        "frobenius": frobenius,
+        "spectral": spectral,
+        "stable_rank": (frobenius / spectral) ** 2 if frobenius and spectral else None,
+        "position": position,
+        "random": random,
+    }
+
+
+def _norms(layer: Layer) -> tuple[float | None, float | None]:
+    """Frobenius and spectral norm; None where an entry is not finite."""
+    import numpy as np
+
+    weight = np.array(layer.weight.read(), dtype=np.float64)  # a copy
+    rows = weight.reshape(layer.filters, layer.fan_in)
+    largest = float(np.abs(rows).max(initial=0.0))
+    if not np.isfinite(largest):
+        return None, None
+    if not largest:
+        return 0.0, 0.0
+    rows /= largest  # so that squares neither overflow nor vanish
+    return largest * float(np.linalg.norm(rows)), largest * spectral_norm(rows)
+
+
+def spectral_norm(rows: Floats, /) -> float:
+    """Largest singular value of a matrix, from the smaller of its two products with itself.
+
+    Squaring costs accuracy at the small singular values, none at the largest.
+    """
+    import numpy as np
+    from scipy.linalg import eigh
+
+    square = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    size = len(square)
+    largest = eigh(square, eigvals_only=True, subset_by_index=(size - 1, size - 1))
+    return float(np.sqrt(max(float(largest[0]), 0.0)))

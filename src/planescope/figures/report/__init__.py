@@ -1,0 +1,97 @@
+"""One HTML page that shows the hyperplanes of networks, and needs nothing beside it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from planescope.figures.report.contents import Contents
+from planescope.figures.report.gather import contents_of
+from planescope.figures.report.render import render
+from planescope.figures.sources import open_subjects
+from planescope.files.made import made_by
+from planescope.files.writing import check_target, replacing
+
+FORMS = (".html", ".htm")
+# Of the frame in a notebook.
+HEIGHT = 800
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A page.
+
+    Attributes
+    ----------
+    contents : Contents
+        What it shows, as plain data.
+    html : str
+        The whole file.
+    """
+
+    contents: Contents
+    html: str
+
+    def __repr__(self) -> str:
+        names = ", ".join(network.name for network in self.contents.networks)
+        return f"Report({names}; {len(self.html) / 2**20:.1f} MiB; .save(path) writes it)"
+
+    def save(self, path: str | os.PathLike[str], /) -> None:
+        """Write the page to an .html file.
+
+        Raises
+        ------
+        UsageError
+            If the name ends in another suffix.
+        OutputError
+            If the file cannot be written; nothing is left behind then.
+        """
+        check_target(path, FORMS)
+        with replacing(path) as draft:
+            # The name of a file may be no text.
+            draft.write_text(self.html, encoding="utf-8", errors="backslashreplace")
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, from which it can reach nothing of the notebook."""
+        from html import escape
+
+        return (
+            f'<iframe srcdoc="{escape(self.html)}" title="planescope report" width="100%" '
+            f'height="{HEIGHT}" sandbox="allow-scripts allow-downloads" '
+            'allow="clipboard-write" style="border: 1px solid #ccc"></iframe>'
+        )
+
+
+def report(x: Any, /, *others: Any, command: str | None = None, follows: bool = False) -> Report:
+    """Make the page of one network, or of several to compare.
+
+    Parameters
+    ----------
+    x, *others : path, Run, Measurement, or what `planescope.measure` takes
+        A training run or its folder; a saved measurement; a checkpoint or a live module, which is
+        measured. A run has all that is known of it on the page: its training, and what resets cost
+        and how the statistics rank the layers, where that was looked at.
+    command : str, optional
+        What the page says it was made by.
+    follows : bool
+        Let the page look for a newer version of itself from time to time.
+
+    Returns
+    -------
+    Report
+        Shows itself in a notebook; `save` writes it.
+
+    Raises
+    ------
+    UsageError
+        If there is nothing to report.
+    CheckpointError
+        If a run has no measurements, a saved result has another schema version, or a file is
+        missing or damaged.
+    MissingDependencyError
+        If Jinja2 or Plotly is not installed.
+    """
+    subjects = open_subjects((x, *others), remeasure=False)
+    contents = contents_of(subjects, made=made_by(command), follows=follows)
+    return Report(contents=contents, html=render(contents))

@@ -1,0 +1,118 @@
+"""What a page shows, as plain data: networks, their layers, and all numbers of the figures.
+
+Everything here can be written as JSON. Floats are rounded to what a figure or a table can show, so
+that a large network through many epochs is a small file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from planescope.figures.report.filters import FiltersShown
+from planescope.figures.report.relation import RelationShown
+from planescope.figures.report.resets import ResetsShown
+
+SCHEMA = "planescope.page/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShown:
+    """What a layer is.
+
+    Attributes
+    ----------
+    name, label : str
+        As in the checkpoint; and in one short line, without what cannot be printed.
+    weights : int
+        Filters times fan-in.
+    band : tuple of float
+        Negative masses that chance gives to so many filters, 95 %.
+    """
+
+    name: str
+    label: str
+    kind: str
+    stage: int | None
+    input: str
+    kernel: str
+    groups: int | None
+    filters: int
+    fan_in: int
+    weights: int
+    band: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkShown:
+    """A network, at one moment or through its training.
+
+    Attributes
+    ----------
+    name, path, about : str
+        Its short name, where it was found, and what was found there.
+    epochs : tuple of int or None
+        Of the snapshots, in order; a single None where there was no training.
+    statistics : mapping of str to list
+        By name, then epoch, then layer.
+    pool : mapping of str to list
+        Of all filters together, by name, then epoch.
+    filters : FiltersShown
+        Distributions and portraits.
+    metrics : mapping of str to list, or None
+        Of a training, by name; with the epochs they belong to.
+    resets : ResetsShown or None
+    relation : RelationShown or None
+        Scores beside what resets cost; what they tell of it where that was looked at.
+    config, environment : mapping or None
+        Of a training; the environment is that of its last start.
+    notes : tuple of str
+    skipped : tuple of (reason, names)
+        Layers that were left out.
+    """
+
+    name: str
+    path: str
+    about: str
+    verdict: str
+    layers: tuple[LayerShown, ...]
+    epochs: tuple[int | None, ...]
+    statistics: Mapping[str, list[list[Any]]]
+    pool: Mapping[str, list[Any]]
+    filters: FiltersShown
+    metrics: Mapping[str, list[Any]] | None = None
+    resets: ResetsShown | None = None
+    relation: RelationShown | None = None
+    config: Mapping[str, Any] | None = None
+    environment: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a page shows.
+
+    Attributes
+    ----------
+    networks : tuple of NetworkShown
+        At least one.
+    verdict : str
+        What is said of all of them, in a sentence.
+    made : mapping of str to str
+        Versions and the command that made it.
+    follows : bool
+        Whether the page is of a training that goes on, and looks for news.
+    """
+
+    networks: tuple[NetworkShown, ...]
+    verdict: str
+    made: Mapping[str, str]
+    follows: bool = False
+
+    def to_json(self) -> str:
+        """JSON text by the schema ``planescope.page/1``; no value of it is NaN."""
+        fields = {"schema": SCHEMA, **vars(self)}
+        return json.dumps(fields, default=vars, allow_nan=False, separators=(",", ":"))

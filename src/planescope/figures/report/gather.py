@@ -1,0 +1,291 @@
+"""From what is known of some networks to what a page shows of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from planescope.criticality.relation import Relation
+from planescope.figures.canvas import shown
+from planescope.figures.report.contents import Contents, LayerShown, NetworkShown
+from planescope.figures.report.filters import Arrays, filters_shown
+from planescope.figures.report.relation import RelationShown, relation_shown, scores_shown
+from planescope.figures.report.resets import ResetsShown, resets_shown
+from planescope.figures.report.rounding import rounded
+from planescope.figures.sources import Subject
+from planescope.files.errors import UsageError
+from planescope.hyperplanes import chance
+from planescope.hyperplanes.layer import Skipped, View
+from planescope.measurement.measure import measure
+from planescope.measurement.record import LayerMeasurement, Measurement, verdict
+from planescope.training.run import Run
+
+# Statistics of a layer that a page has, at each epoch, in the order of its tables.
+STATISTICS = (
+    "negative_mass", "agreement", "mean_cosine", "std_cosine", "min_cosine", "q25_cosine",
+    "median_cosine", "q75_cosine", "max_cosine", "mean_projection", "z", "p_mass", "q_mass",
+    "p_cosine", "q_cosine", "biased", "negative_centre", "mean_centre", "q_centre",
+    "activation_rate", "l2", "linf", "degenerate", "non_finite", "sideless",
+)  # fmt: skip
+METRICS = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+
+LONGEST_LABEL = 34
+
+
+def contents_of(
+    subjects: Sequence[Subject],
+    /,
+    *,
+    made: Mapping[str, str],
+    follows: bool = False,
+) -> Contents:
+    """Gather what a page shows of some networks, and of resets and relations of these.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or resets or a relation are of none of them.
+    CheckpointError
+        If a file of a run is missing or damaged.
+    """
+    found, others = networks_of(subjects)
+    if not found:
+        raise UsageError("nothing to report: give a run, a checkpoint or a saved measurement")
+    relations = [other.relation for other in others if other.relation is not None]
+    networks = tuple(_shown(subject, relations, len(found)) for subject in found)
+    return Contents(networks=networks, verdict=_verdict(networks), made=dict(made), follows=follows)
+
+
+def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Subject]]:
+    """Networks among some subjects, with the resets that came apart from them; and the rest.
+
+    Raises
+    ------
+    UsageError
+        If resets or a relation belong to none of the networks.
+    """
+    networks = [each for each in subjects if each.run is not None or each.measurement is not None]
+    others = [each for each in subjects if each not in networks]
+    for other in others if networks else ():
+        owners = [i for i, each in enumerate(networks) if _belongs(other, each)]
+        if not owners and len(networks) == 1 and other.resets is not None:
+            owners = [0]  # a file that was moved no longer tells
+        if not owners:
+            raise UsageError(
+                f"{other.path}: is of none of the networks given; give the run or the checkpoint "
+                "that it is of too"
+            )
+        if other.resets is not None:
+            networks[owners[0]] = replace(networks[owners[0]], resets=other.resets)
+    return networks, others
+
+
+def _belongs(other: Subject, network: Subject) -> bool:
+    if other.resets is not None:
+        return Path(other.resets.source).resolve() == Path(network.path).resolve()
+    return other.relation is not None and _run_in(other.relation, network) is not None
+
+
+def _run_in(relation: Relation, subject: Subject) -> str | None:
+    """The run of a subject as a relation names it."""
+    if subject.run is None:
+        return None
+    wanted = subject.run.path.resolve()
+    return next((path for path in relation.runs if Path(path).resolve() == wanted), None)
+
+
+def _shown(subject: Subject, relations: Sequence[Relation], networks: int) -> NetworkShown:
+    if subject.run is not None:
+        return _of_run(subject, subject.run, relations, networks)
+    if subject.measurement is not None:
+        return _of_measurement(subject, subject.measurement, networks)
+    raise TypeError("a subject without a run or a measurement is no network")
+
+
+def _of_measurement(subject: Subject, measurement: Measurement, networks: int) -> NetworkShown:
+    layers = measurement.layers
+    resets = None if subject.resets is None else resets_shown(subject.resets, layers)
+    return NetworkShown(
+        name=subject.name,
+        path=subject.path,
+        about=f"{measurement.source.format}, {_view(measurement.view)}",
+        **_through([layers]),
+        epochs=(None,),
+        filters=filters_shown(layers, [_arrays(layers)], networks=networks),
+        resets=resets,
+        relation=None if resets is None else scores_shown(layers, resets),
+        notes=measurement.notes,
+        skipped=_by_reason(measurement.skipped),
+    )
+
+
+def _of_run(
+    subject: Subject, run: Run, relations: Sequence[Relation], networks: int
+) -> NetworkShown:
+    config, measured = run.config, run.measured_layers
+    kept = set(run.filter_epochs)
+    arrays: list[Arrays] = [run.load_filters(epoch) if epoch in kept else {} for epoch in measured]
+    layers = list(measured.values())
+    if not arrays[-1]:
+        arrays[-1] = _measured_arrays(run, layers[-1])
+    resets = None if subject.resets is None else resets_shown(subject.resets, layers[-1])
+    starts = run.environments
+    return NetworkShown(
+        name=subject.name,
+        path=subject.path,
+        about=f"{config.network} on {config.data}, {len(measured)} snapshots, "
+        f"{_view(View(config.view))}",
+        **_through(layers),
+        epochs=tuple(measured),
+        filters=filters_shown(layers[-1], arrays, networks=networks),
+        metrics=_metrics(run),
+        resets=resets,
+        relation=_relation(subject, resets, layers[-1], relations),
+        config=config.model_dump(mode="json"),
+        environment=starts[-1] if starts else None,
+    )
+
+
+def _measured_arrays(run: Run, layers: Sequence[LayerMeasurement]) -> Arrays:
+    """Filters of the last snapshot of a run that kept none, as one of an earlier version."""
+    config, snapshots = run.config, run.snapshots
+    if not snapshots:
+        return {}
+    kinds = {layer.kind for layer in layers}
+    path = snapshots[max(snapshots)]
+    measured = measure(path, view=config.view, kinds=kinds, network=config.network)
+    return _arrays(measured.layers)
+
+
+def _arrays(layers: Sequence[LayerMeasurement]) -> Arrays:
+    values = {layer.name: layer.values for layer in layers if layer.values is not None}
+    return {name: (each.cosine, each.offset) for name, each in values.items()}
+
+
+def _relation(
+    subject: Subject,
+    resets: ResetsShown | None,
+    layers: Sequence[LayerMeasurement],
+    relations: Sequence[Relation],
+) -> RelationShown | None:
+    """What a given relation says of a run, or the one kept in it, or the scores alone."""
+    run = subject.run
+    kept = [] if run is None or not run.relation.is_file() else [Relation.load(run.relation)]
+    for relation in (*relations, *kept):
+        if (name := _run_in(relation, subject)) is not None:
+            return relation_shown(layers, relation, name)
+    return None if resets is None else scores_shown(layers, resets)
+
+
+def _verdict(networks: Sequence[NetworkShown]) -> str:
+    """That of a single network, or how many of several are biased."""
+    if len(networks) == 1:
+        return networks[0].verdict
+    counts = [network.pool["biased"][-1] for network in networks]
+    some = sum(count > 0 for count in counts)
+    if not some:
+        return f"In none of {len(networks)} networks is a layer biased beyond chance."
+    share = [count / len(each.layers) for count, each in zip(counts, networks, strict=True)]
+    most = max(range(len(networks)), key=share.__getitem__)
+    return (
+        f"In {some} of {len(networks)} networks layers are biased beyond chance (corrected "
+        f"p < 0.05); most of all in {networks[most].name}, where {counts[most]} of "
+        f"{len(networks[most].layers)} are."
+    )
+
+
+def _view(view: View) -> str:
+    return "effective view (batch norm folded in)" if view is View.EFFECTIVE else "raw view"
+
+
+def _through(epochs: Sequence[Sequence[LayerMeasurement]]) -> dict[str, Any]:
+    """What can be said of the layers at each epoch; the last tells what they are."""
+    last = epochs[-1]
+    rows = [{layer.name: layer for layer in layers} for layers in epochs]
+
+    def value(row: Mapping[str, LayerMeasurement], name: str, key: str) -> Any:
+        found = getattr(row[name], key) if name in row else None
+        return rounded(found) if isinstance(found, float) else found
+
+    statistics = {
+        key: [[value(row, layer.name, key) for layer in last] for row in rows] for key in STATISTICS
+    }
+    there = {key: table for key, table in statistics.items() if _any(table)}
+    pools = [_pool(layers) for layers in epochs]
+    return {
+        "verdict": verdict(last),
+        "layers": tuple(map(_layer, last)),
+        "statistics": there,
+        "pool": {key: [pool[key] for pool in pools] for key in pools[0]},
+    }
+
+
+def _any(table: Iterable[Iterable[Any]]) -> bool:
+    return any(value is not None for row in table for value in row)
+
+
+def _layer(layer: LayerMeasurement) -> LayerShown:
+    usable = _usable(layer)
+    return LayerShown(
+        name=layer.name,
+        label=shown(layer.name, LONGEST_LABEL),
+        kind=str(layer.kind),
+        stage=layer.stage,
+        input=str(layer.input),
+        kernel="×".join(map(str, layer.kernel)),
+        groups=layer.groups,
+        filters=layer.filters,
+        fan_in=layer.fan_in,
+        weights=layer.filters * layer.fan_in,
+        band=_band(usable) if usable else (0.5, 0.5),
+    )
+
+
+@functools.cache
+def _band(filters: int) -> tuple[float, float]:
+    """Layers of one width, and a network through its epochs, share it."""
+    return chance.mass_band(filters)
+
+
+def _usable(layer: LayerMeasurement) -> int:
+    return layer.filters - layer.degenerate - layer.non_finite - layer.sideless
+
+
+def _pool(layers: Sequence[LayerMeasurement]) -> dict[str, Any]:
+    """All filters together, from what is known of each layer: their sums are exact."""
+    known = [(layer, _usable(layer)) for layer in layers if layer.negative_mass is not None]
+    count = sum(usable for _, usable in known)
+    negative = sum((layer.negative_mass or 0.0) * usable for layer, usable in known)
+    cosines = sum((layer.mean_cosine or 0.0) * usable for layer, usable in known)
+    scores = sum((layer.z or 0.0) * math.sqrt(usable) for layer, usable in known)
+    return {
+        "filters": sum(layer.filters for layer in layers),
+        "biased": sum(bool(layer.biased) for layer in layers),
+        "negative_mass": rounded(negative / count) if count else None,
+        "mean_cosine": rounded(cosines / count) if count else None,
+        "z": rounded(scores / math.sqrt(count)) if count else None,
+        "band": _band(count) if count else None,
+    }
+
+
+def _metrics(run: Run) -> dict[str, list[Any]] | None:
+    rows = run.metrics
+    if not rows:
+        return None
+    table: dict[str, list[Any]] = {"epoch": [row.epoch for row in rows]}
+    for key in METRICS:
+        column = [rounded(getattr(row, key)) for row in rows]
+        if any(value is not None for value in column):
+            table[key] = column
+    return table
+
+
+def _by_reason(skipped: Iterable[Skipped]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    reasons: dict[str, list[str]] = {}
+    for layer in skipped:
+        reasons.setdefault(layer.reason, []).append(layer.name)
+    return tuple((reason, tuple(names)) for reason, names in reasons.items())

@@ -1,0 +1,200 @@
+"""What is to be shown: a path, whatever it is of, as what is known of one network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from planescope.criticality.relation import Relation
+from planescope.criticality.resets.record import Resets
+from planescope.files.errors import CheckpointError
+from planescope.files.reading import open_binary, read_text
+from planescope.files.writing import read_parquet_metadata
+from planescope.measurement.measure import measure
+from planescope.measurement.record import SCHEMA as MEASUREMENT
+from planescope.measurement.record import Measurement, load
+from planescope.training.run import Run
+
+if TYPE_CHECKING:
+    from planescope.training.config import RunConfig
+
+PARQUET = b"PAR1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is known of one network.
+
+    Attributes
+    ----------
+    name : str
+        Short; other subjects opened with it have others.
+    path : str
+        Where it was found.
+    measurement : Measurement or None
+        Of the network as it was trained; None where there is only what its resets cost. With the
+        values of single filters, unless it was loaded from a file.
+    run : Run or None
+        The training, where there is one.
+    config : RunConfig or None
+        What the run was started with.
+    resets : Resets or None
+        What its layers, put back, cost, where that was looked at.
+    relation : Relation or None
+        How scores of some networks relate to resets; such a subject has nothing else.
+    """
+
+    name: str
+    path: str
+    measurement: Measurement | None = None
+    run: Run | None = None
+    config: RunConfig | None = field(default=None, repr=False)
+    resets: Resets | None = None
+    relation: Relation | None = None
+
+
+def open_subjects(sources: Iterable[Any], /, *, remeasure: bool = True) -> tuple[Subject, ...]:
+    """Open each of some sources.
+
+    Parameters
+    ----------
+    sources : iterable of path, Run, Measurement, Resets, Relation, or input of `measure`
+        A run's folder; a study's, of which all runs that are made are opened; a file that holds a
+        measurement, resets or a relation; or a checkpoint, which is measured, as is a run's last
+        snapshot.
+    remeasure : bool
+        Measure a run's last snapshot, which gives the values of its filters; else a run comes
+        without a measurement.
+
+    Returns
+    -------
+    tuple of Subject
+        Their names differ: several of one name are numbered.
+
+    Raises
+    ------
+    CheckpointError
+        If a run has no measurements or no snapshots, a study no run that is made, a saved result
+        has another schema version, or a file is missing or damaged.
+    PlanescopeError
+        As `planescope.measure`.
+    """
+    found = [_opened(one, remeasure) for source in sources for one in _parts(source)]
+    return tuple(_apart(found))
+
+
+def _parts(source: Any) -> Iterable[Any]:
+    """The runs of a study, or what is no study itself."""
+    if not isinstance(source, (str, os.PathLike)) or not (Path(source) / "study.yaml").is_file():
+        return [source]
+    from planescope.study.folder import Study
+
+    runs = Study(source).runs
+    if not runs:
+        raise CheckpointError(f"{source}: no run of this study is made yet; planescope study does")
+    return runs
+
+
+def _apart(subjects: list[Subject]) -> Iterable[Subject]:
+    counts: dict[str, int] = {}
+    taken = {subject.name for subject in subjects}
+    for subject in subjects:
+        name, counts[subject.name] = subject.name, counts.get(subject.name, 0) + 1
+        if counts[subject.name] > 1:
+            name = f"{subject.name}-{counts[subject.name]}"
+            while name in taken:
+                counts[subject.name] += 1
+                name = f"{subject.name}-{counts[subject.name]}"
+            taken.add(name)
+        yield replace(subject, name=name)
+
+
+def _opened(source: Any, remeasure: bool) -> Subject:
+    if isinstance(source, Measurement):
+        return _measured(source)
+    if isinstance(source, Resets):
+        return Subject(name=_short(source.source), path=source.source, resets=source)
+    if isinstance(source, Relation):
+        return Subject(name="relation", path=", ".join(source.runs), relation=source)
+    if isinstance(source, Run):
+        return _run(source, remeasure)
+    if not isinstance(source, (str, os.PathLike)):
+        return _measured(measure(source))
+    if (run := Run(source)).exists:
+        return _run(run, remeasure)
+    path = Path(source)
+    schema = _schema(path)
+    if schema is None:
+        return replace(_measured(measure(source)), path=str(source))
+    loaded: Measurement | Resets | Relation
+    match schema.partition("/")[0]:
+        case "planescope.measurement":
+            loaded = load(path)
+        case "planescope.resets":
+            loaded = Resets.load(path)
+        case "planescope.relation":
+            loaded = Relation.load(path)
+        case _:
+            raise CheckpointError(
+                f"{path}: holds {schema!r}; give a run, a measurement, resets, a relation or a "
+                "checkpoint"
+            )
+    return replace(_opened(loaded, remeasure), name=path.stem, path=str(path))
+
+
+def _measured(measurement: Measurement) -> Subject:
+    path = measurement.source.path
+    return Subject(name=_short(path), path=path, measurement=measurement)
+
+
+def _short(path: str) -> str:
+    """The name of a file or folder without its suffix; of ``timm:NAME``, that."""
+    return PurePath(path.rstrip("/")).stem or path
+
+
+def _run(run: Run, remeasure: bool) -> Subject:
+    return Subject(
+        name=run.path.resolve().name,
+        path=str(run.path),
+        measurement=_remeasured(run) if remeasure else None,
+        run=run,
+        config=run.config,
+        resets=Resets.load(run.resets) if run.resets.is_file() else None,
+    )
+
+
+def _remeasured(run: Run) -> Measurement:
+    """The last snapshot, measured as the run did."""
+    config, table, snapshots = run.config, run.measurements, run.snapshots
+    if not snapshots:
+        raise CheckpointError(f"{run.path}: has no snapshots, which are what is measured")
+    first, last = snapshots[min(snapshots)], snapshots[max(snapshots)]
+    return measure(
+        last,
+        view=config.view,
+        kinds=table["kind"].unique(),
+        network=config.network,
+        init=first if first != last and min(snapshots) == 0 else None,
+    )
+
+
+def _schema(path: Path) -> str | None:
+    """Schema of a saved result; None of a file that is none, as a checkpoint."""
+    if path.suffix.lower() not in (".json", ".parquet") or not path.is_file():
+        return None
+    try:
+        with open_binary(path) as file:
+            is_parquet = file.read(len(PARQUET)) == PARQUET
+        if is_parquet:
+            return read_parquet_metadata(path).get(b"schema", b"none").decode()
+        data = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
+    if isinstance(data, list):  # as `measure` writes several
+        return MEASUREMENT
+    # An index of a checkpoint's shards is JSON too.
+    return str(data["schema"]) if isinstance(data, dict) and "schema" in data else None

@@ -1,0 +1,411 @@
+"""Every figure that a paper on some networks may want, written at once, with the numbers behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from planescope.criticality.relate import relate
+from planescope.criticality.relation import Relation
+from planescope.figures.canvas import Width, inches, save, style
+from planescope.figures.columns import (
+    Columns,
+    dynamics_numbers,
+    filters_numbers,
+    layers_numbers,
+    networks_numbers,
+    resets_numbers,
+    settings_numbers,
+)
+from planescope.figures.comparisons import Group, networks, networks_room, settings, settings_room
+from planescope.figures.dynamics import PANELS, dynamics
+from planescope.figures.layers import cosines, negative_mass
+from planescope.figures.overview import most_biased
+from planescope.figures.portrait import portrait
+from planescope.figures.relation import relation
+from planescope.figures.resets import heatmap
+from planescope.figures.sources import Subject, open_subjects
+from planescope.files.errors import OutputError, UsageError
+from planescope.files.writing import FIGURE_FORMS, replacing, write_csv
+from planescope.measurement.record import Measurement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from planescope.training.config import RunConfig
+
+T = TypeVar("T")
+Form = Literal["pdf", "svg", "png"]
+
+TRAINING = (
+    "negative_mass", "mean_cosine", "mean_projection", "l2", "linf", "negative_centre",
+    "mean_centre",
+)  # fmt: skip
+
+# Fields of a config that say how complex or noisy the data are, in words.
+SETTINGS = {
+    "data": "data",
+    "classes": "classes",
+    "examples": "training examples",
+    "label_noise": "label noise",
+    "shuffle_pixels": "shuffled",
+}
+# Whose values are names, which speak for themselves.
+NAMES = ("network", "data")
+# Runs that differ in these alone are repetitions: seeds, and how the work was done.
+REPETITION = frozenset(
+    {
+        "seed", "data_seed", "validation_seed", "data_path", "download", "workers", "threads",
+        "accelerator", "devices", "strategy", "compile", "loggers", "train_accuracy",
+        "snapshots_until", "snapshots_every",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What `write_all` wrote, figures and tables, and what it left out, each with the reason."""
+
+    files: tuple[Path, ...]
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawing:
+    """A figure by the name of its file, not drawn yet, and the numbers behind it."""
+
+    name: str
+    draw: Callable[[], Figure]
+    numbers: Callable[[], Columns]
+
+
+def write_all(
+    sources: Iterable[Any],
+    out: str | os.PathLike[str],
+    /,
+    *,
+    form: Form = "pdf",
+    width: Width = "page",
+    style_sheet: str | os.PathLike[str] | None = None,
+    each: bool = True,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Written:
+    """Write every figure that can be made of some networks, each with its numbers as CSV.
+
+    Of each network: its statistics through training, beside loss and accuracy (``training``); its
+    negative masses (``layers``) and cosines (``cosines``), and the hyperplanes of its most biased
+    layer (``portrait``), once trained; and what resets cost (``resets``). Of several: side by side
+    (``networks``); of runs with resets, whether scores that need no data rank the layers as these
+    do (``relation``); and, of runs that differ in the data's complexity or noise, by that
+    (``by-label-noise`` and so on). With several, names of files begin with that of the network.
+
+    Everything is drawn before anything is written, and each file is whole or absent; one of that
+    name is replaced.
+
+    Parameters
+    ----------
+    sources : iterable of path, Run, Measurement, Resets, Relation, or input of `measure`
+    out : path
+        The folder; it is made if need be.
+    form : {"pdf", "svg", "png"}
+    width : "column", "page" or inches
+    style_sheet : path, optional
+        As `style` takes it.
+    each : bool
+        False leaves out the figures of single networks.
+    progress : callable, optional
+        Called with (figures drawn, figures in all, name of the next).
+
+    Raises
+    ------
+    UsageError
+        If there is nothing to draw, or an option cannot be.
+    OutputError
+        If the folder cannot be made or written.
+    PlanescopeError
+        As `planescope.figures.sources.open_subjects`: a source that cannot be read or drawn.
+    """
+    folder = _checked(Path(out))
+    inches(width)
+    if f".{form}" not in FIGURE_FORMS:
+        raise UsageError(f"form {form!r}: give {', '.join(f[1:] for f in FIGURE_FORMS)}")
+    with style(style_sheet):
+        subjects = open_subjects(sources)
+        if not subjects:
+            raise UsageError("nothing to draw: give a run or a file")
+        drawings = [*(_each(subjects, width) if each else ()), *_together(subjects, width)]
+        related, reason = _relations(subjects)
+        if related is not None:
+            drawings.append(_relation("relation", related, width))
+        if not drawings:
+            raise UsageError("nothing to compare: give several networks, or draw each of them")
+        drawn = []
+        for done, drawing in enumerate(drawings):
+            if progress is not None:
+                progress(done, len(drawings), drawing.name)
+            drawn.append((drawing.name, drawing.draw(), drawing.numbers()))
+        _make(folder)
+        files: list[Path] = []
+        for name, figure, numbers in drawn:
+            paths = folder / f"{name}.{form}", folder / f"{name}.csv"
+            save(figure, paths[0])
+            with replacing(paths[1]) as draft:
+                write_csv(draft, numbers)
+            files += paths
+    left_out = [*(_left_out(subjects) if each else ()), *([reason] if reason else ())]
+    return Written(files=tuple(files), left_out=tuple(left_out))
+
+
+def _checked(folder: Path) -> Path:
+    """A folder for results, looked at before long work begins."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"{there}: is no folder; give another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{there}: cannot be written to; give another folder")
+    return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{folder}: cannot be made: {exc.strerror or exc}") from exc
+
+
+def _each(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
+    """The figures of each network."""
+    slugs = _slugs(subjects)
+    for subject, slug in zip(subjects, slugs, strict=True):
+        head = "" if len(subjects) == 1 else f"{slug}-"
+        for drawing in _of_one(subject, width):
+            yield _Drawing(name=head + drawing.name, draw=drawing.draw, numbers=drawing.numbers)
+
+
+def _slugs(subjects: Sequence[Subject]) -> list[str]:
+    """Names of subjects as names of files, which stay apart."""
+    slugs: list[str] = []
+    for subject in subjects:
+        slug = base = re.sub(r"[^\w.]+", "-", subject.name).strip("-.") or "network"
+        for number in itertools.count(2):
+            if slug.casefold() not in map(str.casefold, slugs):
+                break
+            slug = f"{base}-{number}"
+        slugs.append(slug)
+    return slugs
+
+
+def _of_one(subject: Subject, width: Width) -> Iterator[_Drawing]:
+    run, measurement, resets = subject.run, subject.measurement, subject.resets
+    if run is not None:
+        table = run.measurements
+        there = [s for s in TRAINING if s in PANELS and table[s].notna().any()]
+        yield _Drawing(
+            name="training",
+            draw=lambda: dynamics(run, statistics=there, width=width),
+            numbers=lambda: dynamics_numbers(run, there),
+        )
+    if measurement is not None:
+        yield _Drawing(
+            name="layers",
+            draw=lambda: negative_mass(measurement, width=width),
+            numbers=lambda: layers_numbers(measurement),
+        )
+    if measurement is not None and _has_filters(measurement):
+        chosen = most_biased(measurement).name
+        yield _Drawing(
+            name="cosines",
+            draw=lambda: cosines(measurement, width=width),
+            numbers=lambda: filters_numbers(measurement),
+        )
+        yield _Drawing(
+            name="portrait",
+            draw=lambda: portrait(measurement, chosen, width=width),
+            numbers=lambda: filters_numbers(measurement, chosen),
+        )
+    if subject.relation is not None:
+        yield _relation("relation", subject.relation, width)
+    if resets is not None:
+        yield _Drawing(
+            name="resets",
+            draw=lambda: heatmap(resets, width=width),
+            numbers=lambda: resets_numbers(resets),
+        )
+
+
+def _together(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
+    """The figures of several networks."""
+    groups = _groups(subjects)
+    if sum(map(len, groups.values())) > 1:
+        for name, part in _parts("networks", groups, networks_room(width)):
+            yield _networks(name, part, width)
+    for field, words in SETTINGS.items():
+        panels = _panels(subjects, field)
+        for name, chunk in _parts(f"by-{field.replace('_', '-')}", panels, settings_room(width)):
+            yield _settings(name, chunk, words, width)
+
+
+def _relations(subjects: Sequence[Subject]) -> tuple[Relation | None, str]:
+    """How scores relate to the resets of all runs that have them, or why that cannot be said."""
+    paths = [s.path for s in subjects if s.run is not None and s.resets is not None]
+    if not paths:
+        return None, ""
+    try:
+        return relate(paths), ""
+    except UsageError as exc:
+        # Fewer runs may do, as may other resets; no figure of a network is the worse for it.
+        return None, f"relation: {exc}"
+
+
+def _relation(name: str, related: Relation, width: Width) -> _Drawing:
+    return _Drawing(
+        name=name,
+        draw=lambda: relation(related, width=width),
+        numbers=lambda: {str(key): [*column] for key, column in related.to_pandas().items()},
+    )
+
+
+def _networks(name: str, groups: Mapping[str, Group], width: Width) -> _Drawing:
+    return _Drawing(
+        name=name,
+        draw=lambda: networks(groups, width=width),
+        numbers=lambda: networks_numbers(groups),
+    )
+
+
+def _settings(
+    name: str, panels: Mapping[str, Mapping[str, Group]], words: str, width: Width
+) -> _Drawing:
+    return _Drawing(
+        name=name,
+        draw=lambda: settings(panels, words, width=width),
+        numbers=lambda: settings_numbers(panels, words),
+    )
+
+
+def _parts(name: str, panels: Mapping[str, T], room: int) -> Iterator[tuple[str, dict[str, T]]]:
+    """Panels by figure, numbered where one has no room for all."""
+    items = list(panels.items())
+    starts = range(0, len(items), room)
+    for number, start in enumerate(starts, 1):
+        yield name if len(starts) == 1 else f"{name}-{number}", dict(items[start : start + room])
+
+
+def _groups(subjects: Sequence[Subject]) -> dict[str, list[Measurement]]:
+    """Networks by title; runs that differ in seeds alone share one."""
+    configs = [subject.config for subject in subjects if subject.config is not None]
+    varied = _telling(configs, _varied(configs))
+    groups: dict[str, list[Measurement]] = {}
+
+    def place(subject: Subject) -> list[Any]:
+        return [_order(getattr(subject.config, field, None)) for field in varied]
+
+    for subject in sorted(subjects, key=place):
+        if subject.measurement is None:
+            continue
+        title = subject.name
+        if subject.config is not None and len(configs) > 1:
+            title = _words(subject.config, varied)
+        groups.setdefault(title, []).append(subject.measurement)
+    return groups
+
+
+def _panels(subjects: Sequence[Subject], field: str) -> dict[str, dict[str, list[Measurement]]]:
+    """Runs by what else they have in common, and by the value of a field, where that differs.
+
+    What goes with the field, as more epochs with fewer classes, is said with its value.
+    """
+    runs = [(s.config, s.measurement) for s in subjects if s.config and s.measurement]
+    configs = [config for config, _ in runs]
+    varied = [other for other in _varied(configs) if other != field]
+    of_names = {o for o in varied for name in NAMES if _goes_with(configs, name, o)}
+    with_it = [o for o in varied if o not in of_names and _goes_with(configs, field, o)]
+    others = _telling(configs, [other for other in varied if other not in with_it])
+    found: dict[str, dict[Any, list[Measurement]]] = {}
+    first: dict[str, RunConfig] = {}
+    words: dict[Any, str] = {}
+    for config, measurement in runs:
+        value, beside = getattr(config, field), _words(config, with_it) if with_it else ""
+        words[value] = f"{_value(value)} ({beside})" if beside else _value(value)
+        panel = _words(config, others)
+        first.setdefault(panel, config)
+        found.setdefault(panel, {}).setdefault(value, []).append(measurement)
+    panels = {panel: values for panel, values in found.items() if len(values) > 1}
+    # What all these panels have in common need not stand over each.
+    left = _varied([first[panel] for panel in panels])
+    titles = [other for other in others if other in left]
+    return {
+        _words(first[panel], titles): {words[v]: values[v] for v in sorted(values, key=_order)}
+        for panel, values in panels.items()
+    }
+
+
+def _goes_with(configs: Sequence[RunConfig], field: str, other: str) -> bool:
+    """Whether all runs of one value of a field have one value of another."""
+    pairs = {(getattr(config, field), getattr(config, other)) for config in configs}
+    return len(pairs) == len({value for value, _ in pairs})
+
+
+def _varied(configs: Sequence[RunConfig]) -> list[str]:
+    """Fields in which runs differ, other than those of repetitions."""
+    found = {field for other in configs[1:] for field, _, _ in configs[0].differences(other)}
+    fields = type(configs[0]).model_fields if configs else ()
+    return [field for field in fields if field in found - REPETITION]
+
+
+def _telling(configs: Sequence[RunConfig], fields: Sequence[str]) -> list[str]:
+    """Fewer of some fields that tell as many configs apart: the first, names before all."""
+
+    def told(some: Sequence[str]) -> int:
+        return len({tuple(getattr(config, field) for field in some) for config in configs})
+
+    kept = list(fields)
+    for field in reversed(fields):
+        fewer = [other for other in kept if other != field]
+        if field not in NAMES and told(fewer) == told(fields):
+            kept = fewer
+    return kept
+
+
+def _words(config: RunConfig, fields: Iterable[str]) -> str:
+    """What fields of a config say: a network's or data set's name alone, others with their own."""
+    parts = []
+    for field in fields:
+        value = _value(getattr(config, field))
+        parts.append(
+            value if field in NAMES else f"{SETTINGS.get(field, field.replace('_', ' '))} {value}"
+        )
+    return ", ".join(parts) or config.network
+
+
+def _value(value: Any) -> str:
+    """A setting as a figure shows it; None stands for no limit."""
+    words = {None: "all", True: "yes", False: "no"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    """Key that sorts values of a field, no limit last."""
+    return value is None, 0 if value is None else value
+
+
+def _has_filters(measurement: Measurement) -> bool:
+    return all(layer.values is not None for layer in measurement.layers)
+
+
+def _left_out(subjects: Iterable[Subject]) -> Iterator[str]:
+    for subject in subjects:
+        if subject.run is not None and subject.resets is None:
+            yield f"resets of {subject.name}: planescope reset {subject.path} makes them"
+        if subject.measurement is not None and not _has_filters(subject.measurement):
+            yield (
+                f"cosines and portrait of {subject.name}: a saved measurement has no values of "
+                "single filters; give the checkpoint"
+            )

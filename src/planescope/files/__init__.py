@@ -1,0 +1,1 @@
+"""In and out of files, safely; knows nothing of networks."""

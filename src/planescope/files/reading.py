@@ -1,0 +1,60 @@
+"""Files that a user names: opened where they are regular, read whole only up to a bound."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planescope.files.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+# A relation of a thousand networks has a fifth of this. Parsed, JSON takes ten times its bytes.
+MOST_TEXT_BYTES = 1 << 29
+
+
+def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises
+    ------
+    CheckpointError
+        If it is none, or cannot be opened.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CheckpointError(f"{path}: cannot be read: is a folder, not a file")
+        # Opening a pipe would block, and reading a device might never end.
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(f"{path}: is not a regular file; copy it into one first")
+        return Path(path).open("rb")
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+        reason = getattr(exc, "strerror", None) or exc
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from exc
+
+
+def read_text(path: str | os.PathLike[str], /, *, most: int = MOST_TEXT_BYTES) -> str:
+    """Read a file of UTF-8 text whole.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no regular file, cannot be read, or has more than `most` bytes.
+    UnicodeDecodeError
+        If it is not UTF-8.
+    """
+    with open_binary(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise CheckpointError(
+                f"{path}: has {size} bytes, and at most {most} are read of such a file; is it the "
+                "right one?"
+            )
+        try:
+            return file.read(most).decode()
+        except OSError as exc:
+            raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc

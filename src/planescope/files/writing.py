@@ -1,0 +1,251 @@
+"""Files that are whole or absent: written beside their target, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope.files.drafts import draft_of
+from planescope.files.errors import (
+    CheckpointError,
+    MissingDependencyError,
+    OutputError,
+    UsageError,
+    one_line,
+)
+from planescope.files.reading import open_binary, read_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+# What the suffix of a figure may be.
+FIGURE_FORMS = (".pdf", ".svg", ".png")
+
+
+@contextlib.contextmanager
+def replacing(target: str | os.PathLike[str], *, beside: Path | None = None) -> Iterator[Path]:
+    """Give a path to write to; it takes the target's place when the block ends without an error.
+
+    It lies in a hidden folder beside the target. A process that is killed leaves that folder; the
+    next one that writes the same target removes it.
+
+    Parameters
+    ----------
+    beside : Path, optional
+        Another place for that folder, where the target's own is to hold nothing else.
+
+    Raises
+    ------
+    OutputError
+        If the folder is missing or not writable, or the disk is full.
+    """
+    target = Path(target)
+    try:
+        target = _followed(target)
+        with draft_of(target, beside=beside) as draft:
+            yield draft
+            # Some writers let nobody else read; a result has the rights of any new file.
+            mask = os.umask(0)
+            os.umask(mask)
+            draft.chmod(0o666 & ~mask)
+            draft.replace(target)
+    except OSError as exc:
+        raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
+
+
+def _followed(target: Path) -> Path:
+    """Where a link leads to, so that it stays one; what is neither file nor absent is refused."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = target.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError("it is no regular file; give another name")
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str:
+    """Suffix of an output file, which chooses its form; looked at before long work begins.
+
+    Raises
+    ------
+    UsageError
+        If it is none of `suffixes`.
+    OutputError
+        If the target is a folder or a device, or its own folder does not exist or may not be
+        written.
+    """
+    path = Path(target)
+    *others, last = suffixes
+    if path.suffix.lower() not in (*others, last):
+        raise UsageError(f"{target}: the name must end in {', '.join(others)} or {last}")
+    if path.is_dir():
+        raise OutputError(f"{target}: is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"{target}: the folder {path.parent} does not exist; make it first")
+    try:
+        folder = _followed(path).parent
+    except OSError as exc:
+        raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: the folder {folder} may not be written; give another")
+    return path.suffix.lower()
+
+
+def write_csv(target: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write columns of equal length as CSV (RFC 4180, UTF-8); None and NaN are left empty."""
+    # A path whose bytes are no UTF-8 must not cost the whole table.
+    with target.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(_csv_rows(columns))
+
+
+def _csv_rows(columns: Mapping[str, Sequence[Any]]) -> Iterable[list[Any]]:
+    for row in zip(*columns.values(), strict=True):
+        yield ["" if isinstance(v, float) and math.isnan(v) else v for v in row]
+
+
+def in_utf8(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns as tables can hold them, by name.
+
+    Texts that UTF-8 has not, as the name of a file may be, get backslash escapes: they must not
+    cost the whole table.
+    """
+    return {name: _column_in_utf8(values) for name, values in columns.items()}
+
+
+def _column_in_utf8(values: Any) -> Any:
+    if getattr(getattr(values, "dtype", None), "kind", "O") not in "OU":
+        return values
+    held = values if isinstance(values, (list, tuple)) else values.tolist()
+    if all(not isinstance(value, str) or is_utf8(value) for value in held):
+        return values
+    return [v.encode(errors="backslashreplace").decode() if isinstance(v, str) else v for v in held]
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 has all of a text, as it has not of every name of a file."""
+    if text.isascii():  # known without a look at it
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write_parquet(
+    target: Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """Write columns of equal length as Parquet, with `metadata` in the file's own.
+
+    Raises
+    ------
+    MissingDependencyError
+        If pyarrow is not installed.
+    """
+    pa = _pyarrow()
+    table = pa.table(in_utf8(columns)).replace_schema_metadata(dict(metadata))
+    with target.open("wb") as file:  # opened here: Arrow takes no path whose bytes are no text
+        pa.parquet.write_table(table, file)
+
+
+def read_result(
+    path: str | os.PathLike[str], what: str, *, schema: str, remedy: str
+) -> dict[str, Any]:
+    """Plain data of a result of some schema version, as `read_saved` reads it.
+
+    Parameters
+    ----------
+    what : str
+        As for `read_saved`.
+    schema : str
+        The version that can be read.
+    remedy : str
+        What to do about another one.
+
+    Raises
+    ------
+    CheckpointError, MissingDependencyError
+        As `read_saved`, and if the file has another schema.
+    """
+    data = read_saved(path, what)
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != schema:
+        raise CheckpointError(
+            f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
+            f"{schema!r}; {remedy}"
+        )
+    return dict(data)
+
+
+def read_saved(path: str | os.PathLike[str], what: str) -> Any:
+    """Plain data of a result that was saved as JSON, or as Parquet with the JSON in its metadata.
+
+    Parameters
+    ----------
+    what : str
+        What the file is to hold, as a message calls it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, or holds neither.
+    MissingDependencyError
+        If a Parquet file needs pyarrow.
+    """
+    path = Path(path)
+    try:
+        with open_binary(path) as file:
+            is_parquet = file.read(4) == b"PAR1"
+        if is_parquet:
+            return json.loads(read_parquet_metadata(path).get(b"planescope", b"null"))
+        return json.loads(read_text(path))
+    except OSError as exc:
+        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or one_line(exc)}") from exc
+    except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
+        raise CheckpointError(f"{path}: holds no {what}; save it with --out") from exc
+
+
+def read_parquet_metadata(source: Path) -> dict[bytes, bytes]:
+    """Metadata that `write_parquet` gave a file.
+
+    Raises
+    ------
+    MissingDependencyError
+        If pyarrow is not installed.
+    ValueError, OSError
+        If the file is damaged or cannot be read.
+    """
+    pyarrow = _pyarrow()
+    try:
+        return dict(pyarrow.parquet.read_schema(source).metadata or {})
+    # Some of Arrow's errors are ValueErrors, and some are KeyErrors or NotImplementedErrors.
+    except pyarrow.ArrowException as exc:
+        raise ValueError(one_line(exc)) from exc
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as exc:
+        if exc.name != "pyarrow":
+            raise
+        raise MissingDependencyError(
+            "Parquet files need pyarrow: pip install 'planescope[parquet]'"
+        ) from exc
+    return pyarrow
+
+
+def write(target: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], None]]) -> None:
+    """Write a result in the form that the target's suffix names, whole or not at all."""
+    writer = writers[check_target(target, writers)]
+    with replacing(target) as draft:
+        writer(draft)

@@ -1,0 +1,124 @@
+"""Zip archives as checkpoints use them (torch, npz, Keras): where a member lies, how large it is.
+
+Members that hold weights are read in place when they are stored uncompressed; sizes are checked
+against the file before anything is read, and a member that would inflate beyond reason is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+from planescope.checkpoints.arrays.raw import read_exactly
+from planescope.files.errors import CheckpointError
+from planescope.files.reading import open_binary
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+
+# DEFLATE cannot exceed 1032:1, and arrays of zeros come near it, so a ratio alone proves nothing: a
+# member is a bomb where it is both large and almost empty.
+BOMB_BYTES = 1 << 27
+BOMB_RATIO = 200
+
+
+class Archive:
+    """The directory of a zip file.
+
+    Attributes
+    ----------
+    members : dict of str to zipfile.ZipInfo
+        By name, in the order of the directory.
+
+    Raises
+    ------
+    CheckpointError
+        If the archive is damaged or encrypted, two members share a name, a member lies outside the
+        file, or one would inflate beyond reason.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_binary(path) as file:
+            self.size = os.fstat(file.fileno()).st_size
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    infos = archive.infolist()
+            # zipfile lets struct errors and bad text through on damaged directories.
+            except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError) as exc:
+                raise CheckpointError(
+                    f"{path}: the zip archive is damaged ({exc}); is the download complete?"
+                ) from exc
+        self.members: dict[str, zipfile.ZipInfo] = {}
+        for info in infos:
+            self._check(info)
+            if self.members.setdefault(info.filename, info) is not info:
+                raise CheckpointError(f"{path}: two members are named {info.filename!r}")
+
+    def _check(self, info: zipfile.ZipInfo) -> None:
+        where = f"{self.path}: member {info.filename!r}"
+        if info.flag_bits & 1:
+            raise CheckpointError(f"{where} is encrypted; decrypt the file first")
+        if info.header_offset + info.compress_size > self.size:
+            raise CheckpointError(f"{where} lies outside the file; is the download complete?")
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+            raise CheckpointError(f"{where} is stored, yet claims two sizes")
+        if info.file_size > max(BOMB_BYTES, BOMB_RATIO * info.compress_size):
+            raise CheckpointError(
+                f"{where} would inflate from {info.compress_size} to {info.file_size} bytes; "
+                "refused as a zip bomb"
+            )
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a member lies in the file as it is, uncompressed."""
+        return self.members[name].compress_type == zipfile.ZIP_STORED
+
+    def offset(self, name: str) -> int:
+        """Where in the file the bytes of a member begin.
+
+        Raises
+        ------
+        CheckpointError
+            If the member's own header is not where the directory says, or its bytes do not fit.
+        """
+        info = self.members[name]
+        header = read_exactly(self.path, info.header_offset, _LOCAL_HEADER.size)
+        fields = _LOCAL_HEADER.unpack(header)
+        begin: int = info.header_offset + _LOCAL_HEADER.size + fields[-2] + fields[-1]
+        if fields[0] != b"PK\x03\x04" or begin + info.compress_size > self.size:
+            raise CheckpointError(f"{self.path}: member {name!r} is not where the directory says")
+        return begin
+
+    def read(self, name: str, *, limit: int | None = None) -> bytes:
+        """Bytes of a member, inflated where needed.
+
+        Raises
+        ------
+        CheckpointError
+            If the member is longer than `limit` bytes or damaged.
+        """
+        info = self.members[name]
+        if limit is not None and info.file_size > limit:
+            raise CheckpointError(
+                f"{self.path}: member {name!r} has {info.file_size} bytes, more than the {limit} "
+                "that such a member can need"
+            )
+        raw = read_exactly(self.path, self.offset(name), info.compress_size)
+        if info.compress_type == zipfile.ZIP_STORED:
+            return raw
+        if info.compress_type != zipfile.ZIP_DEFLATED:
+            raise CheckpointError(
+                f"{self.path}: member {name!r} is compressed by method {info.compress_type}; "
+                "only stored and deflated members are read"
+            )
+        # `max_length` holds the inflater to what the directory claims, whatever the stream says.
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            data = inflater.decompress(raw, info.file_size) if info.file_size else b""
+        except zlib.error as exc:
+            raise CheckpointError(f"{self.path}: member {name!r} is damaged: {exc}") from exc
+        if len(data) != info.file_size:
+            raise CheckpointError(f"{self.path}: member {name!r} inflates to another size")
+        return data

@@ -1,0 +1,169 @@
+"""What data tell about a layer: on which side of its hyperplanes they lie (METHOD, section 4)."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from planescope.files.errors import UsageError
+from planescope.networks.module import unwrapped
+from planescope.networks.paper import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Activation:
+    """Preactivations z of a layer's filters over all inputs and output positions.
+
+    Attributes
+    ----------
+    mean, std : array, float64, shape (filters,)
+        Of z_i; the standard deviation divides by `count`.
+    centre : array, float64, shape (filters,)
+        ``mean / std``: distance of the data's centre from the hyperplane, in standard deviations.
+        NaN for a filter that never varies.
+    rate : array, float64, shape (filters,)
+        Share of z_i > 0, in [0, 1]: how often the ReLU passes the filter on.
+    count : int
+        Values of z_i: inputs times positions.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    centre: np.ndarray
+    rate: np.ndarray
+    count: int
+
+
+def measure_activations(
+    module: torch.nn.Module,
+    batches: Iterable[Any],
+    names: Mapping[str, str],
+    /,
+    *,
+    device: torch.device | str | None = None,
+) -> dict[str, Activation]:
+    """Measure the preactivations of layers on data, in one pass.
+
+    Parameters
+    ----------
+    batches : iterable
+        Of inputs, or of tuples that begin with the inputs.
+    names : mapping of str to str
+        For each layer the name of the module whose output enters the ReLU: the norm behind the
+        layer where there is one, else the layer itself.
+    device : torch.device, optional
+        Where the inputs go; by default where the module's first parameter is.
+
+    Returns
+    -------
+    dict of str to Activation
+        In the order of `names`. A module that is called several times in a pass is measured over
+        all of its calls.
+
+    Raises
+    ------
+    UsageError
+        If a module does not exist, or is not called by any batch.
+
+    Notes
+    -----
+    The network is in evaluation mode meanwhile; its modes are put back. Moments are taken in
+    float64, those of batches merged by Chan's update. Nothing waits for the device before the end.
+    """
+    import torch
+
+    # A compiled module would neither run hooks on its parts nor name them alike.
+    network = unwrapped(module)
+    parts = dict(network.named_modules())
+    for name in names.values():
+        if name not in parts:
+            raise UsageError(f"the network has no module {name!r}; {nearest(name, parts)}")
+    if device is None:
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    moments = {name: _Moments(parts[name]) for name in names.values()}
+    with _evaluation(network), _hooks(parts, moments), torch.no_grad():
+        for batch in batches:
+            inputs = batch[0] if isinstance(batch, tuple | list) else batch
+            network(inputs.to(device, non_blocking=True))
+    return {layer: moments[name].result(layer) for layer, name in names.items()}
+
+
+class _Moments:
+    """Running moments of a module's outputs, by filter, on the device of the outputs."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        import torch
+
+        self.axis = -1 if isinstance(module, torch.nn.Linear) else 1  # that of the filters
+        self.count = 0
+        # Numbers until the first batch makes them tensors of shape (filters,).
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0  # sum of squared deviations from the mean
+        self.positive: Any = 0
+
+    def add(self, outputs: torch.Tensor) -> None:
+        """Merge a batch: T. Chan, G. Golub, R. LeVeque, COMPSTAT 1982."""
+        import torch
+
+        count = outputs.numel() // outputs.shape[self.axis]
+        if count == 0:
+            return
+        # Apple's GPUs have no float64.
+        wide = torch.float32 if outputs.device.type == "mps" else torch.float64
+        values = outputs.to(wide)
+        others = [axis for axis in range(values.ndim) if axis != self.axis % values.ndim]
+        variance, mean = torch.var_mean(values, others, correction=0)
+        step, total = mean - self.mean, self.count + count
+        between = step.square() * (self.count * count / total)
+        self.squares = self.squares + variance * count + between
+        self.mean = self.mean + step * (count / total)
+        self.positive = self.positive + (outputs > 0).sum(others)
+        self.count = total
+
+    def result(self, layer: str) -> Activation:
+        import numpy as np
+
+        if self.count == 0:
+            raise UsageError(
+                f"no data came through layer {layer!r}; are there batches, is it used?"
+            )
+        mean, squares, positive = (
+            values.cpu().numpy().astype(np.float64)
+            for values in (self.mean, self.squares, self.positive)
+        )
+        std = np.sqrt(squares / self.count)
+        centre = np.divide(mean, std, out=np.full_like(mean, np.nan), where=std > 0)
+        rate = positive / self.count
+        return Activation(mean=mean, std=std, centre=centre, rate=rate, count=self.count)
+
+
+@contextmanager
+def _evaluation(network: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each module is in the mode that it was in."""
+    modes = [(part, part.training) for part in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextmanager
+def _hooks(parts: Mapping[str, torch.nn.Module], moments: Mapping[str, _Moments]) -> Iterator[None]:
+    def adds(to: _Moments) -> Callable[..., None]:
+        return lambda _module, _inputs, outputs: to.add(outputs)
+
+    handles = [parts[name].register_forward_hook(adds(to)) for name, to in moments.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

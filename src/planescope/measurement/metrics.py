@@ -1,0 +1,36 @@
+"""What is logged of a measurement while a network is trained, by key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+
+from planescope.hyperplanes.statistics import Statistics
+from planescope.measurement.record import Measurement
+
+# What is logged of each layer, and of the network's pool as far as that has it.
+LOGGED = (
+    *("negative_mass", "mean_cosine", "agreement"),
+    *("negative_centre", "mean_centre", "activation_rate", "l2", "linf"),
+)
+LOGGABLE = tuple(
+    sorted(
+        {f.name for f in fields(Statistics)}
+        | {"q_mass", "q_cosine", "q_centre", "activation_rate", "l2", "linf"}
+    )
+)
+
+
+def by_key(measurement: Measurement, names: Iterable[str] = LOGGED, /) -> dict[str, float]:
+    """Statistics by key: ``planescope/LAYER/NAME``, and ``planescope/NAME`` of all filters.
+
+    What a layer does not have is left out.
+    """
+    names = tuple(names)
+    parts = [(f"planescope/{layer.name}", vars(layer)) for layer in measurement.layers]
+    return {
+        f"{prefix}/{name}": float(values[name])
+        for prefix, values in [*parts, ("planescope", vars(measurement.network))]
+        for name in names
+        if values.get(name) is not None
+    }

@@ -1,0 +1,400 @@
+"""The table of a network: its layers, stages and pool, and the forms in which it is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope.files.errors import CheckpointError, NoLayersError, one_line
+from planescope.files.records import record
+from planescope.files.writing import in_utf8, read_saved, write, write_csv, write_parquet
+from planescope.hyperplanes.layer import Input, Kind, Pairing, Skipped, View
+from planescope.hyperplanes.statistics import Filters, Statistics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+SCHEMA = "planescope.measurement/1"
+
+# What the suffix of an output file may be.
+FORMS = (".json", ".csv", ".parquet")
+FILTER_FORMS = (".npz", ".csv", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What was measured: path or name, format, and size in bytes (None for what is in memory)."""
+
+    path: str
+    format: str
+    bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMeasurement(Statistics):
+    """Statistics of one layer, and what it is.
+
+    Attributes
+    ----------
+    name, kind, stage, input, fan_in, kernel, groups
+        As in `Layer`.
+    q_mass, q_cosine, q_centre : float or None
+        Benjamini-Hochberg values over the layers of the measurement.
+    biased : bool or None
+        Whether q_mass < 0.05.
+    activation_rate : float or None
+        Mean over filters of P(z_i > 0); measured from data only.
+    l2, linf : float or None
+        Relative distances from the checkpoint given as the initial one.
+    norm : str or None
+        Name of the batch norm behind the layer.
+    pairing : {"graph", "names", "order", "given"} or None
+        What told the norm.
+    aliases : tuple of str
+        Other names of the same weights.
+    values : Filters or None
+        Values of each filter; None in a measurement that was loaded from a file.
+    """
+
+    name: str
+    kind: Kind
+    stage: int | None
+    input: Input
+    fan_in: int
+    kernel: tuple[int, ...]
+    groups: int | None
+    q_mass: float | None = None
+    q_cosine: float | None = None
+    q_centre: float | None = None
+    biased: bool | None = None
+    activation_rate: float | None = None
+    l2: float | None = None
+    linf: float | None = None
+    norm: str | None = None
+    pairing: Pairing | None = None
+    aliases: tuple[str, ...] = ()
+    values: Filters | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolMeasurement(Statistics):
+    """Statistics of all filters of several layers together: a stage, or the network.
+
+    `stage` is None for the whole network; `biased_layers` counts its biased layers.
+    """
+
+    stage: int | None
+    layers: int
+    biased_layers: int
+
+
+# The order of a layer's keys in every file form.
+LAYER_KEYS = (
+    "name", "kind", "stage", "input", "filters", "fan_in", "kernel", "groups",
+    "degenerate", "non_finite", "sideless",
+    "negative_mass", "mean_cosine", "std_cosine", "min_cosine", "q25_cosine", "median_cosine",
+    "q75_cosine", "max_cosine", "mean_projection", "agreement", "z",
+    "p_mass", "q_mass", "p_cosine", "q_cosine", "biased",
+    "negative_centre", "mean_centre", "p_centre", "q_centre", "activation_rate", "l2", "linf",
+)  # fmt: skip
+# What JSON has besides; the rest of the record is `values`.
+TOLD_KEYS = ("norm", "pairing", "aliases")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The table of a network.
+
+    Attributes
+    ----------
+    source : Source
+    view : View
+        Which hyperplanes: the convolutions' own, or those cut together with batch norm.
+    layers : tuple of LayerMeasurement
+        In the order of the network where that is known.
+    stages : tuple of PoolMeasurement
+        Empty where no graph tells the stages.
+    network : PoolMeasurement
+        All filters of all measured layers pooled.
+    skipped : tuple of Skipped
+        Layers that were left out, each with the reason.
+    notes : tuple of str
+        What had to be assumed, and what a reader should know.
+    """
+
+    source: Source
+    view: View
+    layers: tuple[LayerMeasurement, ...]
+    stages: tuple[PoolMeasurement, ...]
+    network: PoolMeasurement
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """Which layers are biased, in a sentence."""
+        return verdict(self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data as in the JSON form; no value of it is NaN."""
+        return {
+            "schema": SCHEMA,
+            "source": dataclasses.asdict(self.source),
+            "view": str(self.view),
+            "layers": [_layer_dict(layer) | _told(layer) for layer in self.layers],
+            "stages": [dataclasses.asdict(stage) for stage in self.stages],
+            "network": dataclasses.asdict(self.network),
+            "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
+            "notes": list(self.notes),
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """JSON text by the schema ``planescope.measurement/1``."""
+        return to_json([self], indent=indent)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Table with a row a layer; the columns are the keys of the JSON form."""
+        import pandas as pd
+
+        rows = [_layer_dict(layer) for layer in self.layers]
+        columns = {key: [row[key] for row in rows] for key in LAYER_KEYS}
+        return pd.DataFrame(in_utf8(columns)).set_index("name")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the measurement; the suffix chooses .json, .csv or .parquet.
+
+        CSV holds the layers' table alone; JSON and Parquet hold all that `load` needs.
+
+        Raises
+        ------
+        UsageError
+            If the suffix is none of these.
+        OutputError
+            If the file cannot be written; nothing is left behind then.
+        """
+        save([self], path)
+
+    def save_filters(self, path: str | os.PathLike[str]) -> None:
+        """Write projection, cosine, crossing and offset of each filter: .npz, .csv or .parquet.
+
+        Raises
+        ------
+        UsageError, OutputError
+            As `save`.
+        NoLayersError
+            If the measurement was loaded from a file, which does not hold single filters.
+        """
+        save_filters([self], path)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        shown = ("name", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")
+        head = "".join(f"<th>{key}</th>" for key in shown)
+        rows = (
+            "".join(f"<td>{escape(_short(_layer_dict(layer)[key]))}</td>" for key in shown)
+            for layer in self.layers
+        )
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return (
+            f"<p>{escape(self.source.path)} ({self.view} view): {escape(self.verdict)}</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+
+def verdict(layers: Sequence[LayerMeasurement], /) -> str:
+    """Which layers of a network are biased, in a sentence."""
+    biased = [layer for layer in layers if layer.biased]
+    if not biased:
+        return f"None of {len(layers)} layers is biased beyond chance (corrected p >= 0.05)."
+    away = sum((layer.negative_mass or 0.0) > 0.5 for layer in biased)
+    sides = (
+        (away, "away from the positive orthant (negative mass above 1/2)"),
+        (len(biased) - away, "toward the positive orthant (negative mass below 1/2)"),
+    )
+    strongest = max(biased, key=lambda layer: (layer.agreement or 0.0, layer.filters))
+    return (
+        f"{len(biased)} of {len(layers)} layers are biased beyond chance "
+        "(corrected p < 0.05); the normals of "
+        + " and of ".join(f"{count} point {where}" for count, where in sides if count)
+        + f"; most of all in {strongest.name}, with a negative mass of "
+        f"{strongest.negative_mass:.3f}."
+    )
+
+
+def load(path: str | os.PathLike[str]) -> Measurement:
+    """Load a measurement that `Measurement.save` wrote as JSON or Parquet.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, is not such a file, holds several, or has another schema version.
+    MissingDependencyError
+        If a Parquet file needs pyarrow.
+    """
+    data = read_saved(path, "measurement")
+    if isinstance(data, list):
+        raise CheckpointError(f"{path}: holds {len(data)} measurements; save each in its own file")
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != SCHEMA:
+        raise CheckpointError(
+            f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
+            f"{SCHEMA!r}; measure the checkpoint again"
+        )
+    try:
+        return from_dict(data)
+    except ValueError as exc:
+        raise CheckpointError(f"{path}: is no whole measurement ({one_line(exc)})") from exc
+
+
+def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]:
+    """Columns of all layers of some measurements, ready for a file."""
+    table: dict[str, list[Any]] = {key: [] for key in ("schema", "path", "view", *LAYER_KEYS)}
+    for measurement in measurements:
+        for layer in measurement.layers:
+            row = _layer_dict(layer)
+            row["kernel"] = "x".join(map(str, layer.kernel))
+            row |= {"schema": SCHEMA, "path": measurement.source.path}
+            row["view"] = str(measurement.view)
+            for key, column in table.items():
+                column.append(row[key])
+    return table
+
+
+def filters_table(measurements: Sequence[Measurement], /) -> dict[str, Any]:
+    """Columns of all filters of some measurements, ready for a file.
+
+    Raises
+    ------
+    NoLayersError
+        If a measurement was loaded from a file, which does not hold them.
+    """
+    import numpy as np
+
+    layers = [(m, layer) for m in measurements for layer in m.layers]
+    values = list(_values_of(layers))
+    counts = [layer.filters for _, layer in layers]
+    columns: dict[str, Any] = {}
+    if len(measurements) > 1:
+        columns["path"] = np.repeat([m.source.path for m, _ in layers], counts)
+    columns["layer"] = np.repeat([layer.name for _, layer in layers], counts)
+    columns["index"] = np.concatenate([np.arange(count) for count in counts])
+    for name in ("projection", "cosine", "crossing", "offset"):
+        columns[name] = np.concatenate([getattr(v, name) for v in values])
+    return columns
+
+
+def to_json(measurements: Sequence[Measurement], /, *, indent: int | None = 2) -> str:
+    """JSON text of one measurement, or an array of several."""
+    data = [measurement.to_dict() for measurement in measurements]
+    return json.dumps(data[0] if len(data) == 1 else data, indent=indent, allow_nan=False)
+
+
+def save(measurements: Sequence[Measurement], path: str | os.PathLike[str], /) -> None:
+    """Write measurements to one file; the suffix chooses .json, .csv or .parquet.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `Measurement.save`.
+    """
+
+    def as_json(draft: Path) -> None:
+        draft.write_text(to_json(measurements) + "\n", encoding="utf-8")
+
+    def as_csv(draft: Path) -> None:
+        write_csv(draft, layers_table(measurements))
+
+    def as_parquet(draft: Path) -> None:
+        whole = {"planescope": to_json(measurements, indent=None), "schema": SCHEMA}
+        write_parquet(draft, layers_table(measurements), whole)
+
+    write(path, dict(zip(FORMS, (as_json, as_csv, as_parquet), strict=True)))
+
+
+def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[str], /) -> None:
+    """Write the values of each filter of some measurements: .npz, .csv or .parquet.
+
+    Raises
+    ------
+    UsageError, OutputError, NoLayersError
+        As `Measurement.save_filters`.
+    """
+    columns = filters_table(measurements)
+    schema = "planescope.filters/1"
+
+    def as_npz(draft: Path) -> None:
+        import numpy as np
+
+        np.savez(draft, schema=schema, **columns)
+
+    def as_csv(draft: Path) -> None:
+        write_csv(draft, {name: column.tolist() for name, column in columns.items()})
+
+    def as_parquet(draft: Path) -> None:
+        write_parquet(draft, columns, {"schema": schema})
+
+    write(path, dict(zip(FILTER_FORMS, (as_npz, as_csv, as_parquet), strict=True)))
+
+
+def _layer_dict(layer: LayerMeasurement) -> dict[str, Any]:
+    row = {key: getattr(layer, key) for key in LAYER_KEYS}
+    return row | {"kind": str(layer.kind), "input": str(layer.input), "kernel": list(layer.kernel)}
+
+
+def _told(layer: LayerMeasurement) -> dict[str, Any]:
+    pairing = None if layer.pairing is None else str(layer.pairing)
+    return {"norm": layer.norm, "pairing": pairing, "aliases": list(layer.aliases)}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _values_of(layers: Iterable[tuple[Measurement, LayerMeasurement]]) -> Iterator[Filters]:
+    for measurement, layer in layers:
+        yield filter_values(measurement, layer)
+
+
+def filter_values(measurement: Measurement, layer: LayerMeasurement, /) -> Filters:
+    """Values of a layer's filters.
+
+    Raises
+    ------
+    NoLayersError
+        If the measurement was loaded from a file, which does not hold them.
+    """
+    if layer.values is None:
+        raise NoLayersError(
+            f"{measurement.source.path}: a loaded measurement has no values of single filters; "
+            "measure the checkpoint itself"
+        )
+    return layer.values
+
+
+def layer_from_dict(row: Mapping[str, Any], /) -> LayerMeasurement:
+    """Layer from its keys as in the JSON form; without the values of single filters.
+
+    Raises
+    ------
+    ValueError
+        If one is missing or of another type.
+    """
+    return record(LayerMeasurement, row)
+
+
+def from_dict(data: Mapping[str, Any], /) -> Measurement:
+    """Measurement from what `Measurement.to_dict` gave; without the values of single filters.
+
+    Raises
+    ------
+    ValueError
+        If a part is missing or of another type.
+    """
+    return record(Measurement, {key: each for key, each in data.items() if key != "schema"})

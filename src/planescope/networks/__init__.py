@@ -1,0 +1,1 @@
+"""Networks: named tensors or a live module to layers in their places; and their builders."""

@@ -1,0 +1,229 @@
+"""Networks to train: the paper's, those of torchvision and timm, and one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING
+
+from planescope.files.errors import UsageError
+from planescope.networks import libraries
+from planescope.networks.paper import (
+    NORM_EPS,
+    AveragePool,
+    BatchNorm,
+    Convolution,
+    Dropout,
+    Flatten,
+    Initialiser,
+    Linear,
+    MaxPool,
+    ReLU,
+    network,
+    smallest_image,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import nn
+
+    from planescope.networks.paper import Operation
+
+
+def build(
+    name: str,
+    /,
+    *,
+    in_channels: int = 3,
+    classes: int = 10,
+    width: float = 1.0,
+    image_size: int = 32,
+    seed: int | None = None,
+    drawn: bool = True,
+) -> nn.Module:
+    """Build a network with freshly drawn weights.
+
+    Parameters
+    ----------
+    name : str
+        One of the paper's networks (METHOD, section 8), ``torchvision:NAME``, ``timm:NAME``, or
+        ``package.module:callable``, which gets those of `in_channels`, `classes` and `image_size`
+        that it has parameters for.
+    width : float
+        Multiplies the number of filters of every layer but the last, rounded, at least 1; of the
+        paper's networks alone.
+    image_size : int
+        Height and width of the images, in pixels.
+    seed : int, optional
+        Draws the weights from a generator of their own: the same seed gives the same weights, and
+        another seed the same network initialised afresh. By default torch's global generator.
+    drawn : bool
+        False spares the drawing, which takes a second of VGG's, for weights that are to be loaded;
+        of the paper's networks alone. Those of convolutions and linear layers are then anything.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the CPU, in training mode.
+
+    Raises
+    ------
+    UsageError
+        If there is no such network, or an option cannot be.
+    MissingDependencyError
+        If torch, torchvision or timm is not installed.
+    """
+    _check_options(in_channels, classes, width)
+    library, colon, rest = name.partition(":")
+    if colon and width != 1:
+        raise UsageError(
+            f"{name} has one width; leave out width, or take one of the paper's networks"
+        )
+    libraries.required("torch")
+    with _drawing_from(seed):
+        if not colon:
+            return _paper(name, in_channels, classes, width, image_size, drawn=drawn)
+        if library == "torchvision":
+            return libraries.torchvision(rest, in_channels, classes)
+        if library == "timm":
+            return libraries.timm(rest, in_channels, classes)
+        return libraries.own(library, rest, in_channels, classes, image_size)
+
+
+def load_pretrained(name: str, /) -> nn.Module:
+    """Load a network with its published weights, those its library calls the default.
+
+    Parameters
+    ----------
+    name : str
+        ``torchvision:NAME`` or ``timm:NAME``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such network, or it has no published weights.
+    CheckpointError
+        If the weights cannot be fetched, or the file of them is damaged.
+    MissingDependencyError
+        If torchvision or timm is not installed.
+    """
+    library, _, rest = name.partition(":")
+    if library == "torchvision":
+        return libraries.torchvision_pretrained(rest)
+    if library == "timm":
+        return libraries.timm_pretrained(rest)
+    raise UsageError(f"{name} has no published weights; give torchvision:NAME or timm:NAME")
+
+
+def _check_options(in_channels: int, classes: int, width: float) -> None:
+    if in_channels < 1 or classes < 1:
+        raise UsageError(f"a network for {in_channels} channels and {classes} classes cannot be")
+    if not 0 < width < math.inf:
+        raise UsageError(f"width {width} cannot be; it multiplies the numbers of filters")
+
+
+@contextlib.contextmanager
+def _drawing_from(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        # `torch.manual_seed` would reach other devices' generators too, which are not put back.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _paper(
+    name: str, in_channels: int, classes: int, width: float, image_size: int, *, drawn: bool
+) -> nn.Module:
+    import torch
+    from torch import nn
+
+    least = smallest_image(name)
+    if image_size < least:
+        raise UsageError(
+            f"{name} takes images of at least {least}×{least} pixels, not "
+            f"{image_size}×{image_size}; upscale them or choose another network"
+        )
+    plan = network(name)
+    # Without memory at first: torch's own initialisation would be a second for nothing with VGG.
+    with torch.device("meta"):
+        modules = _modules(plan.operations, in_channels, classes, width, image_size)
+        built = _nested(modules)
+    built.to_empty(device="cpu")
+    for module in built.modules():
+        if drawn or isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            _initialise(module, plan.initialiser)
+    return built
+
+
+def _modules(
+    operations: Iterable[Operation], channels: int, classes: int, width: float, image_size: int
+) -> Iterator[tuple[str, nn.Module]]:
+    from torch import nn
+
+    size = image_size
+    norm: type[nn.Module] = nn.BatchNorm2d
+    for operation in operations:
+        match operation:
+            case Convolution(filters=filters, kernel=kernel, stride=stride, padding=padding):
+                filters = max(1, round(filters * width))
+                yield operation.name, nn.Conv2d(channels, filters, kernel, stride, padding)
+                channels = filters
+            case Linear(filters=hidden):
+                filters = classes if hidden is None else max(1, round(hidden * width))
+                yield operation.name, nn.Linear(channels, filters)
+                channels = filters
+            case BatchNorm():
+                yield operation.name, norm(channels, eps=NORM_EPS)
+            case ReLU():
+                yield operation.name, nn.ReLU(inplace=True)
+            case Dropout(probability=probability):
+                yield operation.name, nn.Dropout(probability)
+            case MaxPool(kernel=kernel, stride=stride):
+                yield operation.name, nn.MaxPool2d(kernel, stride)
+            case AveragePool(size=size):
+                yield operation.name, nn.AdaptiveAvgPool2d(size)
+            case Flatten():
+                yield operation.name, nn.Flatten()
+                channels *= size * size
+                norm = nn.BatchNorm1d
+
+
+def _nested(modules: Iterable[tuple[str, nn.Module]]) -> nn.Module:
+    """Sequences within a sequence, as the dots in the names say."""
+    from torch import nn
+
+    root = nn.Sequential()
+    for name, module in modules:
+        parent, _, last = name.rpartition(".")
+        if parent and not hasattr(root, parent):
+            root.add_module(parent, nn.Sequential())
+        root.get_submodule(parent).add_module(last, module)
+    return root
+
+
+def _initialise(module: nn.Module, initialiser: Initialiser) -> None:
+    from torch import nn
+
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        module.reset_parameters()
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return
+    if initialiser is Initialiser.TORCH:
+        module.reset_parameters()
+        return
+    if initialiser is Initialiser.VGG:
+        is_linear = isinstance(module, nn.Linear)
+        initialiser = Initialiser.NORMAL if is_linear else Initialiser.KAIMING
+    match initialiser:
+        case Initialiser.XAVIER:
+            nn.init.xavier_uniform_(module.weight, gain=nn.init.calculate_gain("relu"))
+        case Initialiser.KAIMING:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        case Initialiser.NORMAL:
+            nn.init.normal_(module.weight, std=0.01)
+    nn.init.zeros_(module.bias)

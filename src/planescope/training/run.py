@@ -1,0 +1,647 @@
+"""The folder of a training run: what is in it; nothing else knows its paths.
+
+    config.yaml          what repeats the run
+    environment.json     versions and device of each start
+    metrics.csv          a row an epoch
+    snapshots/           epoch-0000.safetensors and so on: weights, what they are in the metadata
+    measurements.parquet every layer at every snapshot (.csv where pyarrow is missing)
+    filters/             epoch-0000.safetensors and so on: cosine and offset of each filter
+    last.ckpt            all that resuming needs, after the last epoch that was finished
+    state.json           how it ended
+    resets.json          what its layers, put back, cost; resets-progress.json keeps work on that
+    relation.json        what scores tell of those costs, where `relate --out` wrote it here
+
+Files are whole or absent: they are written in hidden folders ``.planescope-...`` first. Those of an
+epoch are written before its `last.ckpt`; what a killed run wrote after that is cut off when it is
+resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope.files.drafts import remove_drafts
+from planescope.files.errors import CheckpointError, OutputError, UsageError, one_line
+from planescope.files.reading import open_binary, read_text
+from planescope.files.records import record
+from planescope.files.writing import is_utf8, replacing, write_csv, write_parquet
+from planescope.measurement.record import (
+    LAYER_KEYS,
+    LayerMeasurement,
+    Measurement,
+    layer_from_dict,
+    layers_table,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+    from numpy.typing import NDArray
+
+    from planescope.training.config import RunConfig
+
+METRICS_SCHEMA = "planescope.metrics/1"
+MEASUREMENTS_SCHEMA = "planescope.run-measurements/1"
+SNAPSHOT_SCHEMA = "planescope.snapshot/1"
+FILTERS_SCHEMA = "planescope.run-filters/1"
+ENVIRONMENT_SCHEMA = "planescope.environment/1"
+STATE_SCHEMA = "planescope.run-state/1"
+
+_EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
+_MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
+_TEXT_KEYS = ("schema", "view", "name", "kind", "input", "kernel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """What an epoch came to; None is what was not asked for, or does not exist at epoch 0.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs trained; 0 is the initialisation.
+    train_loss : float or None
+        Mean cross-entropy of the training examples as they were trained on: augmented, with
+        dropout, by weights that changed from batch to batch.
+    train_accuracy : float or None
+        Share of the training examples, not augmented, that the network then classified correctly.
+    val_loss, val_accuracy : float
+        The same of the validation examples.
+    learning_rate : float or None
+        At the start of the epoch.
+    seconds : float
+        Wall time, validation included.
+    """
+
+    epoch: int
+    train_loss: float | None
+    train_accuracy: float | None
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float | None
+    seconds: float
+
+
+_METRICS_KEYS = tuple(field.name for field in dataclasses.fields(EpochMetrics))
+
+
+class State(StrEnum):
+    """How far a run is."""
+
+    NEW = "new"
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"  # interrupted or killed; resuming goes on
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A run's state; `message` says what happened and what to do, "" where nothing did."""
+
+    state: State
+    message: str = ""
+
+
+class Run:
+    """A training run by the path of its folder; what it has is read when it is asked for.
+
+    Parameters
+    ----------
+    path : path
+        The folder; whether it is there shows when something is asked for.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: RunConfig) -> Run:
+        """Make the folder of a new run.
+
+        Raises
+        ------
+        UsageError
+            If there is something at that path.
+        OutputError
+            If it cannot be made.
+        """
+        from planescope.training.config import dump_config
+
+        run = cls(path)
+        run._make(run._snapshot_folder)
+        if run.exists:
+            raise UsageError(f"{path}: exists; go on with --resume, or give another --out")
+        run._write("config.yaml", dump_config(config))
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Find a run that exists.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none.
+        """
+        run = cls(path)
+        if not run.exists:
+            raise CheckpointError(f"{path}: is no run: it has no config.yaml")
+        return run
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run, of whatever state."""
+        return (self.path / "config.yaml").is_file()
+
+    @property
+    def config(self) -> RunConfig:
+        """What the run was started with.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no run, or its config.yaml is lost.
+        UsageError
+            If that is no config.
+        """
+        from planescope.training.config import load_config
+
+        path = Run.open(self.path).path / "config.yaml"
+        # A user's own file that is empty is all defaults; here it would make another run of this.
+        if not path.stat().st_size:
+            raise CheckpointError(
+                f"{path}: is empty; put it back, or train anew with another --out"
+            )
+        return load_config(path)
+
+    @property
+    def metrics(self) -> tuple[EpochMetrics, ...]:
+        """A record an epoch, from epoch 0; empty before there is one.
+
+        Raises
+        ------
+        CheckpointError
+            If metrics.csv is damaged.
+        """
+        path = self.path / "metrics.csv"
+        columns = _read_csv(path, ("schema", *_METRICS_KEYS)) if path.is_file() else {}
+        columns.pop("schema", None)
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        try:
+            return tuple(record(EpochMetrics, row) for row in rows)
+        except ValueError as exc:
+            raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
+
+    @property
+    def snapshots(self) -> dict[int, Path]:
+        """Path of each snapshot by its epoch, in order; a safetensors file of weights."""
+        return _by_epoch(self._snapshot_folder)
+
+    @property
+    def measurements(self) -> pd.DataFrame:
+        """Every layer at every snapshot: `epoch`, `view`, and the keys of a measurement's layers.
+
+        Raises
+        ------
+        CheckpointError
+            If nothing was measured yet, the file is damaged, or its rows have another schema
+            version.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self._whole_table()).drop(columns="schema")
+
+    @property
+    def measured_layers(self) -> dict[int, tuple[LayerMeasurement, ...]]:
+        """The layers at each snapshot by its epoch, in order: `measurements` as records.
+
+        Raises
+        ------
+        CheckpointError
+            As `measurements`.
+        """
+        columns = self._whole_table()
+        found: dict[int, list[LayerMeasurement]] = {}
+        for values in zip(*columns.values(), strict=True):
+            row = dict(zip(columns, values, strict=True))
+            fields = {key: row[key] for key in LAYER_KEYS}
+            try:
+                fields["kernel"] = [
+                    int(extent) for extent in (row["kernel"] or "").split("x") if extent
+                ]
+                found.setdefault(int(row["epoch"]), []).append(layer_from_dict(fields))
+            except (ValueError, TypeError, AttributeError, OverflowError) as exc:
+                raise CheckpointError(
+                    f"{self._measurements_file}: is damaged ({one_line(exc)})"
+                ) from exc
+        return {epoch: tuple(found[epoch]) for epoch in sorted(found)}
+
+    @property
+    def filter_epochs(self) -> tuple[int, ...]:
+        """Epochs whose values of single filters were kept, in order."""
+        return tuple(_by_epoch(self._filters_folder))
+
+    def load_filters(self, epoch: int) -> dict[str, NDArray[np.float32]]:
+        """Cosine and offset of each filter at a snapshot, of shape (2, filters), by layer.
+
+        Raises
+        ------
+        CheckpointError
+            If they were not kept or the file is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        path = _file_of(self._filters_folder, epoch)
+        try:
+            with open_binary(path) as file:
+                # In any order; the file has them by name.
+                filters: dict[str, NDArray[np.float32]] = dict(sorted(load(file.read()).items()))
+        except (OSError, SafetensorError) as exc:
+            raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
+        return filters
+
+    @property
+    def environments(self) -> tuple[dict[str, Any], ...]:
+        """What each start of the run had, versions and device; empty before the first.
+
+        Raises
+        ------
+        CheckpointError
+            If environment.json is damaged.
+        """
+        path = self.path / "environment.json"
+        if not path.is_file():
+            return ()
+        try:
+            return tuple(map(dict, json.loads(read_text(path))["starts"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
+            raise CheckpointError(f"{path}: is damaged ({exc!r})") from exc
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where all that resuming needs lies, once an epoch was finished."""
+        return self.path / "last.ckpt"
+
+    @property
+    def resets(self) -> Path:
+        """What resetting its layers found, once that was done; the last time counts."""
+        return self.path / "resets.json"
+
+    @property
+    def relation(self) -> Path:
+        """What scores tell of its resets, where a relation was written there."""
+        return self.path / "relation.json"
+
+    @property
+    def resets_progress(self) -> Path:
+        """Where finished work on resets is kept."""
+        return self.path / "resets-progress.json"
+
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """When each of the files that hold results was written; equal while nothing is new."""
+        files = (self._measurements_file, self.path / "metrics.csv", self.resets, self.relation)
+        return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+
+    @property
+    def logs(self) -> Path:
+        """Folder for loggers."""
+        return self.path / "logs"
+
+    @property
+    def status(self) -> Status:
+        """How far the run is: what it wrote last, and whether a process holds it now.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no run, or its state cannot be read.
+        """
+        path = Run.open(self.path).path / "state.json"
+        if self._is_locked():
+            return Status(state=State.RUNNING)
+        if not path.is_file():
+            return Status(state=State.NEW)
+        try:
+            data = json.loads(read_text(path))
+            status = Status(state=State(data["state"]), message=str(data["message"]))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as exc:
+            raise CheckpointError(f"{path}: cannot be read ({exc!r})") from exc
+        if status.state is State.RUNNING:
+            return Status(state=State.STOPPED, message="it was killed; go on with --resume")
+        return status
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run, so that no other process trains it; a killed process lets go.
+
+        Its folder is made, if it is not there: who is to make the run is settled by that too.
+
+        Raises
+        ------
+        UsageError
+            If another process holds it.
+        OutputError
+            If the folder cannot be made.
+        """
+        from filelock import FileLock, Timeout
+
+        self._make(self.path)
+        try:
+            # `status` of another process takes the lock for a moment.
+            with FileLock(self._lock_file, timeout=1):
+                for folder in (self.path, self._snapshot_folder, self._filters_folder):
+                    remove_drafts(folder)
+                yield
+        except Timeout:
+            raise UsageError(f"{self.path}: another process is training this run") from None
+
+    def save_status(self, status: Status) -> None:
+        """Write how the run stands."""
+        fields = {"schema": STATE_SCHEMA, "state": str(status.state), "message": status.message}
+        self._write("state.json", json.dumps(fields, indent=2) + "\n")
+
+    def save_environment(self, environment: Mapping[str, Any]) -> None:
+        """Add what a start of the run had: versions, device."""
+        starts: tuple[dict[str, Any], ...] = ()
+        with contextlib.suppress(CheckpointError):  # a damaged one is begun anew
+            starts = self.environments
+        fields = {"schema": ENVIRONMENT_SCHEMA, "starts": [*starts, dict(environment)]}
+        self._write("environment.json", json.dumps(fields, indent=2) + "\n")
+
+    def save_metrics(self, metrics: Sequence[EpochMetrics]) -> None:
+        """Write the records of all epochs."""
+        columns: dict[str, list[Any]] = {"schema": [METRICS_SCHEMA] * len(metrics)}
+        columns |= {key: [getattr(row, key) for row in metrics] for key in _METRICS_KEYS}
+        with replacing(self.path / "metrics.csv") as draft:
+            write_csv(draft, columns)
+
+    def save_snapshot(
+        self, epoch: int, weights: Mapping[str, torch.Tensor], about: Mapping[str, Any]
+    ) -> None:
+        """Write weights, with what they are as the file's metadata.
+
+        Raises
+        ------
+        OutputError
+            If the disk is full.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        # Copied: safetensors refuses tensors that share memory, as shared layers do.
+        tensors = {
+            name: weight.detach().to("cpu", copy=True).contiguous()
+            for name, weight in weights.items()
+        }
+        # One entry: safetensors writes several in any order, and equal snapshots are equal files.
+        metadata = {"planescope": json.dumps({"schema": SNAPSHOT_SCHEMA, "epoch": epoch, **about})}
+        with replacing(_file_of(self._snapshot_folder, epoch)) as draft:
+            try:
+                save_file(tensors, draft, metadata)
+            except SafetensorError as exc:
+                raise OSError(str(exc)) from exc
+
+    def load_snapshot(self, epoch: int) -> dict[str, torch.Tensor]:
+        """Weights of a snapshot.
+
+        Raises
+        ------
+        CheckpointError
+            If it is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load, load_file
+
+        path = _file_of(self._snapshot_folder, epoch)
+        try:
+            with open_binary(path) as file:  # safetensors would wait for a pipe
+                # It takes no path whose bytes are no text; a whole file costs twice the memory.
+                weights: dict[str, torch.Tensor] = (
+                    load_file(path)
+                    if is_utf8(str(path))
+                    else dict(sorted(load(file.read()).items()))
+                )
+        except (OSError, SafetensorError) as exc:
+            raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
+        return weights
+
+    def add_measurement(self, epoch: int, measurement: Measurement) -> None:
+        """Add the layers of a snapshot to the table, and keep what their filters are."""
+        self._save_filters(epoch, measurement)
+        new = layers_table([measurement])
+        rows = len(new["name"])
+        new |= {"schema": [MEASUREMENTS_SCHEMA] * rows, "epoch": [epoch] * rows}
+        known = self._measured() or {key: [] for key in _MEASUREMENT_KEYS}
+        self._save_measured({key: [*known[key], *new[key]] for key in _MEASUREMENT_KEYS})
+
+    def cut(self, epoch: int) -> None:
+        """Remove what was written after an epoch; -1 leaves nothing."""
+        for folder in (self._snapshot_folder, self._filters_folder):
+            for number, path in _by_epoch(folder).items():
+                if number > epoch:
+                    path.unlink()
+        self.save_metrics([row for row in self.metrics if row.epoch <= epoch])
+        if measured := self._measured():
+            kept = [index for index, row in enumerate(measured["epoch"]) if row <= epoch]
+            self._save_measured({key: [col[i] for i in kept] for key, col in measured.items()})
+
+    @property
+    def _snapshot_folder(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def _filters_folder(self) -> Path:
+        return self.path / "filters"
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    def _is_locked(self) -> bool:
+        return is_locked(self._lock_file)
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise OutputError(f"{self.path}: cannot be made: {exc.strerror or exc}") from exc
+
+    def _write(self, name: str, text: str) -> None:
+        with replacing(self.path / name) as draft:
+            draft.write_text(text, encoding="utf-8")
+
+    @property
+    def _measurements_file(self) -> Path:
+        """The file there is, or else the one to be written."""
+        parquet, table = (self.path / f"measurements.{form}" for form in ("parquet", "csv"))
+        return table if table.exists() or find_spec("pyarrow") is None else parquet
+
+    def _whole_table(self) -> dict[str, list[Any]]:
+        """Columns of the measurements; an error where there are none that this version reads."""
+        columns = self._measured()
+        if not columns:
+            if self.status.state is State.FINISHED:
+                raise CheckpointError(
+                    f"{self._measurements_file}: is lost; planescope measure "
+                    f"{self._snapshot_folder}/*.safetensors measures what the run has kept"
+                )
+            raise CheckpointError(
+                f"{self.path}: nothing was measured yet; planescope train --resume --out "
+                f"{self.path} goes on with it"
+            )
+        if others := {str(schema) for schema in columns["schema"]} - {MEASUREMENTS_SCHEMA}:
+            raise CheckpointError(
+                f"{self._measurements_file}: holds rows of the schema {min(others)!r}, and this "
+                f"version of planescope reads {MEASUREMENTS_SCHEMA!r}; train the run again"
+            )
+        return columns
+
+    def _measured(self) -> dict[str, list[Any]]:
+        path = self._measurements_file
+        if not path.is_file():
+            return {}
+        if path.suffix == ".csv":
+            return _read_csv(path, _MEASUREMENT_KEYS)
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            # One file as it is: what reads several together imports pandas, half a second.
+            with open_binary(path) as file:
+                table = pq.ParquetFile(file)
+                # Packed, a few bytes can stand for a billion rows; each of ours takes hundreds.
+                if table.metadata.num_rows > os.fstat(file.fileno()).st_size:
+                    raise ValueError("it claims more rows than bytes")
+                columns: dict[str, list[Any]] = table.read().to_pydict()
+        except (OSError, ValueError, pa.ArrowException) as exc:
+            raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
+        if columns.keys() != set(_MEASUREMENT_KEYS):
+            raise CheckpointError(f"{path}: is damaged (its columns are others)")
+        return columns
+
+    def _save_filters(self, epoch: int, measurement: Measurement) -> None:
+        """Single precision, for pictures; a snapshot of a large network is a thousand times this.
+
+        A measurement that was loaded from a file has none.
+        """
+        import numpy as np
+        from safetensors.numpy import save_file
+
+        values = {layer.name: layer.values for layer in measurement.layers if layer.values}
+        if not values:
+            return
+        # An offset beyond float32 becomes an infinity, which is no point of a picture.
+        with np.errstate(over="ignore"):
+            arrays = {
+                name: np.stack([filters.cosine, filters.offset]).astype(np.float32)
+                for name, filters in values.items()
+            }
+        about = json.dumps({"schema": FILTERS_SCHEMA, "epoch": epoch})
+        self._filters_folder.mkdir(exist_ok=True)
+        with replacing(_file_of(self._filters_folder, epoch)) as draft:
+            save_file(arrays, draft, {"planescope": about})
+
+    def _save_measured(self, columns: Mapping[str, list[Any]]) -> None:
+        path = self._measurements_file
+        with replacing(path) as draft:
+            if path.suffix == ".csv":
+                write_csv(draft, columns)
+            else:
+                write_parquet(draft, columns, {"schema": MEASUREMENTS_SCHEMA})
+
+
+def is_locked(path: Path, /) -> bool:
+    """Whether a process holds a lock; where nothing tells, no."""
+    from filelock import FileLock, Timeout
+
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except PermissionError:
+        return _is_held_by_another(path)
+
+
+def _is_held_by_another(path: Path) -> bool:
+    """The same of a file that may be read alone, as a colleague's run is."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _file_of(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch:04d}.safetensors"
+
+
+def _by_epoch(folder: Path) -> dict[int, Path]:
+    """Files of a folder by their epoch, in order."""
+    if not folder.is_dir():
+        return {}
+    found = {
+        int(match[1]): path
+        for path in folder.iterdir()
+        if (match := _EPOCH_FILE.fullmatch(path.name))
+    }
+    return dict(sorted(found.items()))
+
+
+def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
+    """Columns of a table that `write_csv` wrote; an empty cell is None.
+
+    Raises
+    ------
+    CheckpointError
+        If its columns are others, or a row is not whole.
+    """
+    try:
+        head, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
+        if tuple(head) != tuple(keys):
+            raise ValueError("its columns are others")
+        columns = zip(*rows, strict=True) if rows else [()] * len(keys)
+        return {
+            key: [_value(key, cell) for cell in column]
+            for key, column in zip(keys, columns, strict=True)
+        }
+    except (OSError, ValueError, csv.Error) as exc:
+        raise CheckpointError(f"{path}: is damaged ({exc})") from exc
+
+
+def _value(key: str, cell: str) -> Any:
+    if cell == "" or key in _TEXT_KEYS:
+        return cell or None
+    if cell in ("True", "False"):
+        return cell == "True"
+    with contextlib.suppress(ValueError):
+        return int(cell)
+    return float(cell)

@@ -1,0 +1,82 @@
+"""Weights that several processes share, and what a process must leave as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from planescope.hyperplanes.layer import Layer, Tensor, with_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def is_first() -> bool:
+    """Whether this process is the only one, or that of rank 0."""
+    import torch.distributed as dist
+
+    return not _are_several() or dist.get_rank() == 0
+
+
+def _are_several() -> bool:
+    import torch.distributed as dist
+
+    return bool(dist.is_available() and dist.is_initialized())
+
+
+def is_sharded(model: nn.Module, /) -> bool:
+    """Whether all processes are needed to see the weights whole."""
+    if not _are_several():
+        return False
+    return _is_flattened(model) or any(hasattr(p, "full_tensor") for p in model.parameters())
+
+
+@contextlib.contextmanager
+def whole_weights(model: nn.Module, /) -> Iterator[None]:
+    """Weights that `FullyShardedDataParallel` has flattened and shared out, put together."""
+    if not _is_flattened(model):
+        yield
+        return
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+        yield
+
+
+def _is_flattened(model: nn.Module) -> bool:
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # who uses it has imported it
+    return fsdp is not None and any(
+        isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()
+    )
+
+
+def gathered(layer: Layer, /) -> Layer:
+    """The layer with whole tensors where `fully_shard` has shared them out."""
+
+    def whole(tensor: Tensor) -> Tensor:
+        if not hasattr(tensor.read(), "full_tensor"):
+            return tensor
+        return replace(tensor, read=lambda: tensor.read().full_tensor())
+
+    return with_tensors(layer, whole)
+
+
+@contextlib.contextmanager
+def unchanged_random_state(device: torch.device, /) -> Iterator[None]:
+    """All generators that data may draw from, as they were."""
+    import random
+
+    import numpy as np
+    import torch
+
+    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)  # noqa: NPY002

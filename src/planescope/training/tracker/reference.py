@@ -1,0 +1,84 @@
+"""The weights of the first update, from which distances are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from planescope.hyperplanes import geometry
+from planescope.hyperplanes.layer import Array, Layer
+
+
+class Reference(StrEnum):
+    """Where the weights of the first update are kept."""
+
+    DEVICE = "device"
+    CPU = "cpu"
+
+
+@dataclass(eq=False, slots=True)
+class Start:
+    """A layer's weights at the first update, shape (filters, fan_in)."""
+
+    weight: Array
+    _extent: tuple[Array | float, Array | float]
+
+    def extent(self) -> tuple[float, float]:
+        """Length and peak of the weights; the first to ask waits for the device."""
+        length, peak = self._extent = float(self._extent[0]), float(self._extent[1])
+        return length, peak
+
+
+class Starts:
+    """The layers' weights as they were first seen.
+
+    Attributes
+    ----------
+    notes : tuple of str
+        Which layers had to start anew.
+    """
+
+    def __init__(self, reference: Reference | None) -> None:
+        self.notes: tuple[str, ...] = ()
+        self._reference = reference
+        self._starts: dict[str, Start] = {}
+        self._loaded: dict[str, Array] = {}  # from a checkpoint, not yet on the layer's device
+
+    def of(self, layer: Layer, rows: Array, /) -> Start | None:
+        """Weights that the layer began with; those of now where it is new or has a new shape."""
+        if self._reference is None:
+            return None
+        name, start = layer.name, self._starts.get(layer.name)
+        began = start.weight if start else self._loaded.pop(name, None)
+        if began is not None and tuple(began.shape) != tuple(rows.shape):
+            self.notes += (
+                f"{name} changed its shape: its distances are from the weights it had then",
+            )
+            start = began = None
+        if start is None:
+            weight = self._copy(rows if began is None else began, rows)
+            start = self._starts[name] = Start(weight, geometry.extent(beside(weight, rows)))
+        return start
+
+    def _copy(self, weight: Array, rows: Array) -> Array:
+        """Memory of our own: what is read may be the network's."""
+        if not hasattr(weight, "clone"):
+            return weight.copy()
+        kept = weight.clone()
+        return kept.cpu() if self._reference is Reference.CPU else beside(kept, rows)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Weights by layer."""
+        return self._loaded | {name: start.weight for name, start in self._starts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Begin from weights that `state_dict` gave."""
+        self._loaded, self._starts = dict(state), {}
+
+
+def beside(weight: Array, rows: Array, /) -> Array:
+    """The weights on the device of others."""
+    is_elsewhere = hasattr(weight, "to") and weight.device != rows.device
+    return weight.to(rows.device, non_blocking=True) if is_elsewhere else weight

@@ -1,0 +1,167 @@
+"""``planescope relate`` as a process, on real runs: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+import warm
+from safetensors.torch import load_file, save_file
+
+import planescope as ps
+from planescope.criticality.resets import reset_run
+from planescope.training.config import RunConfig
+from planescope.training.loop import train
+from planescope.training.run import Run
+
+
+def relate(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return warm.run("relate", *args)
+
+
+def trained(path: Path, **fields) -> Path:
+    few = {"epochs": 1, "threads": 1, "batch_size": 32, "optimiser": "adam", "learning_rate": 0.003}
+    train(RunConfig(**few | fields), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Path]:
+    """Two short runs whose layers were reset."""
+    folder = tmp_path_factory.mktemp("runs")
+    paths = [trained(folder / f"run-{seed}", seed=seed) for seed in (0, 1)]
+    for path in paths:
+        reset_run(path)
+    return paths
+
+
+def test_the_json_follows_its_schema(runs):
+    done = relate(*runs, "--json", "--draws", "199")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    schema = json.loads((files("planescope") / "schemas" / "relation-1.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(found, schema)
+    assert found["runs"] == [str(path) for path in runs]
+
+
+def test_a_run_gives_tables_a_verdict_and_files(runs, tmp_path):
+    done = relate(runs[0], "--out", tmp_path / "r.parquet", "--figure", tmp_path / "r.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in ("Spearman's rho", "features.12", "agreement", "unbiased", "one run:"):
+        assert text in done.stdout
+    relation = ps.Relation.load(tmp_path / "r.parquet")
+    assert relation.verdict.split()[0] in done.stdout
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.parquet", "r.png"]
+
+
+def test_scores_are_those_of_the_measurement_and_of_the_weights(runs):
+    run = Run(runs[0])
+    layers = {layer.name: layer for layer in ps.relate(runs[0], draws=99).layers}
+    last = max(run.snapshots)
+    measured = ps.measure(run.snapshots[last], network="lenet", init=run.snapshots[0])
+    resets = ps.Resets.load(run.resets)
+    weights = run.load_snapshot(last)
+    assert list(layers) == [layer.name for layer in measured.layers]
+    for i, layer in enumerate(measured.layers):
+        found, cell = layers[layer.name], resets.at(layer.name, 0)[0]
+        assert found.drop == cell.relative_drop
+        assert found.critical == (cell.relative_drop > 0.1 and cell.significant)
+        assert found.first is (i == 0)
+        for name in ("agreement", "mean_cosine", "l2", "linf"):
+            assert found.scores[name] == getattr(layer, name)
+        rows = weights[f"{layer.name}.weight"].double().flatten(1)
+        spectral = float(rows.svd().S[0])
+        assert found.scores["frobenius"] == pytest.approx(float(rows.norm()), rel=1e-9)
+        assert found.scores["spectral"] == pytest.approx(spectral, rel=1e-9)
+        assert found.scores["stable_rank"] == pytest.approx(
+            (float(rows.norm()) / spectral) ** 2, rel=1e-9
+        )
+        assert found.scores["position"] == i / 5
+
+
+def copied(run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(run, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def not_reset(runs, tmp_path):
+    path = copied(runs[0], tmp_path)
+    Run(path).resets.unlink()
+    return [path]
+
+
+def unfinished(runs, tmp_path):
+    path = copied(runs[0], tmp_path)
+    (path / "state.json").write_text('{"state": "stopped", "message": ""}')
+    return [path]
+
+
+def trained_further(runs, tmp_path):
+    path = copied(runs[0], tmp_path)
+    snapshot = Run(path).snapshots[1]
+    save_file({name: -tensor for name, tensor in load_file(snapshot).items()}, snapshot)
+    return [path]
+
+
+def without_epoch_0(runs, tmp_path):
+    path = copied(runs[0], tmp_path)
+    data = json.loads(Run(path).resets.read_text())
+    data["cells"] = [cell | {"snapshot": 1} for cell in data["cells"]]
+    Run(path).resets.write_text(json.dumps(data))
+    return [path]
+
+
+def at_chance(runs, tmp_path):
+    path = copied(runs[0], tmp_path)
+    data = json.loads(Run(path).resets.read_text())
+    data["cells"] = [cell | {"relative_drop": None} for cell in data["cells"]]
+    Run(path).resets.write_text(json.dumps(data))
+    return [path]
+
+
+def other_layers(runs, tmp_path):
+    path = copied(runs[1], tmp_path)
+    data = json.loads(Run(path).resets.read_text())
+    data["layers"] = data["layers"][:-1]
+    Run(path).resets.write_text(json.dumps(data))
+    return [runs[0], path]
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda runs, tmp: [tmp / "none"], "is no run: it has no config.yaml"),
+        (lambda runs, tmp: [runs[0], runs[0]], "is given twice; a run counts once"),
+        (not_reset, "its layers were not reset yet; run planescope reset"),
+        (unfinished, "the run is not finished but stopped; let it finish"),
+        (trained_further, "its layers were reset before it was trained further"),
+        (without_epoch_0, "were not put back to epoch 0, which the relation is about"),
+        (at_chance, "has no relative drops: its network is no better than chance"),
+        (other_layers, "are both lenet, but features.12 was reset in one of them only"),
+        (lambda runs, tmp: [runs[0], "--critical", "2"], "critical must lie in (0, 1), not 2.0"),
+        (lambda runs, tmp: [runs[0], "--out", tmp / "x.txt"], "must end in .json, .csv or .parq"),
+    ],
+)  # fmt: skip
+def test_bad_input_gives_a_sentence_and_status_2(build, sentence, runs, tmp_path):
+    done = relate(*build(runs, tmp_path))
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stderr.startswith("planescope: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; sys.argv = ['planescope', 'relate', '--help']\n"
+    code += "from planescope.cli import main\ntry:\n    main()\nexcept SystemExit: pass\n"
+    code += "print(*[n for n in ('numpy', 'scipy', 'torch', 'rich') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""

@@ -1,0 +1,186 @@
+"""The paper's four claims, answered from a study's table: effects by hand, honest answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_text import assert_inside
+from scipy import stats
+
+from planescope import figures
+from planescope.files.errors import UsageError
+from planescope.study.claims import ALL, PLAIN, claims_of, plain_runs, with_conditions
+
+CONDITIONS = {
+    PLAIN: {},
+    "all labels wrong": {"label_noise": 1.0},
+    "2 classes": {"classes": 2},
+    "shuffled pixels": {"shuffle_pixels": True},
+}
+
+
+def made_up(
+    effects: dict[str, float], *, seeds: int = 4, networks=("net", "net_bn")
+) -> pd.DataFrame:
+    """A table in which training adds so much to the agreement, by condition; noise of 0.02."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for network in networks:
+        for condition, effect in effects.items():
+            for seed in range(seeds):
+                about = {"classes": np.nan, "label_noise": 0.0, "shuffle_pixels": False}
+                about |= CONDITIONS[condition]
+                for epoch in (0, 1, 2):
+                    for layer in range(4):
+                        agreement = 0.2 + effect * epoch / 2 + rng.normal() * 0.02
+                        rows.append(
+                            {
+                                "run": f"{network}-{condition}-{seed}",
+                                "network": network,
+                                **about,
+                                "epoch": epoch,
+                                "name": f"conv{layer}",
+                                "input": "relu" if layer else "image",
+                                "filters": 32,
+                                "agreement": agreement,
+                                "negative_mass": (1 + agreement) / 2,
+                                "biased": agreement > 0.4,
+                                "negative_centre": 0.9 if network.endswith("_bn") else np.nan,
+                            }
+                        )
+    return pd.DataFrame(rows)
+
+
+EFFECTS = {PLAIN: 0.4, "all labels wrong": 0.0, "2 classes": 0.4}
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return made_up(EFFECTS)
+
+
+@pytest.fixture(scope="module")
+def found(table):
+    return claims_of(table, study="made up")
+
+
+def effect(found, claim, network, comparison, measure="agreement"):
+    (one,) = (
+        e
+        for e in found.of(claim)
+        if (e.network, e.measure) == (network, measure) and e.comparison.startswith(comparison)
+    )
+    return one
+
+
+def test_runs_have_the_condition_of_their_config(table):
+    conditions = with_conditions(table).groupby("run")["condition"].first()
+    assert set(conditions) == {PLAIN, "all labels wrong", "2 classes"}
+    assert all(name.split("-")[1] == condition for name, condition in conditions.items())
+    assert len(plain_runs(table)) == 8
+
+
+def test_training_is_compared_with_the_same_runs_before_it(table, found):
+    one = effect(found, 1, "net", "trained")
+    inner = table[(table["input"] == "relu") & (table["network"] == "net")]
+    inner = inner[inner["label_noise"].eq(0) & inner["classes"].isna()]
+    means = inner.groupby(["run", "epoch"])["agreement"].mean().unstack()
+    expected = stats.ttest_1samp(means[2] - means[0], 0)
+    interval = expected.confidence_interval()
+    assert one.effect == pytest.approx((means[2] - means[0]).mean())
+    assert (one.low, one.high) == pytest.approx((interval.low, interval.high))
+    assert one.p == pytest.approx(expected.pvalue)
+    assert (one.runs, one.others) == (4, 0)
+
+
+def test_conditions_are_compared_by_welchs_test(table, found):
+    one = effect(found, 4, "net_bn", "all labels wrong")
+    inner = table[
+        (table["input"] == "relu") & (table["network"] == "net_bn") & table["epoch"].eq(2)
+    ]
+    means = inner.groupby(["run"]).agg(
+        {"agreement": "mean", "label_noise": "first", "classes": "first"}
+    )
+    wrong = means[means["label_noise"] == 1]["agreement"]
+    plain = means[(means["label_noise"] == 0) & means["classes"].isna()]["agreement"]
+    expected = stats.ttest_ind(wrong, plain, equal_var=False)
+    interval = expected.confidence_interval()
+    assert (one.low, one.high) == pytest.approx((interval.low, interval.high))
+    assert one.p == pytest.approx(expected.pvalue)
+    assert (one.runs, one.others) == (4, 4)
+
+
+def test_all_networks_are_the_mean_of_each(found):
+    parts = [effect(found, 4, name, "2 classes").effect for name in ("net", "net_bn")]
+    assert effect(found, 4, ALL, "2 classes").effect == pytest.approx(np.mean(parts))
+
+
+def test_what_was_planted_is_found_and_what_was_not_is_not(found):
+    assert effect(found, 1, ALL, "trained").q < 0.001
+    assert effect(found, 2, ALL, "all labels wrong").q < 0.001
+    assert effect(found, 4, ALL, "2 classes").q > 0.05
+    assert "changes, trained" in found.answers[0]
+    assert "does not change beyond chance, 2 classes" in found.answers[3]
+
+
+def test_the_bias_is_followed_through_the_epochs(found):
+    steps = [effect(found, 2, ALL, f"after epoch {epoch},").effect for epoch in (1, 2)]
+    assert steps == pytest.approx([0.2, 0.4], abs=0.02)
+
+
+def test_batch_norm_and_the_centre_are_compared(found):
+    centre = effect(found, 4, "net_bn", "agreement of the centres")
+    assert centre.after == pytest.approx(0.8)  # |2 · 0.9 - 1|
+    assert effect(found, 4, "net", "with batch norm").effect == pytest.approx(0.0, abs=0.05)
+
+
+def test_where_nothing_emerges_the_answer_says_so():
+    nothing = claims_of(made_up({PLAIN: 0.0}))
+    assert "does not change beyond chance" in nothing.answers[0]
+    assert nothing.answers[2] == "The study has no runs that tell."
+
+
+def test_one_run_a_network_has_no_interval():
+    one = claims_of(made_up({PLAIN: 0.4}, seeds=1)).of(1)[0]
+    assert (one.runs, one.low, one.p) == (1, None, None)
+
+
+def test_runs_to_compare_with_are_needed():
+    with pytest.raises(UsageError, match="has no runs with true labels, whole images and all"):
+        claims_of(made_up({"all labels wrong": 0.0}), study="s")
+
+
+def test_claims_are_written_as_json_and_csv(found, tmp_path):
+    found.save(tmp_path / "c.json")
+    found.save(tmp_path / "c.csv")
+    data = json.loads((tmp_path / "c.json").read_text(), parse_constant=pytest.fail)
+    assert data["schema"] == "planescope.claims/1"
+    assert len(data["effects"]) == len(found.effects)
+    assert len((tmp_path / "c.csv").read_text().splitlines()) == 1 + len(found.effects)
+
+
+@pytest.mark.parametrize("width", ["column", "page"])
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_figures_of_the_claims_can_be_read(table, found, width):
+    for figure in (
+        figures.masses_before_and_after(table, width=width),
+        figures.agreement_through_training(table, width=width),
+        figures.effects(found.of(4), width=width),
+    ):
+        assert_inside(figure)
+
+
+def test_a_folder_that_is_no_study_is_refused(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "planescope", "claims", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"planescope: {tmp_path}: is no study: it has no study.yaml\n"

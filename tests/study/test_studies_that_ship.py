@@ -1,0 +1,137 @@
+"""The studies in ``studies/``: what they come to, and that each kind of run in them runs."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_files import put, put_cifar10, put_folder, put_mnist, random_bytes
+
+from planescope.study.costs import GPU, THREAD, estimate, forward_flops
+from planescope.study.folder import Study
+from planescope.study.forecast import forecast
+from planescope.study.plan import Plan, read_plan
+from planescope.study.spec import DEFAULTS, Spec
+from planescope.study.worker import make_run
+
+FOLDER = Path(__file__).parents[2] / "studies"
+PLANS = {path.stem: read_plan(path) for path in sorted(FOLDER.glob("*.yaml"))}
+
+# Where runs differ in one of these alone, they go through the same code.
+AMOUNTS = {"seed", "data_seed", "classes", "label_noise", "learning_rate", "weight_decay"}
+AMOUNTS |= {"epochs", "snapshots_every", "snapshots_until", "width"}
+
+
+def features(spec: Spec) -> set[tuple[str, Any]]:
+    """What a run asks of the code: its network, and each of its options."""
+    found = {(field, value) for field, value in spec.settings if field not in AMOUNTS}
+    found |= {(field, None) for field in ("classes", "label_noise") if spec.get(field)}
+    return found | {("network", spec.get("network"))}
+
+
+def test_the_studies_come_to_what_their_texts_say():
+    counts = {name: len(plan.specs) for name, plan in PLANS.items()}
+    assert counts["digits"] == 86
+    assert counts["scores"] >= 60
+    assert {"paper-cifar10", "paper-cifar100", "paper-imagenet", "paper-mnist"} < set(counts)
+
+
+def test_the_digits_have_what_each_claim_asks_for():
+    specs = PLANS["digits"].specs
+    main = [s for s in specs if re.match(r"lenet-digits-s\d", s.name)]
+    assert sorted(s.get("seed") for s in main) == [0, 1, 2, 3, 4]
+    for network in ("lenet", "vgg11", "vgg11_bn", "mlp"):
+        own = [spec for spec in specs if spec.get("network") == network]
+        assert {spec.get("classes") for spec in own} == {None, 2, 5}
+        assert {spec.get("label_noise") for spec in own} == {0, 0.2, 0.5, 1}
+        assert {spec.get("shuffle_pixels") for spec in own} == {False, True}
+
+
+def test_held_out_networks_are_of_other_seeds_architectures_and_data():
+    fitted = {(s.get("network"), s.get("data"), s.get("seed")) for s in PLANS["scores"].specs}
+    held_out = {(s.get("network"), s.get("data"), s.get("seed")) for s in PLANS["held-out"].specs}
+    assert not fitted & held_out
+    for part in range(3):
+        assert {run[part] for run in held_out} - {run[part] for run in fitted}
+
+
+def test_every_study_of_the_paper_is_estimated_whole():
+    for name, plan in PLANS.items():
+        if name.startswith("paper-"):
+            hours = [estimate(plan.specs, device) for device in (THREAD, GPU)]
+            assert all(one.unknown == 0 and one.hours > 1 for one in hours)
+            said = forecast(FOLDER / f"{name}.yaml").sentence
+            assert "on one GPU at 10 TFLOP/s, half an A100's peak" in said
+            assert f"{len(plan.specs)} runs, 0 done." in said
+
+
+@pytest.mark.parametrize(
+    ("network", "pixels", "classes", "operations"),
+    [
+        # Multiplications and additions as torchvision's documentation of the weights has them.
+        ("vgg11", 224, 1000, 7.61e9),
+        ("vgg16", 224, 1000, 15.47e9),
+        ("vgg19_bn", 224, 1000, 19.63e9),
+        ("alexnet", 224, 1000, 0.71e9),
+    ],
+)
+def test_operations_are_those_that_torchvision_states(network, pixels, classes, operations):
+    ours = forward_flops(network, channels=3, pixels=pixels, classes=classes)
+    assert ours / 2 == pytest.approx(operations, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The data sets in their true forms, small."""
+    root = tmp_path_factory.mktemp("data")
+    put_cifar10(root, count=20)
+    for name, count in (("train", 200), ("test", 100)):
+        labels = [n % 100 for n in range(count)]
+        content = {b"data": random_bytes(count, 3072), b"fine_labels": labels}
+        put(root / "cifar-100-python" / name, pickle.dumps(content, 2))
+    for prefix in ("train", "t10k"):
+        put_mnist(root / "MNIST" / "raw", count=40, prefix=prefix)
+    put_folder(root, classes=[f"n{number:08}" for number in range(100)], each=1)
+    return root
+
+
+def of_each_kind(plan: Plan) -> list[Spec]:
+    """Runs that together have every network and every option of a study."""
+    seen: set[tuple[str, Any]] = set()
+    chosen = []
+    for spec in plan.specs:
+        if not features(spec) <= seen:
+            seen |= features(spec)
+            chosen.append(spec)
+    return chosen
+
+
+def two_steps(spec: Spec, data: Path, draws: int) -> Spec:
+    """The same run cut to two steps, narrow."""
+    cut: dict[str, Any] = {"examples": 4, "batch_size": 2, "epochs": 1, "width": 1 / 32}
+    cut |= {"threads": 1, "workers": 0, "accelerator": "cpu", "data_path": str(data)}
+    if spec.get("data") == "imagenet":
+        cut["classes"] = spec.get("classes") and 10
+    elif "digits" in spec.get("data"):  # real ones, of which hundreds validate
+        cut |= {"examples": 200, "batch_size": 100}
+    settings = {**dict(spec.settings), **cut}
+    settings = {k: v for k, v in settings.items() if v != DEFAULTS[k]}
+    reset = {**dict(spec.reset), "subset": 2, "draws": draws}
+    return replace(spec, settings=tuple(settings.items()), reset=tuple(reset.items()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in PLANS if n == "held-out" or n.startswith("paper-")])
+def test_each_network_and_option_of_a_study_runs(name, data, tmp_path):
+    study = Study.create(tmp_path, PLANS[name])
+    for index, spec in enumerate(of_each_kind(PLANS[name])):
+        draws = 1 if index == 0 and dict(spec.reset)["draws"] else 0
+        record = make_run(two_steps(spec, data, draws), str(tmp_path))
+        assert (record.name, record.error) == (spec.name, "")
+        assert set(record.made) == {"train", "reset", "measure"}
+        assert study.run(spec.name).metrics[-1].epoch == 1
+    assert index >= 3
