@@ -126,7 +126,7 @@ def collect_or_load_stats(*args: object, **options: object) -> None:
     reach = state().tests_by_mangled_function_name
     for function in {mangled_name_from_mutant_name(name) for name in records([], 0)}:
         if not reach.get(function):
-            file = f"tests/test_{module(function).rpartition('.')[2]}.py::"
+            file = f"/test_{module(function).rpartition('.')[2]}.py::"
             reach[function] = {test for test in state().duration_by_test if test.startswith(file)}
 
 

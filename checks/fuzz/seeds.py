@@ -368,7 +368,7 @@ def _study() -> Seeds:
 
 def _made_run(folder: Path) -> Any:
     """A run as training writes it, its relation among its files."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "criticality")]
     from report_runs import make_run
     from test_relation import simulated
 
@@ -421,7 +421,10 @@ def _run() -> Seeds:
 
 
 def _model() -> Seeds:
-    yield "shipped", {INPUT: (ROOT / "src" / "planescope" / "critical-model.json").read_bytes()}
+    yield (
+        "shipped",
+        {INPUT: (ROOT / "src" / "planescope" / "criticality" / "critical-model.json").read_bytes()},
+    )
 
 
 def _progress() -> Seeds:

@@ -1,8 +1,8 @@
 """What planescope is installed with: the packages, their licences, and a bill of materials.
 
-    python -m checks.reliability.supply licences       which there are; status 1 where one may not be
-    python -m checks.reliability.supply pins           the packages with their versions, for pip-audit
-    python -m checks.reliability.supply sbom FILE OUT  of a CycloneDX list of an environment, those alone
+    python -m checks.reliability.supply licences    which there are; status 1 where one may not be
+    python -m checks.reliability.supply pins        packages with their versions, for pip-audit
+    python -m checks.reliability.supply sbom A B    of a CycloneDX list of an environment, those
 
 Only what a user's installation has counts, ``planescope[all]`` and what that needs in turn, not
 what develops and tests it.

@@ -65,7 +65,7 @@ def _safetensors(path: Path) -> None:
 @cache
 def _schema(name: str) -> Any:
     """JSON schema of a kind of result, where the package has one."""
-    path = files("planescope") / "schemas" / f"{name}.json"
+    path = files("planescope.files") / "schemas" / f"{name}.json"
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 

@@ -49,54 +49,57 @@ if TYPE_CHECKING:
     from planescope.training.run import Run
     from planescope.training.tracker.tracker import Tracker
 
-# Where each public name lives; "" marks a module.
+# The module in which each public name lives.
 _HOMES = {
-    "Accuracy": "resets",
-    "CheckpointError": "errors",
-    "CriticalModel": "prediction",
-    "Filters": "statistics",
-    "Input": "layer",
-    "Kind": "layer",
-    "Layer": "layer",
-    "LayerMeasurement": "measurement",
-    "Measurement": "measurement",
-    "MissingDependencyError": "errors",
-    "NoLayersError": "errors",
-    "OutputError": "errors",
-    "PlanescopeError": "errors",
-    "PoolMeasurement": "measurement",
-    "Prediction": "prediction",
-    "RelatedLayer": "relation",
-    "Relation": "relation",
-    "Report": "reporting",
-    "ResetCell": "resets",
-    "ResetLayer": "resets",
-    "ResetOptions": "resetting",
-    "Resets": "resets",
-    "Run": "run",
-    "RunConfig": "config",
-    "RunError": "errors",
-    "Skipped": "layer",
-    "Statistics": "statistics",
-    "StoppedError": "errors",
+    "Accuracy": "criticality.resets.record",
+    "CheckpointError": "files.errors",
+    "CriticalModel": "criticality.prediction",
+    "Filters": "hyperplanes.statistics",
+    "Input": "hyperplanes.layer",
+    "Kind": "hyperplanes.layer",
+    "Layer": "hyperplanes.layer",
+    "LayerMeasurement": "measurement.record",
+    "Measurement": "measurement.record",
+    "MissingDependencyError": "files.errors",
+    "NoLayersError": "files.errors",
+    "OutputError": "files.errors",
+    "PlanescopeError": "files.errors",
+    "PoolMeasurement": "measurement.record",
+    "Prediction": "criticality.prediction",
+    "RelatedLayer": "criticality.relation",
+    "Relation": "criticality.relation",
+    "Report": "figures.report",
+    "ResetCell": "criticality.resets.record",
+    "ResetLayer": "criticality.resets.record",
+    "ResetOptions": "criticality.resets",
+    "Resets": "criticality.resets.record",
+    "Run": "training.run",
+    "RunConfig": "training.config",
+    "RunError": "files.errors",
+    "Skipped": "hyperplanes.layer",
+    "Statistics": "hyperplanes.statistics",
+    "StoppedError": "files.errors",
     "Study": "study.folder",
-    "Tracker": "tracking.tracker",
-    "UsageError": "errors",
-    "View": "layer",
-    "chance": "",
-    "figures": "",
-    "fit_critical": "fitting",
-    "geometry": "",
-    "load": "measurement",
-    "make_study": "study.driving",
-    "measure": "measuring",
-    "predict_critical": "prediction",
-    "relate": "relating",
-    "report": "reporting",
-    "reset_checkpoint": "resetting",
-    "reset_module": "resetting",
-    "reset_run": "resetting",
+    "Tracker": "training.tracker.tracker",
+    "UsageError": "files.errors",
+    "View": "hyperplanes.layer",
+    "fit_critical": "criticality.fitting",
+    "load": "measurement.record",
+    "make_study": "study.make",
+    "measure": "measurement.measure",
+    "predict_critical": "criticality.prediction",
+    "relate": "criticality.relate",
+    "report": "figures.report",
+    "reset_checkpoint": "criticality.resets",
+    "reset_module": "criticality.resets",
+    "reset_run": "criticality.resets",
     "train": "training.loop",
+}
+
+_MODULES = {
+    "chance": "hyperplanes.chance",
+    "figures": "figures",
+    "geometry": "hyperplanes.geometry",
 }
 
 __all__ = [
@@ -151,16 +154,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'planescope' has no attribute {name!r}")
     from importlib import import_module
 
-    home = _HOMES[name]
-    value = (
-        getattr(import_module(f"planescope.{home}"), name)
-        if home
-        else import_module(f"planescope.{name}")
-    )
+    if name in _MODULES:
+        value: Any = import_module(f"planescope.{_MODULES[name]}")
+    elif name in _HOMES:
+        value = getattr(import_module(f"planescope.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'planescope' has no attribute {name!r}")
     globals()[name] = value
     return value
 

@@ -385,7 +385,7 @@ def test_names_of_any_kind_are_names(copied, tmp_path):
 
 @posix
 def test_the_harness_sees_what_may_not_be():
-    odd = pytest.importorskip("reliability.odd")
+    odd = pytest.importorskip("checks.reliability.odd")
     ended = odd.Ended
     assert not list(odd.problems_of(ended(status=0, complained="")))
     assert not list(odd.problems_of(ended(status=2, complained="planescope: a: is no b\n")))

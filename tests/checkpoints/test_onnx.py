@@ -1209,11 +1209,11 @@ def test_weights_that_are_not_asked_for_are_not_read(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from planescope.checkpoints import onnx
+from planescope.checkpoints.onnx import model
 from planescope.checkpoints.probe import probe
 path = Path(sys.argv[1])
-assert onnx.recognises(probe(path))
-print([layer.weight.read().shape for layer in onnx.read(path)])
+assert model.recognises(probe(path))
+print([layer.weight.read().shape for layer in model.read(path)])
 assert not {"onnx", "torch", "google.protobuf", "ml_dtypes"} & set(sys.modules)
 try:
     import resource

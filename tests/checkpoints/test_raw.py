@@ -17,14 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planescope.checkpoints.arrays.raw import (
-    ITEM_SIZES,
-    decode,
-    read_array,
-    read_exactly,
-    stored_tensor,
-)
+from planescope.checkpoints.arrays.raw import ITEM_SIZES, decode, read_array, stored_tensor
 from planescope.files.errors import CheckpointError
+from planescope.files.reading import read_exactly
 from planescope.files.zips import BOMB_BYTES, Archive
 
 FLOAT8 = [name for name in ITEM_SIZES if name.startswith("float8")]

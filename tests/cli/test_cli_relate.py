@@ -45,7 +45,9 @@ def test_the_json_follows_its_schema(runs):
     done = relate(*runs, "--json", "--draws", "199")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout, parse_constant=pytest.fail)
-    schema = json.loads((files("planescope") / "schemas" / "relation-1.json").read_text("utf-8"))
+    schema = json.loads(
+        (files("planescope.files") / "schemas" / "relation-1.json").read_text("utf-8")
+    )
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(found, schema)
     assert found["runs"] == [str(path) for path in runs]

@@ -58,7 +58,9 @@ def test_checkpoints_give_json_by_the_schema():
     done = cold(*TRAINED, *snapshots, *KNOWN, "--layers", "features.0", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout, parse_constant=pytest.fail)
-    schema = json.loads((files("planescope") / "schemas" / "resets-1.json").read_text("utf-8"))
+    schema = json.loads(
+        (files("planescope.files") / "schemas" / "resets-1.json").read_text("utf-8")
+    )
     jsonschema.validate(found, schema)
     assert [(c["layer"], c["snapshot"], c["draw"], c["top1"]) for c in found["cells"]] == [
         ("features.0", "lenet-epoch-0.pt", None, 0.106),

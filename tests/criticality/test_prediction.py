@@ -162,7 +162,9 @@ def _none_critical() -> Relation:
 
 def shipped(**changes: object) -> str:
     """The model that comes with the package, changed."""
-    text = (Path(ps.__file__).parent / "critical-model.json").read_text(encoding="utf-8")
+    text = (Path(ps.__file__).parent / "criticality" / "critical-model.json").read_text(
+        encoding="utf-8"
+    )
     return json.dumps(json.loads(text) | changes)
 
 

@@ -458,7 +458,7 @@ def test_the_verdict_names_the_most_critical_layer(lenet):
 
 
 def schema() -> dict:
-    return json.loads((files("planescope") / "schemas" / "resets-1.json").read_text("utf-8"))
+    return json.loads((files("planescope.files") / "schemas" / "resets-1.json").read_text("utf-8"))
 
 
 def test_the_json_follows_its_schema(lenet):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import itertools
 import json
 import logging
@@ -21,7 +22,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 import planescope as ps
 from planescope import figures
 from planescope.criticality.resets import ResetOptions, reset_run
-from planescope.figures import write_all as paper
 from planescope.figures.sources import open_subjects
 from planescope.files.errors import CheckpointError, OutputError, PlanescopeError, UsageError
 from planescope.hyperplanes import chance
@@ -30,6 +30,9 @@ from planescope.measurement.record import Measurement
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
 from planescope.training.run import Run
+
+# The package has a function of this name.
+paper = importlib.import_module("planescope.figures.write_all")
 
 PARITY = Path("tests/parity")
 LENET = PARITY / "lenet-epoch-12.tar"

@@ -1,6 +1,6 @@
 """Pickles of strangers: none runs, imports or takes more than the limits, in any format.
 
-All are read in processes that are watched as the fuzzer watches: see `fuzz.watching`.
+All are read in processes that are watched as the fuzzer watches: see `checks.fuzz.watching`.
 """
 
 from __future__ import annotations

@@ -75,7 +75,10 @@ def test_only_the_second_layer_of_an_mlp_block_does_not_read_a_relu():
 
 
 def test_the_table_needs_no_torch():
-    code = "import sys, planescope.networks.paper as n; n.places('vgg19_bn'); print('torch' in sys.modules)"
+    code = (
+        "import sys, planescope.networks.paper as n; n.places('vgg19_bn'); "
+        "print('torch' in sys.modules)"
+    )
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

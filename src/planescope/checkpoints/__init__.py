@@ -22,7 +22,15 @@ from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Layer, StateDict
 
 # In the order in which a file is tried: cheap and certain tests first.
-FORMATS = ("safetensors", "torch_zip", "torch_stream", "npz", "keras", "sharded", "onnx")
+FORMATS = (
+    "safetensors",
+    "torch.zip",
+    "torch.stream",
+    "arrays.npz",
+    "keras.model",
+    "sharded",
+    "onnx.model",
+)
 
 
 def read_contents(

@@ -13,14 +13,9 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from planescope.checkpoints.arrays.raw import (
-    ITEM_SIZES,
-    MAX_DIMENSIONS,
-    read_exactly,
-    stored_tensor,
-)
+from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, stored_tensor
 from planescope.files.errors import CheckpointError
-from planescope.files.reading import open_binary
+from planescope.files.reading import open_binary, read_exactly
 from planescope.hyperplanes.layer import StateDict, Tensor
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path, PureWindowsPath
 
-from planescope.checkpoints.arrays.raw import read_exactly
 from planescope.checkpoints.probe import Probe, probe
 from planescope.checkpoints.safetensors import parse_object
 from planescope.files.errors import CheckpointError
-from planescope.files.reading import open_binary
+from planescope.files.reading import open_binary, read_exactly
 from planescope.hyperplanes.layer import StateDict, Tensor
 
 NAME = "sharded"

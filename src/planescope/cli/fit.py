@@ -28,8 +28,8 @@ def fit(runs: tuple[str, ...], *, held_out: tuple[str, ...], critical: float, ou
     RUN is the folder of such a run, or of a study.
     """
     from planescope.cli.tables import console
+    from planescope.files.optional import required
     from planescope.files.writing import check_target
-    from planescope.networks.libraries import required
     from planescope.study.folder import runs_in
 
     check_target(out, (".json",))

@@ -315,7 +315,11 @@ def to_json(predictions: Sequence[Prediction], /, *, indent: int | None = 2) -> 
 
 def shipped_model() -> CriticalModel:
     """The model that comes with the package."""
-    with files("planescope").joinpath("critical-model.json").open(encoding="utf-8") as file:
+    with (
+        files("planescope.criticality")
+        .joinpath("critical-model.json")
+        .open(encoding="utf-8") as file
+    ):
         return _model(json.load(file))
 
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from planescope.data import files as datafiles
 from planescope.data.images import Files, Images
 from planescope.data.published import IMAGENET, KNOWN
-from planescope.files.errors import CheckpointError, UsageError, one_line
+from planescope.files.errors import CheckpointError, UsageError, nearest, one_line
 from planescope.files.optional import find_callable
-from planescope.networks.paper import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,10 +152,16 @@ def _folder(name: str, split: Split, root: Path) -> Files:
     )
 
 
+# Studies name their runs after what their files say: a data set that moved is found by both names.
+_FORMER = {"planescope.training.small": "planescope.data.small"}
+
+
 def _from_callable(name: str, split: Split) -> Images:
     """Call what ``package.module:callable`` names."""
     module, _, attribute = name.partition(":")
-    function = find_callable(module, attribute, "data set", "one that is known, folder:PATH")
+    function = find_callable(
+        _FORMER.get(module, module), attribute, "data set", "one that is known, folder:PATH"
+    )
     parts = function()
     if not (isinstance(parts, tuple | list) and len(parts) == 2):
         raise UsageError(f"data {name!r}: must return two parts, one to train and one to validate")

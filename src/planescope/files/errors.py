@@ -4,6 +4,14 @@ A message is one sentence: what is wrong, where, and what to do. The command lin
 with `status`: 2 for wrong usage or input, 1 for a run that failed.
 """
 
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 # Beyond it the middle is left out: a file may have given a name of a megabyte.
 MAX_MESSAGE = 1000
 
@@ -61,6 +69,11 @@ class StoppedError(RunError):
 def one_line(exc: BaseException, /) -> str:
     """What a library's error says, its lines joined, for a sentence of ours."""
     return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def nearest(name: str, known: Collection[str], /) -> str:
+    """Name the known names that are most like one that is unknown, for the end of a sentence."""
+    return f"the nearest are {', '.join(difflib.get_close_matches(name, known, cutoff=0.0))}"
 
 
 def _printable(character: str) -> str:

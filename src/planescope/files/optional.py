@@ -1,4 +1,4 @@
-"""What ``package.module:callable`` names: the user's own code, which runs as such."""
+"""Import what is optional: a package, or a callable of the user's own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,28 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.files.errors import UsageError
-from planescope.networks.paper import nearest
+from planescope.files.errors import MissingDependencyError, UsageError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
+
+
+def required(package: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises
+    ------
+    MissingDependencyError
+        If it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as exc:
+        if exc.name != package:
+            raise  # it is there, what it imports is not: its own message is the useful one
+        wanted = "timm" if package == "timm" else "'planescope[train]'"
+        raise MissingDependencyError(f"{package} is not installed: pip install {wanted}") from exc
 
 
 def find_callable(package: str, attribute: str, kind: str, others: str) -> Callable[..., Any]:

@@ -58,3 +58,22 @@ def read_text(path: str | os.PathLike[str], /, *, most: int = MOST_TEXT_BYTES) -
             return file.read(most).decode()
         except OSError as exc:
             raise CheckpointError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+
+
+def read_exactly(path: Path, offset: int, length: int) -> bytes:
+    """Read `length` bytes at `offset`.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is shorter than that or cannot be read.
+    """
+    with open_binary(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if offset < 0 or length < 0 or offset + length > size:
+            raise CheckpointError(
+                f"{path}: wants {length} bytes at offset {offset}, but the file has {size}; "
+                "is the download complete?"
+            )
+        file.seek(offset)
+        return file.read(length)

@@ -1,4 +1,4 @@
-"""What a run was made with, beyond its config."""
+"""Versions of planescope and of what it runs on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import planescope
+PAGE_PACKAGES = ("numpy", "plotly")
+TRAINING_PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "numpy",
+    "safetensors",
+    "pydantic",
+)
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy", "safetensors", "pydantic")
+
+def version() -> str:
+    """Return the version of planescope that is installed."""
+    return importlib.metadata.version("planescope")
 
 
 def environment(device: str, /) -> dict[str, Any]:
@@ -19,10 +30,10 @@ def environment(device: str, /) -> dict[str, Any]:
 
     is_cuda = device.startswith("cuda")
     return {
-        "planescope": planescope.__version__,
-        "revision": _revision(Path(planescope.__file__).parents[2]),
+        "planescope": version(),
+        "revision": _revision(Path(__file__).parents[3]),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: importlib.metadata.version(name) for name in TRAINING_PACKAGES},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
         "cuda": torch.version.cuda if is_cuda else None,
@@ -41,3 +52,18 @@ def _revision(checkout: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def made_by(command: str | None, /) -> dict[str, str]:
+    """Versions, and the command if there was one."""
+    made = {"planescope": version(), "Python": platform.python_version()}
+    made |= {name: importlib.metadata.version(name) for name in PAGE_PACKAGES if _installed(name)}
+    return made | ({} if command is None else {"command": command})
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

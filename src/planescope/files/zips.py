@@ -12,9 +12,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from planescope.checkpoints.arrays.raw import read_exactly
 from planescope.files.errors import CheckpointError
-from planescope.files.reading import open_binary
+from planescope.files.reading import open_binary, read_exactly
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 

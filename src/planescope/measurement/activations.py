@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from planescope.files.errors import UsageError
+from planescope.files.errors import UsageError, nearest
 from planescope.networks.module import unwrapped
-from planescope.networks.paper import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from planescope.files.errors import UsageError
+from planescope.files.optional import required
 from planescope.networks import libraries
 from planescope.networks.paper import (
     NORM_EPS,
@@ -80,7 +81,7 @@ def build(
         raise UsageError(
             f"{name} has one width; leave out width, or take one of the paper's networks"
         )
-    libraries.required("torch")
+    required("torch")
     with _drawing_from(seed):
         if not colon:
             return _paper(name, in_channels, classes, width, image_size, drawn=drawn)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import os
 import pickle
@@ -12,13 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
-from planescope.files.errors import CheckpointError, MissingDependencyError, UsageError
-from planescope.files.optional import find_callable
-from planescope.networks.paper import nearest
+from planescope.files.errors import CheckpointError, UsageError, nearest
+from planescope.files.optional import find_callable, required
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from types import ModuleType
 
     from torch import nn
 
@@ -144,23 +141,6 @@ def timm_pretrained(name: str) -> nn.Module:
 def _check_known(library: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise UsageError(f"{library} has no network {name!r}; {nearest(name, known)}")
-
-
-def required(package: str) -> ModuleType:
-    """Import an optional package.
-
-    Raises
-    ------
-    MissingDependencyError
-        If it is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as exc:
-        if exc.name != package:
-            raise  # it is there, what it imports is not: its own message is the useful one
-        wanted = "timm" if package == "timm" else "'planescope[train]'"
-        raise MissingDependencyError(f"{package} is not installed: pip install {wanted}") from exc
 
 
 def _first_line(exc: Exception) -> str:

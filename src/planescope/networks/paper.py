@@ -7,16 +7,15 @@ state dicts are interchangeable. Nothing here needs torch.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.errors import CheckpointError, UsageError, nearest
 from planescope.hyperplanes.layer import Input, Kind, Place, StateDict
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 # PyTorch's default, which all of these networks keep.
 NORM_EPS = 1e-5
@@ -227,11 +226,6 @@ def network(name: str, /) -> Network:
     if name not in NETWORKS:
         raise UsageError(f"no network is called {name!r}; {nearest(name, NETWORKS)}")
     return NETWORKS[name]
-
-
-def nearest(name: str, known: Collection[str], /) -> str:
-    """Half a sentence that helps on from a name which is not among those known."""
-    return f"the nearest are {', '.join(difflib.get_close_matches(name, known, cutoff=0.0))}"
 
 
 def smallest_image(name: str, /) -> int:

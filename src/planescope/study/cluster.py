@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import planescope
 from planescope.files.errors import MissingDependencyError, UsageError
+from planescope.files.versions import version
 from planescope.study.worker import GPUS
 
 if TYPE_CHECKING:
@@ -133,16 +133,17 @@ def _check_workers(client: Client, address: str) -> None:
             f"{address}: the scheduler has no workers, and none came within {WORKERS_S:g} "
             f"seconds; start some: dask worker {address} --nthreads 1"
         ) from exc
-    for worker, version in client.run(_version_probe()).items():
-        if version is None:
+    ours = version()
+    for worker, theirs in client.run(_version_probe()).items():
+        if theirs is None:
             raise UsageError(
-                f"worker {worker} has no planescope; install {planescope.__version__} there: pip "
-                f"install 'planescope[study]=={planescope.__version__}'"
+                f"worker {worker} has no planescope; install {ours} there: pip "
+                f"install 'planescope[study]=={ours}'"
             )
-        if version != planescope.__version__:
+        if theirs != ours:
             raise UsageError(
-                f"worker {worker} has planescope {version}, and this is "
-                f"{planescope.__version__}; install one version on both"
+                f"worker {worker} has planescope {theirs}, and this is "
+                f"{ours}; install one version on both"
             )
     known: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
     for worker, about in known.items():
@@ -157,11 +158,12 @@ def _version_probe() -> Callable[[], str | None]:
     """Travels by value, being no module's own: a worker without the package can run it."""
 
     def version() -> str | None:
+        from importlib import import_module
+
         try:
-            import planescope
+            return str(import_module("planescope").__version__)
         except ModuleNotFoundError:
             return None
-        return str(planescope.__version__)
 
     return version
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from planescope.data.sources import check_name
-from planescope.files.errors import PlanescopeError, UsageError
+from planescope.files.errors import PlanescopeError, UsageError, nearest
 from planescope.files.yaml import Document, read_document, shown
 from planescope.networks import paper as networks
-from planescope.networks.paper import nearest
 from planescope.study.spec import DEFAULTS, Spec, Step, name_of
 from planescope.training.config import FieldError, RunConfig
 

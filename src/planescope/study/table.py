@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from planescope.criticality.resets.record import RAND, Resets
-from planescope.files.errors import CheckpointError
+from planescope.files.errors import CheckpointError, nearest
 from planescope.files.writing import replacing
 from planescope.measurement.record import LAYER_KEYS, LayerMeasurement
-from planescope.networks.paper import nearest
 from planescope.study.columns import Frame
 from planescope.training.config import RunConfig
 from planescope.training.run import EpochMetrics

@@ -24,8 +24,8 @@ from planescope.files.errors import (
     StoppedError,
     UsageError,
 )
+from planescope.files.optional import required
 from planescope.networks import paper as networks
-from planescope.networks.libraries import required
 from planescope.training.run import Run, State, Status
 from planescope.training.stopping import is_last, on_interrupt
 

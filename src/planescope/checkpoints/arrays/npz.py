@@ -14,15 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.checkpoints.arrays.raw import (
-    ITEM_SIZES,
-    MAX_DIMENSIONS,
-    decode,
-    read_exactly,
-    stored_tensor,
-)
+from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, decode, stored_tensor
 from planescope.checkpoints.probe import Probe, probe
 from planescope.files.errors import CheckpointError
+from planescope.files.reading import read_exactly
 from planescope.files.zips import Archive
 from planescope.hyperplanes.layer import StateDict, Tensor
 

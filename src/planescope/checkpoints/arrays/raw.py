@@ -44,25 +44,6 @@ ITEM_SIZES = {
 MAX_DIMENSIONS = 64
 
 
-def read_exactly(path: Path, offset: int, length: int) -> bytes:
-    """Read `length` bytes at `offset`.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is shorter than that or cannot be read.
-    """
-    with open_binary(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if offset < 0 or length < 0 or offset + length > size:
-            raise CheckpointError(
-                f"{path}: wants {length} bytes at offset {offset}, but the file has {size}; "
-                "is the download complete?"
-            )
-        file.seek(offset)
-        return file.read(length)
-
-
 def stored_tensor(
     path: Path,
     offset: int,

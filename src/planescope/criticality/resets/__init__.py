@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.resets.options import ResetOptions
-from planescope.networks.libraries import required
+from planescope.files.optional import required
 
 if TYPE_CHECKING:
     from torch import nn

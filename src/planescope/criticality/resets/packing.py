@@ -6,8 +6,8 @@ activation is done by the convolution.
 
 oneDNN's activation makes 0 of what is no number. So a chain is packed only where nothing in it can
 be that: where the largest input, times what each layer multiplies it by at most, stays in range.
-Whether the bits are the same is found by trying, as in `planescope.criticality.resets.layouts`. To import
-this is to import torch.
+Whether the bits are the same is found by trying, as in `layouts`. To import this is to import
+torch.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from planescope.criticality.resets.trained import COUNTER, Subject, Target, dige
 from planescope.data.batches import batches
 from planescope.data.load import Images
 from planescope.files.drafts import scratch
-from planescope.files.errors import RunError, UsageError
+from planescope.files.errors import RunError, UsageError, nearest
 from planescope.hyperplanes.chance import benjamini_hochberg
 from planescope.hyperplanes.layer import Kind, Layer
 from planescope.measurement.assemble import measure_layers
@@ -43,7 +43,6 @@ from planescope.measurement.record import Source
 from planescope.networks.layers import find_layers
 from planescope.networks.load import tensor_of
 from planescope.networks.module import read_module
-from planescope.networks.paper import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

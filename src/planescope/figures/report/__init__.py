@@ -10,7 +10,7 @@ from planescope.figures.report.contents import Contents
 from planescope.figures.report.gather import contents_of
 from planescope.figures.report.render import render
 from planescope.figures.sources import open_subjects
-from planescope.files.made import made_by
+from planescope.files.versions import made_by
 from planescope.files.writing import check_target, replacing
 
 FORMS = (".html", ".htm")

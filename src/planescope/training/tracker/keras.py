@@ -42,7 +42,7 @@ def callback(tracker: Tracker, choice: Choice, /) -> Any:
             raise
         raise MissingDependencyError("a callback for Keras needs it: pip install keras") from exc
 
-    class TrackerCallback(keras.callbacks.Callback):  # type: ignore[misc]
+    class TrackerCallback(keras.callbacks.Callback):
         def on_train_begin(self, logs: Any = None) -> None:
             self._network = _live(self.model, choice)
             self._step, self._epoch = int(self.model.optimizer.iterations), 0

@@ -1,6 +1,6 @@
 """All that an update takes of a layer on a CPU, in one pass over its weights.
 
-To widen each weight to float64, as `planescope.hyperplanes.geometry` does, costs as much as all else together.
+To widen each weight to float64, as `geometry` does, costs as much as all else together.
 Of large layers, sums here run in float32 over at most `PIECE` weights and in float64 over the
 pieces, with a bound on the error: filters in which it could decide a sign, or whose squares leave
 the range of float32, are measured again by `geometry`. Negative masses are hence those of

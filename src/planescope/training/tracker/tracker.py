@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.errors import CheckpointError, UsageError, nearest
 from planescope.files.writing import in_utf8, write, write_csv, write_parquet
 from planescope.hyperplanes.layer import Kind, View
 from planescope.measurement.activations import measure_activations
 from planescope.measurement.measure import DEFAULT_KINDS, choice, chosen_kinds, compiled
 from planescope.measurement.metrics import LOGGABLE, LOGGED, by_key
 from planescope.measurement.record import Measurement, from_dict, layers_table
-from planescope.networks.paper import nearest
 from planescope.training.tracker import distributed as processes
 from planescope.training.tracker import live
 from planescope.training.tracker.reference import Reference, Starts
@@ -70,7 +69,7 @@ class _Record:
         return self.result
 
 
-class Tracker(_Callback):  # type: ignore[misc]
+class Tracker(_Callback):
     """Measure a network while it is trained.
 
     Give it to Lightning (``Trainer(callbacks=[tracker])``), call `update` in a loop of your own, or

@@ -28,7 +28,7 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
             "a callback for transformers needs it: pip install transformers"
         ) from exc
 
-    class TrackerCallback(TrainerCallback):  # type: ignore[misc]
+    class TrackerCallback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             tracker.record(kwargs["model"], state.global_step, epoch=int(state.epoch or 0))
 
