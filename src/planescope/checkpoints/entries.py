@@ -10,9 +10,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Layer, StateDict, Tensor
+
+T = TypeVar("T")
 
 # What people call a copy of a network that follows it: an average, or the teacher of a student.
 _COPY = re.compile(
@@ -55,7 +58,7 @@ def _only(state: StateDict, entry: str, path: Path) -> StateDict:
         near = difflib.get_close_matches(entry, known, n=3, cutoff=0.0)
         raise UsageError(f"{path}: has no entry {entry!r}; near it are {', '.join(near) or 'none'}")
 
-    def inside(names: Mapping[str, object]) -> dict[str, object]:
+    def inside(names: Mapping[str, T]) -> dict[str, T]:
         return {
             name.removeprefix(prefix): value
             for prefix in prefixes

@@ -34,8 +34,8 @@ import click
     "--layout",
     metavar="[REGEX=]LAYOUT",
     multiple=True,
-    help="Where a state dict has its filters: filters-first (PyTorch) or filters-last (Keras, Flax). "
-    "Otherwise judged by names, biases and shapes; repeatable.",
+    help="Where a state dict has its filters: filters-first (PyTorch) or filters-last (Keras, "
+    "Flax). Otherwise judged by names, biases and shapes; repeatable.",
 )
 @click.option(
     "--norms",

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from planescope.checkpoints import read_contents
-from planescope.checkpoints.layout import Wanted
 from planescope.checkpoints.locate import locate
-from planescope.checkpoints.sharing import shared
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
 from planescope.hyperplanes.layer import Kind, Layer, Layout, Skipped, StateDict, View
 from planescope.measurement.assemble import Observed, measure_layers
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.layers import Hints, describe
+from planescope.networks.layout import Wanted
 from planescope.networks.parametrisations import resolved
+from planescope.networks.sharing import shared
 
 if TYPE_CHECKING:
     import torch
@@ -239,8 +239,8 @@ def _part_notes(source: Source) -> list[str]:
     if match := re.search(r"-0*(\d+)-of-0*(\d+)\.\w+$", source.path):
         if match[2] != "1":
             return [
-                f"part {match[1]} of {match[2]} of a model, by its name: measure the index beside it "
-                "(.index.json), or the folder, for all of its layers"
+                f"part {match[1]} of {match[2]} of a model, by its name: measure the index beside "
+                "it (.index.json), or the folder, for all of its layers"
             ]
     elif re.search(r"(mp_rank|tp_rank|zero_pp_rank|__\d+)_?\d*", Path(source.path).name):
         return ["by its name a part of a model that is cut over several processes; join them first"]

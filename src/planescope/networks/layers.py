@@ -10,21 +10,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from planescope.checkpoints import exclusions
-from planescope.checkpoints.layout import (
-    Axes,
-    Wanted,
-    Weight,
-    filters_first,
-    lay_out,
-    named,
-    reordered,
-)
-from planescope.checkpoints.pairing import FoundNorm, Norms, find_norms, pair
-from planescope.checkpoints.sharing import shared
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import (
     Kind,
@@ -36,7 +25,19 @@ from planescope.hyperplanes.layer import (
     StateDict,
     Tensor,
 )
+from planescope.networks import exclusions
+from planescope.networks.layout import (
+    Axes,
+    Wanted,
+    Weight,
+    filters_first,
+    lay_out,
+    named,
+    reordered,
+)
+from planescope.networks.pairing import FoundNorm, Norms, find_norms, pair
 from planescope.networks.parametrisations import is_part, resolved
+from planescope.networks.sharing import shared
 
 __all__ = ["Described", "Hints", "describe", "filters_first", "find_layers", "natural"]
 
@@ -231,13 +232,15 @@ def _sifted(
     reasons: Mapping[str, str],
 ) -> tuple[list[_Stored], list[Skipped]]:
     """Part weights of layers from what is none, with the reason."""
-    kept, skipped = [], []
+    kept: list[_Stored] = []
+    skipped: list[Skipped] = []
     recurrent = exclusions.recurrent((each.module for each in stored), tensors)
     beside = _beside(stored, tensors)
     base = {name for name in reasons if reasons[name] is exclusions.ADAPTED}
     for each in stored:
         module = each.module
         place = state.places.get(module)
+        reason: str | None
         if module in reasons:
             reason = reasons[module]
         elif module.removesuffix(".base_layer") in base:
@@ -247,7 +250,7 @@ def _sifted(
         elif len(each.tensor.shape) > 5:
             reason = f"a weight of {len(each.tensor.shape)} dimensions"
         else:
-            reason = _why_not(each, place, beside.get(module, ()), tensors)
+            reason = _why_not(each, place, beside.get(module, ()))
         if reason is None:
             kept.append(each)
         else:
@@ -255,9 +258,7 @@ def _sifted(
     return kept, skipped
 
 
-def _why_not(
-    each: _Stored, place: Place | None, siblings: Sequence[str], tensors: Mapping[str, Tensor]
-) -> str | None:
+def _why_not(each: _Stored, place: Place | None, siblings: Sequence[str]) -> str | None:
     weight = each.tensor
     if place is not None:
         if not weight.is_floating or 0 in weight.shape:
@@ -265,7 +266,7 @@ def _why_not(
         return None
     reason = None if each.bias is None else exclusions.of_bias(weight.shape, each.bias)
     reason = reason or exclusions.of_weight(each.module, weight, each.ending, each.outputs)
-    return reason or exclusions.of_siblings(each.module, siblings, tensors)
+    return reason or exclusions.of_siblings(siblings)
 
 
 def _beside(stored: Sequence[_Stored], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
@@ -277,13 +278,13 @@ def _beside(stored: Sequence[_Stored], tensors: Mapping[str, Tensor]) -> dict[st
         if match is None or match[1] not in modules:
             continue
         known = modules[match[1]]
-        if match[2] != known.ending and match[2] not in WEIGHTS.get(known.ending, ()):
-            if tensor.is_floating or len(tensor.shape) > 0:
-                found[match[1]].append(match[2])
+        is_own = match[2] == known.ending or match[2] in WEIGHTS.get(known.ending, ())
+        if not is_own and (tensor.is_floating or len(tensor.shape) > 0):
+            found[match[1]].append(match[2])
     return found
 
 
-def _network_order(state: StateDict) -> object:
+def _network_order(state: StateDict) -> Callable[[_Stored], Any]:
     if state.places and all(place.stage is not None for place in state.places.values()):
         order = {name: i for i, name in enumerate(state.places)}
         return lambda each: order.get(each.module, len(order))

@@ -1,4 +1,4 @@
-"""Weights that torch stores in parts: weight norm, spectral norm, pruning masks, and their chains."""
+"""Weights that torch stores in parts: weight norm, spectral norm, masks, and their chains."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def resolved(state: StateDict, /) -> StateDict:
             joined[name] = tensor
         else:
             joined.setdefault(whole, wholes[whole])  # type: ignore[arg-type]
-    untold = [whole for whole, parts in chains.items() if wholes[whole] is None]
+    untold = [whole for whole in chains if wholes[whole] is None]
     untold += [
         whole for whole, parts in olds.items() if {"orig"} & parts.keys() and not wholes.get(whole)
     ]

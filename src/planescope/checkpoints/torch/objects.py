@@ -1,8 +1,8 @@
 """What torch pickles, as inert records, to a state dict.
 
 Both layouts of a torch file hold a pickle of the saved object and, beside it, the storages of its
-tensors. This module finds the state dict or module in the object; `torch_tensors` knows tensors,
-`torch_modules` modules, and the layouts say where a storage lies.
+tensors. This module finds the state dict or module in the object; `tensors` knows tensors,
+`modules` modules, and the layouts say where a storage lies.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from planescope.checkpoints.torch_modules import (
+from planescope.checkpoints.torch.modules import (
     Found,
     Names,
     entries,
@@ -22,7 +22,7 @@ from planescope.checkpoints.torch_modules import (
     quantised,
     walk,
 )
-from planescope.checkpoints.torch_tensors import (
+from planescope.checkpoints.torch.tensors import (
     Storage,
     StorageId,
     Storages,

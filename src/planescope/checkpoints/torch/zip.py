@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from planescope.checkpoints import torch_script
+from planescope.checkpoints.torch import script
 from planescope.checkpoints.torch.objects import Storage, StorageId, Storages, state_dict
 from planescope.files import pickles
 from planescope.files.errors import CheckpointError
@@ -53,7 +53,7 @@ def read(path: Path, entry: str | None = None) -> StateDict:
         and archive.read(f"{root}/byteorder", limit=16) == b"big"
     )
     find = functools.partial(_find, archive, root)
-    constants = functools.partial(torch_script.constants, archive, root)
+    constants = functools.partial(script.constants, archive, root)
     is_script = any(name.startswith(f"{root}/code/") for name in archive.members)
     storages = Storages(path, find, big_endian, functools.cache(constants) if is_script else None)
     return state_dict(saved.value, storages, entry)

@@ -6,8 +6,8 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
-from planescope.checkpoints.layout import named
 from planescope.hyperplanes.layer import Array, Layer, Tensor
+from planescope.networks.layout import named
 
 
 def shared(layers: Sequence[Layer], /) -> tuple[list[Layer], list[str]]:

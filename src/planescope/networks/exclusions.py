@@ -64,7 +64,7 @@ def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[s
     cells = {parent for parent, held in children.items() if any(g <= held for g in _GATES)}
     found = set()
     for module in modules:
-        parent, separator, last = _split(module)
+        parent, _, last = _split(module)
         is_gate = parent in cells and bool(_GATE.fullmatch(last))
         is_keras = any(
             f"{module}{s}recurrent_kernel{end}" in tensors for s in "./_" for end in ("", ":0")
@@ -139,7 +139,7 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
     return None
 
 
-def of_siblings(module: str, names: Iterable[str], tensors: Mapping[str, Tensor], /) -> str | None:
+def of_siblings(names: Iterable[str], /) -> str | None:
     """Say that what stands beside a weight may change it.
 
     Parameters

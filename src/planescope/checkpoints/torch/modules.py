@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from planescope.checkpoints.torch_tensors import called, packed, rebuild, unreadable
+from planescope.checkpoints.torch.tensors import called, packed, rebuild, unreadable
 from planescope.files.errors import CheckpointError
 from planescope.files.pickles import Call
 from planescope.hyperplanes.layer import Kind, Layout, Place, Tensor, kind_of_convolution
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # else have names without end.
 _MAX_NAMES = 1 << 24
 
-# Classes whose weight acts as it is stored: torch's own, and those that pad or quantise nothing else.
+# Classes whose weight acts as it is stored: torch's own, and those that only pad.
 _CONVOLUTION = re.compile(
     r"torch\.nn\.(modules\.conv|quantized\.modules\.conv)\.Conv(Transpose)?([123])d|"
     r"(mmcv\.cnn\.bricks\.wrappers|detectron2\.layers\.wrappers)\.Conv(Transpose)?([123])d|"
@@ -125,6 +125,7 @@ class Names:
         self.left = _MAX_NAMES
 
     def extend(self, prefix: str, name: str) -> str:
+        """Put a name behind a prefix."""
         self.left -= len(prefix) + len(name) + 1
         if self.left < 0:
             raise CheckpointError(
@@ -192,7 +193,7 @@ def place(
         return Place(kind=Kind.LINEAR, layout=Layout.LAST)
     if len(weight.shape) == 2 and _LINEAR.fullmatch(name):
         return Place(kind=Kind.LINEAR)
-    if (match := _CONVOLUTION.fullmatch(name)) is not None:
+    if _CONVOLUTION.fullmatch(name):
         groups = dict(_attributes(module), **constants).get("groups")
         is_transposed = "ConvTranspose" in name
         return Place(
@@ -213,7 +214,7 @@ def place(
 
 
 def quantised(module: Call, /) -> str | None:
-    """Say why the weight of a quantised layer is not there; None where the class is no such layer."""
+    """Say why the weight of a quantised layer is not there; None for other classes."""
     name = class_of(module)
     if not re.search(r"(^|\.)(quantized|qat)\.", name):
         return None

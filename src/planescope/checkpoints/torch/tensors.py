@@ -285,7 +285,7 @@ def _dequantised(call: Call, where: str, storages: Storages) -> Tensor:
 def _dense(call: Call, where: str, storages: Storages) -> Tensor:
     """Describe a sparse tensor with its zeros, by coordinates or by compressed rows or columns."""
     layout, (indices, values, size) = _sparse_parts(call, where, storages)
-    shape = tuple(size.args[0]) if type(size) is Call and size.args else size
+    shape = size.args[0] if type(size) is Call and type(size.args) is tuple and size.args else size
     if type(shape) is not tuple or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
         raise CheckpointError(f"{where} is sparse, of a size that is none")
     if math.prod(shape) > max(_MAX_REPEATED, 64 * math.prod(values.shape)):
@@ -318,12 +318,11 @@ def _sparse_parts(
             pass
         case _:
             raise damaged
-    tensors = [None if (each := rebuild(part)) is None else each for part in parts]
     count = {"torch.sparse_coo": 1, "torch.sparse_csr": 2, "torch.sparse_csc": 2}.get(layout, 0)
-    if not count or len(parts) < count + 2 or any(each is None for each in tensors[: count + 1]):
+    made = [each for part in parts[: count + 1] if (each := rebuild(part)) is not None]
+    if not count or len(parts) < count + 2 or len(made) < count + 1:
         raise damaged
-    found = [_view(each, where, storages) for each in tensors[: count + 1] if each is not None]
-    *indices, values = found
+    *indices, values = [_view(each, where, storages) for each in made]
     size = parts[count + 1]
     fits = len(values.shape) == 1 and not any(each.is_floating for each in indices)
     if count == 1:

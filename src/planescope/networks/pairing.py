@@ -239,7 +239,7 @@ class _Index:
             self.below[_joined(parts[:-1])].append(norm)
 
     def candidates(self, layer: str) -> Iterator[tuple[_Rule, FoundNorm]]:
-        """Norms that by some rule stand behind the layer; the rule names the depth in the network too."""
+        """Norms that by some rule, which names the depth too, stand behind the layer."""
         parts = _parts(layer)
         if len(inside := self.below[_joined(parts)]) == 1:
             yield ("inside", str(len(parts)), _parts(inside[0].name)[-1]), inside[0]
@@ -255,9 +255,9 @@ def _rule(layer: str, norm: str, *, is_last: bool) -> _Rule | None:
     if layer.isdecimal() and norm.isdecimal():
         return ("next",) if is_last and int(norm) == int(layer) + 1 else None
     (words, digits), (other_words, other_digits) = _words(layer), _words(norm)
-    if affix := re.fullmatch(rf"({re.escape(layer)})?_?{_AFFIX}_?({re.escape(layer)})?", norm):
-        if affix[1] or affix[4]:
-            return ("affix", norm.replace(layer, "{}", 1))
+    affix = re.fullmatch(rf"({re.escape(layer)})?_?{_AFFIX}_?({re.escape(layer)})?", norm)
+    if affix and (affix[1] or affix[4]):
+        return ("affix", norm.replace(layer, "{}", 1))
     if words == other_words:
         return None
     if digits == other_digits:

@@ -8,6 +8,7 @@ name, and then how the shapes follow from layer to layer.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
@@ -139,7 +140,7 @@ def lay_out(weights: Sequence[Weight], wanted: Wanted | None = None, /) -> Laid:
     axes = {
         w.module: found
         for w in weights
-        if (found := _axes(w, layouts[w.module], wanted, told)) is not None
+        if (found := _axes(w, layouts[w.module], wanted)) is not None
     }
     axes |= _turned(weights, axes, wanted, told)
     notes = (reason.format(named(names)) for reason, names in told.items())
@@ -190,14 +191,14 @@ def _usual(
         ahead = by_name if len(votes) > 1 and by_name else votes.most_common(1)[0][0]
         return _Usual(ahead, "biases", divided=len(votes) > 1)
     first, last = _links(members)
+    forms = Counter(form for w in members if (form := _by_form(w.shape)) is not None)
     # Without one bias, the chain of layers may still say that the names mislead.
-    if by_name is FIRST and last >= 2 and not first:
+    if by_name is FIRST and last >= 2 and not first and forms[LAST] >= forms[FIRST]:
         return _Usual(LAST, "shapes")
-    if by_name is LAST and first >= 2 and not last:
+    if by_name is LAST and first >= 2 and not last and forms[FIRST] >= forms[LAST]:
         return _Usual(FIRST, "shapes")
     if by_name is not None:
         return _Usual(by_name, "names")
-    forms = Counter(form for w in members if (form := _by_form(w.shape)) is not None)
     first, last = first + 2 * forms[FIRST], last + 2 * forms[LAST]
     if first != last:
         return _Usual(FIRST if first > last else LAST, "shapes")
@@ -211,9 +212,7 @@ def _usual(
 def _links(members: Sequence[Weight]) -> tuple[int, int]:
     """Count how often one layer's outputs are the next one's inputs, filters first and last."""
     pairs = [
-        (a.shape, b.shape)
-        for a, b in zip(members, members[1:], strict=False)
-        if len(a.shape) == len(b.shape)
+        (a.shape, b.shape) for a, b in itertools.pairwise(members) if len(a.shape) == len(b.shape)
     ]
     first = sum(a[0] == b[1] for a, b in pairs)
     last = sum(a[-1] == b[-2] for a, b in pairs)
@@ -251,7 +250,7 @@ def _layout(weight: Weight, usual: _Usual, wanted: Wanted, told: _Told) -> Layou
         told[_DIVIDED[usual.layout]].append(weight.module)
     elif usual.proof == "nothing":
         told[_UNTOLD].append(weight.module)
-    elif usual.proof == "names" and (form := _by_form(weight.shape)) not in (None, usual.layout):
+    elif usual.proof == "names" and _by_form(weight.shape) not in (None, usual.layout):
         told[_AGAINST_FORM[usual.layout]].append(weight.module)
     return usual.layout
 
@@ -273,8 +272,8 @@ _DIVIDED = {
     for at, side in _SIDES.items()
 }
 _AGAINST_FORM = {
-    at: f"by its name the filters of {{}} lie on the {side} axis, though its shape looks otherwise; "
-    "--layout settles it"
+    at: f"by its name the filters of {{}} lie on the {side} axis, though its shape looks "
+    "otherwise; --layout settles it"
     for at, side in _SIDES.items()
 }
 _UNTOLD = "nothing tells where the filters of {} lie; the first axis is assumed (--layout)"
@@ -287,7 +286,7 @@ _MAYBE_TRANSPOSED = (
 )
 
 
-def _axes(weight: Weight, layout: Layout, wanted: Wanted, told: _Told) -> Axes | None:
+def _axes(weight: Weight, layout: Layout, wanted: Wanted) -> Axes | None:
     """Find the reading under a layout that the bias fits; None where it fits none."""
     shape, outputs = weight.shape, weight.outputs
     if len(shape) == 2:
@@ -309,7 +308,7 @@ def _axes(weight: Weight, layout: Layout, wanted: Wanted, told: _Told) -> Axes |
 def _axes_last(weight: Weight, wanted: Wanted) -> Axes | None:
     shape, outputs = weight.shape, weight.outputs
     plain = Axes(kind_of_convolution(shape[:-2]), LAST)
-    # Keras' (*kernel, out, in), unless the file is Flax', whose filters are the last axis there too.
+    # Keras' (*kernel, out, in); Flax has the filters on the last axis there too.
     turned = Axes(Kind.TRANSPOSED, LAST)
     is_flax = bool(_FLAX_TRANSPOSED.search(weight.module))
     if wanted.is_transposed(weight.module) or is_flax:
@@ -405,7 +404,7 @@ def _score(
     *,
     turned: bool,
 ) -> int:
-    """Count what fits if a weight is transposed or not; neighbours that are open are taken alike."""
+    """Count what fits if a weight is transposed or not, open neighbours being taken alike."""
 
     def sides(of: Weight) -> tuple[int, int]:
         is_turned = turned if of.module in free else kinds[of.module] is Kind.TRANSPOSED
