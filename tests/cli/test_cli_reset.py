@@ -141,7 +141,7 @@ def given(*args: str | Path):
         pytest.param(given(), "give a run, or a checkpoint with --trained", id="nothing"),
         pytest.param(given("no-run"), "no-run: is no run", id="no-run"),
         pytest.param(given("run", *TRAINED), "give a run, or", id="run-and-checkpoint"),
-        pytest.param(given("run", "--data", "mnist"), "a run knows its", id="data-of-a-run"),
+        pytest.param(given("run", "--data-path", "x"), "a run knows its", id="data-of-a-run"),
         pytest.param(given(*TRAINED, *FIRST), "needs --network and --data", id="no-network"),
         pytest.param(given(*TRAINED, *KNOWN), "nothing to put layers back to", id="no-snapshot"),
         pytest.param(

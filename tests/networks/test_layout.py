@@ -137,12 +137,12 @@ def test_the_chain_of_layers_tells_where_nothing_else_does():
 def test_a_name_against_a_shape_is_followed_and_told():
     found = described({"c.kernel": (8, 3, 3, 3)})
     assert found.layers[0].filters == 3
-    assert found.notes == [
+    assert list(found.notes) == [
         "by its name the filters of c lie on the last axis, though its shape looks otherwise; "
         "--layout settles it"
     ]
     given = described({"c.kernel": (8, 3, 3, 3)}, layouts=[(None, Layout.FIRST)])
-    assert (given.layers[0].filters, given.notes) == (8, [])
+    assert (given.layers[0].filters, given.notes) == (8, ())
 
 
 def test_a_layout_is_given_for_some_layers():

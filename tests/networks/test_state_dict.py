@@ -311,12 +311,12 @@ def test_forms_of_a_norm(shapes, gamma, beta):
 def test_a_norm_whose_parts_differ_in_length_is_told():
     found = describe(state({"c.weight": (8, 3, 3, 3), **bn("n", 8), "n.weight": (4,)}))
     assert found.layers[0].norm is None
-    assert found.notes == ["the batch norm n was not used: its parts have different lengths"]
+    assert list(found.notes) == ["the batch norm n was not used: its parts have different lengths"]
 
 
 def test_norms_without_a_layer_are_named():
     found = describe(state({"c.weight": (8, 3, 3, 3), **bn("a", 8), **bn("b", 9)}))
-    assert found.notes == [
+    assert list(found.notes) == [
         "batch norms that were paired with no layer: b (--norms LAYER=NORM pairs them)"
     ]
 

@@ -81,6 +81,7 @@ class Hdf5:
 
     def __init__(self, window: Window) -> None:
         self.window = window
+        self.path = window.path
         self._stream = window.open()
         self._base = 0
         self._objects = Objects(self._bytes, window.size)

@@ -52,12 +52,26 @@ def download(spec: str) -> Path:
         names, fetch = _source(spec, match["repo"], revision, match["file"])
         name = _choose(spec, match["file"], names)
         path = fetch(name)
-        if name.endswith(".index.json"):
-            beside = PurePosixPath(name).parent
-            shards = {str(beside / shard) for shard in shard_names(path)}
-            for shard in sorted(shards.intersection(names)):  # the reader names those missing
-                fetch(shard)
+        for other in sorted(_parts(name, path, names)):
+            fetch(other)
     return path
+
+
+def _parts(name: str, path: Path, names: Sequence[str]) -> set[str]:
+    """Name the other files of a model that is several; the reader names those missing."""
+    beside = PurePosixPath(name).parent
+    if name.endswith(".index.json"):
+        return {str(beside / shard) for shard in shard_names(path)}.intersection(names)
+    if beside.joinpath("model.json") == PurePosixPath(name):
+        from planescope.checkpoints import tfjs
+
+        return {str(beside / shard) for shard in tfjs.shard_names(path)}.intersection(names)
+    if name.endswith("saved_model.pb"):
+        return {each for each in names if each.startswith(str(beside / "variables") + "/")}
+    if name.endswith(".index"):
+        data = name.removesuffix("index") + "data-"
+        return {each for each in names if each.startswith(data)}
+    return set()
 
 
 def _source(

@@ -38,6 +38,9 @@ def locate(target: str | os.PathLike[str]) -> Path:
         if stat.S_ISDIR(path.stat().st_mode):
             return path / _model_in(path)
     except FileNotFoundError:
+        # TensorFlow names a checkpoint by what its files begin with.
+        if (index := path.with_name(f"{path.name}.index")).is_file():
+            return index
         raise CheckpointError(_missing(path)) from None
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         reason = getattr(exc, "strerror", None) or exc

@@ -77,10 +77,10 @@ def _run() -> int:
 
 
 def _say(sentence: str, status: int) -> int:
+    from planescope.cli.printing import say
+
     # Names come from files: a line break in one must not look like a second message.
-    line = " ".join(sentence.splitlines())
-    with contextlib.suppress(OSError):  # there may be no room for it
-        print(f"planescope: {line}", file=sys.stderr)
+    say(f"planescope: {' '.join(sentence.splitlines())}", err=True)
     return status
 
 

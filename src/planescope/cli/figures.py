@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+from planescope.cli.options import code_options, consent
+from planescope.cli.printing import say
+
 SCHEMA = "planescope.figures/1"
 
 
@@ -34,6 +37,7 @@ SCHEMA = "planescope.figures/1"
     default=True,
     help="Figures of every network, and of several together; or only the latter.",
 )
+@code_options
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def figures(
     sources: tuple[str, ...],
@@ -42,6 +46,9 @@ def figures(
     form: Any,
     style: str | None,
     each: bool,
+    network: str | None,
+    data: str | None,
+    trust: bool,
     as_json: bool,
     **widths: Any,
 ) -> None:
@@ -54,9 +61,17 @@ def figures(
     from planescope.figures import write_all
 
     width = _width(**widths)
+    given = consent(sources, network=network, data=data, trust=trust)
     with layer_progress() as advance:
         written = write_all(
-            sources, out, form=form, width=width, style_sheet=style, each=each, progress=advance
+            sources,
+            out,
+            form=form,
+            width=width,
+            style_sheet=style,
+            each=each,
+            progress=advance,
+            **given,
         )
     if as_json:
         fields = {
@@ -67,9 +82,9 @@ def figures(
         sys.stdout.write(json.dumps(fields, indent=2) + "\n")
         return
     for path in written.files:
-        click.echo(f"written: {path}")
+        say(f"written: {path}")
     for reason in written.left_out:
-        click.echo(f"left out: {reason}")
+        say(f"left out: {reason}")
 
 
 def _width(*, column: bool, page: bool, width: float | None) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from planescope.cli.options import code_options, consent
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
@@ -21,13 +23,23 @@ import click
     show_default=True,
     help="A relative drop above this, if significant, makes a layer critical.",
 )
+@code_options
 @click.option("--out", metavar="FILE", required=True, help="Write the model: .json.")
-def fit(runs: tuple[str, ...], *, held_out: tuple[str, ...], critical: float, out: str) -> None:
+def fit(
+    runs: tuple[str, ...],
+    *,
+    held_out: tuple[str, ...],
+    critical: float,
+    network: str | None,
+    data: str | None,
+    trust: bool,
+    out: str,
+) -> None:
     """Fit the model of planescope predict to runs whose layers were reset.
 
     RUN is the folder of such a run, or of a study.
     """
-    from planescope.cli.tables import console
+    from planescope.cli.printing import console
     from planescope.files.optional import required
     from planescope.files.writing import check_target
     from planescope.study.folder import runs_in
@@ -36,7 +48,10 @@ def fit(runs: tuple[str, ...], *, held_out: tuple[str, ...], critical: float, ou
     required("sklearn")
     from planescope.criticality.fitting import fit_critical
 
-    model = fit_critical(runs_in(runs), held_out=runs_in(held_out), critical=critical)
+    given = consent((*runs, *held_out), network=network, data=data, trust=trust)
+    model = fit_critical(
+        runs_in(runs, **given), held_out=runs_in(held_out, **given), critical=critical
+    )
     model.save(out)
     print_to = console()
     print_to.print(model.fitted_on)

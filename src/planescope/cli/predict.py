@@ -68,7 +68,7 @@ def print_prediction(prediction: Prediction) -> None:
     """Print the probabilities, what they were fitted on, and warnings."""
     from rich.text import Text
 
-    from planescope.cli.tables import console, plain_table
+    from planescope.cli.printing import console, plain_table
 
     out = console()
     out.print(Text(prediction.source, style="bold"))

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from planescope.files.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -30,7 +32,7 @@ def layer_progress() -> Iterator[Callable[[int, int, str], None] | None]:
             if time.monotonic() - began < DELAY_S:
                 return
             bar = _start()
-        bar.update(bar.task_ids[0], completed=done, total=total, layer=name)
+        bar.update(bar.task_ids[0], completed=done, total=total, layer=printable(name))
 
     try:
         yield advance
@@ -40,12 +42,13 @@ def layer_progress() -> Iterator[Callable[[int, int, str], None] | None]:
 
 
 def _start() -> Progress:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from planescope.cli.printing import console
 
     layer = TextColumn("{task.fields[layer]}", markup=False)
     bar = Progress(
-        BarColumn(), MofNCompleteColumn(), layer, console=Console(stderr=True), transient=True
+        BarColumn(), MofNCompleteColumn(), layer, console=console(stderr=True), transient=True
     )
     bar.add_task("layers", layer="")
     bar.start()

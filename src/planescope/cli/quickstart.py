@@ -31,26 +31,30 @@ def quickstart(*, out: str, epochs: int) -> None:
     from importlib.util import find_spec
 
     from planescope.cli import story as parts
+    from planescope.cli.printing import console
     from planescope.cli.progress import layer_progress
     from planescope.cli.relate import print_relation
     from planescope.cli.reset import print_resets
-    from planescope.cli.tables import console, print_measurement
+    from planescope.cli.tables import print_measurement
 
     out_of = console()
     published = parts.measure_published(out)
     print_measurement(published.measurement)
     _print_files(published)
     if any(find_spec(package) is None for package in ("torch", "pytorch_lightning", "mlxtend")):
-        out_of.print("\nTo train a network too: pip install 'planescope[train]'")
+        out_of.print()
+        out_of.print("To train a network too: pip install 'planescope[train]'")
         return
-    out_of.print(f"\nA LeNet on 4,000 real digits, {epochs} epochs:", style="bold")
+    out_of.print()
+    out_of.print(f"A LeNet on 4,000 real digits, {epochs} epochs:", style="bold")
     with layer_progress() as progress:
         trained = parts.train_on_digits(out, epochs=epochs, progress=progress)
     print_measurement(trained.measurement)
     _print_emergence(trained)
     _print_files(trained)
     assert trained.run is not None  # noqa: S101 - it is there after a training
-    out_of.print("\nEach of its layers put back to earlier weights:", style="bold")
+    out_of.print()
+    out_of.print("Each of its layers put back to earlier weights:", style="bold")
     with layer_progress() as progress:
         lost = parts.reset_and_relate(trained.run, out, progress=progress)
     print_resets(lost.resets)
@@ -66,7 +70,7 @@ def quickstart(*, out: str, epochs: int) -> None:
 
 def _print_emergence(trained: Quickstart) -> None:
     """Say what the training changed: before, after, accuracy."""
-    from planescope.cli.tables import console
+    from planescope.cli.printing import console
 
     assert trained.run is not None  # noqa: S101 - both are there after a training
     assert trained.initial is not None  # noqa: S101
@@ -81,7 +85,7 @@ def _print_emergence(trained: Quickstart) -> None:
 
 
 def _print_files(made: Quickstart | Loss) -> None:
-    from planescope.cli.tables import console
+    from planescope.cli.printing import console
 
     for path in made.files:
         console().print(f"written: {path}", style="bold")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planescope.cli.options import code_options, consent
 from planescope.criticality.relation import Selection
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     help="Of the bootstrap and of shuffles.",
 )
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of these draws.")
+@code_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--out", metavar="FILE", help="Write the relation: .json, .csv or .parquet.")
 @click.option("--figure", metavar="FILE", help="Draw it: .pdf, .svg or .png.")
@@ -55,6 +57,9 @@ def relate(
     unfinished: bool,
     draws: int,
     seed: int,
+    network: str | None,
+    data: str | None,
+    trust: bool,
     as_json: bool,
     out: str | None,
     figure: str | None,
@@ -74,9 +79,10 @@ def relate(
     for target, forms in ((out, FORMS), (figure, FIGURE_FORMS)):
         if target is not None:
             check_target(target, forms)
+    given = consent(runs, network=network, data=data, trust=trust)
     with layer_progress() as advance:
         relation = relate_runs(
-            runs_in(runs),
+            runs_in(runs, **given),
             critical=critical,
             robust=robust,
             unfinished=unfinished,
@@ -100,7 +106,7 @@ def print_relation(relation: Relation) -> None:
     """Print how each score goes with the drops, what each layer costs, and the verdict."""
     from rich.text import Text
 
-    from planescope.cli.tables import console
+    from planescope.cli.printing import console
 
     out = console()
     pooled = [
@@ -143,7 +149,7 @@ def _other_selections(relation: Relation) -> list[str]:
 
 def _scores_table(pooled: list[Association], out: Console) -> Table:
     """All columns, or as many as the terminal has room for."""
-    from planescope.cli.tables import plain_table
+    from planescope.cli.printing import plain_table
 
     for columns in (7, 5, 3):
         table = plain_table("score", *_SCORE_TITLES[:columns])
@@ -177,7 +183,7 @@ _SCORE_TITLES = (
 
 
 def _advice_table(advice: tuple[Advice, ...]) -> Table:
-    from planescope.cli.tables import plain_table
+    from planescope.cli.printing import plain_table
 
     several = len({one.network for one in advice}) > 1
     titles = ("layer", "drop", "95 % interval", "critical", "robust", "")
@@ -196,7 +202,7 @@ def _advice_table(advice: tuple[Advice, ...]) -> Table:
 
 
 def _shares_table(shares: list[Share]) -> Table:
-    from planescope.cli.tables import plain_table
+    from planescope.cli.printing import plain_table
 
     table = plain_table("", "layers", "robust", "critical")
     for biased in (False, True):

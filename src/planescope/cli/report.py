@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from planescope.cli.options import code_options, consent
+from planescope.cli.printing import say
+
 if TYPE_CHECKING:
     from planescope.figures.report import Report
 
@@ -29,8 +32,19 @@ SCHEMA = "planescope.report/1"
 @click.option(
     "--watch", is_flag=True, help="Follow a run: the page is made anew until training has ended."
 )
+@code_options
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def report(sources: tuple[str, ...], *, out: str, show: bool, watch: bool, as_json: bool) -> None:
+def report(
+    sources: tuple[str, ...],
+    *,
+    out: str,
+    show: bool,
+    watch: bool,
+    network: str | None,
+    data: str | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """Write one HTML page that shows what is known of networks.
 
     RUN is the folder of a training or of a study; FILE a checkpoint, or a measurement, resets or a
@@ -44,9 +58,11 @@ def report(sources: tuple[str, ...], *, out: str, show: bool, watch: bool, as_js
     check_target(out, FORMS)
     if watch and len(sources) != 1:
         raise UsageError("--watch follows one run; give one")
+    given = consent(sources, network=network, data=data, trust=trust)
     command = shlex.join(["planescope", *sys.argv[1:]])
     if watch:
         from planescope.figures.report.watch import watch as follow
+        from planescope.training.run import Run
 
         shown = False
 
@@ -55,15 +71,15 @@ def report(sources: tuple[str, ...], *, out: str, show: bool, watch: bool, as_js
             if show and not shown:
                 _open(out)
             shown = True
-            print(f"{out}: written; follows {sources[0]}", file=sys.stderr)
+            say(f"{out}: written; follows {sources[0]}", err=True)
 
-        page = follow(sources[0], out, command=command, on_page=on_page)
+        page = follow(Run(sources[0], **given), out, command=command, on_page=on_page)
     else:
-        page = report_on(*sources, command=command)
+        page = report_on(*sources, command=command, **given)
         page.save(out)
         if show:
             _open(out)
-    sys.stdout.write(json.dumps(_fields(page, out)) + "\n" if as_json else f"{out}\n")
+    say(json.dumps(_fields(page, out)) if as_json else out)
 
 
 def _fields(page: Report, out: str) -> dict[str, Any]:
@@ -80,4 +96,4 @@ def _open(out: str) -> None:
     import webbrowser
 
     if not webbrowser.open(Path(out).resolve().as_uri()):
-        print(f"no browser was found; open {out} in one", file=sys.stderr)
+        say(f"no browser was found; open {out} in one", err=True)

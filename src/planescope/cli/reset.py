@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from planescope.cli.options import TRUST, consent, tell_data_path
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -29,8 +31,18 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     metavar="FILE|EPOCH",
     help="What layers are put back to; repeatable. In a run an epoch, by default every one.",
 )
-@click.option("--network", metavar="NAME", help="With --trained: lenet, vgg16_bn, ...")
-@click.option("--data", metavar="NAME", help="With --trained: digits, mnist, cifar10, ...")
+@click.option(
+    "--network",
+    metavar="NAME",
+    help="With --trained: lenet, vgg16_bn, ... Of a run its own name allows code that it names, "
+    "another replaces it.",
+)
+@click.option(
+    "--data",
+    metavar="NAME",
+    help="With --trained: digits, mnist, cifar10, ... Of a run as --network.",
+)
+@TRUST
 @click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
 @click.option("--rand", is_flag=True, help="Also put layers to fresh draws from the initialiser.")
 @click.option("--draws", metavar="K", type=click.IntRange(1), help="How many.  [default: 1]")
@@ -97,6 +109,7 @@ def reset(
     network: str | None,
     data: str | None,
     data_path: str | None,
+    trust: bool,
     unfinished: bool,
     as_json: bool,
     out: str | None,
@@ -119,9 +132,12 @@ def reset(
         with layer_progress() as advance:
             if run is not None:
                 from planescope.criticality.resets import reset_run
+                from planescope.training.run import Run
 
+                given = consent([run], network=network, data=data, trust=trust)
+                tell_data_path(run)
                 resets = reset_run(
-                    run,
+                    Run(run, **given),
                     snapshots=_epochs(snapshots),
                     unfinished=unfinished,
                     options=options,
@@ -201,8 +217,8 @@ def _check(
         raise UsageError("--trained needs --network and --data; a checkpoint tells neither")
     if trained is not None and unfinished:
         raise UsageError("--unfinished is about runs; a checkpoint is taken as it is")
-    if run is not None and (network or data or data_path):
-        raise UsageError("a run knows its --network, --data and --data-path; leave them out")
+    if run is not None and data_path:
+        raise UsageError("a run knows its --data-path; leave it out")
 
 
 def _check_outputs(out: str | None, figure: str | None) -> None:
@@ -228,7 +244,7 @@ def print_resets(resets: Resets) -> None:
     """Print relative drops, layers × snapshots, and what they say in a sentence."""
     from rich.text import Text
 
-    from planescope.cli.tables import console
+    from planescope.cli.printing import console
 
     out = console()
     trained = resets.trained
@@ -256,7 +272,8 @@ def _fitting_table(resets: Resets, out: Console) -> Table:
 
 def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Table:
     from rich import box
-    from rich.table import Table
+
+    from planescope.cli.printing import table as empty_table
 
     kind = (
         "relative drop in %"
@@ -264,7 +281,7 @@ def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Tabl
         else ("accuracy")
     )
     more = f"; {left_out} snapshots left out, --json has them" if left_out else ""
-    table = Table(
+    table = empty_table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         caption=f"{kind}, in parentheses within noise{more}",

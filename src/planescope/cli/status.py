@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from planescope.cli.options import code_options, consent
+
 if TYPE_CHECKING:
     from planescope.training.run import Run
 
@@ -17,12 +19,21 @@ SCHEMA = "planescope.status/1"
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@code_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
-def status(runs: tuple[str, ...], *, as_json: bool) -> None:
+def status(
+    runs: tuple[str, ...],
+    *,
+    network: str | None,
+    data: str | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """Tell what training runs are, how far they came, and their last figures."""
     from planescope.training.run import Run
 
-    found = [Run.open(path) for path in runs]
+    given = consent(runs, network=network, data=data, trust=trust)
+    found = [Run.open(Run(path, **given)) for path in runs]
     if as_json:
         for run in found:
             sys.stdout.write(json.dumps(_fields(run)) + "\n")
@@ -47,7 +58,7 @@ def _fields(run: Run) -> dict[str, Any]:
 
 def print_status(runs: Sequence[Run]) -> None:
     """Print a line a run, and one for what happened to it."""
-    from planescope.cli.tables import console
+    from planescope.cli.printing import console
 
     out = console()
     for run in runs:

@@ -90,7 +90,7 @@ def _fail_with(made: Study) -> None:
 
 
 def _dry_run(file: str, folder: str, workers: int | None, *, as_json: bool) -> None:
-    from planescope.cli.tables import console
+    from planescope.cli.printing import console
     from planescope.study.forecast import forecast
 
     found = forecast(file, folder, workers=workers)
@@ -105,7 +105,7 @@ def _dry_run(file: str, folder: str, workers: int | None, *, as_json: bool) -> N
 
 
 def _print(made: Study, *, as_json: bool) -> None:
-    from planescope.cli.tables import console
+    from planescope.cli.printing import console
 
     status = made.status
     if as_json:
@@ -145,7 +145,7 @@ def _live() -> Iterator[Callable[[StudyStatus], None] | None]:
         return
     from rich.live import Live
 
-    from planescope.cli.tables import console
+    from planescope.cli.printing import console
 
     with Live(console=console(stderr=True), auto_refresh=False, transient=True) as live:
         yield lambda status: live.update(_table(status), refresh=True)
@@ -154,10 +154,11 @@ def _live() -> Iterator[Callable[[StudyStatus], None] | None]:
 def _table(status: StudyStatus) -> Group:
     from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    from planescope.cli.printing import table as empty_table
+
+    table = empty_table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", overflow="fold")
     table.add_column("step")
     table.add_column("epoch", justify="right")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from planescope.cli.printing import PIPE_WIDTH, console, table
 from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement
 
 if TYPE_CHECKING:
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Row = LayerMeasurement | PoolMeasurement
-
-# Wide enough for every column: a pipe has no edge at which to cut a name.
-PIPE_WIDTH = 240
 
 
 @dataclass(frozen=True)
@@ -102,32 +99,6 @@ _COLUMNS = (
 _LEFT_ALIGNED = ("layer", "kind", "input", "left\nout", "biased")
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Console for people; as wide as needed where there is no terminal."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    # highlight and markup off: names come from files and are shown as they are.
-    return Console(
-        stderr=stderr,
-        width=None if stream.isatty() else PIPE_WIDTH,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-
-
-def plain_table(*titles: str, left: Sequence[str] = ("score", "network", "layer", "")) -> Table:
-    """An empty table; columns of the titles `left` hold text, the others numbers."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in titles:
-        table.add_column(title, justify="left" if title in left else "right", overflow="fold")
-    return table
-
-
 def print_measurement(measurement: Measurement, *, pairing: bool = False) -> None:
     """Print the table of a network, its pool last, and what it says in a sentence.
 
@@ -152,32 +123,31 @@ def _fitting_table(measurement: Measurement, out: Console) -> Table:
     """The table with as many columns as the terminal has room for."""
     columns = [column for column in _COLUMNS if column.needed(measurement)]
     while True:
-        table = _table(measurement, columns)
+        fitting = _table(measurement, columns)
         rank = max(column.rank for column in columns)
         # Measured against an endless line: against the terminal's own, every table fits, folded.
-        wanted = out.measure(table, options=out.options.update(width=PIPE_WIDTH)).maximum
+        wanted = out.measure(fitting, options=out.options.update(width=PIPE_WIDTH)).maximum
         if rank == 0 or wanted <= out.width:
-            return table
+            return fitting
         columns = [column for column in columns if column.rank < rank]
 
 
 def _table(measurement: Measurement, columns: list[_Column]) -> Table:
     from rich import box
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         left = column.title in _LEFT_ALIGNED
         # A name that does not fit is folded: cut, two layers could look the same.
         justify: Literal["left", "right"] = "left" if left else "right"
-        table.add_column(column.title, justify=justify, overflow="fold")
+        made.add_column(column.title, justify=justify, overflow="fold")
     last = len(measurement.layers) - 1
     for i, layer in enumerate(measurement.layers):
         style = "bold" if layer.biased else None
         cells = [column.show(layer) for column in columns]
-        table.add_row(*cells, style=style, end_section=i == last)
-    table.add_row(*(column.show(measurement.network) for column in columns))
-    return table
+        made.add_row(*cells, style=style, end_section=i == last)
+    made.add_row(*(column.show(measurement.network) for column in columns))
+    return made
 
 
 def _skipped_lines(measurement: Measurement) -> list[str]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
+from planescope.cli.options import TRUST, consent, tell_data_path
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -65,7 +67,8 @@ def _types(annotation: Any) -> Iterator[Any]:
 )
 @click.option("--out", metavar="RUN", default="run", show_default=True, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on after the last epoch that was finished.")
-def train(*, config: str | None, out: str, resume: bool, **options: Any) -> None:
+@TRUST
+def train(*, config: str | None, out: str, resume: bool, trust: bool, **options: Any) -> None:
     """Train a network and measure it on the way; by default LeNet on digits, half a minute.
 
     RUN gets config.yaml, metrics.csv, snapshots/, measurements and what resuming needs. With
@@ -75,20 +78,34 @@ def train(*, config: str | None, out: str, resume: bool, **options: Any) -> None
     from planescope.cli.status import print_status
     from planescope.training.loop import rank
     from planescope.training.loop import train as train_run
+    from planescope.training.run import Run
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    wanted = _config(config, out, resume=resume).but(given)
+    wanted, own = _config(config, out, given, resume=resume)
+    if resume:
+        consent([out], network=own.get("network"), data=own.get("data"), trust=trust)
+        if Run(out).exists and "data_path" not in given:
+            tell_data_path(out)
     with layer_progress() as advance:
-        run = train_run(wanted, out, resume=resume, progress=advance)
+        run = train_run(
+            wanted, out, resume=resume, trust=trust or frozenset(own.values()), progress=advance
+        )
     if rank() == 0:
         print_status([run])
 
 
-def _config(path: str | None, out: str, *, resume: bool) -> RunConfig:
-    """What the options given on the command line are laid over."""
+def _config(
+    path: str | None, out: str, given: dict[str, Any], *, resume: bool
+) -> tuple[RunConfig, dict[str, str]]:
+    """The config, the options given laid over it; and of network and data the user's own names.
+
+    What a run says that is resumed is not the user's.
+    """
     from planescope.training.config import RunConfig, load_config
     from planescope.training.run import Run
 
-    if path is not None:
-        return load_config(path)
-    return Run(out).config if resume and Run(out).exists else RunConfig()
+    if path is None and resume and Run(out).exists:
+        own: dict[str, str] = {kind: given[kind] for kind in ("network", "data") if kind in given}
+        return Run(out).config.but({"download": False, **given}), own
+    config = (RunConfig() if path is None else load_config(path)).but(given)
+    return config, {"network": config.network, "data": config.data}

@@ -6,7 +6,7 @@ To import this is to import scikit-learn.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,14 +22,14 @@ from planescope.criticality.prediction import (
     Reach,
     features_of_scores,
 )
-from planescope.criticality.relate import relate, run_of
+from planescope.criticality.relate import relate
 from planescope.files.errors import UsageError
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planescope.criticality.relation import Relation
-    from planescope.training.run import Run
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
@@ -78,6 +78,7 @@ def fit_critical(
     *,
     held_out: Sequence[Run | str | os.PathLike[str]] = (),
     critical: float = 0.10,
+    trust: bool | str | Collection[str] = False,
 ) -> CriticalModel:
     """Fit the probability that a layer is critical to runs whose layers were reset to epoch 0.
 
@@ -89,6 +90,8 @@ def fit_critical(
         On which the fitted model is only tried.
     critical : float
         Relative drop above which, if significant, a layer is critical.
+    trust
+        As for a `planescope.training.run.Run`; of those given as paths.
 
     Returns
     -------
@@ -102,12 +105,13 @@ def fit_critical(
         As `planescope.relate`.
 
     """
-    used, kept = ({run_of(run).path.resolve() for run in some} for some in (runs, held_out))
+    fitted, others = ([Run.open(run, trust=trust) for run in some] for some in (runs, held_out))
+    used, kept = ({run.path.resolve() for run in some} for some in (fitted, others))
     if used & kept:
         raise UsageError(f"{min(used & kept)}: is both fitted and held out")
-    tried = relate(held_out, critical=critical, draws=99) if held_out else None
-    data = sorted({run_of(run).config.data for run in runs})
-    return fit_relation(relate(runs, critical=critical, draws=99), tried, data=data)
+    tried = relate(others, critical=critical, draws=99) if others else None
+    data = sorted({run.config.data for run in fitted})
+    return fit_relation(relate(fitted, critical=critical, draws=99), tried, data=data)
 
 
 def fit_relation(

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ def relate(
     unfinished: bool = False,
     draws: int = 9999,
     seed: int = 0,
+    trust: bool | str | Collection[str] = False,
     on_run: OnRun | None = None,
 ) -> Relation:
     """Hold scores that need no data against what resetting the layers to epoch 0 costs.
@@ -63,6 +64,8 @@ def relate(
         said of one of several runs alone at most 999.
     seed : int
         Of these draws, and of the random control.
+    trust
+        As for a `Run`; of those given as paths.
     on_run : callable, optional
         Called with (runs done, runs in all, path of the next one), to show progress.
 
@@ -79,7 +82,8 @@ def relate(
         twice; if runs of one network were reset in different layers; if no run has a relative drop;
         or an option cannot be.
     """
-    given = [run_of(r) for r in ([runs] if isinstance(runs, (Run, str, os.PathLike)) else runs)]
+    some = [runs] if isinstance(runs, (Run, str, os.PathLike)) else runs
+    given = [Run.open(run, trust=trust) for run in some]
     if not given:
         raise UsageError("give a run whose layers were reset, or several")
     _check_options(critical, robust, draws)
@@ -94,6 +98,8 @@ def relate(
             raise UsageError(f"{run.path}: is given twice; a run counts once")
         seen.add(run.path.resolve())
         resets = _resets(run, unfinished=unfinished)
+        if run.unknown:
+            notes.append(run.unknown)
         related = list(_related(run, resets, critical=critical, robust=robust, rng=rng))
         if not related:
             notes.append(f"{run.path} is left out: its network is no better than chance")
@@ -105,17 +111,6 @@ def relate(
     return relate_layers(
         layers, critical=critical, robust=robust, draws=draws, seed=seed, notes=notes
     )
-
-
-def run_of(run: Run | str | os.PathLike[str], /) -> Run:
-    """The run itself, or that of a path, which must be there.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none.
-    """
-    return Run.open(run.path if isinstance(run, Run) else run)
 
 
 def relate_layers(
@@ -268,9 +263,13 @@ def _related(
     network, files = run.config.network, run.snapshots
     trained = files[max(files)]
     exactly = f"^(?:{'|'.join(map(re.escape, names))})$"
-    measured = measure(trained, network=network, kinds="all", layers=exactly, init=files[0])
-    weights = {layer.name: layer for layer in find(trained, network=network).layers}
-    for i, (reset, layer) in enumerate(zip(resets.layers, measured.layers, strict=True)):
+    structure = run.structure
+    measured = measure(trained, network=structure, kinds="all", layers=exactly, init=files[0])
+    weights = {layer.name: layer for layer in find(trained, network=structure).layers}
+    inputs = _recorded_inputs(run) if run.unknown else {}
+    rank = {name: i for i, name in enumerate(names)}
+    layers = sorted(measured.layers, key=lambda layer: rank[layer.name])
+    for i, (reset, layer) in enumerate(zip(resets.layers, layers, strict=True)):
         if (reset.name, reset.negative_mass) != (layer.name, layer.negative_mass):
             raise UsageError(
                 f"{run.path}: its layers were reset before it was trained further; run planescope "
@@ -283,7 +282,7 @@ def _related(
             network=network,
             name=layer.name,
             kind=layer.kind,
-            first=layer.input is Input.IMAGE,
+            first=inputs.get(layer.name, layer.input) is Input.IMAGE,
             biased=layer.biased,
             drop=drop,
             drop_low=low,
@@ -297,6 +296,16 @@ def _related(
                 random=float(rng.random()),
             ),
         )
+
+
+def _recorded_inputs(run: Run) -> dict[str, Input]:
+    """What feeds each layer, as the run's own measurements have it."""
+    layers = list(run.measured_layers.values())[-1]
+    inputs = {layer.name: layer.input for layer in layers}
+    reset = Resets.load(run.resets).layers
+    if any(inputs.get(layer.name, Input.UNKNOWN) is Input.UNKNOWN for layer in reset):
+        raise UsageError(run.unknown)
+    return inputs
 
 
 def _drop(before: Accuracy, after: ResetCell) -> tuple[float, float, float]:

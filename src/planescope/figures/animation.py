@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +55,7 @@ def animate(
     *,
     fps: int = 3,
     width: Width = "column",
+    trust: bool | str | Collection[str] = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> None:
     """Write a film of the cosines of each layer through training, over the density of chance.
@@ -73,6 +74,8 @@ def animate(
         Frames a second, from 1 to 50.
     width : "column", "page" or inches
         Of 200 dots each.
+    trust
+        As for a `Run`; of a path.
     progress : callable, optional
         Called with (snapshots read, snapshots in all, epoch).
 
@@ -98,7 +101,7 @@ def animate(
         raise MissingDependencyError(
             f"{path}: an .mp4 needs the program ffmpeg; install it, or write a .gif"
         )
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = Run.open(run, trust=trust)
     measured = _measure(run, progress)
     frames, laws = _frames(run, measured)
     figure = _backdrop(list(measured.values()), laws, across)
@@ -129,14 +132,16 @@ class Frame:
 def _measure(run: Run, progress: Callable[[int, int, str], None] | None) -> dict[int, Measurement]:
     """Measure the snapshots as the run did: the files hold every filter, its table does not."""
     config, kinds = run.config, run.measurements["kind"].unique()
-    snapshots = run.snapshots
+    snapshots, structure = run.snapshots, run.structure
     if not snapshots:
         raise CheckpointError(f"{run.path}: has no snapshots to animate")
+    if not run.can_be_measured:
+        raise UsageError(run.unknown)
     measured = {}
     for done, (epoch, path) in enumerate(snapshots.items()):
         if progress is not None:
             progress(done, len(snapshots), f"epoch {epoch}")
-        measured[epoch] = measure(path, view=config.view, kinds=kinds, network=config.network)
+        measured[epoch] = measure(path, view=config.view, kinds=kinds, network=structure)
     return measured
 
 

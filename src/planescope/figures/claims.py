@@ -22,8 +22,7 @@ from planescope.figures.canvas import (
     styled,
 )
 from planescope.figures.relation import relation
-from planescope.files.errors import OutputError
-from planescope.files.writing import replacing
+from planescope.files.folders import inside, make_inside, replacing_inside
 from planescope.hyperplanes import chance
 from planescope.study.claims import (
     ALL,
@@ -209,11 +208,7 @@ def write_claims(
     whole = study if isinstance(study, Study) else Study(study)
     found = claims(whole)
     table = whole.table()
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise OutputError(f"{folder}: cannot be made: {exc.strerror or exc}") from exc
+    folder = make_inside(out)
     drawn: dict[int, Figure] = {
         1: masses_before_and_after(table, width=width),
         2: agreement_through_training(table, width=width),
@@ -224,13 +219,13 @@ def write_claims(
         drawn[4] = effects(found.of(4), width=width)
     files = []
     for claim, figure in drawn.items():
-        files.append(folder / f"claim-{claim}.{form}")
+        files.append(inside(folder, f"claim-{claim}.{form}"))
         save(figure, files[-1])
     for name in ("claims.json", "claims.csv"):
-        files.append(folder / name)
+        files.append(inside(folder, name))
         found.save(files[-1])
-    files.append(folder / "claims.md")
-    with replacing(files[-1]) as draft:
+    files.append(inside(folder, "claims.md"))
+    with replacing_inside(folder, "claims.md") as draft:
         names = {claim: f"claim-{claim}.{form}" for claim in drawn}
         draft.write_text(_markdown(found, names), encoding="utf-8")
     return found, tuple(files)

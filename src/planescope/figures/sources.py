@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.relation import Relation
 from planescope.criticality.resets.record import Resets
-from planescope.files.errors import CheckpointError
+from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.folders import inside
 from planescope.files.reading import open_binary, read_text
 from planescope.files.writing import read_parquet_metadata
 from planescope.measurement.measure import measure
@@ -57,7 +58,15 @@ class Subject:
     relation: Relation | None = None
 
 
-def open_subjects(sources: Iterable[Any], /, *, remeasure: bool = True) -> tuple[Subject, ...]:
+def open_subjects(
+    sources: Iterable[Any],
+    /,
+    *,
+    remeasure: bool = True,
+    network: str | None = None,
+    data: str | None = None,
+    trust: bool | str | Collection[str] = False,
+) -> tuple[Subject, ...]:
     """Open each of some sources.
 
     Parameters
@@ -69,6 +78,8 @@ def open_subjects(sources: Iterable[Any], /, *, remeasure: bool = True) -> tuple
     remeasure : bool
         Measure a run's last snapshot, which gives the values of its filters; else a run comes
         without a measurement.
+    network, data, trust
+        As for a `Run`, of all runs that paths lead to.
 
     Returns
     -------
@@ -83,17 +94,23 @@ def open_subjects(sources: Iterable[Any], /, *, remeasure: bool = True) -> tuple
     PlanescopeError
         As `planescope.measure`.
     """
-    found = [_opened(one, remeasure) for source in sources for one in _parts(source)]
+    given = {"network": network, "data": data, "trust": trust}
+    found = [_opened(one, remeasure) for source in sources for one in _parts(source, given)]
+    if (network or data) and all(subject.run is None for subject in found):
+        raise UsageError("--network and --data are about runs, and none was given; leave them out")
     return tuple(_apart(found))
 
 
-def _parts(source: Any) -> Iterable[Any]:
-    """The runs of a study, or what is no study itself."""
-    if not isinstance(source, (str, os.PathLike)) or not (Path(source) / "study.yaml").is_file():
+def _parts(source: Any, given: Mapping[str, Any]) -> Iterable[Any]:
+    """The runs of a study, a run, or what is neither itself."""
+    if not isinstance(source, (str, os.PathLike)):
         return [source]
+    if not inside(source, "study.yaml").is_file():
+        run = Run(source, **given)
+        return [run if run.exists else source]
     from planescope.study.folder import Study
 
-    runs = Study(source).runs
+    runs = Study(source, **given).runs
     if not runs:
         raise CheckpointError(f"{source}: no run of this study is made yet; planescope study does")
     return runs
@@ -124,8 +141,6 @@ def _opened(source: Any, remeasure: bool) -> Subject:
         return _run(source, remeasure)
     if not isinstance(source, (str, os.PathLike)):
         return _measured(measure(source))
-    if (run := Run(source)).exists:
-        return _run(run, remeasure)
     path = Path(source)
     schema = _schema(path)
     if schema is None:
@@ -167,17 +182,19 @@ def _run(run: Run, remeasure: bool) -> Subject:
     )
 
 
-def _remeasured(run: Run) -> Measurement:
-    """The last snapshot, measured as the run did."""
+def _remeasured(run: Run) -> Measurement | None:
+    """The last snapshot, measured as the run did; None where its norms are not known for that."""
     config, table, snapshots = run.config, run.measurements, run.snapshots
     if not snapshots:
         raise CheckpointError(f"{run.path}: has no snapshots, which are what is measured")
+    if not run.can_be_measured:
+        return None
     first, last = snapshots[min(snapshots)], snapshots[max(snapshots)]
     return measure(
         last,
         view=config.view,
         kinds=table["kind"].unique(),
-        network=config.network,
+        network=run.structure,
         init=first if first != last and min(snapshots) == 0 else None,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -31,7 +31,8 @@ from planescope.figures.relation import relation
 from planescope.figures.resets import heatmap
 from planescope.figures.sources import Subject, open_subjects
 from planescope.files.errors import OutputError, UsageError
-from planescope.files.writing import FIGURE_FORMS, replacing, write_csv
+from planescope.files.folders import inside, replacing_inside
+from planescope.files.writing import FIGURE_FORMS, write_csv
 from planescope.measurement.record import Measurement
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ def write_all(
     width: Width = "page",
     style_sheet: str | os.PathLike[str] | None = None,
     each: bool = True,
+    network: str | None = None,
+    data: str | None = None,
+    trust: bool | str | Collection[str] = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Written:
     """Write every figure that can be made of some networks, each with its numbers as CSV.
@@ -118,6 +122,8 @@ def write_all(
         As `style` takes it.
     each : bool
         False leaves out the figures of single networks.
+    network, data, trust
+        As for a `planescope.training.run.Run`, of all runs that paths lead to.
     progress : callable, optional
         Called with (figures drawn, figures in all, name of the next).
 
@@ -135,7 +141,7 @@ def write_all(
     if f".{form}" not in FIGURE_FORMS:
         raise UsageError(f"form {form!r}: give {', '.join(f[1:] for f in FIGURE_FORMS)}")
     with style(style_sheet):
-        subjects = open_subjects(sources)
+        subjects = open_subjects(sources, network=network, data=data, trust=trust)
         if not subjects:
             raise UsageError("nothing to draw: give a run or a file")
         drawings = [*(_each(subjects, width) if each else ()), *_together(subjects, width)]
@@ -153,8 +159,8 @@ def write_all(
         files: list[Path] = []
         for name, figure, numbers in drawn:
             paths = folder / f"{name}.{form}", folder / f"{name}.csv"
-            save(figure, paths[0])
-            with replacing(paths[1]) as draft:
+            save(figure, inside(folder, paths[0].name))
+            with replacing_inside(folder, paths[1].name) as draft:
                 write_csv(draft, numbers)
             files += paths
     left_out = [*(_left_out(subjects) if each else ()), *([reason] if reason else ())]
@@ -252,11 +258,11 @@ def _together(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
 
 def _relations(subjects: Sequence[Subject]) -> tuple[Relation | None, str]:
     """How scores relate to the resets of all runs that have them, or why that cannot be said."""
-    paths = [s.path for s in subjects if s.run is not None and s.resets is not None]
-    if not paths:
+    runs = [s.run for s in subjects if s.run is not None and s.resets is not None]
+    if not runs:
         return None, ""
     try:
-        return relate(paths), ""
+        return relate(runs), ""
     except UsageError as exc:
         # Fewer runs may do, as may other resets; no figure of a network is the worse for it.
         return None, f"relation: {exc}"
@@ -404,6 +410,8 @@ def _left_out(subjects: Iterable[Subject]) -> Iterator[str]:
     for subject in subjects:
         if subject.run is not None and subject.resets is None:
             yield f"resets of {subject.name}: planescope reset {subject.path} makes them"
+        if subject.run is not None and (unknown := subject.run.unknown):
+            yield unknown
         if subject.measurement is not None and not _has_filters(subject.measurement):
             yield (
                 f"cosines and portrait of {subject.name}: a saved measurement has no values of "

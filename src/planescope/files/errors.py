@@ -29,9 +29,7 @@ class PlanescopeError(Exception):
         text = str(message)
         if len(text) > MAX_MESSAGE:
             text = f"{text[: MAX_MESSAGE // 2]} ... {text[-MAX_MESSAGE // 3 :]}"
-        if not text.isprintable():
-            text = "".join(map(_printable, text))
-        super().__init__(text)
+        super().__init__(printable(text))
 
 
 class UsageError(PlanescopeError):
@@ -76,5 +74,12 @@ def nearest(name: str, known: Collection[str], /) -> str:
     return f"the nearest are {', '.join(difflib.get_close_matches(name, known, cutoff=0.0))}"
 
 
-def _printable(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
+def printable(text: str, /) -> str:
+    """Return text that any terminal or page can show, on one line.
+
+    What controls a terminal or turns the direction of writing, line ends and half surrogate pairs
+    come as backslash escapes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

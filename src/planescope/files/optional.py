@@ -1,4 +1,8 @@
-"""Import what is optional: a package, or a callable of the user's own."""
+"""Import what is optional: a package, or a callable, which runs where the user consented to it.
+
+A name that the user typed is consent. One that stands in a run, in a study's folder or in a saved
+result is somebody else's until the user types it too, or trusts what is named there.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,63 @@ import contextlib
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from planescope.files.errors import MissingDependencyError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from types import ModuleType
+
+Kind = Literal["network", "data"]
+
+# Prefixes of what names no code of its own.
+_KNOWN = {"network": ("torchvision:", "timm:"), "data": ("folder:",)}
+# Factories of this package, by each name that a run may have for them.
+_OURS = (
+    "planescope.data.small:sklearn_digits",
+    "planescope.training.small:sklearn_digits",  # as runs of earlier versions have it
+)
+
+
+def is_foreign(name: str, kind: Kind, /) -> bool:
+    """Tell a callable of somebody's own from names that need no trust."""
+    return ":" in name and not name.startswith(_KNOWN[kind]) and name not in _OURS
+
+
+def consented(
+    name: str, /, *, kind: Kind, where: object, trust: bool | str | Collection[str] = False
+) -> str:
+    """Return a name from a run, a study or a result, if what it names may run.
+
+    Parameters
+    ----------
+    kind : {"network", "data"}
+        What it is to be, and the option that it is typed with.
+    where : object
+        The file that has it, for the message.
+    trust : bool, str or collection of str
+        True for whatever is named; else the names that the user typed.
+
+    Raises
+    ------
+    UsageError
+        If it is code that the user did not consent to.
+    """
+    typed = (trust,) if isinstance(trust, str) else trust
+    if not is_foreign(name, kind) or typed is True or (typed is not False and name in typed):
+        return name
+    raise UsageError(
+        f"{where}: names {name} as its {kind}, code that would run; give --{kind} {name} if you "
+        f"know it, or --trust to run what is named there (from Python: trust={name!r}, or True)"
+    )
+
+
+def search_working_folder() -> None:
+    """Put the working folder on the import path, behind all else, as ``--trust`` says."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def required(package: str) -> ModuleType:
@@ -33,7 +87,7 @@ def required(package: str) -> ModuleType:
 
 
 def find_callable(package: str, attribute: str, kind: str, others: str) -> Callable[..., Any]:
-    """Import a callable; modules in the working folder are found too.
+    """Import a callable that the user consented to; the working folder is searched too.
 
     Parameters
     ----------

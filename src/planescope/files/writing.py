@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -98,18 +99,38 @@ def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str
     return path.suffix.lower()
 
 
+# What a spreadsheet takes for a formula at the start of a cell, or skips before one.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+def as_cell(value: Any, /) -> Any:
+    """Return what a CSV cell holds: text that a spreadsheet would compute gets a ``'`` before it.
+
+    Numbers stay numbers, also negative ones; `from_cell` gives every text back.
+    """
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def from_cell(text: str, /) -> str:
+    """Return the text that `as_cell` put into a cell."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
 def write_csv(target: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write columns of equal length as CSV (RFC 4180, UTF-8); None and NaN are left empty."""
+    """Write columns of equal length as CSV (RFC 4180, UTF-8); None and NaN are left empty.
+
+    Text that a spreadsheet would take for a formula is written as `as_cell` says.
+    """
     # A path whose bytes are no UTF-8 must not cost the whole table.
     with target.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
+        writer.writerow(map(as_cell, columns))
         writer.writerows(_csv_rows(columns))
 
 
 def _csv_rows(columns: Mapping[str, Sequence[Any]]) -> Iterable[list[Any]]:
     for row in zip(*columns.values(), strict=True):
-        yield ["" if isinstance(v, float) and math.isnan(v) else v for v in row]
+        yield ["" if isinstance(v, float) and math.isnan(v) else as_cell(v) for v in row]
 
 
 def in_utf8(columns: Mapping[str, Any]) -> dict[str, Any]:

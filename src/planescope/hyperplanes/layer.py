@@ -245,6 +245,42 @@ class StateDict:
     norm_eps: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Described:
+    """The layers of a file that knows its network, and what looks like one and is left out."""
+
+    layers: tuple[Layer, ...]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What a live network tells of its layers and a file of its weights does not, as plain data.
+
+    Attributes
+    ----------
+    network : str
+        What the network is called.
+    names : tuple of str
+        Of its tensors, in the order of definition.
+    places : dict of str to Place
+        As in a `StateDict`.
+    note : str
+        As in a `StateDict`.
+    """
+
+    network: str
+    names: tuple[str, ...]
+    places: dict[str, Place]
+    note: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was recorded; else no layer has a place, and the note says why."""
+        return bool(self.names)
+
+
 def kind_of_convolution(kernel: tuple[int, ...]) -> Kind:
     """Tell a pointwise convolution from a spatial one by its kernel."""
     return Kind.CONV if any(extent > 1 for extent in kernel) else Kind.POINTWISE

@@ -8,15 +8,24 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from planescope.checkpoints import read_contents
+from planescope.checkpoints import files, read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
-from planescope.hyperplanes.layer import Kind, Layer, Layout, Skipped, StateDict, View
+from planescope.hyperplanes.layer import (
+    Described,
+    Kind,
+    Layer,
+    Layout,
+    Skipped,
+    StateDict,
+    Structure,
+    View,
+)
 from planescope.measurement.assemble import Observed, measure_layers
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.layers import Hints, describe
@@ -67,7 +76,7 @@ def measure(
     norms: Mapping[str, str | None] | Sequence[str] = (),
     eps: float | None = None,
     entry: str | None = None,
-    network: str | None = None,
+    network: str | Structure | None = None,
     init: Any = None,
     data: str | Iterable[Any] | None = None,
     data_path: str | os.PathLike[str] | None = None,
@@ -102,10 +111,10 @@ def measure(
         Epsilon of the batch norms of a state dict, which does not hold it.
     entry : str, optional
         Which of several state dicts in a file, as ``"ema"``.
-    network : str, optional
+    network : str or Structure, optional
         One of the paper's networks (``lenet``, ``vgg16_bn``, ...), or with torch any that
         `planescope.networks.build.build` takes; it then tells stages, inputs and norms of a
-        state dict.
+        state dict. Or what a run recorded of them, `planescope.training.run.Run.structure`.
     init : same as `x`, optional
         The network at initialisation; gives the distances `l2` and `linf`.
     data : str or iterable, optional
@@ -201,7 +210,7 @@ def find(
     /,
     *,
     hints: Hints | None = None,
-    network: str | None = None,
+    network: str | Structure | None = None,
     entry: str | None = None,
 ) -> Found:
     """Find the layers of whatever `measure` takes; their weights stay unread.
@@ -213,12 +222,19 @@ def find(
     """
     source, contents = _contents(x, entry)
     if isinstance(contents, list):
+        contents = Described(layers=tuple(contents))
+    if isinstance(contents, Described):
         if network is not None:
             raise UsageError(
                 f"{source.path}: a {source.format} file knows its own network; leave out --network"
             )
-        layers, notes = shared(contents)
-        return Found(source=source, layers=tuple(layers), notes=tuple(notes))
+        layers, joined = shared(contents.layers)
+        return Found(
+            source=source,
+            layers=tuple(layers),
+            skipped=contents.skipped,
+            notes=(*contents.notes, *joined),
+        )
     if network is not None:
         contents = _placed(network, resolved(contents), source)
     found = describe(contents, hints)
@@ -228,8 +244,8 @@ def find(
     notes += [*contents.notes, *_part_notes(source), *found.notes]
     return Found(
         source=source,
-        layers=tuple(found.layers),
-        skipped=tuple(found.skipped),
+        layers=found.layers,
+        skipped=found.skipped,
         notes=tuple(notes),
     )
 
@@ -247,7 +263,9 @@ def _part_notes(source: Source) -> list[str]:
     return []
 
 
-def _contents(x: Any, entry: str | None = None) -> tuple[Source, StateDict | list[Layer]]:
+def _contents(
+    x: Any, entry: str | None = None
+) -> tuple[Source, StateDict | Described | list[Layer]]:
     if isinstance(x, (str, os.PathLike)):
         name = os.fspath(x)
         if name.startswith(LIBRARIES):
@@ -272,8 +290,10 @@ def _contents(x: Any, entry: str | None = None) -> tuple[Source, StateDict | lis
     )
 
 
-def _placed(network: str, state: StateDict, source: Source) -> StateDict:
+def _placed(network: str | Structure, state: StateDict, source: Source) -> StateDict:
     """The state dict with what the network tells of each layer's place."""
+    if isinstance(network, Structure):
+        return _as_recorded(network, state, source)
     try:
         if ":" not in network:
             from planescope.networks import paper as networks
@@ -287,7 +307,36 @@ def _placed(network: str, state: StateDict, source: Source) -> StateDict:
         raise CheckpointError(f"{source.path}: {exc}") from exc
 
 
-def _runnable(x: Any, network: str | None) -> torch.nn.Module:
+def _as_recorded(structure: Structure, state: StateDict, source: Source) -> StateDict:
+    """The state dict with what was recorded when its network was built; nothing else is guessed."""
+    tensors = dict(state.tensors)
+    if not structure.known:  # nothing is known: names would pair norms, and names may deceive
+        tensors = {
+            k: v for k, v in tensors.items() if not k.endswith(("running_mean", "moving_mean"))
+        }
+        return replace(state, tensors=tensors, in_order=False, note=structure.note)
+    for name, place in structure.places.items():
+        tensor = tensors.get(f"{name}.weight", tensors.get(name))
+        rank = 0 if tensor is None else len(tensor.shape)
+        if rank and (rank < 2 or (place.kind is Kind.LINEAR) != (rank == 2)):
+            raise CheckpointError(
+                f"{source.path}: {name} is no {_NAMED[place.kind]} there, as network.json of its "
+                "run has it; do they belong together?"
+            )
+        if place.groups is not None and place.groups < 1:
+            raise CheckpointError(f"{source.path}: network.json of its run gives {name} no groups")
+    ordered = [name for name in structure.names if name in tensors]
+    ordered += [name for name in tensors if name not in set(structure.names)]
+    return replace(
+        state,
+        tensors={name: tensors[name] for name in ordered},
+        places=structure.places,
+        in_order=True,
+        note=structure.note,
+    )
+
+
+def _runnable(x: Any, network: str | Structure | None) -> torch.nn.Module:
     """The network as a module that data can go through."""
     if isinstance(x, str) and x.startswith(LIBRARIES):
         from planescope.networks.build import load_pretrained
@@ -297,7 +346,7 @@ def _runnable(x: Any, network: str | None) -> torch.nn.Module:
     if torch is not None and isinstance(x, torch.nn.Module):
         return x
     source, contents = _contents(x)
-    if network is None or not isinstance(contents, StateDict):
+    if not isinstance(network, str) or not isinstance(contents, StateDict):
         raise UsageError(
             f"{source.path}: data go through a network, not through a file; say which by --network"
         )
@@ -333,11 +382,7 @@ def _module_contents(module: torch.nn.Module, name: str) -> tuple[Source, StateD
 
 
 def _bytes(path: Path, form: str) -> int:
-    if form != "sharded":
-        return path.stat().st_size
-    from planescope.checkpoints.sharded import files
-
-    return sum(file.stat().st_size for file in files(path))
+    return sum(file.stat().st_size for file in files(path, form))
 
 
 def select(

@@ -16,6 +16,7 @@ from typing import Any
 
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import (
+    Described,
     Kind,
     Layer,
     Layout,
@@ -39,7 +40,7 @@ from planescope.networks.pairing import FoundNorm, Norms, find_norms, pair
 from planescope.networks.parametrisations import is_part, resolved
 from planescope.networks.sharing import shared
 
-__all__ = ["Described", "Hints", "describe", "filters_first", "find_layers", "natural"]
+__all__ = ["Hints", "describe", "filters_first", "find_layers", "natural"]
 
 # Last parts of the names of weights, and of the bias that goes with each.
 WEIGHTS = {
@@ -90,15 +91,6 @@ class Hints:
     eps: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """Layers of a state dict, of every kind; what looks like one and is none; what was assumed."""
-
-    layers: list[Layer]
-    skipped: list[Skipped]
-    notes: list[str]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Stored:
     """A tensor that may be a weight, with the bias that goes with it by name."""
@@ -126,7 +118,7 @@ def find_layers(
         As `describe`.
     """
     found = describe(state, Hints(axes=Wanted(transposed=transposed)))
-    return found.layers, found.skipped
+    return list(found.layers), list(found.skipped)
 
 
 def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
@@ -170,7 +162,7 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
     skipped += [Skipped(name=n, reason=r) for n, r in reasons.items() if n not in listed]
     skipped += [x for x in state.skipped if x.name not in listed]
     notes = [*laid.notes, *alias_notes, *_unpaired(layers, norms, state)]
-    return Described(layers=layers, skipped=skipped, notes=notes)
+    return Described(layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -14,17 +14,17 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.files import records
-from planescope.files.errors import CheckpointError, OutputError, UsageError
+from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.folders import inside, make_inside, names_inside, replacing_inside
 from planescope.files.reading import read_text
-from planescope.files.writing import replacing
 from planescope.study.plan import Plan, StudyConfig, read_plan
-from planescope.training.run import Run, is_locked
+from planescope.training.run import Run, held, is_locked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,10 +114,25 @@ class StudyStatus:
 
 
 class Study:
-    """A study by the path of its folder; what it has is read when it is asked for."""
+    """A study by the path of its folder; what it has is read when it is asked for.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Parameters
+    ----------
+    path : path
+    network, data, trust
+        As for each `Run` of it.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        network: str | None = None,
+        data: str | None = None,
+        trust: bool | str | Collection[str] = False,
+    ) -> None:
         self.path = Path(path)
+        self._given: dict[str, Any] = {"network": network, "data": data, "trust": trust}
         self._plan: Plan | None = None
 
     def __repr__(self) -> str:
@@ -133,17 +148,14 @@ class Study:
             If it cannot be made.
         """
         study = cls(path)
-        try:
-            for folder in (study.path / "runs", study.table_folder):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise OutputError(f"{path}: cannot be made: {exc.strerror or exc}") from exc
+        for folder in ("runs", "table"):
+            make_inside(study.path, folder)
         study._plan = plan
         return study
 
     def save_plan(self) -> None:
         """Keep the YAML that the study is made by."""
-        with replacing(self.path / "study.yaml") as draft:
+        with replacing_inside(self.path, "study.yaml") as draft:
             draft.write_text(self.plan.document.text, encoding="utf-8")
 
     @property
@@ -156,7 +168,7 @@ class Study:
             If there is no study.
         """
         if self._plan is None:
-            file = self.path / "study.yaml"
+            file = inside(self.path, "study.yaml")
             if not file.is_file():
                 raise CheckpointError(f"{self.path}: is no study: it has no study.yaml")
             self._plan = read_plan(file)
@@ -184,12 +196,12 @@ class Study:
 
     def run(self, name: str, /) -> Run:
         """The run of a name, whether it is there or not."""
-        return Run(self.path / "runs" / name)
+        return Run(inside(self.path, "runs", name), **self._given)
 
     @property
     def table_folder(self) -> Path:
         """The Parquet data set of all runs at all snapshots, layer by layer."""
-        return self.path / "table"
+        return inside(self.path, "table")
 
     def table(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Every layer of every run at every snapshot.
@@ -215,7 +227,7 @@ class Study:
     @property
     def relation_file(self) -> Path:
         """Where the statistics of all runs stand against their resets, a `Relation`."""
-        return self.path / "relation.json"
+        return inside(self.path, "relation.json")
 
     @property
     def status(self) -> StudyStatus:
@@ -248,15 +260,12 @@ class Study:
 
     def in_table(self) -> frozenset[str]:
         """Names of the runs that have rows in the table."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.table_folder) as entries:
-            return frozenset(entry.name.removesuffix(".parquet") for entry in entries)
-        return frozenset()
+        names = names_inside(self.path, "table")
+        return frozenset(name.removesuffix(".parquet") for name in names)
 
     def there(self) -> frozenset[str]:
         """Names of the runs that have a folder."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.path / "runs") as entries:
-            return frozenset(entry.name for entry in entries)
-        return frozenset()
+        return frozenset(names_inside(self.path, "runs"))
 
     def running(self, spec: Spec, record: RunRecord) -> Running | None:
         """How far a run is that a process is making now."""
@@ -286,7 +295,10 @@ class Study:
             data = json.loads(read_text(path))
             if data.pop("schema") != RECORD_SCHEMA:
                 raise ValueError("its schema is another")
-            return records.record(RunRecord, data)
+            made = records.record(RunRecord, data)
+            if made.name != name:
+                raise ValueError(f"it is of {made.name!r:.80}")
+            return made
         except CheckpointError as exc:
             if isinstance(exc.__cause__, FileNotFoundError):
                 return RunRecord(name=name)
@@ -304,11 +316,9 @@ class Study:
         OutputError
             If the disk is full.
         """
-        path = self._record_file(record.name)
         fields = {"schema": RECORD_SCHEMA, **dataclasses.asdict(record)}
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as draft:
+        make_inside(self.path, "runs", record.name)
+        with replacing_inside(self.path, "runs", record.name, "study.json") as draft:
             draft.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
     @contextlib.contextmanager
@@ -320,35 +330,26 @@ class Study:
         UsageError
             If another process holds it.
         """
-        from filelock import FileLock, Timeout
-
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise UsageError(
-                f"{self.path}: another process is making this study; look how far it is with "
-                "--status, or give another --out"
-            ) from None
+        with held(inside(self.path, ".lock"), timeout=0) as is_ours:
+            if not is_ours:
+                raise UsageError(
+                    f"{self.path}: another process is making this study; look how far it is with "
+                    "--status, or give another --out"
+                )
+            yield
 
     @contextlib.contextmanager
     def lock_run(self, name: str) -> Iterator[None]:
         """Hold a run; waits while another process does, as one that outlived its study."""
-        from filelock import FileLock
-
-        path = self._run_lock(name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise OutputError(f"{path.parent}: cannot be made: {exc.strerror or exc}") from exc
-        with FileLock(path):
+        make_inside(self.path, "runs", name)
+        with held(self._run_lock(name)):
             yield
 
     def _run_lock(self, name: str) -> Path:
-        return self.path / "runs" / name / ".study.lock"
+        return inside(self.path, "runs", name, ".study.lock")
 
     def _record_file(self, name: str) -> Path:
-        return self.path / "runs" / name / "study.json"
+        return inside(self.path, "runs", name, "study.json")
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
@@ -357,8 +358,20 @@ def _plain(fields: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def runs_in(paths: Sequence[str | os.PathLike[str]], /) -> list[Run]:
+def runs_in(
+    paths: Sequence[str | os.PathLike[str]],
+    /,
+    *,
+    network: str | None = None,
+    data: str | None = None,
+    trust: bool | str | Collection[str] = False,
+) -> list[Run]:
     """Runs of some paths; a study stands for those of its runs of which everything is made.
+
+    Parameters
+    ----------
+    network, data, trust
+        As for a `Run`.
 
     Raises
     ------
@@ -367,10 +380,10 @@ def runs_in(paths: Sequence[str | os.PathLike[str]], /) -> list[Run]:
     """
     runs: list[Run] = []
     for path in paths:
-        if not (Path(path) / "study.yaml").is_file():
-            runs.append(Run(path))
+        if not inside(path, "study.yaml").is_file():
+            runs.append(Run(path, network=network, data=data, trust=trust))
             continue
-        made = Study(path).runs
+        made = Study(path, network=network, data=data, trust=trust).runs
         if not made:
             raise UsageError(f"{path}: no run of this study is finished yet; go on with it first")
         runs.extend(made)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from planescope.criticality.resets.record import RAND, Resets
 from planescope.files.errors import CheckpointError, nearest
-from planescope.files.writing import replacing
+from planescope.files.folders import inside, replacing_inside
 from planescope.measurement.record import LAYER_KEYS, LayerMeasurement
 from planescope.study.columns import Frame
 from planescope.training.config import RunConfig
@@ -99,7 +99,11 @@ def save_part(columns: Mapping[str, Sequence[Any] | NDArray[Any]], target: Path)
     # Numbers are hardly ever the same twice: to list them first makes files larger, and slower.
     listed = [field.name for field in schema if not pa.types.is_floating(field.type)]
     # Not in its folder: Polars reads all of that, half a file too.
-    with replacing(target, beside=target.parent.parent) as draft, draft.open("wb") as file:
+    folder = target.parent
+    with (
+        replacing_inside(folder, target.name, beside=folder.parent) as draft,
+        draft.open("wb") as file,
+    ):
         pq.write_table(pa.table(arrays, schema=schema), file, use_dictionary=listed)
 
 
@@ -189,7 +193,7 @@ def _sizes(folder: Path, runs: Iterable[str]) -> dict[Path, int]:
     """Files of those runs that have one, and their bytes."""
     sizes = {}
     for name in runs:
-        file = folder / f"{name}.parquet"
+        file = inside(folder, f"{name}.parquet")
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             sizes[file] = file.stat().st_size
     return sizes

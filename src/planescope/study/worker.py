@@ -101,7 +101,7 @@ def _train(spec: Spec, folder: Study) -> None:
     from planescope.training.loop import train
 
     run = folder.run(spec.name)
-    train(_config(spec, run), run.path, resume=True)
+    train(_config(spec, run), run.path, resume=True, trust=_typed(spec))
 
 
 def _config(spec: Spec, run: Run) -> RunConfig:
@@ -110,11 +110,16 @@ def _config(spec: Spec, run: Run) -> RunConfig:
     if run.exists:
         had = run.config
         # All else is the same, or its name would be another.
-        same = ("threads", "data_path", "download", "workers", "loggers")
+        same = ("threads", "data_path", "workers", "loggers")
         return config.but({field: getattr(had, field) for field in same})
     import torch
 
     return config.but({"threads": config.threads or torch.get_num_threads()})
+
+
+def _typed(spec: Spec) -> tuple[str, ...]:
+    """What whoever started the study named; its folder may be anybody's."""
+    return spec.get("network"), spec.get("data")
 
 
 def _reset(spec: Spec, folder: Study) -> None:
@@ -128,7 +133,12 @@ def _reset(spec: Spec, folder: Study) -> None:
     snapshots = None if wanted is None else [epoch for epoch in kept if epoch in wanted]
     devices = ("cpu",) if config.accelerator == "cpu" else ("auto",)
     with _threads(config.threads):
-        reset_run(run.path, snapshots=snapshots, options=ResetOptions(**settings, devices=devices))
+        reset_run(
+            run.path,
+            snapshots=snapshots,
+            trust=_typed(spec),
+            options=ResetOptions(**settings, devices=devices),
+        )
 
 
 def _measure(spec: Spec, folder: Study) -> None:

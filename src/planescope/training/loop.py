@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +23,10 @@ from planescope.files.errors import (
     RunError,
     StoppedError,
     UsageError,
+    one_line,
 )
-from planescope.files.optional import required
+from planescope.files.folders import refuse_ways_out
+from planescope.files.optional import consented, is_foreign, required
 from planescope.networks import paper as networks
 from planescope.training.run import Run, State, Status
 from planescope.training.stopping import is_last, on_interrupt
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planescope.data.load import Files, Images, Split
+    from planescope.files.optional import Kind
     from planescope.training.config import RunConfig
     from planescope.training.recording import Recorder
     from planescope.training.task import Data, Task
@@ -53,6 +56,7 @@ def train(
     path: str | os.PathLike[str],
     *,
     resume: bool = False,
+    trust: bool | str | Collection[str] = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Run:
     """Train a network, or go on with a run that was stopped.
@@ -66,6 +70,9 @@ def train(
         Folder of the run.
     resume : bool
         Go on after the last epoch that was finished; a run that is finished is left as it is.
+    trust : bool, str or collection of str
+        Callables that may run when a run is resumed that names them; True for all. Without it
+        nothing is downloaded to where such a run says either. A config for a new run is yours.
     progress : callable, optional
         Called after each batch with (batches done, batches in all, how it stands).
 
@@ -91,6 +98,8 @@ def train(
     # What can be refused at once is, before seconds go into imports.
     run = Run(path)
     _check_path(run, config, resume=resume)
+    if resume and run.exists:
+        config = _consented(run, config, trust)
     if ":" not in config.network:
         networks.network(config.network)
     for package in ("torch", "pytorch_lightning"):
@@ -128,12 +137,6 @@ def rank() -> int:
 def _check_path(run: Run, config: RunConfig, *, resume: bool) -> None:
     if resume and not run.path.is_dir():
         raise CheckpointError(f"{run.path}: there is no run to resume; leave out --resume")
-    if run.last_checkpoint.is_symlink() and not run.last_checkpoint.exists():
-        # Taken for none, it would cost all that the run has.
-        raise CheckpointError(
-            f"{run.last_checkpoint}: is a link that leads nowhere; put back what it led to, or "
-            "remove it to begin anew"
-        )
     if run.last_checkpoint.exists() and not run.exists:
         raise CheckpointError(
             f"{run.path}: holds a run without its config.yaml; put that back, or train anew with "
@@ -144,10 +147,31 @@ def _check_path(run: Run, config: RunConfig, *, resume: bool) -> None:
     if not resume:
         raise UsageError(f"{run.path}: exists; go on with --resume, or give another --out")
     for field, wanted, had in config.differences(run.config):
+        # Code of a stranger's may be replaced by one's own, and a download is a permission.
+        if field == "download" or _is_code(field, had):
+            continue
         raise UsageError(
             f"{run.path}: was started with {field} {had!r}, not {wanted!r}; leave it as it was, or "
             "start another run"
         )
+
+
+def _is_code(field: str, name: Any) -> bool:
+    """Tell whether a field of a config names code of somebody's own."""
+    if field == "network":
+        return is_foreign(name, "network")
+    return field == "data" and is_foreign(name, "data")
+
+
+def _consented(run: Run, config: RunConfig, trust: bool | str | Collection[str]) -> RunConfig:
+    """Refuse code that only the run names, and download only what the user asked for."""
+    had, where = run.config, run.path / "config.yaml"
+    kind: Kind
+    for kind in ("network", "data"):
+        name = getattr(config, kind)
+        if name == getattr(had, kind):
+            consented(name, kind=kind, where=where, trust=trust)
+    return config if trust else config.but({"download": False})
 
 
 def _prepare(
@@ -160,7 +184,12 @@ def _prepare(
     data = _data(config)
     network = _network(config, data)
     if run.last_checkpoint.exists():
-        network.load_state_dict(run.load_snapshot(0))
+        try:
+            network.load_state_dict(run.load_snapshot(0))
+        except RuntimeError as exc:
+            raise CheckpointError(
+                f"{run.path}: its weights are not those of {config.network} ({one_line(exc):.200})"
+            ) from exc
     layers = Layers(network, config)
     if config.compile:
         network.compile()
@@ -299,6 +328,8 @@ def _loggers(names: Sequence[str], run: Run) -> Iterator[list[Any]]:
     """
     wandb: Any = sys.modules.get("wandb")
     outer = None if wandb is None else wandb.run  # somebody else's, in which ours is logged then
+    if names:
+        refuse_ways_out(run.path, "logs")
     made = [_logger(name, run) for name in names]
     exit_code = 1
     try:

@@ -17,7 +17,7 @@ from planescope.files.errors import CheckpointError, NoLayersError, RunError
 from planescope.files.reading import open_binary
 from planescope.files.versions import environment
 from planescope.files.writing import replacing
-from planescope.hyperplanes.layer import Array, Kind, Layer, View
+from planescope.hyperplanes.layer import Array, Kind, Layer, Structure, View
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.metrics import by_key
 from planescope.measurement.record import Measurement, Source
@@ -49,6 +49,11 @@ class Layers:
     network : torch.nn.Module
         At initialisation.
 
+    Attributes
+    ----------
+    structure : Structure
+        Where its layers stand, to be kept.
+
     Raises
     ------
     NoLayersError
@@ -56,11 +61,18 @@ class Layers:
     """
 
     def __init__(self, network: nn.Module, config: RunConfig) -> None:
-        found, self._skipped = find_layers(read_module(network))
+        state = read_module(network)
+        found, self._skipped = find_layers(state)
         self._layers = _chosen(found, config)
         self._source = Source(path=config.network, format="module", bytes=None)
         self._view = View(config.view)
         self._initial = {layer.name: _as_it_is(layer) for layer in self._layers}
+        self.structure = Structure(
+            network=config.network,
+            names=tuple(state.tensors),
+            places=dict(state.places),
+            note=state.note,
+        )
 
     def measure(self) -> Measurement:
         """Statistics of the network as it is now."""
@@ -118,6 +130,7 @@ class Recorder(pl.Callback):
                     f"on; put it back, or remove {self._run.last_checkpoint.name} to begin anew"
                 )
             self._run.cut(epoch)
+            self._run.save_structure(self._layers.structure)
             self._run.save_environment(environment(str(trainer.strategy.root_device)))
             self._run.save_status(Status(state=State.RUNNING))
         self.history = list(self._run.metrics)

@@ -1,6 +1,7 @@
 """The folder of a training run: what is in it; nothing else knows its paths.
 
     config.yaml          what repeats the run
+    network.json         where its layers stand in the network, which is then not built to be read
     environment.json     versions and device of each start
     metrics.csv          a row an epoch
     snapshots/           epoch-0000.safetensors and so on: weights, what they are in the metadata
@@ -25,7 +26,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
@@ -33,10 +35,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.drafts import remove_drafts
-from planescope.files.errors import CheckpointError, OutputError, UsageError, one_line
+from planescope.files.errors import CheckpointError, UsageError, one_line
+from planescope.files.folders import (
+    inside,
+    make_inside,
+    names_inside,
+    remove_inside,
+    replacing_inside,
+)
+from planescope.files.optional import consented
 from planescope.files.reading import open_binary, read_text
 from planescope.files.records import record
-from planescope.files.writing import is_utf8, replacing, write_csv, write_parquet
+from planescope.files.writing import from_cell, is_utf8, write_csv, write_parquet
+from planescope.hyperplanes.layer import Structure
 from planescope.measurement.record import (
     LAYER_KEYS,
     LayerMeasurement,
@@ -51,6 +62,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from planescope.files.optional import Kind
     from planescope.training.config import RunConfig
 
 METRICS_SCHEMA = "planescope.metrics/1"
@@ -59,7 +71,9 @@ SNAPSHOT_SCHEMA = "planescope.snapshot/1"
 FILTERS_SCHEMA = "planescope.run-filters/1"
 ENVIRONMENT_SCHEMA = "planescope.environment/1"
 STATE_SCHEMA = "planescope.run-state/1"
+NETWORK_SCHEMA = "planescope.run-network/1"
 
+_SNAPSHOTS, _FILTERS, _LOCK = "snapshots", "filters", ".lock"
 _EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
 _MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
 _TEXT_KEYS = ("schema", "view", "name", "kind", "input", "kernel")
@@ -123,10 +137,27 @@ class Run:
     ----------
     path : path
         The folder; whether it is there shows when something is asked for.
+    network, data : str, optional
+        Take these in place of those that the run names.
+    trust : bool, str or collection of str
+        Callables that may run although only the run names them; True for all. The folder may be
+        anybody's: without consent no code that it names is run.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        network: str | None = None,
+        data: str | None = None,
+        trust: bool | str | Collection[str] = False,
+    ) -> None:
         self.path = Path(path)
+        self._given = {k: v for k, v in {"network": network, "data": data}.items() if v is not None}
+        typed = () if isinstance(trust, bool) else (trust,) if isinstance(trust, str) else trust
+        self.trust: bool | frozenset[str] = (
+            True if trust is True else frozenset((*typed, *self._given.values()))
+        )
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -145,34 +176,46 @@ class Run:
         from planescope.training.config import dump_config
 
         run = cls(path)
-        run._make(run._snapshot_folder)
+        make_inside(run.path, _SNAPSHOTS)
         if run.exists:
             raise UsageError(f"{path}: exists; go on with --resume, or give another --out")
         run._write("config.yaml", dump_config(config))
         return run
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Run:
+    def open(
+        cls,
+        path: Run | str | os.PathLike[str],
+        *,
+        trust: bool | str | Collection[str] = False,
+    ) -> Run:
         """Find a run that exists.
+
+        Parameters
+        ----------
+        path : Run or path
+            A `Run` keeps what it was made with.
+        trust
+            As for a `Run`; of a path.
 
         Raises
         ------
         CheckpointError
             If there is none.
         """
-        run = cls(path)
+        run = path if isinstance(path, Run) else cls(path, trust=trust)
         if not run.exists:
-            raise CheckpointError(f"{path}: is no run: it has no config.yaml")
+            raise CheckpointError(f"{run.path}: is no run: it has no config.yaml")
         return run
 
     @property
     def exists(self) -> bool:
         """Whether the folder holds a run, of whatever state."""
-        return (self.path / "config.yaml").is_file()
+        return self._part("config.yaml").is_file()
 
     @property
     def config(self) -> RunConfig:
-        """What the run was started with.
+        """What the run was started with, but for a network and data that were given instead.
 
         Raises
         ------
@@ -183,13 +226,88 @@ class Run:
         """
         from planescope.training.config import load_config
 
-        path = Run.open(self.path).path / "config.yaml"
+        path = Run.open(self.path)._part("config.yaml")
         # A user's own file that is empty is all defaults; here it would make another run of this.
         if not path.stat().st_size:
             raise CheckpointError(
                 f"{path}: is empty; put it back, or train anew with another --out"
             )
-        return load_config(path)
+        config = load_config(path)
+        return config.but(self._given) if self._given else config
+
+    def consented(self, kind: Kind, /) -> str:
+        """Return the name of its network, or of its data, if what that names may run.
+
+        Raises
+        ------
+        UsageError
+            If it is code that nobody consented to.
+        CheckpointError
+            As `config`.
+        """
+        where = self.path / "config.yaml"
+        return consented(getattr(self.config, kind), kind=kind, where=where, trust=self.trust)
+
+    @property
+    def structure(self) -> Structure | str:
+        """What tells where its layers stand: what was recorded, or a network's name.
+
+        Of a run of an earlier version that names code nobody consented to, nothing does: then no
+        layer has a place, and the note says how to have them.
+
+        Raises
+        ------
+        CheckpointError
+            If network.json is damaged.
+        """
+        name = self.config.network
+        if ":" not in name:
+            return name
+        recorded = self._recorded()
+        if recorded is not None and recorded.network == name:
+            return recorded
+        try:
+            return self.consented("network")
+        except UsageError:
+            return Structure(
+                network=name,
+                names=(),
+                places={},
+                note=f"{self.path} was made by an earlier version, which did not record where its "
+                f"layers stand: stages, inputs and norms are unknown; give --network {name} to "
+                "build it, or --trust",
+            )
+
+    @property
+    def unknown(self) -> str:
+        """Why it is not known where its layers stand; "" where it is."""
+        structure = self.structure
+        return structure.note if isinstance(structure, Structure) and not structure.known else ""
+
+    @property
+    def can_be_measured(self) -> bool:
+        """Whether its snapshots show the hyperplanes of its view: norms may not be known."""
+        return self.config.view == "raw" or not self.unknown
+
+    def _recorded(self) -> Structure | None:
+        path = self._part("network.json")
+        if not path.is_file():
+            return None
+        try:
+            data = json.loads(read_text(path))
+            if data.pop("schema") != NETWORK_SCHEMA:
+                raise ValueError("its schema is another")
+            return record(Structure, data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            raise CheckpointError(
+                f"{path}: cannot be read ({exc}); remove it, and give --network to have the "
+                "network built instead"
+            ) from exc
+
+    def save_structure(self, structure: Structure) -> None:
+        """Write where the layers of its network stand."""
+        fields = {"schema": NETWORK_SCHEMA, **dataclasses.asdict(structure)}
+        self._write("network.json", json.dumps(fields, indent=1) + "\n")
 
     @property
     def metrics(self) -> tuple[EpochMetrics, ...]:
@@ -200,7 +318,7 @@ class Run:
         CheckpointError
             If metrics.csv is damaged.
         """
-        path = self.path / "metrics.csv"
+        path = self._part("metrics.csv")
         columns = _read_csv(path, ("schema", *_METRICS_KEYS)) if path.is_file() else {}
         columns.pop("schema", None)
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
@@ -212,7 +330,7 @@ class Run:
     @property
     def snapshots(self) -> dict[int, Path]:
         """Path of each snapshot by its epoch, in order; a safetensors file of weights."""
-        return _by_epoch(self._snapshot_folder)
+        return self._by_epoch(_SNAPSHOTS)
 
     @property
     def measurements(self) -> pd.DataFrame:
@@ -256,7 +374,7 @@ class Run:
     @property
     def filter_epochs(self) -> tuple[int, ...]:
         """Epochs whose values of single filters were kept, in order."""
-        return tuple(_by_epoch(self._filters_folder))
+        return tuple(self._by_epoch(_FILTERS))
 
     def load_filters(self, epoch: int) -> dict[str, NDArray[np.float32]]:
         """Cosine and offset of each filter at a snapshot, of shape (2, filters), by layer.
@@ -269,7 +387,7 @@ class Run:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        path = _file_of(self._filters_folder, epoch)
+        path = self._part(_FILTERS, _file_of(epoch))
         try:
             with open_binary(path) as file:
                 # In any order; the file has them by name.
@@ -287,7 +405,7 @@ class Run:
         CheckpointError
             If environment.json is damaged.
         """
-        path = self.path / "environment.json"
+        path = self._part("environment.json")
         if not path.is_file():
             return ()
         try:
@@ -298,33 +416,33 @@ class Run:
     @property
     def last_checkpoint(self) -> Path:
         """Where all that resuming needs lies, once an epoch was finished."""
-        return self.path / "last.ckpt"
+        return self._part("last.ckpt")
 
     @property
     def resets(self) -> Path:
         """What resetting its layers found, once that was done; the last time counts."""
-        return self.path / "resets.json"
+        return self._part("resets.json")
 
     @property
     def relation(self) -> Path:
         """What scores tell of its resets, where a relation was written there."""
-        return self.path / "relation.json"
+        return self._part("relation.json")
 
     @property
     def resets_progress(self) -> Path:
         """Where finished work on resets is kept."""
-        return self.path / "resets-progress.json"
+        return self._part("resets-progress.json")
 
     @property
     def stamp(self) -> tuple[int, ...]:
         """When each of the files that hold results was written; equal while nothing is new."""
-        files = (self._measurements_file, self.path / "metrics.csv", self.resets, self.relation)
+        files = (self._measurements_file, self._part("metrics.csv"), self.resets, self.relation)
         return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
 
     @property
     def logs(self) -> Path:
         """Folder for loggers."""
-        return self.path / "logs"
+        return self._part("logs")
 
     @property
     def status(self) -> Status:
@@ -335,7 +453,7 @@ class Run:
         CheckpointError
             If there is no run, or its state cannot be read.
         """
-        path = Run.open(self.path).path / "state.json"
+        path = Run.open(self.path)._part("state.json")
         if self._is_locked():
             return Status(state=State.RUNNING)
         if not path.is_file():
@@ -362,17 +480,14 @@ class Run:
         OutputError
             If the folder cannot be made.
         """
-        from filelock import FileLock, Timeout
-
-        self._make(self.path)
-        try:
-            # `status` of another process takes the lock for a moment.
-            with FileLock(self._lock_file, timeout=1):
-                for folder in (self.path, self._snapshot_folder, self._filters_folder):
-                    remove_drafts(folder)
-                yield
-        except Timeout:
-            raise UsageError(f"{self.path}: another process is training this run") from None
+        make_inside(self.path)
+        # `status` of another process takes the lock for a moment.
+        with held(self._part(_LOCK), timeout=1) as is_ours:
+            if not is_ours:
+                raise UsageError(f"{self.path}: another process is training this run")
+            for folder in ((), (_SNAPSHOTS,), (_FILTERS,)):
+                remove_drafts(self._part(*folder))
+            yield
 
     def save_status(self, status: Status) -> None:
         """Write how the run stands."""
@@ -391,7 +506,7 @@ class Run:
         """Write the records of all epochs."""
         columns: dict[str, list[Any]] = {"schema": [METRICS_SCHEMA] * len(metrics)}
         columns |= {key: [getattr(row, key) for row in metrics] for key in _METRICS_KEYS}
-        with replacing(self.path / "metrics.csv") as draft:
+        with replacing_inside(self.path, "metrics.csv") as draft:
             write_csv(draft, columns)
 
     def save_snapshot(
@@ -414,7 +529,7 @@ class Run:
         }
         # One entry: safetensors writes several in any order, and equal snapshots are equal files.
         metadata = {"planescope": json.dumps({"schema": SNAPSHOT_SCHEMA, "epoch": epoch, **about})}
-        with replacing(_file_of(self._snapshot_folder, epoch)) as draft:
+        with replacing_inside(self.path, _SNAPSHOTS, _file_of(epoch)) as draft:
             try:
                 save_file(tensors, draft, metadata)
             except SafetensorError as exc:
@@ -431,7 +546,7 @@ class Run:
         from safetensors import SafetensorError
         from safetensors.torch import load, load_file
 
-        path = _file_of(self._snapshot_folder, epoch)
+        path = self._part(_SNAPSHOTS, _file_of(epoch))
         try:
             with open_binary(path) as file:  # safetensors would wait for a pipe
                 # It takes no path whose bytes are no text; a whole file costs twice the memory.
@@ -455,44 +570,39 @@ class Run:
 
     def cut(self, epoch: int) -> None:
         """Remove what was written after an epoch; -1 leaves nothing."""
-        for folder in (self._snapshot_folder, self._filters_folder):
-            for number, path in _by_epoch(folder).items():
+        for folder in (_SNAPSHOTS, _FILTERS):
+            for number, path in self._by_epoch(folder).items():
                 if number > epoch:
-                    path.unlink()
+                    remove_inside(self.path, folder, path.name)
         self.save_metrics([row for row in self.metrics if row.epoch <= epoch])
         if measured := self._measured():
             kept = [index for index, row in enumerate(measured["epoch"]) if row <= epoch]
             self._save_measured({key: [col[i] for i in kept] for key, col in measured.items()})
 
-    @property
-    def _snapshot_folder(self) -> Path:
-        return self.path / "snapshots"
+    def _part(self, *names: str) -> Path:
+        """Path of a part of the run, which lies in its folder and nowhere else."""
+        return inside(self.path, *names)
 
-    @property
-    def _filters_folder(self) -> Path:
-        return self.path / "filters"
-
-    @property
-    def _lock_file(self) -> Path:
-        return self.path / ".lock"
+    def _by_epoch(self, folder: str) -> dict[int, Path]:
+        """Files of a folder by their epoch, in order."""
+        found = {
+            int(match[1]): self._part(folder, name)
+            for name in names_inside(self.path, folder)
+            if (match := _EPOCH_FILE.fullmatch(name))
+        }
+        return dict(sorted(found.items()))
 
     def _is_locked(self) -> bool:
-        return is_locked(self._lock_file)
-
-    def _make(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise OutputError(f"{self.path}: cannot be made: {exc.strerror or exc}") from exc
+        return is_locked(self._part(_LOCK))
 
     def _write(self, name: str, text: str) -> None:
-        with replacing(self.path / name) as draft:
+        with replacing_inside(self.path, name) as draft:
             draft.write_text(text, encoding="utf-8")
 
     @property
     def _measurements_file(self) -> Path:
         """The file there is, or else the one to be written."""
-        parquet, table = (self.path / f"measurements.{form}" for form in ("parquet", "csv"))
+        parquet, table = (self._part(f"measurements.{form}") for form in ("parquet", "csv"))
         return table if table.exists() or find_spec("pyarrow") is None else parquet
 
     def _whole_table(self) -> dict[str, list[Any]]:
@@ -502,7 +612,7 @@ class Run:
             if self.status.state is State.FINISHED:
                 raise CheckpointError(
                     f"{self._measurements_file}: is lost; planescope measure "
-                    f"{self._snapshot_folder}/*.safetensors measures what the run has kept"
+                    f"{self.path / _SNAPSHOTS}/*.safetensors measures what the run has kept"
                 )
             raise CheckpointError(
                 f"{self.path}: nothing was measured yet; planescope train --resume --out "
@@ -556,32 +666,78 @@ class Run:
                 for name, filters in values.items()
             }
         about = json.dumps({"schema": FILTERS_SCHEMA, "epoch": epoch})
-        self._filters_folder.mkdir(exist_ok=True)
-        with replacing(_file_of(self._filters_folder, epoch)) as draft:
+        make_inside(self.path, _FILTERS)
+        with replacing_inside(self.path, _FILTERS, _file_of(epoch)) as draft:
             save_file(arrays, draft, {"planescope": about})
 
     def _save_measured(self, columns: Mapping[str, list[Any]]) -> None:
         path = self._measurements_file
-        with replacing(path) as draft:
+        with replacing_inside(self.path, path.name) as draft:
             if path.suffix == ".csv":
                 write_csv(draft, columns)
             else:
                 write_parquet(draft, columns, {"schema": MEASUREMENTS_SCHEMA})
 
 
+@contextlib.contextmanager
+def held(path: Path, /, *, timeout: float = -1) -> Iterator[bool]:
+    """Hold a lock; give False where another process still has it after so many seconds.
+
+    Raises
+    ------
+    UsageError
+        If what is there cannot be a lock.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(_lockable(path), timeout=timeout)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as exc:
+        raise _no_lock(path, exc) from exc
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def is_locked(path: Path, /) -> bool:
-    """Whether a process holds a lock; where nothing tells, no."""
+    """Tell whether a process holds a lock; where nothing tells, no.
+
+    Raises
+    ------
+    UsageError
+        As `held`.
+    """
     from filelock import FileLock, Timeout
 
     if not path.exists():
         return False
     try:
-        with FileLock(path, timeout=0):
+        with FileLock(_lockable(path), timeout=0):
             return False
     except Timeout:
         return True
     except PermissionError:
         return _is_held_by_another(path)
+    except OSError as exc:
+        raise _no_lock(path, exc) from exc
+
+
+def _lockable(path: Path) -> Path:
+    """Refuse a file that is another one too: whoever takes a lock empties it."""
+    with contextlib.suppress(FileNotFoundError):
+        about = path.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+            raise UsageError(f"{path}: is no file of its own and cannot be a lock; remove it")
+    return path
+
+
+def _no_lock(path: Path, exc: OSError) -> UsageError:
+    return UsageError(f"{path}: cannot be locked: {exc.strerror or one_line(exc)}")
 
 
 def _is_held_by_another(path: Path) -> bool:
@@ -600,20 +756,8 @@ def _is_held_by_another(path: Path) -> bool:
     return False
 
 
-def _file_of(folder: Path, epoch: int) -> Path:
-    return folder / f"epoch-{epoch:04d}.safetensors"
-
-
-def _by_epoch(folder: Path) -> dict[int, Path]:
-    """Files of a folder by their epoch, in order."""
-    if not folder.is_dir():
-        return {}
-    found = {
-        int(match[1]): path
-        for path in folder.iterdir()
-        if (match := _EPOCH_FILE.fullmatch(path.name))
-    }
-    return dict(sorted(found.items()))
+def _file_of(epoch: int) -> str:
+    return f"epoch-{epoch:04d}.safetensors"
 
 
 def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
@@ -639,7 +783,7 @@ def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
 
 def _value(key: str, cell: str) -> Any:
     if cell == "" or key in _TEXT_KEYS:
-        return cell or None
+        return from_cell(cell) or None
     if cell in ("True", "False"):
         return cell == "True"
     with contextlib.suppress(ValueError):

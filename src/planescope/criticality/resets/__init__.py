@@ -6,7 +6,7 @@ C. Zhang, S. Bengio, Y. Singer, *Are All Layers Created Equal?* (JMLR 23, 2022).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.resets.options import ResetOptions
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from planescope.criticality.resets.record import Resets
     from planescope.data.load import Files, Images
+    from planescope.training.run import Run
 
 __all__ = ["ResetOptions", "reset_checkpoint", "reset_module", "reset_run"]
 
@@ -26,11 +27,12 @@ PLAIN = ResetOptions()
 
 
 def reset_run(
-    path: str | os.PathLike[str],
+    path: Run | str | os.PathLike[str],
     /,
     *,
     snapshots: Sequence[int] | None = None,
     unfinished: bool = False,
+    trust: bool | str | Collection[str] = False,
     options: ResetOptions = PLAIN,
     on_cell: OnCell | None = None,
 ) -> Resets:
@@ -41,12 +43,14 @@ def reset_run(
 
     Parameters
     ----------
-    path : path
-        Folder of the run.
+    path : Run or path
+        The run, or its folder.
     snapshots : sequence of int, optional
         Epochs; by default all before the last.
     unfinished : bool
         Take a run that is not finished, as far as it is.
+    trust : bool, str or collection of str
+        Callables that may run although only the run names them; True for all. Of a path.
     on_cell : callable, optional
         Called with (cells done, cells in all, name of what is reset), to show progress.
 
@@ -68,9 +72,10 @@ def reset_run(
     from planescope.criticality.resets.trained import of_run
     from planescope.training.run import Run
 
-    subject = of_run(path, snapshots=snapshots, unfinished=unfinished, options=options)
+    run = Run.open(path, trust=trust)
+    subject = of_run(run, snapshots=snapshots, unfinished=unfinished, options=options)
     resets = reset(subject, options, on_cell)
-    resets.save(Run(path).resets)
+    resets.save(run.resets)
     return resets
 
 

@@ -87,7 +87,7 @@ class Subject:
 
 
 def of_run(
-    path: str | os.PathLike[str],
+    run: Run,
     /,
     *,
     snapshots: Sequence[int] | None,
@@ -95,8 +95,10 @@ def of_run(
     options: ResetOptions,
 ) -> Subject:
     """Last snapshot of a run, and earlier ones; `planescope.reset_run` says what is raised."""
-    run = Run.open(path)
-    config, status = run.config, run.status
+    path, config, status = run.path, run.config, run.status
+    network, data = run.consented("network"), run.consented("data")
+    # Nobody asked for a download, which would write where the run says.
+    config = config.but({"network": network, "data": data, "download": False})
     if status.state is not State.FINISHED and not unfinished:
         raise UsageError(
             f"{path}: the run is not finished but {status.state}; let it finish, or take it as it "
@@ -106,14 +108,14 @@ def of_run(
     epochs = _epochs(path, list(files), snapshots, drawn=options.draws > 0)
     trained = files[max(files)]
     state = _state(trained)
-    module = load_network(config.network, state)
+    module = load_network(network, state)
     return Subject(
         source=str(path),
-        network=config.network,
+        network=network,
         module=module,
         targets=tuple(_target(epoch, files[epoch], module) for epoch in epochs),
         data=load_split(config, options.split),
-        fresh=lambda seed: build_like(config.network, state, seed=seed),
+        fresh=lambda seed: build_like(network, state, seed=seed),
         keep=run.resets_progress,
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from planescope.figures.report.contents import Contents
+from planescope.figures.report.contents import Contents, as_text
 from planescope.figures.report.gather import contents_of
 from planescope.figures.report.render import render
 from planescope.figures.sources import open_subjects
@@ -63,7 +64,16 @@ class Report:
         )
 
 
-def report(x: Any, /, *others: Any, command: str | None = None, follows: bool = False) -> Report:
+def report(
+    x: Any,
+    /,
+    *others: Any,
+    network: str | None = None,
+    data: str | None = None,
+    trust: bool | str | Collection[str] = False,
+    command: str | None = None,
+    follows: bool = False,
+) -> Report:
     """Make the page of one network, or of several to compare.
 
     Parameters
@@ -72,6 +82,8 @@ def report(x: Any, /, *others: Any, command: str | None = None, follows: bool = 
         A training run or its folder; a saved measurement; a checkpoint or a live module, which is
         measured. A run has all that is known of it on the page: its training, and what resets cost
         and how the statistics rank the layers, where that was looked at.
+    network, data, trust
+        As for a `planescope.training.run.Run`, of all runs that paths lead to.
     command : str, optional
         What the page says it was made by.
     follows : bool
@@ -92,6 +104,6 @@ def report(x: Any, /, *others: Any, command: str | None = None, follows: bool = 
     MissingDependencyError
         If Jinja2 or Plotly is not installed.
     """
-    subjects = open_subjects((x, *others), remeasure=False)
-    contents = contents_of(subjects, made=made_by(command), follows=follows)
+    subjects = open_subjects((x, *others), remeasure=False, network=network, data=data, trust=trust)
+    contents = as_text(contents_of(subjects, made=made_by(command), follows=follows))
     return Report(contents=contents, html=render(contents))

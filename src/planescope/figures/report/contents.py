@@ -6,14 +6,18 @@ that a large network through many epochs is a small file.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from planescope.figures.report.filters import FiltersShown
 from planescope.figures.report.relation import RelationShown
 from planescope.figures.report.resets import ResetsShown
+from planescope.files.errors import printable
+
+T = TypeVar("T")
 
 SCHEMA = "planescope.page/1"
 
@@ -116,3 +120,20 @@ class Contents:
         """JSON text by the schema ``planescope.page/1``; no value of it is NaN."""
         fields = {"schema": SCHEMA, **vars(self)}
         return json.dumps(fields, default=vars, allow_nan=False, separators=(",", ":"))
+
+
+def as_text(value: T, /) -> T:
+    """Return plain data whose texts show as themselves: no control sign, no turn of direction."""
+    shown: Any = value
+    if isinstance(value, str):
+        shown = printable(value)
+    elif isinstance(value, (list, tuple)):
+        shown = type(value)(map(as_text, value))
+    elif isinstance(value, Mapping):
+        shown = {as_text(key): as_text(each) for key, each in value.items()}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            each.name: as_text(getattr(value, each.name)) for each in dataclasses.fields(value)
+        }
+        shown = dataclasses.replace(value, **fields)
+    return cast("T", shown)

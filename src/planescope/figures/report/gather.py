@@ -147,17 +147,18 @@ def _of_run(
         relation=_relation(subject, resets, layers[-1], relations),
         config=config.model_dump(mode="json"),
         environment=starts[-1] if starts else None,
+        notes=(run.unknown,) if run.unknown else (),
     )
 
 
 def _measured_arrays(run: Run, layers: Sequence[LayerMeasurement]) -> Arrays:
     """Filters of the last snapshot of a run that kept none, as one of an earlier version."""
     config, snapshots = run.config, run.snapshots
-    if not snapshots:
+    if not snapshots or not run.can_be_measured:
         return {}
     kinds = {layer.kind for layer in layers}
     path = snapshots[max(snapshots)]
-    measured = measure(path, view=config.view, kinds=kinds, network=config.network)
+    measured = measure(path, view=config.view, kinds=kinds, network=run.structure)
     return _arrays(measured.layers)
 
 

@@ -50,7 +50,7 @@ def watch(
     UsageError, CheckpointError, OutputError
         As `report` and `Report.save`.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = Run.open(run)
     check_target(out, FORMS)
     seen = None
     while True:
