@@ -197,6 +197,62 @@ def _onnx() -> Seeds:
     graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
     data = _draw(200).tobytes()
     yield "external", {INPUT: helper.make_model(graph).SerializeToString(), "net.data": data}
+    yield from _onnx_operators()
+
+
+def _onnx_operators() -> Seeds:
+    """Weights made by arithmetic, sparse and packed, and the operators of onnxruntime."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    node, ms = helper.make_node, {"domain": "com.microsoft"}
+    block = helper.make_function(
+        "own",
+        "block",
+        ["x", "w"],
+        ["y"],
+        [node("Conv", ["x", "w"], ["c"]), node("Relu", ["c"], ["y"])],
+        [helper.make_opsetid("", 21)],
+    )
+    nodes = [
+        node("ReduceL2", ["v"], ["n"], axes=[1, 2, 3], keepdims=1),
+        node("Div", ["v", "n"], ["d"]),
+        node("Mul", ["d", "g"], ["w0"]),
+        node("block", ["image", "w0"], ["x1"], domain="own"),
+        node("FusedConv", ["x1", "v4", "b4"], ["x2"], activation="Relu", **ms),
+        node("Concat", ["half", "half"], ["w3"], axis=0),
+        node("Slice", ["w3", "starts", "ends"], ["w4"]),
+        node("Conv", ["x2", "w4"], ["x3"], group=2),
+        node("QLinearConv", ["x3", "s", "u", "q", "s4", "z", "s", "u", "i4"], ["x4"]),
+        node("ConvInteger", ["x4", "q", "u", "z"], ["x5"]),
+        node("Cast", ["x5"], ["x6"], to=1),
+        node("Mul", ["x3", "s"], ["xs"]),
+        node("Mul", ["xs", "s"], ["scales"]),
+        node("Mul", ["x6", "scales"], ["x7"]),
+        node("MatMul", ["x7", "sparse"], ["x8"]),
+        node("Add", ["x8", "b4"], ["x9"]),
+        node("MatMulNBits", ["x9", "packed", "ps"], ["y1"], K=32, N=2, bits=4, block_size=16, **ms),
+        node("QGemm", ["y1", "s", "u", "q2", "s", "z1", "i4"], ["y2"], transB=1, **ms),
+        node("Einsum", ["y2", "m"], ["y3"], equation="ab,cb->ac"),
+        node("LSTM", ["y3", "v", "v"], ["y4"]),
+        node("LinearRegressor", ["y4"], ["answer"], coefficients=[1.0, 2.0], domain="ai.onnx.ml"),
+    ]
+    weights = {
+        "v": _draw(4, 3, 3, 3), "g": _draw(4, 1, 1, 1), "v4": _draw(4, 4, 3, 3), "b4": _draw(4),
+        "half": _draw(2, 2, 1, 1), "starts": np.array([0]), "ends": np.array([4]),
+        "s": np.float32(0.5), "u": np.uint8(0), "z": np.zeros(4, np.int8), "s4": abs(_draw(4)),
+        "q": np.arange(16, dtype=np.int8).reshape(4, 4, 1, 1), "i4": np.arange(4, dtype=np.int32),
+        "q2": np.arange(16, dtype=np.int8).reshape(4, 4), "z1": np.int8(0), "m": _draw(3, 4),
+        "packed": np.arange(32, dtype=np.uint8).reshape(2, 2, 8), "ps": abs(_draw(4)),
+    }  # fmt: skip
+    tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in weights.items()]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
+    answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
+    values = numpy_helper.from_array(np.ones(3, np.float32), "sparse")
+    places = numpy_helper.from_array(np.array([1, 5, 14]), "places")
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 4]))
+    model = helper.make_model(graph, functions=[block])
+    yield "operators", {INPUT: model.SerializeToString()}
 
 
 def _keras() -> Seeds:
@@ -215,6 +271,15 @@ def _keras() -> Seeds:
         name = f"net{suffix}"
         (net.save_weights if "weights" in suffix else net.save)(name)
         yield f"keras3{suffix}", {INPUT: _without_times(Path(name).read_bytes())}
+    image = keras.Input((4, 3))
+    x = layers.Dense(2, activation="relu", name="whole")(layers.LSTM(3)(image / 255))
+    low = layers.Dense(3, name="low")
+    net = keras.Model(image, low(x + 1.0))
+    net.get_layer("whole").quantize("int8")
+    low.enable_lora(1)
+    for suffix in (".keras", ".h5"):
+        net.save(f"quantised{suffix}")
+        yield f"quantised{suffix}", {INPUT: _without_times(Path(f"quantised{suffix}").read_bytes())}
 
 
 def _without_times(data: bytes) -> bytes:

@@ -211,14 +211,14 @@ def test_numbers_in_names_sort_as_numbers():
 
 
 def test_places_tell_what_shapes_cannot():
-    place = Place(kind=TRANSPOSED, stage=2, input=Input.RELU, groups=2, relu_follows=True)
+    place = Place(kind=TRANSPOSED, stage=2, input=Input.RELU, groups=2)
     places = {"b": Place(kind=LINEAR, stage=0), "a": place}
     shapes = {"a.weight": (4, 3, 2, 2), "a.bias": (6,), "b.weight": (8, 3)}
     layers, _ = find_layers(state(shapes, places=places))
     assert [layer.name for layer in layers] == ["b", "a"]  # in the order of the graph
     found = layers[1]
     assert (found.kind, found.stage, found.input) == (TRANSPOSED, 2, Input.RELU)
-    assert (found.groups, found.filters, found.fan_in, found.relu_follows) == (2, 6, 8, True)
+    assert (found.groups, found.filters, found.fan_in, found.input) == (2, 6, 8, Input.RELU)
     assert found.bias is not None
 
 

@@ -4,13 +4,13 @@ A format is a module with three names:
 
     NAME            what `source.format` says of a file of this kind
     recognises      (Probe) -> bool: is this file of that format? By content, never by its name
-    read            (Path) -> StateDict, Described or list[Layer]: describe the file, unread
+    read            (Path) -> StateDict or Described: describe the file; read no weights yet
 
 One whose models are several files has `files` besides: (Path) -> all files that make the model.
 
-A format that knows its layers (a graph) gives them; one that holds named tensors gives a
-`StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name of the new
-module in `FORMATS`.
+A format that knows its layers (a graph) gives those, and what it leaves out; one that holds named
+tensors gives a `StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name
+of the new module in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from planescope.checkpoints.entries import read_entry
 from planescope.checkpoints.probe import Probe, probe
 from planescope.files.errors import CheckpointError
-from planescope.hyperplanes.layer import Described, Layer, StateDict
+from planescope.hyperplanes.layer import Described, StateDict
 
 # In the order in which a file is tried: cheap and certain tests first.
 FORMATS = (
@@ -40,9 +40,7 @@ FORMATS = (
 )
 
 
-def read_contents(
-    path: Path, /, *, entry: str | None = None
-) -> tuple[str, StateDict | Described | list[Layer]]:
+def read_contents(path: Path, /, *, entry: str | None = None) -> tuple[str, StateDict | Described]:
     """Name of a file's format, and what it holds; no weights are read yet.
 
     Parameters

@@ -131,8 +131,6 @@ class Layer:
         ReLU is assumed.
     aliases : tuple of str
         Other names under which the same weight stands.
-    relu_follows : bool or None
-        Whether a ReLU stands behind the layer (and its norm); None without a graph.
     """
 
     name: str
@@ -145,7 +143,6 @@ class Layer:
     norm: Norm | None = None
     pairing: Pairing | None = None
     aliases: tuple[str, ...] = ()
-    relu_follows: bool | None = None
 
     @property
     def norm_assumed(self) -> bool:
@@ -203,7 +200,6 @@ class Place:
     norm: str | None = None  # name of the batch norm that follows at once
     eps: float | None = None  # of that norm
     layout: Layout | None = None  # where the class of a module tells
-    relu_follows: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from planescope.checkpoints import files, read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
+from planescope.files.reading import size_of
 from planescope.hyperplanes.layer import (
     Described,
     Kind,
@@ -86,9 +87,10 @@ def measure(
 
     Parameters
     ----------
-    x : path, str, torch.nn.Module, or mapping of str to arrays
+    x : path, str, torch.nn.Module, keras.Model, or mapping of str to arrays
         A checkpoint file, a folder with one model, ``hf:OWNER/NAME[@REVISION][/FILE]``,
-        ``torchvision:NAME``, ``timm:NAME``, a live module, a state dict, or named NumPy arrays.
+        ``torchvision:NAME``, ``timm:NAME``, a live module or Keras model (on any backend), a state
+        dict, or named NumPy arrays.
         A module is left exactly as it is.
     view : {"raw", "effective"}
         The convolutions' own hyperplanes, as in the paper, or those that convolution and batch norm
@@ -221,8 +223,6 @@ def find(
         As `measure`.
     """
     source, contents = _contents(x, entry)
-    if isinstance(contents, list):
-        contents = Described(layers=tuple(contents))
     if isinstance(contents, Described):
         if network is not None:
             raise UsageError(
@@ -263,9 +263,7 @@ def _part_notes(source: Source) -> list[str]:
     return []
 
 
-def _contents(
-    x: Any, entry: str | None = None
-) -> tuple[Source, StateDict | Described | list[Layer]]:
+def _contents(x: Any, entry: str | None = None) -> tuple[Source, StateDict | Described]:
     if isinstance(x, (str, os.PathLike)):
         name = os.fspath(x)
         if name.startswith(LIBRARIES):
@@ -274,9 +272,18 @@ def _contents(
             return _module_contents(load_pretrained(name), name)
         path = locate(name)
         form, contents = read_contents(path, entry=entry)
+        if name.startswith(("https://", "http://")):
+            from planescope.checkpoints.ranges import public_name
+
+            name = public_name(name)
         return Source(path=name, format=form, bytes=_bytes(path, form)), contents
     if entry is not None:
         raise UsageError("--entry chooses within a file; give the state dict itself")
+    # On one of its backends a Keras model is a torch module too.
+    if _is_keras(x):
+        from planescope.checkpoints.keras.live import read_model
+
+        return Source(path=x.name, format="keras model", bytes=None), read_model(x)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return _module_contents(x, type(x).__name__)
@@ -286,8 +293,17 @@ def _contents(
         source = Source(path=type(x).__name__, format="state dict", bytes=None)
         return source, read_state_dict(x)
     raise UsageError(
-        f"cannot measure a {type(x).__name__}; give a path, a module or a mapping of arrays"
+        f"cannot measure a {type(x).__name__}; give a path, a torch module, a Keras model or a "
+        "mapping of arrays"
     )
+
+
+def _is_keras(x: Any) -> bool:
+    if sys.modules.keys().isdisjoint(("keras", "tf_keras")):
+        return False
+    from planescope.checkpoints.keras.live import is_model
+
+    return is_model(x)
 
 
 def _placed(network: str | Structure, state: StateDict, source: Source) -> StateDict:
@@ -342,6 +358,10 @@ def _runnable(x: Any, network: str | Structure | None) -> torch.nn.Module:
         from planescope.networks.build import load_pretrained
 
         return load_pretrained(x)
+    if _is_keras(x):
+        raise UsageError(
+            f"{x.name}: data go through torch modules, not through Keras models; leave out data"
+        )
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return x
@@ -382,7 +402,7 @@ def _module_contents(module: torch.nn.Module, name: str) -> tuple[Source, StateD
 
 
 def _bytes(path: Path, form: str) -> int:
-    return sum(file.stat().st_size for file in files(path, form))
+    return sum(size_of(file) for file in files(path, form))
 
 
 def select(
