@@ -550,12 +550,91 @@ def _cifar() -> Seeds:
         yield f"protocol-{protocol}", {INPUT: pickle.dumps(batch, protocol)}
 
 
+def _fixtures(*patterns: str) -> Seeds:
+    """Files that the tests keep, of formats whose libraries are heavy."""
+    for pattern in patterns:
+        for path in sorted((ROOT / "tests" / "formats").glob(pattern)):
+            yield path.name, {INPUT: path.read_bytes()}
+
+
+def _torch_export() -> Seeds:
+    import torch
+
+    program = torch.export.export(_torch_network().eval()[:4], (torch.zeros(1, 1, 4, 4),))
+    torch.export.save(program, "net.pt2")
+    with zipfile.ZipFile("net.pt2") as archive:
+        members = [(i.filename, archive.read(i), i.compress_type) for i in archive.infolist()]
+    # Not read, and most of the file.
+    kept = [each for each in members if "sample_inputs" not in each[0]]
+    yield "net", {INPUT: zipped(kept)}
+    weights = io.BytesIO()
+    torch.save(_torch_network().state_dict(), weights)
+    (graph,) = (content for name, content, _ in members if name.endswith("models/model.json"))
+    older = [
+        ("serialized_exported_program.json", graph, zipfile.ZIP_STORED),
+        ("serialized_state_dict.pt", weights.getvalue(), zipfile.ZIP_STORED),
+    ]
+    yield "older", {INPUT: zipped(older)}
+
+
+def _pickled() -> Seeds:
+    import joblib
+
+    yield from _fixtures("*.pkl", "*.ckpt", "*.pdparams")
+    for protocol in range(6):
+        yield f"protocol-{protocol}", {INPUT: pickle.dumps({"model": _weights()}, protocol)}
+    joblib.dump({"net": _weights(), "objects": np.array([{}], object)}, "net.joblib")
+    yield "joblib", {INPUT: Path("net.joblib").read_bytes()}
+    np.save("pairs.npy", np.array({"conv": [_draw(3, 3, 2, 4), _draw(4)]}, object))
+    yield "objects", {INPUT: Path("pairs.npy").read_bytes()}
+    yield "torch", {INPUT: pickle.dumps(_torch_network().state_dict())}
+
+
+def _flax() -> Seeds:
+    yield from _fixtures("*.msgpack")
+
+
+def _caffe() -> Seeds:
+    yield from _fixtures("*.caffemodel")
+
+
+def _datasets() -> Seeds:
+    import h5py
+
+    for name, version in (("plain", "earliest"), ("latest", "latest")):
+        with h5py.File("net.h5", "w", libver=version) as file:
+            for key, values in _weights().items():
+                file[key.replace(".", "/")] = values
+            file["text"] = "a"
+        yield name, {INPUT: Path("net.h5").read_bytes()}
+
+
+def _foreign() -> Seeds:
+    """Beginnings of files that are refused by name."""
+    heads = {
+        "tflite": b"\x1c\0\0\0TFL3", "gguf": b"GGUF\x03\0\0\0", "zlib": b"\x78\x9c",
+        "gzip": gzip.compress(b"\x80\x04N.", mtime=0),
+        "xml": b'<?xml version="1.0"?>\n<net name=""',
+        "json": b'{"modelTopology": {}, "weightsManifest": []}', "caffe": b'name: "a"\nlayer {\n',
+        "saved-model": b"\x08\x01\x12\x02\x0a\x00", "core-ml": b"\x08\x04\x12\x00\xb2\x1f\x00",
+        "zip": zipped([("a/model.mlmodel", b"x" * 50, zipfile.ZIP_STORED)]),
+    }  # fmt: skip
+    for name, head in heads.items():
+        yield f"refused-{name}", {INPUT: head + bytes(64) if name != "zip" else head}
+
+
 MAKERS: dict[str, Callable[[], Seeds]] = {
     "safetensors": _safetensors,
     "torch-zip": _torch_zip,
     "torch-stream": _torch_stream,
     "npz": _npz,
     "onnx": _onnx,
+    "pickled": _pickled,
+    "flax": _flax,
+    "caffe": _caffe,
+    "datasets": _datasets,
+    "foreign": _foreign,
+    "torch-export": _torch_export,
     "keras": _keras,
     "hdf5": _hdf5,
     "tensorflow-graph": _tensorflow(("net.pb", ""), ("grouped.pb", "")),

@@ -159,7 +159,8 @@ def preload() -> None:
 
 
 _CHECKPOINTS = (
-    "safetensors", "torch-zip", "torch-stream", "npz", "onnx", "keras", "hdf5", "sharded",
+    "safetensors", "torch-zip", "torch-stream", "torch-export", "pickled", "npz", "flax", "onnx",
+    "keras", "hdf5", "datasets", "caffe", "sharded", "foreign",
     "tensorflow-graph", "tensorflow-checkpoint", "saved-model", "tflite", "tfjs",
 )  # fmt: skip
 

@@ -637,12 +637,6 @@ def test_torchscript_tells_kinds(compiled):
     assert "TorchScript" in read.note
 
 
-def quantised():
-    net = nn.Sequential(nn.Linear(4, 4))
-    return torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
-
-
-@pytest.mark.filterwarnings("ignore")  # quantisation moves out of torch
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -655,9 +649,6 @@ def quantised():
             lambda: nn.Sequential(conv(device="meta")),
             r"0\.weight is on the meta device and has no values",
             id="meta",
-        ),
-        pytest.param(
-            quantised, r"0 is a quantised layer; measure the network before", id="quantised"
         ),
     ],
 )

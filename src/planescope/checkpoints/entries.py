@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from planescope.files.errors import UsageError
-from planescope.hyperplanes.layer import Described, Layer, StateDict, Tensor
+from planescope.hyperplanes.layer import Described, StateDict, Tensor
 
 T = TypeVar("T")
 
@@ -23,9 +23,7 @@ _COPY = re.compile(
 )
 
 
-def read_entry(
-    form: ModuleType, path: Path, entry: str | None, /
-) -> StateDict | Described | list[Layer]:
+def read_entry(form: ModuleType, path: Path, entry: str | None, /) -> StateDict | Described:
     """Read a file of a format, or one entry of it.
 
     Raises

@@ -328,9 +328,7 @@ def _layer(
         groups=axes.groups,
     )
     if place is not None:
-        layer = dataclasses.replace(
-            layer, stage=place.stage, input=place.input, relu_follows=place.relu_follows
-        )
+        layer = dataclasses.replace(layer, stage=place.stage, input=place.input)
     if each.bias is None:
         return layer
     if each.outputs != layer.filters:

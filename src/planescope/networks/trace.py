@@ -11,21 +11,25 @@ import dataclasses
 import inspect
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from planescope.hyperplanes.layer import Kind, Place, kind_of_convolution
+from planescope.networks.affine import Leaf
+from planescope.networks.functional import FUNCTIONAL_LAYERS, Functional, find_functional
 from planescope.networks.places import Node, Position, Role, follow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 _PADDINGS = ("zero", "reflection", "replication", "circular")
@@ -77,11 +81,7 @@ _STEPS = {f"{what}pool{n}d" for what in ("max", "avg", "lp") for n in (1, 2, 3)}
 # Whoever asks for these does not read the values.
 _METADATA = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 
-_FUNCTIONAL_LAYERS = {
-    **{f"conv{n}d": Kind.CONV for n in (1, 2, 3)},
-    **{f"convtranspose{n}d": Kind.TRANSPOSED for n in (1, 2, 3)},
-    "linear": Kind.LINEAR,
-}
+_NO_LEAVES: Mapping[nn.Module, Leaf] = MappingProxyType({})
 
 
 class _Norm(NamedTuple):
@@ -104,6 +104,7 @@ class _Step:
     place: Place | None = None
     norm: _Norm | None = None
     constant: object = None
+    leaf: Leaf | None = None
 
     def option(self, name: str, position: int, default: Any = None) -> Any:
         """Value of an option, whether a module keeps it or a function is called with it."""
@@ -141,13 +142,21 @@ class _Step:
     def downsamples(self) -> bool:
         """Whether it is a pooling or a convolution with a stride."""
         if self.place is not None and self.place.kind in (Kind.CONV, Kind.POINTWISE):
-            stride = self.option("stride", 3, 1)
+            stride = self.option("stride", 3, 1) if self.leaf is None else self.leaf.stride
         elif self.operation in _STEPS:
             stride = self.option("stride", 2) or self.option("kernel_size", 1)
         else:
             return False
         strides = stride if isinstance(stride, tuple | list) else (stride,)
         return any(isinstance(extent, int) and extent > 1 for extent in strides)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Traced:
+    """Places of layers by name, and layers that are called as functions, with what they hold."""
+
+    places: dict[str, Place]
+    functional: dict[str, Functional]
 
 
 def place_of(module: nn.Module, /) -> Place | None:
@@ -162,10 +171,25 @@ def place_of(module: nn.Module, /) -> Place | None:
 
 
 def trace_places(module: nn.Module, /) -> dict[str, Place]:
-    """Where the layers that `forward` calls stand, by name, in the order of the first call.
+    """Find where the layers that `forward` calls stand, by name, in the order of the first call.
 
-    A layer that is called several times has the stage of the first call, and of the rest what all
-    calls agree on. The image, whatever is done to it, is in stage 0.
+    Raises
+    ------
+    Exception
+        As `trace`.
+    """
+    return trace(module, _NO_LEAVES, {}).places
+
+
+def trace(
+    module: nn.Module, leaves: Mapping[nn.Module, Leaf], names: Mapping[str, str], /
+) -> Traced:
+    """Find where the layers that `forward` calls stand, in the order of the first call.
+
+    `leaves` are modules that are looked at from without, beside torch's own layers; `names` gives
+    layers that go by another's name. A layer that is called several times has the stage of the
+    first call, and of the rest what all calls agree on. The image, whatever is done to it, is in
+    stage 0.
 
     Raises
     ------
@@ -173,11 +197,18 @@ def trace_places(module: nn.Module, /) -> dict[str, Place]:
         Any that `forward` raises when it gets symbols for tensors, on control flow for example.
     """
     with _undisturbed(module), torch.no_grad():
-        steps = list(_steps(_traced(module), module))
+        graph = _traced(module, leaves)
+        functional = find_functional(graph, module)
+        steps = list(_steps(graph, module, leaves, names, functional))
     nodes, norms = _nodes(steps)
     # Of a layer that is called several times the first call tells the kind.
     kinds = {step.layer: step.place for step in reversed(steps) if step.layer and step.place}
-    return {name: _placed(kinds[name], position, norms) for name, position in follow(nodes).items()}
+    return Traced(
+        places={
+            name: _placed(kinds[name], position, norms) for name, position in follow(nodes).items()
+        },
+        functional={held.name: held for held in functional.values()},
+    )
 
 
 def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
@@ -201,8 +232,8 @@ def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
         return graph, {target: attrgetter(target)(module) for target in targets}
 
 
-def _traced(module: nn.Module) -> fx.Graph:
-    return _Tracer(module).trace(module, _defaults(module))
+def _traced(module: nn.Module, leaves: Mapping[nn.Module, Leaf] = _NO_LEAVES) -> fx.Graph:
+    return _Tracer(module, leaves).trace(module, _defaults(module))
 
 
 _MAX_LOOK = 1 << 16  # elements of a buffer that is looked at to see whether any is negative
@@ -222,14 +253,24 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
     # A buffer that forward changes in place is then a symbol too, and its values stay.
     proxy_buffer_attributes = True
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, leaves: Mapping[nn.Module, Leaf]) -> None:
         super().__init__()
+        self._leaves = leaves
         tensors = chain(root.named_parameters(), root.named_buffers())
         self._names = {id(tensor): name for name, tensor in tensors}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        is_ours = place_of(m) is not None or _is_frozen_norm(m)
+        is_ours = m in self._leaves or place_of(m) is not None or _is_frozen_norm(m)
         return is_ours or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        result = super().call_module(m, forward, args, kwargs)
+        leaf = self._leaves.get(m)
+        for part in leaf.behind if leaf is not None else ():
+            result = getattr(m, part)(result)
+        return torch.relu(result) if leaf is not None and leaf.rectifies else result
 
     def getattr(self, _attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         # The base class searches all parameters at each access, which is quadratic.
@@ -271,8 +312,14 @@ def _undisturbed(root: nn.Module) -> Iterator[None]:
             mapping.update(before)
 
 
-def _steps(graph: fx.Graph, root: nn.Module) -> Iterator[_Step]:
-    modules, parameters = dict(root.named_modules()), dict(root.named_parameters())
+def _steps(
+    graph: fx.Graph,
+    root: nn.Module,
+    leaves: Mapping[nn.Module, Leaf],
+    names: Mapping[str, str],
+    functional: Mapping[fx.Node, Functional],
+) -> Iterator[_Step]:
+    modules = dict(root.named_modules())
     latest: dict[fx.Node, fx.Node] = {}  # what an in-place operation made of a value
 
     def now(node: fx.Node) -> fx.Node:
@@ -285,8 +332,11 @@ def _steps(graph: fx.Graph, root: nn.Module) -> Iterator[_Step]:
         inputs = tuple(now(argument) for argument in node.all_input_nodes)
         name = _called(node, module)
         held = attrgetter(node.target)(root) if node.op == "get_attr" else None
-        step = _Step(node, name.lower().replace("_", ""), module, inputs, constant=held)
-        yield _recognised(step, parameters)
+        operation = name.lower().replace("_", "")
+        leaf = None if module is None else leaves.get(module)
+        step = _Step(node, operation, module, inputs, constant=held, leaf=leaf)
+        step = _recognised(step, functional)
+        yield dataclasses.replace(step, layer=step.layer and names.get(step.layer, step.layer))
         if inputs and _is_in_place(step, name):
             latest[inputs[0]] = node
 
@@ -306,33 +356,30 @@ def _is_in_place(step: _Step, name: str) -> bool:
     )
 
 
-def _recognised(step: _Step, parameters: Mapping[str, nn.Parameter]) -> _Step:
+def _recognised(step: _Step, functional: Mapping[fx.Node, Functional]) -> _Step:
     """The step with what it tells where it is a layer or a batch norm."""
+    if step.leaf is not None:
+        eps = step.leaf.eps
+        norm = None if eps is None else _Norm(step.node.target, eps)
+        layer = step.node.target if step.leaf.place is not None else None
+        return dataclasses.replace(step, layer=layer, place=step.leaf.place, norm=norm)
     if step.module is not None:
         if (place := place_of(step.module)) is not None:
             return dataclasses.replace(step, layer=step.node.target, place=place)
-        if isinstance(step.module, _BatchNorm) and step.module.running_mean is not None:
+        if isinstance(step.module, _NormBase) and step.module.running_mean is not None:
             return dataclasses.replace(step, norm=_Norm(step.node.target, step.module.eps))
         if _is_frozen_norm(step.module):
             eps = getattr(step.module, "eps", _FROZEN_EPS)
             return dataclasses.replace(step, norm=_Norm(step.node.target, eps))
-    elif step.operation in _FUNCTIONAL_LAYERS:
-        return _functional_layer(step, parameters)
+    elif step.operation in FUNCTIONAL_LAYERS:
+        if (held := functional.get(step.node)) is not None:
+            return dataclasses.replace(step, layer=held.name, place=held.place)
+        # Its weight is made of the input, or is a constant of the code.
+        return dataclasses.replace(step, place=Place(kind=FUNCTIONAL_LAYERS[step.operation]))
     elif step.operation == "batchnorm" and (mean := _attribute(step.option("running_mean", 1))):
         norm = _Norm(mean.removesuffix(".running_mean"), step.option("eps", 7, 1e-5))
         return dataclasses.replace(step, norm=norm)
     return step
-
-
-def _functional_layer(step: _Step, parameters: Mapping[str, nn.Parameter]) -> _Step:
-    kind, groups = _FUNCTIONAL_LAYERS[step.operation], step.option("groups", 6, 1)
-    weight = _attribute(step.option("weight", 1))
-    if weight is None or weight not in parameters or weight.rpartition(".")[2] != "weight":
-        return dataclasses.replace(step, place=Place(kind=kind))  # computed, or a fixed filter
-    if kind is Kind.CONV:
-        kind = kind_of_convolution(tuple(parameters[weight].shape[2:]))
-    place = Place(kind=kind, groups=groups)
-    return dataclasses.replace(step, layer=weight.removesuffix(".weight"), place=place)
 
 
 def _attribute(argument: object) -> str | None:

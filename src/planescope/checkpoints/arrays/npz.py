@@ -73,7 +73,7 @@ def _checksum(archive: Archive, name: str) -> int:
 
 def _tensor(archive: Archive, member: str) -> Tensor | None:
     where = f"{archive.path}: array {member.removesuffix(_SUFFIX)!r}"
-    begin, header = _header(where, _head(archive, member))
+    begin, header = read_header(where, _head(archive, member))
     dtype = _dtype(where, header.get("descr"))
     if dtype.kind in "SUMm":
         return None
@@ -126,7 +126,7 @@ def _head(archive: Archive, member: str) -> bytes:
         raise CheckpointError(f"{archive.path}: member {member!r} is damaged: {exc}") from exc
 
 
-def _header(where: str, head: bytes) -> tuple[int, Mapping[str, Any]]:
+def read_header(where: str, head: bytes) -> tuple[int, Mapping[str, Any]]:
     """Where the values begin, and what the header says of them."""
     # Version 1 has a length of 2 bytes, 2 and 3 have one of 4.
     width = 2 if head[6:7] == b"\x01" else 4

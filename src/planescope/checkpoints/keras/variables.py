@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from planescope.checkpoints.probe import AnotherFormatError
 from planescope.files.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def weights_of(file: Hdf5) -> Weights:
     named = list(_named(file, groups))
     weights = Weights(layers=named or list(_numbered(file, groups)), numbered=not named)
     if not weights.layers:
-        raise CheckpointError(
+        raise AnotherFormatError(
             f"{file.window.path}: an HDF5 file, but without weights as Keras keeps them; "
             "save the model with Keras, or its weights with numpy.savez"
         )

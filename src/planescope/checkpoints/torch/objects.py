@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["Storage", "StorageId", "Storages", "state_dict", "storage_id"]
+__all__ = ["Storage", "StorageId", "Storages", "holds_tensors", "state_dict", "storage_id"]
 
 # Where people keep a state dict or a module, the likeliest first.
 _ENTRIES = (
@@ -108,6 +108,11 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
         reasons=reasons,
         norm_eps=norm_eps,
     )
+
+
+def holds_tensors(value: object, path: Path) -> bool:
+    """Tell whether there is a state dict or module of torch's."""
+    return bool(_find(value, path))
 
 
 def _named(found: Sequence[Found], entry: str, path: Path) -> Found | None:

@@ -106,12 +106,23 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Storages:
-    """The storages of one file; `find` raises `CheckpointError` for one that is not there."""
+    """The storages of one file.
+
+    Attributes
+    ----------
+    find : callable
+        Raises `CheckpointError` for a storage that is not there.
+    constants : callable, optional
+        Gives those of a class of TorchScript by its full name.
+    named : callable
+        Gives what stands for a storage in a pickle the form of a persistent id.
+    """
 
     path: Path
     find: Callable[[StorageId], Storage]
     big_endian: bool = False
-    constants: Callable[[str], Mapping[str, float]] | None = None  # of a class of TorchScript
+    constants: Callable[[str], Mapping[str, float]] | None = None
+    named: Callable[[object], object] = lambda stored: stored
 
 
 def storage_id(persistent: Persistent, where: str) -> StorageId:
@@ -183,9 +194,10 @@ def read_tensor(call: Call, name: str, storages: Storages) -> Tensor:
 
 def _view(call: Call, where: str, storages: Storages) -> Tensor:
     """Describe the view of a storage; a quantised tensor comes as its integers."""
+    stored = storages.named(call.args[0]) if type(call.args) is tuple and call.args else None
     match call.args:
-        case (Persistent() as persistent, int(offset), tuple(shape), tuple(strides), *rest):
-            identity = storage_id(persistent, where)
+        case (_, int(offset), tuple(shape), tuple(strides), *rest) if type(stored) is Persistent:
+            identity = storage_id(stored, where)
         case _:
             raise CheckpointError(f"{where} is not described as torch describes it")
     dtype = identity.dtype

@@ -35,7 +35,12 @@ def read(path: Path, entry: str | None = None) -> StateDict:
         If the archive or its pickle is damaged, a storage is missing, compressed or too short, or
         there is no state dict.
     """
-    archive = Archive(path)
+    return state_dict_of(Archive(path), entry)
+
+
+def state_dict_of(archive: Archive, entry: str | None = None) -> StateDict:
+    """Describe the state dict in an archive of torch's."""
+    path = archive.path
     roots = _roots(archive.members)
     if len(roots) != 1:
         raise CheckpointError(f"{path}: holds {len(roots)} files data.pkl where torch writes one")

@@ -5,7 +5,6 @@ To import this is to import torch.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import os
@@ -24,6 +23,7 @@ from planescope.criticality.resets.record import RAND
 from planescope.data.load import DataOptions, Resize, load
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import StateDict, Tensor
+from planescope.networks.copies import deep_copy
 from planescope.networks.load import build_like, load_network
 from planescope.networks.module import read_state_dict, unwrapped
 from planescope.networks.paper import NETWORKS, smallest_image
@@ -201,7 +201,7 @@ def of_module(
     if not snapshots:
         raise UsageError("there is nothing to put layers back to; give a snapshot")
     whole = unwrapped(module)
-    own = copy.deepcopy(whole).cpu().eval()
+    own = deep_copy(whole).cpu().eval()
     return Subject(
         source=type(whole).__name__,
         network=type(whole).__name__,
