@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from planescope.hyperplanes.layer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     import torch
     from torch import nn
@@ -101,8 +102,18 @@ def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
             raise UsageError(f"a state dict has names for keys, not {name!r}")
         # torch keeps whatever a module likes under this name.
         if not name.endswith("_extra_state"):
-            tensors[name] = named_tensor(name, functools.partial(_array, name, value))
+            tensor = named_tensor(name, functools.partial(_array, name, value))
+            tensors[name] = dataclasses.replace(tensor, identity=_memory(value))
     return StateDict(tensors=tensors)
+
+
+def _memory(value: Any) -> Hashable:
+    """What is equal for two arrays that are one."""
+    if hasattr(value, "data_ptr") and hasattr(value, "stride"):
+        return value.data_ptr(), value.stride(), str(value.device)
+    if (interface := getattr(value, "__array_interface__", None)) is not None:
+        return interface["data"][0], value.strides
+    return id(value)
 
 
 def _array(name: str, value: Any) -> Array:
