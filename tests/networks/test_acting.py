@@ -494,3 +494,101 @@ def test_hooks_of_others_are_not_called_and_nothing_moves():
         layer.weight.read()
     assert called == []
     assert np.all([part.training for part in net.modules()])
+
+
+class Adapted(nn.Module):
+    """As peft keeps a whole copy of a module beside it; one of the two acts."""
+
+    def __init__(self, disabled):
+        super().__init__()
+        self.original_module, self.disable_adapters = nn.Linear(4, 4), disabled
+        self.modules_to_save = nn.ModuleDict({"default": nn.Linear(4, 4)})
+        self.active_adapter = "default"
+
+    def forward(self, x):
+        if self.disable_adapters:
+            return self.original_module(x)
+        return self.modules_to_save["default"](x)
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_of_a_module_and_its_copy_the_one_that_acts_is_measured(disabled):
+    found, left_out = layers(nn.Sequential(Adapted(disabled)))
+    names = ["0.original_module", "0.modules_to_save.default"]
+    assert list(found) == [names[not disabled]]
+    assert list(left_out.values()) == ["it does not act: another copy of it does"]
+
+
+class Gated(nn.Linear):
+    """As IA3 and LLM.int8's outliers: the inputs are scaled before the stored weight acts."""
+
+    def __init__(self):
+        super().__init__(5, 6)
+        self.gate = nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        return super().forward(x * self.gate)
+
+
+class Signs(nn.Conv2d):
+    """As binarised networks: the weight acts on the signs of the input."""
+
+    def forward(self, x):
+        return F.conv2d(x.sign(), self.weight.sign(), self.bias)
+
+
+def test_a_scale_of_the_inputs_is_the_weights_and_a_rounding_of_them_is_not():
+    torch.manual_seed(0)
+    gated, signs = Gated(), Signs(2, 3, 3)
+    scaled = layers(nn.Sequential(gated))[0]["0"].weight.read()
+    torch.testing.assert_close(scaled.float(), (gated.weight * gated.gate).detach())
+    assert torch.equal(layers(nn.Sequential(signs))[0]["0"].weight.read(), signs.weight.sign())
+
+
+def test_packed_weights_of_several_layers_are_not_one():
+    net = nn.Sequential(nn.Linear(6, 4), nn.Linear(6, 4))
+    for part in net:
+        codes = torch.randint(-8, 8, part.weight.shape).float()
+        part.weight = nn.Parameter(Packed(codes, 0.25), requires_grad=False)
+    assert list(layers(net)[0]) == ["0", "1"]
+
+
+def test_parts_that_are_packed_for_one_processor_or_scripted_are_measured():
+    from torch.utils import mkldnn
+
+    plain = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6, 2)).eval()
+    weight = plain[0].weight.detach().clone()
+    scripted, _ = layers(nn.Sequential(torch.jit.script(plain[0]), nn.ReLU(), plain[3]))
+    packed, _ = layers(mkldnn.to_mkldnn(plain))
+    for found, names in ((packed, ["0", "3"]), (scripted, ["0", "2"])):
+        assert list(found) == names
+        assert torch.equal(found["0"].weight.read(), weight)
+
+
+def test_a_scripted_layer_of_another_class_is_left_out_by_name():
+    script = torch.jit.trace(
+        nn.Sequential(timm.layers.StdConv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).eval(),
+        torch.zeros(1, 3, 8, 8),
+    )
+    found, left_out = layers(script)
+    assert list(found) == ["1"]
+    assert "its class was StdConv2d" in left_out["0"]
+
+
+def test_weights_that_a_mesh_shares_out_are_put_together(tmp_path):
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), timm.layers.StdConv2d(4, 4, 3))
+    wanted = {name: layer.weight.read().clone() for name, layer in layers(net)[0].items()}
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/m", rank=0, world_size=1)
+    try:
+        fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+        found, _ = layers(net)
+        assert list(found) == ["0", "2"]
+        for name, layer in found.items():
+            assert type(layer.weight.read()) is torch.Tensor
+            assert torch.equal(layer.weight.read(), wanted[name])
+    finally:
+        distributed.destroy_process_group()

@@ -18,6 +18,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+from planescope.checkpoints.entries import read_entry
 from planescope.checkpoints.probe import AnotherFormatError, probe
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, StateDict
@@ -48,13 +49,20 @@ FORMATS = (
 )
 
 
-def read_contents(path: Path, /) -> tuple[str, StateDict | Described]:
+def read_contents(path: Path, /, *, entry: str | None = None) -> tuple[str, StateDict | Described]:
     """Name of a file's format, and what it holds; no weights are read yet.
+
+    Parameters
+    ----------
+    entry : str, optional
+        Which of several state dicts in the file: where it lies, or what its names begin with.
 
     Raises
     ------
     CheckpointError
         If no format recognises the file, or it is damaged.
+    UsageError
+        If it has no such entry.
     """
     look = probe(path)
     refused = None
@@ -62,7 +70,7 @@ def read_contents(path: Path, /) -> tuple[str, StateDict | Described]:
         module = import_module(f"planescope.checkpoints.{name}")
         if module.recognises(look):
             try:
-                return module.NAME, module.read(path)
+                return module.NAME, read_entry(module, path, entry)
             except AnotherFormatError as exc:
                 refused = exc
     raise refused or CheckpointError(f"{path}: {import_module(FOREIGN).outline(look)}")

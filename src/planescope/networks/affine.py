@@ -91,6 +91,8 @@ class Acting:
         Whether the module ends in a ReLU.
     handed : pair, or None
         Where the module hands the weight to torch: shape of an input, and which of its calls.
+    is_direct : bool
+        Whether it then acts on the input as it is, or padded.
     """
 
     weight: torch.Tensor
@@ -98,6 +100,7 @@ class Acting:
     form: Form
     rectifies: bool = False
     handed: tuple[tuple[int, ...], int] | None = None
+    is_direct: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,13 +186,18 @@ def solve(module: nn.Module, /, *, like: Acting | None = None) -> Acting:
                     return found
         for small, roomy in itertools.islice(_inputs(module, held), _MOST_INPUTS):
             for shape in dict.fromkeys((small, roomy)):
-                one = _Trial(module, shape, device, dtype)
+                one, handed = _Trial(module, shape, device, dtype), None
                 with contextlib.suppress(Exception):  # forward is anybody's code
-                    if (found := one.handed_over()) is not None:
-                        return found
+                    handed = one.handed_over()
+                if handed is not None:
+                    break
+            if handed is not None and handed.is_direct:
+                return handed
             with contextlib.suppress(Exception):
                 if (found := _from_impulses(one)) is not None:
                     return found
+            if handed is not None:  # it acts on what the module makes of its input
+                return handed
     raise NotAffineError(
         f"its class {type(module).__name__} has a forward of its own, and what that gives is no "
         "affine map of one input with a weight that could be recovered"
@@ -442,14 +450,34 @@ def _operands(call: _Call, x: torch.Tensor) -> Acting | None:
         given, weight, bias = call.args[:3]
         if given.ndim != x.ndim or given.shape[1] != x.shape[1]:
             return None
-        return Acting(weight=weight.clone(), bias=bias, form=_form(call, x))
+        direct = _is_within(x, given)
+        return Acting(weight=weight.clone(), bias=bias, form=_form(call, x), is_direct=direct)
     if call.name not in ("mm", "addmm") or x.ndim != 2:
         return None
     *bias, given, weight = call.args[:3] if call.name == "addmm" else call.args[:2]
     plain = bool(bias) and bias[0].shape == weight.shape[1:]
     if given.shape != x.shape or (bias and not plain):
         return None
-    return Acting(weight=weight.t().clone(), bias=bias[0] if bias else None, form=Form())
+    return Acting(
+        weight=weight.t().clone(),
+        bias=bias[0] if bias else None,
+        form=Form(),
+        is_direct=torch.equal(given, x),
+    )
+
+
+def _is_within(x: torch.Tensor, padded: torch.Tensor) -> bool:
+    """Whether an input is in the middle of another, which is padded about evenly."""
+    more = [a - b for a, b in zip(padded.shape[2:], x.shape[2:], strict=True)]
+    if min(more, default=0) < 0:
+        return False
+    starts = itertools.product(*(sorted({m // 2, m - m // 2}) for m in more))
+    return any(
+        torch.equal(
+            padded[(..., *(slice(s, s + n) for s, n in zip(start, x.shape[2:], strict=True)))], x
+        )
+        for start in starts
+    )
 
 
 # --- impulses

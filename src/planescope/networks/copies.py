@@ -71,6 +71,9 @@ def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any]) -> Any:
 
 
 def _own(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    if hasattr(tensor, "full_tensor"):  # shared out among processes
+        whole = tensor.detach().full_tensor()
+        tensor = nn.Parameter(whole, requires_grad=False)
     # What others made of a tensor knows how to be one only as it is.
     if type(tensor) not in (torch.Tensor, nn.Parameter) or is_undrawn(tensor):
         return tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from planescope.hyperplanes.layer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     import torch
     from torch import nn
@@ -57,7 +58,7 @@ def read_module(module: nn.Module, /) -> StateDict:
 
     module = unwrapped(module)
     if isinstance(module, torch.jit.ScriptModule):
-        return _read_script(module)
+        return read_script(module)
     found = survey(module)
     tensors, places, note = dict(found.tensors), {}, ""
     try:
@@ -101,8 +102,18 @@ def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
             raise UsageError(f"a state dict has names for keys, not {name!r}")
         # torch keeps whatever a module likes under this name.
         if not name.endswith("_extra_state"):
-            tensors[name] = named_tensor(name, functools.partial(_array, name, value))
+            tensor = named_tensor(name, functools.partial(_array, name, value))
+            tensors[name] = dataclasses.replace(tensor, identity=_memory(value))
     return StateDict(tensors=tensors)
+
+
+def _memory(value: Any) -> Hashable:
+    """What is equal for two arrays that are one."""
+    if hasattr(value, "data_ptr") and hasattr(value, "stride"):
+        return value.data_ptr(), value.stride(), str(value.device)
+    if (interface := getattr(value, "__array_interface__", None)) is not None:
+        return interface["data"][0], value.strides
+    return id(value)
 
 
 def _array(name: str, value: Any) -> Array:
@@ -134,9 +145,8 @@ def named_tensor(name: str, read: Callable[[], Array], /) -> Tensor:
         return Tensor(tuple(array.shape), getattr(array.dtype, "name", str(array.dtype)), read)
     from planescope.networks.plain import dtype_name, is_plain, plain
 
-    if is_plain(array):
-        return Tensor(tuple(array.shape), dtype_name(array), read)
-    dtype = dtype_name(plain(name, array))
+    dtype = dtype_name(array if is_plain(array) else plain(name, array))
+    # Looked at anew: a training may share a weight out, or pack it, on its way.
     return Tensor(tuple(array.shape), dtype, lambda: plain(name, read()))
 
 
@@ -161,25 +171,37 @@ def _not_followed(module: nn.Module, reason: str) -> str:
     )
 
 
-def _read_script(module: torch.jit.ScriptModule) -> StateDict:
+def read_script(module: torch.jit.ScriptModule, /) -> StateDict:
     """Read a TorchScript module, whose submodules know what they were scripted from."""
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {
         name: named_tensor(name, functools.partial(_array, name, tensor))
-        for name, tensor in module.state_dict().items()
+        for name, tensor in held.items()
     }
-    places = {}
+    places, skipped = {}, []
     for name, submodule in module.named_modules():
-        weight = tensors.get(f"{name}.weight" if name else "weight")
-        kind = _SCRIPTED.get(submodule.original_name)
-        if weight is not None and kind is not None:
-            kind = kind_of_convolution(weight.shape[2:]) if kind is Kind.CONV else kind
-            groups = getattr(submodule, "groups", 1 if kind is Kind.LINEAR else None)
-            places[name or "weight"] = Place(kind=kind, groups=groups)
-    return StateDict(tensors=tensors, places=places, note=_not_followed(module, "TorchScript"))
+        full = f"{name}.weight" if name else "weight"
+        weight = tensors.get(full)
+        if weight is None or len(weight.shape) < 2:
+            continue
+        kind = _SCRIPTED.get(submodule.original_name.removeprefix("Mkldnn"))
+        if kind is None:
+            reason = (
+                f"its class was {submodule.original_name}, and TorchScript does not tell how that "
+                "uses its weight; measure the module before it is scripted"
+            )
+            skipped.append(Skipped(name=name or "weight", reason=reason))
+            del tensors[full]
+            continue
+        kind = kind_of_convolution(weight.shape[2:]) if kind is Kind.CONV else kind
+        groups = getattr(submodule, "groups", 1 if kind is Kind.LINEAR else None)
+        places[name or "weight"] = Place(kind=kind, groups=groups)
+    note = _not_followed(module, "TorchScript")
+    return StateDict(tensors=tensors, places=places, note=note, skipped=tuple(skipped))
 
 
 _SCRIPTED = {
     **{f"Conv{n}d": Kind.CONV for n in (1, 2, 3)},
     **{f"ConvTranspose{n}d": Kind.TRANSPOSED for n in (1, 2, 3)},
-    "Linear": Kind.LINEAR,
+    **dict.fromkeys(("Linear", "NonDynamicallyQuantizableLinear"), Kind.LINEAR),
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -24,8 +24,8 @@ from planescope.networks.copies import (
     weight_hooks,
     without_autocast,
 )
-from planescope.networks.module import named_tensor
-from planescope.networks.plain import dtype_name, plain
+from planescope.networks.module import named_tensor, read_script
+from planescope.networks.plain import dtype_name, is_plain, plain
 from planescope.networks.trace import place_of
 
 _EMBEDDING = "an embedding: its rows are looked up, they cut nothing"
@@ -93,12 +93,19 @@ def survey(root: nn.Module, /) -> Survey:
         If a layer has no values yet.
     """
     found = Survey()
-    settled: str | None = None  # a module whose parts, which follow it, belong to it
+    settled: set[str | None] = set()  # modules whose parts belong to them
     for name, module in root.named_modules():
-        if settled is None or (settled and not name.startswith(f"{settled}.")):
-            settled = _enter(found, name, module)
+        if "" not in settled and settled.isdisjoint(_outwards(name)):
+            settled.add(_enter(found, name, module))
     _tell_shared(found, root)
     return found
+
+
+def _outwards(name: str) -> Iterator[str]:
+    """The name of a module, and those of the modules that it is in."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
 def _full(name: str, attribute: str) -> str:
@@ -108,6 +115,9 @@ def _full(name: str, attribute: str) -> str:
 def _enter(found: Survey, name: str, module: nn.Module) -> str | None:
     """Enter one module; give the name of what is settled with all its parts, if anything is."""
     if isinstance(module, parametrize.ParametrizationList):
+        return name
+    if _is_script(module):
+        _enter_script(found, name, module)
         return name
     if any(callable(getattr(type(module), part, None)) for part in ("weight", "_weight_bias")):
         return _enter_quantised(found, name, module)
@@ -129,6 +139,21 @@ def _enter(found: Survey, name: str, module: nn.Module) -> str | None:
         found.doubtful.append(name)
     _enter_rest(found, name, module)
     return None
+
+
+def _is_script(module: nn.Module) -> TypeGuard[torch.jit.ScriptModule]:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _enter_script(found: Survey, name: str, module: torch.jit.ScriptModule) -> None:
+    """Enter a part that was scripted, or packed for one processor, by what its classes were."""
+    read = read_script(module)
+    found.tensors |= {_full(name, part): tensor for part, tensor in read.tensors.items()}
+    for part, place in read.places.items():
+        found.layers[name if part == "weight" else _full(name, part)] = place
+        if part == "weight":  # it is a layer itself
+            found.leaves[module] = Leaf(place=place, stride=getattr(module, "stride", 1))
+    found.left_out += [dataclasses.replace(one, name=_full(name, one.name)) for one in read.skipped]
 
 
 def _no_layer(module: nn.Module) -> str | None:
@@ -425,14 +450,14 @@ def _tell_again(found: Survey, root: nn.Module, first: dict[nn.Module, str]) -> 
 
 
 def _weight_key(module: nn.Module, place: Place) -> Any:
-    weight = module._parameters.get("weight")
+    weight = None if _is_script(module) else module._parameters.get("weight")
     if weight is None or weight.numel() == 0:
         return None
     how = type(module) if not is_known(module) else None
-    try:
-        where: Any = (weight.data_ptr(), tuple(weight.shape), weight.stride(), weight.device)
-    except (RuntimeError, NotImplementedError):  # has no storage of its own
-        where = id(weight)
+    # Of others' tensor classes, and of what has no storage, all lie at 0.
+    where: Any = id(weight)
+    if is_plain(weight) and weight.data_ptr() != 0:
+        where = (weight.data_ptr(), tuple(weight.shape), weight.stride(), weight.device)
     return (where, weight.dtype, place.kind, place.groups, how)
 
 

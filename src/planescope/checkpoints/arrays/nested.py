@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from planescope.checkpoints.arrays.axes import filters_first
 from planescope.checkpoints.choose import listing
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import StateDict, Tensor
@@ -81,19 +80,12 @@ def state_dict(tree: dict[str, Tree], path: Path, *, entry: str | None = None) -
             f"{path}: holds no arrays by name; save a dictionary of them, or "
             "numpy.savez(file, **arrays)"
         )
-    ordered = filters_first(_separated(_plain_norms(tensors)))
     beside = f"{listing(part.others)}: holds arrays too and was not measured" if part.others else ""
-    unsure = (
-        f"that the filters of {listing(ordered.assumed)} lie on the first axis is assumed"
-        if ordered.assumed
-        else ""
-    )
     return StateDict(
-        tensors=ordered.tensors,
-        places=ordered.places,
+        tensors=_separated(_plain_norms(tensors)),
         in_order=_is_in_order(part.trees[0]),
         entry=".".join(part.entry),
-        note="; ".join(filter(None, (beside, unsure))),
+        note=beside,
     )
 
 

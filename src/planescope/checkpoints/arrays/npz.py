@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -57,7 +59,16 @@ def read(path: Path) -> StateDict:
     archive = Archive(path)
     tensors = {name.removesuffix(_SUFFIX): _tensor(archive, name) for name in archive.members}
     held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    # The same array under two names is written twice; the archive keeps a checksum of each.
+    held = {
+        name: dataclasses.replace(tensor, digest=functools.partial(_checksum, archive, name))
+        for name, tensor in held.items()
+    }
     return StateDict(tensors=held, in_order=False)
+
+
+def _checksum(archive: Archive, name: str) -> int:
+    return archive.members[name + _SUFFIX].CRC
 
 
 def _tensor(archive: Archive, member: str) -> Tensor | None:

@@ -73,7 +73,7 @@ def _described(path: Path, data: mmap.mmap, begin: int, entry: str | None) -> St
         data, begin, where=str(path), raw_strings=True, stretches=True, behind=behind
     ).value
     if torch_objects.holds_tensors(value, path):
-        return torch_objects.state_dict(value, _TorchStorages(path, data).storages())
+        return torch_objects.state_dict(value, _TorchStorages(path, data).storages(), entry)
     tree = _Trees(Arrays(path, len(data))).of(value, ())
     if isinstance(tree, Tensor):
         raise CheckpointError(

@@ -20,7 +20,7 @@ from planescope.checkpoints.keras.variables import Variables, Weights, weights_o
 from planescope.checkpoints.probe import Probe, probe
 from planescope.files.errors import CheckpointError
 from planescope.files.zips import Archive
-from planescope.hyperplanes.layer import Described, Input, Layer, Norm, Skipped
+from planescope.hyperplanes.layer import Described, Input, Layer, Norm, Pairing, Skipped
 
 NAME = "keras"
 
@@ -246,7 +246,9 @@ def _judged_layers(file: Arrays, rest: Sequence[Variables], *, in_order: bool) -
         if in_order and layers and norms in ([True], [True, False]):
             after = rest[index + 1]
             norm = norm_of(file, after.name, after.keys, layers[-1].filters)
-            layers[-1] = replace(layers[-1], norm=norm, norm_assumed=norm is not None)
+            layers[-1] = replace(
+                layers[-1], norm=norm, pairing=None if norm is None else Pairing.ORDER
+            )
         yield from layers
 
 

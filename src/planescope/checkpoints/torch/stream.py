@@ -37,7 +37,7 @@ def recognises(probe: Probe) -> bool:
     return probe.head[:1] == b"\x80" and _MAGIC_BYTES in probe.head[:_MAGIC_WITHIN]
 
 
-def read(path: Path) -> StateDict:
+def read(path: Path, entry: str | None = None) -> StateDict:
     """Describe the state dict in a torch file; no storage is read.
 
     Raises
@@ -67,7 +67,7 @@ def read(path: Path) -> StateDict:
         return Storage(lambda: begin + first * width, count * width)
 
     # Storages are little-endian whatever machine wrote them.
-    return state_dict(saved.value, Storages(path, find))
+    return state_dict(saved.value, Storages(path, find), entry)
 
 
 def embedded_storage(path: Path, data: mmap.mmap, begin: int) -> tuple[Persistent, int, int]:
