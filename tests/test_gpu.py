@@ -93,8 +93,8 @@ def test_resets_are_those_of_the_cpu_but_for_close_answers(make, devices):
 
 def test_resets_are_those_of_an_independent_implementation_but_for_close_answers():
     found = ps.reset(
-        PARITY / "lenet-epoch-12.tar", to=SNAPSHOTS, network="lenet", data="mnist", data_path=PARITY,
-        options=ON_GPU,
+        PARITY / "lenet-epoch-12.tar", to=SNAPSHOTS, network="lenet", data="mnist",
+        data_path=PARITY, options=ON_GPU,
     )  # fmt: skip
     for epoch, rows in json.loads((PARITY / "expected.json").read_text())["reset_top1"].items():
         for row, top1 in rows.items():

@@ -95,7 +95,8 @@ def _resets(run):
     cells = [
         ResetCell(
             layer=layer.name, snapshot=snapshot, draw=None, relative_drop=0.9 / (1 + snapshot + i),
-            value=0.9 - 0.8 / (1 + snapshot + i), top1=0.9 - 0.8 / (1 + snapshot + i), low=0.1, high=0.9, p_value=0.01, significant=True,
+            value=0.9 - 0.8 / (1 + snapshot + i),
+            top1=0.9 - 0.8 / (1 + snapshot + i), low=0.1, high=0.9, p_value=0.01, significant=True,
             **accuracy,
         )
         for i, layer in enumerate(layers)

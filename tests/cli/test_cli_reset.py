@@ -146,7 +146,7 @@ def given(*args: str | Path):
         pytest.param(given(*TRAINED, *KNOWN), "nothing to put layers back to", id="no-snapshot"),
         pytest.param(
             given(*TRAINED, *FIRST, "--network", "lenet", "--data", "digits", "--draws", "2"),
-            "--draws says how many fresh draws --rand takes",
+            "--draws says how many draws --fresh or --rand takes",
             id="draws-without-rand",
         ),
         pytest.param(

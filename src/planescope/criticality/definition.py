@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+    Floats = NDArray[np.float64]
 
 # Share of what a network knows beyond chance, above which its loss makes a layer critical.
 THRESHOLD = 0.1
@@ -80,6 +82,8 @@ def loss_of_examples(trained: Floats, changed: Floats, chance: float, /) -> Loss
     cannot draw what was never seen: where no example lost, the upper end is at least that of a
     share of which 0 in n were seen (Clopper and Pearson).
     """
+    import numpy as np
+
     before, after = resampled(np.stack([trained, changed], 1)).T
     found = loss_of_draws(float(trained.mean()), float(changed.mean()), chance, before, after)
     if found.high is None or (changed < trained).any():
@@ -93,6 +97,8 @@ def loss_of_draws(
     trained: float, changed: float, chance: float, before: Floats, after: Floats, /
 ) -> Loss:
     """Give the loss and its interval from means over the same bootstrap draws."""
+    import numpy as np
+
     found, over = loss(trained, changed, chance), before - chance
     with np.errstate(divide="ignore", invalid="ignore"):
         # At or below chance a draw has no loss that could be told from any.
@@ -142,6 +148,8 @@ def resampled(columns: Floats, /) -> Floats:
     -------
     array of float64, shape (DRAWS, columns)
     """
+    import numpy as np
+
     rng, total = np.random.default_rng(0), len(columns)
     if _are_few(columns):
         kinds, counts = np.unique(columns, axis=0, return_counts=True)
@@ -158,10 +166,14 @@ def resampled(columns: Floats, /) -> Floats:
 
 def _are_few(columns: Floats) -> bool:
     """Tell whether rows are of few kinds, as those of right and wrong answers are."""
+    import numpy as np
+
     return columns.shape[1] <= _FEW and all(len(np.unique(c)) <= _FEW for c in columns.T)
 
 
 def quantiles(draws: Floats, /) -> Floats:
     """Give the two ends of the percentile interval; of values, so that infinities may be some."""
+    import numpy as np
+
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     return np.quantile(draws, ends, method="nearest", axis=0)

@@ -287,7 +287,7 @@ def _related(
             drop=drop,
             drop_low=low,
             drop_high=high,
-            critical=drop > critical and cell.significant,
+            critical=drop > critical and bool(cell.significant),
             robust=drop <= (robust if cell.significant else critical),
             scores=layer_scores(
                 layer,

@@ -226,19 +226,31 @@ def _bytes(pickled: object) -> bytes:
     return b""
 
 
+# Names under which folders hold the examples to validate on, the first that is there.
+_VALIDATION = ("val", "valid", "validation", "test")
+
+
 def read_folder(root: Path, split: str) -> tuple[list[str], list[int], tuple[str, ...]]:
     """Find the images of ``root/split/CLASS/``: paths, labels and the names of the classes.
+
+    Those to validate on may lie in ``valid/``, ``validation/`` or ``test/`` too; a folder of class
+    folders alone holds them.
 
     Raises
     ------
     CheckpointError
-        If the folder is missing, holds no class folders or an empty one, or the classes of train/
-        and val/ differ.
+        If the folder is missing, holds no class folders or an empty one, or the classes of the
+        examples to train and to validate on differ.
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-    folders = {part: root / part for part in ("train", "val") if (root / part).is_dir()}
+    val = next((name for name in _VALIDATION if (root / name).is_dir()), "val")
+    names = {"train": "train", "val": val}
+    folders = {part: root / name for part, name in names.items() if (root / name).is_dir()}
     layout = f"images lie in {split}/CLASS/, one folder a class"
+    if not folders and split == "val" and root.is_dir():
+        folders = {"val": root}
+        layout = "images lie in CLASS/ or val/CLASS/, one folder a class"
     if split not in folders:
         raise CheckpointError(f"{root}: has no folder {split}/; {layout}")
     try:
@@ -250,7 +262,7 @@ def read_folder(root: Path, split: str) -> tuple[list[str], list[int], tuple[str
     odd = set.symmetric_difference(*(set(classes.get(part, numbers)) for part in ("train", "val")))
     if odd:
         raise CheckpointError(
-            f"{root}: train/ and val/ have different classes, {min(odd)!r} is in one of them "
+            f"{root}: train/ and {val}/ have different classes, {min(odd)!r} is in one of them "
             "alone; give both the same class folders"
         )
     return [path for path, _ in samples], [label for _, label in samples], tuple(numbers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from planescope.files.errors import UsageError, one_line
+from planescope.files.optional import find_callable
 
 # Names under which dictionaries hold labels.
 LABELS = ("labels", "label")
@@ -65,12 +66,15 @@ class Loader:
         In all, where that is known beforehand.
     notes : list of str
         What a reader should know.
+    has_splits : bool
+        Whether it is of a split that was asked for.
     """
 
     source: Iterable[Any]
     name: str
     examples: int | None = None
     notes: list[str] = field(default_factory=list)
+    has_splits: bool = False
 
     def batches(
         self, module: nn.Module, device: torch.device, unpack: Unpack | None = None
@@ -126,7 +130,8 @@ def open_loader(
     """
     name = _name(data)
     if callable(getattr(data, f"{split}_dataloader", None)):
-        data = _of_module(data, split, name)
+        loader = open_loader(_of_module(data, split, name), subset=subset, seed=seed)
+        return replace(loader, name=name, has_splits=True)
     if isinstance(data, np.ndarray | torch.Tensor):
         data = _Rows(data)
     elif isinstance(data, tuple) and len(data) == 2 and all(map(_has_rows, data)):
@@ -150,6 +155,52 @@ def open_loader(
             "LightningDataModule, tensors, the name of a data set, or anything that yields batches"
         )
     return Loader(data, name)
+
+
+def call_loader(name: str, split: str, /) -> Any:
+    """Call what ``package.module:callable`` names, and take from it what is to be evaluated on.
+
+    Returns
+    -------
+    object or None
+        What `open_loader` takes; None for a pair of images as bytes, to train and to validate on,
+        which `planescope.data.load.load` prepares.
+
+    Raises
+    ------
+    UsageError
+        If there is no such callable, or it wants arguments.
+    """
+    module, _, attribute = name.partition(":")
+    function = find_callable(module, attribute, "data set", "one that is known, folder:PATH")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as exc:
+        raise UsageError(
+            f"data {name!r} is called without arguments, but wants some ({one_line(exc)}); name a "
+            "function without"
+        ) from exc
+    except ValueError:  # some of C have no signature
+        pass
+    found = function()
+    is_pair = isinstance(found, tuple | list) and len(found) == 2 and not all(map(_has_rows, found))
+    if not is_pair:
+        return found
+    part = found[split != "train"]
+    return None if _is_bytes(part) else part
+
+
+def _is_bytes(part: Any) -> bool:
+    """Whether examples are images as bytes, which no network takes as they are."""
+    if isinstance(part, tuple) and len(part) == 2:
+        first = part[0]
+    elif _is_indexed(part) and not isinstance(part, DataLoader) and len(part):
+        first = part[0]
+        first = first[0] if isinstance(first, tuple | list) and len(first) else first
+    else:
+        return False
+    is_image = hasattr(first, "getbands")  # PIL's
+    return is_image or str(getattr(first, "dtype", "")).rpartition(".")[2] == "uint8"
 
 
 def _name(data: Any) -> str:
@@ -195,7 +246,7 @@ def _of_dataloader(loader: DataLoader[Any], name: str, subset: int | None) -> Lo
     if subset is not None:
         raise UsageError(f"{name}: take the subset where the DataLoader is made, or give a Dataset")
     try:
-        examples: int | None = len(loader.dataset)  # type: ignore[arg-type]
+        examples: int | None = len(loader.dataset)
     except (TypeError, AttributeError, NotImplementedError):
         examples = None
     sampler = loader.sampler
@@ -281,12 +332,10 @@ class _Reader:
 
     def read(self, raw: Any) -> Batch:
         inputs, labels = self._parts(raw)
+        args: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
+        kwargs: dict[str, Any] = {}
         if isinstance(inputs, Mapping):
             args, kwargs = (), dict(inputs)
-        elif isinstance(inputs, tuple):
-            args, kwargs = inputs, {}
-        else:
-            args, kwargs = (inputs,), {}
         size = _size((*args, *kwargs.values()), labels)
         return Batch(args=args, kwargs=kwargs, labels=labels, raw=raw, size=size)
 

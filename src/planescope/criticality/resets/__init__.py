@@ -200,6 +200,7 @@ def _opened(
     from planescope.criticality.resets.trained import smallest_of
     from planescope.data.load import PLAIN as AS_USUAL
     from planescope.data.load import Files, Images, Resize, load
+    from planescope.data.loaders import open_loader
 
     if isinstance(data, Own):
         if run is None:
@@ -210,6 +211,18 @@ def _opened(
         return None
     if isinstance(data, Images | Files):
         return data
+    if isinstance(data, str) and ":" in data and not data.startswith("folder:"):
+        from planescope.data.loaders import call_loader
+
+        called = call_loader(data, options.split)
+        if called is not None:
+            given = open_loader(
+                called, split=options.split, subset=options.subset, seed=options.seed
+            )
+            given.name = data
+            if data_options is not None:
+                raise UsageError(f"{data} gives its own inputs, which are taken as they come")
+            return given
     if isinstance(data, str):
         name = run.config.network if run is not None else network
         wanted = data_options or AS_USUAL
@@ -220,8 +233,8 @@ def _opened(
             padded = dataclasses.replace(wanted, resize=Resize.PAD_32)
             found = load(data, split=options.split, path=where, options=padded)
         return found
-    from planescope.data.loaders import open_loader
-
+    if data_options is not None:
+        raise UsageError("data_options are for data sets by name; these are taken as they come")
     return open_loader(data, split=options.split, subset=options.subset, seed=options.seed)
 
 
@@ -233,7 +246,7 @@ def _subject(
     network: Any,
     keep: str | os.PathLike[str] | None,
     options: ResetOptions,
-    unfinished: bool,  # noqa: FBT001
+    unfinished: bool,
 ) -> Any:
     """Give what is reset, for the time of it."""
     import contextlib
@@ -259,8 +272,8 @@ def _subject(
                 yield of_module(own, to, data, name=name, keep=keep, options=options)
         else:
             raise UsageError(
-                f"cannot reset a {type(model).__name__}; give a module, a run, or a checkpoint with "
-                "network="
+                f"cannot reset a {type(model).__name__}; give a module, a run, or a checkpoint "
+                "with network="
             )
 
     return given()

@@ -5,11 +5,11 @@ To import this is to import torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -170,13 +170,16 @@ class Judge:
             if self.metric is not None:
                 self._measure(tally, output, batch)
             tally.examples += batch.size
+        sizes = [batch.size for batch in batches]
         if len({tuple(output.shape[1:]) for output in outputs}) == 1:  # fewer calls are quicker
             outputs, references = ([torch.cat(list(parts))] for parts in (outputs, references))
             labels = [torch.cat([b.labels for b in batches])] if self.counts_right else [None]
+            several = [sizes]
         else:
             labels = [batch.labels if self.counts_right else None for batch in batches]
-        for output, reference, right in zip(outputs, references, labels, strict=True):
-            self._count(tally, output, reference, right)
+            several = [[size] for size in sizes]
+        for output, reference, right, own in zip(outputs, references, labels, several, strict=True):
+            self._count(tally, output, reference, right, own)
 
     def _measure(self, tally: Tally, output: torch.Tensor, batch: Batch) -> None:
         """Apply the user's metric."""
@@ -186,8 +189,8 @@ class Judge:
             values = torch.as_tensor(found).detach().to("cpu", torch.float64)
         except (TypeError, ValueError, RuntimeError) as exc:
             raise UsageError(
-                f"metric {self.name} gives {_shown(found)} ({one_line(exc)}); it is to give a value "
-                "an example, or one for the batch"
+                f"metric {self.name} gives {_shown(found)} ({one_line(exc)}); it is to give a "
+                "value an example, or one for the batch"
             ) from exc
         if values.shape == (batch.size,):
             tally.add("value", values.numpy())
@@ -196,8 +199,8 @@ class Judge:
             tally.sums["metric"] = tally.sums.get("metric", 0.0) + float(values) * batch.size
         else:
             raise UsageError(
-                f"metric {self.name} gives {tuple(values.shape)} for a batch of {batch.size}; it is "
-                "to give a value an example, or one for the batch"
+                f"metric {self.name} gives {tuple(values.shape)} for a batch of {batch.size}; it "
+                "is to give a value an example, or one for the batch"
             )
 
     def _count(
@@ -206,17 +209,20 @@ class Judge:
         output: torch.Tensor,
         reference: torch.Tensor,
         labels: torch.Tensor | None,
+        sizes: Sequence[int],
     ) -> None:
         logits, trained = output.float(), reference.float()
-        changed = (logits - trained).double().square().sum()
-        parts = [changed, trained.double().square().sum()]
+        columns = {
+            "changed": (logits - trained).double().square().flatten(1).sum(1),
+            "square": trained.double().square().flatten(1).sum(1),
+        }
         if self.is_softmax:
             # An output that is no number is no answer.
             answers = logits.argmax(1)
             is_number = ~logits.isnan().any(1)
             best, before = logits.log_softmax(1), trained.log_softmax(1)
             p = before.exp()
-            parts.append((p * (before - best)).double().sum() / _positions(logits))
+            columns["divergence"] = _mean((p * (before - best)).sum(1))
             agrees = (answers == trained.argmax(1)) & is_number
             given = p.gather(1, answers.unsqueeze(1)).squeeze(1) * is_number
             tally.add("agrees", _by_example(agrees))
@@ -224,25 +230,26 @@ class Judge:
             if labels is not None:
                 tally.add("right", _by_example((answers == labels) & is_number))
                 five = logits.topk(min(5, self.classes), dim=1).indices
-                among = (five == labels.unsqueeze(1)).any(1) & is_number
-                parts.append(among.double().sum() / _positions(logits))
+                columns["top5"] = _mean((five == labels.unsqueeze(1)).any(1) & is_number)
                 of_labels = cross_entropy(logits, labels.long(), reduction="none")
-                parts.append(of_labels.sum(dtype=torch.float64) / _positions(logits))
-        names = ("changed", "square", "divergence", "top5", "loss")
-        for name, value in zip(names, torch.stack(parts).tolist(), strict=False):
-            tally.sums[name] = tally.sums.get(name, 0.0) + value
+                columns["loss"] = _mean(of_labels)
+        # By batches, whichever go together: sums are then the same to the last bit.
+        starts = np.cumsum([0, *sizes[:-1]])
+        sums = np.add.reduceat(torch.stack(list(columns.values())).cpu().numpy(), starts, axis=1)
+        for name, values in zip(columns, sums.tolist(), strict=True):
+            for value in values:
+                tally.sums[name] = tally.sums.get(name, 0.0) + value
 
 
-def _positions(logits: torch.Tensor) -> int:
-    """How many answers an example has: one, or one a pixel."""
-    return math.prod(logits.shape[2:])
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """Values of examples, float64; of an example with several positions, their mean."""
+    wide = values.double()
+    return wide.flatten(1).mean(1) if wide.ndim > 1 else wide
 
 
 def _by_example(values: torch.Tensor) -> NDArray[Any]:
-    """Values of examples; of an example with several positions, their mean."""
-    if values.ndim > 1:
-        values = values.double().flatten(1).mean(1)
-    array: NDArray[Any] = values.cpu().numpy()
+    """Values of examples on the host; of an example with several positions, their mean."""
+    array: NDArray[Any] = (_mean(values) if values.ndim > 1 else values).cpu().numpy()
     return array
 
 

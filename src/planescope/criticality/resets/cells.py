@@ -42,8 +42,6 @@ JOINED_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 MOST_TOGETHER = 8
 # Of weights that wait in the host's memory for a GPU.
 AHEAD_BYTES = 2 << 30
-# Seconds after which what was computed is counted, and kept where work is kept.
-PATIENCE_S = 20.0
 
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -300,7 +298,7 @@ class _Work:
                 with contextlib.suppress(Exception):
                     self._settle(flows, position, group)
                 raise
-            if time.monotonic() - began > PATIENCE_S:
+            if self.progress.is_kept and time.monotonic() - began > self.progress.patience:
                 self._settle(flows, position, group)
         self.progress.save()
         return seen_then
@@ -381,7 +379,8 @@ class _Work:
                     self.waiting.setdefault(cell, []).append((index, answer))
                 else:
                     self._judge(cell, [(index, answer)], group)
-        self.progress.save()
+        if self.references:
+            self.progress.save()
 
     def _apart(
         self, row: _Row, several: Sequence[Tensors], values: Values

@@ -45,6 +45,8 @@ class Feed:
         Gives all batches on a device, for each device once.
     preprocessing : str or None
         What is done to the inputs; None where they go to the network as they came.
+    split : str or None
+        ``"given"`` for what nobody says of whether it was trained on.
     notes : list of str
     """
 
@@ -53,6 +55,7 @@ class Feed:
     examples: int | None
     on: Callable[[torch.device], Iterator[Batch]]
     preprocessing: str | None = None
+    split: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -89,7 +92,7 @@ def preprocessing_of(data: Data, /) -> str:
     if isinstance(data, Images):
         size = "" if data.resize == "native" else f"; size: {data.resize}"
         return f"{scaled}{size}"
-    return f"{scaled}; the middle {'×'.join(map(str, data.input_shape[1:]))} pixels"
+    return f"{scaled}; shorter side {data.size}, the middle {data.crop}×{data.crop} pixels"
 
 
 def feed_loader(
@@ -125,7 +128,8 @@ def feed_loader(
         def on(device: torch.device) -> Iterator[Batch]:  # noqa: ARG001  it is the module's
             return iter(every)
 
-    return Feed(loader.name, first.size, loader.examples, on, notes=loader.notes)
+    split = None if loader.has_splits else "given"
+    return Feed(loader.name, first.size, loader.examples, on, split=split, notes=loader.notes)
 
 
 def _checked(batches: Iterator[Batch], judge: Judge) -> Iterator[Batch]:

@@ -348,15 +348,19 @@ def _options(module: nn.Module, inputs: Inputs) -> str:
     signature = inspect.signature(module.forward)
     given = signature.bind_partial(*inputs.args, **inputs.kwargs).arguments
     parameters = signature.parameters.values()
-    odd = [p.name for p in parameters if p.name in given and p.default is not p.empty]
-    odd += [p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return f"forward is given its option {odd[0]}" if odd and odd[0] in given else ""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    odd = [
+        p.name
+        for p in parameters
+        if p.name in given and (p.default is not p.empty or p.kind in several)
+    ]
+    return f"forward is given its option {odd[0]}" if odd else ""
 
 
 def _is_same(one: Any, other: Any) -> bool:
     """Whether two outputs are the same, part by part."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
+        return one.dtype == other.dtype and bool(torch.equal(one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_is_same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

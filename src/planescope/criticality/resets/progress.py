@@ -131,6 +131,16 @@ class Progress:
         with self._lock:
             return self._tallies.setdefault(name, Tally())
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a file."""
+        return self._path is not None
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which what was computed is to be counted, so that it is kept."""
+        return 5 * SAVE_EVERY_S
+
     def save(self, *, now: bool = False) -> None:
         """Write the file, if that was not done a moment ago."""
         if self._path is None or not (now or time.monotonic() - self._saved > SAVE_EVERY_S):

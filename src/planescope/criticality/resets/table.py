@@ -105,7 +105,7 @@ def reset(
             *stepped(subject), *drawn(subject, options, folder),
             *redrawn(subject, names, options, folder),
         )  # fmt: skip
-        places, left_out = _places(subject, rows, targets)
+        places, left_out = _places(rows, targets)
         cells = {
             (row, target.snapshot, target.draw): _cell(subject, row, rows[row], target)
             for row, target in places
@@ -127,7 +127,7 @@ def reset(
         source=subject.source,
         network=subject.network,
         data=feed.name,
-        split=options.split,
+        split=feed.split or options.split,
         trained=table.trained_value,
         layers=_layers(subject, layers),
         cells=found,
@@ -151,7 +151,7 @@ def _check_loader(subject: Subject, data: Loader, options: ResetOptions) -> None
 
 
 def _places(
-    subject: Subject, rows: Mapping[str, tuple[str, ...]], targets: Sequence[Target]
+    rows: Mapping[str, tuple[str, ...]], targets: Sequence[Target]
 ) -> tuple[list[tuple[str, Target]], list[str]]:
     """Rows and what they are put back to; and, in sentences, what is left out.
 

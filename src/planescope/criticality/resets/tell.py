@@ -108,7 +108,8 @@ class Table:
                 f"accuracy, {right} of {self.trained.examples}, is no better than chance (the most "
                 f"frequent class gives {self.chance:.1%})"
                 if found.top1 is not None
-                else f"{self.judge.name}, {found.value:.4g}, is no better than chance, {self.chance:.4g}"
+                else f"{self.judge.name}, {found.value:.4g}, is no better than chance, "
+                f"{self.chance:.4g}"
             )
             yield (
                 f"no relative drops: the trained network's {what}; was it trained with other "
