@@ -42,6 +42,8 @@ def picked(output: Any, pick: Pick | None, /) -> Any:
         return pick(output)
     if pick is not None:
         try:
+            if isinstance(output, torch.Tensor):
+                raise TypeError  # a number would be that of an example
             return output[pick]
         except (KeyError, IndexError, TypeError):
             raise UsageError(f"output={pick!r}: the network gives {_shown(output)}") from None
