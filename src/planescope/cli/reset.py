@@ -334,6 +334,10 @@ def _fitting_table(resets: Resets, out: Console) -> Table:
     return _table(resets, every[:1], left_out=len(every) - 1)
 
 
+def _title(snapshot: int | str) -> str:
+    return f"epoch {snapshot}" if isinstance(snapshot, int) else snapshot
+
+
 def _critical(resets: Resets, row: str, snapshot: int | str) -> str:
     """Whether the network needs a layer; of several draws, where these agree."""
     found = {cell.critical for cell in resets.at(row, snapshot)}
@@ -358,7 +362,10 @@ def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Tabl
     from planescope.cli.printing import table as empty_table
 
     kind = _kind(resets)
-    more = f"; {left_out} snapshots left out, --json has them" if left_out else ""
+    first = resets.snapshots[0]
+    told = any(cell.critical is not None for cell in resets.cells if cell.snapshot == first)
+    more = f"; critical: of {_title(first)}" if told and len(resets.snapshots) > 1 else ""
+    more += f"; {left_out} snapshots left out, --json has them" if left_out else ""
     table = empty_table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -368,10 +375,7 @@ def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Tabl
     table.add_column("layer", overflow="fold")
     table.add_column("negative\nmass", justify="right")
     for snapshot in snapshots:
-        title = f"epoch {snapshot}" if isinstance(snapshot, int) else snapshot
-        table.add_column(title, justify="right", overflow="fold")
-    first = resets.snapshots[0]
-    told = any(cell.critical is not None for cell in resets.cells if cell.snapshot == first)
+        table.add_column(_title(snapshot), justify="right", overflow="fold")
     if told:
         table.add_column("critical", justify="right")
     layers = {layer.name: layer for layer in resets.layers}
