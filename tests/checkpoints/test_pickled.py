@@ -336,6 +336,6 @@ def test_transposed_convolutions_of_paddle_and_haiku_are_known_by_their_biases()
 
 
 def test_where_nothing_tells_the_axes_the_note_says_so(tmp_path):
-    (tmp_path / "net.pkl").write_bytes(pickle.dumps({"a": {"w": draw(4, 3, 3, 5)}}))
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps({"a": {"w": draw(5, 3, 3, 5)}}))
     (note,) = ps.measure(tmp_path / "net.pkl").notes
-    assert "filters of a lie on the last axis is assumed from the name alone" in note
+    assert "the names alone say that the filters of a lie on the last axis" in note

@@ -278,7 +278,7 @@ _AGAINST_FORM = {
     "otherwise; --layout settles it"
     for at, side in _SIDES.items()
 }
-_NAME_ALONE = "that the filters of {} lie on the last axis is assumed from the name alone; --layout settles it"
+_NAME_ALONE = "the names alone say that the filters of {} lie on the last axis (--layout)"
 _UNTOLD = "nothing tells where the filters of {} lie; the first axis is assumed (--layout)"
 _AS_TRANSPOSED = (
     "{} read as transposed by name and by the layers beside (--transposed and --layout settle it)"
