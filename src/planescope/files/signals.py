@@ -42,8 +42,8 @@ def deafen() -> None:
 
 def note(number: int, /) -> None:
     """Remember which signal it was."""
-    global _received
-    _received = number
+    global _received, _came
+    _received, _came = number, True
 
 
 def status() -> int:
