@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serve the models of a folder while the context lasts; gives the URL."""
-    handler = type("Handler", (_Hub,), {"folder": folder})
+def serve(folder: Path, sent: list[int] | None = None) -> Iterator[str]:
+    """Serve the models of a folder while the context lasts; gives the URL.
+
+    Bytes of each answer are added to `sent`.
+    """
+    handler = type("Handler", (_Hub,), {"folder": folder, "sent": [] if sent is None else sent})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -52,6 +56,7 @@ class _Refusal(Exception):
 class _Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     folder: Path
+    sent: ClassVar[list[int]] = []  # bytes of each answer
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -69,7 +74,14 @@ class _Hub(BaseHTTPRequestHandler):
         except _Refusal as refusal:
             # The hub says 401 for what does not exist too, lest names of private models leak.
             status, headers, body = refusal.status, {"X-Error-Code": refusal.code}, b""
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if span and status == 200:
+            begin, end = int(span[1]), min(int(span[2]) + 1, len(body))
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(body)}"
+            body, status = body[begin:end], 206
         self.send_response(status)
+        if with_body:
+            self.sent.append(len(body))
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()

@@ -226,6 +226,25 @@ def _without_times(data: bytes) -> bytes:
     return zipped([each for each in members if each[0] != "metadata.json"])
 
 
+def _tensorflow(*seeds: tuple[str, str]) -> Callable[[], Seeds]:
+    """What TensorFlow wrote, as the tests keep it: the file that is read, and those beside it."""
+
+    def made() -> Seeds:
+        for name, pattern in seeds:
+            path = ROOT / "tests" / "tensorflow" / name
+            beside = {
+                str(file.relative_to(path.parent)): file.read_bytes()
+                for file in sorted(path.parent.glob(pattern or "no file"))
+            }
+            # The data of a checkpoint are called as its index is.
+            named = {
+                re.sub(r"^[^/]*(?=\.data-)", INPUT, file): data for file, data in beside.items()
+            }
+            yield name.replace("/", "-"), {INPUT: path.read_bytes(), **named}
+
+    return made
+
+
 def _hdf5() -> Seeds:
     import h5py
 
@@ -474,6 +493,17 @@ MAKERS: dict[str, Callable[[], Seeds]] = {
     "onnx": _onnx,
     "keras": _keras,
     "hdf5": _hdf5,
+    "tensorflow-graph": _tensorflow(("net.pb", ""), ("grouped.pb", "")),
+    "tensorflow-checkpoint": _tensorflow(
+        ("checkpoint/net.ckpt.index", "net.ckpt.data-*"),
+        ("checkpoint/packed.ckpt.index", "packed.ckpt.data-*"),
+        ("old/net-7.index", "net-7.data-*"),
+    ),
+    "saved-model": _tensorflow(("by-hand/saved_model.pb", "variables/*")),
+    "tflite": _tensorflow(*((f"{n}.tflite", "") for n in ("net", "int8", "sparse", "grouped"))),
+    "tfjs": _tensorflow(
+        *((f"{n}/model.json", "*.bin") for n in ("layers-plain", "layers-uint8", "graph-uint8"))
+    ),
     "sharded": _sharded,
     "pickle": _pickle,
     "config": _config,

@@ -13,9 +13,12 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from planescope.checkpoints.tensorflow.table import FOOTER_BYTES, MAGIC, crc32c, parse_table
 
 Change = Callable[[bytes], bytes]
 
@@ -355,6 +358,52 @@ def _changed_fields(rng: random.Random, fields: list[_Field], change: Change) ->
     return fields
 
 
+# --- tables (TensorFlow's checkpoints) ------------------------------------------------------------
+
+
+def _table(rng: random.Random, data: bytes, change: Change) -> bytes:
+    """An index whose checksums are right, with one key or value changed."""
+    entries = list(_entries(data))
+    at = rng.randrange(len(entries))
+    key, value = entries[at]
+    match rng.randrange(8):
+        case 0:
+            del entries[at]
+        case 1:
+            entries.insert(at, rng.choice(entries))
+        case 2:
+            entries[at] = (change(key), value)
+        case 3:
+            entries[at] = (key, rng.choice(entries)[1])
+        case 4:
+            fields = b"\x08\x01" + bytes([rng.choice((0x20, 0x28, 0x18, 0x10))])
+            entries[at] = (key, value + fields + _written(boundary(rng, 40, 0, len(data))))
+        case _:
+            entries[at] = (key, _protobuf(rng, value, change) if value else change(value))
+    return table(entries)
+
+
+@functools.lru_cache(maxsize=16)
+def _entries(data: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple(parse_table(Path("index"), data).items())
+
+
+def table(entries: list[tuple[bytes, bytes]]) -> bytes:
+    """Write a table of one block that holds these keys and values."""
+    out = bytearray()
+
+    def put(pairs: list[tuple[bytes, bytes]]) -> bytes:
+        listed = [_written(0) + _written(len(k)) + _written(len(v)) + k + v for k, v in pairs]
+        block = b"".join(listed) + struct.pack("<II", 0, 1) + b"\0"
+        begin, crc = len(out), crc32c(block)
+        out.extend(block + struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF))
+        return _written(begin) + _written(len(block) - 1)
+
+    place = put(entries)
+    footer = put([]) + put([(b"~", place)])
+    return bytes(out) + footer.ljust(FOOTER_BYTES - len(MAGIC), b"\0") + MAGIC
+
+
 # --- text by lines (YAML, CSV) --------------------------------------------------------------------
 
 
@@ -436,7 +485,8 @@ _FORMATS = (
     (_is_safetensors, _safetensors),
     (lambda data: data.startswith((b"{", b"[")), _json),
     (lambda data: data.startswith(b"\x80"), _pickle),
-    (lambda data: data.startswith(b"\x08"), _protobuf),
+    (lambda data: data.endswith(MAGIC), _table),
+    (lambda data: data.startswith((b"\x08", b"\n")), _protobuf),
     (lambda data: data.startswith(b"\x1f\x8b"), _gzip),
     (lambda data: data.startswith(b"PAR1") and data.endswith(b"PAR1"), _parquet),
     (_is_text, _lines),

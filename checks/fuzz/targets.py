@@ -19,7 +19,7 @@ from planescope.criticality.resets.progress import Progress
 from planescope.data import files as datafiles
 from planescope.files.errors import PlanescopeError
 from planescope.files.pickles import read_pickle
-from planescope.hyperplanes.layer import Layer, StateDict
+from planescope.hyperplanes.layer import Described, Layer, StateDict
 from planescope.study.plan import read_plan
 from planescope.training.config import dump_config, load_config
 
@@ -39,7 +39,8 @@ def _checkpoint(folder: Path, case: int, _: Collection[str]) -> None:
     if isinstance(contents, StateDict):
         tensors = list(contents.tensors.values())
     else:
-        tensors = [tensor for layer in contents for tensor in _tensors(layer)]
+        layers = contents.layers if isinstance(contents, Described) else contents
+        tensors = [tensor for layer in layers for tensor in _tensors(layer)]
     for tensor in tensors:
         if tensor.read().shape != tensor.shape:
             raise AssertionError(f"a tensor is not of the shape {tensor.shape} that it claims")
@@ -141,17 +142,26 @@ def _cifar(folder: Path, *_: object) -> None:
 def preload() -> None:
     """Import what reading may import: what a file then has imported is too much."""
     for package in (checkpoints, encodings):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             # Of other systems.
             if not module.name.endswith(("mbcs", "oem")):
                 importlib.import_module(module.name)
     # A result that begins as Parquet does is read as that.
-    for name in ("ml_dtypes", "numpy.ma", "numpy.lib.stride_tricks", "pyarrow.parquet", "yaml"):
+    for name in (
+        "ml_dtypes",
+        "numpy.ma",
+        "numpy.lib.stride_tricks",
+        "pyarrow.parquet",
+        "tflite",
+        "yaml",
+        "google_crc32c",
+    ):
         importlib.import_module(name)
 
 
 _CHECKPOINTS = (
     "safetensors", "torch-zip", "torch-stream", "npz", "onnx", "keras", "hdf5", "sharded",
+    "tensorflow-graph", "tensorflow-checkpoint", "saved-model", "tflite", "tfjs",
 )  # fmt: skip
 
 TARGETS: dict[str, Read] = {

@@ -216,3 +216,57 @@ def test_a_cache_that_cannot_be_written(models, tmp_path):
     with serve(models) as url:
         answers, _ = ask(["hf:lab/net"], url, tmp_path, HF_HUB_CACHE=str(file))
     assert answers["hf:lab/net"]["error"].startswith("hf:lab/net: the download failed ([Errno ")
+
+
+MEASURE = """
+import sys
+import planescope as ps
+for target in sys.argv[1:]:
+    print(ps.measure(target).to_json(indent=None))
+"""
+
+
+def test_of_a_large_file_what_is_measured_travels(tmp_path):
+    """Most of it is a linear layer; in the cache, and so offline, is what was fetched whole."""
+    folder = tmp_path / "hub/lab/large/main"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    weights = {
+        "conv.weight": rng.normal(size=(8, 3, 3, 3)).astype(np.float32),
+        "linear.weight": np.zeros((1024, 12_000), np.float32),
+    }
+    save_file(weights, folder / "model.safetensors")
+    size = (folder / "model.safetensors").stat().st_size
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    home = tmp_path / "home"
+
+    def measure(target, url):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, target],
+            env={**inherited, "HF_ENDPOINT": url, "HF_HOME": str(home)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return json.loads(done.stdout)
+
+    sent = []
+    with serve(tmp_path / "hub", sent) as url:
+        found = measure("hf:lab/large", url)
+        assert sum(sent) < size // 20
+        assert found["layers"] == measure(str(folder), url)["layers"]
+        assert (found["source"]["path"], found["source"]["bytes"]) == ("hf:lab/large", size)
+        assert not list(home.rglob("blobs/*"))
+        # A file in the cache is taken before the hub is asked for bytes of it.
+        fetch = "from huggingface_hub import hf_hub_download as f; f('lab/large', sys.argv[1])"
+        subprocess.run(
+            [sys.executable, "-c", f"import sys; {fetch}", "model.safetensors"],
+            env={**inherited, "HF_ENDPOINT": url, "HF_HOME": str(home)},
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        sent.clear()
+        assert measure("hf:lab/large", url)["layers"] == found["layers"]
+        assert sum(sent) < 10_000

@@ -14,7 +14,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planescope.hyperplanes import chance, geometry
+from planescope.hyperplanes import chance, geometry, kolmogorov
 from planescope.hyperplanes.layer import Kind, Layer, Tensor
 from planescope.hyperplanes.statistics import summarise
 from planescope.measurement.assemble import filters_on_host, measure_layers
@@ -260,7 +260,7 @@ def test_kolmogorov_falls_all_the_way(n):
 
 @pytest.mark.parametrize("n", [7, 600, 3000])
 def test_kolmogorov_has_no_step_where_the_tail_begins(n):
-    edge = min(0.5, math.sqrt(chance._ONE_SIDED / n))
+    edge = min(0.5, math.sqrt(kolmogorov._ONE_SIDED / n))
     below, above = (chance.kolmogorov_p_value(edge * (1 + step), n) for step in (-1e-13, 1e-13))
     assert below == pytest.approx(above, abs=1e-13)
 
@@ -270,7 +270,7 @@ def test_kolmogorov_has_no_step_where_the_exact_law_ends(monkeypatch, reach):
     n = 2000
     distance = math.sqrt(reach / n)
     exact = chance.kolmogorov_p_value(distance, n)
-    monkeypatch.setattr(chance, "_EXACT_LIMIT", n - 1)
+    monkeypatch.setattr(kolmogorov, "_EXACT_LIMIT", n - 1)
     # The expansion is off by terms of 1/n^2: 2e-8 here, 1e-9 from 10,000 on.
     assert chance.kolmogorov_p_value(distance, n) == pytest.approx(exact, abs=3e-8)
 

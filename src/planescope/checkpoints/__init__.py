@@ -4,7 +4,9 @@ A format is a module with three names:
 
     NAME            what `source.format` says of a file of this kind
     recognises      (Probe) -> bool: is this file of that format? By content, never by its name
-    read            (Path) -> StateDict or list[Layer]: describe the file; read no weights yet
+    read            (Path) -> StateDict, Described or list[Layer]: describe the file, unread
+
+One whose models are several files has `files` besides: (Path) -> all files that make the model.
 
 A format that knows its layers (a graph) gives them; one that holds named tensors gives a
 `StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name of the new
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from planescope.checkpoints.probe import Probe, probe
 from planescope.files.errors import CheckpointError
-from planescope.hyperplanes.layer import Layer, StateDict
+from planescope.hyperplanes.layer import Described, Layer, StateDict
 
 # In the order in which a file is tried: cheap and certain tests first.
 FORMATS = (
@@ -28,11 +30,16 @@ FORMATS = (
     "arrays.npz",
     "keras.model",
     "sharded",
+    "tflite.model",
+    "tfjs",
+    "tensorflow.saved_model",
+    "tensorflow.checkpoint",
     "onnx.model",
+    "tensorflow.frozen",
 )
 
 
-def read_contents(path: Path, /) -> tuple[str, StateDict | list[Layer]]:
+def read_contents(path: Path, /) -> tuple[str, StateDict | Described | list[Layer]]:
     """Name of a file's format, and what it holds; no weights are read yet.
 
     Raises
@@ -48,8 +55,17 @@ def read_contents(path: Path, /) -> tuple[str, StateDict | list[Layer]]:
     raise CheckpointError(f"{path}: {_what_it_is(look)}")
 
 
+def files(path: Path, form: str, /) -> list[Path]:
+    """List the files that make the model at `path`, which is of the format named `form`."""
+    for name in FORMATS:
+        module = import_module(f"planescope.checkpoints.{name}")
+        if form == module.NAME:
+            return list(module.files(path)) if hasattr(module, "files") else [path]
+    return [path]
+
+
 def _what_it_is(look: Probe) -> str:
-    known = "safetensors, PyTorch, ONNX, Keras and NumPy .npz files can be measured"
+    known = "safetensors, PyTorch, ONNX, Keras, TensorFlow and NumPy .npz files can be measured"
     if not look.size:
         return "the file is empty; is the download complete?"
     if look.head.startswith(b"version https://git-lfs"):

@@ -21,10 +21,16 @@ TWINS = (
 )
 
 _MODEL = re.compile(
-    r"[^.].*\.(safetensors|index\.json|pt|pth|bin|tar|ckpt|onnx|keras|h5|npz)", re.IGNORECASE
+    r"[^.].*\.(safetensors|index\.json|pt|pth|bin|tar|ckpt|onnx|keras|h5|npz|tflite|pb)"
+    # A checkpoint of TensorFlow that was saved without a name is `.index` alone.
+    r"|([^.].*)?\.index|model\.json",
+    re.IGNORECASE,
 )
 # What trainers leave beside a model, under a model's suffix.
-_COMPANION = re.compile(r"(training_args|optimi[sz]er|scheduler|scaler|rng_state)\w*\.(bin|pth?)")
+_COMPANION = re.compile(
+    r"(training_args|optimi[sz]er|scheduler|scaler|rng_state)\w*\.(bin|pth?)"
+    r"|(fingerprint|keras_metadata)\.pb"
+)
 
 _SHOWN = 5
 
@@ -33,7 +39,12 @@ def models_among(names: Iterable[str]) -> list[str]:
     """Tell by their names which files hold models; twins count once."""
     models = [name for name in names if _is_model(PurePosixPath(name).name)]
     twins = [name for name in TWINS if name in models]
-    return [name for name in models if name not in twins[1:]]
+    # Shards of TensorFlow.js, which their model.json lists.
+    shards = re.compile(r"(.*/)?group\d+-shard\d+of\d+(\.bin)?")
+    lists = any(PurePosixPath(name).name == "model.json" for name in models)
+    return [
+        name for name in models if name not in twins[1:] and not (lists and shards.fullmatch(name))
+    ]
 
 
 def _is_model(name: str) -> bool:

@@ -21,7 +21,7 @@ from planescope.checkpoints.arrays.raw import ITEM_SIZES, decode, stored_tensor
 from planescope.checkpoints.hdf5_bytes import MAGIC, Objects
 from planescope.checkpoints.hdf5_datasets import Chunk, Dataset, read_dataset, unpacked
 from planescope.files.errors import CheckpointError
-from planescope.files.reading import open_binary
+from planescope.files.reading import open_binary, size_of
 from planescope.files.zips import BOMB_BYTES, BOMB_RATIO
 from planescope.hyperplanes.layer import Tensor
 
@@ -81,11 +81,12 @@ class Hdf5:
 
     def __init__(self, window: Window) -> None:
         self.window = window
+        self.path = window.path
         self._stream = window.open()
         self._base = 0
         self._objects = Objects(self._bytes, window.size)
         self._addresses: dict[str, int] = {}
-        self._file_bytes = window.path.stat().st_size
+        self._file_bytes = size_of(window.path)
         try:
             with _damage_refused(str(window.path)):
                 self._base = next((at for at in BLOCKS if self._bytes(at, 8) == MAGIC), 0)

@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from planescope.checkpoints.choose import TWINS, listing, models_among, only_model
 from planescope.checkpoints.sharded import shard_names
@@ -49,21 +49,41 @@ def download(spec: str) -> Path:
         raise CheckpointError(f"{spec}: names no model; write hf:OWNER/NAME[@REVISION][/FILE]")
     revision = match["revision"] and unquote(match["revision"])
     with _explained(spec):
-        names, fetch = _source(spec, match["repo"], revision, match["file"])
+        names, fetch, commit = _source(spec, match["repo"], revision, match["file"])
         name = _choose(spec, match["file"], names)
+        path = commit and _in_ranges(match["repo"], name, commit)
+        if path:
+            return path
         path = fetch(name)
-        if name.endswith(".index.json"):
-            beside = PurePosixPath(name).parent
-            shards = {str(beside / shard) for shard in shard_names(path)}
-            for shard in sorted(shards.intersection(names)):  # the reader names those missing
-                fetch(shard)
+        for other in sorted(_parts(name, path, names)):
+            fetch(other)
     return path
+
+
+def _parts(name: str, path: Path, names: Sequence[str]) -> set[str]:
+    """Name the other files of a model that is several; the reader names those missing."""
+    beside = PurePosixPath(name).parent
+    if name.endswith(".index.json"):
+        return {str(beside / shard) for shard in shard_names(path)}.intersection(names)
+    if beside.joinpath("model.json") == PurePosixPath(name):
+        from planescope.checkpoints import tfjs
+
+        return {str(beside / shard) for shard in tfjs.shard_names(path)}.intersection(names)
+    if name.endswith("saved_model.pb"):
+        return {each for each in names if each.startswith(str(beside / "variables") + "/")}
+    if name.endswith(".index"):
+        data = name.removesuffix("index") + "data-"
+        return {each for each in names if each.startswith(data)}
+    return set()
 
 
 def _source(
     spec: str, repo: str, revision: str | None, file: str | None
-) -> tuple[Sequence[str], Callable[[str], Path]]:
-    """List the files of a revision, on the hub or else in the cache; and tell how to get one."""
+) -> tuple[Sequence[str], Callable[[str], Path], str | None]:
+    """List the files of a revision, on the hub or else in the cache; and tell how to get one.
+
+    Last comes the commit that the hub has under that name; None where only the cache was asked.
+    """
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HTTPError
 
@@ -82,8 +102,30 @@ def _source(
                 f"{spec}: the hub is out of reach ({_reason(exc)}) and the cache has no copy; "
                 "connect, or give a file"
             ) from exc
-        return names, folder.joinpath
-    return [sibling.rfilename for sibling in info.siblings or ()], fetch
+        return names, folder.joinpath, None
+    return [sibling.rfilename for sibling in info.siblings or ()], fetch, info.sha
+
+
+def _in_ranges(repo: str, name: str, commit: str) -> Path | None:
+    """Open a large file on the hub to be read by ranges; None where it is to be fetched whole."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers
+
+    from planescope.checkpoints.ranges import RANGED_BYTES, Remote, can_be_read_in_ranges, register
+
+    if isinstance(try_to_load_from_cache(repo, name, revision=commit), str):
+        return None
+    url = hf_hub_url(repo, name, revision=commit)
+    head = get_hf_file_metadata(url, timeout=_TIMEOUT)
+    if head.size is None or head.size < RANGED_BYTES:
+        return None
+    # Where the hub itself does not keep the bytes it gives an address, which needs no password.
+    same_host = urlsplit(head.location).netloc == urlsplit(url).netloc
+    headers = build_hf_headers() if same_host else {}
+    remote = Remote(head.location, f"hf:{repo}@{commit[:8]}/{name}", headers)
+    if not remote.in_ranges or not can_be_read_in_ranges(remote):
+        return None
+    return register(remote)
 
 
 def _cached(repo: str, revision: str | None) -> tuple[Path, list[str]]:

@@ -19,7 +19,9 @@ def locate(target: str | os.PathLike[str]) -> Path:
     ----------
     target : str or path
         A file; a folder that holds one model; or ``hf:OWNER/NAME[@REVISION][/FILE]``, which is
-        downloaded into the cache of the Hugging Face client unless it is there.
+        downloaded into the cache of the Hugging Face client unless it is there; or the
+        ``https://`` address of a file. Of large safetensors and torch files there only the bytes
+        are fetched that are read.
 
     Raises
     ------
@@ -33,11 +35,18 @@ def locate(target: str | os.PathLike[str]) -> Path:
         from planescope.checkpoints.hub import download
 
         return download(name)
+    if name.startswith(("https://", "http://")):
+        from planescope.checkpoints.ranges import locate_url
+
+        return locate_url(name)
     path = Path(name)
     try:
         if stat.S_ISDIR(path.stat().st_mode):
             return path / _model_in(path)
     except FileNotFoundError:
+        # TensorFlow names a checkpoint by what its files begin with.
+        if (index := path.with_name(f"{path.name}.index")).is_file():
+            return index
         raise CheckpointError(_missing(path)) from None
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         reason = getattr(exc, "strerror", None) or exc

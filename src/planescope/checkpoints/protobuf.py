@@ -7,6 +7,7 @@ kilobytes of it. What a field means is the business of the format on top.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +183,17 @@ class WireFile:
         raise CheckpointError(
             f"{self.path}: the number at byte {offset} does not end; is the download complete?"
         )
+
+
+class WireBytes(WireFile):
+    """Protocol buffers in memory, which were part of the file at `path`."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path = path
+        self._file = io.BytesIO(data)
+        self.span = (0, len(data))
+        self._window, self._window_begin = b"", 0
+        self._walked = 0
 
 
 def signed(value: int) -> int:

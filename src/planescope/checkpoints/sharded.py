@@ -82,7 +82,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{path}: the index has no weight_map; get it again")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or not _stays_inside(shard):
+        if not isinstance(shard, str) or not stays_inside(shard):
             raise CheckpointError(
                 f"{path}: the index names the shard {shard!r:.80}, which is no file of its own "
                 "folder; do not trust it, get it again from its author"
@@ -90,7 +90,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _stays_inside(name: str) -> bool:
+def stays_inside(name: str) -> bool:
     """Whether a relative name cannot leave its folder, on any system.
 
     Links are not followed: the hub's cache is made of links, and an index cannot make one.

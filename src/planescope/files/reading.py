@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 # A relation of a thousand networks has a fifth of this. Parsed, JSON takes ten times its bytes.
 MOST_TEXT_BYTES = 1 << 29
 
+# What opens a file that lies elsewhere, by the path that stands for it here.
+_ELSEWHERE: dict[Path, Callable[[], BinaryIO]] = {}
+
 
 def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading.
@@ -24,6 +28,8 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     CheckpointError
         If it is none, or cannot be opened.
     """
+    if (opener := _ELSEWHERE.get(Path(path))) is not None:
+        return opener()
     try:
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):
@@ -35,6 +41,29 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         reason = getattr(exc, "strerror", None) or exc
         raise CheckpointError(f"{path}: cannot be read: {reason}") from exc
+
+
+def read_elsewhere(path: Path, opener: Callable[[], BinaryIO] | None, /) -> None:
+    """Let a path stand for a file that lies elsewhere; with None no longer.
+
+    What `opener` gives must have a `fileno` whose size is that of the file.
+    """
+    if opener is None:
+        _ELSEWHERE.pop(path, None)
+    else:
+        _ELSEWHERE[path] = opener
+
+
+def size_of(path: Path, /) -> int:
+    """Return the bytes of a file.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no regular file, or cannot be opened.
+    """
+    with open_binary(path) as file:
+        return os.fstat(file.fileno()).st_size
 
 
 def read_text(path: str | os.PathLike[str], /, *, most: int = MOST_TEXT_BYTES) -> str:

@@ -183,6 +183,8 @@ class StateDict:
         Where in the file the state dict was found (``"model_state_dict"``); "" for all of it.
     note : str
         What a reader of the result should know, such as why no graph could be traced; else "".
+    skipped : tuple of Skipped
+        What looks like a layer, and whoever read the file knows that it is none.
     """
 
     tensors: Mapping[str, Tensor]
@@ -190,6 +192,16 @@ class StateDict:
     in_order: bool = True
     entry: str = ""
     note: str = ""
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Described:
+    """The layers of a file that knows its network, and what looks like one and is left out."""
+
+    layers: tuple[Layer, ...]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

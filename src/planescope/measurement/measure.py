@@ -11,10 +11,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from planescope.checkpoints import read_contents
+from planescope.checkpoints import files, read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
-from planescope.hyperplanes.layer import Kind, Layer, Skipped, StateDict, Structure, View
+from planescope.files.reading import size_of
+from planescope.hyperplanes.layer import Described, Kind, Layer, Skipped, StateDict, Structure, View
 from planescope.measurement.assemble import Observed, measure_layers
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.layers import find_layers
@@ -153,21 +154,26 @@ def find(
     """
     source, contents = _contents(x)
     if isinstance(contents, list):
+        contents = Described(layers=tuple(contents))
+    if isinstance(contents, Described):
         if network is not None:
             raise UsageError(
                 f"{source.path}: a {source.format} file knows its own network; leave out --network"
             )
-        return Found(source=source, layers=tuple(contents))
+        return Found(
+            source=source, layers=contents.layers, skipped=contents.skipped, notes=contents.notes
+        )
     if network is not None:
         contents = _placed(network, resolved(contents), source)
     layers, skipped = find_layers(contents, transposed=transposed)
     notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
     if contents.note:
         notes.append(contents.note)
+    skipped = [*contents.skipped, *skipped]
     return Found(source=source, layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
 
 
-def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
+def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
     if isinstance(x, (str, os.PathLike)):
         name = os.fspath(x)
         if name.startswith(LIBRARIES):
@@ -176,6 +182,10 @@ def _contents(x: Any) -> tuple[Source, StateDict | list[Layer]]:
             return _module_contents(load_pretrained(name), name)
         path = locate(name)
         form, contents = read_contents(path)
+        if name.startswith(("https://", "http://")):
+            from planescope.checkpoints.ranges import public_name
+
+            name = public_name(name)
         return Source(path=name, format=form, bytes=_bytes(path, form)), contents
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
@@ -282,11 +292,7 @@ def _module_contents(module: torch.nn.Module, name: str) -> tuple[Source, StateD
 
 
 def _bytes(path: Path, form: str) -> int:
-    if form != "sharded":
-        return path.stat().st_size
-    from planescope.checkpoints.sharded import files
-
-    return sum(file.stat().st_size for file in files(path))
+    return sum(size_of(file) for file in files(path, form))
 
 
 def select(

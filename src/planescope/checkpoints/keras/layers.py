@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Tensor, kind_of_convolution
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from planescope.checkpoints.hdf5 import Hdf5
     from planescope.checkpoints.keras.variables import Variables
 
 DEFAULT_EPS = 1e-3  # of Keras' batch norm
+
+
+class Arrays(Protocol):
+    """A file of named arrays."""
+
+    path: Path
+
+    def tensor(self, key: str, /) -> Tensor:
+        """Describe the array of a name."""
 
 
 class Form(Enum):
@@ -38,7 +47,7 @@ FORMS = {
 
 
 def layers_of(
-    file: Hdf5, variables: Variables, form: Form, rank: int, groups: int | None = None
+    file: Arrays, variables: Variables, form: Form, rank: int, groups: int | None = None
 ) -> list[Layer]:
     """Describe a layer of a known form; a separable convolution is two.
 
@@ -109,7 +118,7 @@ def _filters_first(kernel: Tensor, form: Form) -> Tensor:
 
 
 def norm_of(
-    file: Hdf5, name: str, keys: Mapping[str, str], width: int, eps: float = DEFAULT_EPS
+    file: Arrays, name: str, keys: Mapping[str, str], width: int, eps: float = DEFAULT_EPS
 ) -> Norm | None:
     """Describe a batch norm; None unless `keys` are the variables of one over `width` channels."""
     parts = ("gamma", "beta", "moving_mean", "moving_variance")

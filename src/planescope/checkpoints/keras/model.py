@@ -14,7 +14,7 @@ from pathlib import Path
 from planescope.checkpoints.hdf5 import BLOCKS, Hdf5, Window
 from planescope.checkpoints.hdf5_bytes import MAGIC
 from planescope.checkpoints.keras.config import ConfigLayer, Position, snake_case, trace
-from planescope.checkpoints.keras.layers import DEFAULT_EPS, FORMS, Form, layers_of, norm_of
+from planescope.checkpoints.keras.layers import DEFAULT_EPS, FORMS, Arrays, Form, layers_of, norm_of
 from planescope.checkpoints.keras.variables import Variables, weights_of
 from planescope.checkpoints.probe import Probe, probe
 from planescope.files.errors import CheckpointError
@@ -103,7 +103,7 @@ def _is_known(layer: ConfigLayer) -> bool:
 
 
 def described_layers(
-    file: Hdf5, described: Sequence[ConfigLayer], owned: Mapping[str, Variables]
+    file: Arrays, described: Sequence[ConfigLayer], owned: Mapping[str, Variables]
 ) -> Iterator[Layer]:
     """Give the layers that the config tells, each in its place."""
     by_name = {layer.name: layer for layer in described}
@@ -118,7 +118,7 @@ def described_layers(
         if not layers:
             stored = {file.tensor(key).dtype for key in variables.keys.values()}
             raise CheckpointError(
-                f"{file.window.path}: the config calls {layer.name!r} a {layer.class_name}, but "
+                f"{file.path}: the config calls {layer.name!r} a {layer.class_name}, but "
                 f"{', '.join(variables.keys.values())}, of {' and '.join(sorted(stored))}, cannot "
                 "be its weights; save the model again, in floating point"
             )
@@ -142,7 +142,9 @@ def _placed(layers: Sequence[Layer], position: Position) -> list[Layer]:
     return placed
 
 
-def _described_norm(file: Hdf5, norm: ConfigLayer, variables: Variables, width: int) -> Norm | None:
+def _described_norm(
+    file: Arrays, norm: ConfigLayer, variables: Variables, width: int
+) -> Norm | None:
     affine = (("gamma", "scale"), ("beta", "center"))
     names = [name for name, option in affine if norm.options.get(option, True)]
     keys = variables.named([*names, "moving_mean", "moving_variance"])

@@ -1,0 +1,237 @@
+"""Where the layers of a network stand: one walk over its operations, whichever format tells them.
+
+A format translates each operation into a `Node` by a table of its own words; `follow` then tells of
+every layer its stage, what feeds it, and the norm behind it. Nothing is computed: what flows from
+one operation to the next is known by its `_Nature` alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import NamedTuple
+
+from planescope.hyperplanes.layer import Input
+
+
+class Role(Enum):
+    """What an operation does to what it reads."""
+
+    IMAGE = auto()  # gives the network's own input
+    CONSTANT = auto()  # gives a parameter, a buffer, a number
+    UNKNOWN = auto()  # gives what the format does not tell, such as what a loop carries
+    LAYER = auto()
+    NORM = auto()  # a batch norm
+    RELU = auto()  # cuts off what is negative
+    SATURATION = auto()  # the same, by a quantisation whose least integer is 0: of an image too
+    GATE = auto()  # gives nothing negative and is no ReLU: a sigmoid, a softmax, a square
+    IDENTITY = auto()  # gives what it gets, once the network is trained: dropout, a cast
+    # Gives values that it gets, their means, maxima or multiples with a sign kept: pooling, a view.
+    VIEW = auto()
+    JOIN = auto()  # a sum, a concatenation, a minimum: negative only where an operand is
+    PRODUCT = auto()  # a product or a quotient
+    MAXIMUM = auto()  # of the operands, element by element
+    # A difference, a normalisation, a resampling that overshoots: an image stays one, anything else
+    # may become negative.
+    SHIFT = auto()
+    OTHER = auto()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Node:
+    """One operation of a network.
+
+    Attributes
+    ----------
+    reads : tuple of int
+        Numbers of the nodes whose values it takes, all of them before it; what it acts on is first.
+    name : str
+        Of a layer; one that has none is followed but not reported.
+    downsamples : bool
+        Whether it is a pooling or a convolution with a stride.
+    is_non_negative : callable
+        Of a constant: whether no element is negative. It is asked for only where that matters.
+    """
+
+    role: Role
+    reads: tuple[int, ...] = ()
+    name: str = ""
+    downsamples: bool = False
+    is_non_negative: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a layer stands.
+
+    Attributes
+    ----------
+    stage : int or None
+        Number of downsampling steps before the layer; None where what feeds it is unknown.
+    input : Input
+    norm : int or None
+        Number of the node of the batch norm that alone reads what the layer gives.
+    """
+
+    stage: int | None
+    input: Input
+    norm: int | None = None
+
+
+class _Nature(Enum):
+    """What is known of a value."""
+
+    IMAGE = auto()
+    RELU = auto()
+    GATE = auto()  # not negative, and no ReLU's output
+    CONSTANT = auto()
+    OTHER = auto()
+    UNKNOWN = auto()
+
+
+class _Value(NamedTuple):
+    nature: _Nature
+    stage: int = 0
+    # Of a constant: those that are negative where it is; None where that cannot be told.
+    signs: frozenset[Node] | None = None
+
+    def is_non_negative(self) -> bool:
+        return self.signs is not None and all(node.is_non_negative() for node in self.signs)
+
+
+_INPUTS = {
+    _Nature.IMAGE: Input.IMAGE,
+    _Nature.RELU: Input.RELU,
+    _Nature.UNKNOWN: Input.UNKNOWN,
+}
+
+_MAX_SIGNS = 64
+
+# A constant made of constants by one of these is negative only where one of them is.
+_KEEPS_SIGN = (Role.IDENTITY, Role.VIEW, Role.JOIN, Role.PRODUCT, Role.MAXIMUM)
+
+
+def follow(nodes: Sequence[Node], /) -> dict[str, Position]:
+    """Tell where each layer stands, by name, in the order of the first calls.
+
+    A layer that is called several times has the stage of the first call, and of the rest what all
+    calls agree on. The image, whatever is done to it, is in stage 0.
+    """
+    values: list[_Value] = []
+    readers: defaultdict[int, list[int]] = defaultdict(list)
+    for number, node in enumerate(nodes):
+        values.append(_value(node, [values[read] for read in node.reads]))
+        for read in set(node.reads):
+            readers[read].append(number)
+    found: dict[str, Position] = {}
+    for number, node in enumerate(nodes):
+        if node.role is Role.LAYER and node.name:
+            fed = values[node.reads[0]].nature if node.reads else _Nature.UNKNOWN
+            here = Position(
+                stage=None if fed is _Nature.UNKNOWN else values[number].stage,
+                input=_INPUTS.get(fed, Input.OTHER),
+                norm=_norm_behind(number, nodes, readers),
+            )
+            found[node.name] = _agreed(found.get(node.name, here), here)
+    return found
+
+
+def _value(node: Node, given: Sequence[_Value]) -> _Value:
+    nature = _nature(node, given)
+    stage = max((value.stage for value in given), default=0)
+    if given and given[0].nature is not _Nature.IMAGE:
+        stage += node.downsamples
+    if nature is not _Nature.CONSTANT:
+        return _Value(nature, stage)
+    return _Value(nature, 0, _signs(node, given))
+
+
+def _signs(node: Node, given: Sequence[_Value]) -> frozenset[Node] | None:
+    """Find the constants that are negative where the one that a node gives is."""
+    if node.role is Role.CONSTANT:
+        return frozenset((node,))
+    if node.role in (Role.RELU, Role.GATE):
+        return frozenset()
+    if node.role not in _KEEPS_SIGN or any(value.signs is None for value in given):
+        return None
+    found = frozenset(sign for value in given for sign in value.signs or ())
+    return found if len(found) <= _MAX_SIGNS else None
+
+
+def _nature(node: Node, given: Sequence[_Value]) -> _Nature:
+    match node.role:
+        case Role.IMAGE:
+            return _Nature.IMAGE
+        case Role.CONSTANT:
+            return _Nature.CONSTANT
+        case Role.UNKNOWN:
+            return _Nature.UNKNOWN
+    if not given:
+        return _Nature.OTHER
+    if all(value.nature is _Nature.CONSTANT for value in given):
+        return _Nature.CONSTANT
+    match node.role:
+        case Role.RELU:
+            return _Nature.RELU
+        case Role.GATE:
+            return _Nature.GATE
+        case Role.SATURATION:
+            first = given[0].nature
+            return _Nature.RELU if first is _Nature.OTHER else first
+        case Role.IDENTITY:
+            return given[0].nature
+        case Role.VIEW:
+            # A table of which the input chooses rows is as little a constant as the input.
+            first = given[0].nature
+            return _Nature.OTHER if first is _Nature.CONSTANT else first
+        case Role.NORM:
+            # Over the image it normalises it: that has not been through a layer yet.
+            return _Nature.IMAGE if given[0].nature is _Nature.IMAGE else _Nature.OTHER
+        case Role.JOIN | Role.PRODUCT | Role.MAXIMUM | Role.SHIFT:
+            return _combined(node.role, given)
+    return _Nature.OTHER
+
+
+def _combined(role: Role, given: Sequence[_Value]) -> _Nature:
+    """Tell what operands give together."""
+    constants = [value for value in given if value.nature is _Nature.CONSTANT]
+    natures = {value.nature for value in given if value.nature is not _Nature.CONSTANT}
+    if natures == {_Nature.IMAGE}:
+        return _Nature.IMAGE
+    if _Nature.UNKNOWN in natures:
+        return _Nature.OTHER if _Nature.OTHER in natures else _Nature.UNKNOWN
+    if role is Role.MAXIMUM and any(value.is_non_negative() for value in constants):
+        return _Nature.RELU
+    positive = natures <= {_Nature.RELU, _Nature.GATE} and role is not Role.SHIFT
+    if not positive or not all(value.is_non_negative() for value in constants):
+        return _Nature.OTHER
+    if natures == {_Nature.RELU, _Nature.GATE}:
+        # A ReLU's output that is scaled is one still; beside something else it is not.
+        return _Nature.RELU if role is Role.PRODUCT else _Nature.OTHER
+    return natures.pop()
+
+
+def _norm_behind(
+    number: int, nodes: Sequence[Node], readers: defaultdict[int, list[int]]
+) -> int | None:
+    """Find the batch norm that alone reads what a node gives."""
+    while len(behind := readers[number]) == 1:
+        (reader,) = behind
+        node = nodes[reader]
+        if node.role is Role.NORM and node.reads[0] == number:
+            return reader
+        if node.role is not Role.IDENTITY:
+            break
+        number = reader
+    return None
+
+
+def _agreed(first: Position, again: Position) -> Position:
+    """Put the places of a layer that is called several times into one."""
+    return replace(
+        first,
+        input=first.input if first.input is again.input else Input.OTHER,
+        norm=first.norm if first.norm == again.norm else None,
+    )
