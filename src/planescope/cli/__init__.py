@@ -41,9 +41,11 @@ def _prepare_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # Who closed it wants nothing of it; the next file to be opened must not take its place.
-            os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(number, "r+" if number else "r", closefd=False))  # noqa: SIM115
+            # The next file to be opened must not take its place. Who closed standard error wants
+            # nothing of it; results that have no way out are a failure, as on a full disk.
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
     for stream in (sys.stdout, sys.stderr):
         # A layer's name may hold what the terminal's encoding does not.
         if isinstance(stream, io.TextIOWrapper):

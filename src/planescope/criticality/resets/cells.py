@@ -356,21 +356,26 @@ class _Work:
 
 
 def _answers(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Which answers are right, how many among the five best, and the sum of losses."""
+    """Which answers are right, how many among the five best, the sum of losses, and how many none.
+
+    An output that is not a number is a wrong answer, which the largest of others would not tell.
+    """
     logits = logits.float()
+    none = logits.isnan().any(1)
     best = logits.topk(min(5, logits.shape[1])).indices
     losses = cross_entropy(logits, labels, reduction="none")
     return (
-        logits.argmax(1) == labels,
-        (best == labels[:, None]).sum(),
+        (logits.argmax(1) == labels) & ~none,
+        ((best == labels[:, None]) & ~none[:, None]).sum(),
         losses.sum(dtype=torch.float64),
+        none.sum(),
     )
 
 
 def _add(tally: Tally, found: list[tuple[torch.Tensor, ...]]) -> None:
     """Count answers, for which the device is waited for."""
-    for right, top5, loss in found:
-        tally.add(right.cpu().numpy().tobytes(), int(top5), float(loss))
+    for right, top5, loss, none in found:
+        tally.add(right.cpu().numpy().tobytes(), int(top5), float(loss), int(none))
     found.clear()
 
 
@@ -387,7 +392,8 @@ def _chunks(cells: Sequence[Cell], size: int) -> Iterator[Sequence[Cell]]:
 @contextlib.contextmanager
 def _precision(precision: str, device: torch.device) -> Iterator[None]:
     dtype = PRECISIONS.get(precision)
-    with torch.autocast(device.type, dtype, enabled=True) if dtype else contextlib.nullcontext():
+    # Whatever precision the caller computes in.
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
         yield
 
 

@@ -36,11 +36,14 @@ class Tally:
         Examples whose label is among the five largest outputs.
     loss : float
         Sum of the cross-entropies, taken by batches.
+    none : int
+        Examples for which the outputs were not all numbers; they count as wrong.
     """
 
     right: bytearray = field(default_factory=bytearray)
     top5: int = 0
     loss: float = 0.0
+    none: int = 0
 
     @property
     def examples(self) -> int:
@@ -54,18 +57,25 @@ class Tally:
 
         return np.frombuffer(bytes(self.right), dtype=np.bool_)
 
-    def add(self, right: bytes, top5: int, loss: float) -> None:
+    def add(self, right: bytes, top5: int, loss: float, none: int = 0) -> None:
         """Count a batch."""
         self.right += right
         self.top5 += top5
         self.loss += loss
+        self.none += none
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; eight examples a byte."""
         import numpy as np
 
         bits = np.packbits(self.flags).tobytes().hex()
-        return {"examples": self.examples, "right": bits, "top5": self.top5, "loss": self.loss}
+        return {
+            "examples": self.examples,
+            "right": bits,
+            "top5": self.top5,
+            "loss": self.loss,
+            "none": self.none,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Tally:
@@ -77,7 +87,12 @@ class Tally:
         if not 0 <= data["examples"] <= 8 * len(bits):
             raise ValueError("a tally has more examples than it holds")
         right = np.unpackbits(bits, count=data["examples"]).tobytes()
-        return cls(right=bytearray(right), top5=int(data["top5"]), loss=float(data["loss"]))
+        return cls(
+            right=bytearray(right),
+            top5=int(data["top5"]),
+            loss=float(data["loss"]),
+            none=int(data["none"]),
+        )
 
 
 class Progress:

@@ -5,14 +5,17 @@ To import this is to import torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import math
+import os
+import random
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from typing import TYPE_CHECKING
@@ -27,6 +30,7 @@ from planescope.criticality.confidence import (
     wilson,
 )
 from planescope.criticality.resets.cells import Cell, Plan, batch_size, default_memory, evaluate
+from planescope.criticality.resets.identity import code_digest
 from planescope.criticality.resets.prefix import trace
 from planescope.criticality.resets.progress import Progress, Tally
 from planescope.criticality.resets.record import LEVEL, Accuracy, ResetCell, ResetLayer, Resets
@@ -34,7 +38,8 @@ from planescope.criticality.resets.trained import COUNTER, Subject, Target, dige
 from planescope.data.batches import batches
 from planescope.data.load import Images
 from planescope.files.drafts import scratch
-from planescope.files.errors import RunError, UsageError, nearest
+from planescope.files.errors import RunError, UsageError, nearest, own_place
+from planescope.files.versions import version
 from planescope.hyperplanes.chance import benjamini_hochberg
 from planescope.hyperplanes.layer import Kind, Layer
 from planescope.measurement.assemble import measure_layers
@@ -43,6 +48,7 @@ from planescope.measurement.record import Source
 from planescope.networks.layers import find_layers
 from planescope.networks.load import tensor_of
 from planescope.networks.module import read_module
+from planescope.networks.trace import trace_graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +71,8 @@ TRAINED = "the trained network"
 def reset(subject: Subject, options: ResetOptions, on_cell: OnCell | None = None) -> Resets:
     """Evaluate all cells; what was finished before is taken from the subject's file.
 
+    Random numbers of the caller stay as they are, whatever the network draws.
+
     Raises
     ------
     UsageError, CheckpointError, NoLayersError, OutputError
@@ -72,11 +80,21 @@ def reset(subject: Subject, options: ResetOptions, on_cell: OnCell | None = None
     RunError
         If memory ran out.
     """
+    devices = [_device(name) for name in options.devices]
+    with _drawing_apart([device for device in devices if device.type == "cuda"]):
+        return _reset(subject, options, devices, on_cell)
+
+
+def _reset(
+    subject: Subject,
+    options: ResetOptions,
+    devices: Sequence[torch.device],
+    on_cell: OnCell | None,
+) -> Resets:
     layers = _chosen_layers(subject, options)
     rows = _rows(subject.module, layers, options)
     data = _chosen_examples(subject.data, options)
     _check_fit(subject.module, data, subject.network)
-    devices = [_device(name) for name in options.devices]
     plan = _plan(subject.module, data, options, devices[0])
     with scratch() as folder:
         targets = (*subject.targets, *drawn(subject, options, folder))
@@ -106,8 +124,34 @@ def reset(subject: Subject, options: ResetOptions, on_cell: OnCell | None = None
         layers=_layers(subject, layers),
         cells=table.cells({place: progress[cell.key] for place, cell in cells.items()}),
         tolerance=options.tolerance,
-        notes=tuple(filter(None, (note, *table.notes()))),
+        notes=tuple(filter(None, (note, *table.notes(), _not_numbers(progress, cells)))),
     )
+
+
+@contextlib.contextmanager
+def _drawing_apart(devices: Sequence[torch.device]) -> Iterator[None]:
+    """Put all random states back: a network may draw in evaluation too."""
+    import numpy as np
+
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the caller's
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+def _not_numbers(progress: Progress, cells: Mapping[Place, Cell]) -> str:
+    """Say where outputs were not numbers; "" where all were."""
+    whole = progress[TRAINED].none
+    few = {place: progress[cell.key].none for place, cell in cells.items()}
+    some = [f"{layer} at {snapshot}" for (layer, snapshot, _), count in few.items() if count]
+    if not some and not whole:
+        return ""
+    where = [*(["the trained network"] if whole else []), *some]
+    more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+    return f"outputs that are not numbers count as wrong answers: of {', '.join(where[:3])}{more}"
 
 
 def _ran_out(exc: Exception) -> bool:
@@ -205,11 +249,25 @@ def _check_fit(module: nn.Module, data: Data, network: str) -> None:
     """Send an empty image through the network."""
     shape, classes = data.input_shape, len(data.classes)
     images = f"{data.name} has images of {'×'.join(map(str, shape))}"
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype is not torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"{network} holds {name} as {kind}, and resets are evaluated in float32; give "
+                "module.float()"
+            )
     try:
         with torch.inference_mode():
             out = module(torch.zeros(1, *shape))
-    except (RuntimeError, ValueError, AssertionError, TypeError) as exc:
+    except Exception as exc:  # forward is anybody's code
+        if _ran_out(exc):
+            raise
         reason = str(exc).partition("\n")[0]
+        if place := own_place(exc):
+            raise UsageError(
+                f"{network} fails in code of its own, {place}: {type(exc).__name__}: {reason}; "
+                f"{images}"
+            ) from exc
         raise UsageError(f"{images}, which {network} does not take ({reason})") from exc
     found = tuple(getattr(out, "shape", ()))
     if found != (1, classes):
@@ -271,13 +329,23 @@ def _protocol(subject: Subject, data: Data, options: ResetOptions, plan: Plan) -
     examples = (
         digest_of({"images": data.images, "labels": data.labels, str(data.resize): None})
         if isinstance(data, Images)
-        else digest_of({"labels": data.labels, **dict.fromkeys(data.paths)})
+        else digest_of({"labels": data.labels, **dict.fromkeys(map(_as_it_is, data.paths))})
     )
+    try:
+        graph, _ = trace_graph(subject.module)
+    except Exception:  # forward is anybody's code, and does anything when it is given symbols
+        graph = None
     settled = [
-        subject.network, digest_of(subject.module.state_dict()), examples, data.mean, data.std,
+        version(), code_digest(subject.module, graph), subject.network, digest_of(subject.module.state_dict()), examples, data.mean, data.std,
         options.with_norm, options.devices, options.precision, options.tolerance, plan.batch,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(settled).encode()).hexdigest()
+
+
+def _as_it_is(path: str | os.PathLike[str]) -> str:
+    """A file with what changes when it is written."""
+    about = os.stat(path)
+    return f"{os.fspath(path)} {about.st_size} {about.st_mtime_ns}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from planescope.checkpoints import read_contents, sharded
 from planescope.checkpoints.locate import locate
 from planescope.criticality.resets.record import RAND
 from planescope.data.load import DataOptions, Resize, load
-from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.errors import CheckpointError, OutputError, UsageError, one_line
 from planescope.hyperplanes.layer import StateDict, Tensor
 from planescope.networks.load import build_like, load_network
 from planescope.networks.module import read_state_dict, unwrapped
@@ -201,7 +201,7 @@ def of_module(
     if not snapshots:
         raise UsageError("there is nothing to put layers back to; give a snapshot")
     whole = unwrapped(module)
-    own = copy.deepcopy(whole).cpu().eval()
+    own = _copied(whole).cpu().eval()
     return Subject(
         source=type(whole).__name__,
         network=type(whole).__name__,
@@ -221,6 +221,45 @@ def of_module(
     )
 
 
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy of a network with torch's own hooks alone: nothing of the user's is called."""
+    # The older weight norm keeps the weight that it computed last, which torch does not copy.
+    computed = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    try:
+        own = copy.deepcopy(module, computed)
+    except Exception as exc:  # a lock, an open file: a module holds whatever its class likes
+        raise UsageError(
+            f"{type(module).__name__} cannot be copied ({one_line(exc)}); give a network that "
+            "copy.deepcopy takes"
+        ) from exc
+    for part in own.modules():
+        for name in _HOOKS:
+            held = getattr(part, name, {})
+            for key in [k for k, hook in held.items() if not _is_of_torch(hook)]:
+                del held[key]
+    return own
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+def _is_of_torch(hook: Any) -> bool:
+    """Whether a hook is one by which torch computes a weight."""
+    inner = getattr(hook, "hook", hook)  # torch wraps some
+    owner = getattr(inner, "__self__", inner)
+    modules = (getattr(inner, "__module__", ""), type(owner).__module__)
+    return any(str(name).startswith("torch.nn.") for name in modules)
+
+
 def drawn(subject: Subject, options: ResetOptions, folder: Path, /) -> list[Target]:
     """Fresh draws of the network, in files of `folder`: all of them together may be large.
 
@@ -229,6 +268,7 @@ def drawn(subject: Subject, options: ResetOptions, folder: Path, /) -> list[Targ
     UsageError
         As `planescope.networks.build.build`.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     targets = []
@@ -237,7 +277,10 @@ def drawn(subject: Subject, options: ResetOptions, folder: Path, /) -> list[Targ
         seed = int(np.random.SeedSequence([options.seed, draw]).generate_state(1)[0])
         path = folder / f"draw-{draw}.safetensors"
         weights = subject.fresh(seed).state_dict()
-        save_file({name: w.contiguous().clone() for name, w in weights.items()}, path)
+        try:
+            save_file({name: w.contiguous().clone() for name, w in weights.items()}, path)
+        except (OSError, SafetensorError) as exc:
+            raise OutputError(f"{folder}: a draw cannot be written: {one_line(exc)}") from exc
         tensors = _fitting(_state(path).tensors, subject.module, f"draw {draw}")
         digest = functools.partial(str, seed)
         targets.append(Target(snapshot=RAND, draw=draw, tensors=tensors, digest=digest))
@@ -308,6 +351,7 @@ def digest_of(tensors: Mapping[str, Any], /) -> str:
     for name, tensor in tensors.items():
         digest.update(name.encode(errors="surrogateescape"))
         if isinstance(tensor, torch.Tensor):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             values = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(values.view(torch.uint8).numpy())
     return digest.hexdigest()
