@@ -81,17 +81,24 @@ def quantile(ordered, share):
     return ordered[low] + (spot - low) * (ordered[high] - ordered[low])
 
 
+def has_side(row, total):
+    """Whether a projection is further from 0 than roundings of its weights."""
+    magnitude = mp.fsum(abs(mpf(float(weight))) for weight in row)
+    return abs(total) > 4 * mpf(float(np.finfo(row.dtype).eps)) * magnitude
+
+
 def exact_statistics(rows):
     """All of METHOD, section 2 and 3, of filters that are all usable."""
     values = [exact(row) for row in rows]
     n, d = len(rows), len(rows[0])
     cosines = sorted(cosine for _, _, cosine in values)
-    negative = sum(total <= 0 for total, _, _ in values)
+    sided = [total for row, (total, _, _) in zip(rows, values, strict=True) if has_side(row, total)]
+    told, negative = len(sided), sum(total < 0 for total in sided)
     mean = mp.fsum(cosines) / n
     far = distance([cosine_law(c, d) for c in cosines]) if d > 1 else None
     return {
-        "negative_mass": mpf(negative) / n,
-        "agreement": abs(2 * mpf(negative) / n - 1),
+        "negative_mass": mpf(negative) / told if told else None,
+        "agreement": abs(2 * mpf(negative) / told - 1) if told else None,
         "mean_projection": mp.fsum(total for total, _, _ in values) / n,
         "mean_cosine": mean,
         "std_cosine": mp.sqrt(mp.fsum((cosine - mean) ** 2 for cosine in cosines) / n),
@@ -101,7 +108,7 @@ def exact_statistics(rows):
         "q75_cosine": quantile(cosines, 0.75),
         "max_cosine": cosines[-1],
         "z": mean * mp.sqrt(d * n),
-        "p_mass": binomial(negative, n),
+        "p_mass": binomial(negative, told) if told else None,
         "p_cosine": kolmogorov(far, n) if d > 1 else None,
         "distance": far,
     }
@@ -358,13 +365,17 @@ def _():
         totals = list(map(math.fsum, zip(*columns, strict=True)))
         sizes = [norm * math.sqrt(d) for norm in map(math.hypot, *columns)]
         cosines = sorted(total / size for total, size in zip(totals, sizes, strict=True))
-        usable, negative = len(totals), sum(total <= 0 for total in totals)
+        usable = len(totals)
         mean = mpf(math.fsum(cosines)) / usable
         middle = float(mean)
         squares = math.fsum((cosine - middle) ** 2 for cosine in cosines)
         yield relative(found.degenerate, mpf(n - usable))
-        yield relative(found.negative_mass, mpf(negative) / usable)
-        yield relative(found.p_mass, binomial(negative, usable))
+        bounds = 4 * float(np.finfo(np.float32).eps) * np.abs(wide).sum(axis=1)
+        sided = [t for t, bound in zip(totals, bounds.tolist(), strict=True) if abs(t) > bound]
+        told, negative = len(sided), sum(total < 0 for total in sided)
+        yield relative(found.sideless, mpf(usable - told))
+        yield relative(found.negative_mass, mpf(negative) / told)
+        yield relative(found.p_mass, binomial(negative, told))
         yield relative(found.mean_projection, mpf(math.fsum(totals)) / usable)
         yield absolute(found.mean_cosine, mean)
         yield absolute(found.z, mean * mp.sqrt(d * usable)) / math.sqrt(d * usable)

@@ -197,6 +197,62 @@ def _onnx() -> Seeds:
     graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
     data = _draw(200).tobytes()
     yield "external", {INPUT: helper.make_model(graph).SerializeToString(), "net.data": data}
+    yield from _onnx_operators()
+
+
+def _onnx_operators() -> Seeds:
+    """Weights made by arithmetic, sparse and packed, and the operators of onnxruntime."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    node, ms = helper.make_node, {"domain": "com.microsoft"}
+    block = helper.make_function(
+        "own",
+        "block",
+        ["x", "w"],
+        ["y"],
+        [node("Conv", ["x", "w"], ["c"]), node("Relu", ["c"], ["y"])],
+        [helper.make_opsetid("", 21)],
+    )
+    nodes = [
+        node("ReduceL2", ["v"], ["n"], axes=[1, 2, 3], keepdims=1),
+        node("Div", ["v", "n"], ["d"]),
+        node("Mul", ["d", "g"], ["w0"]),
+        node("block", ["image", "w0"], ["x1"], domain="own"),
+        node("FusedConv", ["x1", "v4", "b4"], ["x2"], activation="Relu", **ms),
+        node("Concat", ["half", "half"], ["w3"], axis=0),
+        node("Slice", ["w3", "starts", "ends"], ["w4"]),
+        node("Conv", ["x2", "w4"], ["x3"], group=2),
+        node("QLinearConv", ["x3", "s", "u", "q", "s4", "z", "s", "u", "i4"], ["x4"]),
+        node("ConvInteger", ["x4", "q", "u", "z"], ["x5"]),
+        node("Cast", ["x5"], ["x6"], to=1),
+        node("Mul", ["x3", "s"], ["xs"]),
+        node("Mul", ["xs", "s"], ["scales"]),
+        node("Mul", ["x6", "scales"], ["x7"]),
+        node("MatMul", ["x7", "sparse"], ["x8"]),
+        node("Add", ["x8", "b4"], ["x9"]),
+        node("MatMulNBits", ["x9", "packed", "ps"], ["y1"], K=32, N=2, bits=4, block_size=16, **ms),
+        node("QGemm", ["y1", "s", "u", "q2", "s", "z1", "i4"], ["y2"], transB=1, **ms),
+        node("Einsum", ["y2", "m"], ["y3"], equation="ab,cb->ac"),
+        node("LSTM", ["y3", "v", "v"], ["y4"]),
+        node("LinearRegressor", ["y4"], ["answer"], coefficients=[1.0, 2.0], domain="ai.onnx.ml"),
+    ]
+    weights = {
+        "v": _draw(4, 3, 3, 3), "g": _draw(4, 1, 1, 1), "v4": _draw(4, 4, 3, 3), "b4": _draw(4),
+        "half": _draw(2, 2, 1, 1), "starts": np.array([0]), "ends": np.array([4]),
+        "s": np.float32(0.5), "u": np.uint8(0), "z": np.zeros(4, np.int8), "s4": abs(_draw(4)),
+        "q": np.arange(16, dtype=np.int8).reshape(4, 4, 1, 1), "i4": np.arange(4, dtype=np.int32),
+        "q2": np.arange(16, dtype=np.int8).reshape(4, 4), "z1": np.int8(0), "m": _draw(3, 4),
+        "packed": np.arange(32, dtype=np.uint8).reshape(2, 2, 8), "ps": abs(_draw(4)),
+    }  # fmt: skip
+    tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in weights.items()]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
+    answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
+    values = numpy_helper.from_array(np.ones(3, np.float32), "sparse")
+    places = numpy_helper.from_array(np.array([1, 5, 14]), "places")
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 4]))
+    model = helper.make_model(graph, functions=[block])
+    yield "operators", {INPUT: model.SerializeToString()}
 
 
 def _keras() -> Seeds:
@@ -215,6 +271,15 @@ def _keras() -> Seeds:
         name = f"net{suffix}"
         (net.save_weights if "weights" in suffix else net.save)(name)
         yield f"keras3{suffix}", {INPUT: _without_times(Path(name).read_bytes())}
+    image = keras.Input((4, 3))
+    x = layers.Dense(2, activation="relu", name="whole")(layers.LSTM(3)(image / 255))
+    low = layers.Dense(3, name="low")
+    net = keras.Model(image, low(x + 1.0))
+    net.get_layer("whole").quantize("int8")
+    low.enable_lora(1)
+    for suffix in (".keras", ".h5"):
+        net.save(f"quantised{suffix}")
+        yield f"quantised{suffix}", {INPUT: _without_times(Path(f"quantised{suffix}").read_bytes())}
 
 
 def _without_times(data: bytes) -> bytes:
@@ -485,12 +550,91 @@ def _cifar() -> Seeds:
         yield f"protocol-{protocol}", {INPUT: pickle.dumps(batch, protocol)}
 
 
+def _fixtures(*patterns: str) -> Seeds:
+    """Files that the tests keep, of formats whose libraries are heavy."""
+    for pattern in patterns:
+        for path in sorted((ROOT / "tests" / "formats").glob(pattern)):
+            yield path.name, {INPUT: path.read_bytes()}
+
+
+def _torch_export() -> Seeds:
+    import torch
+
+    program = torch.export.export(_torch_network().eval()[:4], (torch.zeros(1, 1, 4, 4),))
+    torch.export.save(program, "net.pt2")
+    with zipfile.ZipFile("net.pt2") as archive:
+        members = [(i.filename, archive.read(i), i.compress_type) for i in archive.infolist()]
+    # Not read, and most of the file.
+    kept = [each for each in members if "sample_inputs" not in each[0]]
+    yield "net", {INPUT: zipped(kept)}
+    weights = io.BytesIO()
+    torch.save(_torch_network().state_dict(), weights)
+    (graph,) = (content for name, content, _ in members if name.endswith("models/model.json"))
+    older = [
+        ("serialized_exported_program.json", graph, zipfile.ZIP_STORED),
+        ("serialized_state_dict.pt", weights.getvalue(), zipfile.ZIP_STORED),
+    ]
+    yield "older", {INPUT: zipped(older)}
+
+
+def _pickled() -> Seeds:
+    import joblib
+
+    yield from _fixtures("*.pkl", "*.ckpt", "*.pdparams")
+    for protocol in range(6):
+        yield f"protocol-{protocol}", {INPUT: pickle.dumps({"model": _weights()}, protocol)}
+    joblib.dump({"net": _weights(), "objects": np.array([{}], object)}, "net.joblib")
+    yield "joblib", {INPUT: Path("net.joblib").read_bytes()}
+    np.save("pairs.npy", np.array({"conv": [_draw(3, 3, 2, 4), _draw(4)]}, object))
+    yield "objects", {INPUT: Path("pairs.npy").read_bytes()}
+    yield "torch", {INPUT: pickle.dumps(_torch_network().state_dict())}
+
+
+def _flax() -> Seeds:
+    yield from _fixtures("*.msgpack")
+
+
+def _caffe() -> Seeds:
+    yield from _fixtures("*.caffemodel")
+
+
+def _datasets() -> Seeds:
+    import h5py
+
+    for name, version in (("plain", "earliest"), ("latest", "latest")):
+        with h5py.File("net.h5", "w", libver=version) as file:
+            for key, values in _weights().items():
+                file[key.replace(".", "/")] = values
+            file["text"] = "a"
+        yield name, {INPUT: Path("net.h5").read_bytes()}
+
+
+def _foreign() -> Seeds:
+    """Beginnings of files that are refused by name."""
+    heads = {
+        "tflite": b"\x1c\0\0\0TFL3", "gguf": b"GGUF\x03\0\0\0", "zlib": b"\x78\x9c",
+        "gzip": gzip.compress(b"\x80\x04N.", mtime=0),
+        "xml": b'<?xml version="1.0"?>\n<net name=""',
+        "json": b'{"modelTopology": {}, "weightsManifest": []}', "caffe": b'name: "a"\nlayer {\n',
+        "saved-model": b"\x08\x01\x12\x02\x0a\x00", "core-ml": b"\x08\x04\x12\x00\xb2\x1f\x00",
+        "zip": zipped([("a/model.mlmodel", b"x" * 50, zipfile.ZIP_STORED)]),
+    }  # fmt: skip
+    for name, head in heads.items():
+        yield f"refused-{name}", {INPUT: head + bytes(64) if name != "zip" else head}
+
+
 MAKERS: dict[str, Callable[[], Seeds]] = {
     "safetensors": _safetensors,
     "torch-zip": _torch_zip,
     "torch-stream": _torch_stream,
     "npz": _npz,
     "onnx": _onnx,
+    "pickled": _pickled,
+    "flax": _flax,
+    "caffe": _caffe,
+    "datasets": _datasets,
+    "foreign": _foreign,
+    "torch-export": _torch_export,
     "keras": _keras,
     "hdf5": _hdf5,
     "tensorflow-graph": _tensorflow(("net.pb", ""), ("grouped.pb", "")),

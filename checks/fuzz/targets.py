@@ -19,7 +19,7 @@ from planescope.criticality.resets.progress import Progress
 from planescope.data import files as datafiles
 from planescope.files.errors import PlanescopeError
 from planescope.files.pickles import read_pickle
-from planescope.hyperplanes.layer import Described, Layer, StateDict
+from planescope.hyperplanes.layer import Layer, StateDict
 from planescope.study.plan import read_plan
 from planescope.training.config import dump_config, load_config
 
@@ -39,8 +39,7 @@ def _checkpoint(folder: Path, case: int, _: Collection[str]) -> None:
     if isinstance(contents, StateDict):
         tensors = list(contents.tensors.values())
     else:
-        layers = contents.layers if isinstance(contents, Described) else contents
-        tensors = [tensor for layer in layers for tensor in _tensors(layer)]
+        tensors = [tensor for layer in contents.layers for tensor in _tensors(layer)]
     for tensor in tensors:
         if tensor.read().shape != tensor.shape:
             raise AssertionError(f"a tensor is not of the shape {tensor.shape} that it claims")
@@ -160,7 +159,8 @@ def preload() -> None:
 
 
 _CHECKPOINTS = (
-    "safetensors", "torch-zip", "torch-stream", "npz", "onnx", "keras", "hdf5", "sharded",
+    "safetensors", "torch-zip", "torch-stream", "torch-export", "pickled", "npz", "flax", "onnx",
+    "keras", "hdf5", "datasets", "caffe", "sharded", "foreign",
     "tensorflow-graph", "tensorflow-checkpoint", "saved-model", "tflite", "tfjs",
 )  # fmt: skip
 

@@ -67,32 +67,32 @@ LAYERS = {
     },
 }
 
-# Stage, input, norm with its epsilon, and whether a ReLU stands behind.
+# Stage, input, and norm with its epsilon.
 PLACES = {
     "residual": {
-        "stem": (0, "image", ("stem_bn", 1e-3), True),  # rescaled, but an image
-        "dw": (1, "relu", None, False),  # behind max pooling
-        "sep.depthwise": (1, "other", None, False),
-        "sep.pointwise": (1, "other", None, True),
-        "block.deep": (1, "relu", ("block.deep_bn", 1e-5), True),  # relu + relu
-        "shared": (1, "other", None, False),  # once behind a ReLU, once behind itself
-        "down": (2, "other", None, True),  # strided; its norm stands behind the ReLU
-        "up": (2, "other", None, False),
-        "head": (2, "other", None, False),
+        "stem": (0, "image", ("stem_bn", 1e-3)),  # rescaled, but an image
+        "dw": (1, "relu", None),  # behind max pooling
+        "sep.depthwise": (1, "other", None),
+        "sep.pointwise": (1, "other", None),
+        "block.deep": (1, "relu", ("block.deep_bn", 1e-5)),  # relu + relu
+        "shared": (1, "other", None),  # once behind a ReLU, once behind itself
+        "down": (2, "other", None),  # strided; its norm stands behind the ReLU
+        "up": (2, "other", None),
+        "head": (2, "other", None),
     },
     "sequence": {
-        "conv1d": (0, "image", ("batch_normalization", 1e-3), True),  # a ReLU6
-        "separable_conv1d.depthwise": (1, "relu", None, False),  # behind average pooling
-        "separable_conv1d.pointwise": (1, "other", None, False),  # a leaky ReLU is none
-        "depthwise_conv1d": (1, "other", None, False),
-        "time_distributed": (1, "other", None, False),
-        "conv1d_transpose": (1, "other", None, False),
-        "dense_1": (1, "other", None, False),
+        "conv1d": (0, "image", ("batch_normalization", 1e-3)),  # a ReLU6
+        "separable_conv1d.depthwise": (1, "relu", None),  # behind average pooling
+        "separable_conv1d.pointwise": (1, "other", None),  # a leaky ReLU is none
+        "depthwise_conv1d": (1, "other", None),
+        "time_distributed": (1, "other", None),
+        "conv1d_transpose": (1, "other", None),
+        "dense_1": (1, "other", None),
     },
     "branches": {
-        "conv": (0, "image", None, False),
-        "back": (0, "other", None, False),
-        "head": (0, "other", None, False),
+        "conv": (0, "image", None),
+        "back": (0, "other", None),
+        "head": (0, "other", None),
     },
 }
 
@@ -130,6 +130,10 @@ def filters_first(kernel, axes):
     return arranged.reshape(-1, 1, *arranged.shape[2:])
 
 
+def layers_of(path):
+    return list(read(path).layers)
+
+
 def norm_of(layer):
     return layer.norm and (layer.norm.name, layer.norm.eps)
 
@@ -145,7 +149,8 @@ def same(tensor, expected):
 def test_every_weight_is_as_keras_hands_it_out(folders, keras, name):
     network = name.replace("-", ".").partition(".")[0]
     expected = np.load(folders[keras] / "expected.npz")
-    form, layers = read_contents(folders[keras] / name)
+    form, contents = read_contents(folders[keras] / name)
+    layers = contents.layers
     assert form == "keras"
     assert {layer.name for layer in layers} == set(LAYERS[network])
     for layer in layers:
@@ -159,10 +164,10 @@ def test_every_weight_is_as_keras_hands_it_out(folders, keras, name):
 
 @pytest.mark.parametrize(("keras", "name"), WITH_CONFIG)
 def test_the_config_tells_the_place_of_each_layer(folders, keras, name):
-    layers = read(folders[keras] / name)
+    layers = layers_of(folders[keras] / name)
     assert [layer.name for layer in layers] == list(PLACES[Path(name).stem])
     for layer in layers:
-        place = (layer.stage, layer.input, norm_of(layer), layer.relu_follows)
+        place = (layer.stage, layer.input, norm_of(layer))
         assert place == PLACES[Path(name).stem][layer.name]
         assert not layer.norm_assumed
 
@@ -170,7 +175,9 @@ def test_the_config_tells_the_place_of_each_layer(folders, keras, name):
 @pytest.mark.parametrize(("keras", "name"), FILES)
 def test_every_value_of_a_norm_is_as_keras_hands_it_out(folders, keras, name):
     expected = np.load(folders[keras] / "expected.npz")
-    norms = {layer.norm.name: layer.norm for layer in read(folders[keras] / name) if layer.norm}
+    norms = {
+        layer.norm.name: layer.norm for layer in layers_of(folders[keras] / name) if layer.norm
+    }
     for module, norm in norms.items():
         # "stem_bn" has no scale.
         names = ["gamma", "beta", "mean", "variance"][module == "stem_bn" :]
@@ -181,19 +188,19 @@ def test_every_value_of_a_norm_is_as_keras_hands_it_out(folders, keras, name):
 
 
 def test_without_a_config_norms_are_paired_by_the_order_of_keras_2(folders):
-    layers = {layer.name: layer for layer in read(folders["2"] / "residual-weights.h5")}
+    layers = {layer.name: layer for layer in layers_of(folders["2"] / "residual-weights.h5")}
     paired = {name: layer.norm.name for name, layer in layers.items() if layer.norm}
     # That of "down" stands behind its ReLU; only the config knows.
     assert paired == {"stem": "stem_bn", "block.deep": "block.deep_bn", "down": "down_bn"}
     for layer in layers.values():
         assert layer.norm_assumed == (layer.norm is not None)
-        assert (layer.stage, layer.input, layer.relu_follows) == (None, Input.UNKNOWN, None)
+        assert (layer.stage, layer.input) == (None, Input.UNKNOWN)
 
 
 def test_without_a_config_keras_3_keeps_no_order_to_pair_norms_by(folders):
-    for layer in read(folders["3"] / "residual.weights.h5"):
+    for layer in layers_of(folders["3"] / "residual.weights.h5"):
         assert layer.norm is None
-        assert (layer.stage, layer.input, layer.relu_follows) == (None, Input.UNKNOWN, None)
+        assert (layer.stage, layer.input) == (None, Input.UNKNOWN)
 
 
 # --- What the config says, in the forms of both versions.
@@ -249,7 +256,7 @@ RELU = ("ReLU", {})
         ("ReLU", {}, True),
         ("ReLU", {"max_value": 6.0, "negative_slope": 0.0, "threshold": 0.0}, True),
         ("ReLU", {"negative_slope": 0.1}, False),
-        ("ReLU", {"threshold": 1.0}, False),
+        ("ReLU", {"threshold": 1.0}, True),
         ("LeakyReLU", {}, False),
         ("Activation", {"activation": "relu"}, True),
         ("Activation", {"activation": "relu6"}, True),
@@ -262,7 +269,7 @@ RELU = ("ReLU", {})
 )
 def test_a_relu_is_known_in_every_form(class_name, options, is_relu):
     found = between(("Conv2D", {}), ("BatchNormalization", {}), (class_name, options))
-    assert (found["layer0"].norm, found["layer0"].relu_follows) == ("layer1", is_relu)
+    assert found["layer0"].norm == "layer1"
     assert found["last"].input == ("relu" if is_relu else "other")
 
 
@@ -282,29 +289,20 @@ def test_a_relu_is_known_in_every_form(class_name, options, is_relu):
 )
 def test_a_norm_behind_an_activation_is_not_the_layers_own(activation, norm, is_relu):
     found = between(("Conv2D", {"activation": activation}), ("BatchNormalization", {}), RELU)
-    assert (found["layer0"].norm, found["layer0"].relu_follows) == (norm, is_relu)
+    assert found["layer0"].norm == norm
+    assert found["last"].input == "relu"
 
 
 def test_a_norm_behind_a_relu_layer_is_not_the_layers_own():
     found = between(("Conv2D", {}), RELU, ("BatchNormalization", {}))
-    assert (found["layer0"].norm, found["layer0"].relu_follows) == (None, True)
+    assert found["layer0"].norm is None
 
 
 def test_dropout_stands_in_no_ones_way():
     found = between(
         ("Conv2D", {}), ("Dropout", {}), ("BatchNormalization", {}), ("Dropout", {}), RELU
     )
-    assert (found["layer0"].norm, found["layer0"].relu_follows) == ("layer2", True)
-
-
-@pytest.mark.parametrize("call", [0, 1])
-def test_a_relu_behind_either_use_of_a_layer_follows_it(call):
-    shared = layer("Conv2D", "shared", "in")
-    shared["inbound_nodes"].append([["pool", 0, 0, {}]])
-    relu = layer("ReLU", "relu", "shared")
-    relu["inbound_nodes"][0][0][1] = call
-    found = positions(functional(shared, layer("MaxPooling2D", "pool", "shared"), relu))
-    assert found["shared"].relu_follows
+    assert found["layer0"].norm == "layer2"
 
 
 def test_a_norm_on_one_of_two_ways_is_not_paired():
@@ -332,7 +330,7 @@ def test_a_norm_on_one_of_two_ways_is_not_paired():
         ("TrueDivide", {}, "image", "other"),  # x / 255
         ("TFOpLambda", {"function": "math.subtract"}, "image", "other"),
         ("Add", {}, "image", "other"),  # x + a constant
-        ("BatchNormalization", {}, "other", "other"),
+        ("BatchNormalization", {}, "image", "other"),
         ("Softmax", {}, "other", "other"),
         ("Conv2D", {}, "other", "other"),
     ],
@@ -391,7 +389,7 @@ def test_a_stride_on_the_image_itself_begins_no_stage():
 
 def test_the_oldest_sequential_config_is_a_list():
     config = {"class_name": "Sequential", "config": [layer("Conv2D", "a"), layer("ReLU", "b")]}
-    assert positions(config)["a"].relu_follows
+    assert positions(config)["a"].input == "image"
 
 
 def test_a_model_without_layers_in_its_config_is_judged_by_names():
@@ -443,7 +441,7 @@ def with_chunks(path, chunks, *, early=False, filters=(), skip=0):
 @pytest.mark.parametrize("early", [False, True], ids=["late", "early"])
 def test_each_way_to_list_chunks_is_read(tmp_path, chunks, filters, early):
     path = with_chunks(tmp_path / "a.h5", chunks, early=early, filters=filters)
-    (only,) = read(path)
+    (only,) = layers_of(path)
     assert same(only.weight, FLIPPED)
 
 
@@ -456,14 +454,14 @@ def test_values_in_the_head_of_a_dataset_below_a_name_of_any_script_are_read(tmp
         space = h5py.h5s.create_simple(KERNEL.shape)
         dataset = h5py.h5d.create(group, b"0", h5py.h5t.IEEE_F32LE, space, made)
         dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(KERNEL))
-    (only,) = read(tmp_path / "a.h5")
+    (only,) = layers_of(tmp_path / "a.h5")
     assert only.name == "conv2d_名"
     assert same(only.weight, FLIPPED)
 
 
 def test_filters_that_were_not_applied_to_a_chunk_are_not_undone(tmp_path):
     path = with_chunks(tmp_path / "a.h5", KERNEL.shape, filters=("shuffle", "deflate"), skip=0b11)
-    (only,) = read(path)
+    (only,) = layers_of(path)
     assert same(only.weight, FLIPPED)
 
 
@@ -480,7 +478,8 @@ def test_filters_that_were_not_applied_to_a_chunk_are_not_undone(tmp_path):
 )
 def test_every_storage_of_floats_gives_the_same_bits(tmp_path, dtype, options):
     path = numbered(tmp_path / "a", {"conv2d": [KERNEL.astype(dtype)]}, **options)
-    _, [only] = read_contents(path)
+    _, contents = read_contents(path)
+    [only] = contents.layers
     expected = FLIPPED.astype(dtype)
     assert same(only.weight, expected.astype(expected.dtype.newbyteorder("=")))
 
@@ -492,7 +491,8 @@ def test_the_weights_within_a_keras_archive_are_read_stored_or_deflated(tmp_path
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("config.json", json.dumps(sequential(layer("Conv2D", "first"))))
         archive.write(inner, "model.weights.h5")
-    form, [only] = read_contents(path)
+    form, contents = read_contents(path)
+    [only] = contents.layers
     assert (form, only.name) == ("keras", "first")
     assert same(only.weight, FLIPPED)
 
@@ -502,14 +502,14 @@ def test_bfloat16_is_widened_exactly(tmp_path):
     path = numbered(tmp_path / "a", {"conv2d": [narrow]})
     with h5py.File(path, "a") as file:  # as Keras 3 marks it
         file["layers/conv2d/vars/0"].attrs["dtype"] = "bfloat16"
-    [only] = read(path)
+    [only] = layers_of(path)
     assert only.weight.dtype == "bfloat16"
     assert np.array_equal(only.weight.read(), FLIPPED.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
 def test_layers_come_in_the_order_of_their_numbers_and_not_of_the_alphabet(tmp_path):
     names = ["conv2d", *(f"conv2d_{number}" for number in range(1, 12))]
-    layers = read(numbered(tmp_path / "a", {name: [KERNEL] for name in reversed(names)}))
+    layers = layers_of(numbered(tmp_path / "a", {name: [KERNEL] for name in reversed(names)}))
     assert [layer.name for layer in layers] == names
 
 
@@ -539,12 +539,12 @@ def attribute_of_a_group(path, text, **options):
 )
 def test_headers_of_every_form_tell_their_attributes(tmp_path, options):
     path = attribute_of_a_group(tmp_path / "a", "first", **options)
-    assert [layer.name for layer in read(path)] == ["first"]
+    assert [layer.name for layer in layers_of(path)] == ["first"]
 
 
 def test_a_name_that_is_no_utf_8_has_its_bytes_replaced(tmp_path):
     path = attribute_of_a_group(tmp_path / "a", np.bytes_(b"caf\xe9"))
-    assert [layer.name for layer in read(path)] == ["caf\ufffd"]
+    assert [layer.name for layer in layers_of(path)] == ["caf\ufffd"]
 
 
 def test_what_is_not_measured_is_not_read(tmp_path):
@@ -552,7 +552,7 @@ def test_what_is_not_measured_is_not_read(tmp_path):
     path = numbered(tmp_path / "a", {"dense": [large], "conv2d": [KERNEL]})
     tracemalloc.start()
     try:
-        weights = {layer.name: layer.weight for layer in read(path)}
+        weights = {layer.name: layer.weight for layer in layers_of(path)}
         assert same(weights["conv2d"], FLIPPED)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -570,7 +570,7 @@ def test_weights_of_keras_1_have_their_names_translated(tmp_path):
             file.create_group(name).attrs["weight_names"] = np.array(weights, "S")
             for weight in weights:
                 file[name][weight] = KERNEL if "_W" in weight else np.ones(4, np.float32)
-    [only] = read(tmp_path / "vgg.h5")
+    [only] = layers_of(tmp_path / "vgg.h5")
     assert only.bias.shape == (4,)
     assert (only.norm.name, only.norm_assumed) == ("bn_conv1", True)
     assert same(only.weight, FLIPPED)
@@ -583,7 +583,7 @@ def test_kernels_of_one_axis_are_no_layers(tmp_path, variables):
         file.create_group("a").attrs["weight_names"] = variables
         for variable in variables:
             file["a"][variable] = np.ones(4)
-    assert read(tmp_path / "a.h5") == []
+    assert layers_of(tmp_path / "a.h5") == []
 
 
 def test_norms_of_branches_that_are_stored_side_by_side_are_not_paired(tmp_path):
@@ -595,7 +595,7 @@ def test_norms_of_branches_that_are_stored_side_by_side_are_not_paired(tmp_path)
             file.create_group(name).attrs["weight_names"] = [f"{name}/{part}" for part in parts]
             for part in parts:
                 file[f"{name}/{name}/{part}"] = KERNEL if part == "kernel:0" else np.ones(4)
-    assert [layer.norm for layer in read(tmp_path / "a.h5")] == [None, None]
+    assert [layer.norm for layer in layers_of(tmp_path / "a.h5")] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -616,7 +616,7 @@ def test_norms_of_branches_that_are_stored_side_by_side_are_not_paired(tmp_path)
 )
 def test_what_is_no_layer_of_hyperplanes_is_not_taken_for_one(tmp_path, group, arrays):
     path = numbered(tmp_path / "a", {group: [np.ones(shape, np.float32) for shape in arrays]})
-    assert read(path) == []
+    assert layers_of(path) == []
 
 
 @pytest.mark.parametrize(
@@ -632,7 +632,7 @@ def test_what_is_no_layer_of_hyperplanes_is_not_taken_for_one(tmp_path, group, a
 )
 def test_a_layer_of_no_known_class_is_judged_by_shapes(tmp_path, group, arrays, kind, shape):
     path = numbered(tmp_path / "a", {group: [np.ones(s, np.float32) for s in arrays]})
-    [only] = read(path)
+    [only] = layers_of(path)
     assert (only.kind, only.weight.shape, only.weight.read().shape) == (kind, shape, shape)
 
 
@@ -772,7 +772,7 @@ HOSTILE = [
     pytest.param(inflating(mask=1), "inflates beyond its own shape", id="inflating-unshuffled"),
     pytest.param(with_dataset(deep), "groups nest more than 64 deep", id="deep"),
     pytest.param(cut, "the HDF5 file is damaged (", id="cut"),
-    pytest.param(lambda path: h5py.File(path, "w").close(), "without weights as Keras", id="none"),
+    pytest.param(lambda path: h5py.File(path, "w").close(), "holds no arrays by name", id="none"),
     pytest.param(
         renamed(lambda file: file.pop("conv/conv/kernel:0")),
         "lists the weight 'conv/kernel:0' of layer 'conv', but does not hold it",
@@ -809,7 +809,7 @@ def test_a_file_that_lies_is_refused_with_a_sentence(tmp_path, build, sentence):
     path = tmp_path / "net.h5"
     build(path)
     with pytest.raises(CheckpointError) as caught:
-        [found.weight.read() for found in read_contents(path)[1]]
+        [found.weight.read() for found in read_contents(path)[1].layers]
     assert str(caught.value).startswith(f"{path}: ")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -826,9 +826,9 @@ def test_what_h5py_writes_is_read_as_h5py_reads_it(tmp_path):
             with pytest.raises(
                 CheckpointError, match="which is not read; rewrite it with h5repack"
             ):
-                read(path)
+                layers_of(path)
             continue
-        layers = {found.name: found for found in read(path)}
+        layers = {found.name: found for found in layers_of(path)}
         with h5py.File(path) as file:
             kernel, bias = (file[f"layers/conv2d/vars/{number}"][...] for number in (0, 1))
         assert same(layers["first"].weight, kernel.transpose(3, 2, 0, 1).astype(kernel.dtype.name))
@@ -855,7 +855,7 @@ def test_a_tree_that_lies_is_refused(tmp_path, at, change, sentence):
     content[begin + at : begin + at + len(change)] = change
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(CheckpointError, match=sentence):
-        read(tmp_path / "a")
+        layers_of(tmp_path / "a")
 
 
 def test_a_tree_that_holds_itself_ends(tmp_path):
@@ -864,7 +864,7 @@ def test_a_tree_that_holds_itself_ends(tmp_path):
     content[begin + 32 : begin + 40] = begin.to_bytes(8, "little")
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(CheckpointError, match="a tree that comes back to itself"):
-        read(tmp_path / "a")
+        layers_of(tmp_path / "a")
 
 
 def test_a_chunk_whose_checksum_is_another_is_refused(tmp_path):
@@ -873,7 +873,7 @@ def test_a_chunk_whose_checksum_is_another_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(KERNEL.tobytes())] ^= 1
     path.write_bytes(content)
-    [only] = read(path)
+    [only] = layers_of(path)
     with pytest.raises(CheckpointError, match="a chunk whose checksum is another"):
         only.weight.read()
 
@@ -885,7 +885,7 @@ def test_values_that_were_never_written_are_missed(tmp_path, options):
         group.create_dataset("0", (3, 3, 2, 4), "f4", **options)
         if options:
             group["0"][..., 2:] = KERNEL[..., 2:]
-    [only] = read(tmp_path / "a")
+    [only] = layers_of(tmp_path / "a")
     with pytest.raises(CheckpointError, match="values of it were never written"):
         only.weight.read()
 
@@ -895,7 +895,7 @@ def test_groups_linked_in_a_circle_end(tmp_path):
     with h5py.File(path, "a") as file:
         file["layers/conv2d/layers"] = file["layers"]
         file["again"] = file["/"]
-    assert [found.name for found in read(path)] == ["conv2d"]
+    assert [found.name for found in layers_of(path)] == ["conv2d"]
 
 
 def test_a_zip_archive_with_another_config_than_json_is_refused(tmp_path):
@@ -904,7 +904,7 @@ def test_a_zip_archive_with_another_config_than_json_is_refused(tmp_path):
         archive.writestr("config.json", b"\xff\xfe\xfd")
         archive.write(numbered(tmp_path / "inner", {"conv2d": [KERNEL]}), "model.weights.h5")
     with pytest.raises(CheckpointError, match="the model's config makes no sense"):
-        read(path)
+        layers_of(path)
 
 
 def small_files():
@@ -931,5 +931,5 @@ def test_a_changed_file_gives_layers_or_a_sentence(tmp_path_factory, content, ch
     path = tmp_path_factory.getbasetemp() / "changed.h5"
     path.write_bytes(damaged[:end])
     with contextlib.suppress(CheckpointError):
-        for found in read(path):
+        for found in layers_of(path):
             assert found.weight.read().shape == found.weight.shape

@@ -89,7 +89,7 @@ def read(tmp_path):
         path = tmp_path / "net.onnx"
         path.write_bytes(proto if isinstance(proto, bytes) else proto.SerializeToString())
         assert reader.recognises(probe(path))
-        layers = reader.read(path)
+        layers = reader.read(path).layers
         named = {layer.name: layer for layer in layers}
         assert len(named) == len(layers)
         return named
@@ -183,7 +183,7 @@ def test_external_data_are_read_in_place(tmp_path):
     path = tmp_path / "net.onnx"
     onnx.save(proto, path, save_as_external_data=True, location="net.data", size_threshold=0)
     assert path.stat().st_size < 600
-    for layer in reader.read(path):
+    for layer in reader.read(path).layers:
         assert_same_bits(layer.weight.read(), weights[f"{layer.name}.weight"])
 
 
@@ -197,7 +197,7 @@ def test_external_data_may_be_linked_as_the_hub_caches_them(tmp_path):
     (blobs / "net.data").rename(blobs / "1")
     (snapshot / "net.onnx").symlink_to("../../blobs/0")
     (snapshot / "net.data").symlink_to("../../blobs/1")
-    (layer,) = reader.read(snapshot / "net.onnx")
+    (layer,) = reader.read(snapshot / "net.onnx").layers
     assert_same_bits(layer.weight.read(), weights["a.weight"])
 
 
@@ -326,23 +326,54 @@ def test_a_layer_that_is_used_twice_counts_once(read):
         conv("x", "answer", "same"),
     ]
     layers = read(model(nodes, {"l.weight": draw(3, 3, 3, 3)}))
-    assert {name: layer.input for name, layer in layers.items()} == {"l": Input.IMAGE}
+    # Once it reads the image, once its own output.
+    assert {name: layer.input for name, layer in layers.items()} == {"l": Input.OTHER}
 
 
-def test_layers_whose_weights_are_computed_or_sparse_are_left_out(read):
+def left_out(proto: onnx.ModelProto, path: Path) -> dict[str, str]:
+    """What a model leaves out, by name, with the reason."""
+    path.write_bytes(proto.SerializeToString())
+    return {skipped.name: skipped.reason for skipped in reader.read(path).skipped}
+
+
+def test_layers_whose_weights_cannot_be_had_are_left_out_by_name(tmp_path, read):
     proto = model(
         [
-            helper.make_node("Relu", ["image"], ["computed"]),
-            conv("image", "x", "computed"),
-            conv("x", "y", "sparse"),
-            helper.make_node("MatMul", ["y", "stack"], ["z"]),
-            conv("z", "answer", "kept.weight"),
+            helper.make_node("Relu", ["image"], ["r"]),
+            conv("image", "x", "r", name="dynamic"),
+            helper.make_node("Erf", ["kept.weight"], ["made"]),
+            conv("x", "y", "made", name="made"),
+            conv("y", "v", "integers", name="whole"),
+            conv("v", "u", "nowhere", name="lost"),
+            helper.make_node("MatMul", ["u", "stack"], ["z"], name="stacked"),
+            helper.make_node("MatMul", ["z", "u"], ["q"], name="of-two-values"),
+            helper.make_node("LSTM", ["q", "stack", "stack"], ["h"], name="/rnn/LSTM"),
+            conv("h", "answer", "kept.weight"),
         ],
-        {"kept.weight": draw(2, 2, 3, 3), "stack": draw(4, 3, 3)},
+        {
+            "kept.weight": draw(2, 2, 3, 3),
+            "stack": draw(4, 3, 3),
+            "integers": np.ones((2, 2, 3, 3), np.int8),
+        },
     )
-    values, places = stored("sparse", np.ones(1, np.float32)), stored("i", np.zeros(1, np.int64))
-    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 3, 3, 3]))
     assert list(read(proto)) == ["kept"]
+    assert left_out(proto, tmp_path / "net.onnx") == {
+        "dynamic": "its weight is computed while the network runs",
+        "made": "its weight is made by Erf, in a way that is not followed",
+        "whole": "its weights are stored as int8; convert them to floating point",
+        "lost": "its weight, 'nowhere', is not in the file",
+        "stacked": "a stack of matrices of shape (4, 3, 3), each for inputs of its own",
+        "rnn": "a recurrent layer: its weights act on its own output too",
+    }
+
+
+def test_weights_of_which_the_file_lists_those_that_are_not_0(read):
+    proto = model([conv("image", "answer", "sparse")])
+    values, places = stored("sparse", np.float32([2, 3])), stored("i", np.int64([1, 107]))
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 3, 3, 3]))
+    dense = np.zeros(108, np.float32)
+    dense[[1, 107]] = 2, 3
+    np.testing.assert_array_equal(read(proto)["answer"].weight.read(), dense.reshape(4, 3, 3, 3))
 
 
 def test_tensors_of_old_models_are_no_images_though_they_are_listed_as_inputs(read):
@@ -569,14 +600,12 @@ def test_a_network_like_vgg(read):
             },
         )
     )
-    assert {
-        name: (layer.stage, layer.input, layer.relu_follows) for name, layer in layers.items()
-    } == {
-        "0": (0, Input.IMAGE, True),
-        "1": (0, Input.RELU, True),
-        "2": (1, Input.RELU, True),
-        "3": (3, Input.RELU, False),  # its own stride opens the stage
-        "head": (3, Input.OTHER, False),
+    assert {name: (layer.stage, layer.input) for name, layer in layers.items()} == {
+        "0": (0, Input.IMAGE),
+        "1": (0, Input.RELU),
+        "2": (1, Input.RELU),
+        "3": (3, Input.RELU),  # its own stride opens the stage
+        "head": (3, Input.OTHER),
     }
     assert {name for name, layer in layers.items() if layer.norm} == {"1"}
     found = layers["1"].norm
@@ -676,15 +705,13 @@ def test_residual_network(read):
             },
         )
     )
-    assert {
-        name: (layer.stage, layer.input, layer.relu_follows) for name, layer in layers.items()
-    } == {
-        "stem": (0, Input.IMAGE, True),  # a step on the image itself opens no stage
-        "a": (0, Input.RELU, True),
-        "b": (1, Input.RELU, False),  # the sum comes between
-        "short": (1, Input.RELU, False),
-        "linear": (1, Input.OTHER, False),
-        "next": (1, Input.RELU, False),
+    assert {name: (layer.stage, layer.input) for name, layer in layers.items()} == {
+        "stem": (0, Input.IMAGE),  # a step on the image itself opens no stage
+        "a": (0, Input.RELU),
+        "b": (1, Input.RELU),  # the sum comes between
+        "short": (1, Input.RELU),
+        "linear": (1, Input.OTHER),
+        "next": (1, Input.RELU),
     }
     assert [layer.norm and layer.norm.name for layer in layers.values()] == [
         None, "bn_a", "bn_b", None, None, None,
@@ -727,37 +754,6 @@ def test_squeeze_and_excitation_keeps_what_a_relu_gave(read, hard):
     assert {layer.stage for layer in layers.values()} == {0}
 
 
-@pytest.mark.parametrize(
-    ("behind", "follows"),
-    [
-        pytest.param([pool("x", "p"), relu("p", "answer")], True, id="pooled-first"),
-        pytest.param([helper.make_node("Identity", ["x"], ["i"]), relu("i", "answer")], True),
-        pytest.param([pool("x", "p", "AveragePool"), relu("p", "answer")], False, id="averaged"),
-        pytest.param([helper.make_node("Sigmoid", ["x"], ["answer"])], False, id="sigmoid"),
-        pytest.param([helper.make_node("Clip", ["x"], ["answer"], min=0.0)], True, id="old-clip"),
-        pytest.param(
-            [helper.make_node("QuantizeLinear", ["x", "s", "low"], ["answer"])],
-            True,
-            id="quantised-from-zero",
-        ),
-        pytest.param(
-            [helper.make_node("QuantizeLinear", ["x", "s", "middle"], ["answer"])],
-            False,
-            id="quantised-with-sign",
-        ),
-    ],
-)
-def test_a_relu_behind_a_layer(read, behind, follows):
-    weights = {
-        "l.weight": draw(4, 3, 3, 3),
-        "s": np.float32(0.1),
-        "low": np.int8(-128),
-        "middle": np.int8(0),
-    }
-    layer = read(model([conv("image", "x", "l.weight"), *behind], weights))["l"]
-    assert layer.relu_follows is follows
-
-
 def test_a_norm_that_is_not_alone_behind_a_layer_is_not_its_own(read):
     nodes = [
         conv("image", "x", "l.weight"),
@@ -790,7 +786,6 @@ def test_the_scale_layer_of_caffe_is_part_of_the_norm(read):
     gamma, beta, *_ = norm_weights("bn", 4).values()
     np.testing.assert_array_equal(layer.norm.gamma.read(), gamma * scale)
     np.testing.assert_array_equal(layer.norm.beta.read(), beta * scale + shift.reshape(4))
-    assert layer.relu_follows
 
 
 def test_branches_see_the_values_around_them(read):
@@ -862,28 +857,26 @@ def weightless(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "kinds", "stages", "norms", "with_relu"),
+    ("name", "kinds", "stages", "norms"),
     [
         # Counted in the papers: VGG19 has 16 convolutions, by stage 2, 2, 4, 4, 4.
-        pytest.param("vgg19", (16, 0, 3), [2, 2, 4, 4, 4, 3], 0, 18, id="vgg19"),
+        pytest.param("vgg19", (16, 0, 3), [2, 2, 4, 4, 4, 3], 0, id="vgg19"),
         # Stem (stride 2, then pool), 3, 4, 6 and 3 blocks of three, and four shortcuts. The second
         # convolution of a block has the stride, so the first is of the stage before still; that of
         # the stem is a step on the image itself, which opens none: the stem alone, then
-        # 3 * 3 + 1 + 1, then 4 * 3 + 1 - 1 + 1, ... and the head. The last one of each block and
-        # the shortcuts are added up before the ReLU: 53 - 16 - 4.
-        pytest.param("resnet50", (17, 36, 1), [1, 11, 13, 19, 10], 53, 33, id="resnet50"),
+        # 3 * 3 + 1 + 1, then 4 * 3 + 1 - 1 + 1, ... and the head.
+        pytest.param("resnet50", (17, 36, 1), [1, 11, 13, 19, 10], 53, id="resnet50"),
         # Norm and ReLU stand before each convolution: only the 1x1 ones of the 58 dense layers have
         # their own behind, and the stem.
-        pytest.param("densenet121", (59, 62, 0), [1, 13, 25, 49, 33], 59, 59, id="densenet121"),
+        pytest.param("densenet121", (59, 62, 0), [1, 13, 25, 49, 33], 59, id="densenet121"),
     ],
 )
-def test_networks_of_the_model_zoo(tmp_path, name, kinds, stages, norms, with_relu):
-    layers = reader.read(weightless(name, tmp_path))
+def test_networks_of_the_model_zoo(tmp_path, name, kinds, stages, norms):
+    layers = reader.read(weightless(name, tmp_path)).layers
     found = [layer.kind for layer in layers]
     assert tuple(map(found.count, (Kind.CONV, Kind.POINTWISE, Kind.LINEAR))) == kinds
     assert np.bincount([layer.stage for layer in layers]).tolist() == stages
     assert sum(layer.norm is not None for layer in layers) == norms
-    assert sum(layer.relu_follows for layer in layers) == with_relu
     assert [layer.input for layer in layers] == [
         Input.IMAGE if i == 0 else Input.RELU for i in range(len(layers))
     ]
@@ -913,7 +906,7 @@ def test_a_network_that_torch_exported(tmp_path):
             training=torch.onnx.TrainingMode.PRESERVE,  # keeps the norm apart
             do_constant_folding=False,
         )
-    layers = {layer.name: layer for layer in reader.read(path)}
+    layers = {layer.name: layer for layer in reader.read(path).layers}
     assert list(layers) == ["0", "2.0", "3", "5"]
     state = {name: values.numpy() for name, values in net.state_dict().items()}
     for name, layer in layers.items():
@@ -926,7 +919,6 @@ def test_a_network_that_torch_exported(tmp_path):
     assert [layers[name].input for name in layers] == [
         Input.IMAGE, Input.RELU, Input.OTHER, Input.OTHER,
     ]  # fmt: skip
-    assert layers["0"].relu_follows
 
 
 # Damage and lies.
@@ -1056,7 +1048,7 @@ def read_all(path: Path) -> list[Layer]:
     """Read the layers of a file, if it is a model, and all of their values."""
     if not reader.recognises(probe(path)):
         return []
-    layers = reader.read(path)
+    layers = list(reader.read(path).layers)
     for layer in layers:
         parts = [layer.weight, layer.bias]
         if layer.norm:
@@ -1213,7 +1205,7 @@ from planescope.checkpoints.onnx import model
 from planescope.checkpoints.probe import probe
 path = Path(sys.argv[1])
 assert model.recognises(probe(path))
-print([layer.weight.read().shape for layer in model.read(path)])
+print([layer.weight.read().shape for layer in model.read(path).layers])
 assert not {"onnx", "torch", "google.protobuf", "ml_dtypes"} & set(sys.modules)
 try:
     import resource

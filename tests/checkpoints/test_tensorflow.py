@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import planescope as ps
+from checks.fuzz.structures import table as index_of
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.tensorflow.table import read_table
 from planescope.files.errors import CheckpointError
@@ -172,9 +173,25 @@ def table(path, view="raw"):
     ]
 
 
+def test_layers_are_named_as_their_variables():
+    names = [layer.name for layer in layers_of(FILES / "saved/saved_model.pb")[0]]
+    assert names == [
+        "stem",
+        "deep",
+        "point",
+        "apart",
+        "apart_2",
+        "stride",
+        "up",
+        "hidden",
+        "answer",
+    ]
+
+
 @pytest.mark.parametrize("file", ["net.pb", "saved", "layers-plain"])
 def test_the_table_is_that_of_the_keras_file(file):
     assert table(file) == table("net.keras")
+    assert ps.measure(FILES / file).notes == ps.measure(FILES / "net.keras").notes
 
 
 @pytest.mark.parametrize("file", ["graph-plain", "net.tflite", "half.tflite"])
@@ -330,6 +347,7 @@ def test_a_norm_is_that_of_its_layer(tmp_path):
     assert [layer.norm is not None for layer in layers] == [True, False, False]
     norm = layers[0].norm
     assert norm.eps == 0.01
+    assert not any("folded" in note for note in graph.read(tmp_path).notes)
     parts = [norm.gamma, norm.beta, norm.mean, norm.variance]
     assert [part.read().tolist() for part in parts] == [[1, 2], [2, 3], [3, 4], [4, 5]]
     assert layers[0].bias.read().tolist() == [5, 6]
@@ -447,6 +465,41 @@ def test_layers_within_loops_and_branches_are_told(tmp_path):
     assert (skipped.name, skipped.reason[:12]) == ("last", "within While")
 
 
+def test_weights_that_a_loop_takes_are_those_of_a_recurrent_layer(tmp_path):
+    graph = Graph()
+    graph.conv(graph.image)
+    kernel = graph.constant(np.ones((4, 4)))
+    within = graph.add("Enter", kernel)
+    state = graph.add("Merge", graph.add("Enter", graph.image), "NextIteration_9")
+    value = graph.add("MatMul", state, within)
+    assert graph.add("Tanh", value) == "Tanh_8"
+    graph.add("NextIteration", "Tanh_8")
+    # Its first step may stand before the loop.
+    graph.add("MatMul", graph.image, kernel)
+    # What comes out of it is known to come from the input.
+    graph.add("MatMul", graph.add("Exit", state), graph.constant(np.ones((4, 2))))
+    contents = graph.read(tmp_path)
+    assert [layer.kind for layer in contents.layers] == [Kind.CONV, Kind.LINEAR]
+    assert contents.layers[1].input is not Input.IMAGE
+    assert {each.reason[:17] for each in contents.skipped} == {"a recurrent layer"}
+
+
+def test_a_norm_that_is_written_out_is_found_behind_a_squeeze(tmp_path):
+    graph = Graph()
+    value = graph.add("Squeeze", graph.conv(graph.image), squeeze_dims={"list": {"i": ["1"]}})
+    gamma, beta, mean, variance = (graph.constant([n + 1.0, n + 2.0]) for n in range(4))
+    root = graph.add("Rsqrt", graph.add("AddV2", variance, graph.constant(0.001)))
+    scale = graph.add("Mul", root, gamma)
+    product = graph.add("Mul", value, scale)
+    graph.add("AddV2", product, graph.add("Sub", beta, graph.add("Mul", mean, scale)))
+    (layer,) = graph.read(tmp_path).layers
+    norm = layer.norm
+    assert norm is not None
+    assert norm.eps == np.float32(0.001)
+    parts = [norm.gamma, norm.beta, norm.mean, norm.variance]
+    assert [part.read().tolist() for part in parts] == [[1, 2], [2, 3], [3, 4], [4, 5]]
+
+
 # Files that are damaged, or mean harm.
 
 
@@ -499,6 +552,26 @@ def test_a_file_that_is_missing_is_named(folder, missing, sentence, tmp_path):
     (target / missing).unlink()
     with pytest.raises(CheckpointError, match=sentence):
         ps.measure(target)
+
+
+def test_parts_of_a_checkpoint_are_called_so(tmp_path):
+    folder = copied(tmp_path, "old")
+    index, data = (folder / f"net-7.{end}" for end in ("index", "data-00000-of-00001"))
+    renamed = index.rename(folder / "net-7.ckpt")
+    with pytest.raises(CheckpointError, match=r"put the \.index file beside it"):
+        ps.measure(data)
+    with pytest.raises(CheckpointError, match=r"net-7\.ckpt\.data-00000-of-00001 is missing"):
+        ps.measure(renamed)
+    # What version 1 begins with, where version 2 has the number of its files.
+    first = folder / "first.ckpt"
+    first.write_bytes(index_of([(b"", b"\x0a\x00")]))
+    with pytest.raises(CheckpointError, match="of version 1; load it in TensorFlow"):
+        ps.measure(first)
+    graph = (FILES / "grouped.pb").read_bytes()
+    length = bytes([len(graph) & 127 | 128, len(graph) >> 7])
+    (folder / "net-7.meta").write_bytes(b"\x0a\x02\x22\x00\x12" + length + graph)
+    with pytest.raises(CheckpointError, match=r"without its weights; give the \.index"):
+        ps.measure(folder / "net-7.meta")
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "C:\\secret", "a/../../secret", ""])

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from planescope.checkpoints.probe import probe
-from planescope.checkpoints.torch import objects as torch_objects
 from planescope.checkpoints.torch import stream as torch_stream
+from planescope.checkpoints.torch import tensors as torch_tensors
 from planescope.checkpoints.torch import zip as torch_zip
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Kind, Place, StateDict
@@ -178,7 +178,7 @@ def test_quantised_tensors_come_as_the_numbers_they_stand_for(save):
 def test_no_storage_is_read_until_it_is_asked_for(tmp_path, monkeypatch):
     torch.save({"a.weight": torch.zeros(3), "b.weight": torch.ones(3)}, tmp_path / "net.pt")
     read_at = []
-    monkeypatch.setattr(torch_objects, "read_array", lambda *args, **_: read_at.append(args[3]))
+    monkeypatch.setattr(torch_tensors, "read_array", lambda *args, **_: read_at.append(args[3]))
     state = read(tmp_path / "net.pt")
     assert read_at == []
     state.tensors["b.weight"].read()
@@ -322,7 +322,7 @@ def test_a_checkpoint_of_lightning_is_read(tmp_path):
 
 
 class Scaled(nn.Module):
-    """A convolution by its attributes, whatever its class is named."""
+    """A convolution by its attributes, of a class whose forward no file tells."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -347,9 +347,10 @@ def test_a_pickled_module_is_walked(save):
     assert_same(state, network.state_dict())
     assert state.places == {
         **{f"body.{name}": place for name, place in PLACES.items()},
-        "scaled": Place(kind=Kind.CONV, groups=2),
         "again": PLACES["3"],
     }
+    assert list(state.reasons) == ["scaled"]
+    assert "Scaled, which may use its weight in a way of its own" in state.reasons["scaled"]
 
 
 def test_modules_of_torchvision_are_walked(save):
@@ -629,12 +630,11 @@ def test_a_stream_whose_parts_do_not_fit_is_refused(tmp_path, options, sentence)
         read(path)
 
 
-def test_a_plain_pickle_is_named_as_such(tmp_path):
+def test_a_plain_pickle_is_no_torch_file(tmp_path):
     (tmp_path / "net.pkl").write_bytes(pickle.dumps(small_network().state_dict()))
-    with pytest.raises(
-        CheckpointError, match=r"plain Python pickle, not a torch file; .*torch.sav"
-    ):
-        read(tmp_path / "net.pkl")
+    assert not torch_stream.recognises(probe(tmp_path / "net.pkl"))
+    with pytest.raises(CheckpointError, match=r"magic number is not torch's"):
+        torch_stream.read(tmp_path / "net.pkl")
 
 
 @pytest.mark.parametrize("head", [b"", b"\x80", b"\x80\x06", b"PK", b"{}", b"\x89HDF"])

@@ -281,7 +281,10 @@ def test_the_counts_are_those_of_the_plain_way(make, size, note):
     assert note in " ".join(found.notes)
     assert bool(note) == ("run by parts" in " ".join(found.notes))
     assert counts(found.trained) == plain_counts(network, [], {}, data)[:2]
-    layers = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    weighted = nn.Conv2d | nn.Linear
+    modules = [(name, m) for name, m in network.named_modules() if isinstance(m, weighted)]
+    # Of layers that share a weight the first stands for all.
+    layers = list({id(m.weight): name for name, m in reversed(modules)}.values())[::-1]
     assert list(found.rows) == layers
     for layer in layers if len(layers) < 12 else layers[::4]:
         for seed, snapshot in snapshots.items():
@@ -904,3 +907,45 @@ def test_images_that_are_no_numbers_are_out_of_every_range(odd):
 
     assert not largest(torch.tensor([[1.0, odd]])) < IN_RANGE
     assert largest(torch.tensor([[1.0, -3.0]])) == 3.0
+
+
+class Scaled(nn.Module):
+    """Layers of two kinds of their own: one of factors, one that a forward computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(6, 3, 3, 3))
+        self.factors = Factors()
+
+    def forward(self, x):
+        return self.factors(nn.functional.conv2d(x, self.kernel * 2).relu().mean((2, 3)))
+
+
+class Factors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = (nn.Parameter(torch.randn(*s)) for s in ((6, 3), (3, 10)))
+
+    def forward(self, x):
+        return x @ self.down @ self.up
+
+
+def test_layers_of_ones_own_classes_are_put_back_with_all_that_they_are_made_of():
+    network, snapshot, data = Scaled(), Scaled().state_dict(), images()
+    options = ps.ResetOptions(kinds="all")
+    found = ps.reset_module(network, {0: snapshot}, data=data, options=options)
+    parts = {"kernel@conv2d": ["kernel"], "factors": ["factors.down", "factors.up"]}
+    assert list(found.rows) == list(parts)
+    for layer, names in parts.items():
+        (cell,) = found.at(layer, 0)
+        assert counts(cell) == plain_counts(network, names, snapshot, data)[:2]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_network_with_the_older_weight_norm_is_copied_after_a_step():
+    network = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 10, 3)), nn.ReLU(), nn.Flatten())
+    network = nn.Sequential(network, nn.Linear(1960, 10))
+    snapshot = {name: tensor.clone() + 1 for name, tensor in network.state_dict().items()}
+    network(torch.randn(2, 3, 16, 16)).sum().backward()
+    found = ps.reset_module(network, {0: snapshot}, data=images())
+    assert list(found.rows) == ["0.0"]

@@ -19,7 +19,7 @@ NAN = math.nan
 FLOATS = [
     field.name
     for field in dataclasses.fields(Statistics)
-    if field.name not in ("filters", "degenerate", "non_finite")
+    if field.name not in ("filters", "degenerate", "non_finite", "sideless")
 ]
 
 
@@ -62,8 +62,9 @@ def test_a_layer_worked_by_hand():
     root = math.sqrt(2)
     cosines = [3 / (3 * root), -1 / (5 * root), -7 / (5 * root), 0.0]  # 0.71, -0.14, -0.99, 0
     assert (found.filters, found.degenerate, found.non_finite) == (4, 0, 0)
-    assert found.negative_mass == 0.75  # a projection of 0 counts as negative
-    assert found.agreement == 0.5
+    assert found.sideless == 1  # a projection of 0 faces neither way
+    assert found.negative_mass == 2 / 3
+    assert found.agreement == 1 / 3
     assert found.mean_projection == -1.25
     assert found.mean_cosine == pytest.approx(sum(cosines) / 4)
     assert found.std_cosine == pytest.approx(statistics.pstdev(cosines))
@@ -72,7 +73,7 @@ def test_a_layer_worked_by_hand():
     assert found.median_cosine == pytest.approx(0.5 * cosines[1])
     assert found.q75_cosine == pytest.approx(0.25 * cosines[0])
     assert found.z == pytest.approx(sum(cosines) / 4 * math.sqrt(8))
-    assert found.p_mass == 0.625  # 10 of 16: 2 (1 + 4) / 16
+    assert found.p_mass == 1.0  # two of three signs: 2 (1 + 3) / 8
     # On the circle the angle is uniform: asin(c)/π + 1/2 = 0.75, 0.455, 0.045, 0.5.
     uniforms = [0.5 + math.asin(c) / math.pi for c in cosines]
     assert found.p_cosine == pytest.approx(chance.kolmogorov_smirnov(uniforms))
@@ -143,6 +144,57 @@ def test_without_usable_filters_there_are_no_statistics(rows, counts):
     assert [getattr(found, name) for name in FLOATS] == [None] * len(FLOATS)
 
 
+def bank(rng, filters, dtype):
+    """Filters of a fixed, zero-mean bank, in which rounding alone leaves a sum."""
+    rows = rng.standard_normal((filters, 25))
+    return (rows - rows.mean(axis=1, keepdims=True)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_filters_whose_sum_is_rounding_have_no_side(dtype):
+    """METHOD, section 2: |π| <= 4 eps Σ|w| is counted apart, and the cosine stays."""
+    rng = np.random.default_rng(0)
+    centred, others = bank(rng, 40, dtype), np.ones((3, 25), dtype)
+    others[0] *= -1
+    planes = geometry.arrangement(np.concatenate([centred, others]))
+    found = summarise(filters_on_host(planes, None), 25)
+    assert (found.sideless, found.degenerate) == (40, 0)
+    assert (found.negative_mass, found.agreement) == (1 / 3, 1 / 3)
+    assert found.p_mass == 1.0
+    assert found.mean_cosine == pytest.approx(1 / 43, abs=1e-3)
+
+
+def test_a_bank_of_filters_alone_tells_no_side():
+    found = summarise(
+        filters_on_host(geometry.arrangement(bank(np.random.default_rng(1), 9, "float32")), None),
+        25,
+    )
+    assert (found.sideless, found.negative_mass, found.agreement, found.p_mass) == (9, *[None] * 3)
+    assert found.mean_cosine == pytest.approx(0.0, abs=1e-6)
+    assert found.p_cosine < 0.05  # they lie nearer to 0 than chance puts them
+
+
+@given(seed=st.integers(0, 999), share=st.floats(0.0, 8.0))
+def test_four_roundings_of_the_magnitudes_are_the_bound(seed, share):
+    rng = np.random.default_rng(seed)
+    row = np.abs(rng.standard_normal(8))
+    row[4:] = -row[:4]
+    eps = 2.0**-23
+    row[0] += share * eps * np.abs(row).sum()
+    lost = geometry.arrangement(row[None], eps=eps).sideless
+    total, magnitude = math.fsum(row), math.fsum(abs(row))
+    assert bool(lost[0]) == (abs(total) <= 4 * eps * magnitude)
+
+
+def test_the_stored_type_tells_what_rounding_is():
+    """bfloat16 is widened to float32 as it is read; its own rounding counts."""
+    rows = bank(np.random.default_rng(2), 20, "float32")
+    coarse = rows.view(np.uint32) & 0xFFFF0000
+    coarse = coarse.view(np.float32)
+    assert not geometry.arrangement(coarse).sideless.all()
+    assert geometry.arrangement(coarse, eps=2.0**-7).sideless.all()
+
+
 def test_a_broken_bias_leaves_a_filter_out():
     found = summarise(filters_of([[1, 1], [1, 2], [1, 3]], bias=[0, NAN, math.inf]), 2)
     assert (found.non_finite, found.mean_projection) == (2, 2.0)
@@ -206,7 +258,7 @@ def test_a_pool_puts_every_cosine_through_its_own_law():
         parts[0],
         **{
             name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("projection", "norm", "cosine", "bias", "crossing", "offset")
+            for name in ("projection", "norm", "cosine", "bias", "crossing", "offset", "sideless")
         },
     )
     found = summarise(pooled, fan_in)

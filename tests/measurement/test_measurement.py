@@ -22,7 +22,7 @@ import planescope as ps
 from planescope.hyperplanes import chance, geometry
 from planescope.hyperplanes.layer import Input, Kind, Layer, Norm, Skipped, Tensor, View
 from planescope.measurement.assemble import measure_layers
-from planescope.measurement.record import Source, save, save_filters
+from planescope.measurement.record import LAYER_KEYS, Source, save, save_filters
 
 PARITY = Path(__file__).parents[1] / "parity"
 EXPECTED = json.loads((PARITY / "expected.json").read_text(encoding="utf-8"))
@@ -30,10 +30,12 @@ EXPECTED = json.loads((PARITY / "expected.json").read_text(encoding="utf-8"))
 # As the project's plan lists them.
 PLANNED_KEYS = [
     *("name", "kind", "stage", "input", "filters", "fan_in", "kernel", "groups"),
-    *("degenerate", "non_finite", "negative_mass", "mean_cosine", "std_cosine", "min_cosine"),
+    *("degenerate", "non_finite", "sideless"),
+    *("negative_mass", "mean_cosine", "std_cosine", "min_cosine"),
     *("q25_cosine", "median_cosine", "q75_cosine", "max_cosine", "mean_projection", "agreement"),
     *("z", "p_mass", "q_mass", "p_cosine", "q_cosine", "biased", "negative_centre"),
     *("mean_centre", "p_centre", "q_centre", "l2", "linf"),
+    *("norm", "pairing", "aliases"),
 ]
 
 
@@ -313,7 +315,7 @@ def test_tables_are_read_by_pandas(network, tmp_path, suffix, read):
 def test_the_frame_has_a_row_a_layer(network):
     frame = network.to_pandas()
     assert list(frame.index) == list("abcdef")
-    assert list(frame.columns) == [key for key in network.to_dict()["layers"][0] if key != "name"]
+    assert ["name", *frame.columns] == list(LAYER_KEYS)
     assert frame.loc["b", "negative_mass"] == 0.0
 
 

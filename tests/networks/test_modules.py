@@ -67,76 +67,73 @@ def test_vgg16_bn_of_torchvision():
         groups=1,
         norm="features.1",
         eps=1e-5,
-        relu_follows=True,
     )
     assert [found[f"features.{i}"].stage for i in (3, 7, 14, 24, 34, 40)] == [0, 1, 2, 3, 4, 4]
-    assert found["classifier.6"].relu_follows is False
 
 
 @pytest.mark.parametrize(
     ("network", "layer", "place"),
-    # kind, stage, input, groups, norm, whether a ReLU follows
+    # kind, stage, input, groups, norm
     [
-        ("resnet18", "conv1", ("conv", 0, "image", 1, "bn1", True)),
-        ("resnet18", "layer1.0.conv1", ("conv", 1, "relu", 1, "layer1.0.bn1", True)),
-        # What the block adds stands between this and the ReLU.
-        ("resnet18", "layer1.0.conv2", ("conv", 1, "relu", 1, "layer1.0.bn2", False)),
-        ("resnet18", "layer2.0.conv1", ("conv", 2, "relu", 1, "layer2.0.bn1", True)),
+        ("resnet18", "conv1", ("conv", 0, "image", 1, "bn1")),
+        ("resnet18", "layer1.0.conv1", ("conv", 1, "relu", 1, "layer1.0.bn1")),
+        ("resnet18", "layer1.0.conv2", ("conv", 1, "relu", 1, "layer1.0.bn2")),
+        ("resnet18", "layer2.0.conv1", ("conv", 2, "relu", 1, "layer2.0.bn1")),
         (
             "resnet18",
             "layer2.0.downsample.0",
-            ("pointwise", 2, "relu", 1, "layer2.0.downsample.1", False),
+            ("pointwise", 2, "relu", 1, "layer2.0.downsample.1"),
         ),
-        ("resnet18", "layer4.1.conv2", ("conv", 4, "relu", 1, "layer4.1.bn2", False)),
-        ("resnet18", "fc", ("linear", 4, "relu", 1, None, False)),
-        ("mobilenet_v2", "features.0.0", ("conv", 0, "image", 1, "features.0.1", True)),
+        ("resnet18", "layer4.1.conv2", ("conv", 4, "relu", 1, "layer4.1.bn2")),
+        ("resnet18", "fc", ("linear", 4, "relu", 1, None)),
+        ("mobilenet_v2", "features.0.0", ("conv", 0, "image", 1, "features.0.1")),
         (
             "mobilenet_v2",
             "features.2.conv.1.0",
-            ("conv", 1, "relu", 96, "features.2.conv.1.1", True),
+            ("conv", 1, "relu", 96, "features.2.conv.1.1"),
         ),
         # The linear bottleneck, and what reads it.
         (
             "mobilenet_v2",
             "features.2.conv.2",
-            ("pointwise", 1, "relu", 1, "features.2.conv.3", False),
+            ("pointwise", 1, "relu", 1, "features.2.conv.3"),
         ),
         (
             "mobilenet_v2",
             "features.3.conv.0.0",
-            ("pointwise", 1, "other", 1, "features.3.conv.0.1", True),
+            ("pointwise", 1, "other", 1, "features.3.conv.0.1"),
         ),
-        ("densenet121", "features.conv0", ("conv", 0, "image", 1, "features.norm0", True)),
+        ("densenet121", "features.conv0", ("conv", 0, "image", 1, "features.norm0")),
         # Norm and ReLU come before each convolution; conv1 alone has a norm right behind it.
         (
             "densenet121",
             "features.denseblock1.denselayer2.conv1",
-            ("pointwise", 1, "relu", 1, "features.denseblock1.denselayer2.norm2", True),
+            ("pointwise", 1, "relu", 1, "features.denseblock1.denselayer2.norm2"),
         ),
         (
             "densenet121",
             "features.denseblock1.denselayer2.conv2",
-            ("conv", 1, "relu", 1, None, False),
+            ("conv", 1, "relu", 1, None),
         ),
-        ("densenet121", "features.transition3.conv", ("pointwise", 3, "relu", 1, None, False)),
+        ("densenet121", "features.transition3.conv", ("pointwise", 3, "relu", 1, None)),
         (
             "densenet121",
             "features.denseblock4.denselayer1.conv2",
-            ("conv", 4, "relu", 1, None, False),
+            ("conv", 4, "relu", 1, None),
         ),
         # Squeeze and excitation: a ReLU's output times a gate.
         (
             "mobilenet_v3_small",
             "features.1.block.2.0",
-            ("pointwise", 1, "relu", 1, "features.1.block.2.1", False),
+            ("pointwise", 1, "relu", 1, "features.1.block.2.1"),
         ),
     ],
 )
 def test_layers_of_well_known_networks(network, layer, place):
     found = places_in(network)[layer]
-    kind, stage, read, groups, norm, relu = place
+    kind, stage, read, groups, norm = place
     assert (found.kind, found.stage, found.input) == (kind, stage, read)
-    assert (found.groups, found.norm, found.relu_follows) == (groups, norm, relu)
+    assert (found.groups, found.norm) == (groups, norm)
 
 
 def test_norms_with_an_activation_inside_as_timm_has_them():
@@ -144,8 +141,8 @@ def test_norms_with_an_activation_inside_as_timm_has_them():
 
     found = places(timm.create_model("efficientnet_lite0"))
     stem, project = found["conv_stem"], found["blocks.1.0.conv_pwl"]
-    assert (stem.norm, stem.eps, stem.relu_follows) == ("bn1", 1e-5, True)
-    assert (project.norm, project.relu_follows) == ("blocks.1.0.bn3", False)
+    assert (stem.norm, stem.eps) == ("bn1", 1e-5)
+    assert project.norm == "blocks.1.0.bn3"
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_1"])
@@ -238,7 +235,6 @@ def test_an_in_place_relu_whose_result_is_dropped_is_what_later_steps_read():
 
     found = places(Net(forward, a=conv(), relu=nn.ReLU(inplace=True), b=conv()))
     assert found["layers.b"].input is Input.RELU
-    assert found["layers.a"].relu_follows is True
 
 
 def test_a_relu_that_is_not_in_place_and_whose_result_is_dropped_does_nothing():
@@ -296,35 +292,82 @@ def test_the_first_stage_is_0_whatever_is_done_to_the_image():
     assert places(nn.Sequential(nn.AvgPool2d(2), conv(stride=2), conv()))["2"].stage == 0
 
 
-# --- norms and the ReLU behind
+# --- norms
 
 
 def behind(*modules):
     place = places(nn.Sequential(conv(), *modules, conv()))["0"]
-    return place.norm, place.eps, place.relu_follows
+    return place.norm, place.eps
 
 
 @pytest.mark.parametrize(
-    ("modules", "norm", "relu"),
+    ("modules", "norm"),
     [
-        pytest.param([nn.BatchNorm2d(2, 1e-3), nn.ReLU()], ("1", 1e-3), True, id="norm-relu"),
-        pytest.param([nn.ReLU(), nn.BatchNorm2d(2)], (None, None), True, id="relu-norm"),
-        pytest.param([nn.BatchNorm2d(2)], ("1", 1e-5), False, id="norm"),
-        pytest.param([nn.Dropout(), nn.BatchNorm2d(2)], ("2", 1e-5), False, id="dropout-norm"),
-        pytest.param([nn.MaxPool2d(2), nn.BatchNorm2d(2)], (None, None), False, id="pool-norm"),
-        pytest.param([nn.MaxPool2d(2), nn.ReLU()], (None, None), True, id="max-pool-relu"),
-        pytest.param([nn.AvgPool2d(2), nn.ReLU()], (None, None), False, id="average-pool-relu"),
-        pytest.param([nn.GroupNorm(1, 2), nn.ReLU()], (None, None), False, id="group-norm"),
+        pytest.param([nn.BatchNorm2d(2, 1e-3), nn.ReLU()], ("1", 1e-3), id="norm-relu"),
+        pytest.param([nn.ReLU(), nn.BatchNorm2d(2)], (None, None), id="relu-norm"),
+        pytest.param([nn.BatchNorm2d(2)], ("1", 1e-5), id="norm"),
+        pytest.param([nn.Dropout(), nn.BatchNorm2d(2)], ("2", 1e-5), id="dropout-norm"),
+        pytest.param([nn.MaxPool2d(2), nn.BatchNorm2d(2)], (None, None), id="pool-norm"),
+        pytest.param([nn.MaxPool2d(2), nn.ReLU()], (None, None), id="max-pool-relu"),
+        pytest.param([nn.AvgPool2d(2), nn.ReLU()], (None, None), id="average-pool-relu"),
+        pytest.param([nn.GroupNorm(1, 2), nn.ReLU()], (None, None), id="group-norm"),
         pytest.param(
             [nn.BatchNorm2d(2, track_running_stats=False)],
             (None, None),
-            False,
             id="batch-statistics",
         ),
     ],
 )
-def test_norm_and_relu_behind_a_layer(modules, norm, relu):
-    assert behind(*modules) == (*norm, relu)
+def test_norm_behind_a_layer(modules, norm):
+    assert behind(*modules) == norm
+
+
+def test_a_frozen_norm_is_a_norm():
+    frozen = torchvision.ops.FrozenBatchNorm2d(2, eps=1e-3)
+    assert behind(frozen, nn.ReLU()) == ("1", 1e-3)
+    read = read_module(nn.Sequential(conv(), frozen, nn.ReLU(), conv()))
+    assert read.places["3"].input is Input.RELU
+
+
+class Scaled(nn.Module):
+    """A ReLU's output times a buffer, or times a parameter that training may turn round."""
+
+    def __init__(self, factor, trained):
+        super().__init__()
+        self.a, self.b = conv(), conv()
+        if trained:
+            self.factor = nn.Parameter(torch.full((1,), factor))
+        else:
+            self.register_buffer("factor", torch.full((1,), factor))
+
+    def forward(self, x):
+        return self.b(F.relu(self.a(x)) * self.factor)
+
+
+@pytest.mark.parametrize(
+    ("factor", "trained", "read"),
+    [(2.0, False, "relu"), (-2.0, False, "other"), (2.0, True, "other")],
+)
+def test_a_buffer_has_a_sign_and_a_parameter_has_none(factor, trained, read):
+    assert places(Scaled(factor, trained))["b"].input == read
+
+
+@pytest.mark.parametrize(
+    ("operation", "read"),
+    [
+        pytest.param(lambda m, x: torch.add(F.relu(x), F.relu(x), alpha=-1), "other", id="alpha"),
+        pytest.param(lambda m, x: F.threshold(x, 0.0, 0.0), "relu", id="threshold"),
+        pytest.param(lambda m, x: F.threshold(x, 0.0, -1.0), "other", id="threshold-below"),
+        pytest.param(
+            lambda m, x: torch.cat([F.relu(x), F.relu(x)], -1), "relu", id="cat-along-the-last"
+        ),
+        pytest.param(lambda m, x: F.relu(x) / x.shape[-1], "relu", id="over-a-size"),
+        pytest.param(lambda m, x: F.relu(x).sum(1, keepdim=True), "relu", id="summed"),
+        pytest.param(lambda m, x: F.softplus(x) * F.relu(x), "relu", id="softplus-gate"),
+    ],
+)
+def test_more_of_what_feeds_a_layer(operation, read):
+    assert place_behind(operation).input == read
 
 
 def test_a_norm_is_not_the_layers_own_where_something_else_reads_the_layer():
@@ -372,7 +415,7 @@ class Functional(nn.Module):
 
 def test_a_layer_of_ones_own_is_known_by_the_function_it_calls():
     found = places(nn.Sequential(conv(), Functional()))["1"]
-    assert (found.kind, found.stage, found.relu_follows) == ("conv", 1, True)
+    assert (found.kind, found.stage) == ("conv", 1)
 
 
 class Subclass(nn.Conv2d):
@@ -390,7 +433,7 @@ def test_a_shared_layer_goes_by_its_first_name_and_what_its_calls_agree_on():
     read = read_module(net)
     assert [name for name in read.tensors if name.endswith("weight")] == ["layers.a.weight"]
     place = read.places["layers.a"]
-    assert (place.stage, place.input, place.relu_follows) == (0, Input.OTHER, False)
+    assert (place.stage, place.input) == (0, Input.OTHER)
 
 
 @pytest.mark.parametrize(
@@ -594,12 +637,6 @@ def test_torchscript_tells_kinds(compiled):
     assert "TorchScript" in read.note
 
 
-def quantised():
-    net = nn.Sequential(nn.Linear(4, 4))
-    return torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
-
-
-@pytest.mark.filterwarnings("ignore")  # quantisation moves out of torch
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -612,9 +649,6 @@ def quantised():
             lambda: nn.Sequential(conv(device="meta")),
             r"0\.weight is on the meta device and has no values",
             id="meta",
-        ),
-        pytest.param(
-            quantised, r"0 is a quantised layer; measure the network before", id="quantised"
         ),
     ],
 )

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import Input, Kind, Place, StateDict, Tensor
-from planescope.networks.layers import find_layers, natural
+from planescope.networks.layers import describe, find_layers, natural
 
 CONV, POINTWISE, TRANSPOSED, LINEAR = Kind
 
@@ -59,7 +59,7 @@ def described(module, **options):
         pytest.param("c.weight", (8, 3), LINEAR, id="linear"),
         pytest.param("c.weight", ((8, 3, 3, 3), "bfloat16"), CONV, id="bfloat16"),
         pytest.param("c.weight", ((8, 3, 3, 3), "float8_e4m3fn"), CONV, id="float8"),
-        pytest.param("c.kernel", (8, 3, 3, 3), CONV, id="kernel"),
+        pytest.param("c.kernel", (3, 3, 4, 8), CONV, id="kernel"),
         pytest.param("c.W", (8, 3), LINEAR, id="W"),
         pytest.param("patch_embed.proj.weight", (8, 3, 16, 16), CONV, id="patches"),
         pytest.param("weight", (8, 3, 3, 3), CONV, id="a-bare-layer"),
@@ -84,6 +84,12 @@ def test_the_kind_follows_from_the_shape(name, shape, kind):
         pytest.param("attn.in_proj_weight", (12, 4), "three linear maps in one", id="attention"),
         pytest.param("c.weight", ((8, 3, 3, 3), "int8"), "stored as int8; convert", id="int8"),
         pytest.param("c.weight", ((8, 3), "complex64"), "stored as complex64", id="complex"),
+        pytest.param("c.weight", (2, 2, 2, 2, 2, 2), "a weight of 6 dimensions", id="rank-6"),
+        pytest.param("norm.weight", (64, 8, 8), "a norm or a scale", id="layer-norm"),
+        pytest.param("bilinear.weight", (5, 4, 3), "a bilinear map", id="bilinear"),
+        pytest.param("mlp.experts.weight", (8, 4, 3), "several experts", id="experts"),
+        pytest.param("conv.weight", (1, 9, 8, 3, 3), "a modulated weight", id="modulated"),
+        pytest.param("q.qweight", ((4, 4), "int32"), "packed in a few bits", id="packed"),
         pytest.param("c.weight", (0, 3, 3, 3), "has no weights", id="no-filters"),
         pytest.param("c.weight", (8, 3, 0, 3), "has no weights", id="no-kernel"),
         pytest.param(
@@ -104,7 +110,6 @@ def test_what_is_no_layer_is_listed_with_the_reason(name, shape, reason):
         pytest.param("bn.weight", (8,), id="norm"),
         pytest.param("c.bias", (8,), id="bias"),
         pytest.param("scale.weight", (), id="scalar"),
-        pytest.param("c.weight", (2, 2, 2, 2, 2, 2), id="rank-6"),
         pytest.param("cls_token", (1, 1, 8), id="token"),
         pytest.param("relative_position_bias_table", (9, 3), id="table"),
         pytest.param("bn.num_batches_tracked", ((), "int64"), id="count"),
@@ -112,6 +117,12 @@ def test_what_is_no_layer_is_listed_with_the_reason(name, shape, reason):
 )
 def test_other_tensors_are_passed_over(name, shape):
     assert find_layers(state({name: shape, "fc.weight": (2, 2)}))[1] == []
+
+
+def test_a_parameter_beside_weights_is_told():
+    _, (left_out,) = find_layers(state({"fc.weight": (2, 2), "text_projection": (4, 4)}))
+    assert left_out.name == "text_projection"
+    assert "a parameter that is no layer's weight" in left_out.reason
 
 
 def test_a_projection_named_like_an_embedding_has_a_bias_and_is_a_layer():
@@ -157,15 +168,32 @@ def test_bare_arrays_among_weights_are_none():
         pytest.param({"c.w": (8, 3, 3), "c.b": (8,)}, True, id="w-b"),
         pytest.param({"weight": (8, 3, 3), "bias": (8,)}, True, id="a-bare-layer"),
         pytest.param({"c.weight": (8, 3, 3)}, False, id="none"),
-        pytest.param({"c.weight": (8, 3, 3), "c.bias": (3,)}, False, id="of-another-length"),
-        pytest.param({"c.weight": (8, 3, 3), "c.bias": (8, 1)}, False, id="of-another-rank"),
-        pytest.param({"c.weight": (8, 3, 3), "c.bias": ((8,), "int32")}, False, id="quantised"),
+        pytest.param({"c.weight": (8, 3, 3), "c.bias": (8, 1)}, True, id="of-more-axes"),
+        pytest.param({"c/W": (8, 3, 3), "c/b": (8,)}, True, id="slashes"),
+        pytest.param({"W1": (8, 3), "b1": (8,)}, True, id="numbered"),
+        pytest.param({"c_weight": (8, 3, 3), "c_bias": (8,)}, True, id="underscores"),
+        pytest.param({"c/kernel:0": (3, 3, 8), "c/bias:0": (8,)}, True, id="tensorflow"),
         pytest.param({"c.weight": (8, 3, 3), "d.bias": (8,)}, False, id="of-another-layer"),
     ],
 )
 def test_a_bias_is_paired_by_name_and_length(shapes, has_bias):
     (layer,), _ = find_layers(state(shapes))
     assert (layer.bias is not None) is has_bias
+
+
+@pytest.mark.parametrize(
+    ("bias", "reason"),
+    [
+        pytest.param((5,), "its bias of length 5 fits no axis", id="length"),
+        pytest.param((8, 3, 3), "a norm or a scale", id="layer-norm"),
+        pytest.param((8, 3), "its bias has the shape 8×3", id="ensemble"),
+        pytest.param(((8,), "int32"), "its bias is stored as int32", id="quantised"),
+    ],
+)
+def test_a_bias_that_does_not_fit_is_told(bias, reason):
+    layers, ((left_out),) = find_layers(state({"c.weight": (8, 3, 3), "c.bias": bias}))
+    assert not layers
+    assert reason in left_out.reason
 
 
 @pytest.mark.parametrize(
@@ -183,14 +211,14 @@ def test_numbers_in_names_sort_as_numbers():
 
 
 def test_places_tell_what_shapes_cannot():
-    place = Place(kind=TRANSPOSED, stage=2, input=Input.RELU, groups=2, relu_follows=True)
+    place = Place(kind=TRANSPOSED, stage=2, input=Input.RELU, groups=2)
     places = {"b": Place(kind=LINEAR, stage=0), "a": place}
     shapes = {"a.weight": (4, 3, 2, 2), "a.bias": (6,), "b.weight": (8, 3)}
     layers, _ = find_layers(state(shapes, places=places))
     assert [layer.name for layer in layers] == ["b", "a"]  # in the order of the graph
     found = layers[1]
     assert (found.kind, found.stage, found.input) == (TRANSPOSED, 2, Input.RELU)
-    assert (found.groups, found.filters, found.fan_in, found.relu_follows) == (2, 6, 8, True)
+    assert (found.groups, found.filters, found.fan_in, found.input) == (2, 6, 8, Input.RELU)
     assert found.bias is not None
 
 
@@ -273,12 +301,24 @@ def test_a_norm_has_its_four_tensors_and_is_said_to_be_assumed():
             True,
             id="keras",
         ),
-        pytest.param({**bn("n", 8), "n.weight": (4,)}, False, True, id="scale-of-another-length"),
     ],
 )
 def test_forms_of_a_norm(shapes, gamma, beta):
     (layer,), _ = find_layers(state({"c.weight": (8, 3, 3, 3), **shapes}))
     assert (layer.norm.gamma is not None, layer.norm.beta is not None) == (gamma, beta)
+
+
+def test_a_norm_whose_parts_differ_in_length_is_told():
+    found = describe(state({"c.weight": (8, 3, 3, 3), **bn("n", 8), "n.weight": (4,)}))
+    assert found.layers[0].norm is None
+    assert list(found.notes) == ["the batch norm n was not used: its parts have different lengths"]
+
+
+def test_norms_without_a_layer_are_named():
+    found = describe(state({"c.weight": (8, 3, 3, 3), **bn("a", 8), **bn("b", 9)}))
+    assert list(found.notes) == [
+        "batch norms that were paired with no layer: b (--norms LAYER=NORM pairs them)"
+    ]
 
 
 def test_a_graph_tells_the_norm_and_its_eps():
@@ -311,10 +351,17 @@ CONV_3 = (8, 8, 3, 3)
         ),
         pytest.param({**bn("x", 8), "a.weight": CONV_3}, {}, id="before"),
         pytest.param(
-            {"c1.weight": CONV_3, "c2.weight": CONV_3, **bn("n1", 8), **bn("n2", 8)},
+            {"c.weight": CONV_3, "d.weight": CONV_3, **bn("n1", 8), **bn("n2", 8)},
             {},
             id="all-convolutions-then-all-norms",
         ),
+        pytest.param(
+            {"c1.weight": CONV_3, "c2.weight": CONV_3, **bn("n1", 8), **bn("n2", 8)},
+            {"c1": "n1", "c2": "n2"},
+            id="numbers-tell",
+        ),
+        pytest.param({"f.0.weight": CONV_3, **bn("f.2", 8)}, {}, id="something-stands-between"),
+        pytest.param({"a.conv.weight": CONV_3, **bn("b.norm", 8)}, {}, id="of-another-block"),
     ],
 )
 def test_a_norm_is_paired_by_order_and_width(shapes, pairs):
@@ -377,11 +424,11 @@ def published(name):
             },
             id="mobilenet_v2",
         ),
-        # Norms before the convolutions: names would mislead, so none is paired by them.
+        # Norms stand before most convolutions: conv1 and norm2 belong together, by their widths.
         pytest.param(
             "densenet121",
-            62,
-            0,
+            59,
+            59,
             {
                 "features.conv0": "features.norm0",
                 "features.denseblock1.denselayer2.conv1": "features.denseblock1.denselayer2.norm2",
@@ -448,8 +495,10 @@ def test_a_weight_in_parts_is_the_one_that_torch_computes(module, prefix):
     contents = StateDict(tensors={prefix + name: t for name, t in contents.tensors.items()})
     (layer,), skipped = find_layers(contents)
     assert layer.name == (prefix.removesuffix(".") or "weight")
-    assert layer.weight.shape == wanted.shape
     assert not skipped
+    if isinstance(module, nn.ConvTranspose2d):  # whose bias tells the axis of its filters
+        wanted = wanted.swapaxes(0, 1)
+    assert layer.weight.shape == wanted.shape
     np.testing.assert_allclose(layer.weight.read(), wanted, rtol=1e-6, atol=1e-7)
 
 

@@ -63,7 +63,7 @@ def test_every_study_of_the_paper_is_estimated_whole():
     for name, plan in PLANS.items():
         if name.startswith("paper-"):
             hours = [estimate(plan.specs, device) for device in (THREAD, GPU)]
-            assert all(one.unknown == 0 and one.hours > 1 for one in hours)
+            assert all(one.unknown == 0 and one.hours > 0.2 for one in hours)
             said = forecast(FOLDER / f"{name}.yaml").sentence
             assert "on one GPU at 10 TFLOP/s, half an A100's peak" in said
             assert f"{len(plan.specs)} runs, 0 done." in said
@@ -132,6 +132,6 @@ def test_each_network_and_option_of_a_study_runs(name, data, tmp_path):
         draws = 1 if index == 0 and dict(spec.reset)["draws"] else 0
         record = make_run(two_steps(spec, data, draws), str(tmp_path))
         assert (record.name, record.error) == (spec.name, "")
-        assert set(record.made) == {"train", "reset", "measure"}
+        assert set(record.made) == {"train", "measure", *({"reset"} & set(spec.make))}
         assert study.run(spec.name).metrics[-1].epoch == 1
-    assert index >= 3
+    assert index >= 3 or name == "paper-figure"  # one network, five seeds

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import planescope as ps
-from planescope.measurement.measure import find_layers
+from planescope.networks.layers import find_layers
 from planescope.networks.module import read_module
 from planescope.training.tracker import abreast
 

@@ -4,13 +4,13 @@ A format is a module with three names:
 
     NAME            what `source.format` says of a file of this kind
     recognises      (Probe) -> bool: is this file of that format? By content, never by its name
-    read            (Path) -> StateDict, Described or list[Layer]: describe the file, unread
+    read            (Path) -> StateDict or Described: describe the file; read no weights yet
 
 One whose models are several files has `files` besides: (Path) -> all files that make the model.
 
-A format that knows its layers (a graph) gives them; one that holds named tensors gives a
-`StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name of the new
-module in `FORMATS`.
+A format that knows its layers (a graph) gives those, and what it leaves out; one that holds named
+tensors gives a `StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name
+of the new module in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -18,41 +18,62 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from planescope.checkpoints.probe import Probe, probe
+from planescope.checkpoints.entries import read_entry
+from planescope.checkpoints.probe import AnotherFormatError, probe
 from planescope.files.errors import CheckpointError
-from planescope.hyperplanes.layer import Described, Layer, StateDict
+from planescope.hyperplanes.layer import Described, StateDict
 
-# In the order in which a file is tried: cheap and certain tests first.
+FOREIGN = "planescope.checkpoints.foreign"
+
+# In the order in which a file is tried: cheap and certain tests first. `foreign` refuses what is
+# certain to be none of ours; behind it stand formats without a sign of their own.
 FORMATS = (
     "safetensors",
     "torch.zip",
+    "torch.export",
     "torch.stream",
+    "arrays.pickled",
     "arrays.npz",
     "keras.model",
+    "arrays.datasets",
     "sharded",
+    "flax",
     "tflite.model",
     "tfjs",
     "tensorflow.saved_model",
     "tensorflow.checkpoint",
+    "foreign",
     "onnx.model",
+    "caffe.model",
     "tensorflow.frozen",
 )
 
 
-def read_contents(path: Path, /) -> tuple[str, StateDict | Described | list[Layer]]:
+def read_contents(path: Path, /, *, entry: str | None = None) -> tuple[str, StateDict | Described]:
     """Name of a file's format, and what it holds; no weights are read yet.
+
+    Parameters
+    ----------
+    entry : str, optional
+        Which of several state dicts in the file: where it lies, or what its names begin with.
 
     Raises
     ------
     CheckpointError
         If no format recognises the file, or it is damaged.
+    UsageError
+        If it has no such entry.
     """
     look = probe(path)
+    refused = None
     for name in FORMATS:
         module = import_module(f"planescope.checkpoints.{name}")
         if module.recognises(look):
-            return module.NAME, module.read(path)
-    raise CheckpointError(f"{path}: {_what_it_is(look)}")
+            try:
+                return module.NAME, read_entry(module, path, entry)
+            except AnotherFormatError as exc:
+                refused = exc
+    raise refused or CheckpointError(f"{path}: {import_module(FOREIGN).outline(look)}")
 
 
 def files(path: Path, form: str, /) -> list[Path]:
@@ -62,14 +83,3 @@ def files(path: Path, form: str, /) -> list[Path]:
         if form == module.NAME:
             return list(module.files(path)) if hasattr(module, "files") else [path]
     return [path]
-
-
-def _what_it_is(look: Probe) -> str:
-    known = "safetensors, PyTorch, ONNX, Keras, TensorFlow and NumPy .npz files can be measured"
-    if not look.size:
-        return "the file is empty; is the download complete?"
-    if look.head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the file itself; fetch it with git lfs pull"
-    if b"\0" not in look.head:
-        return f"is a text file, not a checkpoint; {known}"
-    return f"is no checkpoint of a known format; {known}"

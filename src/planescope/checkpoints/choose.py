@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from planescope.files.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
+
+# What to do with a file that holds a network in a form that no reader of ours knows.
+SOURCE = "measure the PyTorch, ONNX, TensorFlow or Keras file that it was made from"
 
 # The names under which Hugging Face keeps one and the same model, the one to read first.
 TWINS = (
@@ -18,10 +21,12 @@ TWINS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "tf_model.h5",
+    "flax_model.msgpack",
 )
 
 _MODEL = re.compile(
-    r"[^.].*\.(safetensors|index\.json|pt|pth|bin|tar|ckpt|onnx|keras|h5|npz|tflite|pb)"
+    r"[^.].*\.(safetensors|index\.json|pt|pth|bin|tar|ckpt|onnx|keras|h5|npz|tflite|pb|"
+    r"pt2|ptl|hdf5|caffemodel|msgpack|pkl|pickle|pdparams|joblib|npy)"
     # A checkpoint of TensorFlow that was saved without a name is `.index` alone.
     r"|([^.].*)?\.index|model\.json",
     re.IGNORECASE,
@@ -81,3 +86,21 @@ def listing(names: Sequence[str]) -> str:
     """Name the first few, and count the rest."""
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + rest
+
+
+def folder_of_another_format(names: Collection[str]) -> str | None:
+    """Say what a folder is that holds no model's file."""
+    if "saved_model.pb" in names:
+        return f"is a TensorFlow SavedModel; {SOURCE}"
+    if "_METADATA" in names or "manifest.ocdbt" in names:
+        return (
+            "is an Orbax checkpoint; restore it by orbax.checkpoint.PyTreeCheckpointer().restore "
+            "and save the arrays by numpy.savez"
+        )
+    if "Manifest.json" in names:
+        return f"is a Core ML package; {SOURCE}"
+    if any(name.endswith(".xml") for name in names) and any(n.endswith(".bin") for n in names):
+        return f"may hold an OpenVINO model; {SOURCE}"
+    if "__model__" in names or any(name.endswith(".pdiparams") for name in names):
+        return "holds a Paddle model for inference; give its .pdparams file"
+    return None

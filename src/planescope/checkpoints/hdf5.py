@@ -161,17 +161,29 @@ class Hdf5:
     def tensor(self, key: str) -> Tensor:
         """Describe a dataset that `groups` has listed; nothing of it is read yet."""
         where = f"{self.window.path}: {key}"
-        with _damage_refused(where):
-            dataset = read_dataset(self._objects, self._addresses[key], where)
-            dtype = dataset.dtype
-            # Keras stores two opaque bytes, as HDF5 had no bfloat16, and says so beside them.
-            if dtype == "void16" and self.texts(key, "dtype") == ["bfloat16"]:
-                dtype = "bfloat16"
+        dataset, dtype = self._dataset(key, where)
         if dtype not in ITEM_SIZES or dataset.shape is None:
             raise CheckpointError(
                 f"{where} holds {dtype} values and is no tensor; save the weights as numbers"
             )
         return self._tensor(where, dataset, dtype, dataset.shape)
+
+    def tensor_of_numbers(self, key: str) -> Tensor | None:
+        """Describe a dataset; None for one of texts, records or nothing."""
+        where = f"{self.window.path}: {key}"
+        dataset, dtype = self._dataset(key, where)
+        if dtype not in ITEM_SIZES or dataset.shape is None:
+            return None
+        return self._tensor(where, dataset, dtype, dataset.shape)
+
+    def _dataset(self, key: str, where: str) -> tuple[Dataset, str]:
+        """Dataset and the type of its values."""
+        with _damage_refused(where):
+            dataset = read_dataset(self._objects, self._addresses[key], where)
+            # Keras stores two opaque bytes, as HDF5 had no bfloat16, and says so beside them.
+            if dataset.dtype == "void16" and self.texts(key, "dtype") == ["bfloat16"]:
+                return dataset, "bfloat16"
+        return dataset, dataset.dtype
 
     def _tensor(self, where: str, dataset: Dataset, dtype: str, shape: tuple[int, ...]) -> Tensor:
         width = ITEM_SIZES[dtype]

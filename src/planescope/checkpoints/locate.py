@@ -8,7 +8,7 @@ import os
 import stat
 from pathlib import Path
 
-from planescope.checkpoints.choose import models_among, only_model
+from planescope.checkpoints.choose import folder_of_another_format, models_among, only_model
 from planescope.files.errors import CheckpointError
 
 
@@ -65,6 +65,10 @@ def _model_in(folder: Path) -> str:
         for shard in shard_names(folder / name)
     }
     models = models_among(name for name in names if name not in shards)
+    if not models and (
+        what := folder_of_another_format({entry.name for entry in folder.iterdir()})
+    ):
+        raise CheckpointError(f"{folder}: {what}")
     return only_model(models, names, str(folder))
 
 

@@ -7,10 +7,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from planescope.files.errors import CheckpointError
 from planescope.files.reading import open_binary
 
 HEAD_BYTES = 4096
 ZIP_MAGIC = b"PK\x03\x04"
+
+
+class AnotherFormatError(CheckpointError):
+    """A file that is sound, but of a format that begins alike; the formats behind are tried."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from planescope.files.reading import open_binary, read_exactly
 from planescope.hyperplanes.layer import StateDict, Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from planescope.checkpoints.probe import Probe
@@ -49,6 +51,9 @@ DTYPES = {
     "C64": "complex64",
 }
 
+# First bytes of a tensor by which those of the same contents are told.
+_DIGEST_BYTES = 256
+
 _DAMAGED = "the file is damaged, get it again"
 
 
@@ -76,7 +81,8 @@ def read(path: Path) -> StateDict:
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(f"{path}: claims a header of {length} bytes; {_DAMAGED}")
     header = parse_object(read_exactly(path, 8, length), f"{path}: the header")
-    _check_metadata(path, header.pop("__metadata__", None))
+    metadata = header.pop("__metadata__", None)
+    _check_metadata(path, metadata)
     begin = 8 + length
     spans: list[tuple[int, int, str]] = []
     tensors = {}
@@ -84,7 +90,18 @@ def read(path: Path) -> StateDict:
         tensors[name], span = _tensor(path, name, entry, begin)
         spans.append((*span, name))
     _check_cover(path, spans, begin)
-    return StateDict(tensors=tensors, in_order=False)
+    return StateDict(tensors=_with_aliases(path, tensors, metadata or {}), in_order=False)
+
+
+def _with_aliases(
+    path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Add the names that were left out since their tensor has another; `save_model` notes them."""
+    for name, kept in metadata.items():
+        if name not in tensors and kept in tensors:
+            one = dataclasses.replace(tensors[kept], identity=(str(path), kept))
+            tensors[kept] = tensors[name] = one
+    return tensors
 
 
 def parse_object(raw: bytes, what: str) -> dict[str, Any]:
@@ -152,7 +169,12 @@ def _tensor(path: Path, name: str, entry: Any, begin: int) -> tuple[Tensor, tupl
             f"{where} of shape {shape} and dtype {spelling} takes {size} bytes, but its offsets "
             f"hold {end - start}; {_DAMAGED}"
         )
-    return stored_tensor(path, begin + start, dtype, tuple(shape)), (start, end)
+    tensor = stored_tensor(path, begin + start, dtype, tuple(shape))
+
+    def digest() -> bytes:
+        return read_exactly(path, begin + start, min(size, _DIGEST_BYTES))
+
+    return dataclasses.replace(tensor, digest=digest), (start, end)
 
 
 def _check_cover(path: Path, spans: list[tuple[int, int, str]], begin: int) -> None:

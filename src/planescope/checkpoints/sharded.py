@@ -112,7 +112,7 @@ def _read_shard(index: Path, name: str) -> StateDict:
             "whole model"
         )
     # An index that names an index, perhaps itself, would never end.
-    contents = [] if recognises(probe(path)) else read_contents(path)[1]
+    contents = None if recognises(probe(path)) else read_contents(path)[1]
     if not isinstance(contents, StateDict):
         raise CheckpointError(
             f"{index}: its shard {name[:200]} holds no named tensors; get it again"

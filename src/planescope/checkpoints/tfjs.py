@@ -161,6 +161,14 @@ def _parsed(path: Path) -> dict[str, Any]:
     return parse_object(read_exactly(path, 0, size), f"{path}: the model")
 
 
+def _number(value: object) -> float | None:
+    """Give what JSON holds as a number; None where it is none, or beyond all floats."""
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return None
+
+
 def _shape_of(value: object) -> tuple[int, ...] | None:
     """Give what JSON holds as a shape; None where it cannot be one."""
     if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
@@ -176,9 +184,9 @@ def _tensor(
     shape: tuple[int, ...],
     quantised: Mapping[str, Any],
 ) -> Tensor:
-    scale, least = quantised.get("scale", 1), quantised.get("min", 0)
+    scale, least = _number(quantised.get("scale", 1)), _number(quantised.get("min", 0))
     is_integer = dtype in ("uint8", "uint16")
-    known = isinstance(scale, int | float) and isinstance(least, int | float)
+    known = scale is not None and least is not None
 
     def read() -> np.ndarray:
         raw = np.empty(end - begin, dtype=np.uint8)
@@ -191,7 +199,7 @@ def _tensor(
                 raw[into : into + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
             at += shard.size
         values = decode(raw, dtype).reshape(shape)
-        if not is_integer:
+        if not is_integer or scale is None or least is None:
             return values
         # As JavaScript computes it: in float64, rounded once.
         with np.errstate(all="ignore"):

@@ -31,6 +31,22 @@ import click
     help="Names of transposed convolutions, which a state dict does not tell.",
 )
 @click.option(
+    "--layout",
+    metavar="[REGEX=]LAYOUT",
+    multiple=True,
+    help="Where a state dict has its filters: filters-first (PyTorch) or filters-last (Keras, "
+    "Flax). Otherwise judged by names, biases and shapes; repeatable.",
+)
+@click.option(
+    "--norms",
+    metavar="LAYER=NORM",
+    multiple=True,
+    help="The batch norm behind a layer of a state dict; LAYER= for none; repeatable.",
+)
+@click.option("--eps", type=float, help="Epsilon of a state dict's norms, which it does not hold.")
+@click.option("--entry", metavar="NAME", help="Which of several state dicts in a file, as ema.")
+@click.option("--pairing", is_flag=True, help="Show the norm of each layer, and what told it.")
+@click.option(
     "--network",
     metavar="NAME",
     help="Network of a state dict (lenet, vgg16_bn, ...): tells stages, inputs and norms.",
@@ -56,6 +72,11 @@ def measure(
     kinds: tuple[str, ...],
     layers: str | None,
     transposed: str | None,
+    layout: tuple[str, ...],
+    norms: tuple[str, ...],
+    eps: float | None,
+    entry: str | None,
+    pairing: bool,
     network: str | None,
     init: str | None,
     data: str | None,
@@ -83,6 +104,10 @@ def measure(
                 kinds=kinds,
                 layers=layers,
                 transposed=transposed,
+                layout=layout,
+                norms=norms,
+                eps=eps,
+                entry=entry,
                 network=network,
                 init=init,
                 data=data,
@@ -105,7 +130,7 @@ def measure(
     from planescope.cli.tables import print_measurement
 
     for one in measured:
-        print_measurement(one)
+        print_measurement(one, pairing=pairing)
 
 
 def _check_outputs(

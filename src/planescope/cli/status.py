@@ -50,6 +50,7 @@ def _fields(run: Run) -> dict[str, Any]:
         "message": state.message,
         "network": config.network,
         "data": config.data,
+        "precision": config.precision,
         "epochs": config.epochs,
         "snapshots": list(run.snapshots),
         "last": vars(metrics[-1]) if metrics else None,
@@ -70,7 +71,10 @@ def print_status(runs: Sequence[Run]) -> None:
 
 def _line(fields: dict[str, Any]) -> str:
     last = fields["last"]
-    parts = [f"{fields['path']}: {fields['network']} on {fields['data']}, {fields['state']}"]
+    parts = [f"{fields['path']}: {fields['network']} on {fields['data']}"]
+    if fields["precision"] != "32-true":
+        parts.append(fields["precision"])
+    parts.append(fields["state"])
     if last is not None:
         parts.append(f"epoch {last['epoch']} of {fields['epochs']}")
         if last["train_loss"] is not None:

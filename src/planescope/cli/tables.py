@@ -83,6 +83,7 @@ _COLUMNS = (
     _Column("filters", _number("filters", "d"), rank=1),
     _Column("left\nout", _left_out, lambda m: bool(m.network.degenerate + m.network.non_finite)),
     _Column("fan-in", _text("fan_in"), rank=5),
+    _Column("no\nside", _number("sideless", "d"), lambda m: bool(m.network.sideless), rank=3),
     _Column("negative\nmass", _number("negative_mass", ".3f")),
     _Column("mean\ncosine", _number("mean_cosine", "+.4f")),
     _Column("z", _number("z", "+.1f"), rank=6),
@@ -98,8 +99,11 @@ _COLUMNS = (
 _LEFT_ALIGNED = ("layer", "kind", "input", "left\nout", "biased")
 
 
-def print_measurement(measurement: Measurement) -> None:
-    """Print the table of a network, its pool last, and what it says in a sentence."""
+def print_measurement(measurement: Measurement, *, pairing: bool = False) -> None:
+    """Print the table of a network, its pool last, and what it says in a sentence.
+
+    With `pairing` the norm behind each layer follows, and what told it.
+    """
     from rich.text import Text
 
     out = console()
@@ -107,6 +111,10 @@ def print_measurement(measurement: Measurement) -> None:
     out.print(Text(f"{source.path} ({source.format}), {measurement.view} view", style="bold"))
     out.print(_fitting_table(measurement, out))
     out.print(Text(measurement.verdict))
+    if pairing:
+        for layer in measurement.layers:
+            told = "no norm" if layer.norm is None else f"{layer.norm} (told by {layer.pairing})"
+            out.print(Text(f"{layer.name}: {told}"))
     for line in (*measurement.notes, *_skipped_lines(measurement)):
         out.print(Text(line, style="dim"))
 

@@ -78,8 +78,10 @@ def train(*, config: str | None, out: str, resume: bool, trust: bool, **options:
     from planescope.cli.status import print_status
     from planescope.training.loop import rank
     from planescope.training.loop import train as train_run
+    from planescope.training.processor import keep_memory
     from planescope.training.run import Run
 
+    keep_memory()
     given = {name: value for name, value in options.items() if value not in (None, ())}
     wanted, own = _config(config, out, given, resume=resume)
     if resume:

@@ -15,8 +15,8 @@ from planescope.training.run import Run
 Columns = dict[str, list[Any]]
 
 _LAYER_KEYS = (
-    "filters", "fan_in", "degenerate", "non_finite", "negative_mass", "mean_cosine", "q_mass",
-    "biased",
+    "filters", "fan_in", "degenerate", "non_finite", "sideless", "negative_mass", "mean_cosine",
+    "q_mass", "biased",
 )  # fmt: skip
 _LAYER_COLUMNS = ("number", "layer", *_LAYER_KEYS, "chance_low", "chance_high")
 

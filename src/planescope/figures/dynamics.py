@@ -80,6 +80,8 @@ PANELS = {
 }
 USUAL = ("negative_mass", "agreement", "mean_cosine", "l2", "negative_centre")
 NEEDED = ("epoch", "name", "filters", "degenerate", "non_finite", "q_mass", "q_centre")
+# Filters that have no part in a mass; tables of before have not all of these columns.
+ASIDE = ("degenerate", "non_finite", "sideless")
 METRICS = ("loss", "accuracy")
 # The curves of a panel of metrics, by how their columns begin.
 CURVES: dict[str, dict[str, Any]] = {
@@ -271,7 +273,7 @@ def _draw_points(axes: Axes, epochs: Any, lines: Floats, beyond: Any, colors: An
 
 def _draw_bands(axes: Axes, table: pd.DataFrame, name: str) -> None:
     """What chance gives to the layers with the fewest and the most filters."""
-    usable = table["filters"] - table["degenerate"] - table["non_finite"]
+    usable = table["filters"] - sum(table[name] for name in ASIDE if name in table)
     counts = usable[usable > 0]
     for filters, color in ((counts.min(), FAINT), (counts.max(), CHANCE)):
         low, high = chance.mass_band(int(filters))

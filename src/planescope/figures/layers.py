@@ -302,12 +302,12 @@ def _name(layer: LayerMeasurement) -> str:
 
 
 def usable_filters(row: Statistics) -> int:
-    """How many filters have a hyperplane."""
-    return row.filters - row.degenerate - row.non_finite
+    """Count the filters that a negative mass is a share of."""
+    return row.filters - row.degenerate - row.non_finite - row.sideless
 
 
 def _left_out(layer: LayerMeasurement) -> int:
-    return layer.degenerate + layer.non_finite
+    return layer.degenerate + layer.non_finite + layer.sideless
 
 
 def mark_stages(axes: Axes, layers: Sequence[LayerMeasurement], pitch: float) -> None:

@@ -90,7 +90,7 @@ def portrait_panel(
     values = filter_values(measurement, layer)
     crossing = values.crossing * math.sqrt(layer.fan_in)
     # NaN, where there is no crossing, is not below; nor is what float64 cannot tell from parallel.
-    drawn = values.usable & (np.abs(crossing) < FARTHEST)
+    drawn = values.usable & values.sided & (np.abs(crossing) < FARTHEST)
     crossing, cosine, offset = crossing[drawn], values.cosine[drawn], values.offset[drawn]
     low, high = seen_range(crossing)
     across = width - LEFT - RIGHT

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 29
 MAX_INSTRUCTIONS = 1 << 23
 
+# Longer operands stay in the file where `read_pickle` is asked for that: texts, which may be names,
+# and bytes, which are values.
+STRETCH_TEXT = 1024
+STRETCH_BYTES = 255
+
 # Decimal text converts in quadratic time, and Python refuses to print more than 4,300 digits.
 MAX_INTEGER_BYTES = 1024
 
@@ -82,6 +87,23 @@ class Key:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Stretch:
+    """A long operand that stays in the file.
+
+    Attributes
+    ----------
+    begin, length : int
+        Where its bytes lie.
+    form : {"bytes", "utf-8", "raw-unicode-escape", "string-escape"}
+        How the stream writes it: as bytes, as text of two kinds, or quoted as in Python 2.
+    """
+
+    begin: int
+    length: int
+    form: str = "bytes"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Pickled:
     """What one stream holds: its value, all persistent objects in it, and the offset behind it."""
 
@@ -91,7 +113,13 @@ class Pickled:
 
 
 def read_pickle(
-    data: bytes | mmap, offset: int = 0, *, where: str, raw_strings: bool = False
+    data: bytes | mmap,
+    offset: int = 0,
+    *,
+    where: str,
+    raw_strings: bool = False,
+    stretches: bool = False,
+    behind: Callable[[Call, int], Stretch | None] | None = None,
 ) -> Pickled:
     """Read the pickle at `offset`, of any protocol, without executing anything in it.
 
@@ -101,6 +129,12 @@ def read_pickle(
         File (and member), for messages.
     raw_strings : bool
         Give the strings of Python 2 as bytes: there one type held text and bytes.
+    stretches : bool
+        Leave bytes of more than `STRETCH_BYTES`, and texts of more than `STRETCH_TEXT`, in the
+        file; the stream may then be as long as the file is.
+    behind : callable, optional
+        Record whose state was set, and the offset behind it -> bytes of another kind that stand
+        there in the stream and belong to it; they become the last of its `elements`.
 
     Returns
     -------
@@ -115,7 +149,8 @@ def read_pickle(
         If the stream is cut short, damaged or out of all proportion, or uses the extension registry
         or out-of-band buffers.
     """
-    machine = _Machine(data, offset, where, raw_strings=raw_strings)
+    machine = _Machine(data, offset, where, raw_strings=raw_strings, stretches=stretches)
+    machine.behind = behind
     value = machine.run()
     return Pickled(value, machine.persistent, machine.at)
 
@@ -123,10 +158,15 @@ def read_pickle(
 class _Machine:
     """The state of the stack machine; the instructions are the functions below."""
 
-    def __init__(self, data: bytes | mmap, offset: int, where: str, *, raw_strings: bool) -> None:
+    def __init__(
+        self, data: bytes | mmap, offset: int, where: str, *, raw_strings: bool, stretches: bool
+    ) -> None:
         self.data = data
         self.at = offset
-        self.end = min(len(data), offset + MAX_BYTES)
+        self.end = len(data) if stretches else min(len(data), offset + MAX_BYTES)
+        self.stretches = stretches
+        self.left = MAX_BYTES  # of operands that are copied
+        self.behind: Callable[[Call, int], Stretch | None] | None = None
         self.where = where
         self.string: Callable[[bytes], object] = bytes if raw_strings else _text
         self.stack: list[Any] = []
@@ -165,6 +205,31 @@ class _Machine:
         self.at = begin + length
         return self.data[begin : self.at]
 
+    def operand(self, width: int, form: str = "bytes") -> bytes | Stretch:
+        """Operand behind its own length, of `width` bytes."""
+        length = self.number(width)
+        if self.stretches and length > (STRETCH_BYTES if form == "bytes" else STRETCH_TEXT):
+            return self.stretch(length, form)
+        found = self.take(length)
+        self.spend(length)
+        return found
+
+    def stretch(self, length: int, form: str = "bytes") -> Stretch:
+        """Step over bytes that stay in the file."""
+        begin = self.at
+        if length > self.end - begin:
+            raise self.damaged(f"wants {length} bytes where {max(self.end - begin, 0)} are left")
+        self.at = begin + length
+        return Stretch(begin, length, form)
+
+    def spend(self, length: int) -> None:
+        self.left -= length
+        if self.left < 0:
+            raise CheckpointError(
+                f"{self.where}: the pickle has more than {MAX_BYTES} bytes of texts; save the "
+                "model's state dict alone"
+            )
+
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
 
@@ -173,7 +238,16 @@ class _Machine:
         if end < 0:
             raise self.damaged("has a line without an end")
         self.at = end + 1
+        self.spend(end - begin)
         return self.data[begin:end]
+
+    def long_line(self, form: str) -> Stretch | None:
+        """The rest of the line as a stretch where it is long, and they are wanted."""
+        begin, end = self.at, self.data.find(b"\n", self.at, self.end)
+        if not self.stretches or end - begin <= STRETCH_TEXT:
+            return None
+        self.at = end + 1
+        return Stretch(begin, end - begin, form)
 
     def decimal(self, text: bytes) -> int:
         if len(text) > MAX_INTEGER_BYTES:
@@ -236,6 +310,14 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
+def _as_text(operand: bytes | Stretch) -> object:
+    return _text(operand) if type(operand) is bytes else operand
+
+
+def _as_string(machine: _Machine, operand: bytes | Stretch) -> object:
+    return machine.string(operand) if type(operand) is bytes else operand
+
+
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)", re.DOTALL)
 _ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\", b"'": b"'", b'"': b'"'}
 
@@ -244,6 +326,35 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
     """One escape as `repr` of Python 2 writes it."""
     code = match[1]
     return bytes.fromhex(code[1:].decode()) if len(code) == 3 else _ESCAPES.get(code, match[0])
+
+
+def _unquoted(quoted: bytes) -> bytes:
+    """Bytes of a string as `repr` of Python 2 writes it.
+
+    Raises
+    ------
+    ValueError
+        If it has no quotes.
+    """
+    quoted = quoted.strip()
+    if len(quoted) < 2 or quoted[0] != quoted[-1] or quoted[:1] not in (b"'", b'"'):
+        raise ValueError("a string without quotes")
+    return _ESCAPE.sub(_unescaped, quoted[1:-1])
+
+
+def stretch_bytes(raw: bytes, form: str, /) -> bytes:
+    """Bytes that a stretch stands for: of text, those of its characters in Latin-1.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be that.
+    """
+    if form == "bytes":
+        return raw
+    if form == "string-escape":
+        return _unquoted(raw)
+    return raw.decode(form).encode("latin-1")
 
 
 _Instruction = Callable[[_Machine], None]
@@ -290,15 +401,15 @@ _pushes(b"\x8b", lambda m: m.integer(m.number(4)))
 _pushes(b"L", lambda m: m.decimal(m.line().removesuffix(b"L")))
 _pushes(b"G", lambda m: struct.unpack(">d", m.take(8))[0])
 
-_pushes(b"X", lambda m: _text(m.take(m.number(4))))
+_pushes(b"X", lambda m: _as_text(m.operand(4, "utf-8")))
 _pushes(b"\x8c", lambda m: _text(m.take(m.number(1))))
-_pushes(b"\x8d", lambda m: _text(m.take(m.number(8))))
-_pushes(b"B", lambda m: m.take(m.number(4)))
+_pushes(b"\x8d", lambda m: _as_text(m.operand(8, "utf-8")))
+_pushes(b"B", lambda m: m.operand(4))
 _pushes(b"C", lambda m: m.take(m.number(1)))
-_pushes(b"\x8e", lambda m: m.take(m.number(8)))
-_pushes(b"\x96", lambda m: m.take(m.number(8)))
+_pushes(b"\x8e", lambda m: m.operand(8))
+_pushes(b"\x96", lambda m: m.operand(8))
 # What Python 2 called str: text or bytes, and nothing tells which.
-_pushes(b"T", lambda m: m.string(m.take(m.number(4))))
+_pushes(b"T", lambda m: _as_string(m, m.operand(4)))
 _pushes(b"U", lambda m: m.string(m.take(m.number(1))))
 
 _pushes(b"t", lambda m: tuple(m.to_mark()))
@@ -327,6 +438,9 @@ def _float_line(m: _Machine) -> None:
 
 @_instruction(b"V")
 def _unicode_line(m: _Machine) -> None:
+    if (stretch := m.long_line("raw-unicode-escape")) is not None:
+        m.stack.append(stretch)
+        return
     try:
         text = m.line().decode("raw-unicode-escape")
     except UnicodeDecodeError:
@@ -336,10 +450,13 @@ def _unicode_line(m: _Machine) -> None:
 
 @_instruction(b"S")
 def _string_line(m: _Machine) -> None:
-    quoted = m.line().strip()
-    if len(quoted) < 2 or quoted[0] != quoted[-1] or quoted[:1] not in (b"'", b'"'):
-        raise m.damaged("has a string without quotes")
-    m.stack.append(m.string(_ESCAPE.sub(_unescaped, quoted[1:-1])))
+    if (stretch := m.long_line("string-escape")) is not None:
+        m.stack.append(stretch)
+        return
+    try:
+        m.stack.append(m.string(_unquoted(m.line())))
+    except ValueError:
+        raise m.damaged("has a string without quotes") from None
 
 
 @_instruction(b"(")
@@ -476,7 +593,12 @@ def _build(m: _Machine) -> None:
     state = m.stack.pop()
     if type(m.stack[-1]) is not Call:
         raise m.damaged(f"sets the state of a {type(m.stack[-1]).__name__}")
-    m.stack[-1].state = state
+    record = m.stack[-1]
+    record.state = state
+    stretch = None if m.behind is None else m.behind(record, m.at)
+    if stretch is not None:
+        m.at = stretch.begin
+        record.elements.append(m.stretch(stretch.length))
 
 
 @_instruction(b"P")

@@ -6,11 +6,13 @@ against the file before anything is read, and a member that would inflate beyond
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import open_binary, read_exactly
@@ -23,8 +25,38 @@ BOMB_BYTES = 1 << 27
 BOMB_RATIO = 200
 
 
+class _Stretch(io.RawIOBase):
+    """A stretch of a file as a file of its own, open for reading."""
+
+    def __init__(self, file: BinaryIO, begin: int, size: int) -> None:
+        self._file, self._begin, self._size, self._at = file, begin, size, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError("a place before the archive")
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._size - self._at, 0)
+        self._file.seek(self._begin + self._at)
+        found = self._file.read(left if size is None or size < 0 else min(size, left))
+        self._at += len(found)
+        return found
+
+
 class Archive:
-    """The directory of a zip file.
+    """The directory of a zip file, or of one within a file: `size` bytes from `begin` on.
 
     Attributes
     ----------
@@ -38,12 +70,12 @@ class Archive:
         file, or one would inflate beyond reason.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, begin: int = 0, size: int | None = None) -> None:
+        self.path, self.begin = path, begin
         with open_binary(path) as file:
-            self.size = os.fstat(file.fileno()).st_size
+            self.size = os.fstat(file.fileno()).st_size if size is None else size
             try:
-                with zipfile.ZipFile(file) as archive:
+                with zipfile.ZipFile(_Stretch(file, begin, self.size)) as archive:
                     infos = archive.infolist()
             # zipfile lets struct errors and bad text through on damaged directories.
             except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError) as exc:
@@ -83,10 +115,11 @@ class Archive:
             If the member's own header is not where the directory says, or its bytes do not fit.
         """
         info = self.members[name]
-        header = read_exactly(self.path, info.header_offset, _LOCAL_HEADER.size)
+        at = self.begin + info.header_offset
+        header = read_exactly(self.path, at, _LOCAL_HEADER.size)
         fields = _LOCAL_HEADER.unpack(header)
-        begin: int = info.header_offset + _LOCAL_HEADER.size + fields[-2] + fields[-1]
-        if fields[0] != b"PK\x03\x04" or begin + info.compress_size > self.size:
+        begin: int = at + _LOCAL_HEADER.size + fields[-2] + fields[-1]
+        if fields[0] != b"PK\x03\x04" or begin + info.compress_size > self.begin + self.size:
             raise CheckpointError(f"{self.path}: member {name!r} is not where the directory says")
         return begin
 

@@ -39,6 +39,8 @@ _EXACT_ELEMENTS = 1 << 16
 # 3e-16 of the length, as seen for fan-ins of 9 to 50,000, so that all others have twelve digits;
 # of random filters one in 4,000 is as near to 0.
 _NEAR = 3e-4
+# Roundings of the sum of magnitudes within which a projection is one of 0 (METHOD, section 2).
+ROUNDINGS = 4
 # On an accelerator the calls count and the cache does not.
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
 
@@ -58,12 +60,16 @@ class Hyperplanes:
         c_i in [-1, 1] up to rounding; NaN where there is no direction.
     bias : array or None
         b_i; None where the layer has none (then 0).
+    sideless : array of bool, or None
+        Whether a projection is within rounding of 0, so that the hyperplane faces neither way; None
+        where nobody asked.
     """
 
     projection: Array
     norm: Array
     cosine: Array
     bias: Array | None
+    sideless: Array | None = None
 
 
 def namespace(array: Array, /) -> Namespace:
@@ -81,7 +87,12 @@ def namespace(array: Array, /) -> Namespace:
 
 
 def arrangement(
-    normals: Array, bias: Array | None = None, /, *, xp: Namespace | None = None
+    normals: Array,
+    bias: Array | None = None,
+    /,
+    *,
+    eps: float | None = None,
+    xp: Namespace | None = None,
 ) -> Hyperplanes:
     """Projection, norm and cosine of all filters of a layer in one pass over the weights.
 
@@ -90,6 +101,9 @@ def arrangement(
     normals : array, shape (filters, fan_in), real floating
         One flattened filter a row.
     bias : array, shape (filters,), optional
+    eps : float, optional
+        Distance from 1 to the next number of the type in which the weights are stored, where that
+        is narrower than the array's own.
 
     Returns
     -------
@@ -110,23 +124,78 @@ def arrangement(
     """
     xp = _checked(normals, bias, xp)
     wide = _widest_float(normals, xp)
+    eps = float(xp.finfo(normals.dtype).eps) if eps is None else eps
     columns = zip(*(_sums(rows) for rows in _row_blocks(normals)), strict=True)
     total, length, *unit = (_concat(column) for column in columns)
     projection, norm = (total * unit[0], length * unit[0]) if unit else (total, length)
     if _is_numpy(namespace(total)):
         for row, exact in _exact_sums(normals, _doubtful(total, length, normals.shape[1])):
             projection[row], total[row] = exact, exact / unit[0][row] if unit else exact
+        lost = sideless(normals, total, length, eps, unit=unit[0] if unit else None)
+    else:
+        whole = _concat([_magnitudes(rows) for rows in _row_blocks(normals)])
+        lost = xp.abs(projection) <= ROUNDINGS * eps * whole
     cosine = _cosine(total, length, normals.shape[1])
     return Hyperplanes(
         projection=_given_back(projection, xp),
         norm=_given_back(norm, xp),
         cosine=_given_back(cosine, xp),
         bias=None if bias is None else xp.astype(bias, wide),
+        sideless=_given_back(lost, xp),
     )
 
 
+def sideless(
+    normals: Array,
+    projection: NDArray[np.float64],
+    norm: NDArray[np.float64],
+    eps: float,
+    /,
+    *,
+    unit: NDArray[np.float64] | None = None,
+) -> NDArray[np.bool_]:
+    """Tell the filters whose projection is within rounding of 0 (METHOD, section 2).
+
+    Parameters
+    ----------
+    normals : array in the host's memory, shape (filters, fan_in)
+    projection, norm : NumPy array, shape (filters,)
+        Of these filters, as `arrangement` gives them.
+    eps : float
+        Distance from 1 to the next number of the stored type.
+    unit : NumPy array, shape (filters,), optional
+        What projections and norms are in units of, filter by filter.
+
+    Returns
+    -------
+    NumPy array of bool, shape (filters,)
+        ``abs(pi_i) <= 4 eps sum_j abs(w_ij)``; False for a filter without a direction.
+    """
+    import numpy as np
+
+    # The sum of magnitudes is at most sqrt(fan_in) times the length: few filters need it taken.
+    most = ROUNDINGS * eps * math.sqrt(normals.shape[1]) * (1.0 + 1e-9)
+    found = (np.abs(projection) <= most * norm) & (norm > 0) & np.isfinite(norm)
+    near = np.flatnonzero(found)
+    if len(near):
+        wholes = []
+        for first in range(0, len(near), step := max(1, _BLOCK_ELEMENTS // normals.shape[1])):
+            rows = near[first : first + step]
+            block = next(_row_blocks(normals[rows, :], whole=True))
+            scaled = block if unit is None else block / unit[rows, None]
+            wholes.append(np.abs(scaled).sum(axis=1, dtype=np.float64))
+        found[near] = np.abs(projection[near]) <= ROUNDINGS * eps * np.concatenate(wholes)
+    return found
+
+
 def from_sums(
-    projection: NDArray[np.float64], norm: NDArray[np.float64], fan_in: int, bias: Array | None, /
+    projection: NDArray[np.float64],
+    norm: NDArray[np.float64],
+    fan_in: int,
+    bias: Array | None,
+    /,
+    *,
+    sideless: NDArray[np.bool_],
 ) -> Hyperplanes:
     """Hyperplanes of filters whose sums and lengths somebody has taken; NumPy's, but the bias.
 
@@ -135,12 +204,17 @@ def from_sums(
     projection, norm : NumPy array, shape (filters,)
     fan_in : int
     bias : array, shape (filters,), or None
+    sideless : NumPy array of bool, shape (filters,)
     """
     if bias is not None:
         xp = namespace(bias)
         bias = xp.astype(bias, _widest_float(bias, xp))
     return Hyperplanes(
-        projection=projection, norm=norm, cosine=_cosine(projection, norm, fan_in), bias=bias
+        projection=projection,
+        norm=norm,
+        cosine=_cosine(projection, norm, fan_in),
+        bias=bias,
+        sideless=sideless,
     )
 
 
@@ -278,6 +352,7 @@ def effective(
             scale == 0, xp.full_like(raw.cosine, math.nan), xp.sign(scale) * raw.cosine
         ),
         bias=beta + scale * ((0.0 if raw.bias is None else raw.bias) - mean),
+        sideless=raw.sideless,
     )
 
 
@@ -411,14 +486,14 @@ def _is_on_host(array: Array) -> bool:
     return type(array) in (torch.Tensor, torch.nn.Parameter) and array.device.type == "cpu"
 
 
-def _row_blocks(normals: Array) -> Iterator[Array]:
-    """Some rows at a time; NumPy's view of them where that can be had."""
+def _row_blocks(normals: Array, *, whole: bool = False) -> Iterator[Array]:
+    """Some rows at a time, or all; NumPy's view of them where that can be had."""
     filters, fan_in = normals.shape
     on_host = _is_on_host(normals)
     if on_host and _is_torch(normals):
         normals = _numpy_view(normals)
     elements = _BLOCK_ELEMENTS if on_host else _DEVICE_BLOCK_ELEMENTS
-    step = max(1, elements // max(1, fan_in))
+    step = max(1, filters if whole else elements // max(1, fan_in))
     # One block at least, so that a layer without filters gives empty arrays.
     for start in range(0, max(1, filters), step):
         rows = normals[start : min(start + step, filters), :]
@@ -448,6 +523,15 @@ def _sums(rows: Array) -> tuple[Array, ...]:
         unit = _row_unit(values, xp)
         return *_sum_and_length(values / unit[:, None], wide, xp), unit
     return _sum_and_length(rows, wide, xp)
+
+
+def _magnitudes(rows: Array) -> Array:
+    """Sum of the magnitudes of each row."""
+    xp = namespace(rows)
+    wide = _widest_float(rows, xp)
+    if _is_torch(rows):
+        return xp.linalg.vector_norm(rows, ord=1, axis=1, dtype=wide)
+    return xp.sum(xp.abs(xp.astype(rows, wide, copy=False)), axis=1)
 
 
 def _sum_and_length(values: Array, wide: Any, xp: Namespace) -> tuple[Array, Array]:

@@ -7,13 +7,17 @@ when asked for, so that nothing holds two layers' weights at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 # Whatever array_api_compat takes: NumPy, torch, JAX, CuPy. No library names a common base.
 Array = Any
+
+
+# Distance from 1 to the next number, by the first part of a type's name.
+_EPS = {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7, "float8": 2.0**-3}
 
 
 class Kind(StrEnum):
@@ -34,6 +38,22 @@ class Input(StrEnum):
     UNKNOWN = "unknown"  # no graph tells
 
 
+class Layout(StrEnum):
+    """Which axis of a stored weight has the filters."""
+
+    FIRST = "filters-first"  # (out, in / groups, *kernel), as PyTorch keeps them
+    LAST = "filters-last"  # (*kernel, in / groups, out), as Keras and Flax do
+
+
+class Pairing(StrEnum):
+    """What told which norm stands behind a layer."""
+
+    GRAPH = "graph"
+    NAMES = "names"
+    ORDER = "order"  # of the tensors in the file, which torch writes as modules were defined
+    GIVEN = "given"  # by the user
+
+
 class View(StrEnum):
     """Which hyperplanes are measured (METHOD, section 4)."""
 
@@ -48,11 +68,22 @@ class Tensor:
     `read()` gives an array of `shape`: NumPy from a file (bfloat16 and float8 widened to float32,
     exactly), the live tensor from a module. `dtype` is the stored type as NumPy and ml_dtypes name
     it (``"float32"``, ``"bfloat16"``, ``"float8_e4m3fn"``, ``"int64"``).
+    `identity`, where there is one, is equal for two tensors that are one and the same; `digest`
+    gives what is equal for equal contents, cheaply, of a file whose tensors cannot share memory.
     """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Array]
+    identity: Hashable = None
+    digest: Callable[[], Hashable] | None = None
+
+    @property
+    def eps(self) -> float:
+        """Distance from 1 to the next number of the stored type; of integers, float32's."""
+        if self.dtype.startswith("float8_e5m2"):
+            return 2.0**-2
+        return _EPS.get(self.dtype.partition("_")[0], 2.0**-23)
 
     @property
     def is_floating(self) -> bool:
@@ -73,6 +104,7 @@ class Norm:
     mean: Tensor
     variance: Tensor
     eps: float
+    eps_assumed: bool = False  # its framework's own, which the file does not hold
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -94,11 +126,11 @@ class Layer:
         Number of downsampling steps before the layer; None without a graph.
     norm : Norm or None
         The batch norm that follows.
-    norm_assumed : bool
-        The norm was paired by name, order and width, and the order convolution, norm, ReLU is
-        assumed; a graph did not show it.
-    relu_follows : bool or None
-        Whether a ReLU stands behind the layer (and its norm); None without a graph.
+    pairing : Pairing or None
+        What told the norm; None is a graph. Where names or order did, the order convolution, norm,
+        ReLU is assumed.
+    aliases : tuple of str
+        Other names under which the same weight stands.
     """
 
     name: str
@@ -109,8 +141,13 @@ class Layer:
     stage: int | None = None
     input: Input = Input.UNKNOWN
     norm: Norm | None = None
-    norm_assumed: bool = False
-    relu_follows: bool | None = None
+    pairing: Pairing | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def norm_assumed(self) -> bool:
+        """Whether no graph showed the norm."""
+        return self.pairing in (Pairing.NAMES, Pairing.ORDER)
 
     @property
     def filters(self) -> int:
@@ -162,7 +199,7 @@ class Place:
     groups: int | None = None
     norm: str | None = None  # name of the batch norm that follows at once
     eps: float | None = None  # of that norm
-    relu_follows: bool | None = None
+    layout: Layout | None = None  # where the class of a module tells
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,8 +220,14 @@ class StateDict:
         Where in the file the state dict was found (``"model_state_dict"``); "" for all of it.
     note : str
         What a reader of the result should know, such as why no graph could be traced; else "".
+    notes : tuple of str
+        More of these.
     skipped : tuple of Skipped
-        What looks like a layer, and whoever read the file knows that it is none.
+        What looks like a layer and is none that can be measured, as far as the file itself tells.
+    reasons : mapping of str to str
+        By module name: why its weight makes no layer, as the module's class tells.
+    norm_eps : mapping of str to float
+        Epsilon of norms by module name, where the file holds it.
     """
 
     tensors: Mapping[str, Tensor]
@@ -192,7 +235,10 @@ class StateDict:
     in_order: bool = True
     entry: str = ""
     note: str = ""
+    notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    norm_eps: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -28,8 +28,11 @@ class Statistics:
         All filters, the ones left out included.
     degenerate, non_finite : int
         Filters left out: a zero normal; a NaN or an infinity.
+    sideless : int
+        Usable filters whose projection is within rounding of 0: they take part in all but
+        negative_mass, agreement and p_mass.
     negative_mass : float
-        m, share of usable filters with pi_i <= 0.
+        m, share of usable filters that have a side with pi_i <= 0.
     mean_cosine, std_cosine, min_cosine, q25_cosine, median_cosine, q75_cosine, max_cosine : float
         Of c_i over usable filters; std is the population's (divided by N).
     mean_projection : float
@@ -68,6 +71,7 @@ class Statistics:
     negative_centre: float | None
     mean_centre: float | None
     p_centre: float | None
+    sideless: int = 0  # files of before do not tell
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,6 +88,8 @@ class Filters:
         kappa_i, NaN where gamma or beta is 0; None where no norm follows and no data were given.
     rate : array or None
         P(z_i > 0) over the data; None where none were given.
+    sideless : array of bool, or None
+        Whether pi_i is within rounding of 0; None where nobody asked: then where it is 0.
     """
 
     projection: Floats
@@ -94,6 +100,7 @@ class Filters:
     offset: Floats
     centre: Floats | None
     rate: Floats | None = None
+    sideless: Flags | None = None
 
     @property
     def finite(self) -> Flags:
@@ -109,6 +116,11 @@ class Filters:
     def usable(self) -> Flags:
         """Filters that enter the statistics: finite, with a normal that is not zero."""
         return self.finite & (self.norm > 0)
+
+    @property
+    def sided(self) -> Flags:
+        """Filters whose normals face one way or the other, the unusable ones among them."""
+        return self.projection != 0 if self.sideless is None else ~self.sideless
 
 
 def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
@@ -126,15 +138,16 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
     projection, cosine = filters.projection[usable], filters.cosine[usable]
     d = np.broadcast_to(fan_in, usable.shape)[usable]
     n = len(cosine)
-    negative = int(np.count_nonzero(projection <= 0))
+    sides = projection[filters.sided[usable]]
+    told, negative = len(sides), int(np.count_nonzero(sides <= 0))
     smallest, q25, median, q75, largest = _quantiles(cosine)
-    mass = negative / n if n else None
     signs, mean_centre = _centres(filters)
     return Statistics(
         filters=len(usable),
         degenerate=int(np.count_nonzero(finite & ~usable)),
         non_finite=int(np.count_nonzero(~finite)),
-        negative_mass=mass,
+        sideless=n - told,
+        negative_mass=negative / told if told else None,
         mean_cosine=float(cosine.mean()) if n else None,
         std_cosine=float(cosine.std()) if n else None,
         min_cosine=smallest,
@@ -143,9 +156,9 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
         q75_cosine=q75,
         max_cosine=largest,
         mean_projection=_mean(projection),
-        agreement=abs(2 * negative - n) / n if n else None,
+        agreement=abs(2 * negative - told) / told if told else None,
         z=float((cosine * np.sqrt(d)).sum() / math.sqrt(n)) if n else None,
-        p_mass=chance.mass_p_value(negative, n) if n else None,
+        p_mass=chance.mass_p_value(negative, told) if told else None,
         p_cosine=_cosine_p_value(cosine, d),
         negative_centre=signs[0] / signs[1] if signs[1] else None,
         mean_centre=mean_centre,

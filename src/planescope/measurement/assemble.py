@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from planescope.files.errors import CheckpointError, NoLayersError
 from planescope.hyperplanes import chance, geometry
-from planescope.hyperplanes.layer import Array, Layer, Norm, Skipped, View
+from planescope.hyperplanes.layer import Array, Layer, Norm, Pairing, Skipped, View
 from planescope.hyperplanes.statistics import Filters, summarise
 from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, Source
 
@@ -119,7 +119,8 @@ def _measure_layer(
     observed: Observed | None,
 ) -> LayerMeasurement:
     rows = layer.weight.read().reshape(layer.filters, layer.fan_in)
-    raw = geometry.arrangement(rows, None if layer.bias is None else layer.bias.read())
+    bias = None if layer.bias is None else layer.bias.read()
+    raw = geometry.arrangement(rows, bias, eps=layer.weight.eps)
     planes, kappa = in_view(layer, raw, view)
     l2, linf = (None, None) if initial is None else _distances(layer, rows, initial)
     values = filters_on_host(planes, kappa, observed)
@@ -168,6 +169,9 @@ def layer_measurement(
         kernel=layer.kernel,
         groups=layer.groups,
         activation_rate=_mean_rate(values),
+        norm=None if layer.norm is None else layer.norm.name,
+        pairing=None if layer.norm is None else layer.pairing or Pairing.GRAPH,
+        aliases=layer.aliases,
         l2=l2,
         linf=linf,
         values=values,
@@ -191,6 +195,7 @@ def filters_on_host(
 
     projection, norm, cosine = map(_host, (planes.projection, planes.norm, planes.cosine))
     bias = np.zeros_like(norm) if planes.bias is None else _host(planes.bias)
+    lost = None if planes.sideless is None else _host(planes.sideless) != 0
     with np.errstate(all="ignore"):
         return Filters(
             projection=projection,
@@ -201,6 +206,7 @@ def filters_on_host(
             offset=geometry.offset(norm, bias),
             centre=observed.centre if observed else None if centre is None else _host(centre),
             rate=None if observed is None else observed.rate,
+            sideless=lost,
         )
 
 
@@ -276,6 +282,7 @@ def _pool(layers: Sequence[LayerMeasurement], stage: int | None) -> PoolMeasurem
             for name in ("projection", "norm", "cosine", "bias", "crossing", "offset")
         },
         centre=np.concatenate(centres),
+        sideless=np.concatenate([~v.sided for v in values]),
     )
     fan_in = np.repeat([layer.fan_in for layer in layers], [layer.filters for layer in layers])
     return PoolMeasurement(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -15,11 +17,22 @@ from planescope.checkpoints import files, read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
 from planescope.files.reading import size_of
-from planescope.hyperplanes.layer import Described, Kind, Layer, Skipped, StateDict, Structure, View
+from planescope.hyperplanes.layer import (
+    Described,
+    Kind,
+    Layer,
+    Layout,
+    Skipped,
+    StateDict,
+    Structure,
+    View,
+)
 from planescope.measurement.assemble import Observed, measure_layers
 from planescope.measurement.record import Measurement, Source
-from planescope.networks.layers import find_layers
+from planescope.networks.layers import Hints, describe
+from planescope.networks.layout import Wanted
 from planescope.networks.parametrisations import resolved
+from planescope.networks.sharing import shared
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +73,10 @@ def measure(
     kinds: Iterable[Kind | str] | str = DEFAULT_KINDS,
     layers: str | None = None,
     transposed: str | None = None,
+    layout: str | Sequence[str] = (),
+    norms: Mapping[str, str | None] | Sequence[str] = (),
+    eps: float | None = None,
+    entry: str | None = None,
     network: str | Structure | None = None,
     init: Any = None,
     data: str | Iterable[Any] | None = None,
@@ -70,9 +87,10 @@ def measure(
 
     Parameters
     ----------
-    x : path, str, torch.nn.Module, or mapping of str to arrays
+    x : path, str, torch.nn.Module, keras.Model, or mapping of str to arrays
         A checkpoint file, a folder with one model, ``hf:OWNER/NAME[@REVISION][/FILE]``,
-        ``torchvision:NAME``, ``timm:NAME``, a live module, a state dict, or named NumPy arrays.
+        ``torchvision:NAME``, ``timm:NAME``, a live module or Keras model (on any backend), a state
+        dict, or named NumPy arrays.
         A module is left exactly as it is.
     view : {"raw", "effective"}
         The convolutions' own hyperplanes, as in the paper, or those that convolution and batch norm
@@ -84,6 +102,17 @@ def measure(
     transposed : str, optional
         Regular expression of the layers that are transposed convolutions, where only a state dict
         is known.
+    layout : str or sequence of str
+        Where the weights of a state dict have their filters, if names, biases and shapes do not
+        tell or mislead: ``"filters-first"``, as PyTorch has them, or ``"filters-last"``, as Keras
+        and Flax; ``"REGEX=filters-last"`` for layers in whose name the expression is found.
+    norms : mapping of str to str or None, or sequence of "LAYER=NORM"
+        The batch norm behind a layer of a state dict, by names; None, or nothing behind the sign,
+        is none.
+    eps : float, optional
+        Epsilon of the batch norms of a state dict, which does not hold it.
+    entry : str, optional
+        Which of several state dicts in a file, as ``"ema"``.
     network : str or Structure, optional
         One of the paper's networks (``lenet``, ``vgg16_bn``, ...), or with torch any that
         `planescope.networks.build.build` takes; it then tells stages, inputs and norms of a
@@ -117,14 +146,14 @@ def measure(
     view = choice(View, view, "view")
     chosen = chosen_kinds(kinds)
     pattern = compiled(layers, "layers")
-    turned = compiled(transposed, "transposed")
-    found = find(x, transposed=turned, network=network)
+    hints = hints_of(transposed=transposed, layout=layout, norms=norms, eps=eps)
+    found = find(x, hints=hints, network=network, entry=entry)
     measured, left_out = select(found, chosen, pattern)
     _refuse_claims(found.source, measured)
     initial = None
     if init is not None:
-        began = find(init, transposed=turned, network=network)
-        initial = {layer.name: layer for layer in began.layers}
+        began = find(init, hints=hints, network=network)
+        initial = {name: layer for layer in began.layers for name in (*layer.aliases, layer.name)}
     notes = [*found.notes, *_norm_notes(measured, view)]
     observed = None
     if data is not None:
@@ -142,8 +171,49 @@ def measure(
     )
 
 
+def hints_of(
+    *,
+    transposed: str | None = None,
+    layout: str | Sequence[str] = (),
+    norms: Mapping[str, str | None] | Sequence[str] = (),
+    eps: float | None = None,
+) -> Hints:
+    """Read what a user says of a file, as `measure` takes it.
+
+    Raises
+    ------
+    UsageError
+        If an option cannot be.
+    """
+    layouts = [layout] if isinstance(layout, str) else layout
+    if not isinstance(norms, Mapping):
+        halves = [pair.rpartition("=") for pair in norms]
+        if wrong := next(
+            (pair for pair, half in zip(norms, halves, strict=True) if not half[1]), None
+        ):
+            raise UsageError(f"--norms {wrong!r}: give LAYER=NORM, or LAYER= for none")
+        norms = {name: norm or None for name, _, norm in halves}
+    if eps is not None and not (0.0 <= eps < math.inf):
+        raise UsageError(f"--eps {eps}: give a number that is not negative, as 1e-5")
+    axes = Wanted(
+        layouts=[_layout(text) for text in layouts],
+        transposed=compiled(transposed, "transposed"),
+    )
+    return Hints(axes=axes, norms=norms, eps=eps)
+
+
+def _layout(text: str) -> tuple[re.Pattern[str] | None, Layout]:
+    pattern, _, name = text.rpartition("=")
+    return compiled(pattern or None, "layout"), choice(Layout, name, "layout")
+
+
 def find(
-    x: Any, /, *, transposed: re.Pattern[str] | None = None, network: str | Structure | None = None
+    x: Any,
+    /,
+    *,
+    hints: Hints | None = None,
+    network: str | Structure | None = None,
+    entry: str | None = None,
 ) -> Found:
     """Find the layers of whatever `measure` takes; their weights stay unread.
 
@@ -152,28 +222,48 @@ def find(
     UsageError, CheckpointError, MissingDependencyError
         As `measure`.
     """
-    source, contents = _contents(x)
-    if isinstance(contents, list):
-        contents = Described(layers=tuple(contents))
+    source, contents = _contents(x, entry)
     if isinstance(contents, Described):
         if network is not None:
             raise UsageError(
                 f"{source.path}: a {source.format} file knows its own network; leave out --network"
             )
+        layers, joined = shared(contents.layers)
         return Found(
-            source=source, layers=contents.layers, skipped=contents.skipped, notes=contents.notes
+            source=source,
+            layers=tuple(layers),
+            skipped=contents.skipped,
+            notes=(*contents.notes, *joined),
         )
     if network is not None:
         contents = _placed(network, resolved(contents), source)
-    layers, skipped = find_layers(contents, transposed=transposed)
+    found = describe(contents, hints)
     notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
     if contents.note:
         notes.append(contents.note)
-    skipped = [*contents.skipped, *skipped]
-    return Found(source=source, layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
+    notes += [*contents.notes, *_part_notes(source), *found.notes]
+    return Found(
+        source=source,
+        layers=found.layers,
+        skipped=found.skipped,
+        notes=tuple(notes),
+    )
 
 
-def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
+def _part_notes(source: Source) -> list[str]:
+    """Say that a file by its name is a part of a model."""
+    if match := re.search(r"-0*(\d+)-of-0*(\d+)\.\w+$", source.path):
+        if match[2] != "1":
+            return [
+                f"part {match[1]} of {match[2]} of a model, by its name: measure the index beside "
+                "it (.index.json), or the folder, for all of its layers"
+            ]
+    elif re.search(r"(mp_rank|tp_rank|zero_pp_rank|__\d+)_?\d*", Path(source.path).name):
+        return ["by its name a part of a model that is cut over several processes; join them first"]
+    return []
+
+
+def _contents(x: Any, entry: str | None = None) -> tuple[Source, StateDict | Described]:
     if isinstance(x, (str, os.PathLike)):
         name = os.fspath(x)
         if name.startswith(LIBRARIES):
@@ -181,12 +271,19 @@ def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
 
             return _module_contents(load_pretrained(name), name)
         path = locate(name)
-        form, contents = read_contents(path)
+        form, contents = read_contents(path, entry=entry)
         if name.startswith(("https://", "http://")):
             from planescope.checkpoints.ranges import public_name
 
             name = public_name(name)
         return Source(path=name, format=form, bytes=_bytes(path, form)), contents
+    if entry is not None:
+        raise UsageError("--entry chooses within a file; give the state dict itself")
+    # On one of its backends a Keras model is a torch module too.
+    if _is_keras(x):
+        from planescope.checkpoints.keras.live import read_model
+
+        return Source(path=x.name, format="keras model", bytes=None), read_model(x)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return _module_contents(x, type(x).__name__)
@@ -196,8 +293,17 @@ def _contents(x: Any) -> tuple[Source, StateDict | Described | list[Layer]]:
         source = Source(path=type(x).__name__, format="state dict", bytes=None)
         return source, read_state_dict(x)
     raise UsageError(
-        f"cannot measure a {type(x).__name__}; give a path, a module or a mapping of arrays"
+        f"cannot measure a {type(x).__name__}; give a path, a torch module, a Keras model or a "
+        "mapping of arrays"
     )
+
+
+def _is_keras(x: Any) -> bool:
+    if sys.modules.keys().isdisjoint(("keras", "tf_keras")):
+        return False
+    from planescope.checkpoints.keras.live import is_model
+
+    return is_model(x)
 
 
 def _placed(network: str | Structure, state: StateDict, source: Source) -> StateDict:
@@ -252,6 +358,10 @@ def _runnable(x: Any, network: str | Structure | None) -> torch.nn.Module:
         from planescope.networks.build import load_pretrained
 
         return load_pretrained(x)
+    if _is_keras(x):
+        raise UsageError(
+            f"{x.name}: data go through torch modules, not through Keras models; leave out data"
+        )
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return x
@@ -344,6 +454,12 @@ def _norm_notes(layers: Sequence[Layer], view: View) -> list[str]:
             "norms were paired with convolutions by name and order, and convolution, norm, ReLU is "
             "assumed to be their order: a state dict does not tell (--network or ONNX does)"
         )
+    assumed = Counter(x.norm.eps for x in layers if x.norm is not None and x.norm.eps_assumed)
+    notes += [
+        f"an epsilon of {eps:g} is assumed in {count} of the norms, as their framework has it; "
+        "--eps sets it"
+        for eps, count in sorted(assumed.items())
+    ]
     bare = sum(layer.norm is None for layer in layers)
     if view is View.EFFECTIVE and bare:
         notes.append(

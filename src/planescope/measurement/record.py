@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from planescope.files.errors import CheckpointError, NoLayersError, one_line
 from planescope.files.records import record
 from planescope.files.writing import in_utf8, read_saved, write, write_csv, write_parquet
-from planescope.hyperplanes.layer import Input, Kind, Skipped, View
+from planescope.hyperplanes.layer import Input, Kind, Pairing, Skipped, View
 from planescope.hyperplanes.statistics import Filters, Statistics
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ class LayerMeasurement(Statistics):
         Mean over filters of P(z_i > 0); measured from data only.
     l2, linf : float or None
         Relative distances from the checkpoint given as the initial one.
+    norm : str or None
+        Name of the batch norm behind the layer.
+    pairing : {"graph", "names", "order", "given"} or None
+        What told the norm.
+    aliases : tuple of str
+        Other names of the same weights.
     values : Filters or None
         Values of each filter; None in a measurement that was loaded from a file.
     """
@@ -70,6 +76,9 @@ class LayerMeasurement(Statistics):
     activation_rate: float | None = None
     l2: float | None = None
     linf: float | None = None
+    norm: str | None = None
+    pairing: Pairing | None = None
+    aliases: tuple[str, ...] = ()
     values: Filters | None = field(default=None, repr=False, compare=False)
 
 
@@ -85,15 +94,17 @@ class PoolMeasurement(Statistics):
     biased_layers: int
 
 
-# The order of a layer's keys in every file form; the rest of the record is `values`.
+# The order of a layer's keys in every file form.
 LAYER_KEYS = (
     "name", "kind", "stage", "input", "filters", "fan_in", "kernel", "groups",
-    "degenerate", "non_finite",
+    "degenerate", "non_finite", "sideless",
     "negative_mass", "mean_cosine", "std_cosine", "min_cosine", "q25_cosine", "median_cosine",
     "q75_cosine", "max_cosine", "mean_projection", "agreement", "z",
     "p_mass", "q_mass", "p_cosine", "q_cosine", "biased",
     "negative_centre", "mean_centre", "p_centre", "q_centre", "activation_rate", "l2", "linf",
 )  # fmt: skip
+# What JSON has besides; the rest of the record is `values`.
+TOLD_KEYS = ("norm", "pairing", "aliases")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +147,7 @@ class Measurement:
             "schema": SCHEMA,
             "source": dataclasses.asdict(self.source),
             "view": str(self.view),
-            "layers": [_layer_dict(layer) for layer in self.layers],
+            "layers": [_layer_dict(layer) | _told(layer) for layer in self.layers],
             "stages": [dataclasses.asdict(stage) for stage in self.stages],
             "network": dataclasses.asdict(self.network),
             "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
@@ -335,6 +346,11 @@ def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[st
 def _layer_dict(layer: LayerMeasurement) -> dict[str, Any]:
     row = {key: getattr(layer, key) for key in LAYER_KEYS}
     return row | {"kind": str(layer.kind), "input": str(layer.input), "kernel": list(layer.kernel)}
+
+
+def _told(layer: LayerMeasurement) -> dict[str, Any]:
+    pairing = None if layer.pairing is None else str(layer.pairing)
+    return {"norm": layer.norm, "pairing": pairing, "aliases": list(layer.aliases)}
 
 
 def _short(value: Any) -> str:

@@ -1,68 +1,110 @@
 """Named tensors to layers: which of them are layers, of what kind, with which bias and norm.
 
 A state dict holds names and shapes, nothing else. What they do not tell is told by
-`StateDict.places` where the file or a graph knows it, and otherwise judged here; the result says
-where it was.
+`StateDict.places` where the file or a graph knows it, and otherwise judged here; the notes say
+what had to be assumed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import (
-    Array,
+    Described,
     Kind,
     Layer,
-    Norm,
+    Layout,
+    Pairing,
     Place,
     Skipped,
     StateDict,
     Tensor,
-    kind_of_convolution,
 )
-from planescope.networks.parametrisations import resolved
+from planescope.networks import exclusions
+from planescope.networks.layout import (
+    Axes,
+    Wanted,
+    Weight,
+    filters_first,
+    lay_out,
+    named,
+    reordered,
+)
+from planescope.networks.pairing import FoundNorm, Norms, find_norms, pair
+from planescope.networks.parametrisations import is_part, resolved
+from planescope.networks.sharing import shared
+
+__all__ = ["Hints", "describe", "filters_first", "find_layers", "natural"]
 
 # Last parts of the names of weights, and of the bias that goes with each.
-WEIGHTS = {"weight": "bias", "kernel": "bias", "weights": "biases", "w": "b", "W": "b"}
+WEIGHTS = {
+    "weight": ("bias",),
+    "kernel": ("bias",),
+    "weights": ("biases", "bias"),
+    "w": ("b", "bias"),
+    "W": ("b", "bias"),
+    "depthwise_kernel": ("bias",),
+    "pointwise_kernel": ("bias",),
+    "depthwise_weights": ("biases",),
+    "pointwise_weights": ("biases",),
+}
 
-# How batch norms name their running mean and variance, scale and shift: torch, then Keras.
-NORMS = (
-    ("running_mean", "running_var", "weight", "bias"),
-    ("moving_mean", "moving_variance", "gamma", "beta"),
-)
+_ENDING = "|".join(WEIGHTS)
+_NAME = re.compile(rf"(?:(?P<module>.*)(?P<separator>[./]))?(?P<ending>{_ENDING})", re.DOTALL)
+# As MXNet and Caffe2 write them: conv1_weight, conv1_w; W1 and b1.
+_FLAT_NAME = re.compile(rf"(?P<module>.+)(?P<separator>_)(?P<ending>{_ENDING})", re.DOTALL)
+_NUMBERED = re.compile(r"(?P<stem>(?:.*[._/])?)(?P<ending>[Ww])(?P<number>_?\d+)", re.DOTALL)
 
-# PyTorch's default; a state dict does not hold it.
-DEFAULT_EPS = 1e-5
-
-# What holds weights under other names, and why it is no layer.
-_NO_LAYERS = (
-    (
-        re.compile(r"weight_(ih|hh|hr)(_l\d+)?(_reverse)?$"),
-        "a recurrent weight: it acts on its own output",
-    ),
-    (
-        re.compile(r"(^|\.)in_proj_weight$"),
-        "queries, keys and values of an attention: three linear maps in one",
-    ),
-    (
-        re.compile(r"(^|\.)(parametrizations\.weight\.original\d?|weight_orig)$"),
-        "its weight is computed from this one, and a state dict does not tell how; give the module",
-    ),
-)
-_EMBEDDING = re.compile(
-    r"embed|(^|[._])(wte|wpe|shared|tok|token|tokens|vocab|codebook|relative_attention_bias)$"
-)
 # Arrays under names of their own, in a mapping that has no `.weight` at all, which are no weights.
 _NO_WEIGHT = re.compile(
-    r"(embed(ding)?s?|tokens?|mask|table|bias|mean|var(iance)?|scale|gamma|beta|(^|[._])pos)$"
+    r"(embed(ding)?s?|tokens?|mask|table|bias(es)?|mean|var(iance)?|scale|gamma|beta|"
+    r"(^|[._/])(pos|b_?\d*)|_b)$"
 )
+
+_LEFT = (
+    "a parameter that is no layer's weight by its name; what it does, a state dict does not tell"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What a user says of a file that it does not say itself.
+
+    Attributes
+    ----------
+    axes : Wanted
+        How weights lie.
+    norms : mapping of str to str or None
+        The batch norm behind each layer; None is none.
+    eps : float or None
+        Epsilon of the norms whose own the file does not hold.
+    """
+
+    axes: Wanted = field(default_factory=Wanted)
+    norms: Mapping[str, str | None] = field(default_factory=dict)
+    eps: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Stored:
+    """A tensor that may be a weight, with the bias that goes with it by name."""
+
+    module: str
+    ending: str
+    tensor: Tensor
+    bias: Tensor | None = None
+    siblings: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int | None:
+        """Length of the bias."""
+        return None if self.bias is None else max(1, *self.bias.shape, 1)
 
 
 def find_layers(
@@ -70,44 +112,57 @@ def find_layers(
 ) -> tuple[list[Layer], list[Skipped]]:
     """Layers of a state dict, of every kind, and what looks like one but is none.
 
+    Raises
+    ------
+    UsageError
+        As `describe`.
+    """
+    found = describe(state, Hints(axes=Wanted(transposed=transposed)))
+    return list(found.layers), list(found.skipped)
+
+
+def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
+    """Find the layers of a state dict, of every kind.
+
     Parameters
     ----------
-    transposed : compiled pattern, optional
-        Names of the layers that are transposed convolutions, which shapes cannot tell.
+    hints : Hints, optional
+        What the user says.
 
     Raises
     ------
     UsageError
-        If `transposed` matches no convolution.
+        If `transposed` matches no convolution, or a norm is given that does not fit.
     """
-    state = resolved(state)
-    # {"conv1": array}: names without our endings count where nothing has them.
-    bare = not any(_last(name) in WEIGHTS for name in state.tensors)
-    weights = {
-        _module(name): name
-        for name, tensor in state.tensors.items()
-        if len(tensor.shape) >= 2 and _may_be_weight(name, bare)
-    }
+    hints = hints or Hints()
+    state = resolved(_with_plain_names(state))
+    adapters, changed = exclusions.adapted(state.tensors)
+    tensors = {name: t for name, t in state.tensors.items() if name not in adapters}
+    norms = find_norms(tensors)
+    stored = _stored(tensors, norms)
+    reasons = {**state.reasons, **dict.fromkeys(changed, exclusions.ADAPTED)}
+    kept, skipped = _sifted(stored, state, tensors, reasons)
+    kept.sort(key=_network_order(state))
+    laid = lay_out(
+        [_weight(each, norms) for each in kept if each.module not in state.places], hints.axes
+    )
     layers: list[Layer] = []
-    skipped: list[Skipped] = []
-    for module, name in weights.items():
-        place = state.places.get(module)
-        reason = _not_a_layer(module, name, place, state.tensors)
-        if reason is None:
-            kind = _kind(module, state.tensors[name], place, transposed)
-            layers.append(_layer(module, name, kind, place, state.tensors))
-        elif reason:
-            skipped.append(Skipped(name=module, reason=reason))
-    skipped += [
-        Skipped(name=name, reason=reason)
-        for name, tensor in state.tensors.items()
-        for pattern, reason in _NO_LAYERS
-        if len(tensor.shape) >= 2 and pattern.search(name)
-    ]
-    if transposed is not None and all(layer.kind is not Kind.TRANSPOSED for layer in layers):
-        raise UsageError(f"--transposed {transposed.pattern!r} matches no convolution")
-    layers = _in_network_order(layers, state)
-    return _with_norms(layers, _norms(state.tensors), state), skipped
+    for each in kept:
+        layer = _layer(each, laid.axes.get(each.module), state.places.get(each.module), hints.axes)
+        if isinstance(layer, Skipped):
+            skipped.append(layer)
+        else:
+            layers.append(layer)
+    if hints.axes.transposed is not None and all(x.kind is not Kind.TRANSPOSED for x in layers):
+        raise UsageError(f"--transposed {hints.axes.transposed.pattern!r} matches no convolution")
+    layers = _with_norms(layers, norms, state, hints)
+    layers, alias_notes = shared(layers)
+    skipped += _left_over(tensors, stored, norms, {x.name for x in skipped} | reasons.keys())
+    listed = {x.name for x in skipped} | {layer.name for layer in layers}
+    skipped += [Skipped(name=n, reason=r) for n, r in reasons.items() if n not in listed]
+    skipped += [x for x in state.skipped if x.name not in listed]
+    notes = [*laid.notes, *alias_notes, *_unpaired(layers, norms, state)]
+    return Described(layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -117,224 +172,269 @@ def natural(name: str) -> list[tuple[int, str]]:
     ]
 
 
-def _module(name: str) -> str:
-    module, _, last = name.rpartition(".")
-    return module if module and last in WEIGHTS else name
+def _with_plain_names(state: StateDict) -> StateDict:
+    """Take off the number of an output that TensorFlow puts behind each name."""
+    if not any(name.endswith(":0") for name in state.tensors):
+        return state
+    tensors = {name.removesuffix(":0"): tensor for name, tensor in state.tensors.items()}
+    return dataclasses.replace(state, tensors=tensors)
 
 
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _may_be_weight(name: str, bare: bool) -> bool:
-    if not bare:
-        return _last(name) in WEIGHTS
-    is_other = any(pattern.search(name) for pattern, _ in _NO_LAYERS)
-    return not is_other and not _NO_WEIGHT.search(name.lower())
-
-
-def _not_a_layer(
-    module: str, name: str, place: Place | None, tensors: Mapping[str, Tensor]
-) -> str | None:
-    """Why a weight makes no layer: a sentence, "" where it is not worth one, None where it does."""
-    tensor = tensors[name]
-    rank = len(tensor.shape)
-    if rank > 5:
-        return "" if place is None else f"a weight of {rank} dimensions"
-    is_named_so = place is None and rank <= 3 and _EMBEDDING.search(module.lower())
-    # The projection of a patch or time embedding is a layer, and has a bias; a table has none.
-    if is_named_so and _bias(name, tensors) is None:
-        return "an embedding: its rows are looked up, they cut nothing"
-    if not tensor.is_floating:
-        return f"its weights are stored as {tensor.dtype}; convert them to floating point"
-    if 0 in tensor.shape:
-        return "it has no weights"
-    return None
-
-
-def _bias(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
-    stem, dot, last = name.rpartition(".")
-    bias = tensors.get(f"{stem}{dot}{WEIGHTS[last]}") if last in WEIGHTS else None
-    return bias if bias is not None and bias.is_floating and len(bias.shape) == 1 else None
-
-
-def _kind(
-    module: str, tensor: Tensor, place: Place | None, transposed: re.Pattern[str] | None
-) -> Kind:
-    if place is not None:
-        return place.kind
-    if len(tensor.shape) == 2:
-        return Kind.LINEAR
-    if transposed is not None and transposed.search(module):
-        return Kind.TRANSPOSED
-    return kind_of_convolution(tensor.shape[2:])
-
-
-def _layer(
-    module: str, name: str, kind: Kind, place: Place | None, tensors: Mapping[str, Tensor]
-) -> Layer:
-    weight, bias = tensors[name], _bias(name, tensors)
-    known = Layer(name=module, kind=kind, weight=weight)
-    if place is not None:
-        known = dataclasses.replace(
-            known,
-            groups=place.groups,
-            stage=place.stage,
-            input=place.input,
-            relu_follows=place.relu_follows,
+def _stored(tensors: Mapping[str, Tensor], norms: Norms) -> list[_Stored]:
+    """Tensors that by their names and ranks may be weights."""
+    able = {n: t for n, t in tensors.items() if len(t.shape) >= 2 and n not in norms.parts}
+    for pattern in (_NAME, _FLAT_NAME, _NUMBERED):
+        found = [_split(match, tensors) for name in able if (match := pattern.fullmatch(name))]
+        if found:
+            # The parts of an attention or a recurrent layer end so too.
+            return [each for each in found if each is not None]
+    # {"conv1": array}: names without our endings count where nothing has them.
+    return [
+        _Stored(
+            module=name, ending="", tensor=tensor, bias=_bias(tensors, f"{name}_bias", f"{name}_b")
         )
-    if kind is Kind.TRANSPOSED:
-        groups = known.groups or _transposed_groups(weight, bias)
-        known = dataclasses.replace(known, groups=groups, weight=filters_first(weight, groups))
-    fits = bias is not None and bias.shape == (known.filters,)
-    return dataclasses.replace(known, bias=bias if fits else None)
+        for name, tensor in able.items()
+        if not exclusions.of_name(name)
+        and not _NO_WEIGHT.search(name.lower())
+        and not is_part(name)
+    ]
 
 
-def _transposed_groups(weight: Tensor, bias: Tensor | None) -> int:
-    """Groups of a transposed convolution (in, out / groups, *kernel), whose bias counts outputs."""
-    inputs, outputs = weight.shape[:2]
-    groups, rest = divmod(outputs if bias is None else bias.shape[0], outputs)
-    return groups if groups and not rest and inputs % groups == 0 else 1
+def _split(match: re.Match[str], tensors: Mapping[str, Tensor]) -> _Stored | None:
+    name, ending = match[0], match["ending"]
+    if exclusions.of_name(name):
+        return None
+    if "number" in match.groupdict():
+        bias = _bias(tensors, f"{match['stem']}b{match['number']}")
+        return _Stored(module=name, ending=ending, tensor=tensors[name], bias=bias)
+    module, separator = match["module"] or "", match["separator"] or ""
+    prefix = module + separator
+    bias = _bias(tensors, *(prefix + last for last in WEIGHTS[ending]))
+    return _Stored(module=module or name, ending=ending, tensor=tensors[name], bias=bias)
 
 
-def filters_first(weight: Tensor, groups: int, /) -> Tensor:
-    """Bring the filters of a transposed convolution to the front.
-
-    (in, out / groups, *kernel) becomes (out, in / groups, *kernel).
-
-    Raises
-    ------
-    CheckpointError
-        If the inputs cannot be divided among the groups.
-    """
-    inputs, outputs, *kernel = weight.shape
-    if inputs % groups:
-        raise CheckpointError(f"{inputs} inputs cannot be divided among {groups} groups")
-    shape = (outputs * groups, inputs // groups, *kernel)
-
-    def read() -> Array:
-        stored = weight.read().reshape(groups, inputs // groups, outputs, *kernel)
-        return stored.swapaxes(1, 2).reshape(shape)
-
-    return Tensor(shape, weight.dtype, read)
+def _bias(tensors: Mapping[str, Tensor], *names: str) -> Tensor | None:
+    return next((tensors[name] for name in names if name in tensors), None)
 
 
-def _in_network_order(layers: list[Layer], state: StateDict) -> list[Layer]:
-    if state.places and all(layer.name in state.places for layer in layers):
-        order = {name: i for i, name in enumerate(state.places)}
-        return sorted(layers, key=lambda layer: order[layer.name])
-    return layers if state.in_order else sorted(layers, key=lambda layer: natural(layer.name))
+def _sifted(
+    stored: Sequence[_Stored],
+    state: StateDict,
+    tensors: Mapping[str, Tensor],
+    reasons: Mapping[str, str],
+) -> tuple[list[_Stored], list[Skipped]]:
+    """Part weights of layers from what is none, with the reason."""
+    kept: list[_Stored] = []
+    skipped: list[Skipped] = []
+    recurrent = exclusions.recurrent((each.module for each in stored), tensors)
+    beside = _beside(stored, tensors)
+    base = {name for name in reasons if reasons[name] is exclusions.ADAPTED}
+    for each in stored:
+        module = each.module
+        place = state.places.get(module)
+        reason: str | None
+        if module in reasons:
+            reason = reasons[module]
+        elif module.removesuffix(".base_layer") in base:
+            reason = exclusions.ADAPTED
+        elif place is None and module in recurrent:
+            reason = exclusions.RECURRENT
+        elif len(each.tensor.shape) > 5:
+            reason = f"a weight of {len(each.tensor.shape)} dimensions"
+        else:
+            reason = _why_not(each, place, beside.get(module, ()))
+        if reason is None:
+            kept.append(each)
+        else:
+            skipped.append(Skipped(name=module, reason=reason))
+    return kept, skipped
 
 
-@dataclass(frozen=True, eq=False)
-class _FoundNorm:
-    name: str
-    width: int
-    make: Callable[[float], Norm]
+def _why_not(each: _Stored, place: Place | None, siblings: Sequence[str]) -> str | None:
+    weight = each.tensor
+    if place is not None:
+        if not weight.is_floating or 0 in weight.shape:
+            return exclusions.of_weight("", weight, "", None)
+        return None
+    reason = None if each.bias is None else exclusions.of_bias(weight.shape, each.bias)
+    reason = reason or exclusions.of_weight(each.module, weight, each.ending, each.outputs)
+    return reason or exclusions.of_siblings(siblings)
 
 
-def _norms(tensors: Mapping[str, Tensor]) -> dict[str, _FoundNorm]:
-    """Batch norms by module name: whatever keeps a running mean and variance."""
-    found = {}
-    for name, mean in tensors.items():
-        module, _, last = name.rpartition(".")
-        for mean_name, variance_name, gamma, beta in NORMS:
-            variance = tensors.get(f"{module}.{variance_name}" if module else variance_name)
-            if last != mean_name or variance is None:
-                continue
-            if len(mean.shape) == 1 and mean.shape == variance.shape:
-                prefix = f"{module}." if module else ""
-                make = functools.partial(
-                    _norm,
-                    module,
-                    mean,
-                    variance,
-                    tensors.get(prefix + gamma),
-                    tensors.get(prefix + beta),
-                )
-                found[module] = _FoundNorm(module, mean.shape[0], make)
+def _beside(stored: Sequence[_Stored], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Last parts of what stands beside the weight and bias of each module."""
+    modules = {each.module: each for each in stored}
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"(.*)[./]([^./]*)", name, re.DOTALL)
+        if match is None or match[1] not in modules:
+            continue
+        known = modules[match[1]]
+        is_own = match[2] == known.ending or match[2] in WEIGHTS.get(known.ending, ())
+        if not is_own and (tensor.is_floating or len(tensor.shape) > 0):
+            found[match[1]].append(match[2])
     return found
 
 
-def _norm(
-    name: str, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
-) -> Norm:
-    # A scale of another length belongs to something else.
-    gamma, beta = (t if t is not None and t.shape == mean.shape else None for t in (gamma, beta))
-    return Norm(name=name, gamma=gamma, beta=beta, mean=mean, variance=variance, eps=eps)
+def _network_order(state: StateDict) -> Callable[[_Stored], Any]:
+    if state.places and all(place.stage is not None for place in state.places.values()):
+        order = {name: i for i, name in enumerate(state.places)}
+        return lambda each: order.get(each.module, len(order))
+    if state.in_order:
+        return lambda _: 0
+    return lambda each: natural(each.module)
 
 
-def _with_norms(
-    layers: list[Layer], norms: Mapping[str, _FoundNorm], state: StateDict
-) -> list[Layer]:
-    assumed = dict(_by_order(layers, norms, state) if state.in_order else _by_name(layers, norms))
+def _weight(each: _Stored, norms: Norms) -> Weight:
+    return Weight(
+        module=each.module,
+        ending=each.ending,
+        shape=each.tensor.shape,
+        outputs=each.outputs,
+        norm=_likely_norm(each.module, norms.found),
+    )
+
+
+def _likely_norm(module: str, norms: Mapping[str, FoundNorm]) -> int | None:
+    """Width of the norm that stands behind a layer by the commonest names."""
+    parent, dot, last = module.rpartition(".")
+    names = [f"{module}.norm", f"{module}.bn"]
+    if last.isdecimal():
+        names.append(f"{parent}{dot}{int(last) + 1}")
+    names += [parent + dot + re.sub("conv|deconv", word, last) for word in ("bn", "norm")]
+    return next((norms[name].width for name in names if name in norms and name != module), None)
+
+
+def _layer(
+    each: _Stored, axes: Axes | None, place: Place | None, wanted: Wanted
+) -> Layer | Skipped:
+    if place is not None:
+        groups = place.groups
+        if place.kind is Kind.TRANSPOSED and groups is None:
+            outputs = each.outputs or each.tensor.shape[1]
+            groups = max(1, outputs // max(1, each.tensor.shape[1]))
+            groups = groups if each.tensor.shape[0] % groups == 0 else 1
+        axes = Axes(place.kind, place.layout or Layout.FIRST, groups)
+    if axes is None:
+        return Skipped(
+            name=each.module,
+            reason=f"its bias of length {each.outputs} fits no axis of its weight; "
+            "--layout settles it",
+        )
+    layer = Layer(
+        name=each.module,
+        kind=axes.kind,
+        weight=reordered(each.tensor, axes),
+        groups=axes.groups,
+    )
+    if place is not None:
+        layer = dataclasses.replace(layer, stage=place.stage, input=place.input)
+    if each.bias is None:
+        return layer
+    if each.outputs != layer.filters:
+        if wanted.layout(each.module) is None and not wanted.is_transposed(each.module):
+            return Skipped(
+                name=each.module,
+                reason=f"its bias has {each.outputs} values, and it has {layer.filters} filters",
+            )
+        return Skipped(
+            name=each.module,
+            reason=f"read as it was given it has {layer.filters} filters, but its bias has "
+            f"{each.outputs} values",
+        )
+    return dataclasses.replace(layer, bias=_flat(each.bias))
+
+
+def _flat(bias: Tensor) -> Tensor:
+    if len(bias.shape) == 1:
+        return bias
+    return Tensor((max(1, *bias.shape, 1),), bias.dtype, lambda: bias.read().reshape(-1))
+
+
+def _with_norms(layers: list[Layer], norms: Norms, state: StateDict, hints: Hints) -> list[Layer]:
+    told = {name for name, place in state.places.items() if place.stage is not None}
+    used = {place.norm for name, place in state.places.items() if name in told}
+    free = {name: norm for name, norm in norms.found.items() if name not in used}
+    open_layers = [x for x in layers if x.name not in told or x.name in hints.norms]
+    order = _positions(layers, state) if state.in_order else None
+    assumed = pair(open_layers, {**free, **_asked(norms, hints)}, order, hints.norms)
 
     def with_norm(layer: Layer) -> Layer:
         place = state.places.get(layer.name)
-        if place is not None and place.stage is not None:  # a graph told
-            if place.norm is None or place.norm not in norms:
+        if layer.name in told and layer.name not in hints.norms and place is not None:
+            if place.norm is None or place.norm not in norms.found:
                 return layer
-            norm = norms[place.norm].make(DEFAULT_EPS if place.eps is None else place.eps)
-            return dataclasses.replace(layer, norm=norm)
-        if layer.name not in assumed:
+            found, pairing = norms.found[place.norm], Pairing.GRAPH
+            own = place.eps
+        elif layer.name in assumed:
+            found, pairing = assumed[layer.name]
+            own = state.norm_eps.get(found.name)
+        else:
             return layer
-        norm = assumed[layer.name].make(DEFAULT_EPS)
-        return dataclasses.replace(layer, norm=norm, norm_assumed=True)
+        eps = own if own is not None else found.eps if hints.eps is None else hints.eps
+        norm = dataclasses.replace(found.make(eps), eps_assumed=own is None and hints.eps is None)
+        return dataclasses.replace(layer, norm=norm, pairing=pairing)
 
     return [with_norm(layer) for layer in layers]
 
 
-def _by_order(
-    layers: list[Layer], norms: Mapping[str, _FoundNorm], state: StateDict
-) -> Iterator[tuple[str, _FoundNorm]]:
-    """Pair each layer with the norm that comes next, if the width is right."""
-    known = {layer.name: layer for layer in layers}
-    modules = dict.fromkeys(name.rpartition(".")[0] or name for name in state.tensors)
-    told = (module for module in modules if module in known or module in norms)
-    runs = [list(run) for _, run in itertools.groupby(told, norms.__contains__)]
-    for before, behind in itertools.pairwise(runs):
-        # conv1, conv2, bn1, bn2: then the order of definition is not that of use.
-        if before[0] in norms or (len(before) > 1 and len(behind) > 1):
+def _asked(norms: Norms, hints: Hints) -> Mapping[str, FoundNorm]:
+    return {
+        name: norms.found[name] for name in hints.norms.values() if name and name in norms.found
+    }
+
+
+def _positions(layers: Sequence[Layer], state: StateDict) -> dict[str, int]:
+    """Where in the file each layer begins."""
+    names = {layer.name for layer in layers}
+    found: dict[str, int] = {}
+    for at, name in enumerate(state.tensors):
+        module = re.sub(r"[._/][^._/]*$", "", name)
+        longer = re.sub(r"[./][^./]*$", "", name)
+        for candidate in (name, longer, module):
+            if candidate in names:
+                found.setdefault(candidate, at)
+    return found
+
+
+def _left_over(
+    tensors: Mapping[str, Tensor], stored: Sequence[_Stored], norms: Norms, told: set[str]
+) -> Iterator[Skipped]:
+    """What has the rank of a weight, and was taken for nothing."""
+    taken = {id(t) for each in stored for t in (each.tensor, each.bias) if t is not None}
+    for name, tensor in tensors.items():
+        if len(tensor.shape) < 2 or id(tensor) in taken or name in norms.parts:
             continue
-        layer, norm = known[before[-1]], norms[behind[0]]
-        if norm.width == layer.filters:
-            yield layer.name, norm
+        module = re.sub(r"[./][^./]*$", "", name)
+        if name in told or (
+            is_part(name) and re.sub(r"\.parametrizations\..*", "", module) in told
+        ):
+            continue
+        if (reason := exclusions.of_name(name)) is not None:
+            yield Skipped(name=name, reason=reason)
+        elif tensor.is_floating and module not in told and not _is_other(name, tensor):
+            yield Skipped(name=name, reason=_LEFT)
 
 
-def _by_name(
-    layers: list[Layer], norms: Mapping[str, _FoundNorm]
-) -> Iterator[tuple[str, _FoundNorm]]:
-    """Pair by names where the order is lost: conv1 and bn1, 0 and 1, conv_stem and conv_stem_bn.
-
-    Where norms stand before their convolutions (DenseNet, pre-activation ResNets) the names are the
-    same, but somewhere the widths are not: such a rule is then believed nowhere in the network.
-    """
-    claims: defaultdict[str, list[tuple[Layer, _FoundNorm]]] = defaultdict(list)
-    for layer in layers:
-        parent, dot, last = layer.name.rpartition(".")
-        for rule, name in _norm_names(last):
-            if (norm := norms.get(f"{parent}{dot}{name}")) is not None:
-                claims[rule].append((layer, norm))
-    believed = [
-        claim
-        for pairs in claims.values()
-        if all(norm.width == layer.filters for layer, norm in pairs)
-        for claim in pairs
-    ]
-    # conv1, fc1 and one bn1: what two claim is nobody's.
-    layer_claims = Counter(layer.name for layer, _ in believed)
-    norm_claims = Counter(norm.name for _, norm in believed)
-    for layer, norm in believed:
-        if layer_claims[layer.name] == norm_claims[norm.name] == 1:
-            yield layer.name, norm
+def _is_other(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor does not even look like a weight: tokens, positions, tables, scales."""
+    known = _NO_WEIGHT.search(name.lower()) or re.search(
+        r"(^|[._/])(bias|gain|pos\w*|\w*token\w*|\w*embed\w*|lora_\w+|recurrent_\w+|anchor\w*|grid)$",
+        name.lower(),
+    )
+    return bool(known) or sum(extent > 1 for extent in tensor.shape) < 2
 
 
-def _norm_names(last: str) -> Iterator[tuple[str, str]]:
-    """What the norm behind a layer of this name is called in common networks, and by which rule."""
-    if last.isdecimal():
-        yield "next", str(int(last) + 1)
-    for ours, theirs in (("conv", "bn"), ("conv", "norm"), ("conv", "batchnorm"), ("fc", "bn")):
-        if ours in last:
-            yield f"{ours}-{theirs}", last.replace(ours, theirs)
-    for rule in ("{}_bn", "bn_{}", "{}_norm", "{}bn"):
-        yield rule, rule.format(last)
+def _unpaired(layers: Sequence[Layer], norms: Norms, state: StateDict) -> Iterator[str]:
+    """Say which norms stand behind no layer that is known."""
+    used = {layer.norm.name for layer in layers if layer.norm is not None}
+    if any(place.stage is not None for place in state.places.values()):
+        return
+    if rest := [name for name in norms.found if name not in used]:
+        yield (
+            f"batch norms that were paired with no layer: {named(rest)} "
+            "(--norms LAYER=NORM pairs them)"
+        )
+    if norms.broken:
+        name, why = next(iter(norms.broken.items()))
+        yield f"the batch norm {name} was not used: {why}"

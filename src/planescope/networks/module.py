@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import UsageError
-from planescope.hyperplanes.layer import Kind, Place, StateDict, Tensor, kind_of_convolution
+from planescope.hyperplanes.layer import (
+    Kind,
+    Place,
+    Skipped,
+    StateDict,
+    Tensor,
+    kind_of_convolution,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable
 
     import torch
     from torch import nn
@@ -31,32 +38,49 @@ def read_module(module: nn.Module, /) -> StateDict:
     Returns
     -------
     StateDict
-        The tensors are live: each `read` gives the values of then, detached, on their device, not
-        copied. A weight that is computed from others (weight norm, spectral norm, pruning) is the
-        one that is computed. `places` holds every layer; where the graph cannot be followed they
-        have the kind alone, and `note` says why.
+        The tensors are live: each `read` gives the values of then, detached, on their device. A
+        weight that is held as it acts is not copied. One that is computed from others (weight norm,
+        spectral norm, pruning, any parametrisation) is the one that is computed; of a class with a
+        forward of its own, the one that acts when the module runs in evaluation (`affine.solve`).
+        `skipped` names what has weights and no such one, what shares another's, and why. `places`
+        holds every layer; where the graph cannot be followed they have the kind alone, and `note`
+        says why.
 
     Raises
     ------
     UsageError
-        If a layer has no values yet (a lazy module, the meta device) or they are quantised.
+        If a layer has no values yet (a lazy module, the meta device).
     """
     import torch
 
-    from planescope.networks.trace import place_of, trace_places
+    from planescope.networks.survey import survey
+    from planescope.networks.trace import trace
 
     module = unwrapped(module)
     if isinstance(module, torch.jit.ScriptModule):
-        return _read_script(module)
-    tensors = dict(_tensors(module))
+        return read_script(module)
+    found = survey(module)
+    tensors, places, note = dict(found.tensors), {}, ""
     try:
-        places, note = trace_places(module), ""
+        traced = trace(module, found.leaves, found.shared)
     except Exception as exc:  # forward is anybody's code and does anything when it is given symbols
-        places, note = {}, _not_followed(module, f"{type(exc).__name__}: {exc}")
-    for name, submodule in module.named_modules():
-        if (place := place_of(submodule)) is not None:
-            places.setdefault(name or "weight", place)
-    return StateDict(tensors=tensors, places=places, note=note)
+        note = _not_followed(module, f"{type(exc).__name__}: {exc}")
+        for name in found.doubtful:  # only a graph could tell what they do with it
+            if tensors.pop(f"{name}.running_mean", None) is not None:
+                reason = "it keeps a running mean, and does not normalise by that alone"
+                found.leave_out(name, reason)
+    else:
+        own = {name: held for name, held in traced.functional.items() if name not in found.layers}
+        for name, held in own.items():
+            tensors |= {f"{name}.{part}": tensor for part, tensor in held.tensors.items()}
+        places = {n: p for n, p in traced.places.items() if n in found.layers or n in own}
+        for held in own.values():
+            found.loose.pop(held.parameter, None)
+    for name, place in found.layers.items():
+        places.setdefault(name, place)
+    loose = (Skipped(name=name, reason=reason) for name, reason in found.loose.items())
+    left_out = [*found.left_out, *loose]
+    return StateDict(tensors=tensors, places=places, note=note, skipped=tuple(left_out))
 
 
 def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
@@ -78,8 +102,18 @@ def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
             raise UsageError(f"a state dict has names for keys, not {name!r}")
         # torch keeps whatever a module likes under this name.
         if not name.endswith("_extra_state"):
-            tensors[name] = _tensor(name, functools.partial(_array, name, value))
+            tensor = named_tensor(name, functools.partial(_array, name, value))
+            tensors[name] = dataclasses.replace(tensor, identity=_memory(value))
     return StateDict(tensors=tensors)
+
+
+def _memory(value: Any) -> Hashable:
+    """What is equal for two arrays that are one."""
+    if hasattr(value, "data_ptr") and hasattr(value, "stride"):
+        return value.data_ptr(), value.stride(), str(value.device)
+    if (interface := getattr(value, "__array_interface__", None)) is not None:
+        return interface["data"][0], value.strides
+    return id(value)
 
 
 def _array(name: str, value: Any) -> Array:
@@ -98,14 +132,22 @@ def _array(name: str, value: Any) -> Array:
     return value
 
 
-def _tensor(name: str, read: Callable[[], Array]) -> Tensor:
+def named_tensor(name: str, read: Callable[[], Array], /) -> Tensor:
+    """Describe an array that can be read again, whatever of torch's kinds it is.
+
+    Raises
+    ------
+    UsageError
+        If it has no values, or its kind cannot be made a plain array.
+    """
     array = read()
-    if getattr(array, "is_meta", False):
-        raise UsageError(f"{name} is on the meta device and has no values; load the weights first")
-    if getattr(array, "is_quantized", False):
-        raise UsageError(f"{name} is quantised ({array.dtype}); measure the network before that")
-    dtype = getattr(array.dtype, "name", str(array.dtype).removeprefix("torch."))
-    return Tensor(tuple(array.shape), dtype, read)
+    if not hasattr(array, "detach"):
+        return Tensor(tuple(array.shape), getattr(array.dtype, "name", str(array.dtype)), read)
+    from planescope.networks.plain import dtype_name, is_plain, plain
+
+    dtype = dtype_name(array if is_plain(array) else plain(name, array))
+    # Looked at anew: a training may share a weight out, or pack it, on its way.
+    return Tensor(tuple(array.shape), dtype, lambda: plain(name, read()))
 
 
 def unwrapped(module: nn.Module, /) -> nn.Module:
@@ -129,89 +171,37 @@ def _not_followed(module: nn.Module, reason: str) -> str:
     )
 
 
-def _tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What modules hold by full name; a computed weight in place of its parts."""
-    from torch import nn
-
-    from planescope.networks.trace import place_of
-
-    no_layers = (nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.LayerNorm, nn.RMSNorm)
-    for name, module in root.named_modules():
-        if ".quantized." in type(module).__module__:
-            raise UsageError(f"{name} is a quantised layer; measure the network before that")
-        # Their weights have the rank of a linear layer's, and the names of one.
-        if isinstance(module, no_layers) or "parametrizations" in name.split("."):
-            continue
-        held = {**module._parameters, **module._buffers}
-        for attribute in held if place_of(module) is None else ("weight", "bias"):
-            full = f"{name}.{attribute}" if name else attribute
-            if nn.parameter.is_lazy(held.get(attribute)):
-                raise UsageError(f"{full} is not there yet; run a batch through the network first")
-            # What is computed is not held: looking at it would compute it as in training.
-            if attribute not in held or held[attribute] is not None:
-                yield full, _tensor(full, functools.partial(_current, module, attribute))
-
-
-def _current(module: nn.Module, attribute: str) -> torch.Tensor:
-    """The tensor that forward would use now, computed from its parts where it has parts."""
-    if not module._forward_pre_hooks and "parametrizations" not in module._modules:
-        held: torch.Tensor = getattr(module, attribute)
-        return held.detach()
-    import torch
-    from torch.nn.utils import parametrize
-
-    with torch.no_grad():
-        if parametrize.is_parametrized(module, attribute):
-            # In training a spectral norm would take a step of its power iteration at each look.
-            with _evaluating(module.parametrizations[attribute]):
-                return getattr(module, attribute).detach()
-        hooks = [
-            hook
-            for hook in module._forward_pre_hooks.values()
-            if type(hook).__module__.startswith("torch.nn.utils.")
-        ]
-        if hooks:
-            # The older weight norm, spectral norm and pruning compute the weight before each call;
-            # here they do on a stand-in that shares the parts.
-            stand_in = object.__new__(type(module))
-            vars(stand_in).update(vars(module), training=False)
-            for hook in hooks:
-                hook(stand_in, ())
-            module = stand_in
-        return getattr(module, attribute).detach()
-
-
-@contextlib.contextmanager
-def _evaluating(root: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in root.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _read_script(module: torch.jit.ScriptModule) -> StateDict:
+def read_script(module: torch.jit.ScriptModule, /) -> StateDict:
     """Read a TorchScript module, whose submodules know what they were scripted from."""
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {
-        name: _tensor(name, functools.partial(_array, name, tensor))
-        for name, tensor in module.state_dict().items()
+        name: named_tensor(name, functools.partial(_array, name, tensor))
+        for name, tensor in held.items()
     }
-    places = {}
+    places, skipped = {}, []
     for name, submodule in module.named_modules():
-        weight = tensors.get(f"{name}.weight" if name else "weight")
-        kind = _SCRIPTED.get(submodule.original_name)
-        if weight is not None and kind is not None:
-            kind = kind_of_convolution(weight.shape[2:]) if kind is Kind.CONV else kind
-            groups = getattr(submodule, "groups", 1 if kind is Kind.LINEAR else None)
-            places[name or "weight"] = Place(kind=kind, groups=groups)
-    return StateDict(tensors=tensors, places=places, note=_not_followed(module, "TorchScript"))
+        full = f"{name}.weight" if name else "weight"
+        weight = tensors.get(full)
+        if weight is None or len(weight.shape) < 2:
+            continue
+        kind = _SCRIPTED.get(submodule.original_name.removeprefix("Mkldnn"))
+        if kind is None:
+            reason = (
+                f"its class was {submodule.original_name}, and TorchScript does not tell how that "
+                "uses its weight; measure the module before it is scripted"
+            )
+            skipped.append(Skipped(name=name or "weight", reason=reason))
+            del tensors[full]
+            continue
+        kind = kind_of_convolution(weight.shape[2:]) if kind is Kind.CONV else kind
+        groups = getattr(submodule, "groups", 1 if kind is Kind.LINEAR else None)
+        places[name or "weight"] = Place(kind=kind, groups=groups)
+    note = _not_followed(module, "TorchScript")
+    return StateDict(tensors=tensors, places=places, note=note, skipped=tuple(skipped))
 
 
 _SCRIPTED = {
     **{f"Conv{n}d": Kind.CONV for n in (1, 2, 3)},
     **{f"ConvTranspose{n}d": Kind.TRANSPOSED for n in (1, 2, 3)},
-    "Linear": Kind.LINEAR,
+    **dict.fromkeys(("Linear", "NonDynamicallyQuantizableLinear"), Kind.LINEAR),
 }

@@ -12,7 +12,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from planescope.files.errors import CheckpointError, UsageError, nearest
-from planescope.hyperplanes.layer import Input, Kind, Place, StateDict
+from planescope.hyperplanes.layer import Kind, Place, StateDict
+from planescope.networks.places import Node, Position, Role, follow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -97,6 +98,18 @@ class Flatten:
 
 WithWeight = Convolution | Linear | BatchNorm
 Operation = WithWeight | ReLU | Dropout | MaxPool | AveragePool | Flatten
+
+
+_ROLES: dict[type[Operation], Role] = {
+    Convolution: Role.LAYER,
+    Linear: Role.LAYER,
+    BatchNorm: Role.NORM,
+    ReLU: Role.RELU,
+    Dropout: Role.IDENTITY,
+    MaxPool: Role.VIEW,
+    AveragePool: Role.VIEW,
+    Flatten: Role.VIEW,
+}
 
 
 class Initialiser(StrEnum):
@@ -254,37 +267,39 @@ def places(name: str, /) -> dict[str, Place]:
     UsageError
         If there is no such network.
     """
-    found: dict[str, Place] = {}
-    stage, reads = 0, Input.IMAGE
     operations = network(name).operations
-    for index, operation in enumerate(operations):
-        match operation:
-            case MaxPool():
-                stage += 1
-            case ReLU():
-                reads = Input.RELU
-            case Convolution() | Linear():
-                found[operation.name] = _place(operation, stage, reads, operations[index + 1 :])
-                reads = Input.OTHER
-    return found
+    nodes = [Node(role=Role.IMAGE)]
+    for operation in operations:
+        nodes.append(_node(operation, reads=len(nodes) - 1))
+    layers = {o.name: o for o in operations if isinstance(o, Convolution | Linear)}
+    return {
+        layer: _place(layers[layer], position, operations)
+        for layer, position in follow(nodes).items()
+    }
+
+
+def _node(operation: Operation, reads: int) -> Node:
+    is_layer = isinstance(operation, Convolution | Linear)
+    return Node(
+        role=_ROLES[type(operation)],
+        reads=(reads,),
+        name=operation.name if is_layer else "",
+        downsamples=isinstance(operation, Convolution | MaxPool) and operation.stride > 1,
+    )
 
 
 def _place(
-    layer: Convolution | Linear, stage: int, reads: Input, behind: Sequence[Operation]
+    layer: Convolution | Linear, position: Position, operations: Sequence[Operation]
 ) -> Place:
-    # Once trained, dropout does nothing.
-    following = iter([operation for operation in behind if not isinstance(operation, Dropout)])
-    norm, after = None, next(following, None)
-    if isinstance(after, BatchNorm):
-        norm, after = after.name, next(following, None)
+    # The first node is the image.
+    norm = None if position.norm is None else operations[position.norm - 1].name
     return Place(
         kind=Kind.CONV if isinstance(layer, Convolution) else Kind.LINEAR,
-        stage=stage,
-        input=reads,
+        stage=position.stage,
+        input=position.input,
         groups=1,
         norm=norm,
         eps=None if norm is None else NORM_EPS,
-        relu_follows=isinstance(after, ReLU),
     )
 
 

@@ -1,37 +1,91 @@
-"""Weights that torch stores in parts: weight norm, spectral norm, pruning masks."""
+"""Weights that torch stores in parts: weight norm, spectral norm, masks, and their chains."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from planescope.hyperplanes.layer import Array, StateDict, Tensor
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 Shape = tuple[int, ...]
 
-_PARTS = re.compile(
-    r"(^|\.)(parametrizations\.weight\.(original\d?|\d+\.(_u|_v))|weight_(g|v|u|orig|mask))$"
-)
+# X.parametrizations.NAME.original (or original0, ...), and the buffers of each step by its number.
+_STEPS = re.compile(r"(?:^|(?P<module>.*)\.)parametrizations\.(?P<name>[^.]+)\.(?P<part>.+)$")
+_ORIGINAL = re.compile(r"original\d?$")
+_SPECTRAL = re.compile(r"(\d+)\.(_u|_v)$")
+_OLD = re.compile(r"(?:^|(?P<module>.*)\.)(?P<name>[^.]+)_(?P<part>orig|mask|g|v|u)$")
+
+NOT_TOLD = "{} is computed from parts by a formula that a state dict does not tell; give the module"
 
 
 def resolved(state: StateDict, /) -> StateDict:
-    """The same state dict with each weight that is stored in parts as one tensor, ``X.weight``.
+    """The same state dict with each weight or bias that is stored in parts as one tensor.
 
     The parts stay unread until the weight is. Parts that make no weight by a formula we know stay
-    as they are.
+    as they are, and `reasons` tells why their module is no layer to be measured.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in state.tensors.items():
-        module = _PARTS.sub("", name)
-        whole = f"{module}.weight" if module else "weight"
-        if module == name or (joined := _joined(module, state.tensors)) is None:
-            tensors[name] = tensor
+    tensors = _unmasked(state.tensors)
+    chains: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    olds: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        if match := _STEPS.fullmatch(name):
+            chains[_whole(match)][match["part"]] = tensor
+        elif match := _OLD.fullmatch(name):
+            olds[_whole(match)][match["part"]] = tensor
+    wholes = {whole: _chained(parts) for whole, parts in chains.items()}
+    wholes |= {whole: _old(parts) for whole, parts in olds.items() if whole not in tensors}
+    joined: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = _STEPS.fullmatch(name) or _OLD.fullmatch(name)
+        whole = None if match is None else _whole(match)
+        if whole is None or wholes.get(whole) is None:
+            joined[name] = tensor
         else:
-            tensors.setdefault(whole, joined)
-    return dataclasses.replace(state, tensors=tensors)
+            joined.setdefault(whole, wholes[whole])  # type: ignore[arg-type]
+    untold = [whole for whole in chains if wholes[whole] is None]
+    untold += [
+        whole for whole, parts in olds.items() if {"orig"} & parts.keys() and not wholes.get(whole)
+    ]
+    reasons = {_module(whole): NOT_TOLD.format(f"its {_last(whole)}") for whole in untold}
+    return dataclasses.replace(state, tensors=joined, reasons={**state.reasons, **reasons})
+
+
+def _whole(match: re.Match[str]) -> str:
+    return f"{match['module']}.{match['name']}" if match["module"] else match["name"]
+
+
+def _module(whole: str) -> str:
+    return whole.rpartition(".")[0] or whole
+
+
+def _last(whole: str) -> str:
+    return whole.rpartition(".")[2]
+
+
+def is_part(name: str, /) -> bool:
+    """Whether a tensor is a part of one that is computed."""
+    return bool(_STEPS.fullmatch(name)) or bool(re.search(r"_(orig|mask)$", name))
+
+
+def _unmasked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put each pruned tensor in place of its values and its mask, whatever it is a part of."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        stem = re.sub(r"_(orig|mask)$", "", name)
+        parts = [tensors.get(f"{stem}_{part}") for part in ("orig", "mask")]
+        values, mask = parts
+        if stem == name or values is None or mask is None or values.shape != mask.shape:
+            found[name] = tensor
+        else:
+            found.setdefault(stem, _tensor([values, mask], lambda w, mask: w * mask))
+    return found
 
 
 def _weight_norm(v: Array, g: Array) -> Array:
@@ -46,10 +100,6 @@ def _spectral_norm(w: Array, u: Array, v: Array) -> Array:
     return w / (u * (rows.reshape(u.shape[0], -1) * v).sum(1)).sum()
 
 
-def _masked(w: Array, mask: Array) -> Array:
-    return w * mask
-
-
 def _is_weight_norm(v: Shape, g: Shape) -> bool:
     return not g or (len(g) == len(v) and all(n in (1, of) for n, of in zip(g, v, strict=True)))
 
@@ -59,42 +109,52 @@ def _is_spectral_norm(w: Shape, u: Shape, v: Shape) -> bool:
     return any((n,) == u and (math.prod(w) // n,) == v for n in w[:2] if n)
 
 
-def _is_mask(w: Shape, mask: Shape) -> bool:
-    return w == mask
+def _chained(parts: Mapping[str, Tensor]) -> Tensor | None:
+    """The tensor of torch's own parametrisations from their parts; None where one is unknown."""
+    originals = [name for name in parts if _ORIGINAL.fullmatch(name)]
+    steps: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in parts.items():
+        if match := _SPECTRAL.fullmatch(name):
+            steps[int(match[1])][match[2]] = tensor
+        elif name not in originals:
+            return None  # the part of a formula that we do not know
+    if sorted(originals) == ["original0", "original1"]:
+        # Weight norm is the only one of torch's that takes its tensor apart.
+        g, v = parts["original0"], parts["original1"]
+        if not _is_weight_norm(v.shape, g.shape):
+            return None
+        whole, first = _tensor([v, g], _weight_norm), 1
+    elif originals == ["original"] and steps:
+        whole, first = parts["original"], 0
+    else:
+        return None
+    # A step without buffers of its own leaves a gap in the numbers.
+    if sorted(steps) != list(range(first, first + len(steps))):
+        return None
+    for number in sorted(steps):
+        step = _spectral(whole, steps[number].get("_u"), steps[number].get("_v"))
+        if step is None:
+            return None
+        whole = step
+    return whole
 
 
-@dataclass(frozen=True)
-class _Form:
-    """Parts by their names behind the module's, the first of the weight's shape; how they join."""
-
-    parts: tuple[str, ...]
-    fits: Callable[..., bool]
-    join: Callable[..., Array]
+def _spectral(w: Tensor, u: Tensor | None, v: Tensor | None) -> Tensor | None:
+    if u is None or v is None or not _is_spectral_norm(w.shape, u.shape, v.shape):
+        return None
+    return _tensor([w, u, v], _spectral_norm)
 
 
-_ORIGINAL = "parametrizations.weight.original"
-_FORMS = (
-    _Form(("weight_v", "weight_g"), _is_weight_norm, _weight_norm),
-    _Form((f"{_ORIGINAL}1", f"{_ORIGINAL}0"), _is_weight_norm, _weight_norm),
-    _Form(("weight_orig", "weight_u", "weight_v"), _is_spectral_norm, _spectral_norm),
-    _Form(
-        (_ORIGINAL, "parametrizations.weight.0._u", "parametrizations.weight.0._v"),
-        _is_spectral_norm,
-        _spectral_norm,
-    ),
-    _Form(("weight_orig", "weight_mask"), _is_mask, _masked),
-)
-
-
-def _joined(module: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The weight of a module from its parts; None where they are not those of a form we know."""
-    prefix = f"{module}." if module else ""
-    for form in _FORMS:
-        parts = [tensors[prefix + name] for name in form.parts if prefix + name in tensors]
-        if len(parts) == len(form.parts) and form.fits(*(part.shape for part in parts)):
-            return _tensor(parts, form.join)
+def _old(parts: Mapping[str, Tensor]) -> Tensor | None:
+    """The tensor of the older weight norm and spectral norm, which hooks compute."""
+    match parts:
+        case {"g": g, "v": v} if len(parts) == 2 and _is_weight_norm(v.shape, g.shape):
+            return _tensor([v, g], _weight_norm)
+        case {"orig": w, "u": u, "v": v}:
+            return _spectral(w, u, v)
     return None
 
 
-def _tensor(parts: list[Tensor], formula: Callable[..., Array]) -> Tensor:
+def _tensor(parts: Iterable[Tensor], formula: Callable[..., Array]) -> Tensor:
+    parts = list(parts)
     return Tensor(parts[0].shape, parts[0].dtype, lambda: formula(*(part.read() for part in parts)))

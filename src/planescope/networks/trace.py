@@ -1,4 +1,4 @@
-"""What the graph of a torch module tells about its layers: stage, input, norm, the ReLU behind.
+"""What the graph of a torch module tells about its layers: stage, input, norm.
 
 `forward` is run once on symbols (torch.fx), and what flows along the graph is followed in the
 abstract: nothing is computed, and the module is left as it was. To import this is to import torch.
@@ -9,78 +9,79 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections import OrderedDict, defaultdict
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
 from itertools import chain
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from planescope.hyperplanes.layer import Input, Kind, Place, kind_of_convolution
+from planescope.hyperplanes.layer import Kind, Place, kind_of_convolution
+from planescope.networks.affine import Leaf
+from planescope.networks.functional import FUNCTIONAL_LAYERS, Functional, find_functional
+from planescope.networks.places import Node, Position, Role, follow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Sequence
 
 
-class _Nature(Enum):
-    """What is known of the values on an edge of the graph."""
-
-    IMAGE = auto()
-    RELU = auto()
-    GATE = auto()  # not negative, but no ReLU's output: a sigmoid's for example
-    NUMBER = auto()  # one that is written in the code and not negative
-    CONSTANT = auto()  # any other number, a parameter, a buffer
-    OTHER = auto()
-
-
-_INPUTS = {_Nature.IMAGE: Input.IMAGE, _Nature.RELU: Input.RELU}
+_PADDINGS = ("zero", "reflection", "replication", "circular")
 
 # Modules, functions and methods go by one name, in lower case and without underscores: nn.MaxPool2d
 # and F.max_pool2d are both "maxpool2d", "relu" and the in-place "relu_" are both "relu".
-_RELUS = {"relu", "relu6"}
-_CLAMPS = {"hardtanh", "clamp", "clampmin", "clip"}
-_GATES = {"sigmoid", "hardsigmoid", "softmax"}
-# In evaluation these give what they get.
-_IDENTITIES = {
-    *("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout"),
-    *("stochasticdepth", "contiguous", "clone", "detach", "float", "half", "to"),
+_WORDS = {
+    Role.RELU: {"relu", "relu6"},
+    Role.GATE: {
+        *("sigmoid", "hardsigmoid", "softmax", "softmax2d", "gumbelsoftmax", "softmin"),
+        *("softplus", "exp", "abs", "square", "sqrt", "rsqrt", "norm", "var", "std"),
+    },
+    # In evaluation these give what they get.
+    Role.IDENTITY: {
+        *("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout"),
+        *("featurealphadropout", "stochasticdepth", "contiguous", "clone", "detach", "float"),
+        *("half", "double", "bfloat16", "to", "typeas", "cuda", "cpu"),
+    },
+    # These move values about, or take means and maxima of them: each stays what it is.
+    Role.VIEW: {
+        *("flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "permute"),
+        *("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "chunk", "split"),
+        *("tensorsplit", "getitem", "narrow", "unbind", "expand", "expandas", "repeat"),
+        *("repeatinterleave", "tile", "roll", "flip", "rot90", "select", "indexselect", "unfold"),
+        *("channelshuffle", "pixelshuffle", "pixelunshuffle", "nativechannelshuffle"),
+        *(f"{how}maxpool{n}d" for how in ("", "adaptive", "fractional") for n in (1, 2, 3)),
+        *(f"{how}avgpool{n}d" for how in ("", "adaptive") for n in (1, 2, 3)),
+        *("mean", "sum", "amax", "amin", "cumsum", "lppool1d", "lppool2d", "localresponsenorm"),
+        *(f"{how}pad{n}d" for how in _PADDINGS for n in (1, 2, 3)),
+        *("upsamplingnearest2d", "upsamplingbilinear2d"),
+    },
+    Role.JOIN: {"add", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "minimum"},
+    Role.PRODUCT: {"mul", "multiply", "div", "divide", "truediv"},
+    Role.MAXIMUM: {"maximum"},
+    Role.SHIFT: {"sub", "subtract"},
 }
-# These move values about; each stays what it is.
-_VIEWS = {
-    *("flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose"),
-    *("chunk", "split", "getitem", "narrow", "unbind", "expand", "repeat"),
-    *("channelshuffle", "pixelshuffle", "pixelunshuffle"),
-}
-_PADS = {"pad", *(f"{how}pad{n}d" for how in ("zero", "constant") for n in (1, 2, 3))}
-_RESIZES = {"interpolate", "upsample"}
-_MAX_POOLS = {f"{how}maxpool{n}d" for how in ("", "adaptive") for n in (1, 2, 3)}
-_AVERAGES = {f"{how}avgpool{n}d" for how in ("", "adaptive") for n in (1, 2, 3)} | {"mean"}
-_STEPS = {f"{what}pool{n}d" for what in ("max", "avg") for n in (1, 2, 3)}
-_SUMS = {"add", "cat", "concat", "stack", "maximum"}
-_PRODUCTS = {"mul", "multiply", "div", "truediv"}
+_ROLES = {word: role for role, words in _WORDS.items() for word in words}
 
-_KEEP_NATURE = _IDENTITIES | _VIEWS | _MAX_POOLS | _AVERAGES
-# A ReLU behind these cuts where it would cut before them.
-_COMMUTE_WITH_RELU = _IDENTITIES | _VIEWS | _MAX_POOLS
+_CLAMPS = {"hardtanh", "clamp", "clampmin", "clip"}
+_PADS = {"pad", *(f"constantpad{n}d" for n in (1, 2, 3))}
+_RESIZES = {"interpolate", "upsample"}
+# An `alpha` that scales the second operand is a number too.
+_ARITHMETIC = {
+    *("add", "sub", "subtract", "minimum", "maximum"),
+    *("mul", "multiply", "div", "divide", "truediv"),
+}
+_STEPS = {f"{what}pool{n}d" for what in ("max", "avg", "lp") for n in (1, 2, 3)}
 
 # Whoever asks for these does not read the values.
 _METADATA = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 
-_FUNCTIONAL_LAYERS = {
-    **{f"conv{n}d": Kind.CONV for n in (1, 2, 3)},
-    **{f"convtranspose{n}d": Kind.TRANSPOSED for n in (1, 2, 3)},
-    "linear": Kind.LINEAR,
-}
-
-
-class _Value(NamedTuple):
-    nature: _Nature
-    stage: int
+_NO_LEAVES: Mapping[nn.Module, Leaf] = MappingProxyType({})
 
 
 class _Norm(NamedTuple):
@@ -102,6 +103,8 @@ class _Step:
     layer: str | None = None
     place: Place | None = None
     norm: _Norm | None = None
+    constant: object = None
+    leaf: Leaf | None = None
 
     def option(self, name: str, position: int, default: Any = None) -> Any:
         """Value of an option, whether a module keeps it or a function is called with it."""
@@ -118,24 +121,42 @@ class _Step:
         return attribute not in _METADATA
 
     @property
+    def operands(self) -> Iterator[float]:
+        """Numbers written in the code that it computes with."""
+        if self.operation in _ARITHMETIC:
+            given = (*self.node.args, *self.node.kwargs.values())
+            yield from (value for value in given if isinstance(value, int | float))
+
+    @property
     def rectifies(self) -> bool:
         """Whether it is a ReLU, or clamps like one."""
         if self.operation in _CLAMPS:
             least = self.option("min_val", 1, self.node.kwargs.get("min"))
             return isinstance(least, int | float) and least >= 0
-        return self.operation in _RELUS
+        if self.operation == "threshold":
+            least, instead = self.option("threshold", 1), self.option("value", 2)
+            return isinstance(least, int | float) and min(least, instead) >= 0
+        return _ROLES.get(self.operation) is Role.RELU
 
     @property
     def downsamples(self) -> bool:
         """Whether it is a pooling or a convolution with a stride."""
         if self.place is not None and self.place.kind in (Kind.CONV, Kind.POINTWISE):
-            stride = self.option("stride", 3, 1)
+            stride = self.option("stride", 3, 1) if self.leaf is None else self.leaf.stride
         elif self.operation in _STEPS:
             stride = self.option("stride", 2) or self.option("kernel_size", 1)
         else:
             return False
         strides = stride if isinstance(stride, tuple | list) else (stride,)
         return any(isinstance(extent, int) and extent > 1 for extent in strides)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Traced:
+    """Places of layers by name, and layers that are called as functions, with what they hold."""
+
+    places: dict[str, Place]
+    functional: dict[str, Functional]
 
 
 def place_of(module: nn.Module, /) -> Place | None:
@@ -150,10 +171,25 @@ def place_of(module: nn.Module, /) -> Place | None:
 
 
 def trace_places(module: nn.Module, /) -> dict[str, Place]:
-    """Where the layers that `forward` calls stand, by name, in the order of the first call.
+    """Find where the layers that `forward` calls stand, by name, in the order of the first call.
 
-    A layer that is called several times has the stage of the first call, and of the rest what all
-    calls agree on. The image, whatever is done to it, is in stage 0.
+    Raises
+    ------
+    Exception
+        As `trace`.
+    """
+    return trace(module, _NO_LEAVES, {}).places
+
+
+def trace(
+    module: nn.Module, leaves: Mapping[nn.Module, Leaf], names: Mapping[str, str], /
+) -> Traced:
+    """Find where the layers that `forward` calls stand, in the order of the first call.
+
+    `leaves` are modules that are looked at from without, beside torch's own layers; `names` gives
+    layers that go by another's name. A layer that is called several times has the stage of the
+    first call, and of the rest what all calls agree on. The image, whatever is done to it, is in
+    stage 0.
 
     Raises
     ------
@@ -161,19 +197,18 @@ def trace_places(module: nn.Module, /) -> dict[str, Place]:
         Any that `forward` raises when it gets symbols for tensors, on control flow for example.
     """
     with _undisturbed(module), torch.no_grad():
-        steps = list(_steps(_traced(module), module))
-    values: dict[fx.Node, _Value] = {}
-    users: dict[fx.Node, list[_Step]] = defaultdict(list)
-    for step in steps:
-        values[step.node] = _value(step, [values[node] for node in step.inputs])
-        for node in step.inputs if step.reads_values else ():
-            users[node].append(step)
-    found: dict[str, Place] = {}
-    for step in steps:
-        if step.layer is not None and step.place is not None:
-            place = _placed(step, step.place, values, users)
-            found[step.layer] = _agreed(found.get(step.layer, place), place)
-    return found
+        graph = _traced(module, leaves)
+        functional = find_functional(graph, module)
+        steps = list(_steps(graph, module, leaves, names, functional))
+    nodes, norms = _nodes(steps)
+    # Of a layer that is called several times the first call tells the kind.
+    kinds = {step.layer: step.place for step in reversed(steps) if step.layer and step.place}
+    return Traced(
+        places={
+            name: _placed(kinds[name], position, norms) for name, position in follow(nodes).items()
+        },
+        functional={held.name: held for held in functional.values()},
+    )
 
 
 def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
@@ -197,21 +232,45 @@ def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
         return graph, {target: attrgetter(target)(module) for target in targets}
 
 
-def _traced(module: nn.Module) -> fx.Graph:
-    return _Tracer(module).trace(module, _defaults(module))
+def _traced(module: nn.Module, leaves: Mapping[nn.Module, Leaf] = _NO_LEAVES) -> fx.Graph:
+    return _Tracer(module, leaves).trace(module, _defaults(module))
+
+
+_MAX_LOOK = 1 << 16  # elements of a buffer that is looked at to see whether any is negative
+
+# Of the copies of FrozenBatchNorm2d that keep none of their own (DETR's, for example).
+_FROZEN_EPS = 1e-5
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm whose parameters are buffers, as detectors have them."""
+    is_named = re.fullmatch(r"FrozenBatchNorm(2d)?", type(module).__name__) is not None
+    held = module._buffers.keys()
+    return is_named and not module._modules and {"running_mean", "running_var"} <= held
 
 
 class _Tracer(fx.Tracer):  # type: ignore[misc]
     # A buffer that forward changes in place is then a symbol too, and its values stay.
     proxy_buffer_attributes = True
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, leaves: Mapping[nn.Module, Leaf]) -> None:
         super().__init__()
+        self._leaves = leaves
         tensors = chain(root.named_parameters(), root.named_buffers())
         self._names = {id(tensor): name for name, tensor in tensors}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return place_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        is_ours = m in self._leaves or place_of(m) is not None or _is_frozen_norm(m)
+        return is_ours or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        result = super().call_module(m, forward, args, kwargs)
+        leaf = self._leaves.get(m)
+        for part in leaf.behind if leaf is not None else ():
+            result = getattr(m, part)(result)
+        return torch.relu(result) if leaf is not None and leaf.rectifies else result
 
     def getattr(self, _attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         # The base class searches all parameters at each access, which is quadratic.
@@ -253,8 +312,14 @@ def _undisturbed(root: nn.Module) -> Iterator[None]:
             mapping.update(before)
 
 
-def _steps(graph: fx.Graph, root: nn.Module) -> Iterator[_Step]:
-    modules, parameters = dict(root.named_modules()), dict(root.named_parameters())
+def _steps(
+    graph: fx.Graph,
+    root: nn.Module,
+    leaves: Mapping[nn.Module, Leaf],
+    names: Mapping[str, str],
+    functional: Mapping[fx.Node, Functional],
+) -> Iterator[_Step]:
+    modules = dict(root.named_modules())
     latest: dict[fx.Node, fx.Node] = {}  # what an in-place operation made of a value
 
     def now(node: fx.Node) -> fx.Node:
@@ -266,8 +331,12 @@ def _steps(graph: fx.Graph, root: nn.Module) -> Iterator[_Step]:
         module = modules[node.target] if node.op == "call_module" else None
         inputs = tuple(now(argument) for argument in node.all_input_nodes)
         name = _called(node, module)
-        step = _Step(node, name.lower().replace("_", ""), module, inputs)
-        yield _recognised(step, parameters)
+        held = attrgetter(node.target)(root) if node.op == "get_attr" else None
+        operation = name.lower().replace("_", "")
+        leaf = None if module is None else leaves.get(module)
+        step = _Step(node, operation, module, inputs, constant=held, leaf=leaf)
+        step = _recognised(step, functional)
+        yield dataclasses.replace(step, layer=step.layer and names.get(step.layer, step.layer))
         if inputs and _is_in_place(step, name):
             latest[inputs[0]] = node
 
@@ -287,30 +356,30 @@ def _is_in_place(step: _Step, name: str) -> bool:
     )
 
 
-def _recognised(step: _Step, parameters: Mapping[str, nn.Parameter]) -> _Step:
+def _recognised(step: _Step, functional: Mapping[fx.Node, Functional]) -> _Step:
     """The step with what it tells where it is a layer or a batch norm."""
+    if step.leaf is not None:
+        eps = step.leaf.eps
+        norm = None if eps is None else _Norm(step.node.target, eps)
+        layer = step.node.target if step.leaf.place is not None else None
+        return dataclasses.replace(step, layer=layer, place=step.leaf.place, norm=norm)
     if step.module is not None:
         if (place := place_of(step.module)) is not None:
             return dataclasses.replace(step, layer=step.node.target, place=place)
-        if isinstance(step.module, _BatchNorm) and step.module.running_mean is not None:
+        if isinstance(step.module, _NormBase) and step.module.running_mean is not None:
             return dataclasses.replace(step, norm=_Norm(step.node.target, step.module.eps))
-    elif step.operation in _FUNCTIONAL_LAYERS:
-        return _functional_layer(step, parameters)
+        if _is_frozen_norm(step.module):
+            eps = getattr(step.module, "eps", _FROZEN_EPS)
+            return dataclasses.replace(step, norm=_Norm(step.node.target, eps))
+    elif step.operation in FUNCTIONAL_LAYERS:
+        if (held := functional.get(step.node)) is not None:
+            return dataclasses.replace(step, layer=held.name, place=held.place)
+        # Its weight is made of the input, or is a constant of the code.
+        return dataclasses.replace(step, place=Place(kind=FUNCTIONAL_LAYERS[step.operation]))
     elif step.operation == "batchnorm" and (mean := _attribute(step.option("running_mean", 1))):
         norm = _Norm(mean.removesuffix(".running_mean"), step.option("eps", 7, 1e-5))
         return dataclasses.replace(step, norm=norm)
     return step
-
-
-def _functional_layer(step: _Step, parameters: Mapping[str, nn.Parameter]) -> _Step:
-    kind, groups = _FUNCTIONAL_LAYERS[step.operation], step.option("groups", 6, 1)
-    weight = _attribute(step.option("weight", 1))
-    if weight is None or weight not in parameters or weight.rpartition(".")[2] != "weight":
-        return dataclasses.replace(step, place=Place(kind=kind))  # computed, or a fixed filter
-    if kind is Kind.CONV:
-        kind = kind_of_convolution(tuple(parameters[weight].shape[2:]))
-    place = Place(kind=kind, groups=groups)
-    return dataclasses.replace(step, layer=weight.removesuffix(".weight"), place=place)
 
 
 def _attribute(argument: object) -> str | None:
@@ -320,96 +389,65 @@ def _attribute(argument: object) -> str | None:
     return None
 
 
-def _value(step: _Step, given: list[_Value]) -> _Value:
-    stage = max((value.stage for value in given), default=0)
-    if given and given[0].nature is not _Nature.IMAGE:
-        stage += step.downsamples
-    return _Value(_nature(step, [value.nature for value in given]), stage)
+def _nodes(steps: Sequence[_Step]) -> tuple[list[Node], dict[int, _Norm]]:
+    """Translate what torch was asked for; with the norms by the numbers of their nodes."""
+    nodes: list[Node] = []
+    norms: dict[int, _Norm] = {}
+    numbers: dict[fx.Node, int] = {}
+    for step in steps:
+        reads = tuple(numbers[node] for node in step.inputs)
+        for operand in step.operands:
+            reads += (len(nodes),)
+            nodes.append(_number(operand))
+        numbers[step.node] = len(nodes)
+        if step.norm is not None:
+            norms[len(nodes)] = step.norm
+        nodes.append(_node(step, reads))
+    return nodes, norms
 
 
-def _nature(step: _Step, given: list[_Nature]) -> _Nature:
+def _number(value: float) -> Node:
+    return Node(role=Role.CONSTANT, is_non_negative=lambda: value >= 0)
+
+
+def _node(step: _Step, reads: tuple[int, ...]) -> Node:
     if step.node.op == "placeholder":
-        return _Nature.IMAGE
+        return Node(role=Role.IMAGE)
     if step.node.op == "get_attr":
-        return _Nature.CONSTANT
+        return Node(role=Role.CONSTANT, is_non_negative=lambda: _is_non_negative(step.constant))
+    if not step.reads_values:
+        return Node(role=Role.CONSTANT, is_non_negative=lambda: True)
+    if step.place is not None:
+        name = step.layer or ""
+        return Node(role=Role.LAYER, reads=reads, name=name, downsamples=step.downsamples)
+    return Node(role=_role(step), reads=reads, downsamples=step.downsamples)
+
+
+def _is_non_negative(constant: object) -> bool:
+    """Look at a buffer; what is trained may become negative."""
+    if not isinstance(constant, torch.Tensor) or isinstance(constant, nn.Parameter):
+        return False
+    return not constant.is_meta and constant.numel() <= _MAX_LOOK and bool((constant >= 0).all())
+
+
+def _role(step: _Step) -> Role:
+    if step.norm is not None:
+        return Role.NORM
     if step.rectifies:
-        return _Nature.RELU
-    if step.operation in _GATES:
-        return _Nature.GATE
-    if step.operation in _SUMS | _PRODUCTS | {"sub"}:
-        return _combined(step, given)
-    keeps = step.operation in _KEEP_NATURE or (
-        (step.operation in _PADS and (step.option("value", 3) or 0) >= 0)
-        or (step.operation in _RESIZES and step.option("mode", 3, "nearest") != "bicubic")
-    )
-    # A norm over the image normalises it: it has not been through a layer yet.
-    if given and (keeps or (step.norm is not None and given[0] is _Nature.IMAGE)):
-        return given[0]
-    return _Nature.OTHER
+        return Role.RELU
+    if step.operation in _PADS:
+        return Role.VIEW if (step.option("value", 3) or 0) >= 0 else Role.SHIFT
+    if step.operation in _RESIZES:
+        return Role.SHIFT if step.option("mode", 3, "nearest") == "bicubic" else Role.VIEW
+    return _ROLES.get(step.operation, Role.OTHER)
 
 
-def _combined(step: _Step, given: list[_Nature]) -> _Nature:
-    """What a sum, a product, a quotient, a difference or a concatenation is."""
-    numbers = (a for a in step.node.args if isinstance(a, int | float))
-    found = {*given, *(_Nature.NUMBER if a >= 0 else _Nature.CONSTANT for a in numbers)}
-    if _Nature.IMAGE in found and found <= {_Nature.IMAGE, _Nature.NUMBER, _Nature.CONSTANT}:
-        return _Nature.IMAGE
-    beside_relu = {_Nature.RELU, _Nature.NUMBER}
-    if step.operation in _PRODUCTS:
-        beside_relu |= {_Nature.GATE}
-    if _Nature.RELU in found and found <= beside_relu and step.operation != "sub":
-        return _Nature.RELU
-    return _Nature.OTHER
-
-
-def _placed(
-    step: _Step,
-    place: Place,
-    values: Mapping[fx.Node, _Value],
-    users: Mapping[fx.Node, list[_Step]],
-) -> Place:
-    behind = _norm_behind(step, users)
-    norm = None if behind is None else behind.norm
+def _placed(place: Place, position: Position, norms: Mapping[int, _Norm]) -> Place:
+    norm = None if position.norm is None else norms[position.norm]
     return dataclasses.replace(
         place,
-        stage=values[step.node].stage,
-        input=_INPUTS.get(values[step.inputs[0]].nature, Input.OTHER),
+        stage=position.stage,
+        input=position.input,
         norm=None if norm is None else norm.name,
         eps=None if norm is None else norm.eps,
-        relu_follows=_relu_behind(step if behind is None else behind, users),
-    )
-
-
-def _norm_behind(step: _Step, users: Mapping[fx.Node, list[_Step]]) -> _Step | None:
-    """The batch norm that alone reads what the layer gives."""
-    while len(readers := users[step.node]) == 1:
-        (step,) = readers
-        if step.norm is not None:
-            return step
-        if step.operation not in _IDENTITIES:
-            break
-    return None
-
-
-def _relu_behind(step: _Step, users: Mapping[fx.Node, list[_Step]]) -> bool:
-    seen, reached = set(), [step]
-    while reached:
-        for reader in users[reached.pop().node]:
-            if reader.rectifies:
-                return True
-            if reader.operation in _COMMUTE_WITH_RELU and reader.node not in seen:
-                seen.add(reader.node)
-                reached.append(reader)
-    return False
-
-
-def _agreed(first: Place, again: Place) -> Place:
-    """One place of a layer that is called several times."""
-    same_norm = first.norm == again.norm
-    return dataclasses.replace(
-        first,
-        input=first.input if first.input is again.input else Input.OTHER,
-        norm=first.norm if same_norm else None,
-        eps=first.eps if same_norm else None,
-        relu_follows=first.relu_follows and again.relu_follows,
     )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import OutputError, PlanescopeError, StoppedError
 from planescope.study.folder import RunRecord, Study
+from planescope.training.processor import keep_memory
 
 if TYPE_CHECKING:
     from planescope.study.spec import Spec
@@ -48,6 +49,7 @@ def make_run(spec: Spec, study: str) -> RunRecord:
         If it was interrupted.
     """
     _end_fast()
+    keep_memory()
     folder = Study(study)
     with _ALONE, folder.lock_run(spec.name):
         _take_own_gpu()

@@ -32,6 +32,7 @@ SCHEMA = "planescope.config/1"
 
 Logger = Literal["csv", "tensorboard", "wandb", "mlflow"]
 LayerKind = Literal["conv", "pointwise", "transposed", "linear", "all"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 class FieldError(UsageError):
@@ -157,8 +158,10 @@ class RunConfig(BaseModel):
     accelerator: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
     devices: int = Field(1, ge=1, description="How many GPUs, or processes on a CPU.")
     strategy: Literal["auto", "ddp"] = Field("auto", description="How devices share the work.")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
-        "32-true", description="Of computing; weights are always kept in 32 bits."
+    precision: Precision | Literal["auto"] = Field(
+        "32-true",
+        description="Of computing; weights are always kept in 32 bits. auto: bf16-mixed where the "
+        "device has instructions for it; the run's config has what was chosen.",
     )
     compile: bool = Field(False, description="Compile the network with torch.compile.")
     threads: int | None = Field(

@@ -29,6 +29,7 @@ from planescope.files.errors import (
 from planescope.files.folders import refuse_ways_out
 from planescope.files.optional import consented, is_foreign, required
 from planescope.networks import paper as networks
+from planescope.training.processor import fitting_precision
 from planescope.training.run import Run, State, Status
 from planescope.training.stopping import is_last, on_interrupt
 
@@ -98,6 +99,7 @@ def train(
     """
     # What can be refused at once is, before seconds go into imports.
     run = Run(path)
+    config = _settled(config, run)
     _check_path(run, config, resume=resume)
     if resume and run.exists:
         config = _consented(run, config, trust)
@@ -126,6 +128,16 @@ def train(
                 early = f"on a plateau after epoch {epochs}" if epochs < config.epochs else ""
                 run.save_status(Status(state=State.FINISHED, message=early))
     return run
+
+
+def _settled(config: RunConfig, run: Run) -> RunConfig:
+    """Replace a precision of "auto" by the one that the run has, or by the device's own."""
+    if config.precision != "auto":
+        return config
+    if run.exists:
+        return config.but({"precision": run.config.precision})
+    required("torch")
+    return config.but({"precision": fitting_precision(config.accelerator)})
 
 
 def rank() -> int:

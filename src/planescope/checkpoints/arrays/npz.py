@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -57,12 +59,21 @@ def read(path: Path) -> StateDict:
     archive = Archive(path)
     tensors = {name.removesuffix(_SUFFIX): _tensor(archive, name) for name in archive.members}
     held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    # The same array under two names is written twice; the archive keeps a checksum of each.
+    held = {
+        name: dataclasses.replace(tensor, digest=functools.partial(_checksum, archive, name))
+        for name, tensor in held.items()
+    }
     return StateDict(tensors=held, in_order=False)
+
+
+def _checksum(archive: Archive, name: str) -> int:
+    return archive.members[name + _SUFFIX].CRC
 
 
 def _tensor(archive: Archive, member: str) -> Tensor | None:
     where = f"{archive.path}: array {member.removesuffix(_SUFFIX)!r}"
-    begin, header = _header(where, _head(archive, member))
+    begin, header = read_header(where, _head(archive, member))
     dtype = _dtype(where, header.get("descr"))
     if dtype.kind in "SUMm":
         return None
@@ -115,7 +126,7 @@ def _head(archive: Archive, member: str) -> bytes:
         raise CheckpointError(f"{archive.path}: member {member!r} is damaged: {exc}") from exc
 
 
-def _header(where: str, head: bytes) -> tuple[int, Mapping[str, Any]]:
+def read_header(where: str, head: bytes) -> tuple[int, Mapping[str, Any]]:
     """Where the values begin, and what the header says of them."""
     # Version 1 has a length of 2 bytes, 2 and 3 have one of 4.
     width = 2 if head[6:7] == b"\x01" else 4

@@ -15,6 +15,8 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from planescope.hyperplanes.layer import Input
+from planescope.networks import places
+from planescope.networks.places import Node, Role, follow
 
 # A model called twice within a model called twice, and so on, doubles each time.
 MAX_CALLS = 20_000
@@ -23,30 +25,73 @@ MAX_CALLS = 20_000
 _TF_FUNCTIONS = {
     "nn.relu": "Relu",
     "nn.relu6": "Relu6",
+    "nn.softmax": "Softmax",
+    "nn.sigmoid": "Sigmoid",
+    "math.sigmoid": "Sigmoid",
+    "identity": "Identity",
+    "cast": "Cast",
     "concat": "Concatenate",
+    "stack": "Stack",
+    "reshape": "Reshape",
+    "transpose": "Transpose",
+    "squeeze": "Squeeze",
+    "expand_dims": "ExpandDims",
+    "math.reduce_mean": "Mean",
+    "math.reduce_max": "Max",
+    "math.reduce_sum": "Sum",
     "__operators__.add": "Add",
+    "__operators__.getitem": "GetItem",
     "math.add": "Add",
     "math.subtract": "Subtract",
     "math.multiply": "Multiply",
     "math.truediv": "TrueDivide",
+    "math.divide": "TrueDivide",
+    "math.maximum": "Maximum",
+    "math.minimum": "Minimum",
 }
+
+_KERAS = re.compile(r"((tf_)?keras|tensorflow|builtins)(\.|$)")
 
 _NORM = re.compile(r"(Sync)?BatchNormalization(V[12])?")
 _WRAPPER = re.compile(r"TimeDistributed|SpectralNormalization")
-_ACTIVATED = re.compile(r"(Depthwise|Separable)?Conv[123]D(Transpose)?|Dense")
+_LAYER = re.compile(r"(Depthwise|Separable)?Conv[123]D(Transpose)?|Dense|EinsumDense")
 _DOWNSAMPLING = re.compile(r"(Max|Average)Pooling[123]D|(Depthwise|Separable)?Conv[123]D")
-_INERT = re.compile(
-    r"(Spatial|Gaussian|Alpha)?Dropout([123]D)?|GaussianNoise|ActivityRegularization|Identity"
+
+# Classes of layers, and of operations between them, in the words of `planescope.networks.places`.
+_WORDS = (
+    (Role.NORM, _NORM.pattern),
+    (Role.LAYER, _LAYER.pattern),
+    (
+        Role.IDENTITY,
+        r"(Spatial|Gaussian|Alpha)?Dropout([123]D)?|GaussianNoise|ActivityRegularization|Identity"
+        r"|Cast|StopGradient|Copy",
+    ),
+    (Role.RELU, r"Relu6?"),
+    (Role.GATE, r"Sigmoid|HardSigmoid|Softmax|Softplus|Exp|Abs(olute)?|Square|Sqrt|Rsqrt"),
+    (
+        Role.VIEW,
+        r"((Global|Adaptive)?(Max|Average)|Max|Average)Pool(ing[123]D)?"
+        r"|(ZeroPadding|Cropping)[123]D|UpSampling[123]D|Flatten|Reshape|Permute|RepeatVector"
+        r"|Masking|Transpose|GetItem|SlicingOpLambda|Squeeze|ExpandDims|Mean|Max|Amax|Min|Amin|Sum"
+        r"|BroadcastTo|Repeat|Tile|Split|Flip|Roll|Swapaxes|Moveaxis|Ravel|Take",
+    ),
+    (Role.JOIN, r"Concatenate|Add|Average|Minimum|Stack"),
+    (Role.PRODUCT, r"Multiply|(True)?Divide"),
+    (Role.MAXIMUM, r"Maximum"),
+    (
+        Role.SHIFT,
+        r"Subtract|Rescaling|Normalization|Resizing|Resize|CenterCrop|Random\w+|Pad",
+    ),
 )
-# What lies in the positive orthant stays there, and an image stays an image.
-_PASSING = re.compile(
-    r"(Global)?(Max|Average)Pooling[123]D|(ZeroPadding|Cropping|UpSampling)[123]D"
-    r"|Flatten|Reshape|Permute|RepeatVector|Masking"
-)
-_JOINING = re.compile(r"Concatenate|Add|Average|Maximum")
-_PREPARING = re.compile(
-    r"Rescaling|Normalization|Resizing|CenterCrop|Random\w+|Add|Subtract|Multiply|(True)?Divide"
-)
+_ROLES = tuple((role, re.compile(pattern)) for role, pattern in _WORDS)
+_ARITHMETIC = re.compile(r"Add|Subtract|Multiply|(True)?Divide|Maximum|Minimum")
+
+# Activations by name; linear is none.
+_ACTIVATIONS = {
+    **dict.fromkeys(("relu", "relu6"), Role.RELU),
+    **dict.fromkeys(("sigmoid", "hard_sigmoid", "softmax", "softplus", "exponential"), Role.GATE),
+    "linear": Role.IDENTITY,
+}
 
 _Node = tuple[str, int]  # a layer of a functional model, and which of its calls
 
@@ -55,10 +100,9 @@ _Node = tuple[str, int]  # a layer of a functional model, and which of its calls
 class Position:
     """Where a layer stands: as in `Layer`, with the norm by its name."""
 
-    stage: int
+    stage: int | None
     input: Input
     norm: str | None
-    relu_follows: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +117,8 @@ class ConfigLayer:
         Group of its variables in a Keras 3 file: snake-cased classes, numbered within each model.
     inbound : list
         What it is called on, a node a call, as the config has it.
+    is_foreign : bool
+        Its class is not one of Keras, whatever it is called.
     position : Position or None
         None where it is never called.
     """
@@ -82,6 +128,7 @@ class ConfigLayer:
     class_name: str
     options: dict[str, Any]
     inbound: list[Any]
+    is_foreign: bool = False
     position: Position | None = None
 
     @property
@@ -97,13 +144,27 @@ class ConfigLayer:
     @property
     def is_norm(self) -> bool:
         """Whether it is a batch norm."""
-        return _NORM.fullmatch(self.class_name) is not None
+        return not self.is_foreign and _NORM.fullmatch(self.class_name) is not None
 
+    @property
+    def kind(self) -> str:
+        """Its class as Keras 3 writes it into files; "" where that is not one of Keras."""
+        return "" if self.is_foreign else snake_case(self.class_name)
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Call:
-    layer: ConfigLayer
-    inputs: list[int]  # the calls whose outputs it takes
+    @property
+    def lora(self) -> float | None:
+        """Factor of its update of low rank; None where it has none."""
+        rank, alpha = self.options.get("lora_rank"), self.options.get("lora_alpha")
+        if not isinstance(rank, int) or rank < 1:
+            return None
+        return alpha / rank if isinstance(alpha, int | float) else 1.0
+
+    @property
+    def quantisation(self) -> str | None:
+        """How its weights are quantised (``"int8"``); None where they are not."""
+        policy = _mapping(self.options.get("dtype"))
+        mode = _mapping(policy.get("config")).get("mode")
+        return None if mode is None else str(mode)
 
 
 def trace(text: str | bytes) -> list[ConfigLayer]:
@@ -122,9 +183,13 @@ def trace(text: str | bytes) -> list[ConfigLayer]:
     if not root.is_model:
         return []
     calls = _Calls()
-    calls.add(root, None)
-    positions = _positions(calls.made)
-    return [replace(layer, position=positions.get(layer.name)) for layer in _leaves(root)]
+    given = calls.add(root, None)
+    calls.nodes.append(Node(role=Role.OTHER, reads=tuple(given)))
+    found = follow(calls.nodes)
+    return [
+        replace(layer, position=calls.position(found[layer.name]) if layer.name in found else None)
+        for layer in _leaves(root)
+    ]
 
 
 def snake_case(class_name: str) -> str:
@@ -147,8 +212,27 @@ def _described(entry: Any, *, path: tuple[str, ...], slot: str) -> ConfigLayer:
         return replace(inner, inbound=inbound)
     class_name = _TF_FUNCTIONS.get(str(options.get("function")), class_name)
     return ConfigLayer(
-        path=path, slot=slot, class_name=class_name, options=options, inbound=inbound
+        path=path,
+        slot=slot,
+        class_name=class_name,
+        options=options,
+        inbound=inbound,
+        is_foreign=_is_foreign(entry),
     )
+
+
+def _is_foreign(entry: dict[str, Any]) -> bool:
+    """Whether a class is somebody's own; older files tell that of registered ones alone."""
+    module, registered = entry.get("module"), entry.get("registered_name")
+    names = (str(entry.get("class_name")), str(registered or ""))
+    if any(">" in name for name in names):
+        return True
+    return bool(module) and not is_of_keras(str(module))
+
+
+def is_of_keras(module: str) -> bool:
+    """Tell a module of Keras' own by its name."""
+    return _KERAS.match(module) is not None
 
 
 def _children(model: ConfigLayer) -> Iterator[ConfigLayer]:
@@ -171,51 +255,88 @@ def _leaves(model: ConfigLayer) -> Iterator[ConfigLayer]:
 
 
 class _Calls:
-    """The network as a list of calls, each behind those whose outputs it takes."""
+    """The network as a list of nodes, each behind those whose outputs it takes."""
 
     def __init__(self) -> None:
-        self.made: list[_Call] = []
+        self.nodes: list[Node] = []
+        self._norms: dict[int, str] = {}
         self._count = 0
 
-    def add(self, layer: ConfigLayer, inputs: list[int] | None) -> list[int]:
-        """Call a layer on the outputs of earlier calls (None: it starts the network)."""
+    def add(
+        self, layer: ConfigLayer, inputs: list[int] | None, operands: Sequence[float] = ()
+    ) -> list[int]:
+        """Call a layer on the outputs of earlier calls (None: it starts the network).
+
+        Parameters
+        ----------
+        operands : sequence of float
+            Numbers that it computes with besides.
+        """
         self._count += 1
         if self._count > MAX_CALLS:
             raise ValueError(f"its layers are called more than {MAX_CALLS} times")
         if layer.is_model:
             functional = "input_layers" in layer.options
             return self._functional(layer, inputs) if functional else self._chain(layer, inputs)
-        if inputs is not None and (_is_inert(layer) or layer.class_name == "InputLayer"):
-            return inputs
-        self.made.append(_Call(layer, inputs or []))
-        return [len(self.made) - 1]
+        if layer.class_name == "InputLayer":
+            return [self._put(Node(role=Role.IMAGE))] if inputs is None else inputs
+        role = _role(layer)
+        if len(inputs or ()) == 1 and not operands and _ARITHMETIC.fullmatch(layer.class_name):
+            operands = (-1.0,)  # the other operand is not told, and may be negative
+        numbers = [self._put(_number(value)) for value in operands]
+        last = self._put(
+            Node(
+                role=role,
+                reads=(*(inputs or ()), *numbers),
+                name=layer.name if role is Role.LAYER else "",
+                downsamples=_downsamples(layer),
+            )
+        )
+        if role is Role.NORM:
+            self._norms[last] = layer.name
+        fused = _fused_activation(layer)
+        if fused is not None:
+            last = self._put(Node(role=_role(fused), reads=(last,)))
+        return [last]
+
+    def position(self, found: places.Position) -> Position:
+        """Put the name of the norm in the place of its number."""
+        norm = None if found.norm is None else self._norms[found.norm]
+        return Position(stage=found.stage, input=found.input, norm=norm)
+
+    def _put(self, node: Node) -> int:
+        self.nodes.append(node)
+        return len(self.nodes) - 1
 
     def _chain(self, model: ConfigLayer, inputs: list[int] | None) -> list[int]:
         if inputs is None:
-            inputs = self.add(_described({"class_name": "InputLayer"}, path=(), slot=""), None)
+            inputs = [self._put(Node(role=Role.IMAGE))]
         for layer in _children(model):
             inputs = self.add(layer, inputs)
         return inputs
 
     def _functional(self, model: ConfigLayer, inputs: list[int] | None) -> list[int]:
-        nodes: dict[_Node, tuple[ConfigLayer, list[tuple[_Node, int]]]] = {}
+        nodes: dict[_Node, tuple[ConfigLayer, Any]] = {}
         for layer in _children(model):
             for index, call in enumerate(layer.inbound or [[]]):
                 # In Keras 2 a model's first call is the one that it was built with.
                 built = int(layer.is_model and isinstance(call, list))
-                nodes[layer.path[-1], index + built] = layer, list(_references(call))
+                nodes[layer.path[-1], index + built] = layer, call
 
         entrances = [node for node, _ in _references(model.options["input_layers"])]
         outputs = {node: [fed] for node, fed in zip(entrances, inputs or [], strict=False)}
-        sources = {key: [node for node, _ in references] for key, (_, references) in nodes.items()}
+        sources = {key: [node for node, _ in _references(call)] for key, (_, call) in nodes.items()}
         try:
             order = list(TopologicalSorter(sources).static_order())
         except CycleError as exc:
             raise ValueError("its layers call one another in a circle") from exc
         for key in order:
             if key in nodes and key not in outputs:
-                layer, references = nodes[key]
-                outputs[key] = self.add(layer, _taken(outputs, references) or None)
+                layer, call = nodes[key]
+                is_arithmetic = _ARITHMETIC.fullmatch(layer.class_name)
+                numbers = sorted(_numbers(call))[:1] if is_arithmetic else []
+                taken = _taken(outputs, _references(call))
+                outputs[key] = self.add(layer, taken or None, numbers)
         return _taken(outputs, _references(model.options.get("output_layers")))
 
 
@@ -245,72 +366,49 @@ def _taken(outputs: dict[_Node, list[int]], references: Iterable[tuple[_Node, in
     ]
 
 
-def _positions(calls: Sequence[_Call]) -> dict[str, Position]:
-    """Where each layer stands; of a shared one, what is so in all of its calls."""
-    behind: list[list[_Call]] = [[] for _ in calls]
-    for call in calls:
-        for source in call.inputs:
-            behind[source].append(call)
-    after = {id(call): consumers for call, consumers in zip(calls, behind, strict=True)}
-
-    values: list[Input] = []
-    stages: list[int] = []
-    positions: dict[str, Position] = {}
-    for call in calls:
-        fed = [values[source] for source in call.inputs]
-        stage = max((stages[source] for source in call.inputs), default=0)
-        # The image, whatever is done to it, is in stage 0.
-        stage += _common(fed) not in (Input.IMAGE, Input.UNKNOWN) and _downsamples(call.layer)
-        stages.append(stage)
-        values.append(_output(call.layer, fed))
-        norm, relu = _followers(call, after)
-        here = Position(stage=stage, input=_common(fed), norm=norm, relu_follows=relu)
-        positions[call.layer.name] = _merged(positions.get(call.layer.name, here), here)
-    return positions
+def _numbers(value: Any) -> Iterator[float]:
+    """Find the numbers that a call is given besides tensors; of arrays each element."""
+    if isinstance(value, dict):
+        if value.get("class_name") == "__keras_tensor__":
+            return
+        # Keras 3 calls by arguments, Keras 2 by keywords; a name or an axis is no operand.
+        value = [item for key, item in value.items() if key in ("args", "kwargs", *_OPERANDS)]
+    match value:
+        case [str(), int(), int(), *rest]:
+            value = rest
+    if isinstance(value, int | float):
+        yield value
+    for item in _list(value):
+        yield from _numbers(item)
 
 
-def _followers(call: _Call, after: dict[int, list[_Call]]) -> tuple[str | None, bool]:
-    """Name of the norm that takes a layer's output at once, and whether a ReLU does behind both."""
-    fused = _fused_activation(call.layer)
-    if fused is not None:
-        return None, _is_relu(fused)  # a norm then stands behind the activation
-    norm = None
-    match after[id(call)]:
-        case [only] if only.layer.is_norm:
-            norm, call = only.layer.name, only
-    return norm, any(_is_relu(follower.layer) for follower in after[id(call)])
+_OPERANDS = ("x", "y", "x1", "x2", "config", "value")
 
 
-def _merged(one: Position, other: Position) -> Position:
-    return replace(
-        one,
-        input=_common([one.input, other.input]),
-        norm=one.norm if one.norm == other.norm else None,
-        relu_follows=one.relu_follows or other.relu_follows,
-    )
+def _number(value: float) -> Node:
+    return Node(role=Role.CONSTANT, is_non_negative=lambda: value >= 0)
 
 
-def _output(layer: ConfigLayer, fed: Sequence[Input]) -> Input:
-    """What a layer's output is to the next one, from what it is fed."""
-    fused = _fused_activation(layer)
-    if _is_relu(layer) or (fused is not None and _is_relu(fused)):
-        return Input.RELU
-    if layer.class_name == "InputLayer":
-        return Input.IMAGE
-    common = _common(fed)
-    # x + constant is an Add of one tensor: it keeps an image, but may leave the orthant.
-    joins = _JOINING.fullmatch(layer.class_name) and len(fed) > 1
-    if joins or _PASSING.fullmatch(layer.class_name):
-        return common
-    prepares = common is Input.IMAGE and _PREPARING.fullmatch(layer.class_name)
-    return Input.IMAGE if prepares else Input.OTHER
-
-
-def _common(values: Sequence[Input]) -> Input:
-    distinct = set(values)
-    if not distinct:
-        return Input.UNKNOWN
-    return distinct.pop() if len(distinct) == 1 else Input.OTHER
+def _role(layer: ConfigLayer) -> Role:
+    """What a layer does to what it is called on."""
+    options = layer.options
+    if layer.is_foreign:
+        return Role.OTHER
+    match layer.class_name:
+        case "Activation":
+            return _ACTIVATIONS.get(_activation_name(layer), Role.OTHER)
+        case "ReLU":
+            least = options.get("threshold") or 0
+            is_one = not options.get("negative_slope") and isinstance(least, int | float)
+            return Role.RELU if is_one and least >= 0 else Role.OTHER
+        case "ThresholdedReLU":
+            return Role.RELU
+        case "Clip":
+            least = options.get("x_min")
+            return Role.RELU if isinstance(least, int | float) and least >= 0 else Role.OTHER
+        case "UpSampling2D" if re.match("bicubic|lanczos", str(options.get("interpolation"))):
+            return Role.SHIFT
+    return next((role for role, words in _ROLES if words.fullmatch(layer.class_name)), Role.OTHER)
 
 
 def _downsamples(layer: ConfigLayer) -> bool:
@@ -323,35 +421,19 @@ def _downsamples(layer: ConfigLayer) -> bool:
 
 def _fused_activation(layer: ConfigLayer) -> ConfigLayer | None:
     """Activation within a convolution or dense layer, as a layer of its own; None if linear."""
-    if not _ACTIVATED.fullmatch(layer.class_name):
+    if layer.is_foreign or not _LAYER.fullmatch(layer.class_name):
         return None
     spec = layer.options.get("activation")
     entry = {"class_name": "Activation", "config": {"activation": spec}}
     if isinstance(spec, dict) and spec.get("class_name") != "function":
         entry = spec
     activation = _described(entry, path=(), slot="")
-    return None if _is_inert(activation) else activation
+    return None if _role(activation) is Role.IDENTITY else activation
 
 
 def _activation_name(layer: ConfigLayer) -> str:
     spec = layer.options.get("activation")
     return str(spec.get("config") if isinstance(spec, dict) else spec or "linear")
-
-
-def _is_inert(layer: ConfigLayer) -> bool:
-    if layer.class_name == "Activation":
-        return _activation_name(layer) == "linear"
-    return _INERT.fullmatch(layer.class_name) is not None
-
-
-def _is_relu(layer: ConfigLayer) -> bool:
-    match layer.class_name:
-        case "Activation":
-            return _activation_name(layer) in ("relu", "relu6")
-        case "ReLU":
-            return not (layer.options.get("negative_slope") or layer.options.get("threshold"))
-        case name:
-            return name in ("Relu", "Relu6")
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -7,12 +7,14 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Tensor, kind_of_convolution
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from planescope.checkpoints.keras.variables import Variables
+
+_LORA = ("lora_kernel_a", "lora_kernel_b")
 
 DEFAULT_EPS = 1e-3  # of Keras' batch norm
 
@@ -34,6 +36,7 @@ class Form(Enum):
     DEPTHWISE = auto()  # channels, filters of each channel
     SEPARABLE = auto()  # two kernels, a depthwise and a pointwise one
     DENSE = auto()  # inputs, outputs
+    DENSE_INT8 = auto()  # the same in whole numbers, which a scale for each output divides
 
 
 # Form and rank of the kernel, by the layer's class as Keras 3 writes it.
@@ -47,9 +50,19 @@ FORMS = {
 
 
 def layers_of(
-    file: Arrays, variables: Variables, form: Form, rank: int, groups: int | None = None
+    file: Arrays,
+    variables: Variables,
+    form: Form,
+    rank: int,
+    groups: int | None = None,
+    lora: float | None = None,
 ) -> list[Layer]:
     """Describe a layer of a known form; a separable convolution is two.
+
+    Parameters
+    ----------
+    lora : float, optional
+        Factor of the update of low rank that the file keeps beside the kernel.
 
     Returns
     -------
@@ -62,8 +75,15 @@ def layers_of(
     elif form is Form.DEPTHWISE and "depthwise_kernel" in variables.keys:  # Keras 2
         names = ("depthwise_kernel", "bias")
     keys = variables.named(names)
+    if form is Form.DENSE_INT8:
+        return _dense_int8(file, variables)
     kernels = [file.tensor(keys[name]) for name in names[:-1] if name in keys]
     bias = file.tensor(keys["bias"]) if "bias" in keys else None
+    updates = [file.tensor(keys[name]) for name in _LORA if name in keys]
+    if updates:
+        if lora is None or len(updates) != 2 or len(kernels) != 1:
+            return []
+        kernels = [_updated(kernels[0], *updates, factor=lora)]
     if not all(tensor.is_floating for tensor in (*kernels, *([bias] if bias else []))):
         return []
     # A dense kernel has two axes, a convolution's has one to three extents besides.
@@ -82,6 +102,46 @@ def layers_of(
             return []
     fits = bias is None or bias.shape == (layers[-1].filters,)
     return layers if fits else []
+
+
+def _updated(kernel: Tensor, one: Tensor, other: Tensor, *, factor: float) -> Tensor:
+    """Add the update of low rank to a kernel."""
+
+    def read() -> np.ndarray:
+        stored: np.ndarray = kernel.read()
+        with np.errstate(all="ignore"):
+            return np.asarray(stored + np.float32(factor) * np.matmul(one.read(), other.read()))
+
+    fits = (*one.shape[:-1], *other.shape[1:]) == kernel.shape and one.shape[-1:] == other.shape[:1]
+    # A shape of no kernel: the caller refuses it with what the file holds.
+    return Tensor(kernel.shape, kernel.dtype, read) if fits else Tensor((), kernel.dtype, read)
+
+
+def _dense_int8(file: Arrays, variables: Variables) -> list[Layer]:
+    """Describe a dense layer as Keras quantises it: kernel, bias if there is one, and scale."""
+    numbered = len(variables.keys) > 2
+    keys = variables.named(
+        ("kernel", "bias", "kernel_scale") if numbered else ("kernel", "kernel_scale")
+    )
+    if not {"kernel", "kernel_scale"} <= keys.keys():
+        return []
+    kernel, scale = file.tensor(keys["kernel"]), file.tensor(keys["kernel_scale"])
+    bias = file.tensor(keys["bias"]) if "bias" in keys else None
+    if len(kernel.shape) != 2 or 0 in kernel.shape or kernel.dtype != "int8":
+        return []
+    filters = kernel.shape[1:]
+    if scale.shape != filters or not scale.is_floating or (bias and bias.shape != filters):
+        return []
+
+    def read() -> np.ndarray:
+        factors: np.ndarray = scale.read()
+        steps: np.ndarray = kernel.read()
+        # What is not finite is for the measurement to report, not for NumPy to warn of.
+        with np.errstate(all="ignore"):
+            return np.asarray(steps.astype(factors.dtype) / factors).T
+
+    weight = Tensor(kernel.shape[::-1], scale.dtype, read)
+    return [Layer(name=variables.name, kind=Kind.LINEAR, weight=weight, bias=bias)]
 
 
 def _layer(
@@ -109,8 +169,6 @@ def _filters_first(kernel: Tensor, form: Form) -> Tensor:
     }.get(form, (second, first, *extents))
 
     def read() -> np.ndarray:
-        import numpy as np
-
         stored: np.ndarray = kernel.read()
         return np.moveaxis(stored, axes, (0, 1)).reshape(shape)
 

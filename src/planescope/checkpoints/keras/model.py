@@ -13,18 +13,27 @@ from pathlib import Path
 
 from planescope.checkpoints.hdf5 import BLOCKS, Hdf5, Window
 from planescope.checkpoints.hdf5_bytes import MAGIC
-from planescope.checkpoints.keras.config import ConfigLayer, Position, snake_case, trace
+from planescope.checkpoints.keras.config import ConfigLayer, Position, trace
 from planescope.checkpoints.keras.layers import DEFAULT_EPS, FORMS, Arrays, Form, layers_of, norm_of
-from planescope.checkpoints.keras.variables import Variables, weights_of
+from planescope.checkpoints.keras.left_out import reason_for, reason_for_class, reason_for_names
+from planescope.checkpoints.keras.variables import Variables, Weights, weights_of
 from planescope.checkpoints.probe import Probe, probe
 from planescope.files.errors import CheckpointError
 from planescope.files.zips import Archive
-from planescope.hyperplanes.layer import Input, Layer, Norm
+from planescope.hyperplanes.layer import Described, Input, Layer, Norm, Pairing, Skipped
 
 NAME = "keras"
 
 CONFIG_BYTES = 1 << 24  # the largest of Keras' own networks take a few MB
 INFLATED_BYTES = 1 << 31
+
+# How weights may be quantised: not at all, or to whole numbers with a scale.
+_MODES = (None, "int8")
+
+_JUDGED = (
+    "{} layers stand within classes that are not of Keras, and are judged by the names and shapes "
+    "of their variables"
+)
 
 _WEIGHTS = "model.weights.h5"
 _CONFIG = "config.json"
@@ -42,8 +51,8 @@ def recognises(probe: Probe) -> bool:
     return any(probe.head.startswith(MAGIC, at) for at in BLOCKS) or _WEIGHTS in probe.zip_names
 
 
-def read(path: Path) -> list[Layer]:
-    """Describe the layers of a Keras file.
+def read(path: Path) -> Described:
+    """Describe the layers of a Keras file, and what was left out.
 
     Raises
     ------
@@ -55,19 +64,36 @@ def read(path: Path) -> list[Layer]:
         if config is None:
             config = next(iter(file.texts("", "model_config") or []), None)
         described = [] if config is None else _described(path, config)
-        weights = weights_of(file)
-        owned = {
-            layer.name: replace(variables, name=layer.name)
-            for layer in described
-            if _is_known(layer) and (variables := weights.of(layer))
-        }
-        accounted = {variables.group for variables in owned.values()}
-        rest = [variables for variables in weights.layers if variables.group not in accounted]
-        in_order = not (weights.numbered or described)
-        return [
-            *described_layers(file, described, owned),
-            *_judged_layers(file, rest, in_order=in_order),
-        ]
+        return describe(
+            file, described, weights_of(file), missing="its weights are not in the file"
+        )
+
+
+def describe(
+    file: Arrays, described: Sequence[ConfigLayer], weights: Weights, *, missing: str
+) -> Described:
+    """Describe the layers of a config with their weights, then those that it does not tell of.
+
+    Parameters
+    ----------
+    missing : str
+        Why a layer of the config that has no weights is left out.
+    """
+    owned = {
+        layer.name: replace(variables, name=layer.name)
+        for layer in described
+        if _is_known(layer) and (variables := weights.of(layer))
+    }
+    skipped = list(_left_out(file, described, owned, weights, missing))
+    accounted = {variables.group for variables in owned.values()} | _accounted(described, weights)
+    rest = [variables for variables in weights.layers if variables.group not in accounted]
+    in_order = not (weights.numbered or described)
+    judged = list(_judged_layers(file, rest, in_order=in_order))
+    return Described(
+        layers=(*described_layers(file, described, owned), *judged),
+        skipped=(*skipped, *_unjudged(file, rest)),
+        notes=(_JUDGED.format(len(judged)),) if judged and described else (),
+    )
 
 
 def _locate(path: Path) -> tuple[Window, str | bytes | None]:
@@ -98,8 +124,62 @@ def _described(path: Path, config: str | bytes) -> list[ConfigLayer]:
 
 
 def _is_known(layer: ConfigLayer) -> bool:
-    """Whether the class says what the variables are; of a class of the user's, they may tell."""
-    return layer.is_norm or snake_case(layer.class_name) in _FOREIGN.union(FORMS)
+    """Whether the class says what the variables are."""
+    return layer.is_norm or layer.kind in FORMS
+
+
+def _accounted(described: Sequence[ConfigLayer], weights: Weights) -> set[tuple[str, ...]]:
+    """Groups of the layers that are left out, those within a class of Keras too."""
+    groups: set[tuple[str, ...]] = set()
+    for layer in described:
+        if layer.is_foreign and (variables := weights.own(layer)):
+            groups.add(variables.group)
+        elif not layer.is_foreign and not _is_known(layer):
+            groups.update(variables.group for variables in weights.within(layer))
+    return groups
+
+
+def _left_out(
+    file: Arrays,
+    described: Sequence[ConfigLayer],
+    owned: Mapping[str, Variables],
+    weights: Weights,
+    missing: str,
+) -> Iterator[Skipped]:
+    """Name the layers of a config that are not measured though they have weights, and say why."""
+    saved = {(one.path[-1], one.class_name): one.name for one in described if one.name in owned}
+    for layer in described:
+        reason: str | None = None
+        if layer.kind in FORMS and layer.name in owned:
+            if layer.quantisation not in _MODES:
+                reason = f"its weights are quantised ({layer.quantisation}) in a way not read"
+        elif layer.kind in FORMS:
+            other = saved.get((layer.path[-1], layer.class_name))
+            shared = f"the weights of {other} under another name; measured once, there"
+            reason = missing if other is None else shared
+        elif layer.is_foreign:
+            held = weights.own(layer)
+            if held is not None and _has_weights(file, held):
+                reason = reason_for_class(layer.class_name)
+        elif any(_has_weights(file, held) for held in weights.within(layer)):
+            reason = reason_for(layer.kind)
+        if reason is not None:
+            yield Skipped(name=layer.name, reason=reason)
+
+
+def _has_weights(file: Arrays, variables: Variables) -> bool:
+    shapes = (file.tensor(key).shape for key in variables.keys.values())
+    return any(sum(extent > 1 for extent in shape) > 1 for shape in shapes)
+
+
+def _unjudged(file: Arrays, rest: Sequence[Variables]) -> Iterator[Skipped]:
+    """Name what no config describes and names and shapes do not tell."""
+    for variables in rest:
+        if _has_weights(file, variables) and not _judged(file, variables):
+            shapes = [file.tensor(key).shape for key in variables.keys.values()]
+            reason = reason_for_names((variables.name.rpartition(".")[2], *variables.group), shapes)
+            if reason is not None:
+                yield Skipped(name=variables.name, reason=reason)
 
 
 def described_layers(
@@ -108,13 +188,22 @@ def described_layers(
     """Give the layers that the config tells, each in its place."""
     by_name = {layer.name: layer for layer in described}
     for layer in described:
-        form, rank = FORMS.get(snake_case(layer.class_name), (None, 0))
+        form, rank = FORMS.get(layer.kind, (None, 0))
         variables = owned.get(layer.name)
         # A layer that two models share is saved with the first of them.
-        if form is None or variables is None:
+        if form is None or variables is None or layer.quantisation not in _MODES:
             continue
+        if layer.quantisation:
+            form = Form.DENSE_INT8
         groups = layer.options.get("groups", 1)
-        layers = layers_of(file, variables, form, rank, groups if isinstance(groups, int) else None)
+        layers = layers_of(
+            file,
+            variables,
+            form,
+            rank,
+            groups if isinstance(groups, int) else None,
+            layer.lora,
+        )
         if not layers:
             stored = {file.tensor(key).dtype for key in variables.keys.values()}
             raise CheckpointError(
@@ -133,12 +222,8 @@ def described_layers(
 
 def _placed(layers: Sequence[Layer], position: Position) -> list[Layer]:
     """Set the place of a layer, which is two where it is a separable convolution."""
-    placed = [
-        replace(layer, stage=position.stage, input=Input.OTHER, relu_follows=False)
-        for layer in layers
-    ]
+    placed = [replace(layer, stage=position.stage, input=Input.OTHER) for layer in layers]
     placed[0] = replace(placed[0], input=position.input)
-    placed[-1] = replace(placed[-1], relu_follows=position.relu_follows)
     return placed
 
 
@@ -152,7 +237,7 @@ def _described_norm(
     return norm_of(file, norm.name, keys, width, eps if isinstance(eps, float) else DEFAULT_EPS)
 
 
-def _judged_layers(file: Hdf5, rest: Sequence[Variables], *, in_order: bool) -> Iterator[Layer]:
+def _judged_layers(file: Arrays, rest: Sequence[Variables], *, in_order: bool) -> Iterator[Layer]:
     """Give the layers that names and shapes tell; with norms, if the file keeps an order."""
     for index, variables in enumerate(rest):
         layers = _judged(file, variables)
@@ -161,11 +246,13 @@ def _judged_layers(file: Hdf5, rest: Sequence[Variables], *, in_order: bool) -> 
         if in_order and layers and norms in ([True], [True, False]):
             after = rest[index + 1]
             norm = norm_of(file, after.name, after.keys, layers[-1].filters)
-            layers[-1] = replace(layers[-1], norm=norm, norm_assumed=norm is not None)
+            layers[-1] = replace(
+                layers[-1], norm=norm, pairing=None if norm is None else Pairing.ORDER
+            )
         yield from layers
 
 
-def _judged(file: Hdf5, variables: Variables) -> list[Layer]:
+def _judged(file: Arrays, variables: Variables) -> list[Layer]:
     """Describe a layer by what Keras calls it, else by its variables; [] if it is none of ours."""
     for name in (variables.group[-1], variables.name.rpartition(".")[2]):
         stem = re.sub(r"_\d+$", "", name)
@@ -176,7 +263,7 @@ def _judged(file: Hdf5, variables: Variables) -> list[Layer]:
     return _judged_by_shape(file, variables)
 
 
-def _judged_by_shape(file: Hdf5, variables: Variables) -> list[Layer]:
+def _judged_by_shape(file: Arrays, variables: Variables) -> list[Layer]:
     keys = variables.keys
     for kernel, form in _TELLING_KERNELS.items():
         if kernel in keys:

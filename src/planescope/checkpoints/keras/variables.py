@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from planescope.checkpoints.probe import AnotherFormatError
 from planescope.files.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from planescope.checkpoints.keras.config import ConfigLayer
 
 # Keras 1 wrote "block1_conv1_W_1:0", and called a variance "std"; its weights are still in use.
-_KERAS_1 = re.compile(r".*_(W|b|gamma|beta|running_mean|running_std)(_\d+)?")
+_KERAS_1 = re.compile(r"(?!lora_).*_(W|b|gamma|beta|running_mean|running_std)(_\d+)?")
 _SINCE_KERAS_2 = {
     "W": "kernel",
     "b": "bias",
@@ -86,6 +87,31 @@ class Weights:
                     return only
         return None
 
+    def own(self, layer: ConfigLayer) -> Variables | None:
+        """Find the variables of a layer that may hold others, without those of the others."""
+        found = self.of(layer)
+        is_part = found is not None and not self.numbered and found.group[-1] != layer.path[-1]
+        return None if is_part else found
+
+    def within(self, layer: ConfigLayer) -> list[Variables]:
+        """Find all variables of a layer, those of the parts that it is made of too."""
+        if self.numbered:
+            return self._within.get(tuple(layer.slot.split("/")), [])
+        return self._within.get((layer.path[0], layer.path[-1]), [])
+
+    @functools.cached_property
+    def _within(self) -> dict[tuple[str, ...], list[Variables]]:
+        found = defaultdict(list)
+        for variables in self.layers:
+            group = variables.group
+            if self.numbered:
+                places = {group[:end] for end in range(1, len(group) + 1)}
+            else:
+                places = {(group[0], part) for part in group}
+            for place in places:
+                found[place].append(variables)
+        return found
+
     @functools.cached_property
     def _by_place(self) -> dict[tuple[str, ...], list[Variables]]:
         found = defaultdict(list)
@@ -109,7 +135,7 @@ def weights_of(file: Hdf5) -> Weights:
     named = list(_named(file, groups))
     weights = Weights(layers=named or list(_numbered(file, groups)), numbered=not named)
     if not weights.layers:
-        raise CheckpointError(
+        raise AnotherFormatError(
             f"{file.window.path}: an HDF5 file, but without weights as Keras keeps them; "
             "save the model with Keras, or its weights with numpy.savez"
         )

@@ -80,8 +80,8 @@ class Variables:
 
 
 def recognises(probe: Probe) -> bool:
-    """Tell an index by how it ends, and a data file by the index beside it."""
-    return _index_beside(probe.path) is not None or is_table(probe.path)
+    """Tell an index by how it ends, and a data file by its name: its content tells nothing."""
+    return _DATA.fullmatch(probe.path.name) is not None or is_table(probe.path)
 
 
 def read(path: Path) -> StateDict:
@@ -92,16 +92,24 @@ def read(path: Path) -> StateDict:
     CheckpointError
         If a file is missing or damaged.
     """
-    found = variables_at(_index_beside(path) or path)
+    index = _index_beside(path)
+    if index is None and _DATA.fullmatch(path.name):
+        raise CheckpointError(
+            f"{path}: holds the data of a TensorFlow checkpoint; put the .index file beside it, "
+            "which says what they are"
+        )
+    found = variables_at(index or path)
     return as_state_dict(found.tensors, found.names, found.skipped)
 
 
 def files(path: Path) -> list[Path]:
     """List the index and the files of data: all that make the checkpoint."""
     index = _index_beside(path) or path
-    shards = {entry.shard for entry in _entries(index)[0].values()}
-    count = _entries(index)[1]
-    return [index, *(_data_file(index, shard, count) for shard in sorted(shards))]
+    entries, count = _entries(index)
+    shards = {entry.shard for entry in entries.values()}
+    named = (_data_file(index, shard, count) for shard in sorted(shards))
+    # One that is missing is told where it is wanted.
+    return [index, *(path for path in named if path.is_file())]
 
 
 def variables_at(index: Path) -> Variables:
@@ -151,6 +159,11 @@ def _entries(index: Path) -> tuple[dict[str, _Entry], int]:
     shards = 1
     with WireBytes(index, header) as wire:
         for part in wire.fields(wire.span):
+            if part.number == 1 and part.wire == BYTES:
+                raise CheckpointError(
+                    f"{index}: is a TensorFlow checkpoint of version 1; load it in TensorFlow and "
+                    "save it again by tf.compat.v1.train.Saver, which writes version 2"
+                )
             if part.number == 1:
                 shards = part.value
             if part.number == 2 and part.value:

@@ -20,6 +20,8 @@ NAME = "tensorflow-graph"
 
 # Fields of a GraphDef: nodes, library, version (of old), versions.
 _GRAPH = {1: BYTES, 2: BYTES, 3: VARINT, 4: BYTES, 5: BYTES}
+# Fields of a MetaGraphDef, all of them messages: what it is about, the graph, how it was saved.
+_META = frozenset(range(1, 8))
 # What the names of operations look like.
 _OP = re.compile(rb"[A-Za-z_>][\w>./-]*")
 
@@ -30,6 +32,8 @@ def recognises(probe: Probe) -> bool:
     One that ends early is taken for a graph where its first node is whole.
     """
     with WireFile(probe.path) as wire:
+        if _is_meta(wire):
+            return True
         known = False
         try:
             for part in wire.fields(wire.span):
@@ -42,6 +46,20 @@ def recognises(probe: Probe) -> bool:
         except CheckpointError:
             return known
     return known
+
+
+def _is_meta(wire: WireFile) -> bool:
+    """Tell the graph that TensorFlow 1 wrote beside a checkpoint (`.meta`)."""
+    graph = None
+    try:
+        for part in wire.fields(wire.span):
+            if part.number not in _META or part.wire != BYTES:
+                return False
+            if part.number == 2 and graph is None:
+                graph = wire.find(part.span, 1)
+        return graph is not None and graph.wire == BYTES and _is_node(wire, graph.span)
+    except CheckpointError:
+        return False
 
 
 def _is_node(wire: WireFile, span: tuple[int, int]) -> bool:
@@ -68,6 +86,11 @@ def read(path: Path) -> Described:
         If the file is damaged.
     """
     with WireFile(path) as wire:
+        if _is_meta(wire):
+            raise CheckpointError(
+                f"{path}: is the graph of a TensorFlow checkpoint, without its weights; give the "
+                ".index file beside it"
+            )
         operations = operations_at(wire, [wire.span])
         functions = list(functions_at(wire, [wire.span]))
 

@@ -14,7 +14,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
-from planescope.checkpoints.onnx.nodes import reshaped
+from planescope.checkpoints.onnx.arithmetic import reshaped
 from planescope.checkpoints.tensorflow.folding import SILENT, fold
 from planescope.checkpoints.tensorflow.kernels import Form, filters_first, fits, kind_of
 from planescope.checkpoints.tensorflow.library import inlined
@@ -53,6 +53,7 @@ _LAYERS = {
     "BatchMatMulV2": _Use(1, 0, Form.DENSE),
     "BatchMatMulV3": _Use(1, 0, Form.DENSE),
 }
+_PLAIN = tuple(op for op in _LAYERS if not op.startswith(("_Fused", "Fused")))
 _TURNED = ("transpose_b", "adj_y")
 
 # What has weights and is not measured.
@@ -89,13 +90,13 @@ _ROLES = {
         # SpaceToBatchND and its inverse stand about dilated convolutions.
         Role.IDENTITY: (
             *SILENT, "BatchToSpaceND", "Cast", "ExpandDims", "FakeQuantWithMinMaxArgs",
-            "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel", "SpaceToBatchND",
-            "Squeeze", "Switch",
+            "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel", "Exit", "Reshape",
+            "SpaceToBatchND", "Squeeze", "Switch",
         ),
         Role.VIEW: (
             "AvgPool", "AvgPool3D", "BroadcastTo", "CropAndResize", "DepthToSpace", "Gather",
             "GatherNd", "GatherV2", "LRN", "Max", "MaxPool", "MaxPool3D", "MaxPoolV2", "Mean",
-            "Min", "MirrorPad", "Pad", "Reshape", "ResizeArea", "ResizeBilinear",
+            "Min", "MirrorPad", "Pad", "ResizeArea", "ResizeBilinear",
             "ResizeNearestNeighbor",
             "ReverseV2", "Slice", "SpaceToDepth", "Split", "SplitV", "StridedSlice", "Sum", "Tile",
             "TopKV2", "Transpose", "Unpack",
@@ -122,11 +123,16 @@ _STRIDED = (
 )  # fmt: skip
 _INPUTS = ("Placeholder", "PlaceholderV2", "PlaceholderWithDefault", "_Arg", "IteratorGetNext")
 
+_NEXT = ("NextIteration", "RefNextIteration")
+# What hands a value to a loop.
+_LOOPS = ("Enter", "RefEnter", "StatelessWhile", "While")
+
 _BOOL = 10
 
 # As many channels come out as went in.
 _SAME_CHANNELS = frozenset((
     *SILENT, "Add", "AddV2", "AvgPool", "AvgPool3D", "BatchToSpaceND", "BiasAdd", "Cast", "Div",
+    "ExpandDims", "Squeeze",
     "Elu", "FakeQuantWithMinMaxVars", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3",
     "LeakyRelu", "MaxPool", "MaxPool3D", "Maximum", "Minimum", "MirrorPad", "Mul", "Pad", "PadV2",
     "Prelu", "RealDiv", "Relu", "Relu6", "ResizeBilinear", "ResizeNearestNeighbor", "Selu",
@@ -141,6 +147,10 @@ _WORDS = (
     "separable_conv2d", "MatMul", "BiasAdd",
 )  # fmt: skip
 
+# As variables that hold weights are called.
+_VARIABLE = re.compile(
+    r"(?P<module>.+)/(((depthwise|pointwise)_)?(kernel|weights)|weight|W|w|filters?)(_\d+)?"
+)
 # Parts of a name that a call adds.
 _CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?")
 
@@ -212,6 +222,7 @@ class _Graph:
         self._absorbed: dict[str, Role] = {}  # operations that a layer has for its bias
         self._norms: dict[str, Norm] = {}  # by the last of the operations that they are made of
         self._scaled: list[str] = []
+        self._looped: set[str] = set()  # weights that loops take
         self._channels: dict[str, int | None] = {}
         self._channels_last = all(
             each.text("data_format", "NHWC").endswith("C") for each in self.by_name.values()
@@ -221,6 +232,13 @@ class _Graph:
         order = self._in_order()
         for operation in order:
             self._varies[operation.name] = self._depends_on_input(operation)
+        self._looped = {
+            found.root
+            for operation in order
+            if operation.op in _LOOPS
+            for value in operation.inputs
+            if self._is_weight(value) and (found := self.constant(value))
+        }
         for operation in order:
             self._channels[operation.name] = self._known_channels(operation)
             self._numbers[operation.name] = self._add(operation)
@@ -229,7 +247,7 @@ class _Graph:
                 f"behind {len(self._scaled)} layers ({', '.join(self._scaled[:5])}) stands a scale "
                 "that the file does not tell to be a batch norm: they are measured without it"
             )
-        fused = (each for each in order if each.op.startswith(("_Fused", "Fused")))
+        fused = (each for each in order if each.op in _LAYERS and each.op not in _PLAIN)
         if any("batchnorm" in each.name.lower().replace("_", "") for each in fused):
             self.network.notes.append(
                 "batch norms were folded into weights and biases when the file was converted: what "
@@ -247,7 +265,7 @@ class _Graph:
             order = list(TopologicalSorter(sources).static_order())
         except CycleError:
             for operation in self.by_name.values():
-                if operation.op in ("NextIteration", "RefNextIteration"):
+                if operation.op in _NEXT:
                     sources[operation.name] = []
             try:
                 order = list(TopologicalSorter(sources).static_order())
@@ -260,6 +278,8 @@ class _Graph:
     def _depends_on_input(self, operation: Operation) -> bool:
         if operation.op in _INPUTS:
             return operation.attributes.get("dtype") != _BOOL  # that of a switch
+        if operation.op in _NEXT:  # of a loop, whose last round it gives
+            return True
         if _ROLES.get(operation.op) is Role.CONSTANT:
             return False
         return any(self._varies.get(_maker(name), False) for name in operation.inputs)
@@ -269,7 +289,7 @@ class _Graph:
         shape = operation.integers("shape")
         if operation.op in _INPUTS and len(shape) > 2 and self._channels_last:
             return shape[-1] if shape[-1] > 0 else None
-        if operation.op not in _SAME_CHANNELS:
+        if operation.op not in _SAME_CHANNELS or not self._keeps_last(operation):
             return None
         known = {
             self._channels.get(_maker(name))
@@ -277,6 +297,16 @@ class _Graph:
             if self._varies.get(_maker(name), True)
         }
         return known.pop() if len(known) == 1 else None
+
+    def _keeps_last(self, operation: Operation) -> bool:
+        """Tell whether an operation that changes the axes leaves the last one alone."""
+        if operation.op == "ExpandDims":
+            axis = self.scalar(operation.inputs[1]) if len(operation.inputs) > 1 else None
+            return axis is not None and (axis == 1 or axis < -1)
+        if operation.op == "Squeeze":
+            axes = operation.integers("squeeze_dims") or operation.integers("axis")
+            return bool(axes) and all(axis == 1 or axis < -1 for axis in axes)
+        return True
 
     # One operation to nodes.
 
@@ -288,9 +318,11 @@ class _Graph:
             return network.add(Role.CONSTANT, is_non_negative=lambda: self._is_non_negative(name))
         if op in _INPUTS:
             return network.add(Role.IMAGE)
+        if op in _NEXT:
+            return network.add(Role.UNKNOWN)
         if op in _LAYERS:
             return self._add_layer(operation, _LAYERS[op])
-        if op in _LEFT_OUT:
+        if op in _LEFT_OUT and (op != "Einsum" or any(map(self._is_weight, operation.inputs))):
             self.leave_out(operation, _LEFT_OUT[op])
         elif op in _EMBEDDINGS and self._is_table(operation):
             reason = "an embedding: its rows are looked up, they cut nothing"
@@ -385,6 +417,9 @@ class _Graph:
             self.leave_out(operation, f"its weights come out of {what}, which is not followed")
             return None
         kernel, root = found
+        if root in self._looped:
+            self.leave_out(operation, "a recurrent layer: its weights act within a loop")
+            return None
         if not kernel.is_floating:
             self.leave_out(
                 operation, f"its weights are stored as {kernel.dtype}; convert them to floats"
@@ -403,7 +438,7 @@ class _Graph:
         weight = filters_first(kernel, use.form)
         self._channels[operation.name] = weight.shape[0]
         layer = Layer(
-            name=_readable(operation),
+            name=_variable_module(root) or _readable(operation),
             kind=kind_of(use.form, kernel),
             weight=weight,
             bias=self._bias(operation, weight.shape[0]),
@@ -443,7 +478,7 @@ class _Graph:
 
     def _find_scale(self, operation: Operation, value: str, filters: int) -> None:
         """Find a batch norm that is written out as a product and a sum; note another scale."""
-        product = self._only_reader(value, SILENT)
+        product = self._only_reader(value, _BEFORE_BIAS)
         if product is None or product.op != "Mul" or len(product.inputs) != 2:
             return
         scales = [n for n in product.inputs if not self._varies.get(_maker(n), True)]
@@ -519,6 +554,10 @@ class _Graph:
     def leave_out(self, operation: Operation, reason: str) -> None:
         self.network.skip(_readable(operation), reason)
 
+    def _is_weight(self, value: str) -> bool:
+        found = self.constant(value) if not self._varies.get(_maker(value), False) else None
+        return found is not None and found.tensor.is_floating and len(found.tensor.shape) > 1
+
     def _is_table(self, operation: Operation) -> bool:
         found = self.constant(operation.inputs[0]) if operation.inputs else None
         return found is not None and found.tensor.is_floating and len(found.tensor.shape) == 2
@@ -572,9 +611,10 @@ class _Graph:
         if found is None or not found.tensor.is_floating:
             return None
         shape = found.tensor.shape
-        if math.prod(shape) != filters or ((filters, 1) == shape[-2:] and len(shape) == 2):
-            return None
-        if filters not in shape:
+        # With channels in front it is spread along two or three axes behind them.
+        is_last = shape[-1:] == (filters,)
+        is_first = not self._channels_last and filters in (shape[-3:-2] + shape[-4:-3])
+        if math.prod(shape) != filters or not (is_last or is_first):
             return None
         return found.tensor if len(shape) == 1 else reshaped(found.tensor, (filters,))
 
@@ -608,7 +648,7 @@ class _Graph:
 
 
 def _turned(kernel: Tensor) -> Tensor:
-    from planescope.checkpoints.onnx.nodes import transposed
+    from planescope.checkpoints.onnx.arithmetic import transposed
 
     return transposed(kernel, (1, 0))
 
@@ -621,6 +661,12 @@ def _maker(value: str) -> str:
 def _downsamples(operation: Operation) -> bool:
     strides = operation.integers("strides")
     return operation.op in _STRIDED and max(strides, default=1) > 1
+
+
+def _variable_module(root: str) -> str | None:
+    """Name the module of a variable that holds weights, where its name tells."""
+    match = _VARIABLE.fullmatch(root)
+    return match["module"] if match else None
 
 
 def _readable(operation: Operation) -> str:

@@ -29,7 +29,13 @@ _NORMS = {
 }
 _RECURRENT = re.compile(r"(^|[/_.])(basic_)?(lstm|gru|rnn)([/_.]|$)|recurrent", re.IGNORECASE)
 _ATTENTION = re.compile(r"attention|einsum|(^|[/._])(query|key|value|output_dense)($|[/._])")
-_EMBEDDINGS = ("embeddings", "embedding", "embedding_weights")
+_NO_WEIGHTS = {
+    **dict.fromkeys(
+        ("embeddings", "embedding", "embedding_weights"),
+        "an embedding: its rows are looked up, they cut nothing",
+    ),
+    "alpha": "slopes of an activation, which cut nothing",
+}
 # What optimizers and averages keep for each variable, as a copy of its name with more behind.
 _COPY = re.compile(
     r"^(optimizer|_?optimizer\w*|training\w*|beta\d_power|save_counter)(/|$)"
@@ -149,13 +155,10 @@ class _Turned:
         """Tell of what may be weights under another name."""
         for last, key in variables.items():
             tensor = self.tensors[key]
-            if len(tensor.shape) < 2 or not tensor.is_floating:
+            if len(tensor.shape) < 2 or not tensor.is_floating or last in _BIASES:
                 continue
-            reason = (
-                "an embedding: its rows are looked up, they cut nothing"
-                if last in _EMBEDDINGS
-                else f"a variable of shape {tensor.shape} whose name does not tell what it is"
-            )
+            unknown = f"a variable of shape {tensor.shape} whose name does not tell what it is"
+            reason = _NO_WEIGHTS.get(last, unknown)
             self.skipped.append(Skipped(name=f"{name}.{last}".lstrip("."), reason=reason))
 
     def _norms_are_within(self) -> bool:

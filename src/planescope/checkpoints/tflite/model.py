@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from planescope.checkpoints.onnx.nodes import reshaped, transposed
+from planescope.checkpoints.onnx.arithmetic import reshaped, transposed
 from planescope.checkpoints.tensorflow.network import Network
 from planescope.checkpoints.tflite.schema import Graph, Operator, Stored, graphs_at
 from planescope.checkpoints.tflite.weights import DTYPES, LEAST, dequantised, tensor_of
@@ -163,12 +163,20 @@ class _Walk:
                 f"behind {len(self._scaled)} layers ({', '.join(self._scaled[:5])}) stands a scale "
                 "that the file does not tell to be a batch norm: they are measured without it"
             )
-        if any("batchnorm" in t.name.lower().replace("_", "") for t in self.graph.tensors):
+        if any(map(self._has_norm_within, self.graph.operators)):
             self.network.notes.append(
                 "batch norms were folded into weights and biases when the file was converted: what "
                 "is measured is what convolution and norm cut together"
             )
         return self.network.described()
+
+    def _has_norm_within(self, operator: Operator) -> bool:
+        """Tell whether a layer's weights, bias or output are called after a batch norm."""
+        if operator.op not in _LAYERS:
+            return False
+        numbers = (*operator.inputs[1:], *operator.outputs[:1])
+        names = [stored.name.lower() for n in numbers if (stored := self._stored(n))]
+        return any("batchnorm" in name.replace("_", "") for name in names)
 
     # One operator to nodes.
 

@@ -14,7 +14,7 @@ from planescope.checkpoints.torch.objects import (
     storage_id,
 )
 from planescope.files.errors import CheckpointError
-from planescope.files.pickles import Pickled, read_pickle
+from planescope.files.pickles import Persistent, Pickled, read_pickle
 from planescope.files.reading import open_binary
 
 if TYPE_CHECKING:
@@ -26,19 +26,18 @@ if TYPE_CHECKING:
 NAME = "torch-stream"
 
 _MAGIC = 0x1950A86A20F9469CFC6C
+_MAGIC_BYTES = _MAGIC.to_bytes(10, "little")
+_MAGIC_WITHIN = 32
 _PROTOCOL = 1001
 _COUNT_BYTES = 8
 
 
 def recognises(probe: Probe) -> bool:
-    """Whether the file begins as a pickle of protocol 2 to 5.
-
-    Plain pickles are taken too, since `read` knows best what to say of them.
-    """
-    return probe.head[:1] == b"\x80" and probe.head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    """Tell a pickle of torch's magic number, whatever its protocol."""
+    return probe.head[:1] == b"\x80" and _MAGIC_BYTES in probe.head[:_MAGIC_WITHIN]
 
 
-def read(path: Path) -> StateDict:
+def read(path: Path, entry: str | None = None) -> StateDict:
     """Describe the state dict in a torch file; no storage is read.
 
     Raises
@@ -68,17 +67,29 @@ def read(path: Path) -> StateDict:
         return Storage(lambda: begin + first * width, count * width)
 
     # Storages are little-endian whatever machine wrote them.
-    return state_dict(saved.value, Storages(path, find))
+    return state_dict(saved.value, Storages(path, find), entry)
 
 
-def _pickles(path: Path, data: mmap.mmap) -> tuple[Pickled, Pickled]:
+def embedded_storage(path: Path, data: mmap.mmap, begin: int) -> tuple[Persistent, int, int]:
+    """Find the storage that a plain pickle holds as a torch file of its own, from `begin` on.
+
+    Returns
+    -------
+    tuple
+        What the file within tells of it, its first byte, and how many it has.
+    """
+    saved, keys = _pickles(path, data, begin)
+    extents = _extents(path, data, saved, keys)
+    if type(saved.value) is not Persistent or len(extents) != 1:
+        raise CheckpointError(f"{path}: a storage is not described as torch describes it")
+    return saved.value, *next(iter(extents.values()))
+
+
+def _pickles(path: Path, data: mmap.mmap, begin: int = 0) -> tuple[Pickled, Pickled]:
     """Read the pickles of the saved object and of the keys of its storages."""
-    magic = read_pickle(data, where=f"{path}: magic number")
+    magic = read_pickle(data, begin, where=f"{path}: magic number")
     if magic.value != _MAGIC:
-        raise CheckpointError(
-            f"{path}: is a plain Python pickle, not a torch file; load it where it was made and "
-            "save the model by torch.save(model.state_dict(), ...) or as safetensors"
-        )
+        raise CheckpointError(f"{path}: its magic number is not torch's; is the download complete?")
     protocol = read_pickle(data, magic.end, where=f"{path}: protocol")
     if protocol.value != _PROTOCOL:
         raise CheckpointError(f"{path}: is a torch file of an unknown version; save it again")

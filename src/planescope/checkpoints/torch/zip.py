@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from planescope.checkpoints.torch import script
 from planescope.checkpoints.torch.objects import Storage, StorageId, Storages, state_dict
 from planescope.files import pickles
 from planescope.files.errors import CheckpointError
@@ -25,7 +26,7 @@ def recognises(probe: Probe) -> bool:
     return bool(_roots(probe.zip_names))
 
 
-def read(path: Path) -> StateDict:
+def read(path: Path, entry: str | None = None) -> StateDict:
     """Describe the state dict in a torch file; no storage is read.
 
     Raises
@@ -34,7 +35,12 @@ def read(path: Path) -> StateDict:
         If the archive or its pickle is damaged, a storage is missing, compressed or too short, or
         there is no state dict.
     """
-    archive = Archive(path)
+    return state_dict_of(Archive(path), entry)
+
+
+def state_dict_of(archive: Archive, entry: str | None = None) -> StateDict:
+    """Describe the state dict in an archive of torch's."""
+    path = archive.path
     roots = _roots(archive.members)
     if len(roots) != 1:
         raise CheckpointError(f"{path}: holds {len(roots)} files data.pkl where torch writes one")
@@ -52,7 +58,10 @@ def read(path: Path) -> StateDict:
         and archive.read(f"{root}/byteorder", limit=16) == b"big"
     )
     find = functools.partial(_find, archive, root)
-    return state_dict(saved.value, Storages(path, find, big_endian))
+    constants = functools.partial(script.constants, archive, root)
+    is_script = any(name.startswith(f"{root}/code/") for name in archive.members)
+    storages = Storages(path, find, big_endian, functools.cache(constants) if is_script else None)
+    return state_dict(saved.value, storages, entry)
 
 
 def _roots(names: Iterable[str]) -> list[str]:

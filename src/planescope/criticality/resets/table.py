@@ -15,7 +15,7 @@ import os
 import random
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from typing import TYPE_CHECKING
@@ -219,16 +219,32 @@ def _tensor_names(
 ) -> tuple[str, ...]:
     """Names of the parameters and buffers of layers; all names of those that have several."""
     held = module.state_dict(keep_vars=True)
-    own = set()
-    for name, tensor in held.items():
-        for layer in layers:
-            prefix = "" if layer.name in held else f"{layer.name}."  # "" where the module is it
-            is_own = name.startswith(prefix) and _OWN.fullmatch(name.removeprefix(prefix))
-            norm = f"{layer.norm.name}." if with_norm and layer.norm is not None else None
-            is_norm = norm is not None and name.startswith(norm) and not name.endswith(COUNTER)
-            if is_own or is_norm:
-                own.add(id(tensor))
+    names: set[str] = set()
+    for layer in layers:
+        names.update(_own_names(layer.name, held))
+        if with_norm and layer.norm is not None:
+            norm = f"{layer.norm.name}."
+            names.update(n for n in held if n.startswith(norm) and not n.endswith(COUNTER))
+    own = {id(held[name]) for name in names}
     return tuple(name for name, tensor in held.items() if id(tensor) in own)
+
+
+def _own_names(layer: str, held: Mapping[str, object]) -> list[str]:
+    """Names of what a layer is made of: its weight and bias, or all that its module holds.
+
+    Raises
+    ------
+    UsageError
+        If it holds nothing that could be put back.
+    """
+    prefix = "" if layer == "weight" and layer in held else f"{layer}."  # "" where it is the module
+    inner = [name for name in held if name.startswith(prefix)]
+    usual = [name for name in inner if _OWN.fullmatch(name.removeprefix(prefix))]
+    # A layer that a forward computes is called after the parameter that it computes it from.
+    found = usual or inner or [name for name in held if name == layer.partition("@")[0]]
+    if not found:
+        raise UsageError(f"layer {layer!r} holds nothing that could be reset; leave it out")
+    return found
 
 
 def _chosen_examples(data: Data, options: ResetOptions) -> Data:

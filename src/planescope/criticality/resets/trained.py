@@ -5,7 +5,6 @@ To import this is to import torch.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import os
@@ -24,6 +23,7 @@ from planescope.criticality.resets.record import RAND
 from planescope.data.load import DataOptions, Resize, load
 from planescope.files.errors import CheckpointError, OutputError, UsageError, one_line
 from planescope.hyperplanes.layer import StateDict, Tensor
+from planescope.networks.copies import deep_copy
 from planescope.networks.load import build_like, load_network
 from planescope.networks.module import read_state_dict, unwrapped
 from planescope.networks.paper import NETWORKS, smallest_image
@@ -223,15 +223,8 @@ def of_module(
 
 def _copied(module: nn.Module) -> nn.Module:
     """A copy of a network with torch's own hooks alone: nothing of the user's is called."""
-    # The older weight norm keeps the weight that it computed last, which torch does not copy.
-    computed = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
     try:
-        own = copy.deepcopy(module, computed)
+        own = deep_copy(module)
     except Exception as exc:  # a lock, an open file: a module holds whatever its class likes
         raise UsageError(
             f"{type(module).__name__} cannot be copied ({one_line(exc)}); give a network that "

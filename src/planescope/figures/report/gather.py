@@ -29,7 +29,7 @@ STATISTICS = (
     "negative_mass", "agreement", "mean_cosine", "std_cosine", "min_cosine", "q25_cosine",
     "median_cosine", "q75_cosine", "max_cosine", "mean_projection", "z", "p_mass", "q_mass",
     "p_cosine", "q_cosine", "biased", "negative_centre", "mean_centre", "q_centre",
-    "activation_rate", "l2", "linf", "degenerate", "non_finite",
+    "activation_rate", "l2", "linf", "degenerate", "non_finite", "sideless",
 )  # fmt: skip
 METRICS = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
@@ -253,7 +253,7 @@ def _band(filters: int) -> tuple[float, float]:
 
 
 def _usable(layer: LayerMeasurement) -> int:
-    return layer.filters - layer.degenerate - layer.non_finite
+    return layer.filters - layer.degenerate - layer.non_finite - layer.sideless
 
 
 def _pool(layers: Sequence[LayerMeasurement]) -> dict[str, Any]:

@@ -96,11 +96,15 @@ def take(
 
 
 def _sums(now: torch.Tensor, then: torch.Tensor | None) -> list[torch.Tensor]:
-    """Sum and length of each row; length and peak of its way. Reductions widen as they read."""
+    """Sum, length and magnitudes of each row; length and peak of its way.
+
+    Reductions widen as they read.
+    """
     import torch
 
     norm, wide = torch.linalg.vector_norm, torch.float64
     sums = [now.sum(dim=1, dtype=wide), norm(now, dim=1, dtype=wide)]
+    sums.append(norm(now, ord=1, dim=1, dtype=wide))
     if then is not None:
         way = now - then
         sums += [norm(way, dim=1, dtype=wide), norm(way, ord=math.inf, dim=1, dtype=wide)]
@@ -110,11 +114,18 @@ def _sums(now: torch.Tensor, then: torch.Tensor | None) -> list[torch.Tensor]:
 def _taken(layer: Layer, sums: Sequence[Doubles]) -> Taken:
     import numpy as np
 
-    total, length, *way = sums
+    total, length, whole, *way = sums
+    eps = float(np.finfo(np.float32).eps)
     bias = None if layer.bias is None else layer.bias.read()
     return Taken(
         layer=layer,
-        planes=geometry.from_sums(total, length, layer.fan_in, bias),
+        planes=geometry.from_sums(
+            total,
+            length,
+            layer.fan_in,
+            bias,
+            sideless=np.abs(total) <= geometry.ROUNDINGS * eps * whole,
+        ),
         way=(float(np.sqrt(way[0] @ way[0])), float(np.max(way[1]))) if way else None,
     )
 

@@ -3,28 +3,16 @@
 # ruff: noqa: ARG002 - Keras gives these arguments, wanted or not
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from planescope.checkpoints.keras.config import ConfigLayer, trace
-from planescope.checkpoints.keras.model import described_layers
-from planescope.checkpoints.keras.variables import Variables
+from planescope.checkpoints.keras.live import read_model
 from planescope.files.errors import MissingDependencyError
-from planescope.hyperplanes.layer import Layer, Tensor
 from planescope.measurement.measure import Found, select
 from planescope.measurement.record import Source
 from planescope.training.tracker.live import Choice, Live
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from planescope.training.tracker.tracker import Tracker
-
-_VARIABLES = (
-    *("kernel", "depthwise_kernel", "pointwise_kernel", "bias"),
-    *("gamma", "beta", "moving_mean", "moving_variance"),
-)
 
 
 def callback(tracker: Tracker, choice: Choice, /) -> Any:
@@ -70,75 +58,10 @@ def callback(tracker: Tracker, choice: Choice, /) -> Any:
     return TrackerCallback()
 
 
-def read_model(model: Any, /) -> list[Layer]:
-    """Describe the layers of a live Keras model, as those of its file are described.
-
-    Each `read` gives the values of then, on the host.
-    """
-    described = trace(model.to_json())
-    layers = (
-        {layer.name: found for layer in described if (found := _find(model, layer.path))}
-        if described
-        else {layer.path.replace("/", "."): layer for layer in model._flatten_layers()}
-    )
-    described = described or [_alone(name, layer) for name, layer in layers.items()]
-    owned = {
-        name: Variables(
-            group=(),
-            name=name,
-            keys={
-                variable: f"{name}/{variable}"
-                for variable in _VARIABLES
-                if getattr(layer, variable, None) is not None
-            },
-        )
-        for name, layer in layers.items()
-    }
-
-    def tensor(key: str) -> Tensor:
-        name, _, variable = key.rpartition("/")
-        layer = layers[name]
-        held = getattr(layer, variable)
-        shape, dtype = tuple(held.shape), str(held.dtype).removeprefix("torch.")
-        return Tensor(shape, dtype, lambda: _on_host(getattr(layer, variable)))
-
-    file: Any = SimpleNamespace(tensor=tensor, window=SimpleNamespace(path=model.name))
-    return list(described_layers(file, described, owned))
-
-
 def _live(model: Any, choice: Choice) -> Live:
     source = Source(path=model.name, format="keras model", bytes=None)
-    layers, skipped = select(
-        Found(source=source, layers=tuple(read_model(model))), choice.kinds, choice.pattern
-    )
-    found = Found(source=source, layers=tuple(layers), skipped=tuple(skipped))
+    read = read_model(model)
+    layers, skipped = select(Found(source=source, layers=read.layers), choice.kinds, choice.pattern)
+    left_out = (*skipped, *read.skipped)
+    found = Found(source=source, layers=tuple(layers), skipped=left_out, notes=read.notes)
     return Live(found.layers, found, (), {})
-
-
-def _alone(name: str, layer: Any) -> ConfigLayer:
-    """Describe a layer of a model whose config does not tell how its layers are called."""
-    return ConfigLayer(
-        path=tuple(name.split(".")),
-        slot="",
-        class_name=type(layer).__name__,
-        options={"groups": getattr(layer, "groups", 1)},
-        inbound=[],
-    )
-
-
-def _find(model: Any, path: Sequence[str]) -> Any:
-    """Look a layer up by its name, behind those of the models that it is in; None if not there."""
-    for name in path:
-        held = getattr(model, "layers", [])
-        wrapped = [layer.layer for layer in held if hasattr(layer, "layer")]
-        model = next((layer for layer in [*held, *wrapped] if layer.name == name), None)
-    return model
-
-
-def _on_host(values: Any) -> np.ndarray:
-    import keras
-    import numpy as np
-
-    array = np.asarray(keras.ops.convert_to_numpy(values))
-    # NumPy cannot compute with bfloat16; float32 holds all of its values.
-    return array if np.isdtype(array.dtype, "real floating") else array.astype(np.float32)

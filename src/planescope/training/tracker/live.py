@@ -166,7 +166,7 @@ def _read(
             rows, began = views
             layer = with_tensors(layer, functools.partial(_on_host, layer))
         bias = None if layer.bias is None else layer.bias.read()
-        raw, moved = onepass.read(rows, bias, began)
+        raw, moved = onepass.read(rows, bias, began, eps=layer.weight.eps)
         planes, centre = in_view(layer, raw, view)
     return Reading(
         layer=layer,

@@ -47,7 +47,7 @@ class _Sums:
 
 
 def read(
-    rows: Array, bias: Array | None, start: Array | None, /
+    rows: Array, bias: Array | None, start: Array | None, /, *, eps: float | None = None
 ) -> tuple[geometry.Hyperplanes, tuple[Array | float, Array | float] | None]:
     """Hyperplanes of a layer, and length and peak of its way from its first weights.
 
@@ -56,6 +56,8 @@ def read(
     rows, start : array, shape (filters, fan_in), real floating
         The weights of now and of then; without `start` the way is None.
     bias : array, shape (filters,), optional
+    eps : float, optional
+        As of `geometry.arrangement`.
 
     Returns
     -------
@@ -71,12 +73,13 @@ def read(
     now, then = (None if x is None else geometry.host_view(x) for x in (rows, start))
     if now is None or now.dtype != "float32" or now.size <= _WORTH:
         way = None if start is None else geometry.extent(rows, start)
-        return geometry.arrangement(rows, bias), way
+        return geometry.arrangement(rows, bias, eps=eps), way
     if then is not None and then.dtype != now.dtype:
         then = None
     sums = [_pass(*part) for part in _parts(now, then)]
     total, square = (np.sum([getattr(s, of) for s in sums], axis=0) for of in ("total", "square"))
-    planes = _planes(now, bias, total, square)
+    eps = float(np.finfo(np.float32).eps) if eps is None else eps
+    planes = _planes(now, bias, total, square, eps)
     return planes, None if start is None else _way(sums, rows, start, then)
 
 
@@ -140,7 +143,7 @@ def _way(
 
 
 def _planes(
-    now: Singles, bias: Array | None, total: Doubles, square: Doubles
+    now: Singles, bias: Array | None, total: Doubles, square: Doubles, eps: float
 ) -> geometry.Hyperplanes:
     import numpy as np
 
@@ -155,9 +158,10 @@ def _planes(
     # And what float64 cannot tell either, for which `geometry` has its ways.
     error = 0.5 * now.shape[1] * float(np.finfo(np.float64).eps) * reach
     doubtful = np.flatnonzero(~(in_range & (np.abs(total) > error * norm)))
-    planes = geometry.from_sums(total, norm, now.shape[1], bias)
+    lost = geometry.sideless(now, total, norm, eps)
+    planes = geometry.from_sums(total, norm, now.shape[1], bias, sideless=lost)
     if len(doubtful):
-        again = geometry.arrangement(now[doubtful])
-        for part in ("projection", "norm", "cosine"):
+        again = geometry.arrangement(now[doubtful], eps=eps)
+        for part in ("projection", "norm", "cosine", "sideless"):
             getattr(planes, part)[doubtful] = getattr(again, part)
     return planes

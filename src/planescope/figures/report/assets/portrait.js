@@ -67,6 +67,7 @@ function leftOut(network, epoch, chosen, planes, [low, high]) {
     [planes.filter(({ x }) => x < low || x > high).length, "cross outside"],
     [network.value("degenerate", epoch, chosen) ?? 0, "have no direction"],
     [network.value("non_finite", epoch, chosen) ?? 0, "are not finite"],
+    [network.value("sideless", epoch, chosen) ?? 0, "face neither way"],
   ];
   const parts = counts.filter(([count]) => count).map(([count, what]) => `${count} ${what}`);
   return parts.length ? `${parts.join(", ")}. ` : "";

@@ -1,0 +1,420 @@
+"""What the operators of an ONNX graph make of constants, computed when it is read.
+
+Weights are often cast, turned round, scaled, put together or normalised by the graph before a layer
+uses them. Shapes are told without reading a weight.
+https://onnx.ai/onnx/operators/
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
+from planescope.checkpoints.onnx.arithmetic import FLOATS, mapped, reshaped, rounded, transposed
+from planescope.checkpoints.onnx.nodes import Node, in_memory
+from planescope.checkpoints.onnx.quantised import dequantize, quantize
+from planescope.checkpoints.onnx.tensors import DTYPES, tensor_at
+from planescope.files.errors import CheckpointError
+from planescope.hyperplanes.layer import Tensor
+
+# Inputs of a node behind the first one.
+_Others = Sequence[Tensor | None]
+
+_Operator = Callable[[Node, Tensor, _Others], Tensor | None]
+
+
+def fold(node: Node, inputs: Sequence[Tensor | None], output: int = 0) -> Tensor | None:
+    """Tell what a node makes of constants; None for an operator that is not followed.
+
+    Parameters
+    ----------
+    inputs : sequence of Tensor or None
+        One for each input of the node; None for an optional one that is not given.
+    output : int
+        Which of its outputs.
+
+    Raises
+    ------
+    CheckpointError
+        If shapes and attributes do not fit together.
+    """
+    if not inputs or inputs[0] is None:
+        return None
+    try:
+        if node.op == "Split":
+            return _split(node, inputs[0], inputs[1:], output)
+        operator = OPERATORS.get(node.op)
+        return None if operator is None or output else operator(node, inputs[0], inputs[1:])
+    except ValueError as exc:
+        raise CheckpointError(
+            f"{node.wire.path}: {node.op} that gives {node.output.text!r}: {exc}; "
+            "the file is damaged, get it again"
+        ) from exc
+
+
+# Other shapes of the same elements.
+
+
+def _identity(_node: Node, tensor: Tensor, _others: _Others) -> Tensor:
+    return tensor
+
+
+def _cast(node: Node, tensor: Tensor, _others: _Others) -> Tensor | None:
+    return _as(tensor, DTYPES.get(node.integer("to", 0)))
+
+
+def _cast_like(_node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+    return None if not others or others[0] is None else _as(tensor, others[0].dtype)
+
+
+def _as(tensor: Tensor, dtype: str | None) -> Tensor | None:
+    if dtype in FLOATS:
+        return mapped(lambda values: rounded(values, dtype), tensor, dtype=dtype)
+    if dtype in ("int32", "int64", "bool"):
+        return mapped(lambda values: values.astype(dtype), tensor, dtype=dtype)
+    return None
+
+
+def _transpose(node: Node, tensor: Tensor, _others: _Others) -> Tensor:
+    return transposed(tensor, node.integers("perm") or range(len(tensor.shape))[::-1])
+
+
+def _reshape(node: Node, tensor: Tensor, others: _Others) -> Tensor:
+    """To a shape in which 0 copies an extent and -1 takes what remains."""
+    wanted = _listed(node, "shape", others)
+    if 0 in wanted[len(tensor.shape) :]:
+        raise ValueError(f"shape {tensor.shape} has no extent to copy into {wanted}")
+    shape = [extent or tensor.shape[axis] for axis, extent in enumerate(wanted)]
+    if -1 in shape:
+        rest = -math.prod(shape)
+        shape[shape.index(-1)] = math.prod(tensor.shape) // rest if rest > 0 else -1
+    return reshaped(tensor, tuple(shape))
+
+
+def _flatten(node: Node, tensor: Tensor, _others: _Others) -> Tensor:
+    axis = node.integer("axis", 1)
+    return reshaped(tensor, (math.prod(tensor.shape[:axis]), math.prod(tensor.shape[axis:])))
+
+
+def _squeeze(node: Node, tensor: Tensor, others: _Others) -> Tensor:
+    axes = _listed(node, "axes", others)
+    rank = len(tensor.shape)
+    gone = {axis % rank for axis in axes} if axes and rank else set()
+    return reshaped(
+        tensor,
+        tuple(
+            extent
+            for axis, extent in enumerate(tensor.shape)
+            if (axis not in gone if axes else extent != 1)
+        ),
+    )
+
+
+def _unsqueeze(node: Node, tensor: Tensor, others: _Others) -> Tensor:
+    axes = _listed(node, "axes", others)
+    rank = len(tensor.shape) + len(axes)
+    shape = list(tensor.shape)
+    for axis in sorted(axis % rank for axis in axes):
+        shape.insert(axis, 1)
+    return reshaped(tensor, tuple(shape))
+
+
+def _shape(node: Node, tensor: Tensor, _others: _Others) -> Tensor:
+    begin, end = node.integer("start", 0), node.integer("end", len(tensor.shape))
+    return in_memory(tensor.shape[begin:end], "int64")
+
+
+# Parts of a tensor, and tensors put together.
+
+
+def _split(node: Node, tensor: Tensor, others: _Others, output: int) -> Tensor:
+    axis = _axis(node.integer("axis", 0), tensor)
+    extent, parts = tensor.shape[axis], max(len(node.outputs), 1)
+    sizes = _listed(node, "split", others)
+    if not sizes:
+        step = -(-extent // parts)
+        sizes = tuple(max(0, min(step, extent - step * part)) for part in range(parts))
+    if sum(sizes) != extent or min(sizes) < 0 or output >= len(sizes):
+        raise ValueError(f"parts of {sizes} do not make an axis of {extent}")
+    begin = sum(sizes[:output])
+    return _sliced(tensor, {axis: slice(begin, begin + sizes[output])})
+
+
+def _slice(node: Node, tensor: Tensor, others: _Others) -> Tensor:
+    given = [
+        _listed(node, name, others[number : number + 1])
+        for number, name in enumerate(("starts", "ends", "axes", "steps"))
+    ]
+    starts, ends, axes, steps = given
+    axes = axes or tuple(range(len(starts)))
+    steps = steps or (1,) * len(starts)
+    if len({len(starts), len(ends), len(axes), len(steps)}) != 1 or 0 in steps:
+        raise ValueError("its begins, ends, axes and steps do not fit one another")
+    cuts = {}
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        # From the end backwards, an end before the first element is told by a large negative one.
+        stop = None if step < 0 and end < -tensor.shape[_axis(axis, tensor)] else end
+        cuts[_axis(axis, tensor)] = slice(start, stop, step)
+    return _sliced(tensor, cuts)
+
+
+def _sliced(tensor: Tensor, cuts: dict[int, slice]) -> Tensor:
+    where = tuple(cuts.get(axis, slice(None)) for axis in range(len(tensor.shape)))
+    shape = tuple(
+        len(range(*cut.indices(extent))) for cut, extent in zip(where, tensor.shape, strict=True)
+    )
+    return mapped(lambda values: values[where], tensor, shape=shape)
+
+
+def _gather(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+    indices = others[0] if others else None
+    if indices is None or indices.is_floating or math.prod(indices.shape) > 1 << 16:
+        return None
+    axis = _axis(node.integer("axis", 0), tensor)
+    chosen, extent = indices.read().astype(np.int64), tensor.shape[axis]
+    if ((chosen < -extent) | (chosen >= extent)).any():
+        raise ValueError(f"an index beyond an axis of {extent}")
+    shape = (*tensor.shape[:axis], *indices.shape, *tensor.shape[axis + 1 :])
+    return mapped(lambda values: values.take(chosen, axis=axis), tensor, shape=shape)
+
+
+def _concat(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+    parts = [tensor, *(other for other in others if other is not None)]
+    axis = _axis(node.integer("axis", 0), tensor)
+    rests = {(*part.shape[:axis], *part.shape[axis + 1 :]) for part in parts}
+    if len(rests) != 1 or len({part.dtype for part in parts}) != 1:
+        raise ValueError(f"shapes {[part.shape for part in parts]} cannot be put together")
+    extent = sum(part.shape[axis] for part in parts)
+    shape = (*tensor.shape[:axis], extent, *tensor.shape[axis + 1 :])
+    return mapped(lambda *values: np.concatenate(values, axis), *parts, shape=shape)
+
+
+def _expand(node: Node, tensor: Tensor, others: _Others) -> Tensor:
+    shape = np.broadcast_shapes(tensor.shape, _listed(node, "shape", others))
+    return mapped(lambda values: np.broadcast_to(values, shape), tensor, shape=shape)
+
+
+def _tile(node: Node, tensor: Tensor, others: _Others) -> Tensor:
+    times = _listed(node, "repeats", others)
+    if len(times) != len(tensor.shape) or min(times, default=0) < 0:
+        raise ValueError(f"shape {tensor.shape} cannot be repeated {times} times")
+    shape = tuple(extent * n for extent, n in zip(tensor.shape, times, strict=True))
+    return mapped(lambda values: np.tile(values, times), tensor, shape=shape)
+
+
+def _pad(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+    pads = _listed(node, "pads", others)
+    value = others[1] if len(others) > 1 else None
+    rank = len(tensor.shape)
+    mode = node.text("mode") or "constant"
+    if mode != "constant" or value is not None or (len(others) > 2 and others[2] is not None):
+        return None
+    if len(pads) != 2 * rank or min(pads, default=0) < 0:
+        return None
+    widths = tuple(zip(pads[:rank], pads[rank:], strict=True))
+    shape = tuple(extent + sum(w) for extent, w in zip(tensor.shape, widths, strict=True))
+    fill = node.number("value", 0.0)
+    return mapped(lambda values: np.pad(values, widths, constant_values=fill), tensor, shape=shape)
+
+
+def _constant_of_shape(node: Node, tensor: Tensor, _others: _Others) -> Tensor | None:
+    shape = _listed(node, "shape", [tensor])
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{shape} is no shape")
+    for span in node.tensors("value"):
+        single = tensor_at(node.wire, span)
+        if math.prod(single.shape) == 1:
+            return mapped(
+                lambda value: np.broadcast_to(value.reshape(()), shape), single, shape=shape
+            )
+        return None
+    return Tensor(shape, "float32", lambda: np.zeros(shape, np.float32))
+
+
+def _listed(node: Node, name: str, others: _Others) -> tuple[int, ...]:
+    """Integers that a node takes as an input or, in older opsets, as an attribute."""
+    given = others[0] if others else None
+    if given is None:
+        return node.integers(name)
+    if given.is_floating or math.prod(given.shape) > MAX_DIMENSIONS:
+        raise ValueError(f"no list of integers for {name}")
+    return tuple(int(n) for n in given.read().reshape(-1))
+
+
+def _axis(axis: int, tensor: Tensor) -> int:
+    rank = len(tensor.shape)
+    if not -rank <= axis < rank:
+        raise ValueError(f"axis {axis} is none of shape {tensor.shape}")
+    return axis % rank
+
+
+# Arithmetic.
+
+
+def _elementwise(function: Callable[..., np.ndarray]) -> _Operator:
+    def operator(_node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+        operands = [tensor, *(other for other in others if other is not None)]
+        if len({operand.dtype for operand in operands}) != 1 or tensor.dtype == "bool":
+            return None
+        shape = np.broadcast_shapes(*(operand.shape for operand in operands))
+        return mapped(
+            lambda *values: rounded(np.asarray(function(*values)), tensor.dtype),
+            *operands,
+            shape=shape,
+        )
+
+    return operator
+
+
+def _quotient(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    # Of integers what is behind the point is cut off.
+    exact: np.ndarray = one / other
+    return exact if np.isdtype(one.dtype, "real floating") else np.asarray(np.trunc(exact))
+
+
+def _of_all(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Put a function of two operands upon any number of them."""
+    return lambda *values: functools.reduce(function, values)
+
+
+def _power(_node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+    exponent = others[0] if others else None
+    if exponent is None or not tensor.is_floating:
+        return None
+    shape = np.broadcast_shapes(tensor.shape, exponent.shape)
+    return mapped(
+        lambda base, by: rounded(np.power(base, by), tensor.dtype), tensor, exponent, shape=shape
+    )
+
+
+def _clip(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+    bounds = [other for other in others if other is not None]
+    if len(bounds) != len(others) or any(math.prod(bound.shape) != 1 for bound in bounds):
+        return None
+    if not bounds:
+        low, high = node.number("min", -math.inf), node.number("max", math.inf)
+        return mapped(lambda values: np.clip(values, low, high).astype(values.dtype), tensor)
+    return mapped(
+        lambda values, *limits: np.clip(
+            values, limits[0].reshape(()), limits[1].reshape(()) if limits[1:] else None
+        ),
+        tensor,
+        *bounds,
+    )
+
+
+def _where(_node: Node, condition: Tensor, others: _Others) -> Tensor | None:
+    chosen = [other for other in others if other is not None]
+    if len(chosen) != 2 or condition.dtype != "bool":
+        return None
+    shape = np.broadcast_shapes(condition.shape, *(other.shape for other in chosen))
+    return mapped(np.where, condition, *chosen, shape=shape, dtype=chosen[0].dtype)
+
+
+def _reduced(function: Callable[..., np.ndarray]) -> _Operator:
+    def operator(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+        if not tensor.is_floating:
+            return None
+        axes = {_axis(axis, tensor) for axis in _listed(node, "axes", others)}
+        if not axes:
+            if node.integer("noop_with_empty_axes", 0):
+                return tensor
+            axes = set(range(len(tensor.shape)))
+        keeps = node.integer("keepdims", 1)
+        shape = tuple(
+            1 if axis in axes else extent
+            for axis, extent in enumerate(tensor.shape)
+            if keeps or axis not in axes
+        )
+        return mapped(
+            lambda values: rounded(
+                np.asarray(function(values, axis=tuple(axes))).reshape(shape), tensor.dtype
+            ),
+            tensor,
+            shape=shape,
+        )
+
+    return operator
+
+
+def _product(_node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+    other = others[0] if others else None
+    if other is None or not tensor.is_floating or tensor.dtype != other.dtype:
+        return None
+    if len(tensor.shape) < 2 or len(other.shape) < 2:
+        return None
+    if tensor.shape[-1] != other.shape[-2]:
+        raise ValueError(f"shapes {tensor.shape} and {other.shape} cannot be multiplied")
+    stack = np.broadcast_shapes(tensor.shape[:-2], other.shape[:-2])
+    shape = (*stack, tensor.shape[-2], other.shape[-1])
+    return mapped(
+        lambda one, two: rounded(np.matmul(one, two), tensor.dtype), tensor, other, shape=shape
+    )
+
+
+def _norm_of(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(np.sqrt(np.square(values).sum(axis=axis)))
+
+
+# Of these what comes out holds the elements of the first input and no others.
+REARRANGING = frozenset((
+    "Cast", "CastLike", "DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze",
+    "Transpose", "Unsqueeze", "com.microsoft.DequantizeLinear",
+))  # fmt: skip
+
+# By name, what `fold` follows.
+OPERATORS: dict[str, _Operator] = {
+    "Abs": _elementwise(np.abs),
+    "Add": _elementwise(np.add),
+    "Cast": _cast,
+    "CastLike": _cast_like,
+    "Clip": _clip,
+    "Concat": _concat,
+    "ConstantOfShape": _constant_of_shape,
+    "DequantizeLinear": dequantize,
+    "Div": _elementwise(_quotient),
+    "Exp": _elementwise(np.exp),
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Identity": _identity,
+    "Log": _elementwise(np.log),
+    "MatMul": _product,
+    "Max": _elementwise(_of_all(np.maximum)),
+    "Min": _elementwise(_of_all(np.minimum)),
+    "Mul": _elementwise(np.multiply),
+    "Neg": _elementwise(np.negative),
+    "Pad": _pad,
+    "Pow": _power,
+    "QuantizeLinear": quantize,
+    "Reciprocal": _elementwise(np.reciprocal),
+    "ReduceL1": _reduced(lambda values, axis: np.abs(values).sum(axis=axis)),
+    "ReduceL2": _reduced(_norm_of),
+    "ReduceMax": _reduced(np.max),
+    "ReduceMean": _reduced(np.mean),
+    "ReduceMin": _reduced(np.min),
+    "ReduceSum": _reduced(np.sum),
+    "ReduceSumSquare": _reduced(lambda values, axis: np.square(values).sum(axis=axis)),
+    "Relu": _elementwise(lambda values: np.maximum(values, 0)),
+    "Reshape": _reshape,
+    "Round": _elementwise(np.rint),
+    "Shape": _shape,
+    "Sigmoid": _elementwise(lambda values: 1 / (1 + np.exp(-values))),
+    "Sign": _elementwise(np.sign),
+    "Slice": _slice,
+    "Sqrt": _elementwise(np.sqrt),
+    "Squeeze": _squeeze,
+    "Sub": _elementwise(np.subtract),
+    "Sum": _elementwise(_of_all(np.add)),
+    "Tanh": _elementwise(np.tanh),
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+    "Where": _where,
+    "com.microsoft.DequantizeLinear": dequantize,
+    "com.microsoft.QuantizeLinear": quantize,
+}

@@ -1,0 +1,267 @@
+"""Operators of ONNX, and of onnxruntime's own, in the words of `planescope.networks.places`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+from planescope.checkpoints.onnx.constants import Constants
+from planescope.checkpoints.onnx.graph import SILENT, Graph
+from planescope.checkpoints.onnx.nodes import Name, Node
+from planescope.checkpoints.onnx.quantised import INTEGER_RANGES
+from planescope.networks.places import Node as Step
+from planescope.networks.places import Role
+
+_WORDS = {
+    Role.IDENTITY: SILENT,
+    Role.NORM: ("BatchNormalization", "com.ms.internal.nhwc.BatchNormalization"),
+    Role.RELU: ("Relu",),
+    Role.GATE: (
+        *("Abs", "Exp", "HardSigmoid", "Sigmoid", "Softmax", "Softplus", "Sqrt"),
+        *("ReduceL1", "ReduceL2", "ReduceSumSquare"),
+        *("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"),
+        *("com.microsoft.QLinearSigmoid", "com.microsoft.QLinearSoftmax"),
+    ),
+    Role.VIEW: (
+        *("AveragePool", "CenterCropPad", "Compress", "CumSum", "DepthToSpace"),
+        *("DequantizeLinear", "DynamicQuantizeLinear", "Expand", "Flatten", "Gather"),
+        *("GatherElements", "GatherND", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"),
+        *("LRN", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Pad", "QuantizeLinear"),
+        *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize"),
+        *("ReverseSequence", "RoiAlign", "SequenceAt", "Slice", "SpaceToDepth", "Split"),
+        *("SplitToSequence", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze"),
+        *("Upsample", "GridSample"),
+        *(f"com.microsoft.{word}" for word in (
+            "CropAndResize", "DequantizeLinear", "ExpandDims", "GatherND", "GridSample",
+            "MaxpoolWithMask", "NhwcMaxPool", "Pad", "QLinearAveragePool",
+            "QLinearGlobalAveragePool", "QLinearReduceMean", "QuantizeLinear", "RemovePadding",
+            "RestorePadding", "Trilu", "UnfoldTensor",
+        )),
+        *(f"com.microsoft.nchwc.{word}" for word in (
+            "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReorderInput",
+            "ReorderOutput", "Upsample",
+        )),
+        *(f"com.ms.internal.nhwc.{word}" for word in (
+            "AveragePool", "DepthToSpace", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool",
+            "GridSample", "LRN", "LpPool", "MaxPool", "MaxUnpool", "QLinearAveragePool", "Resize",
+            "SpaceToDepth",
+        )),
+    ),
+    Role.JOIN: (
+        *("Add", "Concat", "ConcatFromSequence", "If", "Loop", "Mean", "Min", "Scan"),
+        *("ScatterElements", "ScatterND", "SequenceConstruct", "Sum", "Where"),
+        *("com.microsoft.BiasAdd", "com.microsoft.QLinearAdd", "com.microsoft.QLinearConcat"),
+        *("com.microsoft.QLinearWhere", "com.microsoft.BiasDropout"),
+    ),
+    Role.PRODUCT: ("Div", "Mul", "com.microsoft.QLinearMul"),
+    Role.MAXIMUM: ("Max",),
+    Role.SHIFT: ("Sub",),
+    # What they give is the same for every input of that shape.
+    Role.CONSTANT: ("Shape", "Size"),
+}  # fmt: skip
+WORDS = {word: role for role, words in _WORDS.items() for word in words}
+
+# Which inputs hold values, where the others are scales, zero points, places or conditions.
+_OPERANDS: dict[str, slice] = {
+    "Where": slice(1, None),
+    "ScatterElements": slice(0, None, 2),
+    "ScatterND": slice(0, None, 2),
+    "com.microsoft.QLinearAdd": slice(0, 4, 3),
+    "com.microsoft.QLinearMul": slice(0, 4, 3),
+    "com.microsoft.QLinearConcat": slice(2, None, 3),
+    "com.microsoft.QLinearWhere": slice(1, 5, 3),
+}
+
+# Where a quantised operator has the zero point of what it gives.
+_ZERO_POINTS = {
+    **dict.fromkeys(("QuantizeLinear", "com.microsoft.QuantizeLinear"), 2),
+    **dict.fromkeys(("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"), 7),
+    **{f"{domain}QLinearConv": 7 for domain in ("", "com.microsoft.", "com.ms.internal.nhwc.")},
+    "com.ms.internal.nhwc.QLinearConvTranspose": 7,
+    "QLinearMatMul": 7,
+    "com.microsoft.QGemm": 8,
+    "com.microsoft.QLinearConcat": 1,
+    "com.microsoft.QLinearWhere": 8,
+    "com.microsoft.QLinearLeakyRelu": 4,
+    "com.microsoft.QLinearAveragePool": 4,
+    "com.microsoft.QLinearGlobalAveragePool": 4,
+    "com.microsoft.QLinearReduceMean": 4,
+}
+
+_STRIDED = (
+    "AveragePool", "Conv", "ConvInteger", "DeformConv", "FusedConv", "LpPool", "MaxPool",
+    "MaxpoolWithMask", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool", "QLinearAveragePool",
+    "QLinearConv",
+)  # fmt: skip
+
+# Activations that onnxruntime puts into the layer before them.
+_FUSED = {
+    "relu": Role.RELU,
+    "sigmoid": Role.GATE,
+    "hardsigmoid": Role.GATE,
+    "softplus": Role.GATE,
+    "": Role.IDENTITY,
+    "none": Role.IDENTITY,
+}
+
+
+def steps(
+    graph: Graph, constants: Constants, layers: Mapping[Node, str], parts: Collection[Node]
+) -> tuple[list[Step], dict[int, Node]]:
+    """Translate a graph into the steps of `places.follow`.
+
+    Parameters
+    ----------
+    layers : mapping of Node to str
+        The layers among the nodes, by name.
+    parts : collection of Node
+        Nodes that belong to the layer before them, which their scale or bias is.
+
+    Returns
+    -------
+    steps : list of Step
+    norms : dict of int to Node
+        The batch norms, by the numbers of their steps.
+    """
+    made = _Steps(graph, constants, layers, parts)
+    for name, is_image in graph.fed.items():
+        made.give(name, Step(role=Role.IMAGE if is_image else Role.UNKNOWN))
+    for node in graph.nodes:
+        made.add(node)
+    read = (made.numbers[name] for name in graph.outputs if name in made.numbers)
+    made.steps.append(Step(role=Role.OTHER, reads=tuple(read)))
+    return made.steps, made.norms
+
+
+class _Steps:
+    def __init__(
+        self,
+        graph: Graph,
+        constants: Constants,
+        layers: Mapping[Node, str],
+        parts: Collection[Node],
+    ) -> None:
+        self.steps: list[Step] = []
+        self.norms: dict[int, Node] = {}
+        self.numbers: dict[Name, int] = {}  # of all that depends on the network's input
+        self._constants, self._layers, self._parts = constants, layers, parts
+        self._dynamic = graph.dynamic
+        self._known: dict[Name, int] = {}
+
+    def give(self, name: Name, step: Step) -> None:
+        self.numbers[name] = self._put(step)
+
+    def add(self, node: Node) -> None:
+        """Add what a node does, where it depends on the input at all."""
+        names = [name for name in node.inputs[_OPERANDS.get(node.op, slice(None))] if name]
+        if node not in self._layers and self._dynamic.isdisjoint(names):
+            return
+        reads = tuple(self._number(name) for name in names)
+        if WORDS.get(node.op) is Role.CONSTANT:
+            last = self._put(Step(role=Role.CONSTANT, is_non_negative=lambda: True))
+        elif node in self._layers:
+            last = self._layer(node, reads)
+        else:
+            role = Role.IDENTITY if node in self._parts else self._role(node)
+            if node in self._parts and names[0] not in self.numbers:
+                reads = reads[::-1]
+            last = self._put(Step(role=role, reads=reads, downsamples=downsamples(node)))
+            if role is Role.NORM:
+                self.norms[last] = node
+        if saturates(self._constants, node):
+            last = self._put(Step(role=Role.SATURATION, reads=(last,)))
+        self.numbers.update({name: last for name in node.outputs if name})
+
+    def _put(self, step: Step) -> int:
+        self.steps.append(step)
+        return len(self.steps) - 1
+
+    def _number(self, name: Name) -> int:
+        """Number of the step that gives a value; constants get one when they are first read."""
+        if name in self.numbers:
+            return self.numbers[name]
+        if name in self._dynamic:
+            self.give(name, Step(role=Role.UNKNOWN))  # it comes from nowhere
+            return self.numbers[name]
+        if name not in self._known:
+            self._known[name] = self._put(
+                Step(
+                    role=Role.CONSTANT,
+                    is_non_negative=lambda: self._constants.is_non_negative(name),
+                )
+            )
+        return self._known[name]
+
+    def _layer(self, node: Node, reads: tuple[int, ...]) -> int:
+        """Add a layer, with what onnxruntime has put into it: a sum, and an activation."""
+        last = self._put(
+            Step(
+                role=Role.LAYER,
+                reads=reads[:1] if node.input(0) in self._dynamic else reads[1:2] or reads,
+                name=self._layers[node],
+                downsamples=downsamples(node),
+            )
+        )
+        summand = node.input(3) if node.op.endswith(("FusedConv", "nchwc.Conv")) else None
+        if summand is not None:
+            last = self._put(Step(role=Role.JOIN, reads=(last, self._number(summand))))
+        fuses = "." in node.op  # ONNX's own operators have no activation within
+        activation = node.text("activation").lower() if fuses else ""
+        if node.op == "com.microsoft.GemmFastGelu":
+            activation = "gelu"
+        role = _FUSED.get(activation, Role.OTHER)
+        if activation == "clip" and (node.numbers("activation_params") or (-1,))[0] >= 0:
+            role = Role.RELU
+        return last if role is Role.IDENTITY else self._put(Step(role=role, reads=(last,)))
+
+    def _role(self, node: Node) -> Role:
+        role = WORDS.get(node.op, Role.OTHER)
+        if node.op in ("Clip", "ThresholdedRelu"):
+            return Role.RELU if self._least(node) >= 0 else Role.OTHER
+        if role is Role.VIEW and (_overshoots(node) or self._pads_below(node)):
+            return Role.SHIFT
+        return role
+
+    def _least(self, node: Node) -> float:
+        """Find the least value that comes out of a clip."""
+        if node.op == "ThresholdedRelu":
+            return node.number("alpha", 1.0)
+        least = node.input(1)
+        if least is None:
+            return node.number("min", -math.inf)
+        value = self._constants.scalar(least)
+        return -math.inf if value is None else value
+
+    def _pads_below(self, node: Node) -> bool:
+        """Tell whether values that are put around may be negative."""
+        if node.op not in ("Pad", "com.microsoft.Pad"):
+            return False
+        value = node.input(2)
+        if value is None:
+            return node.number("value", 0.0) < 0
+        return not self._constants.is_non_negative(value)
+
+
+def _overshoots(node: Node) -> bool:
+    """Tell whether values between others may lie beyond them."""
+    if node.op.rpartition(".")[2] not in ("CropAndResize", "GridSample", "Resize", "Upsample"):
+        return False
+    return "cubic" in node.text("mode") or node.number("extrapolation_value", 0) < 0
+
+
+def saturates(constants: Constants, node: Node) -> bool:
+    """Tell whether a quantised operator cuts at 0: its zero is the least of the integers."""
+    if node.op not in _ZERO_POINTS:
+        return False
+    name = node.input(_ZERO_POINTS[node.op])
+    if name is None:
+        is_plain = node.op == "QuantizeLinear" or node.op.startswith("com.microsoft.QLinear")
+        return is_plain and node.integer("output_dtype", 2) == 2
+    zero = constants.tensor(name)
+    lowest = INTEGER_RANGES.get(zero.dtype, (None,))[0] if zero else None
+    return lowest is not None and constants.scalar(name) == lowest
+
+
+def downsamples(node: Node) -> bool:
+    """Tell whether a node is a pooling or convolution with a stride."""
+    return node.op.rpartition(".")[2] in _STRIDED and max(node.integers("strides"), default=1) > 1

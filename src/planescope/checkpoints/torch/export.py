@@ -1,0 +1,169 @@
+"""Programs of `torch.export`, ``.pt2``: a graph of ATen operations, and its weights.
+
+Up to torch 2.7 the weights are a torch file within the archive; since then each is a member.
+Schema: torch/_export/serde/schema.py and torch/export/pt2_archive/constants.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, stored_tensor
+from planescope.checkpoints.probe import Probe
+from planescope.checkpoints.torch import export_graph as graph
+from planescope.checkpoints.torch.zip import state_dict_of
+from planescope.files.errors import CheckpointError
+from planescope.files.zips import Archive
+from planescope.hyperplanes.layer import Described, Tensor
+
+NAME = "torch-export"
+
+# Where the program is told, since torch 2.8 below a folder of the archive's own name.
+_OLD_PROGRAM, _OLD_WEIGHTS = "serialized_exported_program.json", "serialized_state_dict.pt"
+_PROGRAMS, _WEIGHTS = "models/", "data/weights/"
+
+# A graph has about a kilobyte for each operation, most of it stack traces.
+JSON_BYTES = 1 << 25
+
+# By the numbers of ScalarType in the schema.
+_DTYPES = {
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32",
+    8: "float64", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16", 28: "uint16",
+    29: "float8_e4m3fn", 30: "float8_e5m2", 31: "float8_e4m3fnuz", 32: "float8_e5m2fnuz",
+}  # fmt: skip
+
+
+def recognises(probe: Probe) -> bool:
+    """Tell an archive by the names of its members."""
+    return bool(_programs(probe.zip_names))
+
+
+def read(path: Path) -> Described:
+    """Describe the layers of a program, in the order of its graph, and what was left out.
+
+    Raises
+    ------
+    CheckpointError
+        If the archive is damaged, or holds several programs.
+    """
+    archive = Archive(path)
+    programs = _programs(archive.members)
+    if len(programs) != 1:
+        raise CheckpointError(
+            f"{path}: holds {len(programs)} programs; export the one to be measured alone"
+        )
+    program = _json(archive, programs[0])
+    tensors, notes = _tensors(archive, programs[0])
+    try:
+        layers, skipped = graph.described(program, tensors)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as exc:
+        raise CheckpointError(
+            f"{path}: the program makes no sense ({type(exc).__name__}: {exc}); "
+            "is the download complete?"
+        ) from exc
+    return Described(layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
+
+
+def _programs(names: Iterable[str]) -> list[str]:
+    """Members that are programs."""
+    return [
+        name
+        for name in names
+        if name == _OLD_PROGRAM
+        or (name.partition("/")[2].startswith(_PROGRAMS) and name.endswith(".json"))
+    ]
+
+
+def _json(archive: Archive, name: str) -> Any:
+    """Read a member of JSON text."""
+    where = f"{archive.path}: member {name[:200]!r}"
+    if name not in archive.members:
+        raise CheckpointError(f"{where} is missing from the archive; is the file complete?")
+    # Packed, a few kilobytes could hold lists by the million.
+    if not archive.is_stored(name):
+        raise CheckpointError(f"{where} is compressed, which torch never does; export it again")
+    try:
+        return json.loads(archive.read(name, limit=JSON_BYTES))
+    except (ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{where} is no valid JSON; is the download complete?") from exc
+
+
+def _tensors(archive: Archive, program: str) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Parameters and buffers by name, and notes on what could not be read."""
+    if program == _OLD_PROGRAM:
+        if _OLD_WEIGHTS not in archive.members or not archive.is_stored(_OLD_WEIGHTS):
+            raise CheckpointError(
+                f"{archive.path}: holds no {_OLD_WEIGHTS} as torch writes it; is the file complete?"
+            )
+        size = archive.members[_OLD_WEIGHTS].file_size
+        within = Archive(archive.path, begin=archive.offset(_OLD_WEIGHTS), size=size)
+        return state_dict_of(within).tensors, []
+    root = program.partition("/")[0]
+    name = program.rpartition("/")[2].removesuffix(".json")
+    described = _json(archive, f"{root}/{_WEIGHTS}{name}_weights_config.json")
+    big_endian = (
+        f"{root}/byteorder" in archive.members
+        and archive.read(f"{root}/byteorder", limit=16) == b"big"
+    )
+    tensors, unread = {}, []
+    try:
+        for key, value in described["config"].items():
+            member = f"{root}/{_WEIGHTS}{value['path_name']}"
+            if value["use_pickle"]:
+                unread.append(key)
+            else:
+                meta = value["tensor_meta"]
+                tensors[key] = _tensor(archive, member, key, meta, big_endian=big_endian)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(
+            f"{archive.path}: the weights are not described as torch describes them; "
+            "is the download complete?"
+        ) from exc
+    pickled = [f"{len(unread)} weights of classes of their own could not be read"] if unread else []
+    return tensors, pickled
+
+
+def _tensor(
+    archive: Archive, member: str, name: str, meta: Mapping[str, Any], *, big_endian: bool
+) -> Tensor:
+    where = f"{archive.path}: tensor {name[:200]!r}"
+    if member not in archive.members or not archive.is_stored(member):
+        raise CheckpointError(f"{where} is missing from the archive; is the file complete?")
+    dtype = _DTYPES.get(meta["dtype"], "")
+    if dtype not in ITEM_SIZES:
+        raise CheckpointError(f"{where} has an unknown type; export the model in float32")
+    shape, strides = (tuple(each["as_int"] for each in meta[key]) for key in ("sizes", "strides"))
+    offset = meta["storage_offset"]["as_int"]
+    if (
+        len(shape) != len(strides)
+        or len(shape) > MAX_DIMENSIONS
+        or not all(type(n) is int and 0 <= n < 1 << 59 for n in (offset, *shape, *strides))
+        or math.prod(n or 1 for n in shape) >= 1 << 59
+    ):
+        raise CheckpointError(f"{where} claims an impossible shape; is the download complete?")
+    width, size = ITEM_SIZES[dtype], archive.members[member].file_size
+    last = sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 1
+    if math.prod(shape) * width > size or (offset + (last if all(shape) else 0)) * width > size:
+        raise CheckpointError(
+            f"{where} claims {dtype} values of shape {shape}, but has {size} bytes; "
+            "is the file complete?"
+        )
+    plain = strides == _c_order(shape)
+    return stored_tensor(
+        archive.path,
+        archive.offset(member) + offset * width,
+        dtype,
+        shape,
+        strides=None if plain else strides,
+        big_endian=big_endian,
+    )
+
+
+def _c_order(shape: tuple[int, ...]) -> tuple[int, ...]:
+    behind = itertools.accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1)
+    return tuple(reversed(list(behind))) if shape else ()

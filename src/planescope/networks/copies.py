@@ -1,0 +1,118 @@
+"""Copies of modules in evaluation, on which a forward may run without a trace in the module."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks"),
+)
+
+
+def stand_in(
+    module: nn.Module, /, *, dtype: torch.dtype | None = None, memo: dict[int, Any] | None = None
+) -> nn.Module:
+    """Copy a module with all that it holds, for evaluation, without the hooks of others.
+
+    Hooks that compute a weight before each call stay. `copy.deepcopy` would refuse tensors that
+    are computed from others.
+
+    Parameters
+    ----------
+    dtype : torch.dtype, optional
+        Of the copies of what is floating; by default that of each.
+    """
+    memo = {} if memo is None else memo
+    if id(module) in memo:
+        known: nn.Module = memo[id(module)]
+        return known
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError("TorchScript has no copy that shares nothing")
+    twin = memo[id(module)] = object.__new__(type(module))
+    held = {name: _copied(value, dtype, memo) for name, value in vars(module).items()}
+    for part in ("_parameters", "_buffers"):
+        held[part] = {name: _copied(t, dtype, memo) for name, t in vars(module)[part].items()}
+    held["_modules"] = {
+        name: child and stand_in(child, dtype=dtype, memo=memo)
+        for name, child in module._modules.items()
+    }
+    held |= {name: OrderedDict() for name in _HOOKS if name in held}
+    held["_forward_pre_hooks"] = OrderedDict(enumerate(weight_hooks(module)))
+    held |= {"training": False, "_compiled_call_impl": None}
+    vars(twin).update(held)
+    return twin
+
+
+def deep_copy(module: nn.Module, /) -> nn.Module:
+    """Copy a module as `copy.deepcopy` does, with tensors that hooks have computed from others.
+
+    Old weight norm and pruning leave such ones behind after each call.
+    """
+    held = (value for part in module.modules() for value in vars(part).values())
+    computed = (t for t in held if isinstance(t, torch.Tensor) and not t.is_leaf)
+    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
+def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any]) -> Any:
+    if isinstance(value, torch.Tensor):
+        if id(value) not in memo:
+            memo[id(value)] = _own(value, dtype)
+        return memo[id(value)]
+    return copy.copy(value) if isinstance(value, dict | list | set) else value
+
+
+def _own(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    if hasattr(tensor, "full_tensor"):  # shared out among processes
+        whole = tensor.detach().full_tensor()
+        tensor = nn.Parameter(whole, requires_grad=False)
+    # What others made of a tensor knows how to be one only as it is.
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or is_undrawn(tensor):
+        return tensor
+    floating = tensor.is_floating_point() and not tensor.is_quantized
+    own = tensor.detach().clone()
+    own = own.to(dtype) if dtype is not None and floating else own
+    return nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
+
+
+def weight_hooks(module: nn.Module, /) -> list[Any]:
+    """Hooks that compute a weight of the module before each call: torch's own, and others.
+
+    Another's hook is one where what it would compute lies in the module: a tensor that is
+    neither parameter nor buffer.
+    """
+    own_parts = any(isinstance(value, torch.Tensor) for value in vars(module).values())
+    return [
+        hook
+        for number, hook in module._forward_pre_hooks.items()
+        if type(hook).__module__.startswith("torch.nn.utils.")
+        or (own_parts and number not in module._forward_pre_hooks_with_kwargs)
+    ]
+
+
+def own_tensors(module: nn.Module, /) -> list[torch.Tensor]:
+    """Parameters and buffers of a module and of all within it, each once, in its order."""
+    held = (*module.parameters(), *module.buffers())
+    return list({id(tensor): tensor for tensor in held}.values())
+
+
+def is_undrawn(tensor: torch.Tensor, /) -> bool:
+    """Whether a tensor has no values: of a lazy module, on the meta device, a fake one."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return bool(nn.parameter.is_lazy(tensor) or tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
+@contextlib.contextmanager
+def without_autocast(device: torch.device, /) -> Iterator[None]:
+    """Run in the types that are stored, whatever autocast the caller is in."""
+    with torch.autocast(device.type, enabled=False):
+        yield

@@ -1,0 +1,157 @@
+"""What has the rank of a weight and is no layer of hyperplanes, or not the weight that acts.
+
+Each function gives a reason, half a sentence for a reader, or None.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from planescope.hyperplanes.layer import Tensor
+
+_RECURRENT_TORCH = re.compile(r"(^|[._/])weight_(ih|hh|hr)(_l\d+)?(_reverse)?$")
+_ATTENTION = re.compile(r"(^|[._/])in_proj_weight$")
+_CELL = re.compile(r"(^|_)(conv)?_?(lstm|gru|rnn)s?(_?\d+)?$|(lstm|gru|rnn)_?cell", re.IGNORECASE)
+_GATES = ({"hi", "hf", "hg", "ho"}, {"hr", "hz", "hn"})
+_GATE = re.compile(r"[ih][ifgorzn]$")
+_EMBEDDING = re.compile(
+    r"embed|(^|[._/])(wte|wpe|shared|tok|token|tokens|vocab|codebook|relative_attention_bias|pos|"
+    r"pe|position|positional_encoding|rel_pos\w*|relative_position\w*)$"
+)
+_SCALE = re.compile(
+    r"(^|[._/])(\w*norm\w*|ln_?\w{0,3}|[bgi]n_?\d*|\w*scale\w*|gain|gamma|affine|ls_?\d*|prelu\w*)$"
+)
+_PACKED = re.compile(r"(^|[._/])(qweight|weight_packed|packed_weight)$")
+_ADAPTER = re.compile(
+    r"[._/]?(lora_(A|B|down|up|embedding_[AB]|magnitude_vector|layer|mid)\b|lora[._]|hada_w\d|"
+    r"lokr_w\d|oft_[A-Za-z]+|boft_[A-Za-z]+|vera_lambda_\w+|ia3_l|dora_scale)"
+)
+# Tensors beside a weight that leave it as it is.
+_HARMLESS = frozenset(
+    {"running_mean", "running_var", "num_batches_tracked", "scale", "zero_point", "total_ops"}
+    | {"total_params", "input_scale", "output_scale", "k_scale", "v_scale", "act_scale"}
+)
+
+ADAPTED = "an adapter (LoRA or its kin) that is not merged changes its weight; merge it first"
+RECURRENT = "a recurrent weight: it acts on its own output"
+EMBEDDING = "an embedding: its rows are looked up, they cut nothing"
+_AFFINE = "a norm or a scale: its bias has its own shape, a value for each weight"
+
+
+def of_name(name: str, /) -> str | None:
+    """Say why a tensor of some name, which no layer is known to have, is none."""
+    if _RECURRENT_TORCH.search(name):
+        return RECURRENT
+    if _ATTENTION.search(name):
+        return "queries, keys and values of an attention: three linear maps in one"
+    if _PACKED.search(name):
+        return "its weights are packed in a few bits each; save the model dequantised"
+    return None
+
+
+def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[str]:
+    """Modules whose weights act on their own output, by what Keras, Flax and TensorFlow call them.
+
+    A layer within a network that is called so is no cell: of PyTorch's names the last part counts.
+    """
+    modules = list(modules)
+    children: defaultdict[str, set[str]] = defaultdict(set)
+    for module in modules:
+        parent, _, last = _split(module)
+        children[parent].add(last)
+    cells = {parent for parent, held in children.items() if any(g <= held for g in _GATES)}
+    found = set()
+    for module in modules:
+        parent, _, last = _split(module)
+        is_gate = parent in cells and bool(_GATE.fullmatch(last))
+        is_keras = any(
+            f"{module}{s}recurrent_kernel{end}" in tensors for s in "./_" for end in ("", ":0")
+        )
+        is_torch = any(f"{module}{s}weight" in tensors for s in "./")
+        above = [last] if is_torch else re.split(r"[./]", module)
+        if is_gate or is_keras or any(_CELL.search(part) for part in above):
+            found.add(module)
+    return found
+
+
+def _split(module: str) -> tuple[str, str, str]:
+    match = re.fullmatch(r"(?:(.*)([./]))?([^./]*)", module)
+    return (match[1] or "", match[2] or "", match[3]) if match else ("", "", module)
+
+
+def adapted(names: Iterable[str], /) -> tuple[dict[str, str], list[str]]:
+    """Tensors of adapters, each with the module that it changes.
+
+    Returns
+    -------
+    parts : dict of str to str
+        Module by the name of the tensor.
+    modules : list of str
+        All modules that are changed.
+    """
+    parts = {}
+    for name in names:
+        if (match := _ADAPTER.search(name)) is not None:
+            parts[name] = name[: match.start()].removesuffix(".base_layer")
+    return parts, list(dict.fromkeys(parts.values()))
+
+
+def of_bias(shape: tuple[int, ...], bias: Tensor, /) -> str | None:
+    """Say why a weight with this bias is no layer; None where the bias has one value a filter."""
+    if bias.shape == shape and len(shape) > 1:
+        return _AFFINE
+    if sum(extent != 1 for extent in bias.shape) > 1:
+        extents = "×".join(map(str, bias.shape))
+        return f"its bias has the shape {extents}, where a layer has one value a filter"
+    if not bias.is_floating:
+        return f"its bias is stored as {bias.dtype}; convert it to floating point"
+    return None
+
+
+def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) -> str | None:
+    """Say why a weight makes no layer, by its name, type and shape.
+
+    Parameters
+    ----------
+    outputs : int or None
+        Length of its bias.
+    """
+    shape, name = weight.shape, module.lower()
+    # The projection of a patch or time embedding is a layer, and has a bias; a table has none.
+    if len(shape) <= 3 and outputs is None and _EMBEDDING.search(name):
+        return EMBEDDING
+    if not weight.is_floating:
+        return f"its weights are stored as {weight.dtype}; convert them to floating point"
+    if 0 in shape:
+        return "it has no weights"
+    if outputs is None and _SCALE.search(name):
+        return "a norm or a scale, by its name, and without a bias for each filter"
+    if shape[0] == 1 and len(shape) == 2 and outputs == shape[1] != 1 and ending == "weight":
+        return "of shape (1, n), with n biases: a scale as likely as a layer of one input"
+    if len(shape) == 3 and "bilinear" in name:
+        return "a bilinear map: it multiplies two inputs"
+    if len(shape) == 3 and re.search(r"(^|[._/])experts?([._/]|$)", name):
+        return "the weights of several experts in one"
+    if len(shape) == 5 and shape[0] == 1 and shape[2] > max(shape[3:]):
+        return "a modulated weight: it is scaled anew for each input"
+    return None
+
+
+def of_siblings(names: Iterable[str], /) -> str | None:
+    """Say that what stands beside a weight may change it.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Last parts of the names of the module's other tensors.
+    """
+    strange = [
+        name
+        for name in names
+        if name not in _HARMLESS and not name.startswith(("_extra_state", "activation_post"))
+    ]
+    if not strange:
+        return None
+    return f"beside its weight stands {strange[0]}, which may change it; give the module or ONNX"

@@ -1,0 +1,148 @@
+"""Programs of torch.export against the module that they were made of."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+import planescope as ps
+from planescope.checkpoints import read_contents
+from planescope.files.errors import CheckpointError
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(6, eps=1e-3)
+
+    def forward(self, x):
+        return nn.functional.relu(self.bn(self.conv(x)) + x)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.block = Block()
+        self.pool = nn.MaxPool2d(2)
+        self.down = nn.Conv2d(6, 8, 3, groups=2)
+        self.up = nn.ConvTranspose2d(8, 5, 2)
+        self.head = nn.Linear(5 * 7 * 7, 3)
+
+    def forward(self, x):
+        x = self.pool(self.block(nn.functional.relu(self.stem(x))))
+        return self.head(self.up(nn.functional.hardswish(self.down(x))).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def exported(net, *, decomposed=False):
+    program = torch.export.export(net, (torch.zeros(1, 3, 32, 32),))
+    return program.run_decompositions() if decomposed else program
+
+
+@pytest.fixture(scope="module", params=["as-it-is", "decomposed", "older"])
+def path(request, net, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "net.pt2"
+    torch.export.save(exported(net, decomposed=request.param == "decomposed"), path)
+    if request.param == "older":
+        older(path, net)
+    return path
+
+
+def older(path, net):
+    """Write the program as torch did up to 2.7: the same text, and a torch file beside it."""
+    with zipfile.ZipFile(path) as archive:
+        program = archive.read("net/models/model.json")
+    weights = io.BytesIO()
+    torch.save(net.state_dict(), weights)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("serialized_exported_program.json", program)
+        archive.writestr("serialized_state_dict.pt", weights.getvalue())
+        archive.writestr("version", "8.8")
+
+
+def table(x):
+    measured = ps.measure(x, kinds="all", view="effective")
+    return [
+        (
+            layer.name, layer.kind, layer.stage, layer.input, layer.filters, layer.fan_in,
+            layer.negative_mass, layer.mean_cosine, layer.negative_centre, layer.groups,
+        )
+        for layer in measured.layers
+    ]  # fmt: skip
+
+
+def test_a_program_gives_what_its_module_gives(net, path):
+    assert table(path) == table(net)
+    assert ps.measure(path).source.format == "torch-export"
+
+
+def test_arrays_come_bit_by_bit(net, path):
+    _, contents = read_contents(path)
+    state = net.state_dict()
+    for layer in contents.layers:
+        weight = state[f"{layer.name}.weight"].numpy()
+        wanted = weight.swapaxes(0, 1) if layer.name == "up" else weight
+        assert (layer.weight.read() == wanted).all()
+        if layer.bias is not None:
+            assert (layer.bias.read() == state[f"{layer.name}.bias"].numpy()).all()
+    assert contents.skipped == ()
+
+
+def test_weights_that_the_program_computes_are_left_out(tmp_path):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
+    program = torch.export.export(net.eval(), (torch.zeros(1, 1, 3, 6),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    _, contents = read_contents(tmp_path / "net.pt2")
+    assert [layer.name for layer in contents.layers] == ["0"]
+    (left,) = contents.skipped
+    assert "whose weights the program computes" in left.reason
+
+
+def changed(path, out, name, change):
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(out, "w") as to:
+        for info in archive.infolist():
+            content = archive.read(info)
+            to.writestr(info.filename, change(content) if name in info.filename else content)
+    return out
+
+
+def meta(change):
+    def edit(raw):
+        described = json.loads(raw)
+        change(described["config"]["stem.weight"])
+        return json.dumps(described).encode()
+
+    return edit
+
+
+_CONFIG = "weights_config.json"
+DAMAGE = {
+    "shape": (_CONFIG, meta(lambda m: m["tensor_meta"]["sizes"].pop()), "impossible shape"),
+    "size": (_CONFIG, meta(lambda m: m["tensor_meta"]["sizes"][0].update(as_int=7)),
+             "but has 648 bytes"),
+    "type": (_CONFIG, meta(lambda m: m["tensor_meta"].update(dtype=99)), "unknown type"),
+    "lost": (_CONFIG, meta(lambda m: m.update(path_name="weight_99")), "is missing"),
+    "no-name": (_CONFIG, meta(lambda m: m.pop("path_name")), "as torch describes them"),
+    "no-json": ("model.json", lambda raw: raw[:-9], "no valid JSON"),
+    "no-graph": ("model.json", lambda raw: raw.replace(b'"nodes"', b'"node"'), "makes no sense"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_program_is_refused_with_the_reason(net, tmp_path, damage):
+    name, change, match = DAMAGE[damage]
+    torch.export.save(exported(net), tmp_path / "net.pt2")
+    with pytest.raises(CheckpointError, match=match):
+        read_contents(changed(tmp_path / "net.pt2", tmp_path / "bad.pt2", name, change))

@@ -1,0 +1,124 @@
+"""What is refused is called by its name, and a way is told that leads to a file that is read."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+
+import joblib
+import numpy as np
+import pytest
+import scipy.io
+
+import planescope as ps
+from planescope.checkpoints import read_contents
+from planescope.checkpoints.locate import locate
+from planescope.files.errors import CheckpointError
+
+
+def zipped(**members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(name):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
+    return buffer.getvalue()
+
+
+def mat():
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"a": np.zeros(2)})
+    return buffer.getvalue()
+
+
+PICKLE = pickle.dumps({"w": np.zeros((2, 2))})
+
+# What begins so, what it is called, and what is advised.
+FILES = {
+    "flatbuffer-of-torch": (b"0\0\0\0PTMF" + bytes(64), "PyTorch Mobile.*flatbuffer form; .*ptl"),
+    "onnxruntime": (b"0\0\0\0ORTM" + bytes(64), "an ORT model.*measure the .onnx"),
+    "gguf": (b"GGUF\3\0\0\0", "a GGUF file.*gguf.GGUFReader"),
+    "tensorrt": (b"ftrt" + bytes(64), "TensorRT engine.*ONNX"),
+    "ncnn": (b"7767517\n75 83\n", "an NCNN network"),
+    "mxnet": (struct.pack("<3Q", 0x112, 0, 1), "MXNet parameter file; load it by mxnet.nd.load"),
+    "matlab": (mat(), r"MATLAB file, as MatConvNet.*scipy\.io\.loadmat"),
+    "paddle": (struct.pack("<IQIi", 0, 0, 0, 4) + b"\x08\x05\x10\x06", "Paddle.*paddle.jit.load"),
+    "darknet": (struct.pack("<3iq", 0, 2, 5, 0) + bytes(64), "Darknet.*readNetFromDarknet"),
+    "darknet-config": (b"# yolo\n[net]\nwidth=8\n", "configuration of a Darknet network"),
+    "torch-7": (struct.pack("<3i", 4, 1, 3) + b"V 1", "Torch 7"),
+    "gzip": (gzip.compress(PICKLE), "compressed by gzip; .*gunzip"),
+    "bzip2": (bz2.compress(PICKLE), "compressed by bzip2; .*bunzip2"),
+    "xz": (lzma.compress(PICKLE), "compressed by xz; .*unxz"),
+    "zlib": (zlib.compress(PICKLE), "joblib compressed.*compress=0"),
+    "zlib-of-something": (zlib.compress(b"text"), "compressed by zlib"),
+    "tar": (tarred("net.pt"), "a tar archive; unpack it"),
+    "torch-0.1": (tarred("storages"), "PyTorch before 0.1.10; load it by torch.load"),
+    "zip": (zipped(a=b"1", b=b"2"), "a zip archive of a, b; unpack it"),
+    "torchserve": (zipped(**{"MAR-INF/MANIFEST.json": b"{}"}), "archive of TorchServe's"),
+    "web-page": (b"\n<!DOCTYPE html>\n<html>", "a web page: the download gave a page"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"),
+    "openvino": (b'<?xml version="1.0"?>\n<net name="a" version="11">', "an OpenVINO model"),
+    "prototxt": (b'# a net\nname: "AlexNet"\nlayer {\n', "text of a Caffe network.*caffemodel"),
+    "hub-config": (json.dumps({"architectures": ["A"]}).encode(), "configuration of a model"),
+    "mxnet-graph": (json.dumps({"nodes": [{"op": "null"}]}).encode(), "graph of an MXNet model"),
+    "json": (b'{"a": 1}', "a file of JSON text"),
+    "text": (b"hello\n" * 99, "is a text file"),
+    "core-ml": (b"\x08\x04\x12\x00\xb2\x1f\x00", "a Core ML model"),
+    "paddle-program": (b"\x0a\x04\x08\x00\x10\x01", "a Paddle program"),
+    "zeros": (bytes(5000), "begins with nothing but zeros"),
+    "nothing": (b"", "the file is empty"),
+    "unknown": (b"\x99\x01\x02\x00\x03" * 9, "no checkpoint of a known format"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_format_is_called_by_its_name(tmp_path, name):
+    content, match = FILES[name]
+    (tmp_path / "net.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=match):
+        read_contents(tmp_path / "net.bin")
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (["_METADATA", "manifest.ocdbt", "d"], "an Orbax checkpoint; restore it by orbax"),
+        (["Manifest.json", "Data"], "a Core ML package"),
+        (["net.pdmodel", "net.pdiparams"], "a Paddle model for inference; .*pdparams"),
+        (["net.xml", "notes.txt"], "holds no model"),
+    ],
+)
+def test_a_folder_of_another_format_is_called_by_its_name(tmp_path, names, match):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=match):
+        locate(tmp_path)
+
+
+def test_the_ways_that_need_no_other_framework_lead_to_a_table(tmp_path):
+    weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
+    joblib.dump({"conv.weight": weight}, tmp_path / "packed", compress=3)
+    joblib.dump(joblib.load(tmp_path / "packed"), tmp_path / "plain", compress=0)
+    (tmp_path / "unpacked").write_bytes(
+        gzip.decompress(gzip.compress(pickle.dumps({"conv.weight": weight})))
+    )
+    scipy.io.savemat(tmp_path / "net.mat", {"net": {"conv": {"weight": weight}}})
+    net = scipy.io.loadmat(tmp_path / "net.mat", simplify_cells=True)["net"]
+    np.savez(tmp_path / "net.npz", **{"conv.weight": net["conv"]["weight"]})
+    wanted = ps.measure({"conv.weight": weight}).layers[0].negative_mass
+    for name in ("plain", "unpacked", "net.npz"):
+        assert ps.measure(tmp_path / name).layers[0].negative_mass == wanted

@@ -1,0 +1,568 @@
+"""Every operator that has weights is measured or left out by name, wherever it stands."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from planescope.checkpoints.onnx import model as reader
+from planescope.hyperplanes.layer import Described, Input, Kind
+
+RNG = np.random.default_rng(0)
+W4 = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
+W2 = RNG.standard_normal((6, 5)).astype(np.float32)  # (in, out)
+B4 = RNG.standard_normal(4).astype(np.float32)
+B5 = RNG.standard_normal(5).astype(np.float32)
+Q4 = RNG.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8)
+Q2 = RNG.integers(-127, 128, (6, 5)).astype(np.int8)
+STEPS4 = RNG.integers(-1000, 1000, 4).astype(np.int32)
+STEPS5 = RNG.integers(-1000, 1000, 5).astype(np.int32)
+S4, S5 = (RNG.uniform(0.01, 0.1, n).astype(np.float32) for n in (4, 5))
+Z5 = RNG.integers(-9, 9, 5).astype(np.int8)
+
+CONSTANTS = {
+    "w4": W4, "w2": W2, "b4": B4, "b5": B5, "q4": Q4, "q2": Q2, "i4": STEPS4, "i5": STEPS5,
+    "s4": S4, "s5": S5, "z4": np.zeros(4, np.int8), "z5": Z5, "z": np.int8(3),
+    "xs": np.float32(0.5), "xz": np.uint8(128), "low": np.uint8(0), "s": np.float32(0.25),
+    "last": np.moveaxis(W4, 1, -1), "w2t": W2.T.copy(), "w6": W4.reshape(2, 2, 27),
+    "qkv": np.arange(15, dtype=np.float32), "b41": B5.reshape(5, 1),
+}  # fmt: skip
+MS, ML = {"domain": "com.microsoft"}, {"domain": "ai.onnx.ml"}
+
+node = helper.make_node
+
+
+def model(nodes, constants=None, functions=()):
+    held = CONSTANTS | (constants or {})
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in held.items()]
+    graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
+    imports = [helper.make_opsetid(d, v) for d, v in (("", 21), ("com.microsoft", 1), ("own", 1))]
+    return helper.make_model(graph, functions=list(functions), opset_imports=imports)
+
+
+def read(tmp_path, proto) -> Described:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return reader.read(path)
+
+
+def dequantised(steps, scale, zero=0):
+    shape = (-1, *(1,) * (steps.ndim - 1))
+    offsets = np.asarray(zero, np.float32).reshape(shape)
+    return (steps.astype(np.float32) - offsets) * np.asarray(scale).reshape(shape)
+
+
+QUANTISED = dequantised(Q4, S4)
+QUANTISED_2 = dequantised(Q2.T, S5, Z5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weight", "bias", "kind"),
+    [
+        pytest.param(
+            [node("FusedConv", ["x", "w4", "b4"], ["y"], activation="Relu", **MS)],
+            *(W4, B4, Kind.CONV),
+            id="FusedConv",
+        ),
+        pytest.param(
+            [node("NhwcConv", ["x", "last", "b4"], ["y"], kernel_shape=[3, 3], **MS)],
+            *(W4, B4, Kind.CONV),
+            id="NhwcConv-with-its-weights-turned",
+        ),
+        pytest.param(
+            [
+                node("Transpose", ["w4"], ["t"], perm=[0, 2, 3, 1]),
+                node("NhwcConv", ["x", "t", "b4"], ["y"], **MS),
+            ],
+            *(W4, B4, Kind.CONV),
+            id="NhwcConv-behind-a-transpose",
+        ),
+        pytest.param(
+            [node("NhwcFusedConv", ["x", "w4"], ["y"], activation="Relu", **MS)],
+            *(W4, None, Kind.CONV),
+            id="NhwcFusedConv",
+        ),
+        pytest.param(
+            [node("DeformConv", ["x", "w4", "x", "b4"], ["y"])],
+            *(W4, B4, Kind.CONV),
+            id="DeformConv",
+        ),
+        pytest.param(
+            [node("QLinearConv", ["x", "xs", "xz", "q4", "s4", "z4", "s", "xz", "i4"], ["y"])],
+            *(QUANTISED, STEPS4 * S4 * np.float32(0.5), Kind.CONV),
+            id="QLinearConv",
+        ),
+        pytest.param(
+            [
+                node(
+                    "QLinearConv",
+                    ["x", "xs", "xz", "q4", "s4", "z4", "s", "xz"],
+                    ["y"],
+                    channels_last=1,
+                    **MS,
+                )
+            ],
+            *(QUANTISED, None, Kind.CONV),
+            id="QLinearConv-of-onnxruntime",
+        ),
+        pytest.param(
+            [
+                node("DynamicQuantizeLinear", ["x"], ["xq", "xs1", "xz1"]),
+                node("ConvInteger", ["xq", "q4", "xz1", "z"], ["c"]),
+                node("Cast", ["c"], ["f"], to=1),
+                node("Mul", ["xs1", "s"], ["both"]),
+                node("Mul", ["f", "both"], ["m"]),
+                node("Reshape", ["b4", "column"], ["b"]),
+                node("Add", ["m", "b"], ["y"]),
+            ],
+            *(dequantised(Q4, 0.25, 3), B4, Kind.CONV),
+            id="ConvInteger",
+        ),
+        pytest.param(
+            [
+                node("DynamicQuantizeLinear", ["x"], ["xq", "xs1", "xz1"]),
+                node("MatMulInteger", ["xq", "q2", "xz1", "z5"], ["c"]),
+                node("Cast", ["c"], ["f"], to=1),
+                node("Mul", ["xs1", "s5"], ["both"]),
+                node("Mul", ["f", "both"], ["m"]),
+                node("Add", ["b5", "m"], ["y"]),
+            ],
+            *(QUANTISED_2, B5, Kind.LINEAR),
+            id="MatMulInteger",
+        ),
+        pytest.param(
+            [node("QLinearMatMul", ["x", "xs", "xz", "q2", "s5", "z5", "s", "xz"], ["y"])],
+            *(QUANTISED_2, None, Kind.LINEAR),
+            id="QLinearMatMul",
+        ),
+        pytest.param(
+            [
+                node("QLinearMatMul", ["x", "xs", "xz", "q2", "s5", "z5", "s", "xz"], ["q"]),
+                node("QLinearAdd", ["q", "s", "xz", "z5", "s", "z", "s", "xz"], ["y"], **MS),
+            ],
+            *(QUANTISED_2, (Z5.astype(np.float32) - 3) * 0.25, Kind.LINEAR),
+            id="QLinearAdd-holds-the-bias",
+        ),
+        pytest.param(
+            [node("MatMulIntegerToFloat", ["x", "q2", "xs", "s5", "xz", "z5", "b5"], ["y"], **MS)],
+            *(QUANTISED_2, B5, Kind.LINEAR),
+            id="MatMulIntegerToFloat",
+        ),
+        pytest.param(
+            [node("DynamicQuantizeMatMul", ["x", "q2", "s5", "z5", "b5"], ["y"], **MS)],
+            *(QUANTISED_2, B5, Kind.LINEAR),
+            id="DynamicQuantizeMatMul",
+        ),
+        pytest.param(
+            [node("QGemm", ["x", "xs", "xz", "q2", "s5", "z5", "i5"], ["y"], alpha=2.0, **MS)],
+            *(2 * QUANTISED_2, STEPS5 * S5, Kind.LINEAR),
+            id="QGemm",
+        ),
+        pytest.param(
+            [node("FusedGemm", ["x", "w2", "b5"], ["y"], activation="Relu", **MS)],
+            *(W2.T, B5, Kind.LINEAR),
+            id="FusedGemm",
+        ),
+        pytest.param(
+            [node("FusedMatMul", ["x", "w2t"], ["y"], transB=1, alpha=0.5, **MS)],
+            *(W2.T / 2, None, Kind.LINEAR),
+            id="FusedMatMul",
+        ),
+        pytest.param(
+            [node("GemmFastGelu", ["x", "w2", "b5"], ["y"], **MS)],
+            *(W2.T, B5, Kind.LINEAR),
+            id="GemmFastGelu",
+        ),
+        pytest.param(
+            [node("MatMul", ["x", "w2"], ["m"]), node("BiasGelu", ["m", "b5"], ["y"], **MS)],
+            *(W2.T, B5, Kind.LINEAR),
+            id="BiasGelu-holds-the-bias",
+        ),
+        pytest.param(
+            [
+                node("MatMul", ["x", "w2"], ["m"]),
+                node("SkipLayerNormalization", ["m", "x", "b5", "b5", "b5"], ["y"], **MS),
+            ],
+            *(W2.T, B5, Kind.LINEAR),
+            id="SkipLayerNormalization-holds-the-bias",
+        ),
+        pytest.param(
+            [
+                node("MatMul", ["x", "w2"], ["k"]),
+                node("MultiHeadAttention", ["x", "k", "x", "qkv"], ["y"], num_heads=1, **MS),
+            ],
+            *(W2.T, np.arange(5, 10, dtype=np.float32), Kind.LINEAR),
+            id="MultiHeadAttention-holds-the-bias-of-the-key",
+        ),
+        pytest.param(
+            [
+                node("Einsum", ["x", "w2"], ["e"], equation="abi, io -> abo"),
+                node("Add", ["e", "b5"], ["y"]),
+            ],
+            *(W2.T, B5, Kind.LINEAR),
+            id="Einsum",
+        ),
+        pytest.param(
+            [node("MatMul", ["w2t", "x"], ["m"]), node("Add", ["m", "b41"], ["y"])],
+            *(W2.T, B5, Kind.LINEAR),
+            id="MatMul-from-the-left",
+        ),
+        pytest.param(
+            [
+                node(
+                    "LinearRegressor",
+                    ["x"],
+                    ["y"],
+                    coefficients=W2.T.ravel().tolist(),
+                    intercepts=B5.tolist(),
+                    targets=5,
+                    **ML,
+                )
+            ],
+            *(W2.T, B5, Kind.LINEAR),
+            id="LinearRegressor",
+        ),
+    ],
+)
+def test_weights_and_bias_of_every_operator(tmp_path, nodes, weight, bias, kind):
+    column = {"column": np.array([1, 4, 1, 1])}
+    found = read(tmp_path, model(nodes, column))
+    (layer,) = found.layers
+    assert found.skipped == ()
+    assert layer.kind is kind
+    assert layer.weight.shape == weight.shape
+    np.testing.assert_allclose(layer.weight.read(), weight, rtol=1e-6)
+    assert (layer.bias is None) == (bias is None)
+    if bias is not None:
+        np.testing.assert_allclose(layer.bias.read(), bias, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zeros", [False, True], ids=["middle", "zero-points"])
+def test_numbers_packed_to_a_few_bits_are_unpacked(tmp_path, bits, zeros):
+    rows, columns, size = 3, 40, 16  # the last of three blocks is cut short
+    steps = RNG.integers(0, 1 << bits, (rows, 3, size))
+    scales = RNG.uniform(0.1, 1, (rows, 3)).astype(np.float32)
+    points = RNG.integers(0, 1 << bits, (rows, 3)) if zeros else np.full((rows, 3), 1 << bits - 1)
+
+    def packed(values):
+        """The lowest bits of a byte first, each row a whole number of bytes."""
+        each = 8 // bits
+        flat = np.pad(values, [(0, 0), (0, -values.shape[1] % each)])
+        parts = flat.reshape(rows, -1, each)
+        return sum(parts[..., i].astype(np.uint8) << (bits * i) for i in range(each))
+
+    held = {
+        "p": packed(steps.reshape(rows, -1)).reshape(rows, 3, -1).astype(np.uint8),
+        "ps": scales.ravel(),
+        "pz": packed(points).astype(np.uint8).ravel(),
+    }
+    inputs = ["x", "p", "ps", *(["pz"] if zeros else [])]
+    options = {"K": columns, "N": rows, "bits": bits, "block_size": size}
+    found = read(tmp_path, model([node("MatMulNBits", inputs, ["y"], **options, **MS)], held))
+    expected = (steps - points[..., None]) * scales[..., None]
+    weight = found.layers[0].weight.read()
+    np.testing.assert_allclose(weight, expected.reshape(rows, -1)[:, :columns], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        pytest.param([node("LSTM", ["x", "w4", "w4"], ["y"])], "recurrent", id="LSTM"),
+        pytest.param([node("GRU", ["x", "w4", "w4"], ["y"])], "recurrent", id="GRU"),
+        pytest.param([node("RNN", ["x", "w4", "w4"], ["y"])], "recurrent", id="RNN"),
+        pytest.param(
+            [node("DynamicQuantizeLSTM", ["x", "q4", "q4"], ["y"], **MS)], "recurrent", id="DynLSTM"
+        ),
+        pytest.param(
+            [node("Attention", ["x", "w2", "b5"], ["y"], num_heads=1, **MS)],
+            "queries, keys and values",
+            id="Attention",
+        ),
+        pytest.param(
+            [node("MoE", ["x", "x", "w4"], ["y"], k=1, **MS)], "com.microsoft.MoE", id="MoE"
+        ),
+        pytest.param(
+            [node("Conv", ["x", "w4"], ["y"], domain="com.microsoft.nchwc")],
+            "com.microsoft.nchwc.Conv",
+            id="blocked-for-a-processor",
+        ),
+        pytest.param([node("Mine", ["x", "w2"], ["y"], domain="a.b")], "a.b.Mine", id="own"),
+        pytest.param([node("MatMul", ["x", "w6"], ["y"])], "a stack of matrices", id="stack"),
+        pytest.param(
+            [node("MatMulInteger", ["x", "q2"], ["y"])], "nothing tells their scale", id="no-scale"
+        ),
+        pytest.param(
+            [node("Conv", ["x", "x"], ["y"])], "computed while the network runs", id="dynamic"
+        ),
+        pytest.param(
+            [node("SVMRegressor", ["x"], ["y"], support_vectors=[1.0], **ML)],
+            "support vector",
+            id="SVM",
+        ),
+    ],
+)
+def test_what_is_not_measured_is_left_out_by_name(tmp_path, nodes, reason):
+    found = read(tmp_path, model(nodes))
+    assert found.layers == ()
+    (skipped,) = found.skipped
+    assert skipped.name == "y"
+    assert reason in skipped.reason
+
+
+def test_products_of_two_values_and_tables_are_no_layers(tmp_path):
+    nodes = [
+        node("Gather", ["w2", "x"], ["e"]),
+        node("RotaryEmbedding", ["e", "x", "w2", "w2"], ["r"], **MS),
+        node("MatMul", ["e", "r"], ["y"]),
+    ]
+    assert read(tmp_path, model(nodes)).skipped == ()
+
+
+# --- where it stands
+
+
+def test_layers_within_functions_are_found_and_named_by_their_calls(tmp_path):
+    opset = [helper.make_opsetid("", 21)]
+    strided = node("Conv", ["v", "w"], ["c"], name="Conv")
+    stride = strided.attribute.add(name="strides", ref_attr_name="steps")
+    stride.type = onnx.AttributeProto.INTS
+    inner = helper.make_function(
+        "own", "inner", ["v", "w"], ["r"], [strided, node("Relu", ["c"], ["r"])], opset, ["steps"]
+    )
+    outer = helper.make_function(
+        "own",
+        "outer",
+        ["a", "k"],
+        ["b"],
+        [node("inner", ["a", "k"], ["b"], name="inner", domain="own", steps=[2, 2])],
+        [helper.make_opsetid("own", 1)],
+    )
+    nodes = [
+        node("outer", ["x", "w4"], ["h"], name="first", domain="own"),
+        node("outer", ["h", "v4"], ["h2"], name="second", domain="own"),
+        node("outer", ["h2", "v4"], ["y"], name="third", domain="own"),
+    ]
+    v4 = RNG.standard_normal((4, 4, 3, 3)).astype(np.float32)
+    found = read(tmp_path, model(nodes, {"v4": v4}, [inner, outer]))
+    places = {layer.name: (layer.stage, layer.input) for layer in found.layers}
+    assert places == {"first.inner": (0, Input.IMAGE), "second.inner": (1, Input.RELU)}
+    np.testing.assert_array_equal(found.layers[1].weight.read(), v4)
+    assert [(skipped.name, skipped.reason) for skipped in found.skipped] == [
+        (
+            "third.inner",
+            "the weights of second.inner under another name; measured once, there",
+        )
+    ]
+
+
+def test_functions_that_call_one_another_without_end_are_refused(tmp_path):
+    opset = [helper.make_opsetid("own", 1)]
+    body = [node("f", ["v"], ["w"], domain="own"), node("f", ["w"], ["r"], domain="own")]
+    function = helper.make_function("own", "f", ["v"], ["r"], body, opset)
+    with pytest.raises(reader.CheckpointError, match="16 deep"):
+        read(tmp_path, model([node("f", ["x"], ["y"], domain="own")], None, [function]))
+
+
+def test_functions_that_double_are_refused(tmp_path):
+    opset = [helper.make_opsetid("own", 1)]
+    functions = []
+    for depth in range(12):
+        call = [node(f"f{depth + 1}", ["v"], ["r"], domain="own") for _ in range(8)]
+        functions.append(helper.make_function("own", f"f{depth}", ["v"], ["r"], call, opset))
+    with pytest.raises(reader.CheckpointError, match="beyond any real model"):
+        read(tmp_path, model([node("f0", ["x"], ["y"], domain="own")], None, functions))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_same_weights_are_one_layer_only_where_the_same_axis_has_the_filters(tmp_path, turned):
+    square = RNG.standard_normal((5, 5)).astype(np.float32)
+    nodes = [
+        node("MatMul", ["x", "sq"], ["h"], name="/a/MatMul"),
+        node("Gemm", ["h", "sq"], ["y"], transB=int(turned), name="/b/Gemm"),
+    ]
+    found = read(tmp_path, model(nodes, {"sq": square}))
+    assert [layer.name for layer in found.layers] == (["a", "b"] if turned else ["a"])
+    assert [skipped.name for skipped in found.skipped] == ([] if turned else ["b"])
+
+
+def test_parts_of_one_tensor_are_layers_of_their_own(tmp_path):
+    nodes = [
+        node("Split", ["w2"], ["left", "right"], axis=1, num_outputs=2),
+        node("MatMul", ["x", "left"], ["h"]),
+        node("MatMul", ["x", "right"], ["y"]),
+    ]
+    found = read(tmp_path, model(nodes)).layers
+    np.testing.assert_array_equal(found[0].weight.read(), W2[:, :3].T)
+    np.testing.assert_array_equal(found[1].weight.read(), W2[:, 3:].T)
+
+
+# --- weights that come out of arithmetic
+
+
+ARITHMETIC = {
+    "weight-norm": [
+        node("ReduceL2", ["w4", "axes"], ["n"]),
+        node("Div", ["w4", "n"], ["d"]),
+        node("Reshape", ["b4", "column"], ["g"]),
+        node("Mul", ["d", "g"], ["w"]),
+    ],
+    "standardised": [
+        node("ReduceMean", ["w4", "axes"], ["m"]),
+        node("Sub", ["w4", "m"], ["c"]),
+        node("Mul", ["c", "c"], ["c2"]),
+        node("ReduceMean", ["c2", "axes"], ["v"]),
+        node("Add", ["v", "s"], ["ve"]),
+        node("Sqrt", ["ve"], ["sd"]),
+        node("Div", ["c", "sd"], ["w"]),
+    ],
+    "low-rank-update": [
+        node("Reshape", ["w4", "rows"], ["r"]),
+        node("Slice", ["r", "zero", "two", "one"], ["a"]),
+        node("Transpose", ["a"], ["at"]),
+        node("MatMul", ["a", "at"], ["aat"]),
+        node("MatMul", ["aat", "r"], ["u"]),
+        node("Add", ["r", "u"], ["ru"]),
+        node("Shape", ["w4"], ["shape"]),
+        node("Reshape", ["ru", "shape"], ["w"]),
+    ],
+    "masked": [
+        node("ConstantOfShape", ["extents"], ["zeros"]),
+        node("Cast", ["mask"], ["mb"], to=TensorProto.BOOL),
+        node("Where", ["mb", "w4", "zeros"], ["w"]),
+    ],
+    "put-together": [
+        node("Split", ["w4"], ["p", "q"], axis=0, num_outputs=2),
+        node("Gather", ["p", "order"], ["pg"], axis=2),
+        node("Expand", ["s", "half"], ["e"]),
+        node("Concat", ["pg", "e", "q"], ["w"], axis=0),
+    ],
+    "pieces": [
+        node("Tile", ["b4", "four"], ["t"]),
+        node("Reshape", ["t", "small"], ["tr"]),
+        node("Pad", ["tr", "pads"], ["pd"]),
+        node("Neg", ["pd"], ["n"]),
+        node("Clip", ["n", "minus", "s"], ["w"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_weights_made_by_arithmetic_are_those_of_the_reference_evaluator(tmp_path, name):
+    held = {
+        "axes": np.array([1, 2, 3]), "column": np.array([-1, 1, 1, 1]), "rows": np.array([4, -1]),
+        "zero": np.array([0]), "two": np.array([2]), "one": np.array([1]),
+        "extents": np.array([4, 3, 3, 3]), "mask": (W4 > 0).astype(np.int64),
+        "order": np.array([2, 0, 1]), "half": np.array([1, 3, 3, 3]), "four": np.array([4]),
+        "small": np.array([4, 2, 2, 1]), "pads": np.array([0, 0, 0, 1, 0, 0, 1, 0]),
+        "minus": np.float32(-0.5),
+    }  # fmt: skip
+    proto = model([*ARITHMETIC[name], node("Conv", ["x", "w"], ["y"])], held)
+    (layer,) = read(tmp_path, proto).layers
+    alone = onnx.ModelProto()
+    alone.CopyFrom(proto)
+    del alone.graph.node[-1], alone.graph.input[:], alone.graph.output[:]
+    alone.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, None))
+    (expected,) = onnx.reference.ReferenceEvaluator(alone).run(None, {})
+    assert layer.weight.shape == expected.shape
+    np.testing.assert_allclose(layer.weight.read(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_few_bytes_that_claim_to_be_repeated_without_end_are_left_out(tmp_path):
+    held = {"many": np.array([1 << 20, 3, 1 << 10, 1 << 10])}
+    nodes = [node("Expand", ["s", "many"], ["w"]), node("Conv", ["x", "w"], ["y"])]
+    found = read(tmp_path, model(nodes, held))
+    assert [skipped.reason for skipped in found.skipped] == [
+        "its weight is made by Expand, in a way that is not followed"
+    ]
+
+
+# --- what feeds the next layer
+
+
+@pytest.mark.parametrize(
+    ("nodes", "fed"),
+    [
+        pytest.param(
+            [node("FusedConv", ["x", "w4"], ["h"], activation="Relu", **MS)],
+            "relu",
+            id="fused-relu",
+        ),
+        pytest.param(
+            [
+                node(
+                    "FusedConv",
+                    ["x", "w4"],
+                    ["h"],
+                    activation="Clip",
+                    activation_params=[0.0, 6.0],
+                    **MS,
+                )
+            ],
+            "relu",
+            id="fused-relu6",
+        ),
+        pytest.param(
+            [node("FusedConv", ["x", "w4"], ["h"], activation="LeakyRelu", **MS)],
+            "other",
+            id="fused-leaky-relu",
+        ),
+        pytest.param(
+            [node("QLinearConv", ["x", "xs", "xz", "q4", "s4", "z4", "s", "low"], ["h"])],
+            "relu",
+            id="quantised-from-zero",
+        ),
+        pytest.param(
+            [node("QLinearConv", ["x", "xs", "xz", "q4", "s4", "z4", "s", "xz"], ["h"])],
+            "other",
+            id="quantised-with-sign",
+        ),
+        pytest.param(
+            [node("Relu", ["x"], ["r"]), node("Resize", ["r", "", "s4"], ["h"], mode="cubic")],
+            "other",
+            id="cubic-overshoots",
+        ),
+        pytest.param(
+            [node("Relu", ["x"], ["r"]), node("Resize", ["r", "", "s4"], ["h"], mode="linear")],
+            "relu",
+            id="linear-does-not",
+        ),
+        pytest.param(
+            [node("Relu", ["x"], ["r"]), node("Pad", ["r", "i4", "minus"], ["h"])],
+            "other",
+            id="padded-below-zero",
+        ),
+        pytest.param(
+            [node("Conv", ["x", "w4"], ["c"]), node("Max", ["c", "nought"], ["h"])],
+            "relu",
+            id="maximum-with-zero",
+        ),
+        pytest.param(
+            [
+                node("Relu", ["x"], ["r"]),
+                node("QLinearAdd", ["r", "s", "low", "r", "s", "low", "s", "low"], ["h"], **MS),
+            ],
+            "relu",
+            id="quantised-sum",
+        ),
+    ],
+)
+def test_what_operators_of_onnxruntime_feed(tmp_path, nodes, fed):
+    held = {"minus": np.float32(-1), "nought": np.float32(0)}
+    held["v4"] = RNG.standard_normal((4, 4, 3, 3)).astype(np.float32)
+    found = read(tmp_path, model([*nodes, node("Conv", ["h", "v4"], ["y"])], held)).layers
+    assert found[-1].input == fed
+
+
+def test_the_epsilon_of_a_norm_is_the_one_in_the_file(tmp_path):
+    nodes = [
+        node("Conv", ["x", "w4"], ["c"]),
+        node("BatchNormalization", ["c", "b4", "b4", "b4", "s4"], ["y"], epsilon=0.125),
+    ]
+    (layer,) = read(tmp_path, model(nodes)).layers
+    assert layer.norm.eps == 0.125

@@ -1,0 +1,72 @@
+"""Memory that is kept, and a precision that is chosen by what the processor has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import planescope as ps
+from planescope.training import processor
+
+# Takes and gives back 64 MiB twenty times, as steps of a training do, and prints the pages of
+# memory that the system had to clear for it.
+STEPS = """
+import resource, sys
+import numpy as np
+from planescope.training.processor import keep_memory
+if sys.argv[1] == "kept":
+    assert keep_memory()
+for step in range(21):
+    if step == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = np.ones(8 << 20)
+    del block
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+on_glibc = pytest.mark.skipif("glibc" not in processor._libc(), reason="another C library")
+
+
+def faults(how: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@on_glibc
+def test_memory_that_is_kept_is_not_cleared_anew():
+    given_back, kept = faults("given back"), faults("kept")
+    assert given_back > 20 * (8 << 20) * 8 // os.sysconf("SC_PAGE_SIZE") // 1024
+    assert kept < given_back / 10
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        pytest.param({"avx512_bf16": True}, "bf16-mixed", id="avx512-bf16"),
+        pytest.param({"amx_bf16": True, "avx512_bf16": False}, "bf16-mixed", id="amx"),
+        pytest.param({"avx2": True, "avx512_bf16": False}, "32-true", id="neither"),
+        pytest.param({}, "32-true", id="nothing-told"),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_processor_multiplies_it(capabilities, precision, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert processor.fitting_precision("cpu") == precision
+
+
+def test_a_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch):
+    """On resume the processor may be another: the run goes on as it began."""
+    config = ps.RunConfig(width=0.2, examples=64, epochs=1, precision="auto", accelerator="cpu")
+    monkeypatch.setattr("planescope.training.loop.fitting_precision", lambda accelerator: "32-true")
+    run = ps.train(config, tmp_path / "run")
+    assert run.config.precision == "32-true"
+    monkeypatch.setattr(
+        "planescope.training.loop.fitting_precision", lambda accelerator: "bf16-mixed"
+    )
+    again = ps.train(config, tmp_path / "run", resume=True)
+    assert again.config.precision == "32-true"
