@@ -1,4 +1,4 @@
-"""Resets of a guest's network: kept work is of the same computation, and nothing else is touched."""
+"""Resets of a guest's network: kept work is of one computation, and nothing else is touched."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def initial(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def reset(module: nn.Module, data: Images, **options: Any) -> ps.Resets:
-    state = {n: t for n, t in initial(module).items()}
+    state = dict(initial(module))
     return ps.reset_module(module, {0: state}, data=data, **options)
 
 
@@ -169,7 +169,7 @@ def test_results_without_a_way_out_are_a_failure(tmp_path: Path) -> None:
     file = tmp_path / "net.npz"
     np.savez(file, **{"conv.weight": np.random.default_rng(0).normal(size=(8, 3, 3, 3))})
     done = subprocess.run(
-        ["sh", "-c", 'exec "$0" -m planescope measure "$1" >&-', sys.executable, str(file)],
+        ["/bin/sh", "-c", 'exec "$0" -m planescope measure "$1" >&-', sys.executable, str(file)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2

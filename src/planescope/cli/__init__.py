@@ -44,8 +44,7 @@ def _prepare_streams() -> None:
             # The next file to be opened must not take its place. Who closed standard error wants
             # nothing of it; results that have no way out are a failure, as on a full disk.
             os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
-            stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A layer's name may hold what the terminal's encoding does not.
         if isinstance(stream, io.TextIOWrapper):

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -352,7 +353,8 @@ def _protocol(subject: Subject, data: Data, options: ResetOptions, plan: Plan) -
     except Exception:  # forward is anybody's code, and does anything when it is given symbols
         graph = None
     settled = [
-        version(), code_digest(subject.module, graph), subject.network, digest_of(subject.module.state_dict()), examples, data.mean, data.std,
+        version(), code_digest(subject.module, graph), subject.network,
+        digest_of(subject.module.state_dict()), examples, data.mean, data.std,
         options.with_norm, options.devices, options.precision, options.tolerance, plan.batch,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(settled).encode()).hexdigest()
@@ -360,7 +362,7 @@ def _protocol(subject: Subject, data: Data, options: ResetOptions, plan: Plan) -
 
 def _as_it_is(path: str | os.PathLike[str]) -> str:
     """A file with what changes when it is written."""
-    about = os.stat(path)
+    about = Path(path).stat()
     return f"{os.fspath(path)} {about.st_size} {about.st_mtime_ns}"
 
 
