@@ -76,6 +76,8 @@ NETWORK_SCHEMA = "planescope.run-network/1"
 _SNAPSHOTS, _FILTERS, _LOCK = "snapshots", "filters", ".lock"
 _EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
 _MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
+# What later versions measure too, and what a file of before has in its place.
+_LATER = {"sideless": 0}
 _TEXT_KEYS = ("schema", "view", "name", "kind", "input", "kernel")
 
 
@@ -630,7 +632,7 @@ class Run:
         if not path.is_file():
             return {}
         if path.suffix == ".csv":
-            return _read_csv(path, _MEASUREMENT_KEYS)
+            return _read_csv(path, _MEASUREMENT_KEYS, later=_LATER)
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -644,6 +646,8 @@ class Run:
                 columns: dict[str, list[Any]] = table.read().to_pydict()
         except (OSError, ValueError, pa.ArrowException) as exc:
             raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
+        rows = len(next(iter(columns.values()), ()))
+        columns = {key: [value] * rows for key, value in _LATER.items()} | columns
         if columns.keys() != set(_MEASUREMENT_KEYS):
             raise CheckpointError(f"{path}: is damaged (its columns are others)")
         return columns
@@ -760,8 +764,12 @@ def _file_of(epoch: int) -> str:
     return f"epoch-{epoch:04d}.safetensors"
 
 
-def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
-    """Columns of a table that `write_csv` wrote; an empty cell is None.
+def _read_csv(
+    path: Path, keys: Sequence[str], *, later: Mapping[str, Any] | None = None
+) -> dict[str, list[Any]]:
+    """Read the columns of a table that `write_csv` wrote; an empty cell is None.
+
+    Columns of `later` may be missing, and then have its value.
 
     Raises
     ------
@@ -770,12 +778,13 @@ def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
     """
     try:
         head, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
-        if tuple(head) != tuple(keys):
+        missing = {key: [value] * len(rows) for key, value in (later or {}).items()}
+        if tuple(head) not in (tuple(keys), tuple(key for key in keys if key not in missing)):
             raise ValueError("its columns are others")
-        columns = zip(*rows, strict=True) if rows else [()] * len(keys)
-        return {
+        columns = zip(*rows, strict=True) if rows else [()] * len(head)
+        return missing | {
             key: [_value(key, cell) for cell in column]
-            for key, column in zip(keys, columns, strict=True)
+            for key, column in zip(head, columns, strict=True)
         }
     except (OSError, ValueError, csv.Error) as exc:
         raise CheckpointError(f"{path}: is damaged ({exc})") from exc
