@@ -90,6 +90,7 @@ def local_client(
                 "distributed.scheduler.worker-saturation": 1.0,
                 # A look at what the worker does, each 10 ms: some 5 % of its processor time.
                 "distributed.worker.profile.enabled": False,
+                "temporary-directory": str(folder),  # else one more is left where those are kept
                 **(_NO_ROUTES if dashboard is None else {}),
             }
         ),
