@@ -24,6 +24,7 @@ from planescope.files.errors import (
     StoppedError,
     UsageError,
     one_line,
+    own_place,
 )
 from planescope.files.folders import refuse_ways_out
 from planescope.files.optional import consented, is_foreign, required
@@ -287,8 +288,13 @@ def _check_fit(network: nn.Module, config: RunConfig, data: Data) -> None:
     try:
         with torch.no_grad():
             out = network.eval()(torch.zeros(1, channels, height, width))
-    except (RuntimeError, ValueError, AssertionError) as exc:
+    except Exception as exc:  # forward is anybody's code
         reason = str(exc).partition("\n")[0]
+        if place := own_place(exc):
+            raise UsageError(
+                f"{config.network} fails in code of its own, {place}: {type(exc).__name__}: "
+                f"{reason}; it was given {image}"
+            ) from exc
         raise UsageError(f"{config.network} cannot take {image} ({reason})") from exc
     finally:
         network.train(mode)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from planescope.criticality.resets.answers import Metric, Pick
     from planescope.criticality.resets.record import Resets
-    from planescope.criticality.resets.trained import To
+    from planescope.criticality.resets.trained import Subject, To
     from planescope.data.load import DataOptions, Files, Images
     from planescope.data.loaders import Loader, Unpack
     from planescope.training.run import Run
@@ -154,8 +154,8 @@ def reset(
     judge = Judge(metric=metric, pick=output)
     with borrow.same_random_states(*borrow.generators_of(data)):
         found = _opened(data, data_path, data_options, network, options, run)
-        with _subject(model, run, wanted, found, network, keep, options, unfinished) as subject:
-            resets = table.reset(subject, options, judge, on_cell, unpack=unpack, chance=chance)
+        subject = _subject(model, run, wanted, found, network, keep, options, unfinished)
+        resets = table.reset(subject, options, judge, on_cell, unpack=unpack, chance=chance)
     if run is not None and isinstance(data, Own):
         resets.save(run.resets)
     return resets
@@ -247,33 +247,23 @@ def _subject(
     keep: str | os.PathLike[str] | None,
     options: ResetOptions,
     unfinished: bool,
-) -> Any:
-    """Give what is reset, for the time of it."""
-    import contextlib
-
+) -> Subject:
+    """What is reset."""
     from planescope.criticality.resets.borrow import borrowed
     from planescope.criticality.resets.trained import of_checkpoint, of_module, of_run
     from planescope.networks.module import unwrapped
 
-    torch = sys.modules["torch"]
-
-    @contextlib.contextmanager
-    def given() -> Any:
-        if run is not None:
-            if keep is not None:
-                raise UsageError("a run keeps finished cells itself; leave out keep")
-            yield of_run(run, to, data, unfinished=unfinished, options=options)
-        elif isinstance(model, str | os.PathLike):
-            yield of_checkpoint(model, to, data, network=network, keep=keep, options=options)
-        elif isinstance(model, torch.nn.Module):
-            whole = unwrapped(model)
-            with borrowed(whole) as own:
-                name = type(whole).__name__
-                yield of_module(own, to, data, name=name, keep=keep, options=options)
-        else:
-            raise UsageError(
-                f"cannot reset a {type(model).__name__}; give a module, a run, or a checkpoint "
-                "with network="
-            )
-
-    return given()
+    if run is not None:
+        if keep is not None:
+            raise UsageError("a run keeps finished cells itself; leave out keep")
+        return of_run(run, to, data, unfinished=unfinished, options=options)
+    if isinstance(model, str | os.PathLike):
+        return of_checkpoint(model, to, data, network=network, keep=keep, options=options)
+    if not isinstance(model, sys.modules["torch"].nn.Module):
+        raise UsageError(
+            f"cannot reset a {type(model).__name__}; give a module, a run, or a checkpoint with "
+            "network="
+        )
+    whole = unwrapped(model)
+    name = type(whole).__name__
+    return of_module(borrowed(whole), to, data, name=name, keep=keep, options=options)

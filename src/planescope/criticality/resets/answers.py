@@ -217,6 +217,7 @@ class Judge:
         columns = {
             "changed": (logits - trained).double().square().flatten(1).sum(1),
             "square": trained.double().square().flatten(1).sum(1),
+            "none": logits.isnan().flatten(1).any(1).double(),
         }
         if self.is_softmax:
             # An output that is no number is no answer.

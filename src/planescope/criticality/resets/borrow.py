@@ -14,51 +14,56 @@ import numpy as np
 import torch
 from torch import nn
 
+from planescope.files.errors import UsageError, one_line
 from planescope.networks.copies import deep_copy
 
 # What a LightningModule holds of its trainer, data and loops among it.
 _OF_A_TRAINER = ("_trainer", "_fabric")
 
 
-@contextlib.contextmanager
-def borrowed(module: nn.Module, /) -> Iterator[nn.Module]:
-    """Give a copy in evaluation mode; the network itself where it cannot be copied.
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)  # fmt: skip
 
-    That one is put back as it was: its modes, its buffers, and what its modules hold.
+
+def borrowed(module: nn.Module, /) -> nn.Module:
+    """Copy a network, with torch's own hooks alone: nothing of the user's is called.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be copied.
     """
-    copied = _copied(module)
-    if copied is not None:
-        yield copied.eval()
-        return
-    kept = [(vars(part), dict(vars(part))) for part in module.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    held = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+    held = [(vars(part), name) for part in module.modules() for name in _OF_A_TRAINER]
+    kept = [(attributes, name, attributes[name]) for attributes, name in held if name in attributes]
     try:
-        yield module.eval()
+        for attributes, name, _ in kept:
+            attributes[name] = None
+        own = deep_copy(module)
+    except Exception as exc:  # a lock, an open file: a module holds whatever its class likes
+        raise UsageError(
+            f"{type(module).__name__} cannot be copied ({one_line(exc)}); give a network that "
+            "copy.deepcopy takes"
+        ) from exc
     finally:
-        for values, before in (*kept, *held):
-            values.clear()
-            values.update(before)
-        with torch.no_grad():
-            for buffer, before_ in buffers:
-                buffer.copy_(before_)
+        for attributes, name, value in kept:
+            attributes[name] = value
+    for part in own.modules():
+        for name in _HOOKS:
+            hooks = getattr(part, name, {})
+            for key in [k for k, hook in hooks.items() if not _is_of_torch(hook)]:
+                del hooks[key]
+    return own.eval()
 
 
-def _copied(module: nn.Module) -> nn.Module | None:
-    """Copy of a network without its trainer; None where it cannot be copied."""
-    held = [
-        (part, name) for part in module.modules() for name in _OF_A_TRAINER if name in vars(part)
-    ]
-    kept = [vars(part)[name] for part, name in held]
-    try:
-        for part, name in held:
-            vars(part)[name] = None
-        return deep_copy(module)
-    except Exception:  # a network may hold anything: locks, open files, what is spread over GPUs
-        return None
-    finally:
-        for (part, name), value in zip(held, kept, strict=True):
-            vars(part)[name] = value
+def _is_of_torch(hook: Any) -> bool:
+    """Whether a hook is one by which torch computes a weight."""
+    inner = getattr(hook, "hook", hook)  # torch wraps some
+    owner = getattr(inner, "__self__", inner)
+    modules = (getattr(inner, "__module__", ""), type(owner).__module__)
+    return any(str(name).startswith("torch.nn.") for name in modules)
 
 
 @contextlib.contextmanager

@@ -445,7 +445,8 @@ def _chunks(cells: Sequence[Cell], size: int) -> Iterator[Sequence[Cell]]:
 @contextlib.contextmanager
 def _precision(precision: str, device: torch.device) -> Iterator[None]:
     dtype = PRECISIONS.get(precision)
-    with torch.autocast(device.type, dtype, enabled=True) if dtype else contextlib.nullcontext():
+    # Whatever precision the caller computes in.
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
         yield
 
 

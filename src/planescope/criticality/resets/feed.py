@@ -18,7 +18,7 @@ from planescope.criticality.resets.cells import batch_size
 from planescope.data.batches import batches
 from planescope.data.load import Images
 from planescope.data.loaders import Batch, Loader, moved
-from planescope.files.errors import UsageError, one_line
+from planescope.files.errors import UsageError, one_line, own_place
 
 if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Judge
@@ -139,6 +139,12 @@ def _checked(batches: Iterator[Batch], judge: Judge) -> Iterator[Batch]:
         yield batch
 
 
+def ran_out(exc: Exception, /) -> bool:
+    """Tell whether memory did; torch has no class for the host's."""
+    of_memory = isinstance(exc, MemoryError | torch.OutOfMemoryError)
+    return of_memory or "can't allocate memory" in str(exc)
+
+
 def _device_of(module: nn.Module) -> torch.device:
     held = itertools.chain(module.parameters(), module.buffers())
     return next((tensor.device for tensor in held), torch.device("cpu"))
@@ -148,7 +154,14 @@ def _look_at(module: nn.Module, batch: Batch, judge: Judge, name: str) -> None:
     try:
         with torch.inference_mode():
             output = module(*batch.args, **batch.kwargs)
-    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, KeyError) as exc:
+    except Exception as exc:  # forward is anybody's code
+        if ran_out(exc):
+            raise
+        if place := own_place(exc):
+            raise UsageError(
+                f"{name}: the network fails on its batches in code of its own, {place}: "
+                f"{type(exc).__name__}: {one_line(exc)}"
+            ) from exc
         raise UsageError(
             f"{name}: the network does not take its batches as they come ({one_line(exc)})"
         ) from exc
@@ -159,12 +172,26 @@ def _check_fit(module: nn.Module, data: Data, network: str, judge: Judge) -> Non
     """Send an empty image through the network."""
     shape, classes = data.input_shape, len(data.classes)
     images = f"{data.name} has images of {'×'.join(map(str, shape))}"
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype is not torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"{network} holds {name} as {kind}, and {data.name} is prepared in float32; give "
+                "module.float()"
+            )
     example = torch.zeros(1, *shape, device=_device_of(module))
     try:
         with torch.inference_mode():
             out = module(example)
-    except (RuntimeError, ValueError, AssertionError, TypeError) as exc:
+    except Exception as exc:  # forward is anybody's code
+        if ran_out(exc):
+            raise
         reason = str(exc).partition("\n")[0]
+        if place := own_place(exc):
+            raise UsageError(
+                f"{network} fails in code of its own, {place}: {type(exc).__name__}: {reason}; "
+                f"{images}"
+            ) from exc
         raise UsageError(f"{images}, which {network} does not take ({reason})") from exc
     answer = picked(out, judge.pick)
     found = tuple(getattr(answer, "shape", ()))

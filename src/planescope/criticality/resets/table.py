@@ -9,18 +9,21 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from planescope.criticality.resets.cells import Cell, Plan, default_memory, evaluate
-from planescope.criticality.resets.feed import feed_images, feed_loader
+from planescope.criticality.resets.feed import feed_images, feed_loader, ran_out
+from planescope.criticality.resets.identity import code_digest, value_digest
 from planescope.criticality.resets.prefix import trace
 from planescope.criticality.resets.progress import Progress
 from planescope.criticality.resets.record import FRESH, ResetLayer, Resets
@@ -38,6 +41,7 @@ from planescope.data.load import Images
 from planescope.data.loaders import Loader
 from planescope.files.drafts import scratch
 from planescope.files.errors import CheckpointError, RunError, UsageError, nearest
+from planescope.files.versions import version
 from planescope.hyperplanes.layer import Kind, Layer
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.measure import Found, chosen_kinds, compiled, select
@@ -45,6 +49,7 @@ from planescope.measurement.record import Source
 from planescope.networks.layers import find_layers
 from planescope.networks.load import tensor_of
 from planescope.networks.module import read_module
+from planescope.networks.trace import trace_graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,13 +121,14 @@ def reset(
         try:
             note = work.on(devices, on_cell)
         except (RuntimeError, MemoryError) as exc:
-            if not _ran_out(exc):
+            if not ran_out(exc):
                 raise
             raise RunError("memory ran out; give a smaller --memory") from exc
         finally:
             progress.save(now=True)
     table = Table(judge, options, progress[TRAINED], feed.examples, chance)
-    found = table.cells({place: progress[cell.key] for place, cell in cells.items()})
+    tallies = {place: progress[cell.key] for place, cell in cells.items()}
+    found = table.cells(tallies)
     return Resets(
         source=subject.source,
         network=subject.network,
@@ -136,7 +142,11 @@ def reset(
         chance=table.chance,
         preprocessing=feed.preprocessing,
         needed_steps={} if subject.path is None else table.needed_steps(found),
-        notes=tuple(filter(None, (note, *left_out, *feed.notes, *table.notes()))),
+        notes=tuple(
+            filter(
+                None, (note, *left_out, *feed.notes, *table.notes(), *table.not_numbers(tallies))
+            )
+        ),
     )
 
 
@@ -175,12 +185,6 @@ def _places(
     order = {row: i for i, row in enumerate(rows)}
     found.sort(key=lambda place: order[place[0]])
     return found, list(dict.fromkeys(notes))
-
-
-def _ran_out(exc: Exception) -> bool:
-    """Whether memory did; torch has no class for the host's."""
-    of_memory = isinstance(exc, MemoryError | torch.OutOfMemoryError)
-    return of_memory or "can't allocate memory" in str(exc)
 
 
 def _chosen_layers(subject: Subject, options: ResetOptions) -> list[Layer]:
@@ -338,14 +342,24 @@ def _protocol(subject: Subject, data: Data, judge: Judge, options: ResetOptions,
     examples = (
         digest_of({"images": data.images, "labels": data.labels, str(data.resize): None})
         if isinstance(data, Images)
-        else digest_of({"labels": data.labels, **dict.fromkeys(data.paths)})
+        else digest_of({"labels": data.labels, **dict.fromkeys(map(_as_it_is, data.paths))})
     )
+    try:
+        graph, _ = trace_graph(subject.module)
+    except Exception:  # forward is anybody's code, and does anything when it is given symbols
+        graph = None
     settled = [
+        version(), code_digest(subject.module, graph), value_digest((judge.metric, judge.pick)),
         subject.network, digest_of(subject.module.state_dict()), examples, data.mean, data.std,
         options.with_norm, options.devices, options.precision, options.tolerance, feed.batch,
-        judge.name, str(judge.pick),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(settled).encode()).hexdigest()
+
+
+def _as_it_is(path: str | os.PathLike[str]) -> str:
+    """A file with what changes when it is written."""
+    about = Path(path).stat()
+    return f"{os.fspath(path)} {about.st_size} {about.st_mtime_ns}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -125,6 +125,18 @@ class Table:
                 f"was known to ±{self.options.tolerance:g}, with 95 % confidence at every moment"
             )
 
+    def not_numbers(self, tallies: Mapping[Place, Tally]) -> Iterable[str]:
+        """Say where outputs were not numbers."""
+        places = [("the trained network", self.trained)]
+        places += [(f"{row} at {name}", tally) for (row, name, _), tally in tallies.items()]
+        where = [text for text, tally in places if tally.sums.get("none")]
+        if where:
+            more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+            yield (
+                "outputs that are not numbers count as wrong answers: of "
+                f"{', '.join(where[:3])}{more}"
+            )
+
     def _values(self, tally: Tally) -> Floats | None:
         return tally.column("value" if self.judge.metric is not None else "right")
 

@@ -21,7 +21,7 @@ from planescope.checkpoints import read_contents, sharded
 from planescope.checkpoints.locate import locate
 from planescope.criticality.resets.record import FRESH, RAND
 from planescope.data.loaders import Loader
-from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.errors import CheckpointError, OutputError, UsageError, one_line
 from planescope.hyperplanes.layer import StateDict, Tensor
 from planescope.measurement.measure import LIBRARIES
 from planescope.networks.build import load_pretrained
@@ -383,6 +383,7 @@ def redrawn(
     A module without one, or whose weight it does not reach (a pruned or normed one's parts), is
     not among the tensors of the target.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     targets = []
@@ -403,7 +404,10 @@ def redrawn(
                 if any(name in names for name in own):
                     drawn |= _redrawn(owner, part)
         path = folder / f"fresh-{draw}.safetensors"
-        save_file(drawn, path)
+        try:
+            save_file(drawn, path)
+        except (OSError, SafetensorError) as exc:
+            raise OutputError(f"{folder}: a draw cannot be written: {one_line(exc)}") from exc
         targets.append(
             Target(
                 snapshot=FRESH,
@@ -445,6 +449,7 @@ def drawn(subject: Subject, options: ResetOptions, folder: Path, /) -> list[Targ
     UsageError
         As `planescope.networks.build.build`.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     targets = []
@@ -453,7 +458,10 @@ def drawn(subject: Subject, options: ResetOptions, folder: Path, /) -> list[Targ
         seed = int(np.random.SeedSequence([options.seed, draw]).generate_state(1)[0])
         path = folder / f"draw-{draw}.safetensors"
         weights = subject.fresh(seed).state_dict()
-        save_file({name: w.contiguous().clone() for name, w in weights.items()}, path)
+        try:
+            save_file({name: w.contiguous().clone() for name, w in weights.items()}, path)
+        except (OSError, SafetensorError) as exc:
+            raise OutputError(f"{folder}: a draw cannot be written: {one_line(exc)}") from exc
         tensors, _ = _fitting(_state(path).tensors, subject.module, f"draw {draw}")
         digest = functools.partial(str, seed)
         targets.append(Target(snapshot=RAND, draw=draw, tensors=tensors, digest=digest))
@@ -533,6 +541,7 @@ def digest_of(tensors: Mapping[str, Any], /) -> str:
     for name, tensor in tensors.items():
         digest.update(name.encode(errors="surrogateescape"))
         if isinstance(tensor, torch.Tensor):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             values = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(values.view(torch.uint8).numpy())
     return digest.hexdigest()
