@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.data.images import Channels, Files, Images, Resize, Split
 from planescope.data.published import KNOWN
 from planescope.data.sources import must_not_augment, open_source
 from planescope.files.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = [
     "DataOptions",
@@ -64,7 +62,7 @@ class DataOptions:
         Crop and flip training images at random. By default where that is usual: CIFAR and folders.
     normalise : bool
         Subtract the channel means and divide by the standard deviations; else inputs lie in [0, 1].
-    mean, std : sequence of float, optional
+    mean, std : sequence of float
         Of these, by channel, in place of the data set's own; one value stands for all channels.
     image_size, crop : int, optional
         Of images in folders: the shorter side is resized to `image_size`, and the middle square of
@@ -91,8 +89,8 @@ class DataOptions:
     augment: bool | None = None
     normalise: bool = True
     seed: int = 0
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
     image_size: int | None = None
     crop: int | None = None
 
@@ -116,11 +114,15 @@ class DataOptions:
                 f"seeds must be 0 or more, not {min(self.seed, self.validation_seed)}",
             ),
             (
-                self.normalise or (self.mean is None and self.std is None),
+                self.normalise or not (self.mean or self.std),
                 "no normalisation has no mean and no standard deviation",
             ),
             (
-                self.std is None or all(s > 0 and math.isfinite(s) for s in self.std),
+                all(map(math.isfinite, (*self.mean, *self.std))),
+                "means and standard deviations must be finite",
+            ),
+            (
+                all(s > 0 for s in self.std),
                 f"standard deviations must be above 0, not {self.std}",
             ),
             (
@@ -195,8 +197,6 @@ def load(
 
 
 def _rng(seed: int, *stream: int) -> np.random.Generator:
-    import numpy as np
-
     return np.random.default_rng([seed, *stream])
 
 
@@ -270,7 +270,6 @@ def _corrupt_labels(data: Images | Files, options: DataOptions) -> Images | File
 
 
 def _shuffle_pixels(data: Images | Files, options: DataOptions) -> Images | Files:
-    import numpy as np
     import torch
 
     if not options.shuffle_pixels:
@@ -342,7 +341,7 @@ def _normalise(data: Images | Files, options: DataOptions) -> Images | Files:
     if not options.normalise:
         return replace(data, mean=(0.0,) * channels, std=(1.0,) * channels)
     mean, std = (
-        own if given is None else _of_channels(given, channels, data.name)
+        _of_channels(given, channels, data.name) if given else own
         for own, given in ((data.mean, options.mean), (data.std, options.std))
     )
     return replace(data, mean=mean, std=std)

@@ -34,6 +34,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.files.drafts import remove_drafts
 from planescope.files.errors import CheckpointError, UsageError, one_line
 from planescope.files.folders import (
@@ -57,7 +59,6 @@ from planescope.measurement.record import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import torch
     from numpy.typing import NDArray
@@ -650,14 +651,13 @@ class Run:
         columns = {key: [value] * rows for key, value in _LATER.items()} | columns
         if columns.keys() != set(_MEASUREMENT_KEYS):
             raise CheckpointError(f"{path}: is damaged (its columns are others)")
-        return columns
+        return {key: columns[key] for key in _MEASUREMENT_KEYS}
 
     def _save_filters(self, epoch: int, measurement: Measurement) -> None:
         """Single precision, for pictures; a snapshot of a large network is a thousand times this.
 
         A measurement that was loaded from a file has none.
         """
-        import numpy as np
         from safetensors.numpy import save_file
 
         values = {layer.name: layer.values for layer in measurement.layers if layer.values}
@@ -778,14 +778,16 @@ def _read_csv(
     """
     try:
         head, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
-        missing = {key: [value] * len(rows) for key, value in (later or {}).items()}
-        if tuple(head) not in (tuple(keys), tuple(key for key in keys if key not in missing)):
+        missing = {key: value for key, value in (later or {}).items() if key not in head}
+        if sorted([*head, *missing]) != sorted(keys):
             raise ValueError("its columns are others")
         columns = zip(*rows, strict=True) if rows else [()] * len(head)
-        return missing | {
+        found = {
             key: [_value(key, cell) for cell in column]
             for key, column in zip(head, columns, strict=True)
         }
+        found |= {key: [value] * len(rows) for key, value in missing.items()}
+        return {key: found[key] for key in keys}
     except (OSError, ValueError, csv.Error) as exc:
         raise CheckpointError(f"{path}: is damaged ({exc})") from exc
 
