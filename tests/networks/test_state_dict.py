@@ -377,6 +377,7 @@ def test_a_norm_is_paired_by_order_and_width(shapes, pairs):
         pytest.param({"f.3.weight": CONV_3, **bn("f.4", 8)}, {"f.3": "f.4"}, id="next-index"),
         pytest.param({"stem.weight": CONV_3, **bn("stem_bn", 8)}, {"stem": "stem_bn"}, id="suffix"),
         pytest.param({"conv1.weight": CONV_3, **bn("bn2", 8)}, {}, id="of-another-number"),
+        pytest.param({"conv1.weight": CONV_3, **bn("bn", 8)}, {}, id="of-no-number"),
         pytest.param({"a.conv.weight": CONV_3, **bn("b.bn", 8)}, {}, id="of-another-block"),
         pytest.param(
             {"conv1.weight": CONV_3, "fc1.weight": (8, 8), **bn("bn1", 8)}, {}, id="claimed-twice"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from planescope.hyperplanes.layer import Kind, Layer, Norm, Tensor, kind_of_convolution
+from planescope.hyperplanes.layer import Kind, Layer, Layout, Norm, Tensor, kind_of_convolution
+from planescope.networks.layout import Axes, reordered
 
 if TYPE_CHECKING:
     from planescope.checkpoints.keras.variables import Variables
@@ -155,24 +156,9 @@ def _layer(
     else:
         kind = kind_of_convolution(tuple(extents))
         groups = channels if form is Form.DEPTHWISE else groups
-    weight = _filters_first(kernel, form)
+    axes = Axes(kind, Layout.LAST, depthwise=form is Form.DEPTHWISE)
+    weight = reordered(kernel, axes)
     return Layer(name=name, kind=kind, weight=weight, bias=bias, groups=groups)
-
-
-def _filters_first(kernel: Tensor, form: Form) -> Tensor:
-    *extents, first, second = kernel.shape
-    axes = (-2, -1) if form in (Form.TRANSPOSED, Form.DEPTHWISE) else (-1, -2)
-    shape = {
-        Form.TRANSPOSED: (first, second, *extents),
-        # The filters of a channel stand together, as in its output.
-        Form.DEPTHWISE: (first * second, 1, *extents),
-    }.get(form, (second, first, *extents))
-
-    def read() -> np.ndarray:
-        stored: np.ndarray = kernel.read()
-        return np.moveaxis(stored, axes, (0, 1)).reshape(shape)
-
-    return Tensor(shape, kernel.dtype, read)
 
 
 def norm_of(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-import numpy as np
-
-from planescope.hyperplanes.layer import Kind, Tensor, kind_of_convolution
+from planescope.hyperplanes.layer import Kind, Layout, Tensor, kind_of_convolution
+from planescope.networks.layout import Axes, reordered
 
 
 class Form(Enum):
@@ -34,16 +33,5 @@ def fits(form: Form, kernel: Tensor) -> bool:
 
 def filters_first(kernel: Tensor, form: Form) -> Tensor:
     """Bring the filters of a kernel to the front, its channels next."""
-    *extents, first, second = kernel.shape
-    axes = (-2, -1) if form in (Form.TRANSPOSED, Form.DEPTHWISE) else (-1, -2)
-    shape = {
-        Form.TRANSPOSED: (first, second, *extents),
-        # The filters of a channel stand together, as in its output.
-        Form.DEPTHWISE: (first * second, 1, *extents),
-    }.get(form, (second, first, *extents))
-
-    def read() -> np.ndarray:
-        stored: np.ndarray = kernel.read()
-        return np.moveaxis(stored, axes, (0, 1)).reshape(shape)
-
-    return Tensor(shape, kernel.dtype, read)
+    axes = Axes(kind_of(form, kernel), Layout.LAST, depthwise=form is Form.DEPTHWISE)
+    return reordered(kernel, axes)

@@ -7,19 +7,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from planescope.checkpoints.tensorflow.kernels import Form, filters_first, fits, kind_of
-from planescope.hyperplanes.layer import Kind, Place, Skipped, StateDict, Tensor
+from planescope.hyperplanes.layer import Kind, Layout, Place, Skipped, StateDict, Tensor
 from planescope.networks.layers import natural
+from planescope.networks.layout import Axes, Wanted, Weight, lay_out, reordered
 
 if TYPE_CHECKING:
     import numpy as np
 
-# Last parts of the names of kernels, and how they lie; None where shapes and names tell.
-_KERNELS: dict[str, Form | None] = {
-    **dict.fromkeys(("kernel", "weights", "weight", "W", "w", "filter", "filters"), None),
-    **dict.fromkeys(("depthwise_kernel", "depthwise_weights"), Form.DEPTHWISE),
-    **dict.fromkeys(("pointwise_kernel", "pointwise_weights"), Form.CONV),
-}
+# Last parts of the names of kernels. Of a separable convolution there are two.
+_SEPARABLE = ("depthwise_kernel", "depthwise_weights", "pointwise_kernel", "pointwise_weights")
+_KERNELS = ("kernel", "weights", "weight", "W", "w", "filter", "filters", *_SEPARABLE)
+_FILTERS_LAST = ((None, Layout.LAST),)
+_UPWARDS = re.compile(r"transpose|deconv|upconv")
 _BIASES = ("bias", "biases", "b", "B")
 _NORMS = {
     "moving_mean": "running_mean",
@@ -129,20 +128,20 @@ class _Turned:
             reason = "a projection of an attention, by head: its axes are not told"
             self.skipped.append(Skipped(name=name, reason=reason))
             return
-        form = _form(module, last, kernel, shift)
-        if form is None or not fits(form, kernel):
+        axes = _axes(module, last, kernel, shift)
+        if axes is None:
             if len(kernel.shape) > 1:
                 reason = f"weights of shape {kernel.shape}, which no layer here has"
                 self.skipped.append(Skipped(name=name, reason=reason))
             return
-        kind = kind_of(form, kernel)
-        weight = filters_first(kernel, form)
+        weight = reordered(kernel, axes)
         filters = weight.shape[0]
-        groups = {Form.DEPTHWISE: kernel.shape[-2], Form.TRANSPOSED: 1}.get(form)
-        if kind is Kind.TRANSPOSED:  # as a state dict has it: (in, out, *kernel)
+        groups = axes.groups
+        if axes.kind is Kind.TRANSPOSED:
+            groups = 1  # the weight as a state dict has it: (in, out, *kernel)
             weight = _swapped(weight)
         self.found[f"{name}.weight"] = weight
-        self.places[name] = Place(kind=kind, groups=groups)
+        self.places[name] = Place(kind=axes.kind, groups=groups)
         if shift is not None and shift.shape == (filters,):
             self.found[f"{name}.bias"] = shift
         elif shift is not None:
@@ -167,25 +166,21 @@ class _Turned:
         return bool(norms) and all(norm.rpartition(".")[0] in self.places for norm in norms)
 
 
-def _form(module: str, last: str, kernel: Tensor, bias: Tensor | None) -> Form | None:
-    """Tell how a kernel lies: by its name, else by the axis that is as long as its bias."""
-    if (told := _KERNELS[last]) is not None:
-        return told
-    if len(kernel.shape) == 2:
-        return Form.DENSE
-    if len(kernel.shape) < 3:
+def _axes(module: str, last: str, kernel: Tensor, bias: Tensor | None) -> Axes | None:
+    """Tell how a kernel lies, filters last: by its name, and by the axis as long as its bias."""
+    shape, own = kernel.shape, module.rpartition("/")[2].lower()
+    if not 2 <= len(shape) <= 5 or 0 in shape or (len(shape) == 2 and last in _SEPARABLE):
         return None
-    own = module.rpartition("/")[2].lower()
-    first, second = kernel.shape[-2:]
-    if "depthwise" in own and "pointwise" not in own:
-        return Form.DEPTHWISE
-    if re.search(r"transpose|deconv|upconv", own):
-        return Form.TRANSPOSED
-    if bias is None or bias.shape == (second,):
-        return Form.CONV
-    if bias.shape == (first * second,):
-        return Form.DEPTHWISE
-    return Form.TRANSPOSED if bias.shape == (first,) else Form.CONV
+    outputs = bias.shape[0] if bias is not None and len(bias.shape) == 1 else None
+    weight = Weight(
+        module="pointwise" if "pointwise" in own + last else own,
+        ending=last,
+        shape=shape,
+        outputs=None if last in _SEPARABLE else outputs,
+    )
+    is_open = outputs in (None, shape[-2])
+    wanted = Wanted(layouts=_FILTERS_LAST, transposed=_UPWARDS if is_open else None)
+    return lay_out([weight], wanted).axes.get(weight.module)
 
 
 def _swapped(weight: Tensor) -> Tensor:
