@@ -52,7 +52,7 @@ def models(folder: Path) -> Iterator[Path]:
         if not path.is_file() or "test" in path.relative_to(folder).parts[:-1]:
             continue
         is_whole = path.name.endswith(_SUFFIXES) and path.stat().st_size >= _SMALLEST
-        if is_whole or path.suffix == ".index" or (path.suffix == ".json" and _describes(path)):
+        if is_whole or path.name.endswith(".index") or (path.suffix == ".json" and _describes(path)):
             yield path
 
 
@@ -81,10 +81,10 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack a wheel, an sdist or a tarball."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as packed:
-            packed.extractall(folder)
+            packed.extractall(folder)  # noqa: S202 - zipfile takes roots and .. out of names
     else:
         with tarfile.open(archive) as packed_tar:
-            packed_tar.extractall(folder, filter="data")  # noqa: S202
+            packed_tar.extractall(folder, filter="data")
 
 
 def main() -> None:
