@@ -149,7 +149,7 @@ def measure(
     hints = hints_of(transposed=transposed, layout=layout, norms=norms, eps=eps)
     found = find(x, hints=hints, network=network, entry=entry)
     measured, left_out = select(found, chosen, pattern)
-    _refuse_claims(found.source, measured)
+    refuse_claims(found.source, measured)
     initial = None
     if init is not None:
         began = find(init, hints=hints, network=network)
@@ -437,8 +437,14 @@ def _what_there_is(found: Found) -> str:
     return f"it holds layers of the kinds {', '.join(held)} (choose by --kinds and --layers)"
 
 
-def _refuse_claims(source: Source, layers: Sequence[Layer]) -> None:
-    """Refuse more filters than a file has bytes; what is kept of each takes some fifty."""
+def refuse_claims(source: Source, layers: Sequence[Layer], /) -> None:
+    """Refuse more filters than a file has bytes; what is kept of each takes some fifty.
+
+    Raises
+    ------
+    CheckpointError
+        If a file claims them.
+    """
     filters = sum(layer.filters for layer in layers)
     if source.bytes is not None and filters > max(MAX_FILTERS, source.bytes):
         raise CheckpointError(
