@@ -198,16 +198,16 @@ def _data_options(choices: dict[str, Any]) -> DataOptions | None:
     mean, std = (_numbers(f"--{name}", choices.pop(name)) for name in ("mean", "std"))
     sizes = {name: choices.pop(name) for name in ("image_size", "crop")}
     normalise = not choices.pop("no_normalise")
-    if normalise and mean is None and std is None and not any(sizes.values()):
+    if normalise and not (mean or std or any(sizes.values())):
         return None
     return DataOptions(normalise=normalise, mean=mean, std=std, **sizes)
 
 
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+def _numbers(option: str, text: str | None) -> tuple[float, ...]:
     from planescope.files.errors import UsageError
 
     if text is None:
-        return None
+        return ()
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:

@@ -64,7 +64,7 @@ class DataOptions:
         Crop and flip training images at random. By default where that is usual: CIFAR and folders.
     normalise : bool
         Subtract the channel means and divide by the standard deviations; else inputs lie in [0, 1].
-    mean, std : sequence of float, optional
+    mean, std : sequence of float
         Of these, by channel, in place of the data set's own; one value stands for all channels.
     image_size, crop : int, optional
         Of images in folders: the shorter side is resized to `image_size`, and the middle square of
@@ -91,8 +91,8 @@ class DataOptions:
     augment: bool | None = None
     normalise: bool = True
     seed: int = 0
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
     image_size: int | None = None
     crop: int | None = None
 
@@ -116,11 +116,15 @@ class DataOptions:
                 f"seeds must be 0 or more, not {min(self.seed, self.validation_seed)}",
             ),
             (
-                self.normalise or (self.mean is None and self.std is None),
+                self.normalise or not (self.mean or self.std),
                 "no normalisation has no mean and no standard deviation",
             ),
             (
-                self.std is None or all(s > 0 and math.isfinite(s) for s in self.std),
+                all(map(math.isfinite, (*self.mean, *self.std))),
+                "means and standard deviations must be finite",
+            ),
+            (
+                all(s > 0 for s in self.std),
                 f"standard deviations must be above 0, not {self.std}",
             ),
             (
@@ -342,7 +346,7 @@ def _normalise(data: Images | Files, options: DataOptions) -> Images | Files:
     if not options.normalise:
         return replace(data, mean=(0.0,) * channels, std=(1.0,) * channels)
     mean, std = (
-        own if given is None else _of_channels(given, channels, data.name)
+        _of_channels(given, channels, data.name) if given else own
         for own, given in ((data.mean, options.mean), (data.std, options.std))
     )
     return replace(data, mean=mean, std=std)

@@ -8,19 +8,16 @@ in each, so that no network counts more for having more runs.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from planescope.criticality.relate import relate
 from planescope.criticality.relation import Relation
 from planescope.files.errors import UsageError
-from planescope.files.writing import write, write_csv
+from planescope.files.results import Table
 from planescope.hyperplanes.chance import benjamini_hochberg
 
 if TYPE_CHECKING:
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     from planescope.study.folder import Study
 
 SCHEMA = "planescope.claims/1"
-FORMS = (".json", ".csv")
 LEVEL = 0.05
 
 CLAIMS = {
@@ -109,7 +105,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claims:
+class Claims(Table):
     """What a study says of the four claims.
 
     Attributes
@@ -125,6 +121,11 @@ class Claims:
         A sentence a claim.
     """
 
+    SCHEMA: ClassVar[str] = SCHEMA
+    WHAT: ClassVar[str] = "claims"
+    REMEDY: ClassVar[str] = "answer them again"
+    DERIVED: ClassVar[tuple[str, ...]] = ("claims",)
+
     study: str
     effects: tuple[Effect, ...]
     relation: Relation | None
@@ -134,49 +135,21 @@ class Claims:
         """Effects of a claim."""
         return tuple(effect for effect in self.effects if effect.claim == claim)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data as in the JSON form; no value of it is NaN."""
-        return {
-            "schema": SCHEMA,
-            "study": self.study,
-            "claims": list(CLAIMS.values()),
-            "answers": list(self.answers),
-            "effects": [dataclasses.asdict(effect) for effect in self.effects],
-            "relation": None if self.relation is None else self.relation.to_dict(),
-        }
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """The paper's claims, in words."""
+        return tuple(CLAIMS.values())
 
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.claims/1``."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table's columns: a row an effect."""
+        keys = [field.name for field in dataclasses.fields(Effect)]
+        return {key: [getattr(effect, key) for effect in self.effects] for key in keys}
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Table with a row an effect."""
-        import pandas as pd
-
-        return pd.DataFrame([dataclasses.asdict(effect) for effect in self.effects])
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the claims; the suffix chooses .json, or .csv for the effects alone.
-
-        Raises
-        ------
-        UsageError, OutputError
-            As `Measurement.save`.
-        """
-        rows = [{"schema": SCHEMA, **dataclasses.asdict(effect)} for effect in self.effects]
-        columns = {key: [row[key] for row in rows] for key in rows[0]} if rows else {"schema": []}
-        text = self.to_json() + "\n"
-        write(
-            path,
-            {
-                ".json": functools.partial(_write_text, text),
-                ".csv": lambda draft: write_csv(draft, columns),
-            },
-        )
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        """Return what a notebook shows: the answers, and the effects that they rest on."""
+        rows = [effect.cells() for effect in self.effects]
+        columns = {key: [row[i] for row in rows] for i, key in enumerate(COLUMNS)}
+        return " ".join(self.answers), columns
 
 
 @dataclass(frozen=True)

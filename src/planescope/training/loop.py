@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shlex
@@ -42,12 +43,6 @@ if TYPE_CHECKING:
     from planescope.training.config import RunConfig
     from planescope.training.recording import Recorder
     from planescope.training.task import Data, Task
-
-# Fields of a config that `DataOptions` has by the same name.
-_DATA_FIELDS = (
-    "classes", "examples", "validation_share", "validation_seed", "label_noise", "shuffle_pixels",
-    "augment", "normalise",
-)  # fmt: skip
 
 # Loggers whose packages do not come with planescope[train].
 _LOGGERS_APART = ("wandb", "mlflow")
@@ -241,12 +236,13 @@ def load_split(config: RunConfig, split: Split) -> Images | Files:
 def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
     from planescope.data.load import DataOptions, Resize, Validation, load
 
-    options = DataOptions(
-        **{field: getattr(config, field) for field in _DATA_FIELDS},
-        validation=Validation(config.validation),
-        resize=Resize(resize),
-        seed=config.data_seed,
-    )
+    own: dict[str, Any] = {
+        "validation": Validation(config.validation),
+        "resize": Resize(resize),
+        "seed": config.data_seed,
+    }
+    names = {field.name for field in dataclasses.fields(DataOptions)} - own.keys()
+    options = DataOptions(**own, **{name: getattr(config, name) for name in names})
     return load(
         config.data, split=split, path=config.data_path, options=options, download=config.download
     )

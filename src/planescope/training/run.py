@@ -650,7 +650,7 @@ class Run:
         columns = {key: [value] * rows for key, value in _LATER.items()} | columns
         if columns.keys() != set(_MEASUREMENT_KEYS):
             raise CheckpointError(f"{path}: is damaged (its columns are others)")
-        return columns
+        return {key: columns[key] for key in _MEASUREMENT_KEYS}
 
     def _save_filters(self, epoch: int, measurement: Measurement) -> None:
         """Single precision, for pictures; a snapshot of a large network is a thousand times this.
@@ -778,14 +778,16 @@ def _read_csv(
     """
     try:
         head, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
-        missing = {key: [value] * len(rows) for key, value in (later or {}).items()}
-        if tuple(head) not in (tuple(keys), tuple(key for key in keys if key not in missing)):
+        missing = {key: value for key, value in (later or {}).items() if key not in head}
+        if sorted([*head, *missing]) != sorted(keys):
             raise ValueError("its columns are others")
         columns = zip(*rows, strict=True) if rows else [()] * len(head)
-        return missing | {
+        found = {
             key: [_value(key, cell) for cell in column]
             for key, column in zip(head, columns, strict=True)
         }
+        found |= {key: [value] * len(rows) for key, value in missing.items()}
+        return {key: found[key] for key in keys}
     except (OSError, ValueError, csv.Error) as exc:
         raise CheckpointError(f"{path}: is damaged ({exc})") from exc
 

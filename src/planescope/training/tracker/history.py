@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
-from planescope.files.writing import write, write_csv, write_parquet
+from planescope.files.results import Table
 from planescope.hyperplanes.layer import Layer, View
 from planescope.hyperplanes.statistics import Statistics
 from planescope.measurement.metrics import by_key
@@ -18,12 +16,8 @@ from planescope.measurement.record import (
     Measurement,
     PoolMeasurement,
     Source,
-    from_dict,
     layers_table,
 )
-
-if TYPE_CHECKING:
-    import os
 
 SCHEMA = "planescope.track/1"
 
@@ -48,8 +42,11 @@ class Record:
 
 
 @dataclass(eq=False)
-class History:
+class History(Table):
     """The updates in their order."""
+
+    SCHEMA: ClassVar[str] = SCHEMA
+    WHAT: ClassVar[str] = "updates of a Tracker"
 
     records: list[Record] = field(default_factory=list)
 
@@ -66,7 +63,7 @@ class History:
                 record.is_logged = True
                 yield record.step, by_key(record.read(), logged)
 
-    def table(self) -> dict[str, list[Any]]:
+    def columns(self) -> dict[str, list[Any]]:
         """Columns of a table with a row an update and layer."""
         columns: dict[str, list[Any]] = {"step": [], "epoch": []}
         for record in self.records:
@@ -78,23 +75,15 @@ class History:
         left_out = ("schema", "path", "view")
         return columns | {key: table[key] for key in table if key not in left_out}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table, as `Tracker.save` says."""
+    @classmethod
+    def file_columns(cls, results: Sequence[Self], /) -> dict[str, list[Any]]:
+        """Return the columns of the table, which has no schema of its own."""
+        (history,) = results
+        return history.columns()
 
-        def as_json(draft: Path) -> None:
-            draft.write_text(self._json(indent=2) + "\n", encoding="utf-8")
-
-        def as_csv(draft: Path) -> None:
-            write_csv(draft, self.table())
-
-        def as_parquet(draft: Path) -> None:
-            write_parquet(draft, self.table(), {"planescope": self._json(), "schema": SCHEMA})
-
-        write(path, {".json": as_json, ".csv": as_csv, ".parquet": as_parquet})
-
-    def _json(self, indent: int | None = None) -> str:
-        data = {"schema": SCHEMA, "updates": self.updates()}
-        return json.dumps(data, indent=indent, allow_nan=False)
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data of all updates."""
+        return {"schema": self.SCHEMA, "updates": self.updates()}
 
     def updates(self) -> list[dict[str, Any]]:
         """Plain data of each update."""
@@ -103,10 +92,10 @@ class History:
             for r in self.records
         ]
 
-    def load(self, updates: Sequence[Mapping[str, Any]]) -> None:
+    def resume(self, updates: Sequence[Mapping[str, Any]]) -> None:
         """Go on from what `updates` gave."""
         self.records = [
-            Record(u["step"], u["epoch"], from_dict(u["measurement"]), is_logged=True)
+            Record(u["step"], u["epoch"], Measurement.from_dict(u["measurement"]), is_logged=True)
             for u in updates
         ]
 

@@ -242,7 +242,7 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self._starts.load_state_dict(state["starts"], tuple(state.get("notes", ())))
-        self.history.load(state["updates"])
+        self.history.resume(state["updates"])
         records = self.history.records
         self._live, self._last_step = None, records[-1].step if records else None
         self._begun = bool(records)

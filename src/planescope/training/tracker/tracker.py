@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import CheckpointError, UsageError, nearest
-from planescope.files.writing import in_utf8
 from planescope.hyperplanes.layer import Kind, View
 from planescope.measurement.measure import DEFAULT_KINDS, choice, chosen_kinds, compiled
 from planescope.measurement.metrics import LOGGABLE, LOGGED, by_key
@@ -204,9 +203,7 @@ class Tracker(_Callback):
 
     def to_pandas(self) -> pd.DataFrame:
         """Table with a row an update and layer."""
-        import pandas as pd
-
-        return pd.DataFrame(in_utf8(self._recorder.history.table()))
+        return self._recorder.history.to_pandas()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table; the suffix chooses .json, .csv or .parquet.
