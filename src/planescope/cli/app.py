@@ -6,6 +6,7 @@ import click
 
 from planescope import __version__
 from planescope.cli.claims import claims
+from planescope.cli.diff import diff
 from planescope.cli.figures import figures
 from planescope.cli.fit import fit
 from planescope.cli.measure import measure
@@ -26,6 +27,7 @@ def app() -> None:
 
 
 app.add_command(claims)
+app.add_command(diff)
 app.add_command(figures)
 app.add_command(fit)
 app.add_command(measure)

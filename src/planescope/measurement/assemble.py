@@ -163,9 +163,9 @@ def scale_in_view(layer: Layer, view: View, /) -> Array | None:
 
     if view is View.RAW or layer.norm is None:
         return None
-    gamma, _, _, variance = (None if t is None else _host(t) for t in _read_norm(layer.norm))
-    scale = (1.0 if gamma is None else gamma) / np.sqrt(variance + layer.norm.eps)
-    return np.asarray(scale)
+    gamma, _, _, variance = _read_norm(layer.norm)
+    deviation = np.sqrt(_host(variance) + layer.norm.eps)
+    return (1.0 if gamma is None else _host(gamma)) / deviation
 
 
 def layer_measurement(

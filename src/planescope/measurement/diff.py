@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,13 +115,8 @@ def diff(
     ordered = [pairs[id(layer)] for layer in picked[0][0] if id(layer) in pairs]
     rows = [_row(pair, moved[id(pair.before)], work, tables) for pair in ordered]
     partners = {id(layer) for pair in ordered for layer in (pair.before, pair.after)}
-    alone = [
-        tuple(
-            Skipped(name=layer.name, reason=f"{_size(layer)}: no layer of the other matches")
-            for layer in layers
-            if id(layer) not in partners
-        )
-        + (*left_out, *one.skipped)
+    skipped = [
+        [*_without_partner(layers, partners), *left_out, *one.skipped]
         for one, (layers, left_out) in zip(found, picked, strict=True)
     ]
     return Difference(
@@ -129,8 +124,8 @@ def diff(
         after=found[1].source,
         view=view,
         layers=tuple(row for row, _ in rows),
-        only_before=alone[0],
-        only_after=alone[1],
+        skipped_before=tuple(skipped[0]),
+        skipped_after=tuple(skipped[1]),
         notes=tuple(_notes(found, ordered, [note for _, note in rows if note], view)),
     )
 
@@ -184,9 +179,17 @@ class _Work:
         return {id(layer): row for layer, row in zip(layers, whole.layers, strict=True)}
 
 
+def _without_partner(layers: Iterable[Layer], partners: Collection[int]) -> Iterator[Skipped]:
+    for layer in layers:
+        if id(layer) not in partners:
+            reason = f"{_size(layer)}: no layer of the other is it, by name and shape"
+            yield Skipped(name=layer.name, reason=reason)
+
+
 def _read_once(layer: Layer) -> Layer:
     """The layer with its weight kept from the first reading on."""
-    weight, kept = layer.weight, []
+    weight = layer.weight
+    kept: list[Array] = []
 
     def read() -> Array:
         if not kept:
@@ -293,5 +296,3 @@ def _finite(value: Any) -> float | None:
 
 def _size(layer: Layer) -> str:
     return "×".join(map(str, layer.weight.shape))
-
-

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from planescope.files.errors import CheckpointError, one_line
-from planescope.files.records import record
-from planescope.files.writing import in_utf8, read_saved, write, write_csv, write_parquet
+from planescope.files.results import Table, plain
 from planescope.hyperplanes.layer import Kind, Skipped, View
 from planescope.measurement.matching import Matched
 from planescope.measurement.record import Source
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-SCHEMA = "planescope.difference/1"
-FORMS = (".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +76,7 @@ class LayerDifference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Difference(Table):
     """What moved between two checkpoints.
 
     Attributes
@@ -95,18 +85,24 @@ class Difference:
     view : View
     layers : tuple of LayerDifference
         Those that both have, in the order of the first.
-    only_before, only_after : tuple of Skipped
+    skipped_before, skipped_after : tuple of Skipped
         Layers without a partner, or not measured, each with the reason.
     notes : tuple of str
         What had to be assumed, and what a reader should know.
     """
 
+    SCHEMA = "planescope.difference/1"
+    WHAT = "difference"
+    REMEDY = "compare the checkpoints again"
+    DERIVED = ("verdict",)
+    INDEX = "name"
+
     before: Source
     after: Source
     view: View
     layers: tuple[LayerDifference, ...]
-    only_before: tuple[Skipped, ...] = ()
-    only_after: tuple[Skipped, ...] = ()
+    skipped_before: tuple[Skipped, ...] = ()
+    skipped_after: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -151,92 +147,14 @@ class Difference:
             if names
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data as in the JSON form; no value of it is NaN."""
-        return {"schema": SCHEMA, **dataclasses.asdict(self), "verdict": self.verdict}
-
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.difference/1``."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Table with a row a layer that both have."""
-        import pandas as pd
-
-        return pd.DataFrame(in_utf8(self._table())).set_index("name")
-
-    def _table(self) -> dict[str, list[Any]]:
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table's columns; a row a layer that both have."""
         keys = [each.name for each in dataclasses.fields(LayerDifference)]
-        return {key: [_plain(getattr(layer, key)) for layer in self.layers] for key in keys}
+        return {key: [plain(getattr(layer, key)) for layer in self.layers] for key in keys}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the difference; the suffix chooses .json, .csv or .parquet.
-
-        CSV holds the layers' table alone; JSON and Parquet hold all that `load` needs.
-
-        Raises
-        ------
-        UsageError
-            If the suffix is none of these.
-        OutputError
-            If the file cannot be written; nothing is left behind then.
-        """
-
-        def as_json(draft: Path) -> None:
-            draft.write_text(self.to_json() + "\n", encoding="utf-8")
-
-        def as_csv(draft: Path) -> None:
-            write_csv(draft, self._table())
-
-        def as_parquet(draft: Path) -> None:
-            whole = {"planescope": self.to_json(indent=None), "schema": SCHEMA}
-            write_parquet(draft, self._table(), whole)
-
-        write(path, dict(zip(FORMS, (as_json, as_csv, as_parquet), strict=True)))
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        shown = ("name", "filters", "mass_before", "mass_after", "turned", "l2")
-        head = "".join(f"<th>{key}</th>" for key in shown)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(_short(getattr(x, key)))}</td>" for key in shown) + "</tr>"
-            for x in self.layers
-        )
+    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        """Return the verdict, and the columns that a notebook shows below it."""
+        table = self.columns() | {"turned": [layer.turned for layer in self.layers]}
+        keys = ("name", "filters", "mass_before", "mass_after", "turned", "l2")
         title = f"{self.before.path} → {self.after.path}: {self.verdict}"
-        return (
-            f"<p>{escape(title)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
-
-
-def load(path: str | os.PathLike[str]) -> Difference:
-    """Load a difference that `Difference.save` wrote as JSON or Parquet.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, is not such a file, or has another schema version.
-    MissingDependencyError
-        If a Parquet file needs pyarrow.
-    """
-    data = read_saved(path, "difference")
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != SCHEMA:
-        raise CheckpointError(
-            f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
-            f"{SCHEMA!r}; compare the checkpoints again"
-        )
-    try:
-        given = {key: each for key, each in data.items() if key not in ("schema", "verdict")}
-        return record(Difference, given)
-    except ValueError as exc:
-        raise CheckpointError(f"{path}: is no whole difference ({one_line(exc)})") from exc
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, str) else value
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+        return title, {key: table[key] for key in keys}

@@ -99,9 +99,7 @@ def by_filters(
 def _alike(
     before: list[Layer], after: list[Layer], filters: Mapping[int, Filters]
 ) -> Iterator[Pair]:
-    far = np.array(
-        [[_distance(filters[id(a)], filters[id(b)]) for b in after] for a in before]
-    )
+    far = np.array([[_distance(filters[id(a)], filters[id(b)]) for b in after] for a in before])
     left_before, left_after = list(before), list(after)
     for i, row in enumerate(far):
         j = int(row.argmin())
