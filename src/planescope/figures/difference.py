@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def _masses(axes: Axes, difference: Difference) -> None:
             arrow = {"arrowstyle": "->", "linewidth": 0.8, "shrinkA": 2, "shrinkB": 0}
             color = AWAY if end > start else TOWARD
             axes.annotate("", (end, row), (start, row), arrowprops={**arrow, "color": color})
-    common = {"linestyle": "", "clip_on": False, "zorder": 3}
+    common: dict[str, Any] = {"linestyle": "", "clip_on": False, "zorder": 3}
     axes.plot(
         before, y, marker="o", color=NEUTRAL, markerfacecolor="white", label="before", **common
     )
