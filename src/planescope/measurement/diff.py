@@ -14,20 +14,12 @@ from planescope.hyperplanes import geometry
 from planescope.hyperplanes.layer import Array, Kind, Layer, Skipped, Structure, View
 from planescope.hyperplanes.statistics import Filters
 from planescope.measurement.assemble import measure_layers, scale_in_view
+from planescope.measurement.choice import DEFAULT_KINDS, Choice, hints_of, select
 from planescope.measurement.difference import Difference, LayerDifference
 from planescope.measurement.matching import Matched, Pair, by_filters, by_names
-from planescope.measurement.measure import (
-    DEFAULT_KINDS,
-    Found,
-    choice,
-    chosen_kinds,
-    compiled,
-    find,
-    hints_of,
-    refuse_claims,
-    select,
-)
+from planescope.measurement.measure import refuse_claims
 from planescope.measurement.record import LayerMeasurement, Measurement
+from planescope.measurement.source import Found, find
 
 # Norms and projections that agree so well, relative to their size, are of the same weights; weights
 # that lie further apart than the second stand in another order then.
@@ -88,16 +80,15 @@ def diff(
     NoLayersError
         If one has no layer left to measure, or the two have no layer in common.
     """
-    view = choice(View, view, "view")
-    chosen, pattern = chosen_kinds(kinds), compiled(layers, "layers")
+    choice = Choice.of(kinds, layers, view)
     hints = hints_of(transposed=transposed, layout=layout, norms=norms, eps=eps)
     found = [find(x, hints=hints, network=network, entry=entry) for x in (before, after)]
     picked = []
     for one in found:
-        measured, left_out = select(one, chosen, pattern)
+        measured, left_out = select(one, choice)
         refuse_claims(one.source, measured)
         picked.append((measured, left_out))
-    work = _Work(found, [layers for layers, _ in picked], view, on_layer)
+    work = _Work(found, [layers for layers, _ in picked], choice.view, on_layer)
     named, rest_before, rest_after = by_names(picked[0][0], picked[1][0])
     moved = {id(pair.before): work.moved(pair) for pair in named}
     for side, rest in enumerate((rest_before, rest_after)):
@@ -122,11 +113,11 @@ def diff(
     return Difference(
         before=found[0].source,
         after=found[1].source,
-        view=view,
+        view=choice.view,
         layers=tuple(row for row, _ in rows),
         skipped_before=tuple(skipped[0]),
         skipped_after=tuple(skipped[1]),
-        notes=tuple(_notes(found, ordered, [note for _, note in rows if note], view)),
+        notes=tuple(_notes(found, ordered, [note for _, note in rows if note], choice.view)),
     )
 
 
