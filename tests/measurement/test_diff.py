@@ -66,10 +66,10 @@ def test_nothing_moves_between_a_network_and_itself():
 
 
 def test_each_weight_is_read_once(monkeypatch):
-    from planescope.networks import module
+    from planescope.measurement import source
 
     read = []
-    real = module.read_state_dict
+    real = source.read_state_dict
 
     def counting(state):
         found = real(state)
@@ -82,7 +82,7 @@ def test_each_weight_is_read_once(monkeypatch):
             found.tensors[name] = type(tensor)(tensor.shape, tensor.dtype, once)
         return found
 
-    monkeypatch.setattr(module, "read_state_dict", counting)
+    monkeypatch.setattr(source, "read_state_dict", counting)
     ps.diff(network(0), network(1))
     assert sorted(read) == sorted(2 * [f"conv{i}.weight" for i in range(3)])
 
