@@ -15,6 +15,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from planescope.cli.streams import closed_output
 from planescope.files import signals
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ def _prepare_streams() -> None:
             os.fstat(number)
         except OSError:
             # The next file to be opened must not take its place. Who closed standard error wants
-            # nothing of it; results that have no way out are a failure, as on a full disk.
-            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+            # nothing of it; a result that has no other way out than standard output is a failure.
+            os.open(os.devnull, os.O_WRONLY if number else os.O_RDONLY)
+            own = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+            setattr(sys, name, closed_output() if name == "stdout" else own)
     for stream in (sys.stdout, sys.stderr):
         # A layer's name may hold what the terminal's encoding does not.
         if isinstance(stream, io.TextIOWrapper):

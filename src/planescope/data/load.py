@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.data.images import Channels, Files, Images, Resize, Split
 from planescope.data.published import KNOWN
 from planescope.data.sources import must_not_augment, open_source
 from planescope.files.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = [
     "DataOptions",
@@ -199,8 +197,6 @@ def load(
 
 
 def _rng(seed: int, *stream: int) -> np.random.Generator:
-    import numpy as np
-
     return np.random.default_rng([seed, *stream])
 
 
@@ -274,7 +270,6 @@ def _corrupt_labels(data: Images | Files, options: DataOptions) -> Images | File
 
 
 def _shuffle_pixels(data: Images | Files, options: DataOptions) -> Images | Files:
-    import numpy as np
     import torch
 
     if not options.shuffle_pixels:

@@ -8,18 +8,17 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.criticality.resets.record import RAND, ResetLayer, Resets
 from planescope.figures.canvas import AWAY, NEUTRAL, TOWARD, Width, canvas, inches, shown, styled
 from planescope.figures.layers import row_pitch
+from planescope.hyperplanes.arrays import Floats
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # Inches: a row; what stands above and below the rows; the strip, the scale.
 PITCH, FRAME, STRIP, SCALE = 0.2, 0.75, 0.36, 0.1
@@ -86,8 +85,6 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
 
 def _values(resets: Resets) -> tuple[Floats, bool]:
     """Per cent by row and column, NaN where there is no cell; and whether they are drops."""
-    import numpy as np
-
     is_drop = any(cell.relative_drop is not None for cell in resets.cells)
 
     def value(row: str, column: int | str) -> float:
@@ -157,7 +154,6 @@ def _name_columns(axes: Axes, titles: Sequence[str], columns: float, *, aslant: 
 
 def _draw_strip(axes: Axes, resets: Resets, size: float) -> None:
     """Negative mass of each layer, in the colour of the side that its normals face."""
-    import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
     colors = LinearSegmentedColormap.from_list("sides", [TOWARD, "white", AWAY])

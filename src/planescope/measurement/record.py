@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from planescope.files.errors import NoLayersError
 from planescope.files.records import record
 from planescope.files.results import Table, plain
@@ -227,8 +229,6 @@ def filters_table(measurements: Sequence[Measurement], /) -> dict[str, Any]:
     NoLayersError
         If a measurement was loaded from a file, which does not hold them.
     """
-    import numpy as np
-
     layers = [(m, layer) for m in measurements for layer in m.layers]
     values = list(_values_of(layers))
     counts = [layer.filters for _, layer in layers]
@@ -254,8 +254,6 @@ def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[st
     schema = "planescope.filters/1"
 
     def as_npz(draft: Path) -> None:
-        import numpy as np
-
         np.savez(draft, schema=schema, **columns)
 
     def as_csv(draft: Path) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from planescope.criticality.relate import relate
 from planescope.criticality.relation import Relation
 from planescope.files.errors import UsageError
@@ -173,8 +175,6 @@ class _Estimate:
 
 
 def _mean(values: Sequence[float]) -> _Estimate:
-    import numpy as np
-
     count = len(values)
     variance = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
     return _Estimate(float(np.mean(values)), variance, count - 1)

@@ -34,6 +34,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.files.drafts import remove_drafts
 from planescope.files.errors import CheckpointError, UsageError, one_line
 from planescope.files.folders import (
@@ -57,7 +59,6 @@ from planescope.measurement.record import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import torch
     from numpy.typing import NDArray
@@ -657,7 +658,6 @@ class Run:
 
         A measurement that was loaded from a file has none.
         """
-        import numpy as np
         from safetensors.numpy import save_file
 
         values = {layer.name: layer.values for layer in measurement.layers if layer.values}

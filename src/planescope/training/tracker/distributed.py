@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Layer, Tensor, with_tensors
 
@@ -82,7 +84,6 @@ def unchanged_random_state(device: torch.device, /) -> Iterator[None]:
     """All generators that data may draw from, as they were."""
     import random
 
-    import numpy as np
     import torch
 
     pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002

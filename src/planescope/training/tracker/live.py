@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import numpy as np
+
 from planescope.hyperplanes import geometry
 from planescope.hyperplanes.layer import Array, Kind, Layer, Tensor, View, with_tensors
 from planescope.measurement.assemble import (
@@ -163,8 +165,6 @@ def _rows(layer: Layer) -> Array:
 def _read(
     layer: Layer, rows: Array, view: View, starts: Starts, observed: Mapping[str, Observed]
 ) -> Reading:
-    import numpy as np
-
     with np.errstate(all="ignore"):  # filters that are left out may overflow
         start = starts.of(layer, rows)
         began = None if start is None else beside(start.weight, rows)
@@ -236,8 +236,6 @@ def settle(readings: Readings, found: Found, view: View, notes: Sequence[str], /
 
     The values of single filters are kept.
     """
-    import numpy as np
-
     with np.errstate(all="ignore"):
         measured = [
             layer_measurement(
