@@ -12,6 +12,7 @@ from planescope.cli.measure import measure
 from planescope.cli.predict import predict
 from planescope.cli.quickstart import quickstart
 from planescope.cli.relate import relate
+from planescope.cli.repair import repair
 from planescope.cli.report import report
 from planescope.cli.reset import reset
 from planescope.cli.status import status
@@ -32,6 +33,7 @@ app.add_command(measure)
 app.add_command(predict)
 app.add_command(quickstart)
 app.add_command(relate)
+app.add_command(repair)
 app.add_command(report)
 app.add_command(reset)
 app.add_command(status)

@@ -21,6 +21,7 @@ from planescope.files.errors import UsageError, one_line, own_place
 if TYPE_CHECKING:
     import os
 
+    from planescope.data.images import Split
     from planescope.data.loaders import Unpack
 
 # Of every so many examples the last is kept back.
@@ -67,7 +68,7 @@ def take(
     unpack: Unpack | None = None,
     data_path: str | os.PathLike[str] | None = None,
     data_options: DataOptions | None = None,
-    split: str = "val",
+    split: Split = "val",
     seed: int = 0,
 ) -> Examples:
     """Take the first examples of what a user handed over, and keep every fourth of them back.
@@ -95,7 +96,9 @@ def take(
     if total < 2:
         raise UsageError(f"{name}: gives {total} example; give two or more, some to check against")
     _check(taken, module, name)
-    fit, check, start = [], [], 0
+    fit: list[Batch] = []
+    check: list[Batch] = []
+    start = 0
     every = min(_FOURTH, total)
     for batch in taken:
         numbers = torch.arange(start, start + batch.size, device=device) % every
@@ -115,7 +118,7 @@ def _opened(
     unpack: Unpack | None,
     data_path: str | os.PathLike[str] | None,
     data_options: DataOptions | None,
-    split: str,
+    split: Split,
     seed: int,
 ) -> tuple[str, list[str], Iterator[Batch]]:
     if isinstance(data, str):
@@ -134,9 +137,7 @@ def _opened(
     return loader.name, loader.notes, loader.batches(module, device, unpack)
 
 
-def _prepared(
-    data: Images | Files, most: int, device: torch.device, seed: int
-) -> Iterator[Batch]:
+def _prepared(data: Images | Files, most: int, device: torch.device, seed: int) -> Iterator[Batch]:
     """Examples of a data set by name, drawn at random, prepared as it says."""
     order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))
     chosen = order[:most].sort().values

@@ -126,13 +126,13 @@ def _odd(module: nn.Module) -> dict[str, str]:
         if type(part).__name__.startswith("Parametrized"):
             found[name] = "its weight is computed from other tensors"
         else:
-            found[name] = f"a {type(part).__name__} is no convolution or linear layer as torch has it"
+            found[name] = (
+                f"a {type(part).__name__} is no convolution or linear layer as torch has it"
+            )
     return found
 
 
-def watch(
-    module: nn.Module, batch: Batch, wanted: Mapping[str, tuple[int, Take]], /
-) -> None:
+def watch(module: nn.Module, batch: Batch, wanted: Mapping[str, tuple[int, Take]], /) -> None:
     """Run a network until all calls of some modules have been seen.
 
     Parameters

@@ -71,15 +71,14 @@ def patches_at(layer: nn.Module, given: torch.Tensor, rows: torch.Tensor, /) -> 
 
 
 def _channel_axis(layer: nn.Module, output: torch.Tensor) -> int:
-    if isinstance(layer, nn.Linear):
-        return output.ndim - 1
-    kernel: Sequence[int] = layer.kernel_size  # type: ignore[assignment]
-    return output.ndim - len(kernel) - 1
+    positions = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
+    axis: int = output.ndim - positions - 1
+    return axis
 
 
 def _padded(layer: nn.Module, given: torch.Tensor) -> torch.Tensor:
     """Put the layer's own padding about its input."""
-    sides: list[int] = layer._reversed_padding_repeated_twice  # type: ignore[assignment]
+    sides: list[int] = layer._reversed_padding_repeated_twice
     if not any(sides):
         return given
     mode = str(layer.padding_mode)
@@ -94,11 +93,14 @@ def _starts(
         (size - step * (width - 1) - 1) // stride + 1
         for size, width, stride, step in zip(
             sizes, layer.kernel_size, layer.stride, layer.dilation, strict=True
-        )  # type: ignore[arg-type]
+        )
     ]
     rest, at, scale = rows, torch.zeros_like(rows), 1
     for size, count, stride in zip(
-        reversed(sizes), reversed(counts), reversed(list(layer.stride)), strict=True  # type: ignore[arg-type]
+        reversed(sizes),
+        reversed(counts),
+        reversed(list(layer.stride)),
+        strict=True,
     ):
         at = at + (rest % count) * stride * scale
         rest, scale = rest // count, scale * size
@@ -108,7 +110,9 @@ def _starts(
 def _offsets(sizes: Sequence[int], kernel: Sequence[int], dilation: Sequence[int]) -> torch.Tensor:
     """Find where the elements of a patch lie, from where it begins."""
     found, scale = torch.zeros(1, dtype=torch.int64), 1
-    for size, width, step in zip(reversed(sizes), reversed(kernel), reversed(dilation), strict=True):
+    for size, width, step in zip(
+        reversed(sizes), reversed(kernel), reversed(dilation), strict=True
+    ):
         own = torch.arange(width) * step * scale
         found = (own.unsqueeze(1) + found).flatten()
         scale *= size

@@ -55,9 +55,7 @@ class Reconstruction:
     batches: Sequence[Batch]
     seed: int = 0
     _values: dict[str, list[torch.Tensor]] = field(default_factory=dict, repr=False)
-    _moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(
-        default_factory=dict, repr=False
-    )
+    _moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def least_squares(self, changed: nn.Module, name: str, form: Form) -> Before | None:
         """Fit the weights of a layer that stay; its mean goes into the bias, or the norm behind.
@@ -100,7 +98,7 @@ class Reconstruction:
         if bias is not None:
             _put(before, bias, shift)
         elif norm is not None:
-            mean: torch.Tensor = norm.running_mean  # type: ignore[assignment]
+            mean: torch.Tensor = norm.running_mean
             _put(before, mean, mean.double().cpu() - shift)
         return before
 
@@ -128,7 +126,7 @@ class Reconstruction:
         if target._parameters["bias"].ndim != 1:
             raise LeftError("the norm behind it has no value a channel")
         want_mean, want_std = self._wanted(place, name)
-        mean, std = _channel_moments(changed, place, self._calls(place, name), self.batches)
+        mean, std = _channel_moments(changed, place, self.anatomy.calls[name], self.batches)
         if torch.equal(mean, want_mean) and torch.equal(std, want_std):
             return None
         dead = std <= 1e-6 * mean.abs()
@@ -142,12 +140,9 @@ class Reconstruction:
         _put(before, target._parameters["bias"], moved)
         return before
 
-    def _calls(self, place: str, name: str) -> int:
-        return self.anatomy.calls[name]
-
     def _wanted(self, place: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         if place not in self._moments:
-            calls = self._calls(place, name)
+            calls = self.anatomy.calls[name]
             self._moments[place] = _channel_moments(self.whole, place, calls, self.batches)
         return self._moments[place]
 
@@ -178,9 +173,7 @@ class Reconstruction:
                 nonlocal off
                 at = rows[call].to(output.device)
                 y = wanted[number * len(rows) + call].double() * scale + offset
-                off = off or not torch.equal(
-                    values_at(layer, output, at).cpu().double(), y
-                )
+                off = off or not torch.equal(values_at(layer, output, at).cpu().double(), y)
                 for some, own in _chunks(at, y, self._width(layer)):
                     u = patches_at(layer, given, some)
                     if not found:
@@ -196,7 +189,8 @@ class Reconstruction:
     @staticmethod
     def _width(layer: nn.Module) -> int:
         weight = weight_of(layer)
-        return max(1, weight[0].numel() * int(getattr(layer, "groups", 1)))
+        width: int = weight[0].numel() * int(getattr(layer, "groups", 1))
+        return max(1, width)
 
     def _through_norm(self, changed: nn.Module, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and offset from the whole network's outputs to those wanted of the changed layer.
@@ -255,7 +249,8 @@ class Reconstruction:
         """Record a layer, and those called behind it as far as memory goes, in one pass."""
         names = list(self.anatomy.calls)
         self._values.clear()
-        chosen, held = [], 0
+        chosen: list[str] = []
+        held = 0
         for each in names[names.index(name) :]:
             filters = weight_of(self.whole.get_submodule(each)).shape[0]
             held += 4 * filters * PATCHES
@@ -332,9 +327,7 @@ def _part(form: Form, at: slice) -> Form:
     return Form(stays=form.stays[at], most=form.most, steps=steps, rank=form.rank)
 
 
-def _fitted(
-    moments: Moments, rows: torch.Tensor, form: Form, *, about_mean: bool
-) -> torch.Tensor:
+def _fitted(moments: Moments, rows: torch.Tensor, form: Form, *, about_mean: bool) -> torch.Tensor:
     """Weights of a group of filters, in the form that has to stay."""
     c, b = moments.centred(about_mean=about_mean)
     found = least_squares(c, b, rows, form.stays)
@@ -388,7 +381,9 @@ def _channel_moments(
         if not centre:
             centre.append(own.mean(0))
         off = own - centre[0]
-        sums.append(torch.stack([torch.full_like(centre[0], len(own)), off.sum(0), (off * off).sum(0)]))
+        sums.append(
+            torch.stack([torch.full_like(centre[0], len(own)), off.sum(0), (off * off).sum(0)])
+        )
 
     for batch in batches:
         watch(module, batch, {place: (calls, take)})

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from planescope.files.results import Table
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +75,7 @@ class Repair(Table):
     after: float
     layers: tuple[RepairedLayer, ...]
     notes: tuple[str, ...] = ()
-    module: nn.Module | None = field(default=None, compare=False, repr=False)
+    module: Any = field(default=None, compare=False, repr=False)
 
     @property
     def verdict(self) -> str:

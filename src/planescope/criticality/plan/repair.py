@@ -36,7 +36,6 @@ OnLayer = Callable[[int, int, str], None]
 def repair(
     network: nn.Module | str | os.PathLike[str],
     reference: nn.Module | str | os.PathLike[str],
-    /,
     *,
     data: Any = None,
     by: By = "least squares",
@@ -140,9 +139,7 @@ def _inputs(data: Any) -> Any:
     return data
 
 
-def _opened(
-    network: Any, architecture: str | nn.Module | None, what: str
-) -> tuple[nn.Module, str]:
+def _opened(network: Any, architecture: str | nn.Module | None, what: str) -> tuple[nn.Module, str]:
     """The module that is meant, and what it is called."""
     from torch import nn
 
@@ -190,7 +187,9 @@ def check_pair(changed: nn.Module, whole: nn.Module, /) -> None:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise UsageError(f"the {what} holds NaN or an infinity in {name}")
-    if all(bool((own[name] == tensor.to(own[name].device)).all()) for name, tensor in other.items()):
+    if all(
+        bool((own[name] == tensor.to(own[name].device)).all()) for name, tensor in other.items()
+    ):
         raise UsageError(
             "the network is its reference: no weight differs; give the changed one first, then "
             "the whole one"
@@ -222,6 +221,14 @@ def filled(given: nn.Module, own: nn.Module, /) -> nn.Module:
     made = deep_copy(given)
     made.load_state_dict(own.state_dict())
     return made
+
+
+def _is_less(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether a mean over examples is lower beyond chance: by two standard errors of the pairs."""
+    off = one - other
+    if not bool(off.isfinite().all()):
+        return bool(one.mean() < other.mean())
+    return bool(off.mean() + 2 * off.std(correction=0) / len(off) ** 0.5 < 0)
 
 
 def _second_half(on_layer: OnLayer, layers: int, number: int, name: str) -> None:
@@ -284,7 +291,7 @@ class Mending:
                 continue
             kept, value = values[name]
             if not kept:
-                reasons[name] = f"repaired, the {self.yardstick.name} would be no less"
+                reasons[name] = f"repaired, the {self.yardstick.name} would be higher"
             shown = value if value != float("inf") else None
             rows.append(
                 RepairedLayer(
@@ -303,28 +310,30 @@ class Mending:
         before: float,
         on_layer: Callable[[int, str], None] | None,
     ) -> tuple[dict[str, tuple[bool, float]], float]:
-        """Keep of the repaired layers those without whose repair the measure is higher.
+        """Put layers back that the network is nearer to its reference without.
 
         One layer after the other, from the last, beside the repair of all others: behind a layer
-        that is not repaired, the repair of an earlier one may well look like harm.
+        that is not repaired, the repair of an earlier one may well look like harm. If all of it
+        together does not help, all is put back.
         """
         from planescope.criticality.plan.reconstruction import put_back, swap
 
         values: dict[str, tuple[bool, float]] = {}
-        least = self.yardstick.value(changed) if done else before
+        least = self.yardstick.of_examples(changed)
         for number, (name, (_, overwritten)) in enumerate(reversed(done.items())):
             if on_layer is not None:
                 on_layer(number, name)
             repaired = swap(overwritten)
-            value = self.yardstick.value(changed)
-            kept = value > least
+            without = self.yardstick.of_examples(changed)
+            kept = not _is_less(without, least)
             if kept:
                 swap(repaired)
             else:
-                least = value
-            values[name] = kept, value
-        if least < before:
-            return values, least
+                least = without
+            values[name] = kept, float(without.mean())
+        end = float(least.mean())
+        if end < before:
+            return values, end
         for _, overwritten in reversed(done.values()):
             put_back(overwritten)
         return {name: (False, value) for name, (_, value) in values.items()}, before
