@@ -154,6 +154,20 @@ def in_view(
     return raw, kappa
 
 
+def scale_in_view(layer: Layer, view: View, /) -> Array | None:
+    """Return what a view multiplies each filter's weights by, shape (filters,); None is 1.
+
+    It is ``gamma / sqrt(variance + eps)`` of the norm behind the layer (METHOD, section 4).
+    """
+    import numpy as np
+
+    if view is View.RAW or layer.norm is None:
+        return None
+    gamma, _, _, variance = _read_norm(layer.norm)
+    deviation = np.sqrt(_host(variance) + layer.norm.eps)
+    return (1.0 if gamma is None else _host(gamma)) / deviation
+
+
 def layer_measurement(
     layer: Layer, values: Filters, /, *, l2: float | None, linf: float | None
 ) -> LayerMeasurement:
