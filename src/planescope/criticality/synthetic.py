@@ -132,7 +132,7 @@ def softmax(outputs: NDArray[Any], /) -> NDArray[np.float64]:
 
 
 def _sure(answer: Answer, pictures: Pictures) -> tuple[NDArray[Any], NDArray[Any], int]:
-    """How sure the network is, what it answers, and how many classes it has."""
+    """Return how sure the network is, what it answers, and how many classes it has."""
     parts = []
     for batch in _batches(pictures):
         outputs = np.asarray(answer(batch))

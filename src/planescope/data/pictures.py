@@ -88,7 +88,7 @@ class Bank:
 
     @property
     def total(self) -> int:
-        """How many pictures there are."""
+        """Return how many pictures there are."""
         return SMALL_TOTAL if max(self.height, self.width) <= SMALL_SIDE else LARGE_TOTAL
 
     @property

@@ -1,4 +1,4 @@
-"""What moved between two checkpoints: masses before and after, sides changed, distances."""
+"""The figure of a difference: masses before and after, sides changed, distances."""
 
 from __future__ import annotations
 

@@ -24,15 +24,15 @@ LEVEL = 0.05
 
 
 class Observed(Protocol):
-    """What data told about a layer; each array float64 of shape (filters,)."""
+    """The activations of a layer on data; each array float64 of shape (filters,)."""
 
     @property
     def centre(self) -> Floats:
-        """Mean of z_i in its standard deviations; NaN for a filter that never varies."""
+        """Return the mean of z_i in its standard deviations; NaN for a filter that never varies."""
 
     @property
     def rate(self) -> Floats:
-        """P(z_i > 0)."""
+        """Return P(z_i > 0)."""
 
 
 def measure_layers(
@@ -171,7 +171,7 @@ def scale_in_view(layer: Layer, view: View, /) -> Array | None:
 def layer_measurement(
     layer: Layer, values: Filters, /, *, l2: float | None, linf: float | None
 ) -> LayerMeasurement:
-    """Statistics of one layer from the values of its filters."""
+    """Return the statistics of one layer from the values of its filters."""
     statistics = summarise(values, layer.fan_in)
     return LayerMeasurement(
         **vars(statistics),
@@ -229,7 +229,7 @@ def _host(values: Array) -> Any:
 
 
 def _read_norm(norm: Norm) -> tuple[Array | None, Array | None, Array, Array]:
-    """Gamma, beta, mean and variance."""
+    """Return the gamma, beta, mean and variance."""
     gamma, beta = (None if t is None else t.read() for t in (norm.gamma, norm.beta))
     return gamma, beta, norm.mean.read(), norm.variance.read()
 

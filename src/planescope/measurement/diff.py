@@ -28,7 +28,7 @@ SAME, REORDERED = 1e-5, 1e-2
 
 @dataclass(frozen=True)
 class _Moved:
-    """What only the weights of both tell."""
+    """The parts of a difference that need the weights of both."""
 
     l2: float | None
     linf: float | None

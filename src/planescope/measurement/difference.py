@@ -1,4 +1,4 @@
-"""What moved between two checkpoints of a network, layer by layer, and the forms it is kept in."""
+"""The difference between two checkpoints of a network, layer by layer, and its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from planescope.measurement.record import Source
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDifference:
-    """What moved in one layer.
+    """The difference of one layer.
 
     Attributes
     ----------
@@ -71,13 +71,13 @@ class LayerDifference:
 
     @property
     def same(self) -> bool:
-        """Whether every weight is the same."""
+        """Return whether every weight is the same."""
         return self.linf == 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Table):
-    """What moved between two checkpoints.
+    """The difference between two checkpoints.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class Difference(Table):
 
     @property
     def verdict(self) -> str:
-        """What moved most, in a sentence."""
+        """Return what moved most, in a sentence."""
         if not self.layers:
             return "The two have no layer in common."
         count = f"{len(self.layers)} layer{'s' * (len(self.layers) > 1)}"

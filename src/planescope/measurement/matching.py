@@ -1,4 +1,4 @@
-"""Which layer of one checkpoint is which layer of another."""
+"""The matching of the layers of two checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Two = tuple[Layer, Layer]
 
 
 class Matched(StrEnum):
-    """What told that two layers are one."""
+    """The evidence that two layers are one."""
 
     NAME = "name"
     ENDING = "ending"  # of the name: one has a prefix, as "module."

@@ -93,7 +93,7 @@ def measure(
     Raises
     ------
     UsageError
-        If an option cannot be.
+        If an option is invalid.
     CheckpointError
         If the checkpoint cannot be read, or does not match `network` or `init`.
     NoLayersError

@@ -1,4 +1,4 @@
-"""What a page shows, as plain data: networks, their layers, and all numbers of the figures.
+"""The contents of a page as plain data: networks, their layers, and all numbers of the figures.
 
 Everything here can be written as JSON. Floats are rounded to what a figure or a table can show, so
 that a large network through many epochs is a small file.
@@ -25,7 +25,7 @@ SCHEMA = "planescope.page/1"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShown:
-    """What a layer is.
+    """A layer, as a page describes it.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class NetworkShown:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a page shows.
+    """The contents of a page.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ class Contents:
     difference: Difference | None = None
 
     def to_json(self) -> str:
-        """JSON text by the schema ``planescope.page/1``; no value of it is NaN."""
+        """Return JSON text by the schema ``planescope.page/1``; no value of it is NaN."""
         fields = {"schema": SCHEMA, **vars(self)}
         del fields["difference"]
         return json.dumps(fields, default=vars, allow_nan=False, separators=(",", ":"))
