@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from planescope import figures
     from planescope.criticality.fitting import fit_critical
+    from planescope.criticality.plan.record import Repair, RepairedLayer
+    from planescope.criticality.plan.repair import repair
     from planescope.criticality.prediction import CriticalModel, Prediction, predict_critical
     from planescope.criticality.relate import relate
     from planescope.criticality.relation import RelatedLayer, Relation
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from planescope.hyperplanes import chance, geometry
     from planescope.hyperplanes.layer import Input, Kind, Layer, Skipped, View
     from planescope.hyperplanes.statistics import Filters, Statistics
+    from planescope.measurement.diff import diff
+    from planescope.measurement.difference import Difference, LayerDifference
     from planescope.measurement.measure import measure
     from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, load
     from planescope.study.folder import Study
@@ -49,10 +53,12 @@ _HOMES = {
     "Accuracy": "criticality.resets.record",
     "CheckpointError": "files.errors",
     "CriticalModel": "criticality.prediction",
+    "Difference": "measurement.difference",
     "Filters": "hyperplanes.statistics",
     "Input": "hyperplanes.layer",
     "Kind": "hyperplanes.layer",
     "Layer": "hyperplanes.layer",
+    "LayerDifference": "measurement.difference",
     "LayerMeasurement": "measurement.record",
     "Measurement": "measurement.record",
     "MissingDependencyError": "files.errors",
@@ -63,6 +69,8 @@ _HOMES = {
     "Prediction": "criticality.prediction",
     "RelatedLayer": "criticality.relation",
     "Relation": "criticality.relation",
+    "Repair": "criticality.plan.record",
+    "RepairedLayer": "criticality.plan.record",
     "Report": "figures.report",
     "ResetCell": "criticality.resets.record",
     "ResetLayer": "criticality.resets.record",
@@ -78,12 +86,14 @@ _HOMES = {
     "Tracker": "training.tracker.tracker",
     "UsageError": "files.errors",
     "View": "hyperplanes.layer",
+    "diff": "measurement.diff",
     "fit_critical": "criticality.fitting",
     "load": "measurement.record",
     "make_study": "study.make",
     "measure": "measurement.measure",
     "predict_critical": "criticality.prediction",
     "relate": "criticality.relate",
+    "repair": "criticality.plan.repair",
     "report": "figures.report",
     "reset": "criticality.resets",
     "train": "training.loop",
@@ -99,10 +109,12 @@ __all__ = [
     "Accuracy",
     "CheckpointError",
     "CriticalModel",
+    "Difference",
     "Filters",
     "Input",
     "Kind",
     "Layer",
+    "LayerDifference",
     "LayerMeasurement",
     "Measurement",
     "MissingDependencyError",
@@ -113,6 +125,8 @@ __all__ = [
     "Prediction",
     "RelatedLayer",
     "Relation",
+    "Repair",
+    "RepairedLayer",
     "Report",
     "ResetCell",
     "ResetLayer",
@@ -130,6 +144,7 @@ __all__ = [
     "View",
     "__version__",
     "chance",
+    "diff",
     "figures",
     "fit_critical",
     "geometry",
@@ -138,6 +153,7 @@ __all__ = [
     "measure",
     "predict_critical",
     "relate",
+    "repair",
     "report",
     "reset",
     "train",

@@ -10,9 +10,10 @@ import pytest
 
 from planescope.criticality.associate import Sample, selected
 from planescope.criticality.relate import relate_layers
-from planescope.criticality.relation import LEVEL, Decision, RelatedLayer, Relation, Selection
+from planescope.criticality.relation import Decision, RelatedLayer, Relation, Selection
 from planescope.criticality.scores import SCORES
 from planescope.files.errors import CheckpointError, UsageError
+from planescope.hyperplanes.chance import LEVEL
 from planescope.hyperplanes.layer import Kind
 
 LAYERS = 7  # one of them the first
@@ -126,8 +127,8 @@ def test_the_verdict_says_what_was_found_and_what_to_do(planted):
 def test_where_the_claim_does_not_show_the_verdict_says_so():
     nothing = relate_layers(simulated(np.random.default_rng(2), planted=0.0), draws=199)
     assert nothing.at("agreement", Selection.INNER).rho_p >= LEVEL
-    assert nothing.verdict.startswith("That agreement ranks the layers behind a ReLU")
-    assert "does not show here" in nothing.verdict
+    assert nothing.verdict.startswith("Agreement does not rank the layers behind a ReLU")
+    assert "beyond chance" in nothing.verdict
 
 
 def test_both_directions_of_the_claim_are_counted_apart():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planescope.criticality import ranks as association
+from planescope.criticality import ranks
 from planescope.criticality.confidence import wilson
 from planescope.criticality.ranks import FEWEST, FEWEST_PARTIAL, Block
 from planescope.criticality.relation import (
@@ -26,19 +26,20 @@ from planescope.criticality.scores import CONTROL
 from planescope.hyperplanes.chance import benjamini_hochberg
 
 if TYPE_CHECKING:
-    from planescope.criticality.ranks import Flags, Floats, Integers
+    from planescope.criticality.ranks import Integers
+    from planescope.hyperplanes.arrays import Flags, Floats
 
     Statistic = Callable[..., Floats]
 
 # What is computed along the layers of a run: fewest layers, function, names of its fields.
 _RANKED: tuple[tuple[str, int, Statistic], ...] = (
-    ("rho", FEWEST, association.spearman),
-    ("tau", FEWEST, association.kendall),
-    ("partial", FEWEST_PARTIAL, association.partial_spearman),
+    ("rho", FEWEST, ranks.spearman),
+    ("tau", FEWEST, ranks.kendall),
+    ("partial", FEWEST_PARTIAL, ranks.partial_spearman),
 )
 _CURVES: tuple[tuple[str, Statistic], ...] = (
-    ("auc", association.auc),
-    ("average_precision", association.average_precision),
+    ("auc", ranks.auc),
+    ("average_precision", ranks.average_precision),
 )
 
 
@@ -78,7 +79,7 @@ class Sample:
         self._position = self._score("position")
         # One set of draws for all scores, so that their differences have intervals.
         if len(self.runs) > 1:
-            self._weights = association.resampled(len(self.runs), draws=draws, rng=rng)
+            self._weights = ranks.resampled(len(self.runs), draws=draws, rng=rng)
         else:
             self._drawn = rng.integers(0, len(layers), (draws, len(layers)))
         # By score: rho of each run, and of each draw of the layers where there is one run.
@@ -89,18 +90,18 @@ class Sample:
         return np.array([np.nan if value is None else value for value in values])
 
     def has(self, score: str) -> bool:
-        """Whether any layer has the score."""
+        """Return whether any layer has the score."""
         return any(layer.scores[score] is not None for layer in self._layers)
 
     def associate(self, score: str) -> Association:
-        """How a score goes with the drop."""
+        """Associate a score with the drop."""
         values = self._score(score)
         there = np.isfinite(values)
         fields: dict[str, float | None] = {}
         columns = (values, self._drop, self._position)
         for name, fewest, statistic in _RANKED:
             fields |= self._ranked(score, name, fewest, statistic, columns, there)
-        p_values = association.permutation_p_values(
+        p_values = ranks.permutation_p_values(
             list(self._blocks(columns, there)), shuffles=self._draws, rng=self._rng
         )
         fields |= {f"{name}_p": getattr(p_values, name) for name, _, _ in _RANKED}
@@ -124,7 +125,7 @@ class Sample:
         columns: Sequence[Floats],
         there: Flags,
     ) -> dict[str, float | None]:
-        """A statistic along the layers: its mean over runs, and the interval."""
+        """Return a statistic along the layers: its mean over runs, and the interval."""
         inputs = columns if name == "partial" else columns[:2]
         by_run = np.full(len(self.runs), np.nan)
         for run in range(len(self.runs)):
@@ -142,15 +143,15 @@ class Sample:
         if not known.any():
             return {}
         if draws is None:
-            draws = association.weighted_mean(by_run, self._weights)
-        low, high = association.interval(draws)
+            draws = ranks.weighted_mean(by_run, self._weights)
+        low, high = ranks.interval(draws)
         return {name: float(by_run[known].mean()), f"{name}_low": low, f"{name}_high": high}
 
     def _redrawn(self, chosen: Integers) -> Integers:
         return chosen[self._rng.integers(0, len(chosen), (self._draws, len(chosen)))]
 
     def _blocks(self, columns: Sequence[Floats], there: Flags) -> Iterator[Block]:
-        """Runs that have the same layers of the same network."""
+        """Yield the runs that have the same layers of the same network."""
         alike: dict[tuple[str, ...], list[Flags]] = defaultdict(list)
         for run in range(len(self.runs)):
             own = there & (self._of == run)
@@ -164,23 +165,23 @@ class Sample:
     def _curve(
         self, name: str, curve: Statistic, score: Floats, there: Flags
     ) -> dict[str, float | None]:
-        """Area or precision over all layers, and the interval."""
+        """Return the area or precision over all layers, and the interval."""
         found, critical = score[there], self._critical[there]
         if not 0 < critical.sum() < len(critical):
             return {}
         value = float(curve(found, critical, np.ones((1, len(found))))[0])
         parts = []
-        for part in association.chunks(self._draws, len(found)):
+        for part in ranks.chunks(self._draws, len(found)):
             if len(self.runs) > 1:
                 weights = self._weights[part][:, self._of[there]]
             else:
                 weights = _counts(self._drawn[part], len(self._layers))[:, there]
             parts.append(curve(found, critical, weights))
-        low, high = association.interval(np.concatenate(parts))
+        low, high = ranks.interval(np.concatenate(parts))
         return {name: value, f"{name}_low": low, f"{name}_high": high}
 
     def compare(self, pooled: Sequence[Association], /) -> Iterator[Comparison]:
-        """The best score against each other one, in what `associate` found."""
+        """Yield the best score against each other one, in what `associate` found."""
         ranked = [a for a in pooled if a.rho is not None]
         most = max((a.runs for a in ranked), default=0)
         whole = [a for a in ranked if a.runs == most and a.score != CONTROL]
@@ -197,10 +198,10 @@ class Sample:
         if first_draws is None or second_draws is None:
             alone = [np.where(both, values, np.nan) for values in (first, second)]
             first_draws, second_draws = (
-                association.weighted_mean(values, self._weights) for values in alone
+                ranks.weighted_mean(values, self._weights) for values in alone
             )
         ahead = np.abs(first_draws) - np.abs(second_draws)
-        low, high = association.interval(ahead)
+        low, high = ranks.interval(ahead)
         told = ahead[np.isfinite(ahead)]
         return Comparison(
             selection=self._selection,
@@ -214,20 +215,20 @@ class Sample:
 
 
 def _counts(drawn: Integers, layers: int) -> Floats:
-    """How often each layer was drawn, by rows."""
+    """Return how often each layer was drawn, by rows."""
     counts = np.zeros((len(drawn), layers))
     np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1.0)
     return counts
 
 
 def selected(layers: Sequence[RelatedLayer], selection: Selection, /) -> list[RelatedLayer]:
-    """Layers of a selection."""
+    """Return the layers of a selection."""
     wanted = {Selection.ALL: (True, False), Selection.INNER: (False,), Selection.FIRST: (True,)}
     return [layer for layer in layers if layer.first in wanted[selection]]
 
 
 def corrected(pooled: Sequence[Association], /) -> list[Association]:
-    """The same with p-values of rho corrected over the scores; the control takes no part."""
+    """Return the same with p-values of rho corrected over the scores; the control takes no part."""
     tested = [a for a in pooled if a.score != CONTROL]
     values = benjamini_hochberg([a.rho_p for a in tested])
     by_score = {a.score: q for a, q in zip(tested, values, strict=True)}
@@ -263,8 +264,8 @@ def _share(
     if side:
         low, high = wilson(int(counts.sum()), len(side))
     if len(by_run) > 1 and low is not None and high is not None:
-        weights = association.resampled(len(by_run), draws=draws, rng=rng)
-        lower, upper = association.interval((weights @ counts) / (weights @ totals))
+        weights = ranks.resampled(len(by_run), draws=draws, rng=rng)
+        lower, upper = ranks.interval((weights @ counts) / (weights @ totals))
         low, high = min(low, lower or 0.0), max(high, upper or 0.0)
     return Share(
         selection=selection,
@@ -280,7 +281,7 @@ def _share(
 
 
 def advise(layers: Sequence[RelatedLayer], /, *, critical: float) -> Iterator[Advice]:
-    """What each layer of each network costs, and what to do with it."""
+    """Advise what to do with each layer of each network, by its cost."""
     same: dict[tuple[str, str], list[RelatedLayer]] = defaultdict(list)
     for layer in layers:
         same[layer.network, layer.name].append(layer)
@@ -305,7 +306,7 @@ def advise(layers: Sequence[RelatedLayer], /, *, critical: float) -> Iterator[Ad
 
 
 def _mean_drop(several: Sequence[RelatedLayer]) -> tuple[float, float, float]:
-    """Mean over runs and its interval: Student's, or what one run itself has."""
+    """Return the mean over runs and its interval: Student's, or what one run itself has."""
     if len(several) == 1:
         return several[0].drop, several[0].drop_low, several[0].drop_high
     from scipy.special import stdtrit

@@ -1,4 +1,4 @@
-"""How well scores of layers go with what the layers cost: ranks, curves, and what chance gives.
+"""Rank correlations and curves of layers' scores against their costs, and what chance gives.
 
 Layers of one run are not independent, and neither are those at one place of several runs of the
 same network. Two rules follow. Intervals over several runs resample whole runs. And where several
@@ -13,17 +13,16 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
-    Integers = NDArray[np.int64]
+from planescope.hyperplanes.arrays import Flags, Floats
+from planescope.hyperplanes.chance import CONFIDENCE
 
-LEVEL = 0.95
+Integers = NDArray[np.int64]
+
+
 # Ranks of fewer layers say nothing; behind one more variable, of one more.
 FEWEST, FEWEST_PARTIAL = 3, 4
 # Tied statistics differ in their last bits; they count as tied.
@@ -51,7 +50,6 @@ def ranks(values: Floats, /) -> Floats:
 
     The product of two of them is Spearman's rho.
     """
-    import numpy as np
     from scipy.stats import rankdata
 
     ranked = rankdata(values, axis=-1)
@@ -62,23 +60,17 @@ def ranks(values: Floats, /) -> Floats:
 
 
 def spearman(first: Floats, second: Floats, /) -> Floats:
-    """Spearman's rho along the last axis; NaN where one of the two is constant."""
-    import numpy as np
-
+    """Return Spearman's rho along the last axis; NaN where one of the two is constant."""
     return np.asarray((ranks(first) * ranks(second)).sum(axis=-1))
 
 
 def kendall(first: Floats, second: Floats, /) -> Floats:
-    """Kendall's tau-b along the last axis; NaN where one of the two is constant."""
-    import numpy as np
-
+    """Return Kendall's tau-b along the last axis; NaN where one of the two is constant."""
     return np.asarray((_signs(first) * _signs(second)).sum(axis=(-2, -1)))
 
 
 def _signs(values: Floats) -> Floats:
-    """Which of two layers has the larger value, by pairs; of length 1, NaN where all are tied."""
-    import numpy as np
-
+    """Compare layers by pairs: signs of differences, of length 1; NaN where all are tied."""
     signs = np.sign(values[..., :, None] - values[..., None, :])
     length = np.sqrt((signs * signs).sum(axis=(-2, -1), keepdims=True))
     with np.errstate(invalid="ignore"):
@@ -90,16 +82,12 @@ def partial_spearman(score: Floats, drop: Floats, position: Floats, /) -> Floats
 
     NaN where position tells one of the two without rest.
     """
-    import numpy as np
-
     left = [_without(ranks(values), ranks(position)) for values in (score, drop)]
     return np.asarray((left[0] * left[1]).sum(axis=-1))
 
 
 def _without(values: Floats, direction: Floats) -> Floats:
-    """What is left once a direction of length 1 is taken away; again of length 1, or NaN."""
-    import numpy as np
-
+    """Remove a direction of length 1; what is left has length 1 again, or is NaN."""
     rest = values - (values * direction).sum(axis=-1, keepdims=True) * direction
     length = np.sqrt((rest * rest).sum(axis=-1, keepdims=True))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -118,7 +106,7 @@ class PValues:
 def permutation_p_values(
     blocks: Sequence[Block], /, *, shuffles: int, rng: np.random.Generator
 ) -> PValues:
-    """How often shuffled layers go with the drops as well as the layers do.
+    """Return the share of shuffles whose layers go with the drops as well as the layers do.
 
     Parameters
     ----------
@@ -136,8 +124,6 @@ def permutation_p_values(
         is gone through; else the draws and what was found count as one sample, so that p is never
         too small (Phipson and Smyth 2010).
     """
-    import numpy as np
-
     orders, exact = _orders([block.score.shape[1] for block in blocks], shuffles, rng)
     sums = np.zeros((3, len(orders[0]) if orders else 0))
     found, counts = np.zeros(3), np.zeros(3)
@@ -178,8 +164,6 @@ def _tau_terms(score: Floats, drop: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _partial_terms(block: Block) -> tuple[Floats, Floats, Floats]:
-    import numpy as np
-
     along = ranks(block.position)
     left, right = (_without(ranks(values), along) for values in (block.score, block.drop))
     if block.score.shape[1] < FEWEST_PARTIAL:
@@ -189,8 +173,6 @@ def _partial_terms(block: Block) -> tuple[Floats, Floats, Floats]:
 
 def _shuffled(left: Floats, right: Floats, along: Floats, orders: Integers) -> Floats:
     """Statistic of one run for each order of the left side, what lies along position taken away."""
-    import numpy as np
-
     values = np.empty(len(orders))
     for part in chunks(len(orders), left.size):
         some = orders[part]
@@ -207,16 +189,14 @@ def _shuffled(left: Floats, right: Floats, along: Floats, orders: Integers) -> F
 def _orders(
     sizes: Sequence[int], shuffles: int, rng: np.random.Generator
 ) -> tuple[list[Integers], bool]:
-    """Orders of the layers of each block, and whether these are all there are."""
-    import numpy as np
-
+    """Return the orders of the layers of each block, and whether these are all there are."""
     if len(sizes) == 1 and math.factorial(min(sizes[0], 20)) <= shuffles:
         return [np.array(list(itertools.permutations(range(sizes[0]))))], True
     return [rng.permuted(np.tile(np.arange(n), (shuffles, 1)), axis=1) for n in sizes], False
 
 
 def auc(score: Floats, critical: Flags, /, weights: Floats) -> Floats:
-    """Area under the ROC curve, with weights of the layers.
+    """Return the area under the ROC curve, with weights of the layers.
 
     Parameters
     ----------
@@ -231,8 +211,6 @@ def auc(score: Floats, critical: Flags, /, weights: Floats) -> Floats:
         Share of the pairs of a critical and another layer in which the critical one has the larger
         score, ties by half; NaN where there are no pairs.
     """
-    import numpy as np
-
     order, last = _descending(score)
     hits = np.cumsum(weights[:, order] * critical[order], axis=1)[:, last]
     misses = np.cumsum(weights[:, order] * ~critical[order], axis=1)[:, last]
@@ -252,8 +230,6 @@ def average_precision(score: Floats, critical: Flags, /, weights: Floats) -> Flo
     array, shape (draws,)
         In [0, 1]; what chance gives is the share of critical layers. NaN where there are none.
     """
-    import numpy as np
-
     order, last = _descending(score)
     hits = np.cumsum(weights[:, order] * critical[order], axis=1)[:, last]
     every = np.cumsum(weights[:, order], axis=1)[:, last]
@@ -265,8 +241,6 @@ def average_precision(score: Floats, critical: Flags, /, weights: Floats) -> Flo
 
 def _descending(score: Floats) -> tuple[Integers, Integers]:
     """Order by falling score, and where each run of tied scores ends in it."""
-    import numpy as np
-
     order = np.argsort(-score, kind="stable")
     ordered = score[order]
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
@@ -274,41 +248,35 @@ def _descending(score: Floats) -> tuple[Integers, Integers]:
 
 
 def resampled(units: int, /, *, draws: int, rng: np.random.Generator) -> Floats:
-    """How often each unit is drawn, with replacement; shape (draws, units)."""
-    import numpy as np
-
+    """Draw units with replacement; return counts of shape (draws, units)."""
     return np.asarray(rng.multinomial(units, np.full(units, 1 / units), draws), dtype=np.float64)
 
 
 def weighted_mean(values: Floats, weights: Floats, /) -> Floats:
     """Means of values by rows of weights, those of NaN left out; NaN where nothing is left."""
-    import numpy as np
-
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.asarray((weights[:, there] @ values[there]) / weights[:, there].sum(axis=1))
 
 
 def interval(draws: Floats, /) -> tuple[float | None, float | None]:
-    """Where 95 % of the draws lie (percentiles), draws that are NaN left out."""
-    import numpy as np
-
+    """Return the 95 % percentile interval of draws, NaN left out."""
     there = draws[np.isfinite(draws)]
     if not len(there):
         return None, None
-    tail = (1 - LEVEL) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(there, (tail, 1 - tail))
     return float(low), float(high)
 
 
 def chunks(rows: int, columns: int, /) -> list[slice]:
-    """Parts of so many rows that a block of them and the columns stays small."""
+    """Return the parts of so many rows that a block of them and the columns stays small."""
     step = max(1, _BLOCK // max(columns, 1))
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def roc(score: Floats, critical: Flags, /, weights: Floats, grid: Floats) -> Floats:
-    """ROC curves: share of critical layers found by share of others taken for critical.
+    """Return ROC curves: share of critical layers found by share of others taken for critical.
 
     Parameters
     ----------
@@ -322,8 +290,6 @@ def roc(score: Floats, critical: Flags, /, weights: Floats, grid: Floats) -> Flo
     array, shape (draws, points)
         Linear between the thresholds; rows of NaN where one of the two kinds is missing.
     """
-    import numpy as np
-
     order, last = _descending(score)
     hits = np.cumsum(weights[:, order] * critical[order], axis=1)[:, last]
     misses = np.cumsum(weights[:, order] * ~critical[order], axis=1)[:, last]

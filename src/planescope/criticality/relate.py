@@ -8,7 +8,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.criticality.relation import (
     FEWEST_RUNS,
@@ -25,9 +26,6 @@ from planescope.hyperplanes.layer import Input
 from planescope.measurement.measure import measure
 from planescope.measurement.source import find
 from planescope.training.run import Run, State
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # (runs done, runs in all, path of the next one)
 OnRun = Callable[[int, int, str], None]
@@ -81,7 +79,7 @@ def relate(
     UsageError
         If a run is not finished, was not reset to epoch 0 or not after its last epoch, or was given
         twice; if runs of one network were reset in different layers; if no run has a relative drop;
-        or an option cannot be.
+        or an option is invalid.
     """
     some = [runs] if isinstance(runs, (Run, str, os.PathLike)) else runs
     given = [Run.open(run, trust=trust) for run in some]
@@ -138,7 +136,7 @@ def relate_layers(
     Raises
     ------
     UsageError
-        If runs of one network have different layers, or an option cannot be.
+        If runs of one network have different layers, or an option is invalid.
     """
     # SciPy's statistics take two seconds to import, which nobody else should wait for.
     from planescope.criticality.associate import Sample, advise, corrected, selected, shares
@@ -178,8 +176,6 @@ def relate_layers(
 
 
 def _rng(seed: int) -> np.random.Generator:
-    import numpy as np
-
     if seed < 0:
         raise UsageError(f"a seed must be 0 or more, not {seed}")
     return np.random.default_rng(seed)
@@ -208,7 +204,7 @@ def _check_names(layers: Sequence[RelatedLayer]) -> None:
 
 
 def _names(layers: Sequence[RelatedLayer]) -> dict[tuple[str, str], list[str]]:
-    """Names of layers by path and network of their run."""
+    """Return the names of layers by path and network of their run."""
     names: dict[tuple[str, str], list[str]] = defaultdict(list)
     for layer in layers:
         names[layer.run, layer.network].append(layer.name)
@@ -233,7 +229,7 @@ def _notes(layers: Sequence[RelatedLayer]) -> Iterator[str]:
 
 
 def _resets(run: Run, *, unfinished: bool) -> Resets:
-    """Resets of a run, to epoch 0 too."""
+    """Return the resets of a run, to epoch 0 too."""
     state = run.status.state
     if state is not State.FINISHED and not unfinished:
         raise UsageError(
@@ -300,7 +296,7 @@ def _related(
 
 
 def _recorded_inputs(run: Run) -> dict[str, Input]:
-    """What feeds each layer, as the run's own measurements have it."""
+    """Return the input of each layer, from the run's own measurements."""
     layers = list(run.measured_layers.values())[-1]
     inputs = {layer.name: layer.input for layer in layers}
     reset = Resets.load(run.resets).layers

@@ -1,37 +1,23 @@
-"""Whether scores that need no data tell what layers cost (METHOD, section 7, claim 3): records."""
+"""Records of the relation between scores that need no data and what layers cost (METHOD, 7)."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from planescope.files.errors import CheckpointError, one_line
-from planescope.files.records import record
-from planescope.files.writing import in_utf8, read_result, write, write_csv, write_parquet
+from planescope.files.results import Table, plain
+from planescope.hyperplanes.chance import LEVEL
 from planescope.hyperplanes.layer import Kind
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SCHEMA = "planescope.relation/1"
-
-# What the suffix of an output file may be.
-FORMS = (".json", ".csv", ".parquet")
-
-# A relation is shown where chance alone would show one in one of twenty cases.
-LEVEL = 0.05
 # Fewer runs than these, drawn anew, give intervals that are too narrow to build on.
 FEWEST_RUNS = 5
 
 
 class Selection(StrEnum):
-    """Which layers are looked at together."""
+    """A set of layers that are looked at together."""
 
     ALL = "all"
     INNER = "inner"  # without those whose input is an image, of which the theory does not speak
@@ -39,7 +25,7 @@ class Selection(StrEnum):
 
 
 class Decision(StrEnum):
-    """What to do with a layer."""
+    """Advice on a layer."""
 
     KEEP = "keep"  # it is critical beyond noise
     SPARE = "spare"  # it is not critical beyond noise: reset, freeze or prune it first
@@ -87,7 +73,7 @@ class RelatedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Association:
-    """How a score goes with the drop: in one run, or pooled over all (`run` is None).
+    """The association of a score with the drop: in one run, or pooled over all (`run` is None).
 
     Each statistic has a 95 % bootstrap interval, over whole runs where there are several, else over
     layers, and is None where it does not exist.
@@ -143,7 +129,7 @@ class Association:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """How many layers of a side are robust, or critical: the two directions of the claim.
+    """The share of a side's layers that are robust, or critical: the two directions of the claim.
 
     Attributes
     ----------
@@ -196,7 +182,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What a layer of a network costs over all runs of that network, and what to do with it.
+    """The cost of a layer over all runs of its network, and what to do with it.
 
     Attributes
     ----------
@@ -222,7 +208,7 @@ class Advice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relation:
+class Relation(Table):
     """Scores against resets, of one run or many.
 
     Attributes
@@ -239,6 +225,11 @@ class Relation:
         What a reader should know.
     """
 
+    SCHEMA: ClassVar[str] = "planescope.relation/1"
+    WHAT: ClassVar[str] = "relation"
+    REMEDY: ClassVar[str] = "relate the runs again"
+    DERIVED: ClassVar[tuple[str, ...]] = ("verdict",)
+
     runs: tuple[str, ...]
     critical: float
     robust: float
@@ -253,23 +244,23 @@ class Relation:
 
     @property
     def selection(self) -> Selection:
-        """What the verdict speaks of: the layers behind a ReLU, or all where these are too few."""
+        """Return the layers of the verdict: those behind a ReLU, or all where these are too few."""
         inner = self.at("position", Selection.INNER)
         return Selection.ALL if inner is None or inner.rho is None else Selection.INNER
 
     def at(self, score: str, selection: Selection, run: str | None = None) -> Association | None:
-        """Association of a score, pooled or in one run."""
+        """Return the association of a score, pooled or in one run."""
         wanted = (score, selection, run)
         return next((a for a in self.associations if (a.score, a.selection, a.run) == wanted), None)
 
     @property
     def verdict(self) -> str:
-        """Whether the bias ranks the layers as resets do, and what follows, in sentences."""
+        """Return whether the bias ranks the layers as resets do, and what follows, in sentences."""
         return " ".join((self.claim, *self._advised()))
 
     @property
     def claim(self) -> str:
-        """Whether the bias ranks the layers as resets do, and both directions, in sentences."""
+        """Say in sentences whether the bias ranks the layers as resets do, and both directions."""
         return " ".join((self._ranking(), *self._directions()))
 
     def _ranking(self) -> str:
@@ -283,7 +274,7 @@ class Relation:
             how = "as" if found.rho > 0 else "in the reverse order of what"
             text = f"Agreement ranks {where} {how} the resets do ({numbers})."
         else:
-            text = f"That agreement ranks {where} as the resets do does not show here ({numbers})."
+            text = f"Agreement does not rank {where} as the resets do, beyond chance ({numbers})."
         if found.runs < FEWEST_RUNS:
             text += (
                 f" Not decidable beyond {'this run' if found.runs == 1 else 'these runs'}: an "
@@ -325,99 +316,17 @@ class Relation:
             text = of + "; ".join(parts)
             yield text[:1].upper() + text[1:] + "."
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data as in the JSON form; no value of it is NaN."""
-        return {
-            "schema": SCHEMA,
-            "runs": list(self.runs),
-            "critical": self.critical,
-            "robust": self.robust,
-            "verdict": self.verdict,
-            **{part: [dataclasses.asdict(row) for row in getattr(self, part)] for part in _PARTS},
-            "seed": self.seed,
-            "draws": self.draws,
-            "notes": list(self.notes),
-        }
-
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.relation/1``."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Table with a row a layer of a run: what it is, its drop, its scores."""
-        import pandas as pd
-
-        return pd.DataFrame(in_utf8(self._columns())).drop(columns="schema")
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the relation; the suffix chooses .json, .csv or .parquet.
-
-        CSV holds the layers' table alone; JSON and Parquet hold all that `load` needs.
-
-        Raises
-        ------
-        UsageError
-            If the suffix is none of these.
-        OutputError
-            If the file cannot be written; nothing is left behind then.
-        """
-
-        def as_json(draft: Path) -> None:
-            draft.write_text(self.to_json() + "\n", encoding="utf-8")
-
-        def as_csv(draft: Path) -> None:
-            write_csv(draft, self._columns())
-
-        def as_parquet(draft: Path) -> None:
-            whole = {"planescope": self.to_json(indent=None), "schema": SCHEMA}
-            write_parquet(draft, self._columns(), whole)
-
-        write(path, dict(zip(FORMS, (as_json, as_csv, as_parquet), strict=True)))
-
-    def _columns(self) -> dict[str, list[Any]]:
-        rows = [dataclasses.asdict(layer) for layer in self.layers]
-        scores = [row.pop("scores") for row in rows]
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table's columns: a row a layer of a run: what it is, its drop, its scores."""
         keys = [field.name for field in dataclasses.fields(RelatedLayer) if field.name != "scores"]
-        columns: dict[str, list[Any]] = {"schema": [SCHEMA] * len(rows)}
-        columns |= {key: [row[key] for row in rows] for key in keys}
-        named = dict.fromkeys(name for row in scores for name in row)
-        return columns | {name: [row.get(name) for row in scores] for name in named}
+        columns = {key: [plain(getattr(layer, key)) for layer in self.layers] for key in keys}
+        named = dict.fromkeys(name for layer in self.layers for name in layer.scores)
+        return columns | {name: [layer.scores.get(name) for layer in self.layers] for name in named}
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Relation:
-        """Load what `save` wrote as JSON or Parquet.
-
-        Raises
-        ------
-        CheckpointError
-            If the file is missing, is not such a file, or has another schema version.
-        MissingDependencyError
-            If a Parquet file needs pyarrow.
-        """
-        data = read_result(path, "relation", schema=SCHEMA, remedy="relate the runs again")
-        try:
-            return record(
-                cls, {key: each for key, each in data.items() if key not in ("schema", "verdict")}
-            )
-        except ValueError as exc:
-            raise CheckpointError(f"{path}: holds no whole relation ({one_line(exc)})") from exc
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        """Return what a notebook shows: the verdict, and what the layers cost."""
         keys = ("run", "name", "biased", "drop", "critical", "robust")
-        head = "".join(f"<th>{key}</th>" for key in keys)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(_short(getattr(layer, key)))}</td>" for key in keys)
-            for layer in self.layers
-        )
-        return (
-            f"<p>{escape(self.verdict)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
-
-
-_PARTS = ("layers", "associations", "shares", "comparisons", "advice")
+        return self.verdict, {key: [getattr(layer, key) for layer in self.layers] for key in keys}
 
 
 def _span(low: float | None, high: float | None) -> str:
@@ -432,7 +341,3 @@ def _mean(runs: int) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

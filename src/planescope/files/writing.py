@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import math
 import os
 import re
@@ -15,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.files.drafts import draft_of
 from planescope.files.errors import (
-    CheckpointError,
     MissingDependencyError,
     OutputError,
     UsageError,
     one_line,
 )
-from planescope.files.reading import open_binary, read_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +60,7 @@ def replacing(target: str | os.PathLike[str], *, beside: Path | None = None) -> 
 
 
 def _followed(target: Path) -> Path:
-    """Where a link leads to, so that it stays one; what is neither file nor absent is refused."""
+    """Follow a link, so that it stays one; refuse what is neither a file nor absent."""
     with contextlib.suppress(FileNotFoundError):
         mode = target.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -134,7 +131,7 @@ def _csv_rows(columns: Mapping[str, Sequence[Any]]) -> Iterable[list[Any]]:
 
 
 def in_utf8(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns as tables can hold them, by name.
+    """Return the columns as tables can hold them, by name.
 
     Texts that UTF-8 has not, as the name of a file may be, get backslash escapes: they must not
     cost the whole table.
@@ -152,7 +149,7 @@ def _column_in_utf8(values: Any) -> Any:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 has all of a text, as it has not of every name of a file."""
+    """Tell whether UTF-8 can encode a text, which not every file name lets it."""
     if text.isascii():  # known without a look at it
         return True
     try:
@@ -178,76 +175,8 @@ def write_parquet(
         pa.parquet.write_table(table, file)
 
 
-def read_result(
-    path: str | os.PathLike[str], what: str, *, schema: str, remedy: str
-) -> dict[str, Any]:
-    """Plain data of a result of some schema version, as `read_saved` reads it.
-
-    Parameters
-    ----------
-    what : str
-        As for `read_saved`.
-    schema : str
-        The version that can be read.
-    remedy : str
-        What to do about another one.
-
-    Raises
-    ------
-    CheckpointError, MissingDependencyError
-        As `read_saved`, and if the file has another schema.
-    """
-    data = read_saved(path, what)
-    check_schema(path, data, schema=schema, remedy=remedy)
-    return dict(data)
-
-
-def check_schema(path: str | os.PathLike[str], data: Any, /, *, schema: str, remedy: str) -> None:
-    """Check that the plain data of a result has a schema version.
-
-    Raises
-    ------
-    CheckpointError
-        If it has another one, or none.
-    """
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != schema:
-        raise CheckpointError(
-            f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
-            f"{schema!r}; {remedy}"
-        )
-
-
-def read_saved(path: str | os.PathLike[str], what: str) -> Any:
-    """Plain data of a result that was saved as JSON, or as Parquet with the JSON in its metadata.
-
-    Parameters
-    ----------
-    what : str
-        What the file is to hold, as a message calls it.
-
-    Raises
-    ------
-    CheckpointError
-        If the file cannot be read, or holds neither.
-    MissingDependencyError
-        If a Parquet file needs pyarrow.
-    """
-    path = Path(path)
-    try:
-        with open_binary(path) as file:
-            is_parquet = file.read(4) == b"PAR1"
-        if is_parquet:
-            return json.loads(read_parquet_metadata(path).get(b"planescope", b"null"))
-        return json.loads(read_text(path))
-    except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or one_line(exc)}") from exc
-    except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
-        raise CheckpointError(f"{path}: holds no {what}; save it with --out") from exc
-
-
 def read_parquet_metadata(source: Path) -> dict[bytes, bytes]:
-    """Metadata that `write_parquet` gave a file.
+    """Return the metadata that `write_parquet` gave a file.
 
     Raises
     ------

@@ -29,7 +29,7 @@ from planescope.files.errors import (
 )
 from planescope.files.folders import refuse_ways_out
 from planescope.files.optional import consented, is_foreign, required
-from planescope.networks import paper as networks
+from planescope.networks import paper
 from planescope.training.processor import fitting_precision
 from planescope.training.run import Run, State, Status
 from planescope.training.stopping import is_last, on_interrupt
@@ -99,7 +99,7 @@ def train(
     if resume and run.exists:
         config = _consented(run, config, trust)
     if ":" not in config.network:
-        networks.network(config.network)
+        paper.network(config.network)
     for package in ("torch", "pytorch_lightning"):
         required(package)
     for name in config.loggers:
@@ -136,7 +136,7 @@ def _settled(config: RunConfig, run: Run) -> RunConfig:
 
 
 def rank() -> int:
-    """Which of the processes of a training this is; the first, 0, keeps the run and prints."""
+    """Return the rank of this process in a training; the first, 0, keeps the run and prints."""
     # As Lightning finds it, which takes seconds to import.
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next((int(found) for found in ranks if found), 0)
@@ -249,7 +249,7 @@ def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
 
 
 def _smallest_image(network: str) -> int:
-    return networks.smallest_image(network) if network in networks.NETWORKS else 1
+    return paper.smallest_image(network) if network in paper.NETWORKS else 1
 
 
 def _network(config: RunConfig, data: Data) -> nn.Module:
@@ -330,7 +330,7 @@ def _trainer(config: RunConfig, run: Run, callbacks: list[Any]) -> pl.Trainer:
     except (MisconfigurationException, ValueError, RuntimeError) as exc:
         raise UsageError(
             f"{config.devices} × {config.accelerator} with strategy {config.strategy} and "
-            f"precision {config.precision} cannot be here: {' '.join(str(exc).split())}"
+            f"precision {config.precision} does not work here: {' '.join(str(exc).split())}"
         ) from exc
 
 
@@ -377,7 +377,7 @@ def _logger(name: str, run: Run) -> Any:
 
 
 def _mlflow_places(folder: Path) -> dict[str, str]:
-    """Where mlflow writes: to the server that the environment names, else below the run."""
+    """Return where mlflow writes: to the server that the environment names, else below the run."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return {"tracking_uri": uri}
     folder = folder.resolve()

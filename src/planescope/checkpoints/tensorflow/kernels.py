@@ -1,4 +1,4 @@
-"""How TensorFlow lays out the weights of its layers, and how they come to have filters first."""
+"""The layouts of TensorFlow's weights, and how filters are brought to the front."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from planescope.networks.layout import Axes, reordered
 
 
 class Form(Enum):
-    """How a kernel is laid out: these axes come behind its extents."""
+    """The layout of a kernel: these axes come behind its extents."""
 
     CONV = auto()  # channels / groups, filters
     TRANSPOSED = auto()  # filters, channels

@@ -15,7 +15,7 @@ from typing import Any
 
 from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, stored_tensor
 from planescope.checkpoints.probe import Probe
-from planescope.checkpoints.torch import export_graph as graph
+from planescope.checkpoints.torch import export_graph
 from planescope.checkpoints.torch.zip import state_dict_of
 from planescope.files.errors import CheckpointError
 from planescope.files.zips import Archive
@@ -60,7 +60,7 @@ def read(path: Path) -> Described:
     program = _json(archive, programs[0])
     tensors, notes = _tensors(archive, programs[0])
     try:
-        layers, skipped = graph.described(program, tensors)
+        layers, skipped = export_graph.described(program, tensors)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as exc:
         raise CheckpointError(
             f"{path}: the program makes no sense ({type(exc).__name__}: {exc}); "
@@ -70,7 +70,7 @@ def read(path: Path) -> Described:
 
 
 def _programs(names: Iterable[str]) -> list[str]:
-    """Members that are programs."""
+    """Return the members that are programs."""
     return [
         name
         for name in names
@@ -94,7 +94,7 @@ def _json(archive: Archive, name: str) -> Any:
 
 
 def _tensors(archive: Archive, program: str) -> tuple[Mapping[str, Tensor], list[str]]:
-    """Parameters and buffers by name, and notes on what could not be read."""
+    """Return the parameters and buffers by name, and notes on what could not be read."""
     if program == _OLD_PROGRAM:
         if _OLD_WEIGHTS not in archive.members or not archive.is_stored(_OLD_WEIGHTS):
             raise CheckpointError(
