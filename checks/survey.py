@@ -52,7 +52,11 @@ def models(folder: Path) -> Iterator[Path]:
         if not path.is_file() or "test" in path.relative_to(folder).parts[:-1]:
             continue
         is_whole = path.name.endswith(_SUFFIXES) and path.stat().st_size >= _SMALLEST
-        if is_whole or path.name.endswith(".index") or (path.suffix == ".json" and _describes(path)):
+        if (
+            is_whole
+            or path.name.endswith(".index")
+            or (path.suffix == ".json" and _describes(path))
+        ):
             yield path
 
 
