@@ -552,7 +552,12 @@ def _sentence(effect: Effect) -> str:
         certain = f"difference {effect.effect:+.2f}, 95 % interval {span}, q = {effect.q:.2g}"
         shown = effect.q < LEVEL
     else:
-        certain, shown = f"difference {effect.effect:+.2f}, no interval", False
-    change = "changes" if shown else "does not change beyond chance"
+        # One run, or runs that do not differ: nothing tells what chance would do.
+        certain, shown = f"difference {effect.effect:+.2f}, no interval", None
+    change = {
+        True: "changes",
+        False: "does not change beyond chance",
+        None: "is seen to change, without a test" if effect.effect else "does not change",
+    }[shown]
     measure = effect.measure[:1].upper() + effect.measure[1:]
     return f"{measure} {change}, {effect.comparison}: from {numbers} ({certain})."

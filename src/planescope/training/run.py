@@ -76,6 +76,8 @@ NETWORK_SCHEMA = "planescope.run-network/1"
 _SNAPSHOTS, _FILTERS, _LOCK = "snapshots", "filters", ".lock"
 _EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
 _MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
+# Columns that came later, with what they hold where a run was made before.
+_LATER_KEYS = {"sideless": 0}
 _TEXT_KEYS = ("schema", "view", "name", "kind", "input", "kernel")
 
 
@@ -630,7 +632,7 @@ class Run:
         if not path.is_file():
             return {}
         if path.suffix == ".csv":
-            return _read_csv(path, _MEASUREMENT_KEYS)
+            return _with_later(_read_csv(path, _MEASUREMENT_KEYS, later=_LATER_KEYS))
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -644,6 +646,7 @@ class Run:
                 columns: dict[str, list[Any]] = table.read().to_pydict()
         except (OSError, ValueError, pa.ArrowException) as exc:
             raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
+        columns = _with_later(columns)
         if columns.keys() != set(_MEASUREMENT_KEYS):
             raise CheckpointError(f"{path}: is damaged (its columns are others)")
         return columns
@@ -760,8 +763,18 @@ def _file_of(epoch: int) -> str:
     return f"epoch-{epoch:04d}.safetensors"
 
 
-def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
+def _with_later(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Add the columns that came after a run was made."""
+    rows = len(next(iter(columns.values()), ()))
+    return {key: [value] * rows for key, value in _LATER_KEYS.items()} | columns
+
+
+def _read_csv(
+    path: Path, keys: Sequence[str], *, later: Collection[str] = ()
+) -> dict[str, list[Any]]:
     """Columns of a table that `write_csv` wrote; an empty cell is None.
+
+    Those of `later` may be lacking.
 
     Raises
     ------
@@ -770,8 +783,9 @@ def _read_csv(path: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
     """
     try:
         head, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
-        if tuple(head) != tuple(keys):
+        if head != [key for key in keys if key in head or key not in later]:
             raise ValueError("its columns are others")
+        keys = head
         columns = zip(*rows, strict=True) if rows else [()] * len(keys)
         return {
             key: [_value(key, cell) for cell in column]
