@@ -63,14 +63,16 @@ def resets_of(run: Run, names: Sequence[str] = NAMES) -> Resets:
         drop = {0: i / 10, 1: i / 20, "rand": 0.9}[snapshot]
         top1 = 0.8 * (1 - drop)
         return ResetCell(
-            top1=top1, top5=1.0, loss=0.5, examples=1000, low=top1 - 0.02, high=top1 + 0.02,
+            value=top1, top1=top1, top5=1.0, cross_entropy=0.5, examples=1000,
+            low=top1 - 0.02, high=top1 + 0.02,
             layer=names[i], snapshot=snapshot, draw=0 if snapshot == "rand" else None,
             relative_drop=drop, p_value=0.5 if drop < 0.06 else 0.001, significant=drop >= 0.06,
         )  # fmt: skip
 
     return Resets(
         source=str(run.path), network="lenet", data="digits", split="val",
-        trained=Accuracy(top1=0.8, top5=1.0, loss=0.5, examples=1000, low=0.77, high=0.82),
+        trained=Accuracy(value=0.8, top1=0.8, top5=1.0, cross_entropy=0.5,
+            examples=1000, low=0.77, high=0.82),
         layers=tuple(
             ResetLayer(
                 name=each.name, kind=Kind.CONV, stage=None, negative_mass=each.negative_mass,

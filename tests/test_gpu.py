@@ -81,20 +81,20 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 def test_resets_are_those_of_the_cpu_but_for_close_answers(make, devices):
     network, data = make(0), images(count=600, size=32)
     snapshots = {seed: make(seed).state_dict() for seed in (1, 2, 3)}
-    cpu = ps.reset_module(network, snapshots, data=data, options=ALL)
+    cpu = ps.reset(network, to=snapshots, data=data, options=ALL)
     options = dataclasses.replace(ALL, devices=devices)
-    gpu = ps.reset_module(network.cuda(), snapshots, data=data, options=options)
+    gpu = ps.reset(network.cuda(), to=snapshots, data=data, options=options)
     assert next(network.parameters()).is_cuda, "the network stays where it was"
     for ours, theirs in zip(gpu.cells, cpu.cells, strict=True):
         assert (ours.layer, ours.snapshot) == (theirs.layer, theirs.snapshot)
         assert abs(ours.top1 - theirs.top1) <= 6 / 600
-        assert ours.loss == pytest.approx(theirs.loss, rel=1e-2)
+        assert ours.cross_entropy == pytest.approx(theirs.cross_entropy, rel=1e-2)
 
 
 def test_resets_are_those_of_an_independent_implementation_but_for_close_answers():
-    found = ps.reset_checkpoint(
-        PARITY / "lenet-epoch-12.tar", SNAPSHOTS, network="lenet", data="mnist", data_path=PARITY,
-        options=ON_GPU,
+    found = ps.reset(
+        PARITY / "lenet-epoch-12.tar", to=SNAPSHOTS, network="lenet", data="mnist",
+        data_path=PARITY, options=ON_GPU,
     )  # fmt: skip
     for epoch, rows in json.loads((PARITY / "expected.json").read_text())["reset_top1"].items():
         for row, top1 in rows.items():
@@ -107,10 +107,10 @@ def test_resets_in_half_precision(precision):
     network, data = build("lenet", seed=0), images(size=32)
     snapshot = {1: build("lenet", seed=1).state_dict()}
     options = dataclasses.replace(ON_GPU, precision=precision)
-    half = ps.reset_module(network, snapshot, data=data, options=options)
-    full = ps.reset_module(network, snapshot, data=data, options=ON_GPU)
+    half = ps.reset(network, to=snapshot, data=data, options=options)
+    full = ps.reset(network, to=snapshot, data=data, options=ON_GPU)
     for ours, theirs in zip(half.cells, full.cells, strict=True):
-        assert ours.loss == pytest.approx(theirs.loss, rel=2e-2)
+        assert ours.cross_entropy == pytest.approx(theirs.cross_entropy, rel=2e-2)
 
 
 def test_workers_of_a_study_share_the_gpu(tmp_path):

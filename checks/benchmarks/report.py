@@ -91,10 +91,11 @@ def _resets(run):
     from planescope.hyperplanes.layer import Kind
 
     layers = run.measured_layers[SNAPSHOTS - 1]
-    accuracy = {"top5": 0.99, "loss": 0.4, "examples": 10_000}
+    accuracy = {"top5": 0.99, "cross_entropy": 0.4, "examples": 10_000}
     cells = [
         ResetCell(
             layer=layer.name, snapshot=snapshot, draw=None, relative_drop=0.9 / (1 + snapshot + i),
+            value=0.9 - 0.8 / (1 + snapshot + i),
             top1=0.9 - 0.8 / (1 + snapshot + i), low=0.1, high=0.9, p_value=0.01, significant=True,
             **accuracy,
         )
@@ -103,7 +104,7 @@ def _resets(run):
     ]  # fmt: skip
     return Resets(
         source=str(run.path), network="vgg19", data="cifar10", split="val",
-        trained=Accuracy(top1=0.9, low=0.89, high=0.91, **accuracy),
+        trained=Accuracy(value=0.9, top1=0.9, low=0.89, high=0.91, **accuracy),
         layers=tuple(
             ResetLayer(
                 name=layer.name, kind=Kind.CONV, stage=None, negative_mass=layer.negative_mass,

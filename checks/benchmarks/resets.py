@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from checks.benchmarks.processes import machine
-from planescope.criticality.resets import ResetOptions, reset_checkpoint
+from planescope.criticality.resets import ResetOptions, reset
 from planescope.criticality.resets.record import Resets
 from planescope.networks.build import build
 
@@ -144,8 +144,8 @@ def compare(name: str, device: str, threads: int) -> None:
         def ours() -> None:
             options = ResetOptions(kinds="all", devices=(device,))
             found.append(
-                reset_checkpoint(
-                    paths[0], paths[1:], network=name, data="cifar10", data_path=folder,
+                reset(
+                    paths[0], to=paths[1:], network=name, data="cifar10", data_path=folder,
                     options=options,
                 )
             )  # fmt: skip
@@ -162,8 +162,8 @@ def compare(name: str, device: str, threads: int) -> None:
             cell = found[-1].at(layer, paths[1].name)[0]
             assert abs(round(cell.top1 * cell.examples) - right) <= allowed, (layer, cell, right)
             assert abs(round(cell.top5 * cell.examples) - top5) <= allowed, (layer, cell, top5)
-            assert cell.loss is not None
-            assert abs(cell.loss - loss) < (1e-3 if allowed else 1e-5) * loss
+            assert cell.cross_entropy is not None
+            assert abs(cell.cross_entropy - loss) < (1e-3 if allowed else 1e-5) * loss
     for clock in ("cpu", "wall") if device == "cpu" else ("wall",):
         each = getattr(shared, clock) / cells
         line = f"{name:8} {device:>4} {threads:>3} {clock:>5} {cells:>4} {each:9.4f}s"

@@ -296,7 +296,7 @@ def _tensorflow(*seeds: tuple[str, str]) -> Callable[[], Seeds]:
 
     def made() -> Seeds:
         for name, pattern in seeds:
-            path = ROOT / "tests" / "tensorflow" / name
+            path = ROOT / "tests" / "tensorflow_files" / name
             beside = {
                 str(file.relative_to(path.parent)): file.read_bytes()
                 for file in sorted(path.parent.glob(pattern or "no file"))

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
     from planescope.criticality.prediction import CriticalModel, Prediction, predict_critical
     from planescope.criticality.relate import relate
     from planescope.criticality.relation import RelatedLayer, Relation
-    from planescope.criticality.resets import (
-        ResetOptions,
-        reset_checkpoint,
-        reset_module,
-        reset_run,
-    )
+    from planescope.criticality.resets import ResetOptions, reset
     from planescope.criticality.resets.record import Accuracy, ResetCell, ResetLayer, Resets
     from planescope.figures.report import Report, report
     from planescope.files.errors import (
@@ -90,9 +85,7 @@ _HOMES = {
     "predict_critical": "criticality.prediction",
     "relate": "criticality.relate",
     "report": "figures.report",
-    "reset_checkpoint": "criticality.resets",
-    "reset_module": "criticality.resets",
-    "reset_run": "criticality.resets",
+    "reset": "criticality.resets",
     "train": "training.loop",
 }
 
@@ -146,9 +139,7 @@ __all__ = [
     "predict_critical",
     "relate",
     "report",
-    "reset_checkpoint",
-    "reset_module",
-    "reset_run",
+    "reset",
     "train",
 ]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ordered import filters_first
 
+import planescope as ps
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.flax import recognises
 from planescope.checkpoints.probe import probe
@@ -29,12 +29,27 @@ def test_files_of_flax_give_their_arrays_bit_by_bit(file):
     form, state = read_contents(FIXTURES / file)
     assert (form, state.entry, state.in_order) == ("flax-msgpack", "params", False)
     with np.load(FIXTURES / f"{FILES[file]}.expected.npz") as arrays:
-        wanted = filters_first(dict(arrays))
+        wanted = dict(arrays)
     assert set(state.tensors) == set(wanted)
     for name, values in wanted.items():
         found = state.tensors[name].read()
         assert found.shape == values.shape == state.tensors[name].shape
         assert found.tobytes() == np.ascontiguousarray(values).tobytes(), name
+
+
+@pytest.mark.parametrize("file", ["flax.msgpack", "flax-train-state.msgpack"])
+def test_layers_of_flax_have_their_filters_first(file):
+    """Kernels are (height, width, in, out), dense ones (in, out)."""
+    measured = ps.measure(FIXTURES / file, kinds="all")
+    with np.load(FIXTURES / "flax.expected.npz") as arrays:
+        kernels = {n.removesuffix(".kernel"): a for n, a in arrays.items() if a.ndim > 1}
+    assert {layer.name for layer in measured.layers} == set(kernels)
+    for layer in measured.layers:
+        kernel = kernels[layer.name]
+        outputs = kernel.shape[-1]
+        assert (layer.filters, layer.fan_in) == (outputs, kernel.size // outputs)
+        sums = kernel.astype(np.float64).reshape(-1, outputs).sum(axis=0)
+        assert layer.mean_projection == pytest.approx(sums.mean(), rel=1e-6, abs=1e-7)
 
 
 def text(value):

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -242,6 +243,24 @@ def test_closed_streams_are_nobody_elses(tmp_path):
     line = f'"{sys.executable}" -m planescope measure {CHECKPOINT} --out "{out}" <&- >&- 2>&-'
     assert subprocess.run(line, shell=True).returncode == 0  # noqa: S602
     assert ps.load(out).network.layers == 6
+
+
+@posix
+@pytest.mark.parametrize(
+    "args",
+    [
+        pytest.param(("measure", CHECKPOINT), id="table"),
+        pytest.param(("measure", CHECKPOINT, "--json", "--out", "a.json"), id="json-beside-a-file"),
+        pytest.param(("study", "studies/digits.yaml", "--dry-run"), id="dry-run"),
+        pytest.param(("--version",), id="version"),
+    ],
+)
+def test_what_was_to_be_printed_is_missed_where_standard_output_is_closed(args, tmp_path):
+    args = [str(tmp_path / arg) if arg == "a.json" else arg for arg in args]
+    line = f"{shlex.join(command(*args))} >&-"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True)  # noqa: S602
+    sentence = "planescope: standard output: is closed, and what was to be printed is lost\n"
+    assert (done.returncode, done.stderr) == (2, sentence)
 
 
 @posix

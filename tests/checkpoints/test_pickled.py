@@ -20,12 +20,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from ordered import filters_first
 
 import planescope as ps
 from planescope.checkpoints import read_contents
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Kind, StateDict
+from planescope.networks.layers import find_layers
 
 FIXTURES = Path(__file__).parents[1] / "formats"
 
@@ -66,7 +66,7 @@ def test_files_of_flax_haiku_and_paddle_give_their_arrays_bit_by_bit(file):
     state = read(FIXTURES / file)
     assert state.entry == entry
     with np.load(FIXTURES / f"{expected}.expected.npz") as file:
-        wanted = filters_first(dict(file))
+        wanted = dict(file)
     extra = state.tensors.keys() - set(wanted)
     same(StateDict(tensors={n: t for n, t in state.tensors.items() if n not in extra}), wanted)
     # What Haiku counts beside its averages.
@@ -77,10 +77,10 @@ def test_frozen_dictionaries_of_flax_are_dictionaries():
     state = read(FIXTURES / "flax-frozen.ckpt")
     with np.load(FIXTURES / "flax.expected.npz") as wanted:
         parameters = {name: wanted[name] for name in wanted if not name.endswith((".mean", ".var"))}
-    same(state, filters_first(parameters))
-    assert {name: place.kind for name, place in state.places.items()} == {
-        "ConvTranspose_0": Kind.TRANSPOSED
-    }
+    same(state, parameters)
+    kinds = {layer.name: layer.kind for layer in find_layers(state)[0]}
+    assert kinds["ConvTranspose_0"] is Kind.TRANSPOSED
+    assert kinds["Conv_0"] is Kind.CONV
 
 
 NET = {"conv1.weight": draw(4, 3, 3, 3), "conv1.bias": draw(4), "fc.weight": draw(2, 4)}
@@ -141,7 +141,7 @@ def test_a_pickled_array_of_objects_is_what_it_holds(tmp_path):
     np.save(tmp_path / "vgg.npy", np.array(pairs, object), allow_pickle=True)
     wanted = {"conv1_1.W": pairs["conv1_1"][0], "conv1_1.b": pairs["conv1_1"][1]}
     wanted |= {"fc6.W": pairs["fc6"][0], "fc6.b": pairs["fc6"][1]}
-    same(read(tmp_path / "vgg.npy"), filters_first(wanted))
+    same(read(tmp_path / "vgg.npy"), wanted)
 
 
 class TwoString:
@@ -336,5 +336,6 @@ def test_transposed_convolutions_of_paddle_and_haiku_are_known_by_their_biases()
 
 
 def test_where_nothing_tells_the_axes_the_note_says_so(tmp_path):
-    (tmp_path / "net.pkl").write_bytes(pickle.dumps({"a": {"w": draw(4, 3, 3, 5)}}))
-    assert "filters of a lie on the first axis is assumed" in read(tmp_path / "net.pkl").note
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps({"a": {"w": draw(5, 3, 3, 5)}}))
+    (note,) = ps.measure(tmp_path / "net.pkl").notes
+    assert "the names alone say that the filters of a lie on the last axis" in note

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 import planescope as ps
 from planescope.files.errors import CheckpointError
 
-FILES = Path(__file__).parents[1] / "tensorflow"
+FILES = Path(__file__).parents[1] / "tensorflow_files"
 
 # Most of a network is often linear layers, which are not measured.
 LARGE = 8 << 20

@@ -15,7 +15,7 @@ import warm
 from safetensors.torch import load_file, save_file
 
 import planescope as ps
-from planescope.criticality.resets import reset_run
+from planescope.criticality.resets import reset
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
 from planescope.training.run import Run
@@ -37,7 +37,7 @@ def runs(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     paths = [trained(folder / f"run-{seed}", seed=seed) for seed in (0, 1)]
     for path in paths:
-        reset_run(path)
+        reset(path)
     return paths
 
 

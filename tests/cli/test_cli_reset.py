@@ -59,7 +59,7 @@ def test_checkpoints_give_json_by_the_schema():
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout, parse_constant=pytest.fail)
     schema = json.loads(
-        (files("planescope.files") / "schemas" / "resets-1.json").read_text("utf-8")
+        (files("planescope.files") / "schemas" / "resets-2.json").read_text("utf-8")
     )
     jsonschema.validate(found, schema)
     assert [(c["layer"], c["snapshot"], c["draw"], c["top1"]) for c in found["cells"]] == [
@@ -146,7 +146,7 @@ def given(*args: str | Path):
         pytest.param(given(*TRAINED, *KNOWN), "nothing to put layers back to", id="no-snapshot"),
         pytest.param(
             given(*TRAINED, *FIRST, "--network", "lenet", "--data", "digits", "--draws", "2"),
-            "--draws says how many fresh draws --rand takes",
+            "--draws says how many draws --fresh or --rand takes",
             id="draws-without-rand",
         ),
         pytest.param(

@@ -24,7 +24,7 @@ from planescope import figures
 from planescope.criticality.resets import cells
 from planescope.criticality.resets.cells import BATCHES, Cell
 from planescope.criticality.resets.packing import Chain
-from planescope.criticality.resets.prefix import Traced, split, survey, trace
+from planescope.criticality.resets.prefix import Inputs, Traced, split, survey, trace
 from planescope.criticality.resets.progress import Progress
 from planescope.data.load import Images
 from planescope.networks.build import build
@@ -68,8 +68,10 @@ def plain_counts(
     with torch.no_grad():
         for batch, labels in loader:
             logits = network(batch)
+            is_number = ~logits.isnan().any(1)  # else argmax gives a class, by its place
             best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            right += int((logits.argmax(1) == labels).sum())
+            best &= is_number[:, None]
+            right += int(((logits.argmax(1) == labels) & is_number).sum())
             top5 += int(best.sum())
             loss += float(cross_entropy(logits, labels, reduction="sum"))
     return right, top5, loss / len(data.labels)
@@ -277,7 +279,7 @@ def test_the_counts_are_those_of_the_plain_way(make, size, note):
     network, data = make(0), images(size=size)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     snapshots = {seed: make(seed).state_dict() for seed in (1, 2)}
-    found = ps.reset_module(network, snapshots, data=data, options=ALL)
+    found = ps.reset(network, to=snapshots, data=data, options=ALL)
     assert note in " ".join(found.notes)
     assert bool(note) == ("run by parts" in " ".join(found.notes))
     assert counts(found.trained) == plain_counts(network, [], {}, data)[:2]
@@ -294,14 +296,14 @@ def test_the_counts_are_those_of_the_plain_way(make, size, note):
                 network, [n for n in names if n in snapshot], snapshot, data
             )
             assert (layer, seed, *counts(cell)) == (layer, seed, right, top5)
-            assert cell.loss == pytest.approx(loss, rel=1e-6)
+            assert cell.cross_entropy == pytest.approx(loss, rel=1e-6)
     assert network.training
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
 
 def test_what_lies_before_a_layer_is_left_once_and_copied_only_where_it_is_changed():
-    example = torch.randn(1, 3, 16, 16)
+    example = Inputs.of(torch.randn(1, 3, 16, 16))
     module = ChangesWhatItShares().eval()
     network, note = split(module, trace(module), example)
     starts = [network.uses([f"{name}.weight"])[0] for name in ("first", "second", "out")]
@@ -313,7 +315,7 @@ def test_what_lies_before_a_layer_is_left_once_and_copied_only_where_it_is_chang
 
 def test_the_ways_of_a_gpu_give_the_same_but_for_rounding():
     network = build("vgg11", width=0.25, seed=0).eval()
-    batch = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = Inputs.of(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     other = build("vgg11", width=0.25, seed=1).state_dict()
     quick, plain = (Traced(network, trace(network), batch) for _ in range(2))
     quick.hasten()
@@ -336,10 +338,12 @@ def test_the_ways_of_a_gpu_give_the_same_but_for_rounding():
 def test_images_of_more_than_a_pixel_are_read_as_they_are():
     network = build("vgg11", width=0.25, seed=0).eval()
     batch = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    quick = Traced(network, trace(network), batch)
+    quick = Traced(network, trace(network), Inputs.of(batch))
     quick.hasten()
     with torch.inference_mode():
-        torch.testing.assert_close(quick.finish(quick.begin(batch), 0, {}), network(batch))
+        torch.testing.assert_close(
+            quick.finish(quick.begin(Inputs.of(batch)), 0, {}), network(batch)
+        )
 
 
 def test_the_weights_of_the_next_cells_are_read_while_one_is_evaluated(monkeypatch):
@@ -374,16 +378,16 @@ def test_devices_share_the_work_and_the_result_is_the_same():
     network, data = make(0), images(count=40)
     again = {"data": data, "options": dataclasses.replace(ALL, devices=("cpu", "cpu"))}
     snapshots = {seed: make(seed).state_dict() for seed in (1, 2)}
-    once = ps.reset_module(network, snapshots, data=data, options=ALL)
+    once = ps.reset(network, to=snapshots, data=data, options=ALL)
     for _ in range(25):
-        assert ps.reset_module(network, snapshots, **again) == once
+        assert ps.reset(network, to=snapshots, **again) == once
 
 
 def test_several_layers_at_once():
     network, data = build("lenet", seed=0), images(size=32)
     snapshot = build("lenet", seed=1).state_dict()
     options = dataclasses.replace(ALL, layers="features.5", together=["features.2, classifier.0"])
-    found = ps.reset_module(network, {1: snapshot}, data=data, options=options)
+    found = ps.reset(network, to={1: snapshot}, data=data, options=options)
     assert found.rows == ("features.5", "features.2,classifier.0")
     names = [f"{n}.{p}" for n in ("features.2", "classifier.0") for p in ("weight", "bias")]
     expected = plain_counts(network, names, snapshot, data)[:2]
@@ -394,11 +398,11 @@ def test_a_norm_goes_back_with_its_layer_where_that_is_asked_for():
     make = with_statistics("vgg11_bn", width=0.125)
     network, data, snapshot = make(0), images(size=32), make(1).state_dict()
     options = dataclasses.replace(ALL, layers="features.4", with_norm=True)
-    found = ps.reset_module(network, {1: snapshot}, data=data, options=options)
+    found = ps.reset(network, to={1: snapshot}, data=data, options=options)
     names = [name for name in snapshot if name.startswith(("features.4.", "features.5."))]
     expected = plain_counts(network, names, snapshot, data)
     assert counts(found.cells[0]) == expected[:2]
-    assert found.cells[0].loss == pytest.approx(expected[2], rel=1e-6)
+    assert found.cells[0].cross_entropy == pytest.approx(expected[2], rel=1e-6)
     without = plain_counts(network, ["features.4.weight", "features.4.bias"], snapshot, data)
     assert abs(without[2] - expected[2]) > 1e-3
 
@@ -412,15 +416,15 @@ def test_weights_in_parts_are_put_back_part_by_part():
         )
 
     network, data, snapshot = make(0), images(), make(1).state_dict()
-    found = ps.reset_module(network, {1: snapshot}, data=data, options=ALL)
+    found = ps.reset(network, to={1: snapshot}, data=data, options=ALL)
     names = [name for name in snapshot if name.startswith("0.")]
     assert counts(found.at("0", 1)[0]) == plain_counts(network, names, snapshot, data)[:2]
 
 
 @pytest.fixture(scope="module")
 def lenet() -> ps.Resets:
-    return ps.reset_checkpoint(
-        PARITY / "lenet-epoch-12.tar", SNAPSHOTS, network="lenet", data="mnist", data_path=PARITY
+    return ps.reset(
+        PARITY / "lenet-epoch-12.tar", to=SNAPSHOTS, network="lenet", data="mnist", data_path=PARITY
     )
 
 
@@ -461,7 +465,7 @@ def test_the_verdict_names_the_most_critical_layer(lenet):
 
 
 def schema() -> dict:
-    return json.loads((files("planescope.files") / "schemas" / "resets-1.json").read_text("utf-8"))
+    return json.loads((files("planescope.files") / "schemas" / "resets-2.json").read_text("utf-8"))
 
 
 def test_the_json_follows_its_schema(lenet):
@@ -482,7 +486,7 @@ def test_csv_has_a_row_a_cell(lenet, tmp_path):
     lenet.save(tmp_path / "resets.csv")
     table = pd.read_csv(tmp_path / "resets.csv")
     assert table["relative_drop"].tolist() == lenet.to_pandas()["relative_drop"].tolist()
-    assert set(table["schema"]) == {"planescope.resets/1"}
+    assert set(table["schema"]) == {"planescope.resets/2"}
 
 
 @pytest.mark.parametrize(
@@ -491,8 +495,8 @@ def test_csv_has_a_row_a_cell(lenet, tmp_path):
         pytest.param(None, "cannot be read", id="missing"),
         pytest.param("{", "holds no resets", id="no-json"),
         pytest.param("[]", "its schema is None", id="no-object"),
-        pytest.param('{"schema": "planescope.resets/2"}', "this version .* reads", id="newer"),
-        pytest.param('{"schema": "planescope.resets/1"}', "no whole resets", id="keys-missing"),
+        pytest.param('{"schema": "planescope.resets/3"}', "this version .* reads", id="newer"),
+        pytest.param('{"schema": "planescope.resets/2"}', "no whole resets", id="keys-missing"),
     ],
 )
 def test_what_is_no_resets_is_not_loaded(tmp_path, text, sentence):
@@ -505,7 +509,7 @@ def test_what_is_no_resets_is_not_loaded(tmp_path, text, sentence):
 
 def test_an_untrained_network_has_no_relative_drops():
     data = images()
-    found = ps.reset_module(UsedTwice(), {0: UsedTwice().state_dict()}, data=data, options=ALL)
+    found = ps.reset(UsedTwice(), to={0: UsedTwice().state_dict()}, data=data, options=ALL)
     assert {cell.relative_drop for cell in found.cells} == {None}
     assert "is no better than chance" in found.notes[0]
     jsonschema.validate(json.loads(found.to_json(), parse_constant=pytest.fail), schema())
@@ -515,8 +519,8 @@ def test_an_untrained_network_has_no_relative_drops():
 def test_outputs_that_are_no_numbers_give_no_loss_and_no_nan():
     network, data = build("lenet", seed=0), images(size=32)
     broken = {name: t * float("nan") for name, t in build("lenet", seed=1).state_dict().items()}
-    found = ps.reset_module(network, {"nan": broken}, data=data, options=ALL)
-    assert {cell.loss for cell in found.cells} == {None}
+    found = ps.reset(network, to={"nan": broken}, data=data, options=ALL)
+    assert {cell.cross_entropy for cell in found.cells} == {None}
     jsonschema.validate(json.loads(found.to_json(), parse_constant=pytest.fail), schema())
 
 
@@ -526,13 +530,13 @@ def test_weights_that_overflow_give_what_they_give_the_plain_way(factor):
     network, data = build("lenet", seed=0), images(size=32)
     large = {name: t * factor for name, t in build("lenet", seed=1).state_dict().items()}
     options = dataclasses.replace(ALL, layers="features.12", together=["features.7,features.10"])
-    found = ps.reset_module(network, {"large": large}, data=data, options=options)
+    found = ps.reset(network, to={"large": large}, data=data, options=options)
     for row in found.rows:
         names = [f"{layer}.{part}" for layer in row.split(",") for part in ("weight", "bias")]
         right, top5, loss = plain_counts(network, names, large, data)
         (cell,) = found.at(row, "large")
         assert counts(cell) == (right, top5)
-        assert cell.loss == (pytest.approx(loss, rel=1e-6) if np.isfinite(loss) else None)
+        assert cell.cross_entropy == (pytest.approx(loss, rel=1e-6) if np.isfinite(loss) else None)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
@@ -576,7 +580,7 @@ def test_without_the_operator_of_onednn_the_plain_way_gives_the_same(monkeypatch
         chain.pack(torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     assert not chain.packed
     snapshot = build("lenet", seed=1).state_dict()
-    found = ps.reset_module(network, {1: snapshot}, data=data, options=ALL)
+    found = ps.reset(network, to={1: snapshot}, data=data, options=ALL)
     for layer in ("features.5", "features.10", "features.12"):
         names = [f"{layer}.weight", f"{layer}.bias"]
         assert counts(found.at(layer, 1)[0]) == plain_counts(network, names, snapshot, data)[:2]
@@ -598,7 +602,7 @@ class TakesMuch(nn.Module):
 def test_memory_that_runs_out_on_the_host_is_said():
     module = TakesMuch()
     with pytest.raises(ps.RunError, match="memory ran out; give a smaller --memory"):
-        ps.reset_module(module, {0: module.state_dict()}, data=images(), options=ALL)
+        ps.reset(module, to={0: module.state_dict()}, data=images(), options=ALL)
 
 
 def test_a_pixel_alone_is_its_own_average():
@@ -608,9 +612,9 @@ def test_a_pixel_alone_is_its_own_average():
             module, nn.Flatten(), nn.Linear(3 * module(pixels)[0, 0].numel(), 2)
         )
         with torch.inference_mode():
-            cut, note = split(network, trace(network), pixels)
+            cut, note = split(network, trace(network), Inputs.of(pixels))
             assert not note
-            assert torch.equal(cut.finish(cut.begin(pixels), 0, {}), network(pixels))
+            assert torch.equal(cut.finish(cut.begin(Inputs.of(pixels)), 0, {}), network(pixels))
 
 
 class Stop(Exception):
@@ -634,18 +638,18 @@ def test_broken_off_work_goes_on_where_it_was(tmp_path, tolerance):
     snapshots = {seed: build("lenet", seed=seed).state_dict() for seed in (1, 2)}
     options = dataclasses.replace(ALL, tolerance=tolerance)
     on_cell, every = stopping_after(1000)
-    whole = ps.reset_module(network, snapshots, data=data, options=options, on_cell=on_cell)
+    whole = ps.reset(network, to=snapshots, data=data, options=options, on_cell=on_cell)
     keep = tmp_path / "kept"
     on_cell, names = stopping_after(7)
     again = {"data": data, "keep": keep, "options": options}
     with pytest.raises(Stop):
-        ps.reset_module(network, snapshots, on_cell=on_cell, **again)
+        ps.reset(network, to=snapshots, on_cell=on_cell, **again)
     assert len(names) == 7
     on_cell, names = stopping_after(1000)
-    assert ps.reset_module(network, snapshots, on_cell=on_cell, **again) == whole
+    assert ps.reset(network, to=snapshots, on_cell=on_cell, **again) == whole
     assert names == every[7:]
     on_cell, names = stopping_after(0)
-    assert ps.reset_module(network, snapshots, on_cell=on_cell, **again) == whole
+    assert ps.reset(network, to=snapshots, on_cell=on_cell, **again) == whole
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
@@ -656,8 +660,8 @@ def test_kept_work_on_other_data_or_weights_is_not_taken(tmp_path):
     def found(seed: int, weights: dict) -> ps.Resets:
         options = dataclasses.replace(ALL, layers="features.0")
         data = images(size=32, seed=seed)
-        kept = ps.reset_module(network, {1: weights}, data=data, keep=keep, options=options)
-        assert kept == ps.reset_module(network, {1: weights}, data=data, options=options)
+        kept = ps.reset(network, to={1: weights}, data=data, keep=keep, options=options)
+        assert kept == ps.reset(network, to={1: weights}, data=data, options=options)
         return kept
 
     others = {name: tensor * 2 for name, tensor in snapshot.items()}
@@ -666,8 +670,10 @@ def test_kept_work_on_other_data_or_weights_is_not_taken(tmp_path):
 
 
 # A tally that claims 10^15 examples, of which it holds 8.
-CLAIMING = {"p": {"a": {"examples": 10**15, "right": "ff", "top5": 1, "loss": 0.0}}}
-CLAIMING = {"schema": "planescope.resets-progress/1", "protocols": CLAIMING}
+CLAIMING = {
+    "p": {"a": {"examples": 10**15, "columns": {"right": {"bool": "ff"}}, "sums": {"loss": 0.0}}}
+}
+CLAIMING = {"schema": "planescope.resets-progress/2", "protocols": CLAIMING}
 
 
 def test_a_tally_of_infinite_loss_is_refused(tmp_path):
@@ -688,7 +694,7 @@ def test_a_damaged_file_of_kept_work_is_named(tmp_path, text):
     keep = tmp_path / "kept"
     keep.write_text(text)
     with pytest.raises(ps.CheckpointError, match=r"kept: cannot be read .*; remove it"):
-        ps.reset_module(UsedTwice(), {0: UsedTwice().state_dict()}, data=images(), keep=keep)
+        ps.reset(UsedTwice(), to={0: UsedTwice().state_dict()}, data=images(), keep=keep)
 
 
 def test_small_memory_gives_the_same_in_more_groups():
@@ -697,17 +703,17 @@ def test_small_memory_gives_the_same_in_more_groups():
     names: list[str] = []
     # A quarter of it holds a batch of 256: no smaller batches, but one batch a group.
     options = dataclasses.replace(ALL, memory=4 * 256 * 4 * 6 * 32 * 32 * 4)
-    assert ps.reset_module(
-        network, snapshots, data=data, options=options, on_cell=lambda d, t, n: names.append(n)
-    ) == ps.reset_module(network, snapshots, data=data, options=ALL)
+    assert ps.reset(
+        network, to=snapshots, data=data, options=options, on_cell=lambda d, t, n: names.append(n)
+    ) == ps.reset(network, to=snapshots, data=data, options=ALL)
     assert names.count("features.0") in (1, 2, 3)
 
 
 def test_a_tolerance_ends_cells_early_with_bounds_that_hold():
     options = ps.ResetOptions(tolerance=0.04, devices=("cpu",), memory=40_000_000, seed=1)
-    found = ps.reset_checkpoint(
+    found = ps.reset(
         PARITY / "lenet-epoch-12.tar",
-        SNAPSHOTS,
+        to=SNAPSHOTS,
         network="lenet",
         data="mnist",
         data_path=PARITY,
@@ -732,20 +738,20 @@ def test_a_subset_is_drawn_by_its_seed():
 
     def found(seed: int) -> ps.Resets:
         options = dataclasses.replace(ALL, subset=100, seed=seed, layers="features.0")
-        return ps.reset_module(network, {1: snapshot}, data=data, options=options)
+        return ps.reset(network, to={1: snapshot}, data=data, options=options)
 
     assert found(0) == found(0)
     assert found(0).trained.examples == 100
-    assert found(0).trained.loss != found(1).trained.loss
+    assert found(0).trained.cross_entropy != found(1).trained.cross_entropy
 
 
 def test_fresh_draws_have_their_spread_and_are_not_the_initialisation():
     options = ps.ResetOptions(draws=3, layers="features.0", devices=("cpu",))
 
     def found() -> ps.Resets:
-        return ps.reset_checkpoint(
+        return ps.reset(
             PARITY / "lenet-epoch-12.tar",
-            SNAPSHOTS[:1],
+            to=SNAPSHOTS[:1],
             network="lenet",
             data="mnist",
             data_path=PARITY,
@@ -755,7 +761,7 @@ def test_fresh_draws_have_their_spread_and_are_not_the_initialisation():
     resets = found()
     draws = resets.at("features.0", "rand")
     assert [cell.draw for cell in draws] == [0, 1, 2]
-    assert len({cell.loss for cell in resets.cells}) == 4
+    assert len({cell.cross_entropy for cell in resets.cells}) == 4
     drops = [cell.relative_drop for cell in draws]
     assert resets.drop("features.0", "rand") == pytest.approx(
         (np.mean(drops), np.std(drops, ddof=1))
@@ -773,16 +779,16 @@ def test_fresh_draws_have_their_spread_and_are_not_the_initialisation():
         pytest.param({"together": ["features.0,f"]}, "no layer is called 'f'", id="together"),
         pytest.param({"subset": 301}, "noise has 300 examples", id="subset"),
         pytest.param({"devices": ("gpu",)}, "device 'gpu' cannot be used", id="device"),
-        pytest.param({"draws": 1}, "cannot be drawn anew", id="draws"),
+        pytest.param({"draws": 1}, "nobody knows the initialiser", id="draws"),
         pytest.param({"kinds": "konv"}, "unknown kind 'konv'", id="kind"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, sentence):
     network = build("lenet", seed=0)
     with pytest.raises(ps.UsageError, match=sentence):
-        ps.reset_module(
+        ps.reset(
             network,
-            {0: network.state_dict()},
+            to={0: network.state_dict()},
             data=images(size=32),
             options=ps.ResetOptions(**options),
         )
@@ -818,7 +824,7 @@ def test_values_out_of_range_are_refused(options):
 )
 def test_snapshots_of_another_network_are_refused(snapshot, sentence):
     with pytest.raises(ps.CheckpointError, match=sentence):
-        ps.reset_module(build("lenet", seed=0), {0: snapshot}, data=images(size=32))
+        ps.reset(build("lenet", seed=0), to={0: snapshot}, data=images(size=32))
 
 
 @pytest.mark.parametrize(
@@ -833,7 +839,7 @@ def test_snapshots_of_another_network_are_refused(snapshot, sentence):
 def test_data_of_another_network_are_refused(data, sentence):
     network = build("lenet", seed=0)
     with pytest.raises(ps.UsageError, match=sentence):
-        ps.reset_module(network, {0: network.state_dict()}, data=data)
+        ps.reset(network, to={0: network.state_dict()}, data=data)
 
 
 def test_the_map_has_a_number_a_cell_and_marks_noise(lenet):
@@ -866,7 +872,7 @@ def test_a_map_of_very_many_snapshots_has_dots_for_numbers(lenet):
 
 
 def test_a_map_of_an_untrained_network_has_accuracies():
-    found = ps.reset_module(UsedTwice(), {0: UsedTwice().state_dict()}, data=images(), options=ALL)
+    found = ps.reset(UsedTwice(), to={0: UsedTwice().state_dict()}, data=images(), options=ALL)
     axes, _, scale = figures.heatmap(found, width="column").axes
     assert scale.get_ylabel() == "accuracy, %"
     assert axes.get_images()[0].get_array()[0, 0] == pytest.approx(100 * found.cells[0].top1)
@@ -933,7 +939,7 @@ class Factors(nn.Module):
 def test_layers_of_ones_own_classes_are_put_back_with_all_that_they_are_made_of():
     network, snapshot, data = Scaled(), Scaled().state_dict(), images()
     options = ps.ResetOptions(kinds="all")
-    found = ps.reset_module(network, {0: snapshot}, data=data, options=options)
+    found = ps.reset(network, to={0: snapshot}, data=data, options=options)
     parts = {"kernel@conv2d": ["kernel"], "factors": ["factors.down", "factors.up"]}
     assert list(found.rows) == list(parts)
     for layer, names in parts.items():
@@ -947,5 +953,5 @@ def test_a_network_with_the_older_weight_norm_is_copied_after_a_step():
     network = nn.Sequential(network, nn.Linear(1960, 10))
     snapshot = {name: tensor.clone() + 1 for name, tensor in network.state_dict().items()}
     network(torch.randn(2, 3, 16, 16)).sum().backward()
-    found = ps.reset_module(network, {0: snapshot}, data=images())
+    found = ps.reset(network, to={0: snapshot}, data=images())
     assert list(found.rows) == ["0.0"]

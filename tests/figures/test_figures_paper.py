@@ -21,7 +21,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import planescope as ps
 from planescope import figures
-from planescope.criticality.resets import ResetOptions, reset_run
+from planescope.criticality.resets import ResetOptions, reset
 from planescope.figures.sources import open_subjects
 from planescope.files.errors import CheckpointError, OutputError, PlanescopeError, UsageError
 from planescope.hyperplanes import chance
@@ -48,7 +48,7 @@ def runs(tmp_path_factory) -> dict[tuple[float, int], Run]:
     for noise, seed in itertools.product((0.0, 0.5), (0, 1)):
         config = RunConfig(epochs=1, examples=128, label_noise=noise, seed=seed, threads=1)
         made[noise, seed] = train(config, folder / f"noise-{noise}-seed-{seed}")
-    reset_run(made[0.0, 0].path, options=ResetOptions(subset=50, layers="features.(0|12)"))
+    reset(made[0.0, 0].path, options=ResetOptions(subset=50, layers="features.(0|12)"))
     return made
 
 

@@ -19,10 +19,11 @@ import pytest
 import torch
 
 import planescope as ps
+from planescope.files.results import save
 from planescope.hyperplanes import chance, geometry
 from planescope.hyperplanes.layer import Input, Kind, Layer, Norm, Skipped, Tensor, View
 from planescope.measurement.assemble import measure_layers
-from planescope.measurement.record import LAYER_KEYS, Source, save, save_filters
+from planescope.measurement.record import LAYER_KEYS, Source, save_filters
 
 PARITY = Path(__file__).parents[1] / "parity"
 EXPECTED = json.loads((PARITY / "expected.json").read_text(encoding="utf-8"))
@@ -412,7 +413,7 @@ def without(data, *keys):
         pytest.param(lambda data: "name,kind\na,conv\n", "holds no measurement", id="csv"),
         pytest.param(lambda data: json.dumps(data)[:-9], "holds no measurement", id="truncated"),
         pytest.param(lambda data: "[" * 100_000, "holds no measurement", id="deeply-nested"),
-        pytest.param(lambda data: "[1, 2]", "holds 2 measurements; save each", id="several"),
+        pytest.param(lambda data: "[1, 2]", "holds 2 results; save each", id="several"),
         pytest.param(lambda data: "3", "its schema is None", id="number"),
         pytest.param(lambda data: "{}", "its schema is None, and this version", id="no-schema"),
         pytest.param(

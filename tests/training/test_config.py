@@ -121,3 +121,14 @@ def test_a_document_of_no_fields_is_refused(tmp_path, text):
     (tmp_path / "a.yaml").write_text(f"{text}\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"a\.yaml: holds no fields; write one a line"):
         load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("given", [[0.5, 0.25], ("0.5,0.25",), ("0.5", "0.25")])
+def test_numbers_a_channel_are_a_list_or_have_commas_between(given):
+    assert RunConfig(mean=given).mean == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("given", ["0.5", [[0.5]], ["a"], [float("nan")], [True, None]])
+def test_what_is_no_list_of_numbers_is_a_usage_error(given):
+    with pytest.raises(UsageError, match=r"^std: .*not"):
+        RunConfig(std=given)

@@ -184,7 +184,7 @@ def test_updates_that_nobody_reads_do_not_pile_up_on_the_device():
     tracker, model = ps.Tracker(every=1, reference=None), network()
     for step in range(70):
         tracker.update(model, step)
-    unread = [record for record in tracker._records if callable(record.result)]
+    unread = [record for record in tracker._recorder.history.records if callable(record.result)]
     assert len(unread) == 64
     assert len(tracker.to_pandas()) == 140
 
@@ -283,13 +283,16 @@ def test_a_shared_layer_is_measured_once():
 def test_a_layer_that_changes_its_shape_starts_anew():
     tracker, model = ps.Tracker(every=1), network()
     train(model, tracker, steps=2)
-    model[4], model[8] = nn.Conv2d(8, 20, 3), nn.Linear(20, 4)
+    model[4].weight = nn.Parameter(torch.randn(20, 8, 3, 3))
+    model[4].bias = nn.Parameter(torch.zeros(20))
     tracker.update(model, 3)
     _, tracked = tracker.measurements[-1]
     assert [layer.filters for layer in tracked.layers] == [8, 20]
     assert tracked.layers[0].l2 > 0
     assert tracked.layers[1].l2 == 0
-    assert "4 changed its shape: its distances are from the weights it had then" in tracked.notes
+    tracker.update(model, 4)
+    told = tracker.measurements[-1][1].notes
+    assert told == ("4 changed its shape: its distances are from the weights it had then",)
 
 
 def test_a_layer_that_is_replaced_is_measured_in_place_of_the_old_one():
@@ -298,7 +301,10 @@ def test_a_layer_that_is_replaced_is_measured_in_place_of_the_old_one():
     model[4] = nn.Conv2d(8, 16, 3)
     tracker.update(model, 1)
     same_statistics(tracker.measurements[1][1], ps.measure(model))
-    assert tracker.measurements[1][1].layers[1].l2 > 0.5  # from the weights of the first update
+    assert tracker.measurements[1][1].layers[1].l2 == 0  # from the first weights of the new one
+    assert tracker.measurements[1][1].notes == (
+        "4 was replaced: its distances are from the first weights of its new module",
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -457,13 +463,13 @@ def test_data_give_centre_and_activation_rate_of_any_layer(data, used):
     ("data", "message"),
     [
         ([], "data= has no batch"),
-        (iter([]), "data= has no batch"),
+        (iter([]), "data= is a list_iterator, which can be read only once; give tensors"),
         ([{"pixels": 1}], "data= has a batch of type dict; give tensors, or tuples"),
     ],
 )
 def test_data_that_are_none_are_refused_at_the_start(data, message):
     with pytest.raises(ps.UsageError, match=message):
-        ps.Tracker(data=data).update(network(), 0)
+        ps.Tracker(data=data)
 
 
 # --- states

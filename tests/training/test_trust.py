@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         config = RunConfig(network="evilnet:make", kinds=("all",), accelerator="cpu", **SMALL)
         train(config, "run")
-        ps.reset_run("run", trust="evilnet:make")
+        ps.reset("run", trust="evilnet:make")
     finally:
         os.chdir(before)
     return folder

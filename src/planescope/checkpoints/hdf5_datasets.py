@@ -10,7 +10,8 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
 from planescope.checkpoints.hdf5_bytes import (
@@ -24,9 +25,6 @@ from planescope.checkpoints.hdf5_bytes import (
     shape_of,
 )
 from planescope.files.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = range(4)  # classes of layouts
 _SINGLE, _IMPLICIT, _FIXED_ARRAY = 1, 2, 3  # where newer layouts keep the places of chunks
@@ -281,8 +279,6 @@ def unpacked(where: str, dataset: Dataset, raw: Callable[[Chunk], bytes], width:
     CheckpointError
         If a chunk inflates beyond its own shape, or values are missing.
     """
-    import numpy as np
-
     shape = dataset.shape or ()
     if dataset.compact is not None:
         return np.frombuffer(dataset.compact, np.uint8)
@@ -322,8 +318,6 @@ def _check_whole(where: str, held: int, wanted: int) -> None:
 
 def _chunk(where: str, dataset: Dataset, chunk: Chunk, data: bytes, width: int) -> np.ndarray:
     """Undo the filters of a chunk, no further than its shape goes."""
-    import numpy as np
-
     size = width * math.prod(dataset.chunk_shape or ())
     for number, kind in reversed(list(enumerate(dataset.filters))):
         if chunk.skipped >> number & 1:
@@ -348,8 +342,6 @@ def _chunk(where: str, dataset: Dataset, chunk: Chunk, data: bytes, width: int) 
 
 def _fits(data: bytes, check: int) -> bool:
     """Whether a checksum (Fletcher's, of 32 bits) is that of some bytes."""
-    import numpy as np
-
     words = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2").astype(np.uint64)
     # Reduced first: the sums of 2^32 words with weights below 65535 stay below 2^64.
     weights = np.arange(len(words), 0, -1, dtype=np.uint64) % 65535

@@ -12,13 +12,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
+
+import numpy as np
 
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import open_binary
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # Wire types. 3 and 4, groups, went out of use before any format that we read began.
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -214,8 +213,6 @@ def unpack_varints(packed: np.ndarray) -> np.ndarray:
     ValueError
         If an integer has more than 10 bytes or the last one does not end.
     """
-    import numpy as np
-
     ends = np.flatnonzero(packed < 0x80) + 1
     starts = np.concatenate(([0], ends[:-1]))[: ends.size]
     lengths = ends - starts

@@ -1,6 +1,7 @@
 """The command line: one file a command; each parses, calls the library, prints.
 
-Exit status: 0 done, 1 a run that failed, 2 wrong usage or input, 130 interrupted.
+Exit status: 0 done, 1 a run that failed, 2 wrong usage or input; 130, 143 and 129 where SIGINT,
+SIGTERM or SIGHUP ended it.
 """
 
 from __future__ import annotations
@@ -14,19 +15,26 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from planescope.cli.streams import closed_output
+from planescope.files import signals
+
 if TYPE_CHECKING:
     import click
 
 
 def main() -> None:
     """Run the command that ``sys.argv`` names, and end the process with its status."""
+    signals.hear()
     _prepare_streams()
     # Threads that wait by spinning make a small network ten times slower where the processors are
     # shared. It is read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # No last look for garbage, which takes two seconds once torch has trained.
     atexit.register(gc.freeze)
-    raise SystemExit(_run())
+    status = _run()
+    if signals.is_ended():
+        signals.deafen()
+    raise SystemExit(status)
 
 
 def _prepare_streams() -> None:
@@ -34,9 +42,11 @@ def _prepare_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # Who closed it wants nothing of it; the next file to be opened must not take its place.
-            os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(number, "r+" if number else "r", closefd=False))  # noqa: SIM115
+            # The next file to be opened must not take its place. Who closed standard error wants
+            # nothing of it; a result that has no other way out than standard output is a failure.
+            os.open(os.devnull, os.O_WRONLY if number else os.O_RDONLY)
+            own = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+            setattr(sys, name, closed_output() if name == "stdout" else own)
     for stream in (sys.stdout, sys.stderr):
         # A layer's name may hold what the terminal's encoding does not.
         if isinstance(stream, io.TextIOWrapper):
@@ -48,18 +58,18 @@ def _run() -> int:
     import click
 
     from planescope.cli.app import app
-    from planescope.files.errors import PlanescopeError
+    from planescope.files.errors import PlanescopeError, StoppedError
 
     out = sys.stdout
     try:
         status = app(prog_name="planescope", standalone_mode=False)
         sys.stdout.flush()  # at the end of the process nobody would say what is wrong with it
     except PlanescopeError as exc:
-        return _say(str(exc), exc.status)
+        return _say(str(exc), signals.status() if isinstance(exc, StoppedError) else exc.status)
     except click.ClickException as exc:
         return _say_usage(exc)
     except (click.Abort, KeyboardInterrupt):  # click makes the one of the other
-        return _say("interrupted", 130)
+        return _say("interrupted", signals.status())
     except (BrokenPipeError, SystemExit) as exc:
         # The reader of our output went away, as `head` does. Where click saw it, it put something
         # else in place of the stream, and would end with 1, as Rich would.

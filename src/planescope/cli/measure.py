@@ -92,8 +92,9 @@ def measure(
     torchvision:NAME or timm:NAME.
     """
     from planescope.cli.progress import layer_progress
-    from planescope.measurement import record as measurement
+    from planescope.files import results
     from planescope.measurement.measure import measure as measure_one
+    from planescope.measurement.record import save_filters
 
     _check_outputs(files, out=out, filters=filters, figure=figure)
     with layer_progress() as advance:
@@ -117,15 +118,15 @@ def measure(
             for file in files
         ]
     if out is not None:
-        measurement.save(measured, out)
+        results.save(measured, out)
     if filters is not None:
-        measurement.save_filters(measured, filters)
+        save_filters(measured, filters)
     if figure is not None:
         from planescope import figures
 
         figures.save(figures.overview(measured[0]), figure)
     if as_json:
-        sys.stdout.write(measurement.to_json(measured) + "\n")
+        sys.stdout.write(results.to_json(measured) + "\n")
         return
     from planescope.cli.tables import print_measurement
 
@@ -138,8 +139,9 @@ def _check_outputs(
 ) -> None:
     """Refuse what could not be written before the files are read."""
     from planescope.files.errors import UsageError
+    from planescope.files.results import FORMS
     from planescope.files.writing import FIGURE_FORMS, check_target
-    from planescope.measurement.record import FILTER_FORMS, FORMS
+    from planescope.measurement.record import FILTER_FORMS
 
     for target, forms in ((out, FORMS), (filters, FILTER_FORMS), (figure, FIGURE_FORMS)):
         if target is not None:

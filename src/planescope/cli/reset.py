@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from planescope.criticality.resets import ResetOptions
     from planescope.criticality.resets.record import Resets
+    from planescope.data.load import DataOptions
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -40,12 +41,25 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 @click.option(
     "--data",
     metavar="NAME",
-    help="With --trained: digits, mnist, cifar10, ... Of a run as --network.",
+    help="With --trained: digits, mnist, cifar10, folder:PATH, or package.module:callable, which "
+    "returns a DataLoader or a Dataset. Of a run as --network.",
 )
 @TRUST
 @click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
 @click.option("--rand", is_flag=True, help="Also put layers to fresh draws from the initialiser.")
+@click.option("--fresh", is_flag=True, help="Also draw layers anew by their own reset_parameters.")
+@click.option(
+    "--path",
+    metavar="K",
+    type=click.IntRange(1),
+    help="Go from the one snapshot to the trained weights in K steps.",
+)
 @click.option("--draws", metavar="K", type=click.IntRange(1), help="How many.  [default: 1]")
+@click.option("--mean", metavar="X,..", help="Of a data set by name: subtract these, by channel.")
+@click.option("--std", metavar="X,..", help="Divide by these, by channel.")
+@click.option("--no-normalise", is_flag=True, help="Leave inputs in [0, 1].")
+@click.option("--image-size", metavar="N", type=int, help="Resize the shorter side of image files.")
+@click.option("--crop", metavar="N", type=int, help="Take the middle N × N pixels of image files.")
 @click.option(
     "--layers",
     metavar="NAMES",
@@ -124,37 +138,39 @@ def reset(
     from planescope.cli.progress import layer_progress
     from planescope.files.errors import StoppedError
 
-    options = _options(choices)
-    _check(run, trained, network, data, data_path, unfinished=unfinished)
+    fresh, path = choices.pop("fresh"), choices.pop("path")
+    draws = choices["draws"] or 1
+    prepared = _data_options(choices)
+    options = _options(choices, fresh=fresh)
+    _check(run, trained, network, data, data_path, prepared, unfinished=unfinished)
     _check_outputs(out, figure)
-    keep = None if out is None else Path(f"{out}.progress")
+    own_data = data is not None and ":" in data and not data.startswith("folder:")
+    keep = None if out is None or own_data else Path(f"{out}.progress")
     try:
         with layer_progress() as advance:
+            from planescope.criticality.resets import reset as put_back
+
+            common: dict[str, Any] = {
+                "draws": draws, "path": path, "options": options, "on_cell": advance,
+            }  # fmt: skip
             if run is not None:
-                from planescope.criticality.resets import reset_run
                 from planescope.training.run import Run
 
                 given = consent([run], network=network, data=data, trust=trust)
                 tell_data_path(run)
-                resets = reset_run(
-                    Run(run, **given),
-                    snapshots=_epochs(snapshots),
-                    unfinished=unfinished,
-                    options=options,
-                    on_cell=advance,
-                )
+                epochs = _epochs(snapshots)
+                to = [*(epochs or ()), "fresh"] if fresh else epochs
+                resets = put_back(Run(run, **given), to=to, unfinished=unfinished, **common)
             else:
-                from planescope.criticality.resets import reset_checkpoint
-
-                resets = reset_checkpoint(
+                resets = put_back(
                     str(trained),
-                    snapshots,
+                    to=[*snapshots, "fresh"] if fresh else list(snapshots),
                     network=str(network),
                     data=str(data),
                     data_path=data_path,
+                    data_options=prepared,
                     keep=keep,
-                    options=options,
-                    on_cell=advance,
+                    **common,
                 )
     except KeyboardInterrupt:
         kept = run is not None or keep is not None
@@ -175,13 +191,38 @@ def reset(
         print_resets(resets)
 
 
-def _options(choices: dict[str, Any]) -> ResetOptions:
+def _data_options(choices: dict[str, Any]) -> DataOptions | None:
+    """How a data set by name is prepared; None for the usual way."""
+    from planescope.data.load import DataOptions
+
+    mean, std = (_numbers(f"--{name}", choices.pop(name)) for name in ("mean", "std"))
+    sizes = {name: choices.pop(name) for name in ("image_size", "crop")}
+    normalise = not choices.pop("no_normalise")
+    if normalise and not (mean or std or any(sizes.values())):
+        return None
+    return DataOptions(normalise=normalise, mean=mean, std=std, **sizes)
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...]:
+    from planescope.files.errors import UsageError
+
+    if text is None:
+        return ()
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r}: give a number, or one a channel with commas"
+        ) from None
+
+
+def _options(choices: dict[str, Any], *, fresh: bool) -> ResetOptions:
     from planescope.criticality.resets import ResetOptions
     from planescope.files.errors import UsageError
 
     rand, draws = choices.pop("rand"), choices.pop("draws")
-    if draws is not None and not rand:
-        raise UsageError("--draws says how many fresh draws --rand takes; give that too")
+    if draws is not None and not rand and not fresh:
+        raise UsageError("--draws says how many draws --fresh or --rand takes; give one of them")
     memory, devices = choices.pop("memory"), choices.pop("devices")
     return ResetOptions(
         **choices,
@@ -206,6 +247,7 @@ def _check(
     network: str | None,
     data: str | None,
     data_path: str | None,
+    prepared: DataOptions | None,
     *,
     unfinished: bool,
 ) -> None:
@@ -219,6 +261,8 @@ def _check(
         raise UsageError("--unfinished is about runs; a checkpoint is taken as it is")
     if run is not None and data_path:
         raise UsageError("a run knows its --data-path; leave it out")
+    if run is not None and prepared is not None:
+        raise UsageError("a run knows how its data are prepared; leave out --mean and the like")
 
 
 def _check_outputs(out: str | None, figure: str | None) -> None:
@@ -247,16 +291,36 @@ def print_resets(resets: Resets) -> None:
     from planescope.cli.printing import console
 
     out = console()
-    trained = resets.trained
     out.print(Text(f"{resets.source}: {resets.network} on {resets.data}", style="bold"))
-    out.print(
-        f"trained: {trained.top1:.1%} of {trained.examples} examples right "
-        f"(95 % interval {trained.low:.1%} to {trained.high:.1%})"
-    )
+    out.print(_trained_line(resets))
+    if resets.preprocessing is not None:
+        out.print(Text(f"inputs: {resets.preprocessing}", style="dim"))
+    warnings = [note for note in resets.notes if note.startswith("no relative drops")]
+    for note in warnings:
+        out.print(Text(note, style="bold"))
     out.print(_fitting_table(resets, out))
     out.print(Text(resets.verdict))
     for note in resets.notes:
-        out.print(Text(note, style="dim"))
+        if note not in warnings:
+            out.print(Text(note, style="dim"))
+
+
+def _trained_line(resets: Resets) -> str:
+    trained = resets.trained
+    if trained.value is None:
+        return f"trained: {trained.examples} examples without labels"
+    if trained.top1 is None:
+        interval = "" if trained.low is None else (
+            f" (95 % interval {trained.low:.4g} to {trained.high:.4g})"
+        )  # fmt: skip
+        return (
+            f"trained: {resets.metric} {trained.value:.4g} over {trained.examples} examples"
+            f"{interval}"
+        )
+    return (
+        f"trained: {trained.top1:.1%} of {trained.examples} examples right "
+        f"(95 % interval {trained.low:.1%} to {trained.high:.1%})"
+    )
 
 
 def _fitting_table(resets: Resets, out: Console) -> Table:
@@ -270,32 +334,57 @@ def _fitting_table(resets: Resets, out: Console) -> Table:
     return _table(resets, every[:1], left_out=len(every) - 1)
 
 
+def _title(snapshot: int | str) -> str:
+    return f"epoch {snapshot}" if isinstance(snapshot, int) else snapshot
+
+
+def _critical(resets: Resets, row: str, snapshot: int | str) -> str:
+    """Whether the network needs a layer; of several draws, where these agree."""
+    found = {cell.critical for cell in resets.at(row, snapshot)}
+    if len(found) > 1:
+        return "undecided"
+    return next((str(one) for one in found if one is not None), "")
+
+
+def _kind(resets: Resets) -> str:
+    """What the cells of the table show."""
+    if any(cell.relative_drop is not None for cell in resets.cells):
+        return "relative drop in %, in parentheses within noise"
+    if resets.metric is not None:
+        return f"{resets.metric}"
+    of_classes = any(cell.disagreement is not None for cell in resets.cells)
+    return "disagreement with the trained network" if of_classes else "relative change of outputs"
+
+
 def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Table:
     from rich import box
 
     from planescope.cli.printing import table as empty_table
 
-    kind = (
-        "relative drop in %"
-        if any(c.relative_drop is not None for c in resets.cells)
-        else ("accuracy")
-    )
-    more = f"; {left_out} snapshots left out, --json has them" if left_out else ""
+    kind = _kind(resets)
+    first = resets.snapshots[0]
+    told = any(cell.critical is not None for cell in resets.cells if cell.snapshot == first)
+    more = f"; critical: of {_title(first)}" if told and len(resets.snapshots) > 1 else ""
+    more += f"; {left_out} snapshots left out, --json has them" if left_out else ""
     table = empty_table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        caption=f"{kind}, in parentheses within noise{more}",
+        caption=f"{kind}{more}",
         caption_justify="left",
     )
     table.add_column("layer", overflow="fold")
     table.add_column("negative\nmass", justify="right")
     for snapshot in snapshots:
-        title = f"epoch {snapshot}" if isinstance(snapshot, int) else snapshot
-        table.add_column(title, justify="right", overflow="fold")
+        table.add_column(_title(snapshot), justify="right", overflow="fold")
+    if told:
+        table.add_column("critical", justify="right")
     layers = {layer.name: layer for layer in resets.layers}
     for row in resets.rows:
         mass = layers[row].negative_mass if row in layers else None
         shown = "" if mass is None else f"{mass:.3f}"
         style = "bold" if row in layers and layers[row].biased else None
-        table.add_row(row, shown, *(resets.shown(row, s) for s in snapshots), style=style)
+        cells = [resets.shown(row, s) for s in snapshots]
+        if told:
+            cells.append(_critical(resets, row, first))
+        table.add_row(row, shown, *cells, style=style)
     return table

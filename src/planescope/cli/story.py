@@ -164,16 +164,16 @@ def reset_and_relate(
     Raises
     ------
     PlanescopeError
-        As `planescope.reset_run` and `planescope.relate`.
+        As `planescope.reset` and `planescope.relate`.
     """
     from planescope import figures
     from planescope.criticality.relate import relate
-    from planescope.criticality.resets import reset_run
+    from planescope.criticality.resets import reset
 
     folder = _made(out)
     before_last = list(run.snapshots)[:-1]
     chosen = [epoch for epoch in RESET_TO if epoch in before_last]
-    resets = reset_run(run.path, snapshots=chosen, on_cell=progress)
+    resets = reset(run.path, to=chosen, on_cell=progress)
     heat, against = folder / "lenet-resets.pdf", folder / "lenet-relation.pdf"
     figures.save(figures.heatmap(resets), heat)
     if all(cell.relative_drop is None for cell in resets.cells):

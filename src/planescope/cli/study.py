@@ -6,9 +6,11 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from planescope.cli.printing import say
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -30,7 +32,15 @@ if TYPE_CHECKING:
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="Use the workers of this Dask scheduler: tcp://HOST:PORT.",
+    help="Use the workers of this Dask scheduler: tls://HOST:PORT.",
+)
+@click.option("--tls-ca", metavar="FILE", help="Certificate that the scheduler's is signed by.")
+@click.option("--tls-cert", metavar="FILE", help="Certificate to show to it.")
+@click.option("--tls-key", metavar="FILE", help="Key of that certificate.")
+@click.option(
+    "--dashboard",
+    is_flag=True,
+    help="Let Dask's dashboard show any user of this machine what the workers do.",
 )
 @click.option("--retry-failed", is_flag=True, help="Try again what failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -42,6 +52,10 @@ def study(
     show_status: bool,
     workers: int | None,
     scheduler: str | None,
+    tls_ca: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    dashboard: bool,
     retry_failed: bool,
     as_json: bool,
 ) -> None:
@@ -65,17 +79,37 @@ def study(
         return
     from planescope.study.make import make_study
 
+    security = _security(scheduler, tls_ca, tls_cert, tls_key)
     with _live() as on_status:
         made = make_study(
             file,
             folder,
             workers=workers,
             scheduler=scheduler,
+            security=security,
+            dashboard=_tell_dashboard if dashboard else None,
             retry_failed=retry_failed,
             on_status=on_status,
         )
     _print(made, as_json=as_json)
     _fail_with(made)
+
+
+def _security(scheduler: str | None, *tls: str | None) -> Any:
+    """What the scheduler is shown, if it was given; a warning where it asks for nothing."""
+    from planescope.study import cluster
+
+    if scheduler is not None and cluster.is_open(scheduler):
+        say(
+            f"{scheduler}: whoever reaches that port runs code as the owner of its workers; tls:// "
+            "with --tls-ca, --tls-cert and --tls-key keeps others out",
+            err=True,
+        )
+    return cluster.security_of(*tls)
+
+
+def _tell_dashboard(address: str) -> None:
+    say(f"{address} shows any user of this machine the runs and what workers do", err=True)
 
 
 def _fail_with(made: Study) -> None:

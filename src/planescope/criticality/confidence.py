@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
+    Values = NDArray[np.bool_] | Floats
 
 # Two-sided normal quantile of 95 %.
 _Z = 1.959963984540054
@@ -96,13 +96,13 @@ def _log_factorials(largest: int) -> Floats:
     return np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, largest + 1)))))
 
 
-def change_p_value(before: Flags, after: Flags, /) -> float:
+def change_p_value(before: Values, after: Values, /) -> float:
     """Exact two-sided test of whether two accuracies on the same examples are one.
 
     Parameters
     ----------
-    before, after : array of bool, shape (examples,)
-        Which answers were right.
+    before, after : array of bool or float, shape (examples,)
+        Which answers were right; or another metric of each example.
 
     Returns
     -------
@@ -112,11 +112,11 @@ def change_p_value(before: Flags, after: Flags, /) -> float:
     """
     from planescope.hyperplanes.chance import mass_p_value
 
-    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
+    lost, gained = int((after < before).sum()), int((before < after).sum())
     return mass_p_value(lost, lost + gained) if lost + gained else 1.0
 
 
-def sequential_change_p_value(before: Flags, after: Flags, /) -> float:
+def sequential_change_p_value(before: Values, after: Values, /) -> float:
     """Test as in `change_p_value`, for examples that were looked at until one had seen enough.
 
     Returns
@@ -134,7 +134,7 @@ def sequential_change_p_value(before: Flags, after: Flags, /) -> float:
     from planescope.hyperplanes.chance import log_fair_binomial
 
     changed = before != after
-    lost = np.cumsum(before[changed])
+    lost = np.cumsum((after < before)[changed])
     count = np.arange(1, len(lost) + 1)
     if not len(count):
         return 1.0

@@ -52,7 +52,7 @@ def relate(
     Parameters
     ----------
     runs : path or Run, or iterable of these
-        Runs whose layers were reset (`planescope.reset_run`).
+        Runs whose layers were reset (`planescope.reset`).
     critical : float
         A relative drop above this, if significant, makes a layer critical.
     robust : float
@@ -287,7 +287,7 @@ def _related(
             drop=drop,
             drop_low=low,
             drop_high=high,
-            critical=drop > critical and cell.significant,
+            critical=drop > critical and bool(cell.significant),
             robust=drop <= (robust if cell.significant else critical),
             scores=layer_scores(
                 layer,
@@ -314,7 +314,7 @@ def _drop(before: Accuracy, after: ResetCell) -> tuple[float, float, float]:
     Square-and-add limits of the difference (Donner and Zou 2012), divided by the trained accuracy;
     that both accuracies are of the same examples would make them narrower.
     """
-    a, b = before.top1, after.top1
-    down = math.hypot(a - before.low, after.high - b)
-    up = math.hypot(before.high - a, b - after.low)
+    a, b = before.value or 0.0, after.value or 0.0
+    down = math.hypot(a - (before.low or 0.0), (after.high or 0.0) - b)
+    up = math.hypot((before.high or 0.0) - a, b - (after.low or 0.0))
     return (a - b) / a, (a - b - down) / a, min(1.0, (a - b + up) / a)

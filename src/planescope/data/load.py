@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.data.images import Channels, Files, Images, Labels, Resize, Split
 from planescope.data.published import KNOWN
 from planescope.data.sources import must_not_augment, open_source
 from planescope.files.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = [
     "DataOptions",
@@ -66,6 +66,12 @@ class DataOptions:
         Crop and flip training images at random. By default where that is usual: CIFAR and folders.
     normalise : bool
         Subtract the channel means and divide by the standard deviations; else inputs lie in [0, 1].
+    mean, std : sequence of float
+        Of these, by channel, in place of the data set's own; one value stands for all channels.
+    image_size, crop : int, optional
+        Of images in folders: the shorter side is resized to `image_size`, and the middle square of
+        `crop` pixels is taken; by default 256 and 224, and all of the square where only the first
+        is given.
     seed : int
         Of classes, examples, noise and permutations. Each draws from a stream of its own, so that
         one option does not change what another draws.
@@ -88,6 +94,10 @@ class DataOptions:
     augment: bool | None = None
     normalise: bool = True
     seed: int = 0
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    image_size: int | None = None
+    crop: int | None = None
 
     def __post_init__(self) -> None:
         for fits, problem in (
@@ -111,6 +121,22 @@ class DataOptions:
             (
                 self.labels is Labels.GIVEN or not self.label_noise,
                 "random labels have no right ones that label noise could replace; leave out one",
+            ),
+            (
+                self.normalise or not (self.mean or self.std),
+                "no normalisation has no mean and no standard deviation",
+            ),
+            (
+                all(map(math.isfinite, (*self.mean, *self.std))),
+                "means and standard deviations must be finite",
+            ),
+            (
+                all(s > 0 for s in self.std),
+                f"standard deviations must be above 0, not {self.std}",
+            ),
+            (
+                min(self.image_size or 1, self.crop or 1) >= 1,
+                "sizes of images must be 1 pixel or more",
             ),
         ):
             if not fits:
@@ -179,12 +205,11 @@ def load(
     if not len(data.labels):
         raise UsageError(f"{name}: these options leave no examples in the {split} split")
     data = replace(data, augment=_augments(data, options))
-    return _normalise(_resize(data, options.resize), options)
+    data = _crop(_resize(data, options.resize), options)
+    return _normalise(data, options)
 
 
 def _rng(seed: int, *stream: int) -> np.random.Generator:
-    import numpy as np
-
     return np.random.default_rng([seed, *stream])
 
 
@@ -261,7 +286,6 @@ def _corrupt_labels(data: Images | Files, options: DataOptions) -> Images | File
 
 
 def _shuffle_pixels(data: Images | Files, options: DataOptions) -> Images | Files:
-    import numpy as np
     import torch
 
     if not options.shuffle_pixels:
@@ -316,8 +340,30 @@ def _resized_moments(data: Images, resize: Resize) -> tuple[Channels, Channels]:
     return mean, tuple((q - m * m) ** 0.5 for q, m in zip(squares, mean, strict=True))
 
 
-def _normalise(data: Images | Files, options: DataOptions) -> Images | Files:
-    if options.normalise:
+def _crop(data: Images | Files, options: DataOptions) -> Images | Files:
+    if options.image_size is None and options.crop is None:
         return data
+    if not isinstance(data, Files):
+        raise UsageError(f"{data.name}: only images in folders are resized and cropped")
+    size = options.image_size or data.size
+    crop = options.crop or size
+    if crop > size:
+        raise UsageError(f"{data.name}: a crop of {crop} pixels is more than images of {size} have")
+    return replace(data, size=size, crop=crop)
+
+
+def _normalise(data: Images | Files, options: DataOptions) -> Images | Files:
     channels = len(data.mean)
-    return replace(data, mean=(0.0,) * channels, std=(1.0,) * channels)
+    if not options.normalise:
+        return replace(data, mean=(0.0,) * channels, std=(1.0,) * channels)
+    mean, std = (
+        _of_channels(given, channels, data.name) if given else own
+        for own, given in ((data.mean, options.mean), (data.std, options.std))
+    )
+    return replace(data, mean=mean, std=std)
+
+
+def _of_channels(values: Sequence[float], channels: int, name: str) -> Channels:
+    if len(values) not in (1, channels):
+        raise UsageError(f"{name} has {channels} channels, but {len(values)} values were given")
+    return tuple(values) * (channels // len(values))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.files.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     Examples = tuple[np.ndarray, np.ndarray]
 
 
@@ -25,8 +25,6 @@ def sklearn_digits() -> tuple[Examples, Examples]:
     MissingDependencyError
         If scikit-learn is not installed.
     """
-    import numpy as np
-
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as exc:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.figures.canvas import (
     CHANCE,
     FAINT,
@@ -23,18 +25,15 @@ from planescope.figures.canvas import (
 from planescope.figures.layers import MANY, legend
 from planescope.files.errors import UsageError
 from planescope.hyperplanes import chance
+from planescope.hyperplanes.arrays import Floats
 from planescope.measurement.assemble import LEVEL
 from planescope.training.run import Run
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # Inches: the least width of a panel, its height with title and ticks, and without them.
 NARROWEST_PANEL, PANEL, AXES = 1.25, 1.5, 1.1
@@ -218,8 +217,6 @@ def _draw_metrics(axes: Axes, metrics: pd.DataFrame, name: str) -> None:
 
 def _draw_statistic(axes: Axes, table: pd.DataFrame, name: str, names: Sequence[str]) -> None:
     """A line a layer; where there is a test, a point is filled if the layer is beyond chance."""
-    import numpy as np
-
     panel, few = PANELS[name], len(names) <= MANY
     values = _by_layer(table, name, names)
     epochs, lines = values.index.to_numpy(), values.to_numpy(dtype=float).T
@@ -251,7 +248,6 @@ def _by_layer(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.Data
 
 def depth_colors() -> Colormap:
     """Colours of an order, from first to last, all of them dark enough on white."""
-    import numpy as np
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -285,7 +281,6 @@ def _draw_bands(axes: Axes, table: pd.DataFrame, name: str) -> None:
 
 def _number_ends(axes: Axes, lines: Floats, colors: Any) -> None:
     """Number the lines beside the panel where they end, one above the other where they meet."""
-    import numpy as np
     from matplotlib.collections import LineCollection
     from scipy.optimize import isotonic_regression
 
@@ -315,7 +310,6 @@ def _epoch_axis(axes: Axes, last: float) -> None:
 
 
 def _color_bar(figure: Figure, panels: Sequence[Axes], layers: int) -> None:
-    import numpy as np
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

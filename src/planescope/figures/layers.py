@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.figures.canvas import (
     AWAY,
     CHANCE,
@@ -21,17 +23,14 @@ from planescope.figures.canvas import (
     styled,
 )
 from planescope.hyperplanes import chance
+from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.statistics import Filters, Statistics
 from planescope.measurement.record import LayerMeasurement, Measurement, filter_values
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # Inches. A page has room for 8.5 below its legend; a name needs 0.11.
 TALLEST, NAME_PITCH = 8.5, 0.11
@@ -146,8 +145,6 @@ def row_pitch(rows: int, best: float) -> float:
 
 def mass_panel(axes: Axes, measurement: Measurement) -> None:
     """Masses over their bands of chance; the network's pool is the last row."""
-    import numpy as np
-
     rows = [*measurement.layers, measurement.network]
     looks = np.array([*map(look, measurement.layers), POOL])
     mass = np.array([math.nan if row.negative_mass is None else row.negative_mass for row in rows])
@@ -210,8 +207,6 @@ def ridge(versions: Sequence[Filters], fan_in: int, row: int) -> tuple[list[Floa
 
     All versions of the layer have the same bins and scale: the row is as high as the highest peak.
     """
-    import numpy as np
-
     cosines = [values.cosine[values.usable] for values in versions]
     edges = bins(np.concatenate(cosines), fan_in, max(map(len, cosines)))
     outlines, law = [_outline(cosine, edges) for cosine in cosines], law_curve(fan_in)
@@ -241,8 +236,6 @@ def bins(cosine: Floats, fan_in: int, filters: int) -> Floats:
 
     Cosines that spread wider than chance are binned as finely as if they did not.
     """
-    import numpy as np
-
     if not len(cosine):
         return np.zeros(1)
     low, high = cosine.min(), cosine.max()
@@ -256,8 +249,6 @@ def bins(cosine: Floats, fan_in: int, filters: int) -> Floats:
 
 def _outline(cosine: Floats, edges: Floats) -> Floats:
     """Outline (cosine, density) of a histogram; flat where there is no cosine."""
-    import numpy as np
-
     counts, _ = np.histogram(cosine, edges)
     density = counts / (max(len(cosine), 1) * np.diff(edges))
     return np.stack([np.repeat(edges, 2), np.pad(np.repeat(density, 2), 1)], axis=1)
@@ -265,8 +256,6 @@ def _outline(cosine: Floats, edges: Floats) -> Floats:
 
 def law_curve(fan_in: int) -> Floats:
     """Points (cosine, density) of what chance gives; none for d = 1, which has no density."""
-    import numpy as np
-
     if fan_in < 2:
         return np.empty((0, 2))
     # Closer where the law is narrow; the end points, where that of d = 2 is infinite, are left out.

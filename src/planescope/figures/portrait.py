@@ -7,17 +7,16 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.figures.canvas import AWAY, TOWARD, Width, canvas, fitted, inches, styled
 from planescope.files.errors import UsageError
+from planescope.hyperplanes.arrays import Floats
 from planescope.measurement.record import LayerMeasurement, Measurement, filter_values
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 FARTHEST = 1e100
 # Inches around the axes for labels, ticks and legend. They are fixed, so that angles can be true.
@@ -85,8 +84,6 @@ def portrait_panel(
     layer: LayerMeasurement,
 ) -> Axes:
     """Draw the portrait of a layer into a figure of some inches, at its top."""
-    import numpy as np
-
     values = filter_values(measurement, layer)
     crossing = values.crossing * math.sqrt(layer.fan_in)
     # NaN, where there is no crossing, is not below; nor is what float64 cannot tell from parallel.
@@ -145,8 +142,6 @@ def half_lines(cosine: Floats, offset: Floats, low: float, high: float, top: flo
     array, shape (filters, 2, 2)
         Both ends as (x, y), that at the crossing first; NaN where nothing is seen.
     """
-    import numpy as np
-
     rise = np.sqrt(np.maximum(0.0, 1.0 - np.square(cosine)))
 
     def height(x: Floats) -> Floats:
@@ -168,8 +163,6 @@ def half_lines(cosine: Floats, offset: Floats, low: float, high: float, top: flo
 
 def seen_range(crossing: Floats) -> tuple[float, float]:
     """Range of x that shows the origin and most crossings: a few may lie very far away."""
-    import numpy as np
-
     reach = 3.0 * float(np.median(np.abs(crossing))) if len(crossing) else 0.0
     if reach < 1.0 / FARTHEST:
         return -1.0, 1.0
@@ -183,8 +176,6 @@ def seen_height(
     cosine: Floats, offset: Floats, low: float, high: float, aspect: float
 ) -> tuple[float, float]:
     """Range of y, and by how much heights are stretched: half-lines may all be almost level."""
-    import numpy as np
-
     true = aspect * (high - low)
     if not len(cosine):
         return true, 1.0

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.criticality.relation import RelatedLayer, Relation, Selection
 from planescope.criticality.scores import SCORES
 from planescope.figures.canvas import CHANCE, NEUTRAL, Width, canvas, inches, shown, styled
@@ -15,12 +17,8 @@ from planescope.figures.layers import row_pitch
 from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # Runs are told apart by marker; where there are more than have room for names, networks are.
 MARKERS = "osD^vPX<>p*h"
@@ -253,7 +251,6 @@ def _chosen(relation: Relation, layer: RelatedLayer) -> bool:
 
 def _ranks(axes: Axes, relation: Relation) -> None:
     """Two marks a layer: its mean rank by agreement and by drop; a line joins them."""
-    import numpy as np
     from scipy.stats import rankdata
 
     network, names = _ranked_layers(relation)
@@ -294,8 +291,6 @@ def _ranks(axes: Axes, relation: Relation) -> None:
 
 def _curves(axes: Axes, relation: Relation) -> None:
     """ROC curves with bands, over the layers that the verdict speaks of."""
-    import numpy as np
-
     from planescope.criticality import ranks as association
 
     layers = [layer for layer in relation.layers if _chosen(relation, layer)]

@@ -8,18 +8,17 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.criticality.resets.record import RAND, ResetLayer, Resets
 from planescope.figures.canvas import AWAY, NEUTRAL, TOWARD, Width, canvas, inches, shown, styled
 from planescope.figures.layers import row_pitch
+from planescope.hyperplanes.arrays import Floats
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # Inches: a row; what stands above and below the rows; the strip, the scale.
 PITCH, FRAME, STRIP, SCALE = 0.2, 0.75, 0.36, 0.1
@@ -86,8 +85,6 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
 
 def _values(resets: Resets) -> tuple[Floats, bool]:
     """Per cent by row and column, NaN where there is no cell; and whether they are drops."""
-    import numpy as np
-
     is_drop = any(cell.relative_drop is not None for cell in resets.cells)
 
     def value(row: str, column: int | str) -> float:
@@ -95,7 +92,8 @@ def _values(resets: Resets) -> tuple[Floats, bool]:
         drop = resets.drop(row, column)
         if is_drop:
             return float("nan") if drop is None else 100 * drop[0]
-        return 100 * statistics.fmean(cell.top1 for cell in cells) if cells else float("nan")
+        values = [cell.value for cell in cells if cell.value is not None]
+        return 100 * statistics.fmean(values) if values else float("nan")
 
     table = [[value(row, column) for column in resets.snapshots] for row in resets.rows]
     return np.asarray(table), is_drop
@@ -110,7 +108,7 @@ def _write_cells(axes: Axes, resets: Resets, values: Floats, size: float) -> Non
             cells = resets.at(row, column)
             if not cells:
                 continue
-            noise = not all(cell.significant for cell in cells)
+            noise = any(cell.significant is False for cell in cells)
             color = _readable(colors, values[i, j] / 100)
             if size >= SMALLEST:
                 number = f"{values[i, j]:.0f}".replace("-0", "0")
@@ -156,7 +154,6 @@ def _name_columns(axes: Axes, titles: Sequence[str], columns: float, *, aslant: 
 
 def _draw_strip(axes: Axes, resets: Resets, size: float) -> None:
     """Negative mass of each layer, in the colour of the side that its normals face."""
-    import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
     colors = LinearSegmentedColormap.from_list("sides", [TOWARD, "white", AWAY])

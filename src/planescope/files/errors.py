@@ -7,6 +7,8 @@ with `status`: 2 for wrong usage or input, 1 for a run that failed.
 from __future__ import annotations
 
 import difflib
+import os
+import traceback
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,6 +74,18 @@ def one_line(exc: BaseException, /) -> str:
 def nearest(name: str, known: Collection[str], /) -> str:
     """Name the known names that are most like one that is unknown, for the end of a sentence."""
     return f"the nearest are {', '.join(difflib.get_close_matches(name, known, cutoff=0.0))}"
+
+
+def own_place(exc: BaseException, /) -> str:
+    """Where an error was raised, ``file, line N``, if in code that is neither torch's nor ours."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    if not frames or any(f"{os.sep}{name}{os.sep}" in frames[-1].filename for name in _LIBRARIES):
+        return ""
+    return f"{frames[-1].filename}, line {frames[-1].lineno}"
+
+
+# In whose code a network's fault says that it does not take its inputs.
+_LIBRARIES = ("torch", "torchvision", "timm", "planescope")
 
 
 def printable(text: str, /) -> str:

@@ -198,13 +198,24 @@ def read_result(
         As `read_saved`, and if the file has another schema.
     """
     data = read_saved(path, what)
+    check_schema(path, data, schema=schema, remedy=remedy)
+    return dict(data)
+
+
+def check_schema(path: str | os.PathLike[str], data: Any, /, *, schema: str, remedy: str) -> None:
+    """Check that the plain data of a result has a schema version.
+
+    Raises
+    ------
+    CheckpointError
+        If it has another one, or none.
+    """
     found = data.get("schema") if isinstance(data, dict) else None
     if found != schema:
         raise CheckpointError(
             f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
             f"{schema!r}; {remedy}"
         )
-    return dict(data)
 
 
 def read_saved(path: str | os.PathLike[str], what: str) -> Any:

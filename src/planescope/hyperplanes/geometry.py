@@ -171,8 +171,6 @@ def sideless(
     NumPy array of bool, shape (filters,)
         ``abs(pi_i) <= 4 eps sum_j abs(w_ij)``; False for a filter without a direction.
     """
-    import numpy as np
-
     # The sum of magnitudes is at most sqrt(fan_in) times the length: few filters need it taken.
     most = ROUNDINGS * eps * math.sqrt(normals.shape[1]) * (1.0 + 1e-9)
     found = (np.abs(projection) <= most * norm) & (norm > 0) & np.isfinite(norm)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.hyperplanes import chance
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
+from planescope.hyperplanes.arrays import Flags, Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +100,6 @@ class Filters:
     @property
     def finite(self) -> Flags:
         """Filters without a NaN or an infinity."""
-        import numpy as np
-
         finite: Flags = (
             np.isfinite(self.norm) & np.isfinite(self.projection) & np.isfinite(self.bias)
         )
@@ -132,8 +125,6 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
     fan_in : int, or array of shape (filters,)
         d of each filter; it differs where filters of several layers are pooled.
     """
-    import numpy as np
-
     usable, finite = filters.usable, filters.finite
     projection, cosine = filters.projection[usable], filters.cosine[usable]
     d = np.broadcast_to(fan_in, usable.shape)[usable]
@@ -168,8 +159,6 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
 
 def _mean(values: Floats) -> float | None:
     """Mean of values of any size, rounded once: what cancels leaves what it does not cancel."""
-    import numpy as np
-
     if not len(values):
         return None
     # A sum of large float64 values could overflow where their mean cannot.
@@ -184,8 +173,6 @@ def _quantiles(values: Floats) -> list[float | None]:
 
     Its general machinery costs more than the whole rest of `summarise`.
     """
-    import numpy as np
-
     if not len(values):
         return [None] * 5
     ordered = np.sort(values)
@@ -207,8 +194,6 @@ def _centres(filters: Filters) -> tuple[tuple[int, int], float | None]:
     A degenerate filter has no hyperplane, so it has no side of it either; gamma = 0 or beta = 0
     leaves a NaN.
     """
-    import numpy as np
-
     if filters.centre is None:
         return (0, 0), None
     told = filters.centre[filters.usable & np.isfinite(filters.centre)]

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from planescope.files.errors import CheckpointError, NoLayersError
 from planescope.hyperplanes import chance, geometry
 from planescope.hyperplanes.layer import Array, Layer, Norm, Pairing, Skipped, View
@@ -15,7 +17,7 @@ from planescope.hyperplanes.statistics import Filters, summarise
 from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, Source
 
 if TYPE_CHECKING:
-    from planescope.hyperplanes.statistics import Floats
+    from planescope.hyperplanes.arrays import Floats
 
 # A layer is called biased where chance alone would call one in twenty so (METHOD, section 3).
 LEVEL = 0.05
@@ -65,8 +67,6 @@ def measure_layers(
     NoLayersError
         If there is no layer.
     """
-    import numpy as np
-
     measured = []
     # Filters that are left out may overflow or divide by 0; they are counted, and not used.
     with np.errstate(all="ignore"):
@@ -191,8 +191,6 @@ def filters_on_host(
 
     What was observed on data takes the place of `centre`.
     """
-    import numpy as np
-
     projection, norm, cosine = map(_host, (planes.projection, planes.norm, planes.cosine))
     bias = np.zeros_like(norm) if planes.bias is None else _host(planes.bias)
     lost = None if planes.sideless is None else _host(planes.sideless) != 0
@@ -211,8 +209,6 @@ def filters_on_host(
 
 
 def _host(values: Array) -> Any:
-    import numpy as np
-
     # torch tensors on an accelerator do not convert by themselves.
     on_cpu = values.cpu() if hasattr(values, "cpu") else values
     return np.asarray(on_cpu, dtype=np.float64)
@@ -271,8 +267,6 @@ def _corrected(layers: Sequence[LayerMeasurement]) -> tuple[LayerMeasurement, ..
 
 
 def _pool(layers: Sequence[LayerMeasurement], stage: int | None) -> PoolMeasurement:
-    import numpy as np
-
     values = [layer.values for layer in layers if layer.values is not None]
     # A layer without a norm has no centre; among others it counts as filters that tell nothing.
     centres = [np.full(v.norm.shape, np.nan) if v.centre is None else v.centre for v in values]

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
-from planescope.files.errors import CheckpointError, NoLayersError, one_line
+import numpy as np
+
+from planescope.files.errors import NoLayersError
 from planescope.files.records import record
-from planescope.files.writing import in_utf8, read_saved, write, write_csv, write_parquet
+from planescope.files.results import Table, plain
+from planescope.files.writing import write, write_csv, write_parquet
 from planescope.hyperplanes.layer import Input, Kind, Pairing, Skipped, View
 from planescope.hyperplanes.statistics import Filters, Statistics
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 SCHEMA = "planescope.measurement/1"
 
-# What the suffix of an output file may be.
-FORMS = (".json", ".csv", ".parquet")
+# What the suffix of a file of single filters may be.
 FILTER_FORMS = (".npz", ".csv", ".parquet")
 
 
@@ -34,6 +30,19 @@ class Source:
     path: str
     format: str
     bytes: int | None
+
+
+# The order of a layer's keys in every file form.
+LAYER_KEYS = (
+    "name", "kind", "stage", "input", "filters", "fan_in", "kernel", "groups",
+    "degenerate", "non_finite", "sideless",
+    "negative_mass", "mean_cosine", "std_cosine", "min_cosine", "q25_cosine", "median_cosine",
+    "q75_cosine", "max_cosine", "mean_projection", "agreement", "z",
+    "p_mass", "q_mass", "p_cosine", "q_cosine", "biased",
+    "negative_centre", "mean_centre", "p_centre", "q_centre", "activation_rate", "l2", "linf",
+)  # fmt: skip
+# What JSON has besides; the rest of the record is `values`.
+TOLD_KEYS = ("norm", "pairing", "aliases")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,8 @@ class LayerMeasurement(Statistics):
     values : Filters or None
         Values of each filter; None in a measurement that was loaded from a file.
     """
+
+    KEYS: ClassVar[tuple[str, ...]] = (*LAYER_KEYS, *TOLD_KEYS)
 
     name: str
     kind: Kind
@@ -94,21 +105,8 @@ class PoolMeasurement(Statistics):
     biased_layers: int
 
 
-# The order of a layer's keys in every file form.
-LAYER_KEYS = (
-    "name", "kind", "stage", "input", "filters", "fan_in", "kernel", "groups",
-    "degenerate", "non_finite", "sideless",
-    "negative_mass", "mean_cosine", "std_cosine", "min_cosine", "q25_cosine", "median_cosine",
-    "q75_cosine", "max_cosine", "mean_projection", "agreement", "z",
-    "p_mass", "q_mass", "p_cosine", "q_cosine", "biased",
-    "negative_centre", "mean_centre", "p_centre", "q_centre", "activation_rate", "l2", "linf",
-)  # fmt: skip
-# What JSON has besides; the rest of the record is `values`.
-TOLD_KEYS = ("norm", "pairing", "aliases")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class Measurement(Table):
     """The table of a network.
 
     Attributes
@@ -128,6 +126,11 @@ class Measurement:
         What had to be assumed, and what a reader should know.
     """
 
+    SCHEMA: ClassVar[str] = SCHEMA
+    WHAT: ClassVar[str] = "measurement"
+    REMEDY: ClassVar[str] = "measure the checkpoint again"
+    INDEX: ClassVar[str] = "name"
+
     source: Source
     view: View
     layers: tuple[LayerMeasurement, ...]
@@ -141,44 +144,15 @@ class Measurement:
         """Which layers are biased, in a sentence."""
         return verdict(self.layers)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data as in the JSON form; no value of it is NaN."""
-        return {
-            "schema": SCHEMA,
-            "source": dataclasses.asdict(self.source),
-            "view": str(self.view),
-            "layers": [_layer_dict(layer) | _told(layer) for layer in self.layers],
-            "stages": [dataclasses.asdict(stage) for stage in self.stages],
-            "network": dataclasses.asdict(self.network),
-            "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
-            "notes": list(self.notes),
-        }
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table's columns: a row a layer, by the keys of the JSON form."""
+        rows = [plain(layer) for layer in self.layers]
+        return {key: [row[key] for row in rows] for key in LAYER_KEYS}
 
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.measurement/1``."""
-        return to_json([self], indent=indent)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Table with a row a layer; the columns are the keys of the JSON form."""
-        import pandas as pd
-
-        rows = [_layer_dict(layer) for layer in self.layers]
-        columns = {key: [row[key] for row in rows] for key in LAYER_KEYS}
-        return pd.DataFrame(in_utf8(columns)).set_index("name")
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the measurement; the suffix chooses .json, .csv or .parquet.
-
-        CSV holds the layers' table alone; JSON and Parquet hold all that `load` needs.
-
-        Raises
-        ------
-        UsageError
-            If the suffix is none of these.
-        OutputError
-            If the file cannot be written; nothing is left behind then.
-        """
-        save([self], path)
+    @classmethod
+    def file_columns(cls, results: Sequence[Self], /) -> dict[str, list[Any]]:
+        """Return the columns of one or several measurements, as CSV and Parquet have them."""
+        return layers_table(results)
 
     def save_filters(self, path: str | os.PathLike[str]) -> None:
         """Write projection, cosine, crossing and offset of each filter: .npz, .csv or .parquet.
@@ -192,20 +166,12 @@ class Measurement:
         """
         save_filters([self], path)
 
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        shown = ("name", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")
-        head = "".join(f"<th>{key}</th>" for key in shown)
-        rows = (
-            "".join(f"<td>{escape(_short(_layer_dict(layer)[key]))}</td>" for key in shown)
-            for layer in self.layers
-        )
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return (
-            f"<p>{escape(self.source.path)} ({self.view} view): {escape(self.verdict)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        """Return what a notebook shows: the verdict, and the columns that it speaks of."""
+        columns = self.columns()
+        keys = ("name", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")
+        sentence = f"{self.source.path} ({self.view} view): {self.verdict}"
+        return sentence, {key: columns[key] for key in keys}
 
 
 def verdict(layers: Sequence[LayerMeasurement], /) -> str:
@@ -238,19 +204,7 @@ def load(path: str | os.PathLike[str]) -> Measurement:
     MissingDependencyError
         If a Parquet file needs pyarrow.
     """
-    data = read_saved(path, "measurement")
-    if isinstance(data, list):
-        raise CheckpointError(f"{path}: holds {len(data)} measurements; save each in its own file")
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != SCHEMA:
-        raise CheckpointError(
-            f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
-            f"{SCHEMA!r}; measure the checkpoint again"
-        )
-    try:
-        return from_dict(data)
-    except ValueError as exc:
-        raise CheckpointError(f"{path}: is no whole measurement ({one_line(exc)})") from exc
+    return Measurement.load(path)
 
 
 def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]:
@@ -258,7 +212,7 @@ def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]
     table: dict[str, list[Any]] = {key: [] for key in ("schema", "path", "view", *LAYER_KEYS)}
     for measurement in measurements:
         for layer in measurement.layers:
-            row = _layer_dict(layer)
+            row = plain(layer)
             row["kernel"] = "x".join(map(str, layer.kernel))
             row |= {"schema": SCHEMA, "path": measurement.source.path}
             row["view"] = str(measurement.view)
@@ -275,8 +229,6 @@ def filters_table(measurements: Sequence[Measurement], /) -> dict[str, Any]:
     NoLayersError
         If a measurement was loaded from a file, which does not hold them.
     """
-    import numpy as np
-
     layers = [(m, layer) for m in measurements for layer in m.layers]
     values = list(_values_of(layers))
     counts = [layer.filters for _, layer in layers]
@@ -288,34 +240,6 @@ def filters_table(measurements: Sequence[Measurement], /) -> dict[str, Any]:
     for name in ("projection", "cosine", "crossing", "offset"):
         columns[name] = np.concatenate([getattr(v, name) for v in values])
     return columns
-
-
-def to_json(measurements: Sequence[Measurement], /, *, indent: int | None = 2) -> str:
-    """JSON text of one measurement, or an array of several."""
-    data = [measurement.to_dict() for measurement in measurements]
-    return json.dumps(data[0] if len(data) == 1 else data, indent=indent, allow_nan=False)
-
-
-def save(measurements: Sequence[Measurement], path: str | os.PathLike[str], /) -> None:
-    """Write measurements to one file; the suffix chooses .json, .csv or .parquet.
-
-    Raises
-    ------
-    UsageError, OutputError
-        As `Measurement.save`.
-    """
-
-    def as_json(draft: Path) -> None:
-        draft.write_text(to_json(measurements) + "\n", encoding="utf-8")
-
-    def as_csv(draft: Path) -> None:
-        write_csv(draft, layers_table(measurements))
-
-    def as_parquet(draft: Path) -> None:
-        whole = {"planescope": to_json(measurements, indent=None), "schema": SCHEMA}
-        write_parquet(draft, layers_table(measurements), whole)
-
-    write(path, dict(zip(FORMS, (as_json, as_csv, as_parquet), strict=True)))
 
 
 def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[str], /) -> None:
@@ -330,8 +254,6 @@ def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[st
     schema = "planescope.filters/1"
 
     def as_npz(draft: Path) -> None:
-        import numpy as np
-
         np.savez(draft, schema=schema, **columns)
 
     def as_csv(draft: Path) -> None:
@@ -341,20 +263,6 @@ def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[st
         write_parquet(draft, columns, {"schema": schema})
 
     write(path, dict(zip(FILTER_FORMS, (as_npz, as_csv, as_parquet), strict=True)))
-
-
-def _layer_dict(layer: LayerMeasurement) -> dict[str, Any]:
-    row = {key: getattr(layer, key) for key in LAYER_KEYS}
-    return row | {"kind": str(layer.kind), "input": str(layer.input), "kernel": list(layer.kernel)}
-
-
-def _told(layer: LayerMeasurement) -> dict[str, Any]:
-    pairing = None if layer.pairing is None else str(layer.pairing)
-    return {"norm": layer.norm, "pairing": pairing, "aliases": list(layer.aliases)}
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _values_of(layers: Iterable[tuple[Measurement, LayerMeasurement]]) -> Iterator[Filters]:
@@ -387,14 +295,3 @@ def layer_from_dict(row: Mapping[str, Any], /) -> LayerMeasurement:
         If one is missing or of another type.
     """
     return record(LayerMeasurement, row)
-
-
-def from_dict(data: Mapping[str, Any], /) -> Measurement:
-    """Measurement from what `Measurement.to_dict` gave; without the values of single filters.
-
-    Raises
-    ------
-    ValueError
-        If a part is missing or of another type.
-    """
-    return record(Measurement, {key: each for key, each in data.items() if key != "schema"})

@@ -114,5 +114,6 @@ def is_undrawn(tensor: torch.Tensor, /) -> bool:
 @contextlib.contextmanager
 def without_autocast(device: torch.device, /) -> Iterator[None]:
     """Run in the types that are stored, whatever autocast the caller is in."""
-    with torch.autocast(device.type, enabled=False):
+    known = torch.amp.is_autocast_available(device.type)
+    with torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext():
         yield

@@ -64,8 +64,9 @@ _NUMBERED = re.compile(r"(?P<stem>(?:.*[._/])?)(?P<ending>[Ww])(?P<number>_?\d+)
 # Arrays under names of their own, in a mapping that has no `.weight` at all, which are no weights.
 _NO_WEIGHT = re.compile(
     r"(embed(ding)?s?|tokens?|mask|table|bias(es)?|mean|var(iance)?|scale|gamma|beta|"
-    r"(^|[._/])(pos|b_?\d*)|_b)$"
+    r"(^|[._/])pos)$"
 )
+_BIAS = re.compile(r"((^|[._/])b_?\d*|_b)$")
 
 _LEFT = (
     "a parameter that is no layer's weight by its name; what it does, a state dict does not tell"
@@ -194,9 +195,7 @@ def _stored(tensors: Mapping[str, Tensor], norms: Norms) -> list[_Stored]:
             module=name, ending="", tensor=tensor, bias=_bias(tensors, f"{name}_bias", f"{name}_b")
         )
         for name, tensor in able.items()
-        if not exclusions.of_name(name)
-        and not _NO_WEIGHT.search(name.lower())
-        and not is_part(name)
+        if not exclusions.of_name(name) and not _is_no_weight(name, tensor) and not is_part(name)
     ]
 
 
@@ -416,9 +415,15 @@ def _left_over(
             yield Skipped(name=name, reason=_LEFT)
 
 
+def _is_no_weight(name: str, tensor: Tensor) -> bool:
+    """Whether the name says something else; a "b" of three axes is a layer, not a bias."""
+    is_bias = len(tensor.shape) < 3 and _BIAS.search(name.lower())
+    return bool(is_bias or _NO_WEIGHT.search(name.lower()))
+
+
 def _is_other(name: str, tensor: Tensor) -> bool:
     """Whether a tensor does not even look like a weight: tokens, positions, tables, scales."""
-    known = _NO_WEIGHT.search(name.lower()) or re.search(
+    known = _is_no_weight(name, tensor) or re.search(
         r"(^|[._/])(bias|gain|pos\w*|\w*token\w*|\w*embed\w*|lora_\w+|recurrent_\w+|anchor\w*|grid)$",
         name.lower(),
     )

@@ -252,6 +252,8 @@ def _layout(weight: Weight, usual: _Usual, wanted: Wanted, told: _Told) -> Layou
         told[_UNTOLD].append(weight.module)
     elif usual.proof == "names" and _by_form(weight.shape) not in (None, usual.layout):
         told[_AGAINST_FORM[usual.layout]].append(weight.module)
+    elif usual.proof == "names" and weight.ending == "w" and _by_form(weight.shape) is None:
+        told[_NAME_ALONE].append(weight.module)  # Haiku's name for it, and Caffe2's too
     return usual.layout
 
 
@@ -276,6 +278,7 @@ _AGAINST_FORM = {
     "otherwise; --layout settles it"
     for at, side in _SIDES.items()
 }
+_NAME_ALONE = "the names alone say that the filters of {} lie on the last axis (--layout)"
 _UNTOLD = "nothing tells where the filters of {} lie; the first axis is assumed (--layout)"
 _AS_TRANSPOSED = (
     "{} read as transposed by name and by the layers beside (--transposed and --layout settle it)"

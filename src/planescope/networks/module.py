@@ -7,6 +7,8 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import (
     Kind,
@@ -124,8 +126,6 @@ def _array(name: str, value: Any) -> Array:
         raise UsageError(f"{name!r} is a {type(value).__name__}, not an array; leave it out")
     if hasattr(value, "detach"):
         return value.detach()
-    import numpy as np
-
     # NumPy itself cannot compute with bfloat16 and float8; float32 holds all of their values.
     if isinstance(value, np.ndarray) and not np.issubdtype(value.dtype, np.floating):
         return value.astype(np.float32) if "float" in value.dtype.name else value

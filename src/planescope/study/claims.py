@@ -8,19 +8,19 @@ in each, so that no network counts more for having more runs.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
+import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from planescope.criticality.relate import relate
 from planescope.criticality.relation import Relation
 from planescope.files.errors import UsageError
-from planescope.files.writing import write, write_csv
+from planescope.files.results import Table
 from planescope.hyperplanes.chance import benjamini_hochberg
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from planescope.study.folder import Study
 
 SCHEMA = "planescope.claims/1"
-FORMS = (".json", ".csv")
 LEVEL = 0.05
 
 CLAIMS = {
@@ -109,7 +108,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claims:
+class Claims(Table):
     """What a study says of the four claims.
 
     Attributes
@@ -125,6 +124,11 @@ class Claims:
         A sentence a claim.
     """
 
+    SCHEMA: ClassVar[str] = SCHEMA
+    WHAT: ClassVar[str] = "claims"
+    REMEDY: ClassVar[str] = "answer them again"
+    DERIVED: ClassVar[tuple[str, ...]] = ("claims",)
+
     study: str
     effects: tuple[Effect, ...]
     relation: Relation | None
@@ -134,49 +138,21 @@ class Claims:
         """Effects of a claim."""
         return tuple(effect for effect in self.effects if effect.claim == claim)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data as in the JSON form; no value of it is NaN."""
-        return {
-            "schema": SCHEMA,
-            "study": self.study,
-            "claims": list(CLAIMS.values()),
-            "answers": list(self.answers),
-            "effects": [dataclasses.asdict(effect) for effect in self.effects],
-            "relation": None if self.relation is None else self.relation.to_dict(),
-        }
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """The paper's claims, in words."""
+        return tuple(CLAIMS.values())
 
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.claims/1``."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table's columns: a row an effect."""
+        keys = [field.name for field in dataclasses.fields(Effect)]
+        return {key: [getattr(effect, key) for effect in self.effects] for key in keys}
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Table with a row an effect."""
-        import pandas as pd
-
-        return pd.DataFrame([dataclasses.asdict(effect) for effect in self.effects])
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the claims; the suffix chooses .json, or .csv for the effects alone.
-
-        Raises
-        ------
-        UsageError, OutputError
-            As `Measurement.save`.
-        """
-        rows = [{"schema": SCHEMA, **dataclasses.asdict(effect)} for effect in self.effects]
-        columns = {key: [row[key] for row in rows] for key in rows[0]} if rows else {"schema": []}
-        text = self.to_json() + "\n"
-        write(
-            path,
-            {
-                ".json": functools.partial(_write_text, text),
-                ".csv": lambda draft: write_csv(draft, columns),
-            },
-        )
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        """Return what a notebook shows: the answers, and the effects that they rest on."""
+        rows = [effect.cells() for effect in self.effects]
+        columns = {key: [row[i] for row in rows] for i, key in enumerate(COLUMNS)}
+        return " ".join(self.answers), columns
 
 
 @dataclass(frozen=True)
@@ -200,8 +176,6 @@ class _Estimate:
 
 
 def _mean(values: Sequence[float]) -> _Estimate:
-    import numpy as np
-
     count = len(values)
     variance = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
     return _Estimate(float(np.mean(values)), variance, count - 1)
@@ -303,9 +277,13 @@ def plain_runs(table: pd.DataFrame, /) -> list[str]:
 
 
 PLAIN = "true labels, whole images"
+# Where nothing of the images, or nothing at all, can be learned.
+WRONG, RANDOM, NOISE = "all labels wrong", "random labels", "Gaussian noise"
+UNLEARNED = (WRONG, RANDOM, NOISE)
+CENTRED = "centred filters"
 _COLUMNS = [
-    "run", "network", "classes", "label_noise", "shuffle_pixels", "epoch", "input",
-     "agreement", "biased", "negative_centre",
+    "run", "network", "data", "classes", "labels", "label_noise", "shuffle_pixels", "centred",
+    "epoch", "input", "agreement", "biased", "negative_centre",
 ]  # fmt: skip
 
 
@@ -325,7 +303,8 @@ def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
             inner[name] = inner[name].astype(str)
     # All classes: as many as a run can have where that is known, else where none were chosen.
     most = math.inf if inner["classes"].isna().any() else inner["classes"].max()
-    columns = (inner[key] for key in ("classes", "label_noise", "shuffle_pixels"))
+    # Tables of before lack the last three.
+    columns = (inner.get(key, itertools.repeat(None, len(inner))) for key in _CONDITIONS)
     inner["condition"] = [_condition(*row, most=most) for row in zip(*columns, strict=True)]
     return inner
 
@@ -347,14 +326,33 @@ def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return runs, pd.merge(epochs, about, left_on="run", right_index=True)
 
 
-def _condition(classes: float, noise: float, shuffled: bool, *, most: float) -> str:
+# What a condition is made of, in the order of `_condition`.
+_CONDITIONS = ("classes", "label_noise", "shuffle_pixels", "labels", "data", "centred")
+
+
+def _condition(
+    classes: float,
+    noise: float,
+    shuffled: bool,
+    labels: str | float | None,
+    data: str | float | None,
+    centred: bool | float | None,
+    *,
+    most: float,
+) -> str:
     parts = []
+    if str(data).startswith("noise:"):
+        parts.append(NOISE)
     if classes < most:  # NaN, all of them, is not
         parts.append(f"{classes:.0f} classes")
     if noise:
-        parts.append(f"{noise:.0%} of the labels wrong" if noise < 1 else "all labels wrong")
+        parts.append(f"{noise:.0%} of the labels wrong" if noise < 1 else WRONG)
     if shuffled:
         parts.append("shuffled pixels")
+    if labels == "random":
+        parts.append(RANDOM)
+    if centred is True or centred == 1:  # NaN where a table does not say
+        parts.append(CENTRED)
     return ", ".join(parts) or PLAIN
 
 
@@ -427,7 +425,8 @@ def _second(runs: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[Effect]:
                 before=_of_networks(now.assign(start=start[now.index]), "start"),
                 after=_of_networks(now, "agreement"),
             )
-    yield from _between(runs, 2, "all labels wrong", "agreement", "agreement")
+    for condition in UNLEARNED:
+        yield from _between(runs, 2, condition, "agreement", "agreement")
 
 
 def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:

@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planescope.files.drafts import scratch
 from planescope.files.errors import MissingDependencyError, UsageError
 from planescope.files.versions import version
 from planescope.study.worker import GPUS
@@ -51,9 +53,27 @@ def gpus() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def local_client(workers: int) -> Iterator[Client]:
-    """Processes on this machine that share its cores, and its GPUs one each."""
+def local_client(
+    workers: int, *, dashboard: Callable[[str], None] | None = None
+) -> Iterator[Client]:
+    """Give processes on this machine that share its cores, and its GPUs one each.
+
+    Who connects to a scheduler runs code as its owner, and on many machines others have accounts:
+    all of them show a certificate that was made for this study, and HTTP servers answer nothing.
+
+    Parameters
+    ----------
+    dashboard : callable, optional
+        Called with the address of Dask's dashboard, which then shows any user of this machine what
+        the workers do.
+
+    Raises
+    ------
+    MissingDependencyError
+        If Dask, or what makes certificates, is not installed.
+    """
     distributed = _distributed()
+    security = _own_security(distributed)
     import dask
 
     devices = gpus()
@@ -62,6 +82,7 @@ def local_client(workers: int) -> Iterator[Client]:
         env[GPUS] = ",".join(devices)
     with (
         _quiet(),
+        scratch() as folder,
         dask.config.set(
             {
                 # A run that waits on a worker, as one more than it can take would, is blamed if
@@ -69,6 +90,8 @@ def local_client(workers: int) -> Iterator[Client]:
                 "distributed.scheduler.worker-saturation": 1.0,
                 # A look at what the worker does, each 10 ms: some 5 % of its processor time.
                 "distributed.worker.profile.enabled": False,
+                "temporary-directory": str(folder),  # else one more is left where those are kept
+                **(_NO_ROUTES if dashboard is None else {}),
             }
         ),
         distributed.LocalCluster(
@@ -76,7 +99,12 @@ def local_client(workers: int) -> Iterator[Client]:
             threads_per_worker=1,
             processes=True,
             memory_limit=0,  # what a run needs it needs; a pause would not free it
+            host="127.0.0.1",
+            local_directory=str(folder),  # else workers that are killed leave theirs
+            security=security,
             dashboard_address="127.0.0.1:0",  # its usual port may be another study's
+            worker_dashboard_address="127.0.0.1:0",  # by default all interfaces
+            scheduler_kwargs={"dashboard": dashboard is not None},
             silence_logs=logging.CRITICAL,
             env=env,
             resources={"GPU": 1} if devices else None,
@@ -84,10 +112,54 @@ def local_client(workers: int) -> Iterator[Client]:
         distributed.Client(cluster) as client,
     ):
         try:
+            if dashboard is not None:
+                dashboard(cluster.dashboard_link)
             yield client
         except BaseException:
             _kill(cluster.workers.values())
             raise
+
+
+# What Dask's HTTP servers would tell, addresses among it.
+_NO_ROUTES: dict[str, list[str]] = {
+    f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker", "nanny")
+}
+
+
+def _own_security(distributed: Any) -> Any:
+    try:
+        return distributed.Security.temporary()
+    except ImportError as exc:
+        raise MissingDependencyError(
+            "a study's workers know each other by certificates, which need cryptography: pip "
+            "install 'planescope[study]'"
+        ) from exc
+
+
+def security_of(ca: str | None, cert: str | None, key: str | None, /) -> Any:
+    """Make what a connection to a scheduler shows and asks for; None where nothing was given.
+
+    Raises
+    ------
+    UsageError
+        If one of the three is missing, or is no file.
+    """
+    given = {"--tls-ca": ca, "--tls-cert": cert, "--tls-key": key}
+    if not any(given.values()):
+        return None
+    for option, path in given.items():
+        if not path:
+            raise UsageError(f"{option} is missing: --tls-ca, --tls-cert and --tls-key go together")
+        if not Path(path).is_file():
+            raise UsageError(f"{option} {path}: is no file; give one in PEM form")
+    return _distributed().Security(
+        tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True
+    )
+
+
+def is_open(address: str, /) -> bool:
+    """Tell whether whoever reaches an address may use the scheduler there."""
+    return not address.startswith(("tls://", "wss://"))
 
 
 def _kill(workers: Iterable[Any]) -> None:
@@ -100,8 +172,15 @@ def _kill(workers: Iterable[Any]) -> None:
 
 
 @contextlib.contextmanager
-def client_of(address: str, *, patience: float = ANSWER_S) -> Iterator[Client]:
+def client_of(
+    address: str, *, patience: float = ANSWER_S, security: Any = None
+) -> Iterator[Client]:
     """Connect to a cluster that exists, once its workers are known to be fit.
+
+    Parameters
+    ----------
+    security : distributed.Security, optional
+        By default as Dask's own configuration says.
 
     Raises
     ------
@@ -114,11 +193,12 @@ def client_of(address: str, *, patience: float = ANSWER_S) -> Iterator[Client]:
         if not _ADDRESS.fullmatch(address):
             raise UsageError(f"{address}: is no address of a scheduler; give tcp://HOST:PORT")
         try:
-            client = distributed.Client(address, timeout=patience)
-        except (OSError, ValueError, TimeoutError) as exc:
+            client = distributed.Client(address, timeout=patience, security=security)
+        except (OSError, ValueError, TimeoutError, TypeError, RuntimeError) as exc:
+            certificates = "" if is_open(address) else ", with these certificates"
             raise UsageError(
                 f"{address}: no scheduler answered within {patience:g} seconds; is it running "
-                "there?"
+                f"there{certificates}?"
             ) from exc
         with client:
             _check_workers(client, address)

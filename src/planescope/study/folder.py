@@ -17,12 +17,13 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from planescope.files import records
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside, make_inside, names_inside, replacing_inside
 from planescope.files.reading import read_text
+from planescope.files.results import Result
 from planescope.study.plan import Plan, StudyConfig, read_plan
 from planescope.training.run import Run, held, is_locked
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from planescope.study.spec import Spec
 
-STATUS_SCHEMA = "planescope.study-status/1"
 RECORD_SCHEMA = "planescope.study-run/1"
 
 
@@ -81,7 +81,7 @@ class Running:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyStatus:
+class StudyStatus(Result):
     """How far a study is.
 
     Attributes
@@ -95,6 +95,9 @@ class StudyStatus:
         About; None where nothing tells.
     """
 
+    SCHEMA: ClassVar[str] = "planescope.study-status/1"
+    WHAT: ClassVar[str] = "status"
+
     path: str
     total: int
     done: int
@@ -103,14 +106,9 @@ class StudyStatus:
     seconds_left: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data as in the JSON form."""
-        fields = dataclasses.asdict(self)
-        fields["failed"] = [{"name": name, "error": error} for name, error in self.failed]
-        return {"schema": STATUS_SCHEMA, **fields}
-
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.study-status/1``."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+        """Return plain data as in the JSON form."""
+        failed = [{"name": name, "error": error} for name, error in self.failed]
+        return super().to_dict() | {"failed": failed}
 
 
 class Study:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from planescope.files.results import Result
 from planescope.study import cluster
 from planescope.study.costs import GPU, THREAD, Estimate, estimate, seconds_of
 from planescope.study.folder import Study
@@ -16,8 +16,6 @@ from planescope.study.plan import read_plan
 
 if TYPE_CHECKING:
     from planescope.study.spec import Spec
-
-SCHEMA = "planescope.study-forecast/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class ForecastRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class Forecast(Result):
     """Runs of a study and an estimate of the time.
 
     Attributes
@@ -56,6 +54,9 @@ class Forecast:
     estimates : tuple of Estimate
         Of the rest: on one thread, and on one GPU.
     """
+
+    SCHEMA: ClassVar[str] = "planescope.study-forecast/1"
+    WHAT: ClassVar[str] = "forecast"
 
     runs: tuple[ForecastRun, ...]
     made: int
@@ -87,14 +88,6 @@ class Forecast:
                 "before they are made."
             )
         return " ".join(parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data as in the JSON form."""
-        return {"schema": SCHEMA, **asdict(self)}
-
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.study-forecast/1``."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
 
 def forecast(

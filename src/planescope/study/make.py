@@ -9,7 +9,7 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planescope.files.drafts import remove_drafts
 from planescope.files.errors import PlanescopeError, RunError, StoppedError, UsageError
@@ -45,6 +45,8 @@ def make_study(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    security: Any = None,
+    dashboard: Callable[[str], None] | None = None,
     retry_failed: bool = False,
     on_status: OnStatus | None = None,
 ) -> Study:
@@ -64,6 +66,11 @@ def make_study(
     scheduler : str, optional
         Address of a Dask scheduler, whose workers are used instead. They must see `out` and the
         data under the same paths.
+    security : distributed.Security, optional
+        Certificates for that scheduler; by default as Dask's own configuration says.
+    dashboard : callable, optional
+        Called with the address of Dask's dashboard, which any user of this machine can look at;
+        without it there is none. Of workers on this machine.
     retry_failed : bool
         Try again what failed before.
     on_status : callable, optional
@@ -92,16 +99,22 @@ def make_study(
         raise UsageError(f"the number of workers must be 1 or more, not {workers}")
     if workers is not None and scheduler is not None:
         raise UsageError("a scheduler has workers of its own; leave out --workers")
+    if scheduler is None and security is not None:
+        raise UsageError("certificates are for a scheduler; give --scheduler too")
+    if scheduler is not None and dashboard is not None:
+        raise UsageError("a scheduler has a dashboard of its own; leave out --dashboard")
     study = Study.create(out, read_plan(file))
     with study.lock():
         study.save_plan()
         _tidy(study)
         drive = _Drive(study, on_status, retry_failed=retry_failed)
         try:
-            drive.run(workers, scheduler)
+            drive.run(workers, scheduler, security=security, dashboard=dashboard)
             if "relate" in study.config.make:
                 _relate(study)
         except KeyboardInterrupt as exc:
+            with contextlib.suppress(PlanescopeError):
+                _tidy(study)  # of workers that were killed in writing
             raise StoppedError(f"{study.path}: interrupted; the same command goes on") from exc
     return study
 
@@ -147,13 +160,21 @@ class _Drive:
         self._expected = 0.0  # and what they had been estimated at
         self._slots = 1
 
-    def run(self, workers: int | None, scheduler: str | None) -> None:
+    def run(
+        self,
+        workers: int | None,
+        scheduler: str | None,
+        *,
+        security: Any = None,
+        dashboard: Callable[[str], None] | None = None,
+    ) -> None:
         """Make all runs that are not made, however often the scheduler goes away meanwhile."""
         if scheduler is None:
             if todo := self._todo():
                 count = workers or len(cluster.gpus()) or cluster.cores()
                 try:
-                    with cluster.local_client(min(count, len(todo))) as client:
+                    count = min(count, len(todo))
+                    with cluster.local_client(count, dashboard=dashboard) as client:
                         self._make(client, todo)
                 except _LostError:
                     raise RunError(
@@ -163,7 +184,7 @@ class _Drive:
         patience = cluster.ANSWER_S
         while todo := self._todo():
             try:
-                with cluster.client_of(scheduler, patience=patience) as client:
+                with cluster.client_of(scheduler, patience=patience, security=security) as client:
                     self._make(client, todo)
             except _LostError:
                 patience = RETURN_S

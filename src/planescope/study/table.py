@@ -122,7 +122,7 @@ def _reset_columns(run: Run, names: Sequence[str], epochs: Sequence[int]) -> dic
             columns["rand_drop"][row] = drawn[0]
         cell = cells.get((name, epoch))
         if cell is not None:
-            values = (cell.top1, cell.relative_drop, cell.p_value, cell.significant)
+            values = (cell.value, cell.relative_drop, cell.p_value, cell.significant)
             for key, value in zip(RESET_KEYS, values, strict=False):
                 columns[key][row] = value
     return columns

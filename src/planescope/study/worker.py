@@ -125,7 +125,7 @@ def _typed(spec: Spec) -> tuple[str, ...]:
 
 
 def _reset(spec: Spec, folder: Study) -> None:
-    from planescope.criticality.resets import ResetOptions, reset_run
+    from planescope.criticality.resets import ResetOptions, reset
 
     settings: dict[str, Any] = dict(spec.reset)
     wanted = settings.pop("snapshots")
@@ -135,9 +135,9 @@ def _reset(spec: Spec, folder: Study) -> None:
     snapshots = None if wanted is None else [epoch for epoch in kept if epoch in wanted]
     devices = ("cpu",) if config.accelerator == "cpu" else ("auto",)
     with _threads(config.threads):
-        reset_run(
+        reset(
             run.path,
-            snapshots=snapshots,
+            to=snapshots,
             trust=_typed(spec),
             options=ResetOptions(**settings, devices=devices),
         )

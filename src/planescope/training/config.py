@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import difflib
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from planescope.files.errors import MissingDependencyError, UsageError
 from planescope.files.yaml import read_document, shown
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+    from pydantic import (
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Field,
+        ValidationError,
+        model_validator,
+    )
 except ModuleNotFoundError as exc:
     if exc.name != "pydantic":
         raise
@@ -30,6 +38,15 @@ if TYPE_CHECKING:
 
 SCHEMA = "planescope.config/1"
 
+
+def _split(value: Any) -> Any:
+    """Take texts of numbers with commas between, as the command line gives them, apart."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return value
+    return [part for one in value for part in (one.split(",") if isinstance(one, str) else (one,))]
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
 Logger = Literal["csv", "tensorboard", "wandb", "mlflow"]
 LayerKind = Literal["conv", "pointwise", "transposed", "linear", "all"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -115,6 +132,16 @@ class RunConfig(BaseModel):
         None, description="Crop and flip at random; by default where that is usual."
     )
     normalise: bool = Field(True, description="Subtract channel means, divide by deviations.")
+    mean: Numbers = Field(
+        (), description="These means in place of the data's own: one, or one a channel with commas."
+    )
+    std: Numbers = Field((), description="Likewise these standard deviations.")
+    image_size: int | None = Field(
+        None, ge=1, description="Resize the shorter side of image files to this [default: 256]."
+    )
+    crop: int | None = Field(
+        None, ge=1, description="Take the middle square of so many pixels of them [default: 224]."
+    )
     data_seed: int = Field(0, ge=0, description="Seed of classes, examples, noise and shuffling.")
     workers: int = Field(4, ge=0, description="Processes that decode image files.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shlex
@@ -24,6 +25,7 @@ from planescope.files.errors import (
     StoppedError,
     UsageError,
     one_line,
+    own_place,
 )
 from planescope.files.folders import refuse_ways_out
 from planescope.files.optional import consented, is_foreign, required
@@ -41,12 +43,6 @@ if TYPE_CHECKING:
     from planescope.training.config import RunConfig
     from planescope.training.recording import Recorder
     from planescope.training.task import Data, Task
-
-# Fields of a config that `DataOptions` has by the same name.
-_DATA_FIELDS = (
-    "classes", "examples", "validation_share", "validation_seed", "label_noise", "shuffle_pixels",
-    "augment", "normalise",
-)  # fmt: skip
 
 # Loggers whose packages do not come with planescope[train].
 _LOGGERS_APART = ("wandb", "mlflow")
@@ -242,13 +238,14 @@ def load_split(config: RunConfig, split: Split) -> Images | Files:
 def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
     from planescope.data.load import DataOptions, Labels, Resize, Validation, load
 
-    options = DataOptions(
-        **{field: getattr(config, field) for field in _DATA_FIELDS},
-        validation=Validation(config.validation),
-        labels=Labels(config.labels),
-        resize=Resize(resize),
-        seed=config.data_seed,
-    )
+    own: dict[str, Any] = {
+        "validation": Validation(config.validation),
+        "labels": Labels(config.labels),
+        "resize": Resize(resize),
+        "seed": config.data_seed,
+    }
+    names = {field.name for field in dataclasses.fields(DataOptions)} - own.keys()
+    options = DataOptions(**own, **{name: getattr(config, name) for name in names})
     return load(
         config.data, split=split, path=config.data_path, options=options, download=config.download
     )
@@ -290,8 +287,13 @@ def _check_fit(network: nn.Module, config: RunConfig, data: Data) -> None:
     try:
         with torch.no_grad():
             out = network.eval()(torch.zeros(1, channels, height, width))
-    except (RuntimeError, ValueError, AssertionError) as exc:
+    except Exception as exc:  # forward is anybody's code
         reason = str(exc).partition("\n")[0]
+        if place := own_place(exc):
+            raise UsageError(
+                f"{config.network} fails in code of its own, {place}: {type(exc).__name__}: "
+                f"{reason}; it was given {image}"
+            ) from exc
         raise UsageError(f"{config.network} cannot take {image} ({reason})") from exc
     finally:
         network.train(mode)

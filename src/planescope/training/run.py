@@ -34,6 +34,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.files.drafts import remove_drafts
 from planescope.files.errors import CheckpointError, UsageError, one_line
 from planescope.files.folders import (
@@ -57,7 +59,6 @@ from planescope.measurement.record import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import torch
     from numpy.typing import NDArray
@@ -76,8 +77,8 @@ NETWORK_SCHEMA = "planescope.run-network/1"
 _SNAPSHOTS, _FILTERS, _LOCK = "snapshots", "filters", ".lock"
 _EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
 _MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
-# Columns that came later, with what they hold where a run was made before.
-_LATER_KEYS = {"sideless": 0}
+# What later versions measure too, and what a file of before has in its place.
+_LATER = {"sideless": 0}
 _TEXT_KEYS = ("schema", "view", "name", "kind", "input", "kernel")
 
 
@@ -632,7 +633,7 @@ class Run:
         if not path.is_file():
             return {}
         if path.suffix == ".csv":
-            return _with_later(_read_csv(path, _MEASUREMENT_KEYS, later=_LATER_KEYS))
+            return _read_csv(path, _MEASUREMENT_KEYS, later=_LATER)
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -646,17 +647,17 @@ class Run:
                 columns: dict[str, list[Any]] = table.read().to_pydict()
         except (OSError, ValueError, pa.ArrowException) as exc:
             raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
-        columns = _with_later(columns)
+        rows = len(next(iter(columns.values()), ()))
+        columns = {key: [value] * rows for key, value in _LATER.items()} | columns
         if columns.keys() != set(_MEASUREMENT_KEYS):
             raise CheckpointError(f"{path}: is damaged (its columns are others)")
-        return columns
+        return {key: columns[key] for key in _MEASUREMENT_KEYS}
 
     def _save_filters(self, epoch: int, measurement: Measurement) -> None:
         """Single precision, for pictures; a snapshot of a large network is a thousand times this.
 
         A measurement that was loaded from a file has none.
         """
-        import numpy as np
         from safetensors.numpy import save_file
 
         values = {layer.name: layer.values for layer in measurement.layers if layer.values}
@@ -763,18 +764,12 @@ def _file_of(epoch: int) -> str:
     return f"epoch-{epoch:04d}.safetensors"
 
 
-def _with_later(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Add the columns that came after a run was made."""
-    rows = len(next(iter(columns.values()), ()))
-    return {key: [value] * rows for key, value in _LATER_KEYS.items()} | columns
-
-
 def _read_csv(
-    path: Path, keys: Sequence[str], *, later: Collection[str] = ()
+    path: Path, keys: Sequence[str], *, later: Mapping[str, Any] | None = None
 ) -> dict[str, list[Any]]:
-    """Columns of a table that `write_csv` wrote; an empty cell is None.
+    """Read the columns of a table that `write_csv` wrote; an empty cell is None.
 
-    Those of `later` may be lacking.
+    Columns of `later` may be missing, and then have its value.
 
     Raises
     ------
@@ -783,14 +778,16 @@ def _read_csv(
     """
     try:
         head, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
-        if head != [key for key in keys if key in head or key not in later]:
+        missing = {key: value for key, value in (later or {}).items() if key not in head}
+        if sorted([*head, *missing]) != sorted(keys):
             raise ValueError("its columns are others")
-        keys = head
-        columns = zip(*rows, strict=True) if rows else [()] * len(keys)
-        return {
+        columns = zip(*rows, strict=True) if rows else [()] * len(head)
+        found = {
             key: [_value(key, cell) for cell in column]
-            for key, column in zip(keys, columns, strict=True)
+            for key, column in zip(head, columns, strict=True)
         }
+        found |= {key: [value] * len(rows) for key, value in missing.items()}
+        return {key: found[key] for key in keys}
     except (OSError, ValueError, csv.Error) as exc:
         raise CheckpointError(f"{path}: is damaged ({exc})") from exc
 

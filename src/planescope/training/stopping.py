@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planescope.files import signals
+
 if TYPE_CHECKING:
     from planescope.training.config import RunConfig
     from planescope.training.run import EpochMetrics
@@ -43,21 +45,27 @@ def _on_plateau(history: Sequence[EpochMetrics], config: RunConfig) -> bool:
 
 @contextlib.contextmanager
 def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at the first Ctrl-C; a second one interrupts at once, as usual.
+    """Call `stop` at the first signal that asks for an end; a second one interrupts at once.
 
+    Of SIGTERM and SIGHUP that holds where something hears them already, as the command line does.
     Only a program's main thread hears signals; in another this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = signal.getsignal(signal.SIGINT)
+    found = {number: signal.getsignal(number) for number in signals.ENDING}
+    usual = {number: handler for number, handler in found.items() if callable(handler)}
 
-    def first(*_: Any) -> None:
-        signal.signal(signal.SIGINT, usual)
+    def first(number: int, _: Any) -> None:
+        for each, handler in usual.items():
+            signal.signal(each, handler)
+        signals.note(number)
         stop()
 
-    signal.signal(signal.SIGINT, first)
+    for number in usual:
+        signal.signal(number, first)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        for number, handler in usual.items():
+            signal.signal(number, handler)

@@ -44,7 +44,8 @@ class _Tally:
         self.sums = torch.zeros(3, device=device)
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        correct = (logits.argmax(1) == labels).sum()
+        # Outputs that are not numbers are no answer, though argmax takes them for the largest.
+        correct = ((logits.argmax(1) == labels) & ~logits.isnan().any(1)).sum()
         self.sums[0].add_(loss, alpha=len(labels))
         self.sums[1].add_(correct)
         self.sums[2].add_(len(labels))

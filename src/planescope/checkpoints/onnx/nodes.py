@@ -9,14 +9,13 @@ import dataclasses
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from planescope.checkpoints.onnx.tensors import tensor_at
 from planescope.checkpoints.protobuf import BYTES, Field, Span, WireFile
 from planescope.hyperplanes.layer import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class Name(NamedTuple):
@@ -180,8 +179,6 @@ def in_memory(value: float | tuple[float, ...], dtype: str) -> Tensor:
     """Tensor of numbers that are at hand."""
 
     def read() -> np.ndarray:
-        import numpy as np
-
         return np.array(value, dtype=dtype)
 
     return Tensor((len(value),) if isinstance(value, tuple) else (), dtype, read)

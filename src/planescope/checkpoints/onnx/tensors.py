@@ -14,16 +14,14 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, decode, stored_tensor
 from planescope.checkpoints.protobuf import BYTES, Span, WireFile, unpack_varints
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import open_binary
 from planescope.hyperplanes.layer import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # TensorProto.DataType. Types that no weights have (string, complex) are missing on purpose.
 DTYPES = {
@@ -225,8 +223,6 @@ def _typed_tensor(proto: _Proto, dtype: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _read_typed(proto: _Proto, number: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    import numpy as np
-
     width = _FIXED_WIDTHS.get(number)
     values = array("Q")
     with WireFile(proto.path) as wire:
@@ -265,8 +261,6 @@ def _stored_items(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _split_nibbles(pairs: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    import numpy as np
-
     single = np.stack((pairs & 0xF, pairs >> 4), axis=-1).reshape(-1)[: math.prod(shape)]
     if dtype == "int4":
         single = (single.astype(np.int8) ^ 8) - 8

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, read_array
 from planescope.files.errors import CheckpointError
 from planescope.files.pickles import Call, Global, Persistent
@@ -14,8 +16,6 @@ from planescope.hyperplanes.layer import Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
 
 # Element types by the names of torch's storage classes. Quantised storages hold plain integers.
 _STORAGES = {
@@ -275,8 +275,6 @@ def _dequantised(call: Call, where: str, storages: Storages) -> Tensor:
         ):
 
             def read() -> np.ndarray:
-                import numpy as np
-
                 # Torch rounds the scale of a whole tensor, but not those of channels.
                 return _scaled(raw.read(), np.float32(scale), zero)
 
@@ -304,8 +302,6 @@ def _dense(call: Call, where: str, storages: Storages) -> Tensor:
         raise CheckpointError(f"{where} is sparse, of {math.prod(shape)} elements; save it dense")
 
     def read() -> np.ndarray:
-        import numpy as np
-
         found, places = np.zeros(shape, values.read().dtype), [each.read() for each in indices]
         if layout != "torch.sparse_coo":
             starts, across = places
@@ -376,8 +372,6 @@ def unreadable(value: object, /) -> str | None:
 
 
 def _scaled(integers: np.ndarray, scale: Any, zero: Any) -> np.ndarray:
-    import numpy as np
-
     # What is not finite is for the measurement to report, not for NumPy to warn of.
     with np.errstate(all="ignore"):
         numbers: np.ndarray = (integers.astype(np.float64) - zero) * scale

@@ -1,169 +1,269 @@
-"""Put layers of a trained network back to earlier weights, and see what it loses.
+"""Put layers of a trained network back to other weights, and see what it loses.
 
 C. Zhang, S. Bengio, Y. Singer, *Are All Layers Created Equal?* (JMLR 23, 2022).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from planescope.criticality.resets.options import ResetOptions
+from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from planescope.criticality.resets.answers import Metric, Pick
     from planescope.criticality.resets.record import Resets
-    from planescope.data.load import Files, Images
+    from planescope.criticality.resets.trained import Subject, To
+    from planescope.data.load import DataOptions, Files, Images
+    from planescope.data.loaders import Loader, Unpack
     from planescope.training.run import Run
 
-__all__ = ["ResetOptions", "reset_checkpoint", "reset_module", "reset_run"]
+__all__ = ["ResetOptions", "reset"]
 
 # (cells done, cells in all, name of what is reset)
 OnCell = Callable[[int, int, str], None]
 PLAIN = ResetOptions()
 
 
-def reset_run(
-    path: Run | str | os.PathLike[str],
+class Own:
+    """What stands for a run's own validation examples."""
+
+    def __repr__(self) -> str:
+        return "the run's own"
+
+
+OWN: Final = Own()
+
+
+def reset(
+    model: nn.Module | Run | str | os.PathLike[str],
     /,
     *,
-    snapshots: Sequence[int] | None = None,
+    to: Any = None,
+    data: Any = OWN,
+    metric: Metric | None = None,
+    chance: float | None = None,
+    unpack: Unpack | None = None,
+    output: Pick | None = None,
+    groups: Iterable[str | Sequence[str]] = (),
+    path: int | None = None,
+    draws: int = 1,
+    network: str | nn.Module | None = None,
+    data_path: str | os.PathLike[str] | None = None,
+    data_options: DataOptions | None = None,
+    keep: str | os.PathLike[str] | None = None,
     unfinished: bool = False,
     trust: bool | str | Collection[str] = False,
     options: ResetOptions = PLAIN,
     on_cell: OnCell | None = None,
+    **choices: Any,
 ) -> Resets:
-    """Put the layers of a run's last snapshot back to earlier ones.
+    """Put the layers of a network back to other weights, one at a time, and evaluate each.
 
-    The result is written to the run, and so are finished cells as they come: broken off, the same
-    call goes on where it was.
+    All is evaluated in one pass over the data. The network, its modes, hooks, buffers and gradients
+    and all states of random numbers are left as they were.
 
     Parameters
     ----------
-    path : Run or path
-        The run, or its folder.
-    snapshots : sequence of int, optional
-        Epochs; by default all before the last.
+    model : torch.nn.Module, Run or path
+        A network in memory (a LightningModule, a compiled or pruned one); a run, whose last
+        snapshot is taken, and which gets the result; or a checkpoint, with `network`.
+    to : mapping of name to state dict, module or file; file, or several; "fresh"; epochs
+        What layers are put back to. A mapping names state dicts, modules or files; ``timm:NAME``
+        and ``torchvision:NAME`` stand for published weights. Layers of another shape there are left
+        out, and a note names them. ``"fresh"`` draws by each module's own `reset_parameters`. Of a
+        run also epochs, by default all before the last.
+    data : DataLoader, Dataset, LightningDataModule, tensors, iterable of batches, or str
+        Batches go to the network exactly as they come, on its device. A tensor is the input, a pair
+        inputs and labels; of a dictionary ``labels`` or ``label`` are the labels, and the rest is
+        given by name as far as `forward` takes it. A name is that of one of planescope's data sets
+        (`planescope.data.load.load`), prepared as `Resets.preprocessing` says. A run has its own.
+        Without labels only what needs none is told: `disagreement`, `expected_drop` and the like.
+    metric : callable, optional
+        Of outputs and batch; higher is better. It gives a value an example, or one for the batch,
+        which has no interval then. By default the accuracy, where labels are classes.
+    chance : float, optional
+        What the metric is by chance; by default, of the accuracy, the share of the commonest label.
+    unpack : callable, optional
+        Gives inputs and labels (or None) of a batch. Inputs that are a tuple or a dictionary are
+        the arguments of `forward`.
+    output : str, int or callable, optional
+        Picks what of the network's output is its answer.
+    groups : iterable of sequences of str
+        Layers that are put back together, a row each.
+    path : int, optional
+        Go from the only state of `to` to the trained weights in so many steps (METHOD, section 7).
+    draws : int
+        How many `"fresh"` makes.
+    network : str or torch.nn.Module, optional
+        Of a checkpoint: a name as for `planescope.networks.build.build`, or a module, which is
+        copied.
+    data_path, data_options
+        Of a data set by name: where its files lie, and how it is prepared.
+    keep : path, optional
+        File in which finished cells are kept: broken off, the same call goes on where it was. Of
+        data by name alone; a run keeps them itself.
     unfinished : bool
         Take a run that is not finished, as far as it is.
     trust : bool, str or collection of str
         Callables that may run although only the run names them; True for all. Of a path.
+    options : ResetOptions
     on_cell : callable, optional
         Called with (cells done, cells in all, name of what is reset), to show progress.
+    **choices
+        Attributes of `ResetOptions`, in place of those of `options`.
 
-    Raises
-    ------
-    CheckpointError
-        If there is no run, it has no such snapshot, or files are missing or damaged.
-    UsageError
-        If the run is not finished, or an option cannot be.
-    NoLayersError
-        If there is no such layer.
-    OutputError
-        If the run cannot be written to.
-    RunError
-        If memory ran out; finished cells are kept.
-    """
-    required("torch")
-    from planescope.criticality.resets.table import reset
-    from planescope.criticality.resets.trained import of_run
-    from planescope.training.run import Run
-
-    run = Run.open(path, trust=trust)
-    subject = of_run(run, snapshots=snapshots, unfinished=unfinished, options=options)
-    resets = reset(subject, options, on_cell)
-    resets.save(run.resets)
-    return resets
-
-
-def reset_checkpoint(
-    trained: str | os.PathLike[str],
-    snapshots: Sequence[str | os.PathLike[str]] = (),
-    /,
-    *,
-    network: str,
-    data: str,
-    data_path: str | os.PathLike[str] | None = None,
-    keep: str | os.PathLike[str] | None = None,
-    options: ResetOptions = PLAIN,
-    on_cell: OnCell | None = None,
-) -> Resets:
-    """Put the layers of a checkpoint back to those of others.
-
-    Parameters
-    ----------
-    trained, snapshots : path or str
-        Checkpoints of torch networks, in whatever form `planescope.measure` reads.
-    network : str
-        As for `planescope.networks.build.build`.
-    data, data_path
-        As for `planescope.data.load.load`; only files of the split are needed.
-    keep : path, optional
-        File in which finished cells are kept: broken off, the same call goes on where it was.
-    on_cell
-        As in `reset_run`.
+    Returns
+    -------
+    Resets
 
     Raises
     ------
     CheckpointError
         If a file is missing, damaged, or of another network.
-    UsageError, NoLayersError, OutputError, RunError
-        As `reset_run`.
-    """
-    required("torch")
-    from planescope.criticality.resets.table import reset
-    from planescope.criticality.resets.trained import of_checkpoint
-
-    subject = of_checkpoint(
-        trained,
-        snapshots,
-        network=network,
-        data=data,
-        data_path=data_path,
-        keep=keep,
-        options=options,
-    )
-    return reset(subject, options, on_cell)
-
-
-def reset_module(
-    module: nn.Module,
-    snapshots: Mapping[int | str, Mapping[str, Any]],
-    /,
-    *,
-    data: Images | Files,
-    keep: str | os.PathLike[str] | None = None,
-    options: ResetOptions = PLAIN,
-    on_cell: OnCell | None = None,
-) -> Resets:
-    """Put the layers of a network in memory back to those of state dicts.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        A classifier. It is copied, and left exactly as it is.
-    snapshots : mapping of epoch or name to state dict
-    data : Images or Files
-        As `planescope.data.load.load` gives them.
-    keep, on_cell
-        As in `reset_checkpoint`.
-
-    Raises
-    ------
-    CheckpointError
-        If a state dict is of another network.
     UsageError
-        As `reset_run`, and for fresh draws, which nobody can make of a module in memory.
-    NoLayersError, OutputError, RunError
-        As `reset_run`.
+        If an option cannot be, or the data do not fit the network.
+    NoLayersError
+        If there is no such layer.
+    OutputError
+        If the run, or what is kept, cannot be written.
+    RunError
+        If memory ran out; finished cells are kept.
     """
     required("torch")
-    from planescope.criticality.resets.table import reset
-    from planescope.criticality.resets.trained import of_module
+    from planescope.criticality.resets import borrow, table
+    from planescope.criticality.resets.answers import Judge
+    from planescope.criticality.resets.trained import To
 
-    return reset(
-        of_module(module, snapshots, data=data, keep=keep, options=options), options, on_cell
-    )
+    options = _options(options, groups, choices)
+    run = _run(model, network, trust)
+    wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
+    if data is None:
+        raise UsageError(
+            "data=None asks for synthetic inputs, which there are none of yet; give inputs, with "
+            "labels or without"
+        )
+    judge = Judge(metric=metric, pick=output)
+    with borrow.same_random_states(*borrow.generators_of(data)):
+        found = _opened(data, data_path, data_options, network, options, run)
+        subject = _subject(model, run, wanted, found, network, keep, options, unfinished)
+        resets = table.reset(subject, options, judge, on_cell, unpack=unpack, chance=chance)
+    if run is not None and isinstance(data, Own):
+        resets.save(run.resets)
+    return resets
+
+
+def _options(
+    options: ResetOptions, groups: Iterable[str | Sequence[str]], choices: dict[str, Any]
+) -> ResetOptions:
+    together = [one if isinstance(one, str) else ",".join(one) for one in groups]
+    known = {field.name for field in dataclasses.fields(ResetOptions)}
+    for name in choices:
+        if name not in known:
+            raise TypeError(f"reset() has no parameter {name!r}")
+    if isinstance(choices.get("devices"), str):
+        choices = {**choices, "devices": (choices["devices"],)}
+    more = {"together": (*options.together, *together)} if together else {}
+    return dataclasses.replace(options, **{**more, **choices})
+
+
+def _run(model: Any, network: Any, trust: bool | str | Collection[str]) -> Run | None:
+    """Run that is meant; None where it is a module or a checkpoint."""
+    from planescope.training.run import Run
+
+    if isinstance(model, Run):
+        return Run.open(model)
+    if not isinstance(model, str | os.PathLike) or network is not None:
+        return None
+    if Path(model).is_file():
+        raise UsageError(f"{model}: a checkpoint does not tell its network; give network=")
+    return Run.open(model, trust=trust)
+
+
+def _opened(
+    data: Any,
+    data_path: str | os.PathLike[str] | None,
+    data_options: DataOptions | None,
+    network: str | nn.Module | None,
+    options: ResetOptions,
+    run: Run | None,
+) -> Images | Files | Loader | None:
+    """Data as they are gone through; None for a run's own."""
+    from planescope.criticality.resets.trained import smallest_of
+    from planescope.data.load import PLAIN as AS_USUAL
+    from planescope.data.load import Files, Images, Resize, load
+    from planescope.data.loaders import open_loader
+
+    if isinstance(data, Own):
+        if run is None:
+            raise UsageError(
+                "give data=, what the network is evaluated on: a DataLoader, a Dataset, tensors, "
+                "or the name of a data set"
+            )
+        return None
+    if isinstance(data, Images | Files):
+        return data
+    if isinstance(data, str) and ":" in data and not data.startswith("folder:"):
+        from planescope.data.loaders import call_loader
+
+        called = call_loader(data, options.split)
+        if called is not None:
+            given = open_loader(
+                called, split=options.split, subset=options.subset, seed=options.seed
+            )
+            given.name = data
+            if data_options is not None:
+                raise UsageError(f"{data} gives its own inputs, which are taken as they come")
+            return given
+    if isinstance(data, str):
+        name = run.config.network if run is not None else network
+        wanted = data_options or AS_USUAL
+        where = None if data_path is None else Path(data_path)
+        found = load(data, split=options.split, path=where, options=wanted)
+        least = 1 if name is None else smallest_of(name)
+        if data_options is None and min(found.input_shape[1:]) < least <= 32:
+            padded = dataclasses.replace(wanted, resize=Resize.PAD_32)
+            found = load(data, split=options.split, path=where, options=padded)
+        return found
+    if data_options is not None:
+        raise UsageError("data_options are for data sets by name; these are taken as they come")
+    return open_loader(data, split=options.split, subset=options.subset, seed=options.seed)
+
+
+def _subject(
+    model: Any,
+    run: Run | None,
+    to: To,
+    data: Any,
+    network: Any,
+    keep: str | os.PathLike[str] | None,
+    options: ResetOptions,
+    unfinished: bool,
+) -> Subject:
+    """What is reset."""
+    from planescope.criticality.resets.borrow import borrowed
+    from planescope.criticality.resets.trained import of_checkpoint, of_module, of_run
+    from planescope.networks.module import unwrapped
+
+    if run is not None:
+        if keep is not None:
+            raise UsageError("a run keeps finished cells itself; leave out keep")
+        return of_run(run, to, data, unfinished=unfinished, options=options)
+    if isinstance(model, str | os.PathLike):
+        return of_checkpoint(model, to, data, network=network, keep=keep, options=options)
+    if not isinstance(model, sys.modules["torch"].nn.Module):
+        raise UsageError(
+            f"cannot reset a {type(model).__name__}; give a module, a run, or a checkpoint with "
+            "network="
+        )
+    whole = unwrapped(model)
+    name = type(whole).__name__
+    return of_module(borrowed(whole), to, data, name=name, keep=keep, options=options)

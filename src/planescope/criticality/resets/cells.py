@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -17,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from planescope.criticality.confidence import accuracy_bounds
-from planescope.criticality.resets.prefix import copied, split, stacked, survey
+from planescope.criticality.resets.answers import picked
+from planescope.criticality.resets.prefix import Inputs, copied, split, stacked, survey
 
 if TYPE_CHECKING:
+    from planescope.criticality.resets.answers import Judge
     from planescope.criticality.resets.prefix import Splittable, Survey, Tensors, Trace, Values
     from planescope.criticality.resets.progress import Progress, Tally
+    from planescope.data.loaders import Batch
 
 # Memory by default: half of what is free, but no more than this; groups of batches gain little
 # beyond. And what is taken where the system does not tell.
@@ -74,8 +77,8 @@ class Plan:
 
     Attributes
     ----------
-    examples : int
-        In all.
+    examples : int or None
+        In all; None where nobody knows before the last batch.
     batch : int
         Examples a batch. The counts are exactly those of evaluating each cell by itself in batches
         of that size: the same kernels run on the same shapes.
@@ -86,7 +89,7 @@ class Plan:
     tolerance : float or None
     """
 
-    examples: int
+    examples: int | None
     batch: int
     memory: int
     precision: str
@@ -94,24 +97,28 @@ class Plan:
 
     def is_done(self, cell: Cell, tally: Tally) -> bool:
         """Whether a cell's accuracy is known as well as was asked for; the trained one exactly."""
+        if self.examples is None:
+            return False
         if self.tolerance is None or not cell.names:
             return tally.examples == self.examples
-        low, high = accuracy_bounds(tally.right.count(1), tally.examples, self.examples)
+        low, high = accuracy_bounds(tally.right, tally.examples, self.examples)
         return high - low <= 2 * self.tolerance
 
 
 def evaluate(
     module: nn.Module,
     trace: Trace,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    batches: Iterable[Batch],
     cells: Sequence[Cell],
     plan: Plan,
     progress: Progress,
+    judge: Judge,
     *,
+    device: torch.device,
     on_cell: Callable[[str], None] | None = None,
     stop: threading.Event | None = None,
 ) -> str:
-    """Count the right answers of all cells.
+    """Count the answers of all cells.
 
     Groups of batches, as many as memory holds, go through the network together: before each layer
     they wait while its cells go through what follows.
@@ -122,10 +129,14 @@ def evaluate(
         In evaluation mode, on the device of the batches. Its parameters are not written, ever.
     trace : Trace
         Of the module.
-    batches : iterable of (inputs, labels)
-        Of `plan.batch` examples, in the same order each time. They are gone through once.
+    batches : iterable of Batch
+        On the device, in the same order each time. They are gone through once.
     progress : Progress
         Gets the tallies; what it has already is not computed again.
+    judge : Judge
+        What is counted; it has looked at the first batch.
+    device : torch.device
+        Of the module.
     on_cell : callable, optional
         Called with the name of what is reset before its cells go through a group.
     stop : Event, optional
@@ -140,27 +151,36 @@ def evaluate(
         return ""
     batches = iter(batches)
     first = next(batches)
-    example = first[0][:1]
-    with _precision(plan.precision, example.device):
-        network, note = split(module, trace, first[0])
+    inputs = _inputs(first, device)
+    with _precision(plan.precision, device):
+        network, note = split(module, trace, inputs)
         by_names: dict[tuple[str, ...], list[Cell]] = {}
         for cell in cells:
             by_names.setdefault(cell.names, []).append(cell)
-        rows = [_Row(own, *network.uses(names)) for names, own in by_names.items()]
-        rows.sort(key=lambda row: row.start)
-        found = survey(network, example, {row.start for row in rows})
+        by_names.setdefault((), [])  # whose outputs all others are held against
+        rows = [_Row(names, own, *network.uses(names)) for names, own in by_names.items()]
+        rows.sort(key=lambda row: (row.start, not row.names))
+        found = survey(network, inputs.example, {row.start for row in rows})
         kept = sum(cell.bytes for cell in cells) <= plan.memory // 2
         left = [
             cell for row in rows for cell in row.cells if not plan.is_done(cell, progress[cell.key])
         ]
         live = max(found.live_bytes[row.start] for row in rows)
-        size = max(1, plan.memory // 2 // (max(live, 1) * plan.batch))
+        size = max(1, plan.memory // 2 // (max(live, 1) * first.size))
         with torch.inference_mode(), ThreadPoolExecutor(1) as pool:
             # A GPU leaves the processor time for that.
-            read = _Reader(example.device, left if example.is_cuda else (), keep=kept, pool=pool)
+            is_cuda = device.type == "cuda"
+            read = _Reader(device, left if is_cuda else (), keep=kept, pool=pool)
+            output = found.output_bytes * first.size
+            several = max(1, plan.memory // 4 // max(1, output * len(cells)))
+            waits = (
+                network.steps > 1 and plan.tolerance is None
+                and output * len(cells) <= plan.memory // 4
+            )  # fmt: skip
+            size = min(size, several if waits else max(1, plan.memory // 4 // max(1, output)))
             work = _Work(
-                network, plan, progress, found, read, stop or threading.Event(), len(first[0]),
-                example.device.type,
+                network, plan, progress, judge, found, read, stop or threading.Event(),
+                first.size, device, waits=waits,
             )  # fmt: skip
             seen = 0
             for group in _groups(itertools.chain([first], batches), size):
@@ -172,6 +192,7 @@ def evaluate(
 class _Row:
     """Cells that replace the same tensors, which play a part in some steps only."""
 
+    names: tuple[str, ...]
     cells: list[Cell]
     start: int
     stop: int
@@ -212,7 +233,11 @@ class _Reader:
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
 
-Group = list[tuple[torch.Tensor, torch.Tensor]]
+Group = list["Batch"]
+
+
+def _inputs(batch: Batch, device: torch.device) -> Inputs:
+    return Inputs(args=batch.args, kwargs=batch.kwargs, size=batch.size, device=device)
 
 
 @dataclass(eq=False)
@@ -220,14 +245,20 @@ class _Work:
     network: Splittable
     plan: Plan
     progress: Progress
+    judge: Judge
     survey: Survey
     read: _Reader
     stop: threading.Event
-    # Examples of a batch that is not the last, and the kind of device.
+    # Examples of a batch that is not the last.
     size: int
-    kind: str
+    device: torch.device
+    # Whether outputs are kept until those of the trained network are there, which spares a pass.
+    waits: bool = False
     # Whether batches that are joined before a step give the same, where that was tried.
     tried: dict[int, bool] = field(default_factory=dict)
+    # Of the batches of a group: outputs of the trained network, and those that wait for them.
+    references: list[torch.Tensor] = field(default_factory=list)
+    waiting: dict[Cell, list[tuple[int, torch.Tensor]]] = field(default_factory=dict)
 
     def through(
         self,
@@ -237,29 +268,76 @@ class _Work:
         on_cell: Callable[[str], None] | None,
     ) -> int:
         """Take a group through the network; the examples seen with it are given back."""
-        position, flows = 0, [self.network.begin(inputs) for inputs, _ in group]
-        labels = [labels for _, labels in group]
-        seen_then = seen + sum(map(len, labels))
+        position, flows = 0, [self.network.begin(_inputs(b, self.device)) for b in group]
+        seen_then = seen + sum(batch.size for batch in group)
+        every = [cell for row in rows for cell in row.cells]
+        if all(self._is_done(cell, seen_then) for cell in every):
+            return seen_then
+        self.references, began = [], time.monotonic()
+        if not self.waits:
+            self.references = [self._answer(copied(flow), 0, {}) for flow in flows]
         for row in rows:
             left = [cell for cell in row.cells if not self._is_done(cell, seen_then)]
+            if not row.names:
+                self._settle(flows, position, group)
+                for cell in left:
+                    self._judge(cell, list(enumerate(self.references)), group)
+                continue
             if not left:
                 continue
             for flow in flows:
                 self.network.advance(flow, position, row.start, {})
             position = row.start
-            for cells in _chunks(left, self._most(row)):
-                if on_cell is not None:
-                    on_cell(row.cells[0].layer)
-                self._count(row, cells, flows, labels, seen)
+            try:
+                for cells in _chunks(left, self._most(row)):
+                    if on_cell is not None:
+                        on_cell(row.cells[0].layer)
+                    self._count(row, cells, flows, group, seen)
+            except BaseException:
+                # What was computed is not to be lost where work is kept.
+                with contextlib.suppress(Exception):
+                    self._settle(flows, position, group)
+                raise
+            if self.progress.is_kept and time.monotonic() - began > self.progress.patience:
+                self._settle(flows, position, group)
+        self.progress.save()
         return seen_then
+
+    def _settle(self, flows: Sequence[Values], position: int, group: Group) -> None:
+        """Count what waits for the outputs of the trained network, which are found if need be."""
+        if not self.references:
+            changes = self.survey.changes.get(position, True)
+            own = [copied(flow) if changes else flow for flow in flows]
+            self.references = [self._answer(flow, position, {}) for flow in own]
+        waiting, self.waiting = self.waiting, {}
+        for cell, found in waiting.items():
+            self._judge(cell, found, group)
+
+    def _judge(self, cell: Cell, found: Sequence[tuple[int, torch.Tensor]], group: Group) -> None:
+        """Count outputs of a cell, which are given with the numbers of their batches."""
+        if found:
+            self.judge.judge(
+                self.progress[cell.key],
+                [output for _, output in found],
+                [self.references[index] for index, _ in found],
+                [group[index] for index, _ in found],
+            )
+
+    def _answer(self, values: Values, start: int, tensors: Tensors) -> torch.Tensor:
+        """What of the network's output is its answer."""
+        answer: torch.Tensor = picked(self.network.finish(values, start, tensors), self.judge.pick)
+        return answer
 
     def _is_done(self, cell: Cell, examples: int) -> bool:
         tally = self.progress[cell.key]
-        return tally.examples >= examples or self.plan.is_done(cell, tally)
+        waiting = self.waiting.get(cell)
+        return tally.examples >= examples or (not waiting and self.plan.is_done(cell, tally))
 
     def _join(self, row: _Row) -> int:
         """Step before which the batches of a row's cells become one; the last step is never."""
-        allowed = min(JOINED_BYTES.get(self.kind, JOINED_BYTES["cpu"]), self.plan.memory // 4)
+        allowed = min(
+            JOINED_BYTES.get(self.device.type, JOINED_BYTES["cpu"]), self.plan.memory // 4
+        )
         several = self.size * min(len(row.cells), MOST_TOGETHER)
         steps = range(row.stop, self.network.steps)
         fitting = (step for step in steps if several * self.survey.live_bytes[step] <= allowed)
@@ -272,7 +350,7 @@ class _Work:
         if join == self.network.steps:
             return 1
         peak = self.size * COPIES_OF_LARGEST * max(self.survey.live_bytes[join:])
-        _, allowed = BATCHES.get(self.kind, BATCHES["cpu"])
+        _, allowed = BATCHES.get(self.device.type, BATCHES["cpu"])
         fitting = min(allowed // peak, self.plan.memory // 2 // row.cells[0].bytes)
         return min(max(1, fitting), MOST_TOGETHER)
 
@@ -281,36 +359,35 @@ class _Work:
         row: _Row,
         cells: Sequence[Cell],
         flows: Sequence[Values],
-        labels: Sequence[torch.Tensor],
+        group: Group,
         seen: int,
     ) -> None:
         """Count the answers of the batches that the tallies do not have yet."""
         tensors = {cell: self.read(cell) for cell in cells}
-        found: dict[Cell, list[tuple[torch.Tensor, ...]]] = {cell: [] for cell in cells}
-        for values, right_labels in zip(flows, labels, strict=True):
-            seen += len(right_labels)
+        for index, (values, batch) in enumerate(zip(flows, group, strict=True)):
+            seen += batch.size
             left = [cell for cell in cells if not self._is_done(cell, seen)]
             if self.stop.is_set() or not left:
                 continue
             replaced = [tensors[cell] for cell in left]
-            if len(left) > 1 and len(right_labels) == self.size:
+            if len(left) > 1 and batch.size == self.size:
                 outputs = self._together(row, replaced, values)
             else:
                 outputs = self._apart(row, replaced, values)
-            for cell, logits in zip(left, outputs, strict=True):
-                found[cell].append(_answers(logits, right_labels))
-                if self.plan.tolerance is not None:
-                    _add(self.progress[cell.key], found[cell])
-        for cell in cells:
-            _add(self.progress[cell.key], found[cell])
-        self.progress.save()
+            for cell, answer in zip(left, outputs, strict=True):
+                if not self.references:
+                    self.waiting.setdefault(cell, []).append((index, answer))
+                else:
+                    self._judge(cell, [(index, answer)], group)
+        if self.references:
+            self.progress.save()
 
     def _apart(
         self, row: _Row, several: Sequence[Tensors], values: Values
     ) -> Iterable[torch.Tensor]:
         """Outputs for a batch with other tensors in place each time."""
         for tensors in several:
-            yield self.network.finish(self._own(row, values), row.start, tensors)
+            yield self._answer(self._own(row, values), row.start, tensors)
 
     def _together(
         self, row: _Row, several: Sequence[Tensors], values: Values
@@ -347,7 +424,7 @@ class _Work:
         parts = [self._own(row, values) for _ in several]
         for part, tensors in zip(parts, several, strict=True):
             self.network.advance(part, row.start, join, tensors)
-        outputs = self.network.finish(stacked(parts, self.size), join, {})
+        outputs = self._answer(stacked(parts, self.size), join, {})
         return [outputs[at : at + self.size] for at in range(0, len(outputs), self.size)]
 
     def _own(self, row: _Row, values: Values) -> Values:
@@ -355,26 +432,7 @@ class _Work:
         return copied(values) if self.survey.changes[row.start] else dict(values)
 
 
-def _answers(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Which answers are right, how many among the five best, and the sum of losses."""
-    logits = logits.float()
-    best = logits.topk(min(5, logits.shape[1])).indices
-    losses = cross_entropy(logits, labels, reduction="none")
-    return (
-        logits.argmax(1) == labels,
-        (best == labels[:, None]).sum(),
-        losses.sum(dtype=torch.float64),
-    )
-
-
-def _add(tally: Tally, found: list[tuple[torch.Tensor, ...]]) -> None:
-    """Count answers, for which the device is waited for."""
-    for right, top5, loss in found:
-        tally.add(right.cpu().numpy().tobytes(), int(top5), float(loss))
-    found.clear()
-
-
-def _groups(batches: Iterator[Any], size: int) -> Iterator[Group]:
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[Group]:
     while group := list(itertools.islice(batches, size)):
         yield group
 
@@ -387,7 +445,8 @@ def _chunks(cells: Sequence[Cell], size: int) -> Iterator[Sequence[Cell]]:
 @contextlib.contextmanager
 def _precision(precision: str, device: torch.device) -> Iterator[None]:
     dtype = PRECISIONS.get(precision)
-    with torch.autocast(device.type, dtype, enabled=True) if dtype else contextlib.nullcontext():
+    # Whatever precision the caller computes in.
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
         yield
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -39,7 +40,7 @@ class Splittable(Protocol):
     def uses(self, names: Collection[str]) -> tuple[int, int]:
         """Steps before which, and from which on, the named tensors play no part."""
 
-    def begin(self, inputs: torch.Tensor) -> Values:
+    def begin(self, inputs: Inputs) -> Values:
         """Values before step 0."""
 
     def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
@@ -48,7 +49,7 @@ class Splittable(Protocol):
         Some parameters and buffers are replaced by `tensors` on the way.
         """
 
-    def finish(self, values: Values, start: int, tensors: Tensors) -> torch.Tensor:
+    def finish(self, values: Values, start: int, tensors: Tensors) -> Any:
         """Output from the values before step `start`, with some parameters and buffers replaced.
 
         `values` stays as it is, but what it holds may be changed in place; see `Cut.changes`.
@@ -67,16 +68,16 @@ class Whole:
         """Nothing is known to come before or behind."""
         return 0, self.steps
 
-    def begin(self, inputs: torch.Tensor) -> Values:
+    def begin(self, inputs: Inputs) -> Values:
         """The inputs alone."""
-        return {"inputs": inputs}
+        return {"args": inputs.args, "kwargs": dict(inputs.kwargs)}
 
     def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
         """There is one step, and no way to stop before it."""
 
-    def finish(self, values: Values, start: int, tensors: Tensors) -> torch.Tensor:  # noqa: ARG002
+    def finish(self, values: Values, start: int, tensors: Tensors) -> Any:  # noqa: ARG002
         """Run the network."""
-        return _called(self._module, tensors, (values["inputs"],), {})
+        return _called(self._module, tensors, values["args"], values["kwargs"])
 
 
 class Traced:
@@ -88,11 +89,11 @@ class Traced:
         In evaluation mode.
     trace : Trace
         Of it.
-    batch : torch.Tensor
-        Inputs; batches of that size, on a CPU, go the fastest way that gives the same bits.
+    batch : Inputs
+        Batches of that size, on a CPU, go the fastest way that gives the same bits.
     """
 
-    def __init__(self, module: nn.Module, trace: Trace, batch: torch.Tensor) -> None:
+    def __init__(self, module: nn.Module, trace: Trace, batch: Inputs) -> None:
         self._attributes, self._nodes = trace.attributes, trace.nodes
         self.steps = len(self._nodes) - 1  # the last is the output
         modules = dict(module.named_modules())
@@ -107,10 +108,12 @@ class Traced:
         # Nodes whose images have the channels of a pixel together; whether the next one has, too.
         self._together: dict[fx.Node, bool] = {}
         self._spread = pixels.Spread()
-        self._size = len(batch)
+        self._size = batch.size
         self._chain = Chain(self._nodes, modules)
-        if batch.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-            self._chain.pack(batch)
+        images = batch.images
+        is_plain = images is not None and images.device.type == "cpu"
+        if images is not None and is_plain and not torch.is_autocast_enabled("cpu"):
+            self._chain.pack(images)
             loose = [node for node in self._nodes if node not in self._chain.packed]
             same = self._same_bits(batch, stretches(loose, modules))
             self._keep_together(stretches(same, modules))
@@ -129,9 +132,9 @@ class Traced:
         layer: Any = self._plain[str(node.target)]
         return int(layer.in_features)
 
-    def _same_bits(self, batch: torch.Tensor, candidates: Iterable[Stretch]) -> list[fx.Node]:
+    def _same_bits(self, batch: Inputs, candidates: Iterable[Stretch]) -> list[fx.Node]:
         """Nodes that give the same values where the channels of a pixel are together."""
-        values, position = self.begin(batch.clone()), 0
+        values, position = self.begin(batch.copied()), 0
         same = []
         for node in itertools.chain.from_iterable(candidates):
             start = self._nodes.index(node)
@@ -152,24 +155,30 @@ class Traced:
         last = max(map(self._nodes.index, [found[-1], *users]))
         return self._nodes.index(found[0]), last + 1
 
-    def begin(self, inputs: torch.Tensor) -> Values:
-        """The inputs alone."""
-        self._chain.look_at(inputs)
-        return {self._nodes[0]: inputs}
+    def begin(self, inputs: Inputs) -> Values:
+        """The inputs alone, by the parameters of forward that they are given to."""
+        if self._chain.packed and inputs.images is not None:
+            self._chain.look_at(inputs.images)
+        places = [node for node in self._nodes if node.op == "placeholder"]
+        by_name = {str(node.target): node for node in places}
+        given = dict(zip(places, inputs.args, strict=False))
+        if len(inputs.args) > len(places) or not inputs.kwargs.keys() <= by_name.keys():
+            raise TypeError("its graph takes other inputs")
+        return given | {by_name[name]: value for name, value in inputs.kwargs.items()}
 
-    def finish(self, values: Values, start: int, tensors: Tensors) -> torch.Tensor:
+    def finish(self, values: Values, start: int, tensors: Tensors) -> Any:
         """Run all nodes that are left."""
         rest = dict(values)
         self.advance(rest, start, self.steps, tensors)
-        result: torch.Tensor = self._value(self._nodes[-1], rest, tensors)
-        return result
+        return self._value(self._nodes[-1], rest, tensors)
 
     def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
         """Run some nodes; a value is let go after its last use."""
         packs = bool(self._chain.packed) and self._chain.is_in_range(tensors)
-        for index in range(max(start, 1), stop):
+        for index in range(start, stop):
             node = self._nodes[index]
-            values[node] = self._value(node, values, tensors, packs=packs)
+            if node.op != "placeholder" or node not in values:
+                values[node] = self._value(node, values, tensors, packs=packs)
             for value in self._dying[index]:
                 del values[value]
 
@@ -200,6 +209,8 @@ class Traced:
                 return target(*args, **kwargs)
             case "get_attr":
                 return tensors[target] if target in tensors else self._attributes[target]
+            case "placeholder" if not args:
+                raise TypeError(f"forward wants {target}, too")
         return args[0]  # the output, or an option of forward with its default
 
 
@@ -296,15 +307,15 @@ def _named(exc: Exception) -> str:
     return f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"
 
 
-def split(module: nn.Module, traced: Trace, batch: torch.Tensor, /) -> tuple[Splittable, str]:
+def split(module: nn.Module, traced: Trace, batch: Inputs, /) -> tuple[Splittable, str]:
     """Prepare a network, which is in evaluation mode, to be left before any layer.
 
     Parameters
     ----------
     traced : Trace
         Of the module.
-    batch : torch.Tensor, shape (examples, channels, height, width)
-        Inputs, of the size that batches will have.
+    batch : Inputs
+        Of the size that batches will have.
 
     Returns
     -------
@@ -312,13 +323,14 @@ def split(module: nn.Module, traced: Trace, batch: torch.Tensor, /) -> tuple[Spl
     note : str
         Why the network has to be run as a whole each time; "" where it has not.
     """
-    reason = traced.problem
+    reason = traced.problem or _options(module, batch)
     if not reason:
         try:
             with torch.inference_mode():
-                network, example = Traced(module, traced, batch), batch[:1]
-                output = network.finish(network.begin(example.clone()), 0, {})
-                if torch.equal(output, module(example.clone())):
+                network, example = Traced(module, traced, batch), batch.example
+                output = network.finish(network.begin(example.copied()), 0, {})
+                own = example.copied()
+                if _is_same(output, module(*own.args, **own.kwargs)):
                     if batch.device.type == "cuda":
                         network.hasten()
                     return network, ""
@@ -329,6 +341,77 @@ def split(module: nn.Module, traced: Trace, batch: torch.Tensor, /) -> tuple[Spl
         f"the graph of {type(module).__name__} cannot be run by parts ({reason}): the whole "
         "network was run for each cell"
     )
+
+
+def _options(module: nn.Module, inputs: Inputs) -> str:
+    """Why a graph, in which options of forward have their defaults, cannot take the inputs."""
+    signature = inspect.signature(module.forward)
+    given = signature.bind_partial(*inputs.args, **inputs.kwargs).arguments
+    parameters = signature.parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    odd = [
+        p.name
+        for p in parameters
+        if p.name in given and (p.default is not p.empty or p.kind in several)
+    ]
+    return f"forward is given its option {odd[0]}" if odd else ""
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two outputs are the same, part by part."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and bool(torch.equal(one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_is_same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return one is None and other is None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """What a network is called with for one batch.
+
+    Attributes
+    ----------
+    args, kwargs
+        Of forward.
+    size : int
+        Examples.
+    device : torch.device
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    size: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, images: torch.Tensor) -> Inputs:
+        """Inputs of a network that takes one tensor."""
+        return cls(args=(images,), kwargs={}, size=len(images), device=images.device)
+
+    @property
+    def images(self) -> torch.Tensor | None:
+        """The only input, where it is a tensor with a row an example."""
+        (*parts,) = (*self.args, *self.kwargs.values())
+        is_one = len(parts) == 1 and isinstance(parts[0], torch.Tensor)
+        return parts[0] if is_one and len(parts[0]) == self.size else None
+
+    @property
+    def example(self) -> Inputs:
+        """The first example; the whole batch where it cannot be told from the others."""
+        images = self.images
+        if images is None:
+            return self
+        one = images[:1]
+        kwargs = dict.fromkeys(self.kwargs, one)
+        return replace(self, args=(one,) if self.args else (), kwargs=kwargs, size=1)
+
+    def copied(self) -> Inputs:
+        """The same in memory of their own."""
+        args, kwargs = copy.deepcopy((self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,30 +425,37 @@ class Survey:
     changes : dict of int to bool
         Whether going on from a step changes what was kept in place, so that a second time needs a
         copy.
+    output_bytes : int
+        Of what the network gives for one example.
     """
 
     live_bytes: list[int]
     changes: dict[int, bool]
+    output_bytes: int
 
 
-def survey(network: Splittable, example: torch.Tensor, starts: Collection[int], /) -> Survey:
+def survey(network: Splittable, example: Inputs, starts: Collection[int], /) -> Survey:
     """Find what it takes to leave a network before some steps."""
     live: list[int] = []
     changes: dict[int, bool] = {}
     # Not in inference mode, where tensors do not count how often they were changed.
     with torch.no_grad():
-        values = network.begin(example.clone())
+        values = network.begin(example.copied())
         for step in range(network.steps + 1):
             held = tensors_in(values)
             storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in held}
-            live.append(sum(storage.nbytes() for storage in storages.values()))
+            live.append(sum(storage.nbytes() for storage in storages.values()) // example.size)
             if step in starts:
                 before = [tensor._version for tensor in held]
                 network.finish(values, step, {})
                 changes[step] = before != [tensor._version for tensor in held]
             if step < network.steps:
                 network.advance(values, step, step + 1, {})
-    return Survey(live_bytes=live, changes=changes)
+        output = network.finish(values, network.steps, {}) if network.steps > 1 else None
+        if output is None:
+            output = network.finish(network.begin(example.copied()), 0, {})
+    given = sum(tensor.nbytes for tensor in tensors_in({"": output})) // example.size
+    return Survey(live_bytes=live, changes=changes, output_bytes=given)
 
 
 def tensors_in(values: Values, /) -> list[torch.Tensor]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import read_text
 from planescope.files.writing import replacing
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+Array = NDArray[Any]
 
-    Flags = NDArray[np.bool_]
-
-SCHEMA = "planescope.resets-progress/1"
+SCHEMA = "planescope.resets-progress/2"
+# What was kept in another form is computed again.
+_FORMER = "planescope.resets-progress/1"
 # Not more often than this is the file written, and seldom enough to cost 2 % at most.
 SAVE_EVERY_S = 1.0
 
@@ -30,54 +32,70 @@ class Tally:
 
     Attributes
     ----------
-    right : bytearray
-        An example a byte: whether its label has the largest output.
-    top5 : int
-        Examples whose label is among the five largest outputs.
-    loss : float
-        Sum of the cross-entropies, taken by batches.
+    examples : int
+        How many were counted.
+    columns : dict of str to list of arrays
+        A value an example, by batches: ``right`` (whether its label has the largest output; of an
+        example with several, the share), ``value`` (of the user's metric), ``agrees`` (whether the
+        answer is the trained network's) and ``given`` (what that gives the answer).
+    sums : dict of str to float
+        Over examples: ``top5``, ``loss`` (cross-entropies), ``metric`` (of a metric without a value
+        an example), ``divergence``, ``none`` (whether an output is not a number), and squares of
+        ``changed`` outputs and of trained ones (``square``).
     """
 
-    right: bytearray = field(default_factory=bytearray)
-    top5: int = 0
-    loss: float = 0.0
+    examples: int = 0
+    columns: dict[str, list[Array]] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    right: int = 0
 
-    @property
-    def examples(self) -> int:
-        """How many were counted."""
-        return len(self.right)
+    def add(self, name: str, values: Array) -> None:
+        """Add the values of some examples to a column."""
+        self.columns.setdefault(name, []).append(values)
+        if name == "right" and values.dtype == bool:
+            self.right += int(values.sum())
 
-    @property
-    def flags(self) -> Flags:
-        """Whether each answer was right."""
-        import numpy as np
-
-        return np.frombuffer(bytes(self.right), dtype=np.bool_)
-
-    def add(self, right: bytes, top5: int, loss: float) -> None:
-        """Count a batch."""
-        self.right += right
-        self.top5 += top5
-        self.loss += loss
+    def column(self, name: str) -> Array | None:
+        """Values of all examples counted, float64; None where there are none of the name."""
+        parts = self.columns.get(name)
+        return None if parts is None else np.concatenate(parts).astype(np.float64)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; eight examples a byte."""
-        import numpy as np
-
-        bits = np.packbits(self.flags).tobytes().hex()
-        return {"examples": self.examples, "right": bits, "top5": self.top5, "loss": self.loss}
+        """Plain data: eight flags a byte, or the bytes of numbers."""
+        columns = {name: _packed(np.concatenate(parts)) for name, parts in self.columns.items()}
+        return {"examples": self.examples, "columns": columns, "sums": self.sums}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Tally:
-        """Tally from what `to_dict` gave."""
-        import numpy as np
+        """Make a tally of what `to_dict` gave."""
+        examples = int(data["examples"])
+        tally = cls(examples=examples, sums={n: float(v) for n, v in data["sums"].items()})
+        for name, kept in data["columns"].items():
+            values = _unpacked(kept, examples)
+            tally.add(name, values)
+        return tally
 
-        bits = np.frombuffer(bytes.fromhex(data["right"]), dtype=np.uint8)
+
+def _packed(values: Array) -> dict[str, str]:
+    if values.dtype == bool:
+        return {"bool": np.packbits(values).tobytes().hex()}
+    return {values.dtype.name: base64.b64encode(values.tobytes()).decode()}
+
+
+def _unpacked(kept: dict[str, str], examples: int) -> Array:
+    ((kind, text),) = kept.items()
+    if kind == "bool":
+        bits = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
         # Beyond the bits that there are, NumPy would fill up with zeros.
-        if not 0 <= data["examples"] <= 8 * len(bits):
+        if not 0 <= examples <= 8 * len(bits):
             raise ValueError("a tally has more examples than it holds")
-        right = np.unpackbits(bits, count=data["examples"]).tobytes()
-        return cls(right=bytearray(right), top5=int(data["top5"]), loss=float(data["loss"]))
+        return np.unpackbits(bits, count=examples).astype(bool)
+    if kind not in ("float32", "float64"):
+        raise ValueError(f"a tally of {kind!r:.20}")
+    values = np.frombuffer(base64.b64decode(text, validate=True), dtype=kind)
+    if len(values) != examples:
+        raise ValueError("a tally has another number of examples than it holds")
+    return values
 
 
 class Progress:
@@ -113,6 +131,16 @@ class Progress:
         with self._lock:
             return self._tallies.setdefault(name, Tally())
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a file."""
+        return self._path is not None
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which what was computed is to be counted, so that it is kept."""
+        return 5 * SAVE_EVERY_S
+
     def save(self, *, now: bool = False) -> None:
         """Write the file, if that was not done a moment ago."""
         if self._path is None or not (now or time.monotonic() - self._saved > SAVE_EVERY_S):
@@ -130,6 +158,8 @@ class Progress:
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(read_text(path))
+        if data["schema"] == _FORMER:
+            return {}
         if data["schema"] != SCHEMA:
             raise ValueError(f"its schema is {data['schema']!r}")
         return dict(data["protocols"])

@@ -11,21 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planescope.criticality.definition import Critical
 from planescope.files.errors import CheckpointError, one_line
 from planescope.files.records import record
-from planescope.files.writing import in_utf8, read_result, write, write_csv, write_parquet
+from planescope.files.writing import (
+    check_schema,
+    in_utf8,
+    read_saved,
+    write,
+    write_csv,
+    write_parquet,
+)
 from planescope.hyperplanes.layer import Kind
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = "planescope.resets/1"
+SCHEMA = "planescope.resets/2"
+_FORMER = "planescope.resets/1"
 
 # What the suffix of an output file may be.
 FORMS = (".json", ".csv", ".parquet")
 
 # What a fresh draw from the network's own initialiser is called in place of a snapshot.
 RAND = "rand"
+# Likewise a draw by each module's own `reset_parameters`.
+FRESH = "fresh"
 
 # A drop is significant where chance alone would give such a cell in one of twenty (corrected).
 LEVEL = 0.05
@@ -33,28 +44,33 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """How a network does on validation examples.
+    """How a network does on examples.
 
     Attributes
     ----------
-    top1, top5 : float
-        Shares of the examples whose label is the largest output, and among the five largest; in
-        [0, 1].
-    loss : float or None
-        Mean cross-entropy; None where it is not finite.
+    value : float or None
+        The metric, higher is better: the accuracy where none was given; None without labels, or
+        where it is no number.
+    low, high : float or None
+        95 % interval of `value`: Wilson's of an accuracy, the bootstrap's of another metric; with a
+        tolerance, bounds of the accuracy on all examples that hold at every moment. None where
+        there is no value an example.
     examples : int
         How many were looked at.
-    low, high : float
-        95 % interval of `top1`: Wilson's; with a tolerance, bounds of the accuracy on all examples
-        that hold at every moment.
+    top1, top5 : float or None
+        Shares of the examples whose label is the largest output, and among the five largest; in
+        [0, 1]. None where right answers were not counted.
+    cross_entropy : float or None
+        Mean, in nats; None where it is not finite or right answers were not counted.
     """
 
-    top1: float
-    top5: float
-    loss: float | None
+    value: float | None
+    low: float | None
+    high: float | None
     examples: int
-    low: float
-    high: float
+    top1: float | None = None
+    top5: float | None = None
+    cross_entropy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,25 +82,54 @@ class ResetCell(Accuracy):
     layer : str
         Name; of several, their names with commas between.
     snapshot : int or str
-        Epoch in a run, else the file's name; ``"rand"`` for a fresh draw from the initialiser.
+        Epoch in a run, else the name that was given or that of the file; ``"fresh"`` for a draw by
+        each module's own `reset_parameters`, ``"rand"`` for one from the network's initialiser;
+        ``"path:k/K"`` for a step of a path.
     draw : int or None
         Number of the fresh draw, from 0; None for a snapshot.
     relative_drop : float or None
-        ``(a - top1) / a`` with the trained network's accuracy a; None where a is 0 or cannot be
-        told from chance.
-    p_value : float
-        Exact test of whether the two accuracies are one, on the same examples (McNemar).
-    significant : bool
-        Whether the accuracy changed beyond noise: p-values, corrected over the cells by
+        ``(a - value) / a`` with the trained network's value a; None where a is 0 or cannot be told
+        from chance.
+    loss, loss_low, loss_high : float or None
+        ``(a - value) / (a - chance)``, and its 95 % interval (METHOD, section 7).
+    critical : {"yes", "no", "undecided"} or None
+        Whether that interval lies above 0.1, below it, or on both sides; None where nothing can be
+        said: without labels, an interval or chance, or where a cannot be told from chance.
+    p_value : float or None
+        Exact test of whether the two are one, on the same examples (McNemar, or the sign test).
+    significant : bool or None
+        Whether the value changed beyond noise: p-values, corrected over the cells by
         Benjamini-Hochberg, below 0.05.
+    disagreement : float or None
+        Share of examples whose answer is another than the trained network's. This and what follows
+        needs no labels; None where outputs are no scores of classes.
+    expected_drop : float or None
+        Drop of accuracy that the trained network's own probabilities let expect, as a share.
+    expected_loss, expected_loss_low, expected_loss_high : float or None
+        Likewise of the loss, with its 95 % interval (METHOD, section 7).
+    divergence : float or None
+        Mean of KL(p, p_l), in nats: p the trained network's softmax, p_l the changed one's.
+    relative_l2 : float or None
+        Norm of the change of all outputs by the norm of all outputs.
     """
 
     layer: str
     snapshot: int | str
     draw: int | None
     relative_drop: float | None
-    p_value: float
-    significant: bool
+    loss: float | None = None
+    loss_low: float | None = None
+    loss_high: float | None = None
+    critical: Critical | None = None
+    p_value: float | None
+    significant: bool | None
+    disagreement: float | None = None
+    expected_drop: float | None = None
+    expected_loss: float | None = None
+    expected_loss_low: float | None = None
+    expected_loss_high: float | None = None
+    divergence: float | None = None
+    relative_l2: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +146,10 @@ class ResetLayer:
 
 # The order of a cell's keys in every file form.
 CELL_KEYS = (
-    "layer", "snapshot", "draw", "top1", "top5", "loss", "relative_drop", "examples",
-    "low", "high", "p_value", "significant",
+    "layer", "snapshot", "draw", "value", "low", "high", "examples", "relative_drop", "loss",
+    "loss_low", "loss_high", "critical", "p_value", "significant", "top1", "top5", "cross_entropy",
+    "disagreement", "expected_drop", "expected_loss", "expected_loss_low", "expected_loss_high",
+    "divergence", "relative_l2",
 )  # fmt: skip
 _ACCURACY_KEYS = tuple(field.name for field in dataclasses.fields(Accuracy))
 
@@ -125,6 +172,15 @@ class Resets:
         By layer, then snapshot, then draw.
     tolerance : float or None
         Cells were ended once their accuracy was known to this.
+    metric : str or None
+        What `value` is: ``"accuracy"``, or the name of the function that was given; None without.
+    chance : float or None
+        What the metric is by chance: the share of the commonest label, 1/classes without labels, or
+        what was given.
+    preprocessing : str or None
+        What was done to the inputs here; None where they went to the network as they came.
+    needed_steps : dict of str to (float or None)
+        Of a path: by row the least share of it that keeps the metric within its interval.
     notes : tuple of str
         What a reader should know.
     """
@@ -137,6 +193,10 @@ class Resets:
     layers: tuple[ResetLayer, ...]
     cells: tuple[ResetCell, ...]
     tolerance: float | None = None
+    metric: str | None = "accuracy"
+    chance: float | None = None
+    preprocessing: str | None = None
+    needed_steps: dict[str, float | None] = dataclasses.field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
 
     @property
@@ -162,16 +222,50 @@ class Resets:
         """What resets cost at the earliest snapshot, in a sentence."""
         first = self.snapshots[0]
         cells = [cell for cell in self.cells if cell.snapshot == first]
-        where = {RAND: "drawn anew", 0: "put back to epoch 0"}.get(first, f"put back to {first}")
-        lost = [cell for cell in cells if cell.significant and cell.top1 < self.trained.top1]
+        where = {
+            RAND: "drawn anew", FRESH: "drawn anew", 0: "put back to epoch 0"
+        }.get(first, f"put back to {first}")  # fmt: skip
+        trained, metric = self.trained.value, self.metric
+        if trained is None or metric is None:
+            return self._without_labels(cells, where)
+        shown = "{:.1%}" if metric == "accuracy" else "{:.4g}"
+        count = len({cell.layer for cell in cells})
+        lower = [c for c in cells if c.value is not None and c.value < trained]
+        if all(cell.significant is None for cell in cells):
+            if not lower:
+                return f"No layer, {where}, lowers {metric}."
+            worst = min(lower, key=lambda cell: cell.value or 0.0)
+            return (
+                f"{metric} is lowest with {worst.layer} {where}: {shown.format(worst.value)} in "
+                f"place of {shown.format(trained)}; it has no value an example, and so no interval."
+            )
+        lost = [cell for cell in lower if cell.significant]
         if not lost:
-            return f"No layer, {where}, loses accuracy beyond noise."
+            return f"No layer, {where}, loses {metric} beyond noise."
         rows = list(dict.fromkeys(cell.layer for cell in lost))
-        worst = min(lost, key=lambda cell: cell.top1)
+        worst = min(lost, key=lambda cell: cell.value or 0.0)
         return (
-            f"{len(rows)} of {len({cell.layer for cell in cells})} layers, {where}, lose accuracy "
-            f"beyond noise; most of all {worst.layer}: {worst.top1:.1%} in place of "
-            f"{self.trained.top1:.1%}."
+            f"{len(rows)} of {count} {'layer' if count == 1 else 'layers'}, {where}, "
+            f"{'loses' if len(rows) == 1 else 'lose'} {metric} "
+            f"beyond noise; most of all {worst.layer}: {shown.format(worst.value)} in place of "
+            f"{shown.format(trained)}."
+        )
+
+    def _without_labels(self, cells: Sequence[ResetCell], where: str) -> str:
+        told = [cell for cell in cells if cell.disagreement is not None]
+        if told:
+            worst = max(told, key=lambda cell: cell.disagreement or 0.0)
+            return (
+                f"Without labels: {worst.layer}, {where}, changes most answers, "
+                f"{worst.disagreement:.1%}."
+            )
+        moved = [cell for cell in cells if cell.relative_l2 is not None]
+        if not moved:
+            return "Nothing can be said: outputs are no numbers."
+        worst = max(moved, key=lambda cell: cell.relative_l2 or 0.0)
+        return (
+            f"Without labels: {worst.layer}, {where}, changes outputs most, by "
+            f"{worst.relative_l2:.1%} of their norm."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,11 +280,16 @@ class Resets:
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "cells": [{key: getattr(cell, key) for key in CELL_KEYS} for cell in self.cells],
             "tolerance": self.tolerance,
+            "metric": self.metric,
+            "chance": self.chance,
+            "preprocessing": self.preprocessing,
+            "needed_steps": self.needed_steps,
+            "verdict": self.verdict,
             "notes": list(self.notes),
         }
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.resets/1``."""
+        """JSON text by the schema ``planescope.resets/2``."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -244,9 +343,13 @@ class Resets:
         MissingDependencyError
             If a Parquet file needs pyarrow.
         """
-        data = read_result(path, "resets", schema=SCHEMA, remedy="reset the layers again")
+        data = read_saved(path, "resets")
+        if isinstance(data, dict) and data.get("schema") == _FORMER:
+            data = _renewed(data)
+        check_schema(path, data, schema=SCHEMA, remedy="reset the layers again")
         try:
-            resets = record(cls, {key: each for key, each in data.items() if key != "schema"})
+            fields = {key: each for key, each in data.items() if key not in ("schema", "verdict")}
+            resets = record(cls, fields)
             if not resets.cells:
                 raise ValueError("it has no cells")
         except ValueError as exc:
@@ -269,11 +372,31 @@ class Resets:
         )
 
     def shown(self, layer: str, snapshot: int | str) -> str:
-        """Text of a cell: relative drop in per cent, or accuracy where there is none.
+        """Text of a cell: relative drop in per cent, or the metric where there is none.
+
+        Without labels the disagreement, or the relative L2 of outputs.
 
         In parentheses where it is within noise (of any draw).
         """
         return cell_text(self.at(layer, snapshot))
+
+
+def _renewed(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data of the first schema in the words of this one."""
+
+    def cell(of: object) -> object:
+        if not isinstance(of, dict) or "top1" not in of:
+            return of
+        rest = {key: value for key, value in of.items() if key != "loss"}
+        return {**rest, "value": of["top1"], "cross_entropy": of.get("loss")}
+
+    cells = data.get("cells")
+    return {
+        **data,
+        "schema": SCHEMA,
+        "trained": cell(data.get("trained")),
+        "cells": [cell(one) for one in cells] if isinstance(cells, list) else cells,
+    }
 
 
 def mean_drop(cells: Sequence[ResetCell], /) -> tuple[float, float] | None:
@@ -290,9 +413,26 @@ def cell_text(cells: Sequence[ResetCell], /) -> str:
         return ""
     drop = mean_drop(cells)
     if drop is None:
-        return f"{statistics.fmean(cell.top1 for cell in cells):.1%}"
+        value = _mean(cells)
+        if value is None:
+            return _label_free(cells)
+        return f"{value:.1%}" if cells[0].top1 is not None else f"{value:.4g}"
     mean, spread = drop
     text = f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if len(cells) > 1 else "")
     # A drop that rounds to nothing has no sign.
     text = text.replace("-0.0", "0.0")
-    return text if all(cell.significant for cell in cells) else f"({text})"
+    noise = any(cell.significant is False for cell in cells)
+    return f"({text})" if noise else text
+
+
+def _mean(cells: Sequence[ResetCell]) -> float | None:
+    values = [cell.value for cell in cells if cell.value is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _label_free(cells: Sequence[ResetCell]) -> str:
+    for name in ("disagreement", "relative_l2"):
+        values = [getattr(cell, name) for cell in cells]
+        if None not in values:
+            return f"{statistics.fmean(values):.1%}"
+    return ""

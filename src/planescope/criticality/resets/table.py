@@ -9,33 +9,39 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from planescope.criticality.confidence import (
-    accuracy_bounds,
-    change_p_value,
-    sequential_change_p_value,
-    wilson,
-)
-from planescope.criticality.resets.cells import Cell, Plan, batch_size, default_memory, evaluate
+from planescope.criticality.resets.cells import Cell, Plan, default_memory, evaluate
+from planescope.criticality.resets.feed import feed_images, feed_loader, ran_out
+from planescope.criticality.resets.identity import code_digest, value_digest
 from planescope.criticality.resets.prefix import trace
-from planescope.criticality.resets.progress import Progress, Tally
-from planescope.criticality.resets.record import LEVEL, Accuracy, ResetCell, ResetLayer, Resets
-from planescope.criticality.resets.trained import COUNTER, Subject, Target, digest_of, drawn
-from planescope.data.batches import batches
+from planescope.criticality.resets.progress import Progress
+from planescope.criticality.resets.record import FRESH, ResetLayer, Resets
+from planescope.criticality.resets.tell import Table
+from planescope.criticality.resets.trained import (
+    COUNTER,
+    Subject,
+    Target,
+    digest_of,
+    drawn,
+    redrawn,
+    stepped,
+)
 from planescope.data.load import Images
+from planescope.data.loaders import Loader
 from planescope.files.drafts import scratch
-from planescope.files.errors import RunError, UsageError, nearest
-from planescope.hyperplanes.chance import benjamini_hochberg
+from planescope.files.errors import CheckpointError, RunError, UsageError, nearest
+from planescope.files.versions import version
 from planescope.hyperplanes.layer import Kind, Layer
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.measure import Found, chosen_kinds, compiled, select
@@ -43,13 +49,17 @@ from planescope.measurement.record import Source
 from planescope.networks.layers import find_layers
 from planescope.networks.load import tensor_of
 from planescope.networks.module import read_module
+from planescope.networks.trace import trace_graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from planescope.criticality.resets.answers import Judge
+    from planescope.criticality.resets.feed import Feed
     from planescope.criticality.resets.options import ResetOptions
     from planescope.criticality.resets.prefix import Trace
     from planescope.data.load import Files
+    from planescope.data.loaders import Unpack
 
     Data = Images | Files
     # (cells done, cells in all, name of what is reset)
@@ -62,58 +72,119 @@ _OWN = re.compile(r"(weight|bias)(_(g|v|u|orig|mask))?|parametrizations\.(weight
 TRAINED = "the trained network"
 
 
-def reset(subject: Subject, options: ResetOptions, on_cell: OnCell | None = None) -> Resets:
+def reset(
+    subject: Subject,
+    options: ResetOptions,
+    judge: Judge,
+    on_cell: OnCell | None = None,
+    *,
+    unpack: Unpack | None = None,
+    chance: float | None = None,
+) -> Resets:
     """Evaluate all cells; what was finished before is taken from the subject's file.
 
     Raises
     ------
     UsageError, CheckpointError, NoLayersError, OutputError
-        As `planescope.reset_run`.
+        As `planescope.reset`.
     RunError
         If memory ran out.
     """
     layers = _chosen_layers(subject, options)
     rows = _rows(subject.module, layers, options)
-    data = _chosen_examples(subject.data, options)
-    _check_fit(subject.module, data, subject.network)
-    devices = [_device(name) for name in options.devices]
-    plan = _plan(subject.module, data, options, devices[0])
+    devices = [_device(name, subject) for name in options.devices]
+    module = subject.module.to(devices[0])
+    data = subject.data
+    if isinstance(data, Loader):
+        _check_loader(subject, data, options)
+        feed = feed_loader(data, module, judge, unpack, devices)
+        digest = ""
+    else:
+        data = _chosen_examples(data, options)
+        feed = feed_images(data, module, judge, options, devices[0].type, subject.network)
+        digest = _protocol(subject, data, judge, options, feed)
+    plan = _plan(feed, options, devices[0])
     with scratch() as folder:
-        targets = (*subject.targets, *drawn(subject, options, folder))
+        names = {name for own in rows.values() for name in own}
+        targets = (
+            *stepped(subject), *drawn(subject, options, folder),
+            *redrawn(subject, names, options, folder),
+        )  # fmt: skip
+        places, left_out = _places(rows, targets)
         cells = {
-            (row, target.snapshot, target.draw): _cell(subject, row, names, target)
-            for row, names in rows.items()
-            for target in targets
+            (row, target.snapshot, target.draw): _cell(subject, row, rows[row], target)
+            for row, target in places
         }
         trained = Cell(key=TRAINED, layer=TRAINED, names=(), read=lambda _: {}, bytes=0)
-        progress = Progress(subject.keep, _protocol(subject, data, options, plan))
-        work = _Work(subject.module, data, plan, progress, (trained, *cells.values()))
+        progress = Progress(subject.keep, digest)
+        work = _Work(module, feed, judge, plan, progress, (trained, *cells.values()))
         try:
             note = work.on(devices, on_cell)
         except (RuntimeError, MemoryError) as exc:
-            if not _ran_out(exc):
+            if not ran_out(exc):
                 raise
             raise RunError("memory ran out; give a smaller --memory") from exc
         finally:
             progress.save(now=True)
-    table = _Table(data, options, progress[TRAINED])
+    table = Table(judge, options, progress[TRAINED], feed.examples, chance)
+    tallies = {place: progress[cell.key] for place, cell in cells.items()}
+    found = table.cells(tallies)
     return Resets(
         source=subject.source,
         network=subject.network,
-        data=data.name,
-        split=options.split,
-        trained=table.accuracy(progress[TRAINED], exact=True),
+        data=feed.name,
+        split=feed.split or options.split,
+        trained=table.trained_value,
         layers=_layers(subject, layers),
-        cells=table.cells({place: progress[cell.key] for place, cell in cells.items()}),
+        cells=found,
         tolerance=options.tolerance,
-        notes=tuple(filter(None, (note, *table.notes()))),
+        metric=judge.name,
+        chance=table.chance,
+        preprocessing=feed.preprocessing,
+        needed_steps={} if subject.path is None else table.needed_steps(found),
+        notes=tuple(
+            filter(
+                None, (note, *left_out, *feed.notes, *table.notes(), *table.not_numbers(tallies))
+            )
+        ),
     )
 
 
-def _ran_out(exc: Exception) -> bool:
-    """Whether memory did; torch has no class for the host's."""
-    of_memory = isinstance(exc, MemoryError | torch.OutOfMemoryError)
-    return of_memory or "can't allocate memory" in str(exc)
+def _check_loader(subject: Subject, data: Loader, options: ResetOptions) -> None:
+    """Refuse what only examples that are known, in a known order, allow."""
+    for given, option in ((options.tolerance, "a tolerance"), (subject.keep, "keep (--out)")):
+        if given is not None:
+            raise UsageError(
+                f"{option} wants a data set of planescope's by name, whose examples are known; "
+                f"{data.name} is taken as it comes"
+            )
+
+
+def _places(
+    rows: Mapping[str, tuple[str, ...]], targets: Sequence[Target]
+) -> tuple[list[tuple[str, Target]], list[str]]:
+    """Rows and what they are put back to; and, in sentences, what is left out.
+
+    Raises
+    ------
+    CheckpointError
+        If nothing of some weights fits.
+    """
+    found, notes = [], []
+    for target in targets:
+        fits = [row for row, names in rows.items() if target.tensors.keys() >= set(names)]
+        if not fits:
+            raise CheckpointError(target.odd[0] if target.odd else f"{target.snapshot}: is empty")
+        missing = [row for row in rows if row not in fits]
+        if missing:
+            why = "are not drawn by a reset_parameters" if target.snapshot == FRESH else (
+                "have other shapes there"
+            )  # fmt: skip
+            notes.append(f"{target.snapshot}: left out {', '.join(missing)}, which {why}")
+        found += [(row, target) for row in fits]
+    order = {row: i for i, row in enumerate(rows)}
+    found.sort(key=lambda place: order[place[0]])
+    return found, list(dict.fromkeys(notes))
 
 
 def _chosen_layers(subject: Subject, options: ResetOptions) -> list[Layer]:
@@ -217,25 +288,10 @@ def _chosen_examples(data: Data, options: ResetOptions) -> Data:
     return data.take(order if options.tolerance is not None else order.sort().values)
 
 
-def _check_fit(module: nn.Module, data: Data, network: str) -> None:
-    """Send an empty image through the network."""
-    shape, classes = data.input_shape, len(data.classes)
-    images = f"{data.name} has images of {'×'.join(map(str, shape))}"
-    try:
-        with torch.inference_mode():
-            out = module(torch.zeros(1, *shape))
-    except (RuntimeError, ValueError, AssertionError, TypeError) as exc:
-        reason = str(exc).partition("\n")[0]
-        raise UsageError(f"{images}, which {network} does not take ({reason})") from exc
-    found = tuple(getattr(out, "shape", ()))
-    if found != (1, classes):
-        raise UsageError(
-            f"{data.name} has {classes} classes, but {network} gives an output of shape {found} "
-            f"for an image, not (1, {classes}); give the data that it was trained on"
-        )
-
-
-def _device(name: str) -> torch.device:
+def _device(name: str, subject: Subject) -> torch.device:
+    held = next(subject.module.parameters(), None)
+    if name == "auto" and subject.stays and held is not None:
+        return held.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -247,11 +303,10 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _plan(module: nn.Module, data: Data, options: ResetOptions, device: torch.device) -> Plan:
-    example = torch.zeros(1, *data.input_shape)
+def _plan(feed: Feed, options: ResetOptions, device: torch.device) -> Plan:
     return Plan(
-        examples=len(data.labels),
-        batch=batch_size(module, example, options.memory, device.type),
+        examples=feed.examples,
+        batch=feed.batch,
         memory=options.memory or default_memory(device),
         precision=options.precision,
         tolerance=options.tolerance,
@@ -280,20 +335,31 @@ def _read(
     }
 
 
-def _protocol(subject: Subject, data: Data, options: ResetOptions, plan: Plan) -> str:
+def _protocol(subject: Subject, data: Data, judge: Judge, options: ResetOptions, feed: Feed) -> str:
     """Digest of all that decides what a tally must be, but for the cell's own weights."""
     if subject.keep is None:
         return ""
     examples = (
         digest_of({"images": data.images, "labels": data.labels, str(data.resize): None})
         if isinstance(data, Images)
-        else digest_of({"labels": data.labels, **dict.fromkeys(data.paths)})
+        else digest_of({"labels": data.labels, **dict.fromkeys(map(_as_it_is, data.paths))})
     )
+    try:
+        graph, _ = trace_graph(subject.module)
+    except Exception:  # forward is anybody's code, and does anything when it is given symbols
+        graph = None
     settled = [
+        version(), code_digest(subject.module, graph), value_digest((judge.metric, judge.pick)),
         subject.network, digest_of(subject.module.state_dict()), examples, data.mean, data.std,
-        options.with_norm, options.devices, options.precision, options.tolerance, plan.batch,
+        options.with_norm, options.devices, options.precision, options.tolerance, feed.batch,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(settled).encode()).hexdigest()
+
+
+def _as_it_is(path: str | os.PathLike[str]) -> str:
+    """A file with what changes when it is written."""
+    about = Path(path).stat()
+    return f"{os.fspath(path)} {about.st_size} {about.st_mtime_ns}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -301,7 +367,8 @@ class _Work:
     """All cells, to be shared out over devices."""
 
     module: nn.Module
-    data: Data
+    feed: Feed
+    judge: Judge
     plan: Plan
     progress: Progress
     cells: Sequence[Cell]
@@ -313,8 +380,9 @@ class _Work:
         def tell(name: str) -> None:
             if on_cell is not None:
                 seen = sum(self.progress[cell.key].examples for cell in self.cells)
+                total = self.plan.examples or seen + 1  # where nobody knows: none is done
                 with lock:
-                    on_cell(seen // self.plan.examples, len(self.cells), name)
+                    on_cell(seen // total, len(self.cells), name)
 
         # Every network is traced before any is run: a trace bears no other thread beside it.
         copies = [self.module, *(deepcopy(self.module) for _ in devices[1:])]
@@ -344,10 +412,12 @@ class _Work:
         return evaluate(
             ready.module,
             ready.trace,
-            batches(self.data, batch_size=self.plan.batch, device=ready.device),
+            self.feed.on(ready.device),
             cells,
             self.plan,
             self.progress,
+            self.judge,
+            device=ready.device,
             on_cell=tell,
             stop=stop,
         )
@@ -380,80 +450,3 @@ def _layers(subject: Subject, layers: Sequence[Layer]) -> tuple[ResetLayer, ...]
         )
         for layer in measure_layers(layers, source=source).layers
     )
-
-
-Place = tuple[str, int | str, int | None]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Table:
-    """What tallies mean."""
-
-    data: Data
-    options: ResetOptions
-    trained: Tally
-
-    @property
-    def _chance(self) -> float:
-        """Accuracy of the best constant answer."""
-        return int(self.data.labels.bincount().max()) / len(self.data.labels)
-
-    @property
-    def _learned(self) -> bool:
-        """Whether the trained network can be told from a constant answer."""
-        low, _ = wilson(self.trained.right.count(1), self.trained.examples)
-        return low > self._chance
-
-    def notes(self) -> Iterable[str]:
-        """What a reader should know."""
-        right, total = self.trained.right.count(1), self.trained.examples
-        if not self._learned:
-            yield (
-                f"no relative drops: the trained network's accuracy, {right} of {total}, is no "
-                f"better than chance (the most frequent class gives {self._chance:.1%})"
-            )
-        if self.options.tolerance is not None:
-            yield (
-                f"each cell was ended once its accuracy on all {total} examples was known to "
-                f"±{self.options.tolerance:g}, with 95 % confidence at every moment"
-            )
-
-    def accuracy(self, tally: Tally, *, exact: bool) -> Accuracy:
-        """Shares and interval; `exact` where all examples were looked at for certain."""
-        seen, right = tally.examples, tally.right.count(1)
-        bounds = (
-            wilson(right, seen) if exact else accuracy_bounds(right, seen, len(self.data.labels))
-        )
-        loss = tally.loss / seen
-        return Accuracy(
-            top1=right / seen,
-            top5=tally.top5 / seen,
-            loss=loss if math.isfinite(loss) else None,
-            examples=seen,
-            low=bounds[0],
-            high=bounds[1],
-        )
-
-    def cells(self, tallies: Mapping[Place, Tally]) -> tuple[ResetCell, ...]:
-        """Cells of the result, with p-values corrected over all of them."""
-        exact = self.options.tolerance is None
-        test = change_p_value if exact else sequential_change_p_value
-        before = self.trained.flags
-        p_values = [test(before[: t.examples], t.flags) for t in tallies.values()]
-        corrected = benjamini_hochberg(p_values)
-        return tuple(
-            self._cell(place, self.accuracy(tally, exact=exact), p, q)
-            for (place, tally), p, q in zip(tallies.items(), p_values, corrected, strict=True)
-        )
-
-    def _cell(self, place: Place, found: Accuracy, p: float, q: float | None) -> ResetCell:
-        trained = self.trained.right.count(1) / self.trained.examples
-        return ResetCell(
-            **vars(found),
-            layer=place[0],
-            snapshot=place[1],
-            draw=place[2],
-            relative_drop=(trained - found.top1) / trained if self._learned else None,
-            p_value=p,
-            significant=q is not None and q < LEVEL,
-        )

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,14 @@ from torch import nn
 
 from planescope.checkpoints import read_contents, sharded
 from planescope.checkpoints.locate import locate
-from planescope.criticality.resets.record import RAND
-from planescope.data.load import DataOptions, Resize, load
-from planescope.files.errors import CheckpointError, UsageError
+from planescope.criticality.resets.record import FRESH, RAND
+from planescope.data.loaders import Loader
+from planescope.files.errors import CheckpointError, OutputError, UsageError, one_line
 from planescope.hyperplanes.layer import StateDict, Tensor
+from planescope.measurement.measure import LIBRARIES
+from planescope.networks.build import load_pretrained
 from planescope.networks.copies import deep_copy
-from planescope.networks.load import build_like, load_network
+from planescope.networks.load import build_like, load_network, tensor_of
 from planescope.networks.module import read_state_dict, unwrapped
 from planescope.networks.paper import NETWORKS, smallest_image
 from planescope.networks.parametrisations import resolved
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 # Batch norm counts batches under this name; no output depends on it.
 COUNTER = "num_batches_tracked"
+
+NOTHING = "there is nothing to put layers back to; give to= (--snapshot, --fresh or --rand)"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,12 +55,15 @@ class Target:
         By the names of the trained network; read when they are needed.
     digest : callable
         Gives what tells these weights from others.
+    odd : tuple of str
+        Why some tensors of the network are missing, in sentences.
     """
 
     snapshot: int | str
     draw: int | None
     tensors: Mapping[str, Tensor]
     digest: Callable[[], str]
+    odd: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,44 +75,57 @@ class Subject:
     source, network : str
         Where it comes from, and what it is called.
     module : torch.nn.Module
-        In evaluation mode, on the CPU; nobody else's.
+        In evaluation mode; nobody else's.
     targets : tuple of Target
-    data : Images or Files
+    data : Images, Files or Loader
     fresh : callable or None
-        Gives the network with freshly drawn weights, by seed; None where nobody can.
+        Gives the network as its own initialiser draws it, by seed; None where nobody can.
     keep : Path or None
         File in which finished work is kept.
+    redrawn : int
+        Draws by each module's own `reset_parameters`.
+    path : int or None
+        Steps from the only target to the trained weights.
+    stays : bool
+        Evaluate where the module is, unless another device is asked for.
     """
 
     source: str
     network: str
     module: nn.Module
     targets: tuple[Target, ...]
-    data: Images | Files
+    data: Images | Files | Loader
     fresh: Callable[[int], nn.Module] | None
     keep: Path | None
+    redrawn: int = 0
+    path: int | None = None
+    stays: bool = False
 
 
 def of_run(
     run: Run,
+    to: To,
+    data: Images | Files | Loader | None,
     /,
     *,
-    snapshots: Sequence[int] | None,
     unfinished: bool,
     options: ResetOptions,
 ) -> Subject:
-    """Last snapshot of a run, and earlier ones; `planescope.reset_run` says what is raised."""
+    """Last snapshot of a run, and earlier ones; `planescope.reset` says what is raised."""
     path, config, status = run.path, run.config, run.status
-    network, data = run.consented("network"), run.consented("data")
-    # Nobody asked for a download, which would write where the run says.
-    config = config.but({"network": network, "data": data, "download": False})
+    network = run.consented("network")
+    config = config.but({"network": network, "download": False})
+    if data is None:
+        # Nobody asked for a download, which would write where the run says.
+        config = config.but({"data": run.consented("data")})
     if status.state is not State.FINISHED and not unfinished:
         raise UsageError(
             f"{path}: the run is not finished but {status.state}; let it finish, or take it as it "
             "is with --unfinished"
         )
     files = run.snapshots
-    epochs = _epochs(path, list(files), snapshots, drawn=options.draws > 0)
+    drawn = options.draws > 0 or to.fresh > 0 or bool(to.states)
+    epochs = _epochs(path, list(files), to.epochs, drawn=drawn)
     trained = files[max(files)]
     state = _state(trained)
     module = load_network(network, state)
@@ -113,10 +133,15 @@ def of_run(
         source=str(path),
         network=network,
         module=module,
-        targets=tuple(_target(epoch, files[epoch], module) for epoch in epochs),
-        data=load_split(config, options.split),
+        targets=(
+            *(_target(epoch, files[epoch], module) for epoch in epochs),
+            *_targets(to.states, module),
+        ),
+        data=load_split(config, options.split) if data is None else data,
         fresh=lambda seed: build_like(network, state, seed=seed),
-        keep=run.resets_progress,
+        keep=None if isinstance(data, Loader) else run.resets_progress,
+        redrawn=to.fresh,
+        path=to.path,
     )
 
 
@@ -144,81 +169,276 @@ def _epochs(
     return epochs[:-1] if wanted is None else sorted(set(wanted))
 
 
+@dataclass(frozen=True, kw_only=True)
+class To:
+    """Weights that layers are put back to, as they were asked for.
+
+    Attributes
+    ----------
+    epochs : tuple of int or None
+        Of a run; None where nothing was asked for, which stands for all.
+    states : dict of str to object
+        State dicts, modules, paths, or names of published weights, by name.
+    fresh : int
+        Draws by each module's own `reset_parameters`.
+    path : int or None
+        Steps from one of these to the trained weights.
+    """
+
+    epochs: tuple[int, ...] | None = None
+    states: Mapping[int | str, Any] = field(default_factory=dict)
+    fresh: int = 0
+    path: int | None = None
+
+    @classmethod
+    def of(cls, to: Any, *, draws: int, path: int | None, is_run: bool) -> To:
+        """Read what a user gave as `to`.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be read so.
+        """
+        epochs: list[int] = []
+        states: dict[int | str, Any] = {}
+        fresh, nothing = 0, to is None
+        if isinstance(to, Mapping):
+            if any(isinstance(value, torch.Tensor) for value in to.values()):
+                raise UsageError('a state dict as to= needs a name: to={"init": state_dict}')
+            states, to = dict(to), ()
+        one = isinstance(to, str | os.PathLike | int | nn.Module)
+        for each in () if to is None else (to,) if one else to:
+            if isinstance(each, bool) or not isinstance(each, str | os.PathLike | int):
+                raise UsageError(
+                    f'to= has a {type(each).__name__}; give it a name: to={{"init": ...}}'
+                )
+            if isinstance(each, int) and is_run:
+                epochs.append(each)
+            elif isinstance(each, int):
+                raise UsageError(f"to={each}: epochs are those of a run; give state dicts or files")
+            elif each == FRESH:
+                fresh = draws
+            else:
+                states[_short(each, to)] = each
+        if path is not None and (path < 1 or fresh or len(states) + len(epochs) != 1):
+            raise UsageError("a path of 1 step or more goes from one state, given by to=")
+        return cls(epochs=None if nothing else tuple(epochs), states=states, fresh=fresh, path=path)
+
+
+def _short(name: str | os.PathLike[str], every: Any) -> str:
+    """Name of a file; its whole path where two files have the same."""
+    names = [] if isinstance(every, str | os.PathLike) else [Path(str(one)).name for one in every]
+    short = Path(name).name
+    return str(name) if names.count(short) > 1 or str(name).startswith(LIBRARIES) else short
+
+
 def of_checkpoint(
     trained: str | os.PathLike[str],
-    snapshots: Sequence[str | os.PathLike[str]],
+    to: To,
+    data: Images | Files | Loader,
     /,
     *,
-    network: str,
-    data: str,
-    data_path: str | os.PathLike[str] | None,
+    network: str | nn.Module,
     keep: str | os.PathLike[str] | None,
     options: ResetOptions,
 ) -> Subject:
-    """Checkpoints of one network; `planescope.reset_checkpoint` says what is raised."""
-    if not snapshots and not options.draws:
-        raise UsageError("there is nothing to put layers back to; give --snapshot or --rand")
+    """Checkpoints of one network; `planescope.reset` says what is raised."""
+    if not to.states and not options.draws and not to.fresh:
+        raise UsageError(NOTHING)
     state = resolved(_state(trained))
+    name = network if isinstance(network, str) else type(network).__name__
     try:
-        module = load_network(network, state)
+        module = (
+            load_network(network, state) if isinstance(network, str) else _filled(network, state)
+        )
     except CheckpointError as exc:
         raise CheckpointError(f"{trained}: {exc}") from exc
-    part = functools.partial(
-        load, data, split=options.split, path=None if data_path is None else Path(data_path)
-    )
-    images = part()
-    least = smallest_image(network) if network in NETWORKS else 1
-    if min(images.input_shape[1:]) < least <= 32:
-        images = part(options=DataOptions(resize=Resize.PAD_32))
-    names = [Path(snapshot).name for snapshot in snapshots]
-    if len(set(names)) < len(names):
-        names = [str(snapshot) for snapshot in snapshots]
+    if options.draws and not isinstance(network, str):
+        raise UsageError('nobody knows the initialiser of a network in memory; give to="fresh"')
     return Subject(
         source=str(trained),
-        network=network,
+        network=name,
         module=module,
-        targets=tuple(
-            _target(name, path, module) for name, path in zip(names, snapshots, strict=True)
-        ),
-        data=images,
-        fresh=lambda seed: build_like(network, state, seed=seed),
+        targets=_targets(to.states, module),
+        data=data,
+        fresh=lambda seed: build_like(str(network), state, seed=seed),
         keep=None if keep is None else Path(keep),
+        redrawn=to.fresh,
+        path=to.path,
     )
+
+
+def _filled(network: nn.Module, state: StateDict) -> nn.Module:
+    """Copy of a network with the weights of a state dict."""
+    module = deep_copy(unwrapped(network)).cpu().eval()
+    tensors, odd = _fitting(state.tensors, module, "it")
+    if odd:
+        raise CheckpointError(odd[0])
+    own = module.state_dict()
+    held = {name: tensor_of(tensors[name].read()) for name in own if name in tensors}
+    module.load_state_dict(held, strict=False)
+    return module
+
+
+def smallest_of(network: str | nn.Module, /) -> int:
+    """Smallest images that a network takes, where that is known; else 1."""
+    return smallest_image(network) if isinstance(network, str) and network in NETWORKS else 1
 
 
 def of_module(
     module: nn.Module,
-    snapshots: Mapping[int | str, Mapping[str, Any]],
+    to: To,
+    data: Images | Files | Loader,
     /,
     *,
-    data: Images | Files,
+    name: str,
     keep: str | os.PathLike[str] | None,
     options: ResetOptions,
 ) -> Subject:
-    """Network in memory, copied; `planescope.reset_module` says what is raised."""
+    """Network in memory, borrowed; `planescope.reset` says what is raised."""
     if options.draws:
-        raise UsageError("a network in memory cannot be drawn anew; give draws as snapshots")
-    if not snapshots:
-        raise UsageError("there is nothing to put layers back to; give a snapshot")
-    whole = unwrapped(module)
-    own = deep_copy(whole).cpu().eval()
+        raise UsageError('nobody knows the initialiser of a network in memory; give to="fresh"')
+    if not to.states and not to.fresh:
+        raise UsageError(NOTHING)
     return Subject(
-        source=type(whole).__name__,
-        network=type(whole).__name__,
-        module=own,
-        targets=tuple(
-            Target(
-                snapshot=name,
-                draw=None,
-                tensors=_fitting(read_state_dict(state).tensors, own, f"snapshot {name!r}"),
-                digest=functools.partial(digest_of, state),
-            )
-            for name, state in snapshots.items()
-        ),
+        source=name,
+        network=name,
+        module=module,
+        targets=_targets(to.states, module),
         data=data,
         fresh=None,
         keep=None if keep is None else Path(keep),
+        redrawn=to.fresh,
+        path=to.path,
+        stays=True,
     )
+
+
+def _targets(states: Mapping[int | str, Any], module: nn.Module) -> tuple[Target, ...]:
+    return tuple(_of_state(name, state, module) for name, state in states.items())
+
+
+def _of_state(name: int | str, state: Any, module: nn.Module) -> Target:
+    """Weights of a state dict, a module, a file, or published ones."""
+    if isinstance(state, str) and state.startswith(LIBRARIES):
+        state = load_pretrained(state)
+    if isinstance(state, str | os.PathLike):
+        return _target(name, state, module)
+    if isinstance(state, nn.Module):
+        state = unwrapped(state).state_dict()
+    if not isinstance(state, Mapping):
+        raise UsageError(f"to={{{name!r}: ...}} is a {type(state).__name__}, not a state dict")
+    tensors, odd = _fitting(read_state_dict(state).tensors, module, f"snapshot {name!r}")
+    return Target(
+        snapshot=name,
+        draw=None,
+        tensors=tensors,
+        digest=functools.partial(digest_of, state),
+        odd=odd,
+    )
+
+
+def stepped(subject: Subject, /) -> tuple[Target, ...]:
+    """Targets, or the steps from the only one to the trained weights (METHOD, section 7: path)."""
+    if subject.path is None:
+        return subject.targets
+    (first,), steps = subject.targets, subject.path
+    own = subject.module.state_dict()
+    return tuple(
+        replace(
+            first,
+            snapshot=f"path:{step}/{steps}",
+            tensors={
+                name: replace(
+                    tensor, read=functools.partial(_between, tensor, own[name], step, steps)
+                )
+                for name, tensor in first.tensors.items()
+                if name in own
+            },
+            digest=functools.partial(_step_digest, first, step, steps),
+        )
+        for step in range(steps + 1)
+    )
+
+
+def _between(start: Tensor, end: torch.Tensor, step: int, steps: int) -> torch.Tensor:
+    """W0 + k/K (W - W0), the ends exactly."""
+    if step == steps:
+        return end.detach()
+    begin = tensor_of(start.read()).to(end.device, end.dtype)
+    if step == 0 or not end.is_floating_point():
+        return begin
+    return begin + (step / steps) * (end.detach() - begin)
+
+
+def _step_digest(target: Target, step: int, steps: int) -> str:
+    return f"{target.digest()} {step}/{steps}"
+
+
+def redrawn(
+    subject: Subject, names: Collection[str], options: ResetOptions, folder: Path, /
+) -> list[Target]:
+    """Draws by the own `reset_parameters` of the modules that hold some tensors, in files.
+
+    A module without one, or whose weight it does not reach (a pruned or normed one's parts), is
+    not among the tensors of the target.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    targets = []
+    for draw in range(subject.redrawn):
+        seed = int(np.random.SeedSequence([options.seed, draw]).generate_state(1)[0])
+        drawn: dict[str, torch.Tensor] = {}
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            for owner, part in subject.module.named_modules():
+                own = [
+                    f"{owner}.{name}" if owner else name
+                    for name, _ in part.named_parameters(recurse=False)
+                ]
+                own += [
+                    f"{owner}.{name}" if owner else name
+                    for name, _ in part.named_buffers(recurse=False)
+                ]
+                if any(name in names for name in own):
+                    drawn |= _redrawn(owner, part)
+        path = folder / f"fresh-{draw}.safetensors"
+        try:
+            save_file(drawn, path)
+        except (OSError, SafetensorError) as exc:
+            raise OutputError(f"{folder}: a draw cannot be written: {one_line(exc)}") from exc
+        targets.append(
+            Target(
+                snapshot=FRESH,
+                draw=draw,
+                tensors=_state(path).tensors if drawn else {},
+                digest=functools.partial(str, seed),
+                odd=("its modules have no reset_parameters that draws their weights",),
+            )
+        )
+    return targets
+
+
+def _redrawn(owner: str, part: nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors of a module once its own `reset_parameters` has drawn them; none where it did not."""
+    if not callable(getattr(part, "reset_parameters", None)):
+        return {}
+    own: Any = deep_copy(part).cpu()
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    own.reset_parameters()
+    after = own.state_dict()
+    weights = [name for name in after if name == "weight" or "weight" not in after]
+    if (
+        "weight" in after
+        and torch.equal(after["weight"], before["weight"])
+        and after["weight"].ndim > 1
+    ):
+        return {}
+    if not weights:
+        return {}
+    prefix = f"{owner}." if owner else ""
+    return {f"{prefix}{name}": tensor.contiguous().clone() for name, tensor in after.items()}
 
 
 def drawn(subject: Subject, options: ResetOptions, folder: Path, /) -> list[Target]:
@@ -229,6 +449,7 @@ def drawn(subject: Subject, options: ResetOptions, folder: Path, /) -> list[Targ
     UsageError
         As `planescope.networks.build.build`.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     targets = []
@@ -237,8 +458,11 @@ def drawn(subject: Subject, options: ResetOptions, folder: Path, /) -> list[Targ
         seed = int(np.random.SeedSequence([options.seed, draw]).generate_state(1)[0])
         path = folder / f"draw-{draw}.safetensors"
         weights = subject.fresh(seed).state_dict()
-        save_file({name: w.contiguous().clone() for name, w in weights.items()}, path)
-        tensors = _fitting(_state(path).tensors, subject.module, f"draw {draw}")
+        try:
+            save_file({name: w.contiguous().clone() for name, w in weights.items()}, path)
+        except (OSError, SafetensorError) as exc:
+            raise OutputError(f"{folder}: a draw cannot be written: {one_line(exc)}") from exc
+        tensors, _ = _fitting(_state(path).tensors, subject.module, f"draw {draw}")
         digest = functools.partial(str, seed)
         targets.append(Target(snapshot=RAND, draw=draw, tensors=tensors, digest=digest))
     return targets
@@ -255,27 +479,35 @@ def _target(name: int | str, path: str | os.PathLike[str], module: nn.Module) ->
     state = _state(path)
     if not module.state_dict().keys() <= state.tensors.keys():
         state = resolved(state)  # the network has whole weights that the file has in parts
+    tensors, odd = _fitting(state.tensors, module, str(path))
     return Target(
         snapshot=name,
         draw=None,
-        tensors=_fitting(state.tensors, module, str(path)),
+        tensors=tensors,
         digest=functools.partial(_file_digest, path),
+        odd=odd,
     )
 
 
-def _fitting(tensors: Mapping[str, Tensor], module: nn.Module, path: str) -> Mapping[str, Tensor]:
-    """The same tensors by the names of a network, which they are all to have."""
+def _fitting(
+    tensors: Mapping[str, Tensor], module: nn.Module, path: str
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """Those tensors that have the shapes of a network's, by its names, which all are to be there.
+
+    With them, in sentences, those of another shape.
+    """
     own = {name: t.shape for name, t in module.state_dict().items() if not name.endswith(COUNTER)}
     first = next(iter(own), "")
     prefix = next((key.removesuffix(first) for key in tensors if key.endswith(f".{first}")), "")
     if first not in tensors:  # within a wrapper, whose name goes before
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    odd: dict[str, str] = {}
     for name, shape in own.items():
         layer, found = name.removesuffix(".weight"), tensors.get(name)
         if found is None:
             raise CheckpointError(f"{path}: is of another network: it has no {layer}")
         if found.shape != tuple(shape):
-            raise CheckpointError(
+            odd[name] = (
                 f"{path}: is of another network: {layer} has shape {_size(found.shape)} there, "
                 f"{_size(shape)} in the trained one"
             )
@@ -285,7 +517,8 @@ def _fitting(tensors: Mapping[str, Tensor], module: nn.Module, path: str) -> Map
             f"{path}: is of another network: it has {extra[0].removesuffix('.weight')} of shape "
             f"{_size(tensors[extra[0]].shape)}, which the trained one has not"
         )
-    return tensors
+    fitting = {name: tensor for name, tensor in tensors.items() if name not in odd}
+    return fitting, tuple(odd.values())
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -308,6 +541,7 @@ def digest_of(tensors: Mapping[str, Any], /) -> str:
     for name, tensor in tensors.items():
         digest.update(name.encode(errors="surrogateescape"))
         if isinstance(tensor, torch.Tensor):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             values = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(values.view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -38,7 +38,7 @@ class ResetsShown:
     verdict: str
     data: str
     split: str
-    top1: float
+    top1: float | None
     examples: int
     is_drop: bool
     rows: tuple[str, ...]
@@ -62,7 +62,7 @@ def resets_shown(resets: Resets, layers: Sequence[LayerMeasurement], /) -> Reset
         verdict=resets.verdict,
         data=resets.data,
         split=resets.split,
-        top1=resets.trained.top1,
+        top1=resets.trained.value,
         examples=resets.trained.examples,
         is_drop=is_drop,
         rows=rows,
@@ -78,6 +78,7 @@ def _per_cent(cells: Sequence[ResetCell], *, is_drop: bool) -> float | None:
     if not cells:
         return None
     if not is_drop:
-        return rounded(100 * statistics.fmean(cell.top1 for cell in cells))
+        values = [cell.value for cell in cells if cell.value is not None]
+        return rounded(100 * statistics.fmean(values)) if values else None
     drop = mean_drop(cells)
     return None if drop is None else rounded(100 * drop[0])

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from planescope.hyperplanes import geometry
 from planescope.hyperplanes.layer import Array, Layer, Tensor, with_tensors
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
-    Doubles = NDArray[np.float64]
+Doubles = NDArray[np.float64]
+
 
 # Weights that are taken abreast, at most: of more, the launches do not count, but copies do.
 MOST = 1 << 25
@@ -112,8 +114,6 @@ def _sums(now: torch.Tensor, then: torch.Tensor | None) -> list[torch.Tensor]:
 
 
 def _taken(layer: Layer, sums: Sequence[Doubles]) -> Taken:
-    import numpy as np
-
     total, length, whole, *way = sums
     eps = float(np.finfo(np.float32).eps)
     bias = None if layer.bias is None else layer.bias.read()

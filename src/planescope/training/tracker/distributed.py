@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Layer, Tensor, with_tensors
 
 if TYPE_CHECKING:
@@ -54,15 +57,26 @@ def _is_flattened(model: nn.Module) -> bool:
     )
 
 
-def gathered(layer: Layer, /) -> Layer:
-    """The layer with whole tensors where `fully_shard` has shared them out."""
+def held(layer: Layer, /) -> Layer:
+    """The layer with what it holds now; what is shared out is put together, by all processes."""
 
-    def whole(tensor: Tensor) -> Tensor:
-        if not hasattr(tensor.read(), "full_tensor"):
-            return tensor
-        return replace(tensor, read=lambda: tensor.read().full_tensor())
+    def kept(tensor: Tensor) -> Tensor:
+        values = tensor.read()
+        return replace(tensor, read=lambda: values)
 
-    return with_tensors(layer, whole)
+    return with_tensors(layer, kept)
+
+
+def agree(failure: Exception | None, /) -> Exception | None:
+    """Tell all processes of a failure on any; the own one, or that of another."""
+    import torch.distributed as dist
+
+    told: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, None if failure is None else f"{failure}")
+    if failure is not None:
+        return failure
+    rank = next((rank for rank, text in enumerate(told) if text is not None), None)
+    return None if rank is None else UsageError(f"on the process of rank {rank}: {told[rank]}")
 
 
 @contextlib.contextmanager
@@ -70,7 +84,6 @@ def unchanged_random_state(device: torch.device, /) -> Iterator[None]:
     """All generators that data may draw from, as they were."""
     import random
 
-    import numpy as np
     import torch
 
     pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from planescope.checkpoints.keras.live import read_model
 from planescope.files.errors import MissingDependencyError
@@ -12,10 +13,11 @@ from planescope.measurement.record import Source
 from planescope.training.tracker.live import Choice, Live
 
 if TYPE_CHECKING:
+    from planescope.training.tracker.recorder import Recorder
     from planescope.training.tracker.tracker import Tracker
 
 
-def callback(tracker: Tracker, choice: Choice, /) -> Any:
+def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
     """Callback that measures the model which it is given to; its statistics join the logs.
 
     Raises
@@ -32,13 +34,18 @@ def callback(tracker: Tracker, choice: Choice, /) -> Any:
 
     class TrackerCallback(keras.callbacks.Callback):
         def on_train_begin(self, logs: Any = None) -> None:
-            self._network = _live(self.model, choice)
-            self._step, self._epoch = int(self.model.optimizer.iterations), 0
-            self._measure()
+            self._network: Live | None = None
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self._epoch = epoch  # a resumed fit begins with another than 0
+            if self._network is None:
+                self._network = _live(self.model, choice)
+                self._step = int(self.model.optimizer.iterations)
+                self._measure()
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self._step += 1
-            if tracker.every != "epoch" and self._step % int(tracker.every) == 0:
+            if tracker.every != "epoch" and recorder.is_due(self._step):
                 self._measure()
 
         def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -49,11 +56,13 @@ def callback(tracker: Tracker, choice: Choice, /) -> Any:
                 logs.update(tracker.metrics())
 
         def on_train_end(self, logs: Any = None) -> None:
-            self._measure()
+            if self._network is not None:
+                self._measure()
 
         def _measure(self) -> None:
             _ = self.model  # with JAX, to look at it is what brings the variables up to date
-            tracker.keep(self._network, self._step, self._epoch)
+            assert self._network is not None  # noqa: S101
+            recorder.keep(self._network, self._step, self._epoch)
 
     return TrackerCallback()
 
@@ -64,4 +73,5 @@ def _live(model: Any, choice: Choice) -> Live:
     layers, skipped = select(Found(source=source, layers=read.layers), choice.kinds, choice.pattern)
     left_out = (*skipped, *read.skipped)
     found = Found(source=source, layers=tuple(layers), skipped=left_out, notes=read.notes)
-    return Live(found.layers, found, (), {})
+    owners = {layer.name: ref(model) for layer in layers}
+    return Live(found.layers, found, (), {}, owners)

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import numpy as np
 
 from planescope.hyperplanes import geometry
 from planescope.hyperplanes.layer import Array, Kind, Layer, Tensor, View, with_tensors
@@ -22,8 +25,7 @@ from planescope.measurement.measure import Found, find, select
 from planescope.measurement.record import Measurement
 from planescope.networks.module import unwrapped
 from planescope.training.tracker import abreast, onepass
-from planescope.training.tracker.distributed import gathered
-from planescope.training.tracker.reference import Start, Starts, beside
+from planescope.training.tracker.reference import Owner, Start, Starts, beside
 
 if TYPE_CHECKING:
     import re
@@ -50,13 +52,15 @@ class Choice:
 class Live:
     """The chosen layers of a network, with what tells whether the network is still the same.
 
-    `parts` names for each layer the module whose output enters the ReLU.
+    `parts` names for each layer that is a module the one whose output enters the ReLU; `owners`
+    give the module that each layer is of.
     """
 
     layers: tuple[Layer, ...]
     found: Found
     signature: tuple[Any, ...]
     parts: Mapping[str, str]
+    owners: Mapping[str, Owner]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -87,13 +91,18 @@ def find_live(model: nn.Module, choice: Choice, /) -> Live:
     """
     found = find(unwrapped(model))
     chosen, skipped = select(found, choice.kinds, choice.pattern)
-    layers = tuple(_named_plainly(gathered(layer)) for layer in chosen)
+    layers = tuple(_named_plainly(layer) for layer in chosen)
+    pairs = list(zip(layers, chosen, strict=True))
+    root = unwrapped(model)
+    modules = dict(root.named_modules())
     parts = {
-        plain.name: layer.name if layer.norm is None else layer.norm.name
-        for plain, layer in zip(layers, chosen, strict=True)
+        plain.name: part
+        for plain, layer in pairs
+        if (part := layer.name if layer.norm is None else layer.norm.name) in modules
     }
+    owners = {plain.name: ref(modules.get(layer.name, root)) for plain, layer in pairs}
     skipped_too = (*skipped, *found.skipped)
-    return Live(layers, replace(found, skipped=skipped_too), signature(model), parts)
+    return Live(layers, replace(found, skipped=skipped_too), signature(model), parts, owners)
 
 
 def signature(model: nn.Module, /) -> tuple[Any, ...]:
@@ -156,8 +165,6 @@ def _rows(layer: Layer) -> Array:
 def _read(
     layer: Layer, rows: Array, view: View, starts: Starts, observed: Mapping[str, Observed]
 ) -> Reading:
-    import numpy as np
-
     with np.errstate(all="ignore"):  # filters that are left out may overflow
         start = starts.of(layer, rows)
         began = None if start is None else beside(start.weight, rows)
@@ -229,8 +236,6 @@ def settle(readings: Readings, found: Found, view: View, notes: Sequence[str], /
 
     The values of single filters are kept.
     """
-    import numpy as np
-
     with np.errstate(all="ignore"):
         measured = [
             layer_measurement(

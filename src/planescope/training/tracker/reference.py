@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from planescope.hyperplanes import geometry
 from planescope.hyperplanes.layer import Array, Layer
+
+# What gives the module that a layer is of, or None where it is gone.
+Owner = Callable[[], object]
 
 
 class Reference(StrEnum):
@@ -37,7 +40,7 @@ class Starts:
     Attributes
     ----------
     notes : tuple of str
-        Which layers had to start anew.
+        From which weights distances are, where those are not the initialisation; each once.
     """
 
     def __init__(self, reference: Reference | None) -> None:
@@ -45,6 +48,31 @@ class Starts:
         self._reference = reference
         self._starts: dict[str, Start] = {}
         self._loaded: dict[str, Array] = {}  # from a checkpoint, not yet on the layer's device
+        self._owners: dict[str, Owner] = {}
+
+    def note(self, text: str) -> None:
+        """Add a note on distances, once; there is none where none are measured."""
+        if self._reference is not None and text not in self.notes:
+            self.notes += (text,)
+
+    def follow(self, owners: Mapping[str, Owner]) -> None:
+        """Tell which module each layer is of: the same module goes on, another begins anew.
+
+        What a module holds may be exchanged, shared out or computed: it stays the same layer.
+        """
+        known = self._owners.keys() | self._loaded.keys() | self._starts.keys()
+        for name, owner in owners.items():
+            before = self._owners.get(name)
+            if before is not None and before() is not owner():
+                self._starts.pop(name, None)
+                self._loaded.pop(name, None)
+                self.note(
+                    f"{name} was replaced: its distances are from the first weights of its new "
+                    "module"
+                )
+            elif known and name not in known:
+                self.note(f"{name} came later: its distances are from the weights it had then")
+            self._owners[name] = owner
 
     def of(self, layer: Layer, rows: Array, /) -> Start | None:
         """Weights that the layer began with; those of now where it is new or has a new shape."""
@@ -53,9 +81,7 @@ class Starts:
         name, start = layer.name, self._starts.get(layer.name)
         began = start.weight if start else self._loaded.pop(name, None)
         if began is not None and tuple(began.shape) != tuple(rows.shape):
-            self.notes += (
-                f"{name} changed its shape: its distances are from the weights it had then",
-            )
+            self.note(f"{name} changed its shape: its distances are from the weights it had then")
             start = began = None
         if start is None:
             weight = self._copy(rows if began is None else began, rows)
@@ -73,9 +99,10 @@ class Starts:
         """Weights by layer."""
         return self._loaded | {name: start.weight for name, start in self._starts.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin from weights that `state_dict` gave."""
-        self._loaded, self._starts = dict(state), {}
+    def load_state_dict(self, state: Mapping[str, Any], notes: tuple[str, ...] = ()) -> None:
+        """Begin from weights that `state_dict` gave, with what was noted of them."""
+        self._loaded, self._starts, self._owners = dict(state), {}, {}
+        self.notes = notes
 
 
 def beside(weight: Array, rows: Array, /) -> Array:

@@ -3,6 +3,9 @@
 # ruff: noqa: ARG002 - the trainer gives these arguments, wanted or not
 from __future__ import annotations
 
+import hashlib
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import MissingDependencyError
@@ -30,18 +33,24 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
 
     class TrackerCallback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            tracker.record(kwargs["model"], state.global_step, epoch=int(state.epoch or 0))
+            if state.global_step and not tracker.measurements:
+                _resume(tracker, args, state.global_step)
+            tracker.begin(kwargs["model"], state.global_step, epoch=_done(state.epoch))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if tracker.every != "epoch":
-                tracker.update(kwargs["model"], state.global_step, epoch=int(state.epoch))
+                tracker.update(kwargs["model"], state.global_step, epoch=_done(state.epoch))
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if tracker.every == "epoch":
                 tracker.record(kwargs["model"], state.global_step, epoch=round(state.epoch))
 
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                _save(tracker, _folder(args, state.global_step))
+
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            tracker.record(kwargs["model"], state.global_step, epoch=round(state.epoch))
+            tracker.record(kwargs["model"], state.global_step, epoch=_done(state.epoch))
             self._log()
 
         # Not earlier: to log in between would make the trainer forget that it has to.
@@ -55,3 +64,42 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
                 trainer.log(found[-1][1])
 
     return TrackerCallback()
+
+
+def _done(epoch: float | None) -> int:
+    """Epochs done, of the trainer's count, which has a fraction within one."""
+    return int((epoch or 0) + 1e-6)
+
+
+def _folder(args: Any, step: int) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{step}"
+
+
+def _name(tracker: Tracker) -> str:
+    """Name of its file; trackers with other options have others."""
+    return f"planescope-tracker-{hashlib.sha256(tracker.state_key.encode()).hexdigest()[:8]}.pt"
+
+
+def _save(tracker: Tracker, folder: Path) -> None:
+    import torch
+
+    try:
+        torch.save(tracker.state_dict(), folder / _name(tracker))
+    except (OSError, RuntimeError) as exc:  # a training does not end for it
+        warnings.warn(f"the Tracker's state was not saved in {folder}: {exc}", stacklevel=2)
+
+
+def _resume(tracker: Tracker, args: Any, step: int) -> None:
+    """Go on from what lies beside the checkpoint; without it, the first update says from where."""
+    import torch
+
+    given = getattr(args, "resume_from_checkpoint", None)
+    folders = [Path(given)] if isinstance(given, str) else []
+    for folder in (*folders, _folder(args, step)):
+        if (path := folder / _name(tracker)).is_file():
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                tracker.load_state_dict(state)
+            except Exception as exc:  # a damaged file raises what it likes
+                warnings.warn(f"{path}: the Tracker's state cannot be read: {exc}", stacklevel=2)
+            return

@@ -2,7 +2,7 @@
 
     pip install tensorflow-cpu python-snappy
     pip install --no-deps tensorflowjs
-    python tests/tensorflow/make_fixtures.py
+    python tests/tensorflow_files/make_fixtures.py
 
 The arrays come from Keras and from TensorFlow Lite's interpreter, with filters first. Tests read
 what this wrote; none of them installs TensorFlow.

@@ -1,0 +1,93 @@
+"""A user's network while its layers are reset: a copy, and nothing else that is left changed.
+
+To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from planescope.files.errors import UsageError, one_line
+from planescope.networks.copies import deep_copy
+
+# What a LightningModule holds of its trainer, data and loops among it.
+_OF_A_TRAINER = ("_trainer", "_fabric")
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+def borrowed(module: nn.Module, /) -> nn.Module:
+    """Copy a network, with torch's own hooks alone: nothing of the user's is called.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be copied.
+    """
+    held = [(vars(part), name) for part in module.modules() for name in _OF_A_TRAINER]
+    kept = [(attributes, name, attributes[name]) for attributes, name in held if name in attributes]
+    try:
+        for attributes, name, _ in kept:
+            attributes[name] = None
+        own = deep_copy(module)
+    except Exception as exc:  # a lock, an open file: a module holds whatever its class likes
+        raise UsageError(
+            f"{type(module).__name__} cannot be copied ({one_line(exc)}); give a network that "
+            "copy.deepcopy takes"
+        ) from exc
+    finally:
+        for attributes, name, value in kept:
+            attributes[name] = value
+    for part in own.modules():
+        for name in _HOOKS:
+            hooks = getattr(part, name, {})
+            for key in [k for k, hook in hooks.items() if not _is_of_torch(hook)]:
+                del hooks[key]
+    return own.eval()
+
+
+def _is_of_torch(hook: Any) -> bool:
+    """Whether a hook is one by which torch computes a weight."""
+    inner = getattr(hook, "hook", hook)  # torch wraps some
+    owner = getattr(inner, "__self__", inner)
+    modules = (getattr(inner, "__module__", ""), type(owner).__module__)
+    return any(str(name).startswith("torch.nn.") for name in modules)
+
+
+@contextlib.contextmanager
+def same_random_states(*generators: torch.Generator) -> Iterator[None]:
+    """Leave all generators of random numbers as they were, torch's, NumPy's and Python's."""
+    own = [(one, one.get_state()) for one in generators]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the user's, kept
+    host = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(host)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        for generator, state in own:
+            generator.set_state(state)
+
+
+def generators_of(data: Any, /) -> list[torch.Generator]:
+    """Find the generators of a DataLoader and its samplers."""
+    holders = [data, *(getattr(data, name, None) for name in ("sampler", "batch_sampler"))]
+    holders.append(getattr(holders[-1], "sampler", None))
+    found = [getattr(one, "generator", None) for one in holders]
+    return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())

@@ -1,0 +1,237 @@
+"""Results of every kind: plain data, JSON, tables, and the files that hold them, once for all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from planescope.files.errors import CheckpointError, one_line
+from planescope.files.records import record
+from planescope.files.writing import (
+    check_schema,
+    in_utf8,
+    read_saved,
+    write,
+    write_csv,
+    write_parquet,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What the suffix of a table's file may be.
+FORMS = (".json", ".csv", ".parquet")
+
+
+class Result:
+    """A record of what was found: base of dataclasses that become JSON and come back from it.
+
+    Attributes
+    ----------
+    SCHEMA : str
+        Name and version of the JSON form.
+    WHAT : str
+        What messages call it.
+    REMEDY : str
+        What to do about a file of another version.
+    DERIVED : tuple of str
+        Properties that the JSON form has too, for readers; they are not read back.
+    """
+
+    SCHEMA: ClassVar[str]
+    WHAT: ClassVar[str]
+    REMEDY: ClassVar[str] = "write it again"
+    DERIVED: ClassVar[tuple[str, ...]] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data as in the JSON form; no value of it is NaN."""
+        derived = {name: plain(getattr(self, name)) for name in self.DERIVED}
+        return {"schema": self.SCHEMA, **derived, **_fields(self)}
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """Return JSON text by the schema that it names."""
+        return to_json([self], indent=indent)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON form.
+
+        Raises
+        ------
+        UsageError
+            If the suffix is another than .json.
+        OutputError
+            If the file cannot be written; nothing is left behind then.
+        """
+        write(path, {".json": lambda draft: _write_json([self], draft)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Load what `save` wrote as JSON or Parquet.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is missing, is not such a file, holds several, or has another schema
+            version.
+        MissingDependencyError
+            If a Parquet file needs pyarrow.
+        """
+        data = read_saved(path, cls.WHAT)
+        if isinstance(data, list) and data:
+            raise CheckpointError(
+                f"{path}: holds {len(data)} results; save each {cls.WHAT} in its own file"
+            )
+        data = cls._renewed(data)
+        check_schema(path, data, schema=cls.SCHEMA, remedy=cls.REMEDY)
+        try:
+            return cls.from_dict(data)
+        except ValueError as exc:
+            raise CheckpointError(f"{path}: holds no whole {cls.WHAT} ({one_line(exc)})") from exc
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], /) -> Self:
+        """Make the record of what `to_dict` gave.
+
+        Raises
+        ------
+        ValueError
+            If a part is missing or of another type.
+        """
+        left_out = ("schema", *cls.DERIVED)
+        return record(cls, {key: each for key, each in data.items() if key not in left_out})
+
+    @classmethod
+    def _renewed(cls, data: Any) -> Any:
+        """Return plain data of an earlier schema in the words of this one."""
+        return data
+
+
+class Table(Result):
+    """A result that is a table too: for pandas, notebooks, CSV and Parquet.
+
+    Attributes
+    ----------
+    INDEX : str or None
+        Column by which pandas finds rows.
+    """
+
+    INDEX: ClassVar[str | None] = None
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of the table, as pandas has them."""
+        raise NotImplementedError
+
+    @classmethod
+    def file_columns(cls, results: Sequence[Self], /) -> dict[str, list[Any]]:
+        """Return the columns of one or several results, as CSV and Parquet have them."""
+        tables = [one.columns() for one in results]
+        keys = list(dict.fromkeys(key for table in tables for key in table))
+        lengths = [len(next(iter(table.values()), ())) for table in tables]
+        return {"schema": [cls.SCHEMA] * sum(lengths)} | {
+            key: [
+                value
+                for table, length in zip(tables, lengths, strict=True)
+                for value in table.get(key, [None] * length)
+            ]
+            for key in keys
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the table; its columns are keys of the JSON form."""
+        import pandas as pd
+
+        table = pd.DataFrame(in_utf8(self.columns()))
+        return table if self.INDEX is None else table.set_index(self.INDEX)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result; the suffix chooses .json, .csv or .parquet.
+
+        CSV holds the table alone; JSON and Parquet hold all that `load` needs.
+
+        Raises
+        ------
+        UsageError
+            If the suffix is none of these.
+        OutputError
+            If the file cannot be written; nothing is left behind then.
+        """
+        save([self], path)
+
+    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        """Return a sentence, and the columns that a notebook shows below it."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        sentence, columns = self.shown()
+        head = "".join(f"<th>{escape(key)}</th>" for key in columns)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{escape(_short(value))}</td>' for value in row)}</tr>"
+            for row in zip(*columns.values(), strict=True)
+        )
+        return (
+            f"<p>{escape(sentence)}</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+
+def plain(value: Any, /) -> Any:
+    """Return a value as JSON has it: records as objects, by their `KEYS` or fields."""
+    match value:
+        case Result():
+            return value.to_dict()
+        case Enum():
+            return value.value
+        case dict():
+            return {key: plain(each) for key, each in value.items()}
+        case list() | tuple():
+            return [plain(each) for each in value]
+    return _fields(value) if dataclasses.is_dataclass(value) else value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Plain data of a record; fields that do not count in comparisons are in no file."""
+    keys = getattr(value, "KEYS", None) or [
+        field.name for field in dataclasses.fields(value) if field.compare
+    ]
+    return {key: plain(getattr(value, key)) for key in keys}
+
+
+def to_json(results: Sequence[Result], /, *, indent: int | None = 2) -> str:
+    """Return JSON text of one result, or an array of several."""
+    data = [result.to_dict() for result in results]
+    return json.dumps(data[0] if len(data) == 1 else data, indent=indent, allow_nan=False)
+
+
+def save(results: Sequence[Table], path: str | os.PathLike[str], /) -> None:
+    """Write results of one kind to one file; the suffix chooses .json, .csv or .parquet.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `Table.save`.
+    """
+    kind = type(results[0])
+
+    def as_csv(draft: Path) -> None:
+        write_csv(draft, kind.file_columns(results))
+
+    def as_parquet(draft: Path) -> None:
+        whole = {"planescope": to_json(results, indent=None), "schema": kind.SCHEMA}
+        write_parquet(draft, kind.file_columns(results), whole)
+
+    writers = (lambda draft: _write_json(results, draft), as_csv, as_parquet)
+    write(path, dict(zip(FORMS, writers, strict=True)))
+
+
+def _write_json(results: Sequence[Result], draft: Path) -> None:
+    draft.write_text(to_json(results) + "\n", encoding="utf-8")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,60 @@
+"""Signals that ask a command to end: it says so in a sentence, and leaves nothing half done.
+
+SIGTERM and SIGHUP raise as Ctrl-C does. One that was ignored when the process began, as by nohup
+or in the background of a shell, stays ignored; SIGUSR1 and others, by which schedulers have jobs
+put back in their queue, are not touched.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+# Seconds in which a second signal does not disturb what the first one has begun to tidy up.
+PATIENCE_S = 5.0
+
+_received: int = signal.SIGINT
+_came = False
+_raised = -PATIENCE_S
+
+
+def hear() -> None:
+    """Let the signals that ask for an end raise KeyboardInterrupt, but those that are ignored."""
+    for number in ENDING:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _interrupt)
+
+
+def is_ended() -> bool:
+    """Tell whether such a signal came."""
+    return _came
+
+
+def deafen() -> None:
+    """Let what is left of the process be: the interpreter ends as by the signal at a second one."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def note(number: int, /) -> None:
+    """Remember which signal it was."""
+    global _received, _came
+    _received, _came = number, True
+
+
+def status() -> int:
+    """Exit status of a command that a signal ended, as shells have it: 130, 143 or 129."""
+    return 128 + _received
+
+
+def _interrupt(number: int, _: Any) -> None:
+    global _raised
+    if time.monotonic() - _raised < PATIENCE_S:
+        return
+    _raised = time.monotonic()
+    note(number)
+    raise KeyboardInterrupt

@@ -1,0 +1,270 @@
+"""The updates of a Tracker: taken, kept, and where one fails told, in any framework's loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import torch
+
+from planescope.files.errors import PlanescopeError, UsageError
+from planescope.measurement.activations import measure_activations
+from planescope.measurement.record import Measurement, Source
+from planescope.networks.copies import without_autocast
+from planescope.networks.module import unwrapped
+from planescope.training.tracker import distributed as processes
+from planescope.training.tracker import live
+from planescope.training.tracker.history import History, nulls
+from planescope.training.tracker.reference import Reference, Starts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from planescope.measurement.assemble import Observed
+
+
+class Errors(StrEnum):
+    """What is done when an update fails after the first that did not."""
+
+    WARN = "warn"
+    RAISE = "raise"
+
+
+class Recorder:
+    """Follow one network through its training, as `Tracker` says.
+
+    Attributes
+    ----------
+    history : History
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int | str,
+        choice: live.Choice,
+        reference: Reference | None,
+        inputs: list[torch.Tensor] | None,
+        filters: bool,
+        errors: Errors,
+    ) -> None:
+        self.history = History()
+        self._every, self._choice = every, choice
+        self._starts = Starts(reference)
+        self._inputs, self._filters, self._errors = inputs, filters, errors
+        self._live: live.Live | None = None
+        self._last_step: int | None = None
+        self._root: ref[nn.Module] | None = None  # the network of the last update
+        self._told: set[str] = set()
+        self._begun = False
+
+    def update(self, model: nn.Module, step: int, epoch: int | None) -> None:
+        """Measure a module if it is due."""
+        if self.is_due(step) or step == self._last_step:
+            self.record(model, step, epoch)
+
+    def is_due(self, step: int) -> bool:
+        """Whether an update measures: the first, and then one in each run of `every` steps."""
+        last = self._last_step
+        if last is None or self._every == "epoch" or step < last:
+            return True
+        return step // int(self._every) > last // int(self._every)
+
+    def record(self, model: nn.Module, step: int, epoch: int | None) -> None:
+        """Measure a module as it is now, due or not; no step twice."""
+        self._guarded(lambda: self._record(model, step, epoch), step, epoch)
+
+    def begin(self, model: nn.Module, step: int, epoch: int | None) -> None:
+        """Measure a module at the start of a fit; of another network than before, any step."""
+        if self._root is not None and self._root() is not unwrapped(model):
+            self._last_step = None
+        self.record(model, step, epoch)
+
+    def _record(self, model: nn.Module, step: int, epoch: int | None) -> None:
+        root = unwrapped(model)
+        if step == self._last_step:
+            if self._root is not None and self._root() is not root:
+                raise _SecondNetworkError(
+                    f"a Tracker follows one network, and at step {step} was given a second one; "
+                    "give that a Tracker of its own"
+                )
+            return
+        self._root = ref(root)
+        like = _like(model)
+        with processes.whole_weights(model), without_autocast(like.device):
+            if processes.is_sharded(model):
+                self._take_shared(model, like, step, epoch)
+                return
+            network = self._found(model)
+            if processes.is_first():
+                observed = self._observe(model, like, network)
+                threads = torch.get_num_threads() if like.device.type == "cpu" else 1
+                self._keep(network, step, epoch, observed, threads=threads)
+        self._last_step = step
+
+    def _found(self, model: nn.Module) -> live.Live:
+        if self._live is None or self._live.signature != live.signature(model):
+            self._live = live.find_live(model, self._choice)
+            self._starts.follow(self._live.owners)
+        return self._live
+
+    def _take_shared(
+        self, model: nn.Module, like: torch.Tensor, step: int, epoch: int | None
+    ) -> None:
+        """Put weights together with all processes, which wait for none that has failed."""
+        failure: Exception | None = None
+        try:
+            network = self._found(model)
+        except Exception as exc:  # whatever it is, all have to know of it
+            failure = exc
+        if (failure := processes.agree(failure)) is not None:
+            raise failure
+        observed = self._observe(model, like, network)
+        first, parts = processes.is_first(), []
+        for layer in network.layers:
+            held = processes.held(layer)
+            if not first or failure is not None:
+                continue
+            try:
+                view, starts = self._choice.view, self._starts
+                parts.append(live.read_layers([held], view, starts, observed, threads=1))
+            except Exception as exc:  # told when the others have gone on
+                failure = exc
+        if (failure := processes.agree(failure)) is not None:
+            raise failure
+        if first:
+            self._add(network, step, epoch, lambda: [one for part in parts for one in part()])
+        self._last_step = step
+
+    def keep(self, network: live.Live, step: int, epoch: int | None) -> None:
+        """Measure layers that were found, whatever framework they are of; no step twice."""
+
+        def kept() -> None:
+            if step != self._last_step:
+                self._live = network
+                self._starts.follow(network.owners)
+                self._keep(network, step, epoch, {}, threads=1)
+
+        self._guarded(kept, step, epoch)
+
+    def _keep(
+        self,
+        network: live.Live,
+        step: int,
+        epoch: int | None,
+        observed: Mapping[str, Observed],
+        *,
+        threads: int,
+    ) -> None:
+        view = self._choice.view
+        readings = live.read_layers(network.layers, view, self._starts, observed, threads=threads)
+        self._add(network, step, epoch, readings)
+        self._last_step = step
+
+    def _add(
+        self, network: live.Live, step: int, epoch: int | None, readings: live.Readings
+    ) -> None:
+        if step and not self.history.records:
+            self._starts.note(
+                f"the first update was at step {step}: distances are from the weights of then"
+            )
+        view, notes = self._choice.view, self._starts.notes
+
+        def settle() -> Measurement:
+            try:
+                measured = live.settle(readings, network.found, view, notes)
+            except Exception as exc:
+                if self._errors is Errors.RAISE:
+                    raise
+                return self._nulls(network.layers, network.found.source, step, exc)
+            return measured if self._filters else _slim(measured)
+
+        self.history.add(step, epoch, settle)
+
+    def _guarded(self, action: Callable[[], None], step: int, epoch: int | None) -> None:
+        """Measure; a failure after the first success is a row of nulls, and a warning."""
+        try:
+            action()
+            self._begun = True
+        except Exception as exc:
+            if self._errors is Errors.RAISE or not self._begun:
+                if isinstance(exc, PlanescopeError):
+                    raise
+                raise UsageError(f"the network cannot be measured: {_reason(exc)}") from exc
+            if isinstance(exc, _SecondNetworkError):
+                self._warn(str(exc))
+                return
+            self._last_step = step
+            if processes.is_first() and self.history.records:
+                last = self.history.records[-1].read()
+                layers = self._live.layers if self._live is not None else last.layers
+                failed = self._nulls(layers, last.source, step, exc)
+                self.history.add(step, epoch, lambda: failed)
+
+    def _nulls(
+        self, layers: Sequence[Any], source: Source, step: int, exc: Exception
+    ) -> Measurement:
+        reason = _reason(exc)
+        self._warn(f"planescope could not measure at step {step}, and goes on: {reason}", reason)
+        return nulls(layers, source, self._choice.view, f"could not be measured: {reason}")
+
+    def _warn(self, text: str, reason: str | None = None) -> None:
+        if (reason or text) not in self._told:
+            self._told.add(reason or text)
+            warnings.warn(text, stacklevel=5)
+
+    def _observe(
+        self, model: nn.Module, like: torch.Tensor, network: live.Live
+    ) -> Mapping[str, Observed]:
+        if self._inputs is None:
+            return {}
+        with processes.unchanged_random_state(like.device):
+            batches = (x.to(like.dtype) if x.is_floating_point() else x for x in self._inputs)
+            try:
+                return measure_activations(model, batches, network.parts, device=like.device)
+            except PlanescopeError:
+                raise
+            except Exception as exc:  # forward is anybody's code
+                raise UsageError(f"data= do not fit the network: {_reason(exc)}") from exc
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "updates": self.history.updates(),
+            "starts": self._starts.state_dict(),
+            "notes": list(self._starts.notes),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._starts.load_state_dict(state["starts"], tuple(state.get("notes", ())))
+        self.history.resume(state["updates"])
+        records = self.history.records
+        self._live, self._last_step = None, records[-1].step if records else None
+        self._begun = bool(records)
+
+
+def _slim(measurement: Measurement) -> Measurement:
+    """Without the values of single filters."""
+    layers = tuple(replace(layer, values=None) for layer in measurement.layers)
+    return replace(measurement, layers=layers)
+
+
+def _like(model: nn.Module) -> torch.Tensor:
+    """A floating tensor of the network, whose device and type its inputs have."""
+    held = [*model.parameters(), *model.buffers()]
+    floating = (tensor for tensor in held if tensor.is_floating_point())
+    return next(floating, held[0] if held else torch.zeros(()))
+
+
+def _reason(exc: Exception) -> str:
+    text = str(exc).partition("\n")[0]
+    return text if isinstance(exc, PlanescopeError) else f"{type(exc).__name__}: {text}"
+
+
+class _SecondNetworkError(UsageError):
+    """Two networks at one step."""

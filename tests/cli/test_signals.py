@@ -1,0 +1,96 @@
+"""What asks a command to end is heard: a sentence, its status, nothing left, and work goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
+    pytest.mark.slow,
+]
+
+TRAIN = ("train", "--epochs", "200", "--examples", "256", "--accelerator", "cpu", "--out", "run")
+STUDY = """\
+base: {epochs: 100, classes: 2, examples: 256, width: 0.5, accelerator: cpu, threads: 1}
+grid: {learning_rate: [0.02, 0.01]}
+make: [train]
+"""
+
+
+def ended(
+    folder: Path,
+    arguments: tuple[str, ...],
+    number: int,
+    began: Callable[[], bool],
+    *,
+    twice: bool = False,
+    ignored: bool = False,
+) -> tuple[int, str]:
+    """Status and last words of a command that gets a signal once it has begun."""
+    (folder / "scratch").mkdir(exist_ok=True)
+    prefix = ["nohup"] if ignored else []
+    with subprocess.Popen(
+        [*prefix, sys.executable, "-m", "planescope", *arguments], cwd=folder, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(folder / "scratch")},
+    ) as process:  # fmt: skip
+        until = time.monotonic() + 120
+        while not began() and process.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        if twice:
+            time.sleep(0.2)
+            process.send_signal(number)
+        if ignored:
+            time.sleep(2)
+            assert process.poll() is None
+            process.terminate()
+        _, said = process.communicate(timeout=120)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    left = [p.name for p in (folder / "scratch").iterdir() if p.name != "torchinductor_root"]
+    assert not [name for name in left if not name.startswith("torchinductor")]
+    assert not [*folder.rglob(".planescope-*")]
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_training_ends_as_by_ctrl_c(tmp_path: Path, name: str, status: int, twice: bool) -> None:
+    last = tmp_path / "run" / "last.ckpt"
+    code, said = ended(tmp_path, TRAIN, getattr(signal, name), last.exists, twice=twice)
+    assert (code, said) == (
+        status,
+        "planescope: run: interrupted; go on with: planescope train --out run --resume\n",
+    )
+
+
+def test_nohup_stays_ignored(tmp_path: Path) -> None:
+    last = tmp_path / "run" / "last.ckpt"
+    code, said = ended(tmp_path, TRAIN, signal.SIGHUP, last.exists, ignored=True)
+    assert code == 143
+    assert "run: interrupted" in said
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_study_ends_with_its_workers(tmp_path: Path, name: str, status: int) -> None:
+    (tmp_path / "s.yaml").write_text(STUDY)
+    arguments = ("study", "s.yaml", "--out", "out", "--workers", "2")
+    code, said = ended(
+        tmp_path,
+        arguments,
+        getattr(signal, name),
+        lambda: any(tmp_path.glob("out/runs/*/last.ckpt")),
+    )
+    assert (code, said) == (status, "planescope: out: interrupted; the same command goes on\n")

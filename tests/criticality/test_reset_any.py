@@ -1,0 +1,378 @@
+"""Resets of anybody's network on anybody's batches: as the plain loop has them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import prune
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import planescope as ps
+from planescope.criticality.definition import Critical, loss_of_examples
+
+
+class Net(nn.Module):
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.c1, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.c2, self.fc = nn.Conv2d(8, 16, 3, stride=2), nn.Linear(16, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.c1(x)))
+        return self.fc(torch.relu(self.c2(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A network that was just trained, gradients and all; its beginning; inputs and labels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Net()
+        start = copy.deepcopy(network.state_dict())
+        y = torch.randint(0, 10, (300,))
+        x = torch.randn(300, 3, 12, 12) + 0.7 * torch.randn(10, 3, 1, 1)[y]
+        optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+        for _ in range(20):
+            optimiser.zero_grad()
+            cross_entropy(network(x), y).backward()
+            optimiser.step()
+    return network, start, x, y
+
+
+def answers(network: nn.Module, start: dict, layer: str, x: torch.Tensor) -> torch.Tensor:
+    own = copy.deepcopy(network).eval()
+    state = own.state_dict() | {n: t for n, t in start.items() if n.startswith(f"{layer}.")}
+    own.load_state_dict(state)
+    with torch.no_grad():
+        return torch.cat([own(part) for part in x.split(64)])
+
+
+def test_cells_are_those_of_the_plain_loop_with_and_without_labels(case):
+    network, start, x, y = case
+    found = ps.reset(network, to={"init": start}, data=(x, y), kinds="all")
+    blind = ps.reset(network, to={"init": start}, data=x, kinds="all")
+    whole = answers(network, start, "none", x)
+    p, chance = whole.softmax(1).double(), y.bincount().max().item() / len(y)
+    assert found.trained.value == float((whole.argmax(1) == y).sum()) / len(y)
+    assert (blind.trained.value, blind.metric, blind.chance) == (None, None, 0.1)
+    for cell, other in zip(found.cells, blind.cells, strict=True):
+        changed = answers(network, start, cell.layer, x)
+        best = changed.argmax(1)
+        assert cell.value == float((best == y).sum()) / len(y)
+        a = found.trained.value
+        assert cell.loss == pytest.approx((a - cell.value) / (a - chance))
+        for one in (cell, other):
+            dropped = 1 - p.gather(1, best[:, None]).sum() / p.amax(1).sum()
+            assert one.disagreement == pytest.approx(
+                float((best != whole.argmax(1)).float().mean())
+            )
+            assert one.expected_drop == pytest.approx(float(dropped), rel=1e-5)
+            divergence = (p * (p.log() - changed.double().log_softmax(1))).sum(1).mean()
+            assert one.divergence == pytest.approx(float(divergence), rel=1e-4)
+            moved = (changed - whole).norm() / whole.norm()
+            assert one.relative_l2 == pytest.approx(float(moved), rel=1e-5)
+        sure = float(p.amax(1).mean())
+        assert other.expected_loss == pytest.approx(float(dropped) / (1 - 0.1 / sure), rel=1e-5)
+        assert other.critical is None
+
+
+class Stream(IterableDataset):
+    def __init__(self, x, y):
+        self.parts = list(zip(x, y, strict=True))
+
+    def __iter__(self):
+        return iter(self.parts)
+
+
+class Module:
+    """What a LightningDataModule has."""
+
+    def __init__(self, x, y):
+        self.pair, self.stage = (x, y), None
+
+    def setup(self, stage):
+        self.stage = stage
+
+    def val_dataloader(self):
+        assert self.stage == "fit"
+        return DataLoader(TensorDataset(*self.pair), 50)
+
+
+FORMS = {
+    "loader": lambda x, y: DataLoader(TensorDataset(x, y), 64, shuffle=True),
+    "dataset": lambda x, y: TensorDataset(x, y),
+    "tensors": lambda x, y: (x, y),
+    "arrays": lambda x, y: (x.numpy(), y.numpy()),
+    "named-tensors": lambda x, y: {"x": x, "labels": y},
+    "once": lambda x, y: iter([(x[:100], y[:100]), [x[100:], y[100:]]]),
+    "dictionaries": lambda x, y: [{"x": x, "label": y, "id": list(range(300))}],
+    "stream": Stream,
+    "lightning": Module,
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_all_forms_of_the_same_examples_give_the_same(case, form):
+    network, start, x, y = case
+    expected = ps.reset(network, to={"init": start}, data=[(x, y)])
+    found = ps.reset(network, to={"init": start}, data=form(x, y))
+    assert [c.value for c in found.cells] == [c.value for c in expected.cells]
+    assert found.trained.examples == 300
+
+
+def test_nothing_of_the_network_or_of_random_states_is_changed(case):
+    network, start, x, y = case
+    network.train()
+    network.bn.eval()
+    handle = network.c1.register_forward_hook(lambda *_: None)
+    before = {n: t.clone() for n, t in network.state_dict().items()}
+    grads = {n: p.grad.clone() for n, p in network.named_parameters()}
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(x, y), 64, shuffle=True, generator=generator)
+    states = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
+    own = generator.get_state()
+    ps.reset(network, to="fresh", data=loader)
+    with pytest.raises(ZeroDivisionError):
+        ps.reset(network, to={"init": start}, data=loader, metric=lambda *_: 1 / 0)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
+    assert torch.equal(own, generator.get_state())
+    assert (network.training, network.bn.training) == (True, False)
+    assert list(network.c1._forward_hooks) == [handle.id]
+    assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
+    assert all(torch.equal(p.grad, grads[n]) for n, p in network.named_parameters())
+    handle.remove()
+
+
+def just_pruned(network):
+    prune.l1_unstructured(network.c2, "weight", 0.5)
+
+
+def with_older_norm(network):
+    nn.utils.weight_norm(network.c2)
+
+
+def parametrised(network):
+    nn.utils.parametrizations.weight_norm(network.c2)
+
+
+@pytest.mark.parametrize("make", [just_pruned, with_older_norm, parametrised])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_networks_that_compute_their_weights_are_reset_right_after_a_step(case, make):
+    _, _, x, y = case
+    torch.manual_seed(1)
+    network, other = Net(), Net()
+    for one in (network, other):
+        make(one)
+    cross_entropy(network(x), y).backward()
+    found = ps.reset(network, to={"other": other.state_dict()}, data=(x, y))
+    changed = copy.deepcopy(other).eval() if make is parametrised else None
+    for cell in found.cells:
+        own = Net()
+        make(own)
+        state = network.state_dict() | {
+            n: t for n, t in other.state_dict().items() if n.startswith(f"{cell.layer}.")
+        }
+        own.load_state_dict(state)
+        with torch.no_grad():
+            right = own.eval()(x).argmax(1) == y
+        assert cell.value == float(right.sum()) / len(y)
+    assert changed is None or not changed.training
+
+
+def test_a_path_goes_from_the_start_to_the_trained_weights(case):
+    network, start, x, y = case
+    found = ps.reset(network, to={"init": start}, path=4, data=(x, y))
+    ends = ps.reset(network, to={"init": start}, data=(x, y))
+    assert found.snapshots == tuple(f"path:{k}/4" for k in range(5))
+    for row in found.rows:
+        values = [found.at(row, name)[0].value for name in found.snapshots]
+        assert (values[0], values[-1]) == (ends.at(row, "init")[0].value, found.trained.value)
+        least = next(k / 4 for k, value in enumerate(values) if value >= found.trained.low)
+        assert found.needed_steps[row] == least
+
+
+def test_fresh_weights_are_drawn_by_the_module_and_by_the_seed(case):
+    network, _, x, y = case
+    found = [ps.reset(network, to="fresh", draws=2, data=(x, y), seed=s) for s in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    assert [cell.draw for cell in found[0].at("c1", "fresh")] == [0, 1]
+
+    class Odd(nn.Conv2d):
+        reset_parameters = None
+
+    odd = Net()
+    odd.c2 = nn.Conv2d(8, 16, 3, stride=2)
+    odd.c2.__class__ = Odd
+    (note,) = (n for n in ps.reset(odd, to="fresh", data=(x, y)).notes if "left out" in n)
+    assert note == "fresh: left out c2, which are not drawn by a reset_parameters"
+
+
+def test_layers_of_another_shape_are_left_out_by_name(case):
+    network, _, x, y = case
+    found = ps.reset(network, to={"pretrained": Net(classes=20)}, data=(x, y), kinds="all")
+    assert found.rows == ("c1", "c2")
+    assert "pretrained: left out fc, which have other shapes there" in found.notes
+
+
+def test_a_metric_of_examples_has_an_interval_and_one_of_batches_has_none(case):
+    network, start, x, y = case
+
+    def right(outputs, batch):
+        return (outputs.argmax(1) == batch[1]).float()
+
+    chance = y.bincount().max().item() / len(y)
+    by_example = ps.reset(network, to={"i": start}, data=(x, y), metric=right, chance=chance)
+    plain = ps.reset(network, to={"i": start}, data=(x, y))
+    for one, other in zip(by_example.cells, plain.cells, strict=True):
+        assert (one.value, one.critical) == (pytest.approx(other.value), other.critical)
+        assert one.loss_low == pytest.approx(other.loss_low)
+    of_batch = ps.reset(
+        network, to={"i": start}, data=(x, y), metric=lambda o, b: right(o, b).mean(), chance=chance
+    )
+    for one, other in zip(of_batch.cells, plain.cells, strict=True):
+        assert one.value == pytest.approx(other.value)
+        assert (one.low, one.critical, one.significant) == (None, None, None)
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 3, padding=1)
+
+    def forward(self, pixel_values, scale=None):
+        out = self.b(torch.relu(self.a(pixel_values)))
+        return {"out": out * (1 if scale is None else scale), "features": pixel_values}
+
+
+def test_dense_outputs_in_dictionaries_and_options_of_forward():
+    torch.manual_seed(0)
+    network, other = Dense(), Dense()
+    x, y = torch.randn(20, 3, 6, 6), torch.randint(0, 5, (20, 6, 6))
+    scale = torch.full((20, 1, 1, 1), -1.0)
+    batches = [{"pixel_values": x, "labels": y, "scale": scale}]
+    found = ps.reset(network, to={"other": other}, data=batches)
+    with torch.no_grad():
+        right = network(x, scale)["out"].argmax(1) == y
+        assert found.trained.value == pytest.approx(float(right.double().mean()))
+        network.a.load_state_dict(other.a.state_dict())
+        right = network(x, scale)["out"].argmax(1) == y
+        assert found.cells[0].value == pytest.approx(float(right.double().mean()))
+    assert found.chance == y.flatten().bincount().max().item() / y.numel()
+
+
+def test_regression_wants_a_metric_and_tells_how_far_outputs_move():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    x, y = torch.randn(50, 4), torch.randn(50, 1)
+    with pytest.raises(ps.UsageError, match="give metric="):
+        ps.reset(network, to="fresh", data=(x, y))
+    found = ps.reset(
+        network, to="fresh", data=(x, y), metric=lambda o, b: -(o - b[1]).square().mean(1)
+    )
+    cell = found.cells[0]
+    assert cell.value < 0 < cell.relative_l2
+    assert (cell.disagreement, cell.expected_drop, cell.critical) == (None, None, None)
+
+
+SENTENCES = [
+    pytest.param({"data": None}, "synthetic inputs", id="none"),
+    pytest.param({}, "give data=", id="nothing"),
+    pytest.param({"data": [(1, 2, 3)]}, "give unpack=", id="three-parts"),
+    pytest.param({"data": [{"image": 1}]}, "forward takes x; give unpack=", id="names"),
+    pytest.param({"data": []}, "gives no batch", id="empty"),
+    pytest.param({"data": 3}, "cannot take batches from a int", id="no-data"),
+    pytest.param({"data": torch.zeros(2, 3, 9, 9).double()}, "as they come", id="dtype"),
+    pytest.param({"data": torch.zeros(2, 1, 9, 9)}, "as they come", id="channels"),
+    pytest.param({"to": None, "data": torch.zeros(2, 3, 9, 9)}, "nothing to put", id="no-to"),
+    pytest.param({"data": torch.zeros(2, 3, 9, 9), "path": 0}, "path of 1 step", id="path"),
+    pytest.param({"data": torch.zeros(2, 3, 9, 9), "keep": "kept"}, "by name", id="keep"),
+    pytest.param({"data": torch.zeros(2, 3, 9, 9), "tolerance": 0.1}, "by name", id="tolerance"),
+    pytest.param({"data": torch.zeros(2, 3, 9, 9), "output": "logits"}, "output=", id="output"),
+    pytest.param(
+        {"data": (torch.zeros(2, 3, 9, 9), torch.tensor([0, 12]))},
+        "labels from 0 to 12",
+        id="label",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "sentence"), SENTENCES)
+def test_what_cannot_be_is_said_in_a_sentence(given, sentence):
+    network = Net()
+    with pytest.raises(ps.UsageError, match=sentence):
+        ps.reset(network, **{"to": {"init": network.state_dict()}, **given})
+
+
+def test_an_answer_that_is_no_number_is_wrong_and_disagrees(case):
+    network, start, x, y = case
+    broken = {n: t * math.nan if t.is_floating_point() else t for n, t in start.items()}
+    cell = ps.reset(network, to={"nan": broken}, data=(x, y)).cells[0]
+    assert (cell.value, cell.disagreement, cell.expected_drop, cell.divergence) == (0, 1, 1, None)
+
+
+def test_critical_is_where_the_whole_interval_lies():
+    trained = np.repeat([1.0, 0.0], [90, 10])  # a = 0.9; chance 0.1
+    for kept, verdict in ((30, "yes"), (82, "undecided"), (90, "undecided")):
+        changed = np.repeat([1.0, 0.0], [kept, 100 - kept])
+        found = loss_of_examples(trained, changed, 0.1)
+        assert found.value == pytest.approx((90 - kept) / 80)
+        assert found.low <= found.value <= found.high
+        if kept < 90:
+            assert found.critical == Critical(verdict)
+    same = loss_of_examples(np.tile(trained, 10), np.tile(trained, 10), 0.1)
+    assert same.value == same.low == 0 < same.high < 0.01  # a loss that none had may be there
+    assert same.critical == Critical.NO
+    few = loss_of_examples(trained[:12], trained[:12], 0.1)
+    assert few.critical == Critical.UNDECIDED
+
+
+OWN = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def network(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+def parts():
+    rng = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.randn(90, 3, 8, 8, generator=rng) * 7 + 3, torch.arange(90) % 3)
+
+def loader(): return DataLoader(parts(), batch_size=32)
+def needs(x): return x
+"""
+
+
+def test_the_command_takes_a_callable_that_returns_a_loader(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    made: dict = {}
+    exec(OWN, made)  # noqa: S102
+    for name in ("a", "b"):
+        torch.save(made["network"]().state_dict(), tmp_path / f"{name}.pt")
+    network = made["network"]()
+    network.load_state_dict(torch.load(tmp_path / "a.pt", weights_only=True))
+    x, y = made["parts"]().tensors
+    right = int((network.eval()(x).argmax(1) == y).sum())
+
+    def run(data: str) -> subprocess.CompletedProcess:
+        args = ("--trained", "a.pt", "--snapshot", "b.pt", "--network", "own:network")
+        command = [sys.executable, "-m", "planescope", "reset", *args, "--data", data]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    for data in ("own:loader", "own:parts"):
+        done = run(data)
+        assert done.returncode == 0, done.stderr
+        assert f"trained: {right / 90:.1%} of 90 examples right" in done.stdout
+        assert "was it trained with other preprocessing?" in " ".join(done.stdout.split())
+    done = run("own:needs")
+    assert done.returncode == 2
+    assert "is called without arguments, but wants some" in done.stderr
