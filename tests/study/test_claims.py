@@ -85,6 +85,30 @@ def test_runs_have_the_condition_of_their_config(table):
     assert len(plain_runs(table)) == 8
 
 
+def test_runs_that_cannot_learn_or_are_centred_are_none_of_the_plain_ones():
+    plain = made_up({PLAIN: 0.4}, seeds=2)
+    parts = [plain.assign(data="cifar10", labels="given", centred=False)]
+    for name, about in {
+        "random labels": {"labels": "random"},
+        "Gaussian noise": {"data": "noise:cifar10"},
+        "centred filters": {"centred": True},
+    }.items():
+        other = parts[0].assign(run=parts[0]["run"] + name, **about)
+        parts.append(other.assign(agreement=other["agreement"] / 2))
+    whole = pd.concat(parts)
+    conditions = with_conditions(whole).groupby("run")["condition"].first()
+    assert conditions.value_counts().to_dict() == dict.fromkeys(
+        (PLAIN, "random labels", "Gaussian noise", "centred filters"), 4
+    )
+    assert set(plain_runs(whole)) == set(plain["run"])
+    found = claims_of(whole)
+    told = {e.comparison for e in found.of(2) if e.network == ALL}
+    assert {f"random labels, against {PLAIN}", f"Gaussian noise, against {PLAIN}"} <= told
+    # Runs made before a column was there are what every run then was.
+    older = pd.concat([plain.assign(labels=None, centred=None), parts[1]])
+    assert set(plain_runs(older)) == set(plain["run"])
+
+
 def test_training_is_compared_with_the_same_runs_before_it(table, found):
     one = effect(found, 1, "net", "trained")
     inner = table[(table["input"] == "relu") & (table["network"] == "net")]

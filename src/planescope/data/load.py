@@ -167,9 +167,9 @@ def load(
         train, the last 100 validate), ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``,
         ``svhn``, ``imagenet``, ``noise:NAME`` (as many Gaussian images of the size, means and
         deviations of one of the sets in memory, cut off at black and white, with labels drawn from
-        its classes: nothing can be learned), ``folder:PATH``, or ``package.module:callable``. The callable
-        returns what to train on and what to validate on, each a pair of images (bytes, N × C × H ×
-        W) and N labels, or a torch Dataset of such pairs, which is read into memory.
+        its classes: nothing can be learned), ``folder:PATH``, or ``package.module:callable``. The
+        callable returns what to train on and what to validate on, each a pair of images (bytes,
+        N × C × H × W) and N labels, or a torch Dataset of such pairs, which is read into memory.
     split : {"train", "val"}
         Only the files of that split are needed; those of the training split where the validation
         examples are drawn from it.
