@@ -14,7 +14,9 @@ from scipy import stats
 
 from planescope import figures
 from planescope.files.errors import UsageError
-from planescope.study.claims import ALL, PLAIN, claims_of, plain_runs, with_conditions
+from planescope.study.claims import PLAIN, claims_of, plain_runs, with_conditions
+from planescope.study.effects import ALL
+from planescope.study.turns import turns
 
 CONDITIONS = {
     PLAIN: {},
@@ -161,6 +163,27 @@ def test_batch_norm_and_the_centre_are_compared(found):
     centre = effect(found, 4, "net_bn", "agreement of the centres")
     assert centre.after == pytest.approx(0.8)  # |2 · 0.9 - 1|
     assert effect(found, 4, "net", "with batch norm").effect == pytest.approx(0.0, abs=0.05)
+
+
+def test_late_layers_turn_by_the_epoch_of_the_other_runs():
+    # Mean mass of the last third (two of six layers) by epoch, in two runs.
+    masses = {"a": [0.5, 0.9, 0.6], "b": [0.5, 0.7, 0.8]}
+    rows = [
+        {"run": run, "network": "net", "name": f"conv{layer}", "epoch": 5 * at,
+         "negative_mass": mass + shift if layer >= 4 else 1.0}
+        for run, line in masses.items()
+        for at, mass in enumerate(line)
+        for layer, shift in zip(range(6), (0, 0, 0, 0, -0.1, 0.1), strict=True)
+    ]  # fmt: skip
+    away, back = turns(pd.DataFrame(rows))
+    # a turns at epoch 10, where b is largest (0.5, 0.6, 0.6), and b at 5 (0.5, 0.7, 0.8).
+    assert (away.before, away.after) == pytest.approx((0.5, 0.65))
+    assert away.effect == pytest.approx((0.1 + 0.2) / 2)
+    assert back.effect == pytest.approx((0.0 + 0.1) / 2)
+    assert (away.claim, away.runs, away.network) == (5, 2, "net")
+    expected = stats.ttest_1samp([0.1, 0.2], 0)
+    assert away.p == pytest.approx(expected.pvalue)
+    assert list(turns(pd.DataFrame(rows).query("run == 'a'"))) == []
 
 
 def test_where_nothing_emerges_the_answer_says_so():

@@ -1,4 +1,4 @@
-"""The paper's four claims (METHOD, section 7), each answered by a study's runs.
+"""The paper's claims (METHOD, section 7), each answered by a study's runs.
 
 A run is what counts once: its value is the mean over its layers behind a ReLU, and intervals and
 tests are over runs. Networks are strata: what is said of all of them is the mean of what is found
@@ -15,13 +15,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from planescope.criticality.relate import relate
 from planescope.criticality.relation import Relation
 from planescope.files.errors import UsageError
 from planescope.files.results import Table
 from planescope.hyperplanes.chance import benjamini_hochberg
+from planescope.study.effects import (
+    ALL,
+    COLUMNS,
+    Effect,
+    difference,
+    effect_of,
+    mean,
+    with_all,
+)
+from planescope.study.turns import turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,79 +45,14 @@ CLAIMS = {
     2: "The bias appears during training, and with learning.",
     3: "Layers without bias can be reset with little loss, and biased layers are critical.",
     4: "The effect depends on the data, on batch norm and on noise.",
+    # Of the authors' figure (VGG19 on CIFAR-10), not of their text.
+    5: "Late layers first turn away from the orthant, and as training goes on back toward it.",
 }
-ALL = "all networks"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effect:
-    """One comparison.
-
-    Attributes
-    ----------
-    claim : int
-        Of `CLAIMS`.
-    network : str
-        Of which network, or ``"all networks"``.
-    comparison, measure : str
-        What is compared with what, and in what.
-    runs, others : int
-        Runs on the two sides; 0 others where the same runs are compared with themselves.
-    before, after : float or None
-        Means of the two sides.
-    effect : float
-    low, high : float or None
-        `after` less `before`, and its 95 % interval: Student's over runs, Welch's between groups.
-    p : float or None
-        Two-sided, by the same law. None with one run, or where no run differs from another.
-    q : float or None
-        Corrected over all tests of the claim (Benjamini-Hochberg).
-    """
-
-    claim: int
-    network: str
-    comparison: str
-    measure: str
-    runs: int
-    others: int
-    before: float | None
-    after: float | None
-    effect: float
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    q: float | None = None
-
-    def cells(self) -> tuple[str, ...]:
-        """Texts of a table's row."""
-        interval = "" if self.low is None else f"{self.low:+.2f} to {self.high:+.2f}"
-        return (
-            self.network,
-            self.comparison,
-            self.measure,
-            f"{self.runs}" + (f" and {self.others}" if self.others else ""),
-            _number(self.before, ".2f"),
-            _number(self.after, ".2f"),
-            _number(self.effect, "+.2f"),
-            interval,
-            _number(self.p, ".2g"),
-            _number(self.q, ".2g"),
-        )
-
-
-# What `Effect.cells` gives.
-COLUMNS = (
-    "network", "comparison", "measure", "runs", "from", "to", "effect", "95 % interval", "p", "q",
-)  # fmt: skip
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claims(Table):
-    """What a study says of the four claims.
+    """What a study says of the claims.
 
     Attributes
     ----------
@@ -155,56 +98,8 @@ class Claims(Table):
         return " ".join(self.answers), columns
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    """A mean or a difference: its value, the variance of that, and the degrees of freedom."""
-
-    value: float
-    variance: float
-    freedom: float
-
-    def bounds(self) -> tuple[float | None, float | None, float | None]:
-        """95 % interval and p-value."""
-        from scipy.special import stdtr, stdtrit
-
-        if not self.freedom or not self.variance:
-            return None, None, None
-        error = math.sqrt(self.variance)
-        half = float(stdtrit(self.freedom, 0.975)) * error
-        p = 2 * float(stdtr(self.freedom, -abs(self.value) / error))
-        return self.value - half, self.value + half, p
-
-
-def _mean(values: Sequence[float]) -> _Estimate:
-    count = len(values)
-    variance = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
-    return _Estimate(float(np.mean(values)), variance, count - 1)
-
-
-def _difference(after: Sequence[float], before: Sequence[float]) -> _Estimate:
-    """Welch's."""
-    sides = [_mean(after), _mean(before)]
-    return _Estimate(sides[0].value - sides[1].value, *_pooled(sides, 1.0))
-
-
-def _average(estimates: Sequence[_Estimate]) -> _Estimate:
-    """Mean of independent ones, each counting alike."""
-    count = len(estimates)
-    value = sum(one.value for one in estimates) / count
-    return _Estimate(value, *_pooled(estimates, 1 / count))
-
-
-def _pooled(estimates: Sequence[_Estimate], weight: float) -> tuple[float, float]:
-    """Variance of a weighted sum, and its degrees of freedom (Satterthwaite)."""
-    if not all(one.freedom for one in estimates):
-        return 0.0, 0.0
-    parts = [weight * weight * one.variance for one in estimates]
-    spread = sum(p * p / one.freedom for p, one in zip(parts, estimates, strict=True))
-    return sum(parts), sum(parts) ** 2 / spread if spread else 0.0
-
-
 def claims(study: Study | str | os.PathLike[str], /) -> Claims:
-    """Answer the paper's four claims from the runs of a study.
+    """Answer the paper's claims from the runs of a study.
 
     Parameters
     ----------
@@ -254,7 +149,7 @@ def claims_of(
         raise UsageError(
             f"{study}: has no runs with {PLAIN} and all classes to compare the others with"
         )
-    effects = [*_first(plain), *_second(runs, epochs), *_fourth(runs)]
+    effects = [*_first(plain), *_second(runs, epochs), *_fourth(runs), *turns(_of(table, plain))]
     if relation is not None:
         effects += _third(relation)
     corrected: list[Effect] = []
@@ -283,8 +178,14 @@ UNLEARNED = (WRONG, RANDOM, NOISE)
 CENTRED = "centred filters"
 _COLUMNS = [
     "run", "network", "data", "classes", "labels", "label_noise", "shuffle_pixels", "centred",
-    "epoch", "input", "agreement", "biased", "negative_centre",
+    "epoch", "name", "input", "agreement", "biased", "negative_mass", "negative_centre",
 ]  # fmt: skip
+
+
+def _of(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Layers behind a ReLU of some runs."""
+    inner = with_conditions(table)
+    return inner[inner["run"].isin(set(runs.index))]
 
 
 def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
@@ -356,26 +257,17 @@ def _condition(
     return ", ".join(parts) or PLAIN
 
 
-def _effect(
-    estimate: _Estimate, *, before: float | None, after: float | None, **about: Any
-) -> Effect:
-    low, high, p = estimate.bounds()
-    return Effect(
-        before=before, after=after, effect=estimate.value, low=low, high=high, p=p, **about
-    )
-
-
 def _first(plain: pd.DataFrame) -> Iterator[Effect]:
     """Trained against initialised, the same runs."""
     for key, measure in (("biased", "share of biased layers"), ("agreement", "agreement")):
         both = plain.dropna(subset=[key, f"{key}_0"])
         changes = {
-            str(network): _mean(list(own[key] - own[f"{key}_0"]))
+            str(network): mean(list(own[key] - own[f"{key}_0"]))
             for network, own in both.groupby("network")
         }
-        for network, estimate in _with_all(changes):
+        for network, estimate in with_all(changes):
             own = both if network == ALL else both[both["network"] == network]
-            yield _effect(
+            yield effect_of(
                 estimate,
                 claim=1,
                 network=network,
@@ -386,13 +278,6 @@ def _first(plain: pd.DataFrame) -> Iterator[Effect]:
                 before=_of_networks(own, f"{key}_0"),
                 after=_of_networks(own, key),
             )
-
-
-def _with_all(estimates: dict[str, _Estimate]) -> Iterator[tuple[str, _Estimate]]:
-    """Networks, and their mean where there are several of which the spread is known."""
-    yield from estimates.items()
-    if len(estimates) > 1:
-        yield ALL, _average(list(estimates.values()))
 
 
 def _of_networks(runs: pd.DataFrame, key: str) -> float:
@@ -408,13 +293,13 @@ def _second(runs: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[Effect]:
         now = plain[plain["epoch"] == epoch].set_index("run")
         now = now[now.index.isin(start.index)]
         changes = {
-            str(network): _mean(list(own["agreement"] - start[own.index]))
+            str(network): mean(list(own["agreement"] - start[own.index]))
             for network, own in now.groupby("network")
         }
         # Epochs that some network has no snapshot of would compare other networks.
         if set(changes) == set(plain["network"]):
-            network, estimate = list(_with_all(changes))[-1]
-            yield _effect(
+            network, estimate = list(with_all(changes))[-1]
+            yield effect_of(
                 estimate,
                 claim=2,
                 network=network,
@@ -438,8 +323,8 @@ def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:
         normed, bare = (plain[plain["network"] == n] for n in (f"{network}_bn", network))
         if normed.empty:
             continue
-        yield _effect(
-            _difference(list(normed["agreement"]), list(bare["agreement"])),
+        yield effect_of(
+            difference(list(normed["agreement"]), list(bare["agreement"])),
             claim=4,
             network=network,
             comparison="with batch norm, against without",
@@ -451,8 +336,8 @@ def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:
         )
         told = normed.dropna(subset=["centre"])
         if not told.empty:
-            yield _effect(
-                _mean(list(told["centre"] - told["agreement"])),
+            yield effect_of(
+                mean(list(told["centre"] - told["agreement"])),
                 claim=4,
                 network=f"{network}_bn",
                 comparison="agreement of the centres, against that of the raw masses",
@@ -473,11 +358,11 @@ def _between(
         own = runs[runs["network"] == network]
         after, before = (own.loc[own["condition"] == c, key].dropna() for c in (condition, PLAIN))
         if len(after) and len(before):
-            changes[network] = _difference(list(after), list(before))
+            changes[network] = difference(list(after), list(before))
             sizes[network] = (len(after), len(before), before.mean(), after.mean())
-    for network, estimate in _with_all(changes):
+    for network, estimate in with_all(changes):
         chosen = list(sizes.values()) if network == ALL else [sizes[network]]
-        yield _effect(
+        yield effect_of(
             estimate,
             claim=claim,
             network=network,
