@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from planescope.cli.options import code_options, consent
-from planescope.criticality.relation import Selection
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,6 +132,8 @@ _LAYERS = {"all": "all layers", "inner": "the layers behind a ReLU", "first": "f
 
 def _other_selections(relation: Relation) -> list[str]:
     """Agreement in the layers that the table is not about: all together, the first ones apart."""
+    from planescope.criticality.relation import Selection
+
     lines = []
     for name, text in _LAYERS.items():
         found = relation.at("agreement", Selection(name))

@@ -22,7 +22,8 @@ from planescope.criticality.resets.record import Accuracy, ResetCell, Resets
 from planescope.criticality.scores import SCORES, layer_scores
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Input
-from planescope.measurement.measure import find, measure
+from planescope.measurement.measure import measure
+from planescope.measurement.source import find
 from planescope.training.run import Run, State
 
 if TYPE_CHECKING:

@@ -28,6 +28,19 @@ class Kind(StrEnum):
     TRANSPOSED = "transposed"
     LINEAR = "linear"
 
+    @property
+    def words(self) -> str:
+        """What a sentence calls such a layer."""
+        return _KINDS[self]
+
+
+_KINDS = {
+    Kind.CONV: "convolution",
+    Kind.POINTWISE: "1x1 convolution",
+    Kind.TRANSPOSED: "transposed convolution",
+    Kind.LINEAR: "linear layer",
+}
+
 
 class Input(StrEnum):
     """What feeds a layer. The theory speaks of layers behind a ReLU."""

@@ -44,8 +44,9 @@ from planescope.files.errors import CheckpointError, RunError, UsageError, neare
 from planescope.files.versions import version
 from planescope.hyperplanes.layer import Kind, Layer
 from planescope.measurement.assemble import measure_layers
-from planescope.measurement.measure import Found, chosen_kinds, compiled, select
+from planescope.measurement.choice import Choice, chosen_kinds, compiled, select
 from planescope.measurement.record import Source
+from planescope.measurement.source import Found
 from planescope.networks.layers import find_layers
 from planescope.networks.load import tensor_of
 from planescope.networks.module import read_module
@@ -196,7 +197,7 @@ def _chosen_layers(subject: Subject, options: ResetOptions) -> list[Layer]:
     if options.layers:
         parts = [_pattern(part.strip(), names) for part in options.layers.split(",")]
         pattern = compiled("|".join(parts), "layers")
-    chosen, _ = select(found, kinds, pattern)
+    chosen, _ = select(found, Choice(kinds=kinds, pattern=pattern))
     return chosen
 
 

@@ -23,7 +23,7 @@ from planescope.criticality.resets.record import FRESH, RAND
 from planescope.data.loaders import Loader
 from planescope.files.errors import CheckpointError, OutputError, UsageError, one_line
 from planescope.hyperplanes.layer import StateDict, Tensor
-from planescope.measurement.measure import LIBRARIES
+from planescope.measurement.source import LIBRARIES
 from planescope.networks.build import load_pretrained
 from planescope.networks.copies import deep_copy
 from planescope.networks.load import build_like, load_network, tensor_of

@@ -13,7 +13,7 @@ from weakref import ref
 import numpy as np
 
 from planescope.hyperplanes import geometry
-from planescope.hyperplanes.layer import Array, Kind, Layer, Tensor, View, with_tensors
+from planescope.hyperplanes.layer import Array, Layer, Tensor, View, with_tensors
 from planescope.measurement.assemble import (
     Observed,
     assemble,
@@ -21,15 +21,14 @@ from planescope.measurement.assemble import (
     in_view,
     layer_measurement,
 )
-from planescope.measurement.measure import Found, find, select
+from planescope.measurement.choice import Choice, select
 from planescope.measurement.record import Measurement
+from planescope.measurement.source import Found, find
 from planescope.networks.module import unwrapped
 from planescope.training.tracker import abreast, onepass
 from planescope.training.tracker.reference import Owner, Start, Starts, beside
 
 if TYPE_CHECKING:
-    import re
-
     from torch import nn
 
 # Below as many weights, to start threads costs more than they save.
@@ -37,15 +36,6 @@ _WORTH_THREADS = 1 << 20
 
 # What wrappers put into the names of the modules within.
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Which layers, and which of their hyperplanes."""
-
-    view: View
-    kinds: tuple[Kind, ...]
-    pattern: re.Pattern[str] | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -90,7 +80,7 @@ def find_live(model: nn.Module, choice: Choice, /) -> Live:
         If a weight has no values yet.
     """
     found = find(unwrapped(model))
-    chosen, skipped = select(found, choice.kinds, choice.pattern)
+    chosen, skipped = select(found, choice)
     layers = tuple(_named_plainly(layer) for layer in chosen)
     pairs = list(zip(layers, chosen, strict=True))
     root = unwrapped(model)

@@ -13,6 +13,7 @@ import torch
 
 from planescope.files.errors import PlanescopeError, UsageError
 from planescope.measurement.activations import measure_activations
+from planescope.measurement.choice import Choice
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.copies import without_autocast
 from planescope.networks.module import unwrapped
@@ -46,7 +47,7 @@ class Recorder:
         self,
         *,
         every: int | str,
-        choice: live.Choice,
+        choice: Choice,
         reference: Reference | None,
         inputs: list[torch.Tensor] | None,
         filters: bool,
