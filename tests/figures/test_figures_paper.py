@@ -119,7 +119,8 @@ def test_several_runs_are_compared_and_ordered_by_what_makes_their_data_noisy(wr
 
 def test_without_each_only_comparisons_are_written(runs, tmp_path):
     figures.write_all([*runs.values()], tmp_path, each=False)
-    assert stems(tmp_path, ".pdf") == {"networks", "by-label-noise"}
+    repeated = {"repetitions-label-noise-0", "repetitions-label-noise-0.5"}
+    assert stems(tmp_path, ".pdf") == {"networks", "by-label-noise"} | repeated
     with pytest.raises(UsageError, match="nothing to compare: give several networks"):
         figures.write_all([LENET], tmp_path / "out", each=False)
 

@@ -56,7 +56,7 @@ def claims(
 
     given = consent(sources, network=network, data=data, trust=trust)
     if reference is not None:
-        _compare(sources, reference, given, as_json=as_json, out=out)
+        _compare(sources, reference, given, as_json=as_json, out=out, form=form)
         return
     if len(sources) > 1:
         raise UsageError("claims are answered by one study; several runs need --reference")
@@ -88,23 +88,28 @@ def _compare(
     *,
     as_json: bool,
     out: str | None,
+    form: str,
 ) -> None:
-    """Hold runs against a published figure; print it, or write it to a folder as well."""
+    """Hold runs against a published figure; print it, and write it to a folder where asked."""
     from planescope.cli.printing import console
-    from planescope.files.folders import inside, make_inside
     from planescope.study.folder import runs_in
-    from planescope.study.reference import deviation
 
-    found = deviation(runs_in(sources, **given), reference)
+    runs = runs_in(sources, **given)
+    files: tuple[Path, ...] = ()
+    if out is None:
+        from planescope.study.reference import deviation
+
+        found = deviation(runs, reference)
+    else:
+        from planescope.figures import write_deviation
+
+        found, files = write_deviation(runs, reference, out, form=form)
     if as_json:
         sys.stdout.write(found.to_json() + "\n")
-    else:
-        print_deviation(found)
-    if out is not None:
-        folder = make_inside(out)
-        for name in ("deviation.json", "deviation.csv"):
-            found.save(inside(folder, name))
-            console(stderr=True).print(f"written: {inside(folder, name)}", style="bold")
+        return
+    print_deviation(found)
+    for file in files:
+        console().print(f"written: {file}", style="bold")
 
 
 def print_deviation(found: Deviation) -> None:

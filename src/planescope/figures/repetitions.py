@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planescope.figures.canvas import CHANCE, FAINT, NEUTRAL, Width, canvas, inches, shown, styled
+from planescope.figures.canvas import (
+    CHANCE,
+    FAINT,
+    NEUTRAL,
+    Width,
+    canvas,
+    inches,
+    save,
+    shown,
+    styled,
+)
 from planescope.figures.dynamics import CURVES, METRICS, depth_colors, epoch_axis
 from planescope.files.errors import UsageError
+from planescope.files.folders import inside, make_inside
+from planescope.study.reference import Deviation, deviation
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,6 +115,60 @@ def repetitions(
     panels[-1].set_xlabel("epoch")
     panels[0].set_title(_title(table, inches(width), bool(reference)), loc="left")
     return figure
+
+
+def write_deviation(
+    runs: Sequence[Run],
+    reference: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    /,
+    *,
+    form: str = "png",
+    width: Width = "page",
+) -> tuple[Deviation, tuple[Path, ...]]:
+    """Hold runs against a published figure, and write the numbers and a figure of both.
+
+    Parameters
+    ----------
+    runs, reference
+        As `planescope.study.reference.deviation`.
+    out : path
+        Folder, made if need be; it gets ``deviation.json``, ``deviation.csv`` and the figure.
+    form : {"png", "svg", "pdf"}
+    width : {"column", "page"} or inches
+
+    Raises
+    ------
+    UsageError, CheckpointError
+        As `planescope.study.reference.deviation`.
+    OutputError
+        If the folder cannot be made or written.
+    """
+    found = deviation(runs, reference)
+    masses: dict[str, dict[int, float]] = {}
+    for point in found.points:
+        if point.layer is not None:
+            masses.setdefault(point.name, {})[point.epoch] = point.reference
+    table, metrics = together({run.path.resolve().name: run for run in runs})
+    table = table[table["name"].isin(list(masses))]
+    drops = rate_drops(runs[0].config)
+    drawn = repetitions(table, metrics, drops=drops, reference=masses, width=width)
+    folder = make_inside(out)
+    files = [inside(folder, f"deviation.{suffix}") for suffix in ("json", "csv", form)]
+    for file in files[:2]:
+        found.save(file)
+    save(drawn, files[2])
+    return found, tuple(files)
+
+
+def together(runs: Mapping[str, Run], /) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return measurements and metrics of some runs, each row with the name of its `run`."""
+    import pandas as pd
+
+    return (
+        pd.concat([run.measurements.assign(run=name) for name, run in runs.items()]),
+        pd.concat([pd.DataFrame(map(vars, r.metrics)).assign(run=n) for n, r in runs.items()]),
+    )
 
 
 def rate_drops(config: Any, /) -> tuple[int, ...]:

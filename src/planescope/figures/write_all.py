@@ -29,7 +29,7 @@ from planescope.figures.layers import cosines, negative_mass
 from planescope.figures.overview import most_biased
 from planescope.figures.portrait import portrait
 from planescope.figures.relation import relation
-from planescope.figures.repetitions import rate_drops, repetitions
+from planescope.figures.repetitions import rate_drops, repetitions, together
 from planescope.figures.resets import heatmap
 from planescope.figures.sources import Subject, open_subjects
 from planescope.files.errors import OutputError, UsageError
@@ -270,11 +270,7 @@ def _repeated(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
 
 
 def _repetitions(name: str, group: Sequence[Subject], width: Width) -> _Drawing:
-    import pandas as pd
-
-    runs = {s.name: s.run for s in group if s.run is not None}
-    table = pd.concat([run.measurements.assign(run=name) for name, run in runs.items()])
-    metrics = pd.concat([pd.DataFrame(map(vars, r.metrics)).assign(run=n) for n, r in runs.items()])
+    table, metrics = together({s.name: s.run for s in group if s.run is not None})
     drops = rate_drops(group[0].config)
     return _Drawing(
         name=name,
