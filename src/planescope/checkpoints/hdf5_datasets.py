@@ -54,7 +54,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset is.
+    """A dataset of an HDF5 file: shape, type, and where its values lie.
 
     Attributes
     ----------
@@ -153,7 +153,7 @@ def _filters(message: bytes) -> tuple[int, ...]:
 
 
 def _laid_out(objects: Objects, message: bytes, dataset: Dataset, width: int) -> Dataset:
-    """The dataset with the places of its bytes."""
+    """Return the dataset with the places of its bytes."""
     version, kind = message[:2]
     if version not in (3, 4, 5):
         raise NotImplementedError("datasets in HDF5's oldest way")
@@ -187,7 +187,7 @@ def _laid_out(objects: Objects, message: bytes, dataset: Dataset, width: int) ->
 
 
 def _of_tree(objects: Objects, tree: int, rank: int) -> Iterator[Chunk]:
-    """Chunks of the older kind, kept in a tree."""
+    """Yield the chunks of the older kind, kept in a tree."""
     form = struct.Struct(f"<II{rank}Q")
     for key, begin in objects.leaves(tree, kind=1, key_bytes=form.size):
         size, skipped, *offset = form.unpack(key)
@@ -238,7 +238,7 @@ def _newer_chunks(
 
 
 def _offset(number: int, counts: Sequence[int], extents: Sequence[int]) -> tuple[int, ...]:
-    """Which elements come first in a chunk, by its number."""
+    """Return the indices of a chunk's first element, by its number."""
     offset = []
     for count, extent in zip(reversed(counts), reversed(extents[:-1]), strict=True):
         number, index = divmod(number, count)
@@ -272,7 +272,7 @@ def _fixed_array(
 
 
 def unpacked(where: str, dataset: Dataset, raw: Callable[[Chunk], bytes], width: int) -> np.ndarray:
-    """Bytes of all values, in order, as one array.
+    """Return the bytes of all values, in order, as one array.
 
     Raises
     ------
@@ -341,7 +341,7 @@ def _chunk(where: str, dataset: Dataset, chunk: Chunk, data: bytes, width: int) 
 
 
 def _fits(data: bytes, check: int) -> bool:
-    """Whether a checksum (Fletcher's, of 32 bits) is that of some bytes."""
+    """Check a checksum (Fletcher's, of 32 bits) against the bytes."""
     words = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2").astype(np.uint64)
     # Reduced first: the sums of 2^32 words with weights below 65535 stay below 2^64.
     weights = np.arange(len(words), 0, -1, dtype=np.uint64) % 65535

@@ -149,7 +149,7 @@ def _other_selections(relation: Relation) -> list[str]:
 
 
 def _scores_table(pooled: list[Association], out: Console) -> Table:
-    """All columns, or as many as the terminal has room for."""
+    """Return all columns, or as many as the terminal has room for."""
     from planescope.cli.printing import plain_table
 
     for columns in (7, 5, 3):
@@ -218,7 +218,7 @@ def _shares_table(shares: list[Share]) -> Table:
 
 
 def _best(relation: Relation) -> list[str]:
-    """Which score ranks best, beside agreement and position."""
+    """Return the score that ranks best, agreement and position aside."""
     return [
         f"best: {one.best}; |rho| larger than that of {one.other} by {one.difference:.2f} "
         f"({one.low:.2f} to {one.high:.2f})"

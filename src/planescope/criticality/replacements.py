@@ -1,4 +1,4 @@
-"""What stands in for the weight of a layer: pruned, without filters, of lower rank, of fewer bits.
+"""Replacements of a layer's weight: pruned, without filters, of lower rank, of fewer bits.
 
 METHOD, section 7. Pure functions on arrays: nothing is written into an argument. What a layer is
 put back to (its initialisation, an epoch, a fresh draw) is in `criticality.resets`.
@@ -35,7 +35,7 @@ _MOST_BITS = 24
 
 
 class WayKind(StrEnum):
-    """What is done to a weight."""
+    """A way to change a weight."""
 
     PRUNE = "prune"
     FILTERS = "filters"
@@ -292,7 +292,7 @@ def _rows(weight: Array) -> NDArray[np.float64]:
 
 
 def _exact(amount: Fraction | float | str) -> Fraction:
-    """A number as it reads: 0.29 is 29/100, so that 0.29 of 100 is 29."""
+    """Return a number as it reads: 0.29 is 29/100, so that 0.29 of 100 is 29."""
     return amount if isinstance(amount, Fraction) else Fraction(str(amount))
 
 

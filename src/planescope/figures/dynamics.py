@@ -55,7 +55,7 @@ LIGHTEST = 0.88
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """How a statistic is drawn.
+    """The way in which a statistic is drawn.
 
     `test` is the column of its corrected p-values; `banded` says that chance has a band for it.
     """
@@ -98,7 +98,7 @@ def dynamics(
     statistics: Iterable[str] | None = None,
     width: Width = "page",
 ) -> Figure:
-    """Statistics of each layer over the epochs, beside loss and accuracy.
+    """Draw the statistics of each layer over the epochs, beside loss and accuracy.
 
     Colours go with depth; up to twelve layers are numbered at the ends of their lines, more have a
     colour bar. In panels of statistics that have a test, a point is filled where the layer is
@@ -124,7 +124,7 @@ def dynamics(
     ------
     UsageError
         If a table lacks a column or has a layer twice at an epoch, a statistic is unknown or has no
-        values, or `width` cannot be.
+        values, or `width` is invalid.
     CheckpointError
         If there is no such run, nothing was measured yet, or a file of it is damaged.
     """
@@ -183,7 +183,7 @@ def _chosen(table: pd.DataFrame, statistics: Iterable[str] | None) -> list[str]:
 
 
 def _columns(metrics: pd.DataFrame, name: str) -> list[str]:
-    """Which curves of a metric there are."""
+    """Return the curves of a metric."""
     columns = {curve: f"{curve}_{name}" for curve in CURVES}
     return [
         curve
@@ -193,7 +193,7 @@ def _columns(metrics: pd.DataFrame, name: str) -> list[str]:
 
 
 def _panels(width: Width, count: int) -> tuple[Figure, list[Axes]]:
-    """Panels that share the axis of epochs, filled column by column."""
+    """Return the panels that share the axis of epochs, filled column by column."""
     columns = min(math.ceil(count / 2), max(1, int(inches(width) / NARROWEST_PANEL)))
     rows = math.ceil(count / columns)
     figure = canvas(width, rows * PANEL)
@@ -242,7 +242,7 @@ def _dot(points: int) -> float:
 
 
 def _by_layer(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFrame:
-    """A row an epoch, a column a layer."""
+    """Return a row an epoch, a column a layer."""
     return table.pivot(index="epoch", columns="name", values=column)[list(names)]
 
 
@@ -268,7 +268,7 @@ def _draw_points(axes: Axes, epochs: Any, lines: Floats, beyond: Any, colors: An
 
 
 def _draw_bands(axes: Axes, table: pd.DataFrame, name: str) -> None:
-    """What chance gives to the layers with the fewest and the most filters."""
+    """Return the bands of chance for the layers with the fewest and the most filters."""
     usable = table["filters"] - sum(table[name] for name in ASIDE if name in table)
     counts = usable[usable > 0]
     for filters, color in ((counts.min(), FAINT), (counts.max(), CHANCE)):

@@ -50,7 +50,7 @@ DAGGER = "†"
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How a row is drawn: bias by fill and shape, its side by colour."""
+    """The look of a row: bias by fill and shape, its side by colour."""
 
     label: str
     color: str
@@ -92,7 +92,7 @@ def negative_mass(measurement: Measurement, /, *, width: Width = "column") -> Fi
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     pitch = row_pitch(len(measurement.layers) + 1, MASS_PITCH)
     figure = canvas(width, (len(measurement.layers) + 1) * pitch + FRAME)
@@ -106,7 +106,7 @@ def negative_mass(measurement: Measurement, /, *, width: Width = "column") -> Fi
 
 @styled
 def cosines(measurement: Measurement, /, *, width: Width = "column") -> Figure:
-    """Distribution of the cosines of each layer, over the density that chance gives.
+    """Draw the distribution of the cosines of each layer, over the density that chance gives.
 
     Each row has a histogram and the density of the layer's law at initialisation, in one scale; a
     row is as high as its peak. A wide figure of many layers has two columns of rows.
@@ -119,7 +119,7 @@ def cosines(measurement: Measurement, /, *, width: Width = "column") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     NoLayersError
         If the measurement was loaded from a file, which holds no filters.
     """
@@ -139,7 +139,7 @@ def cosines(measurement: Measurement, /, *, width: Width = "column") -> Figure:
 
 
 def row_pitch(rows: int, best: float) -> float:
-    """Inches a row, so that a page holds them all."""
+    """Return the inches a row, so that a page holds them all."""
     return min(best, TALLEST / rows)
 
 
@@ -203,7 +203,7 @@ def ridge_panel(axes: Axes, measurement: Measurement, layers: Sequence[LayerMeas
 
 
 def ridge(versions: Sequence[Filters], fan_in: int, row: int) -> tuple[list[Floats], Floats]:
-    """Outlines of a layer's histograms, and the density of chance, placed in a row.
+    """Return the outlines of a layer's histograms, and the density of chance, placed in a row.
 
     All versions of the layer have the same bins and scale: the row is as high as the highest peak.
     """
@@ -232,7 +232,7 @@ def cosine_axis(axes: Axes, layers: Iterable[LayerMeasurement]) -> None:
 
 
 def bins(cosine: Floats, fan_in: int, filters: int) -> Floats:
-    """Edges of bins that hold these cosines, for histograms of so many of them.
+    """Return the edges of bins that hold these cosines, for histograms of so many of them.
 
     Cosines that spread wider than chance are binned as finely as if they did not.
     """
@@ -248,7 +248,7 @@ def bins(cosine: Floats, fan_in: int, filters: int) -> Floats:
 
 
 def _outline(cosine: Floats, edges: Floats) -> Floats:
-    """Outline (cosine, density) of a histogram; flat where there is no cosine."""
+    """Return the outline (cosine, density) of a histogram; flat where there is no cosine."""
     counts, _ = np.histogram(cosine, edges)
     density = counts / (max(len(cosine), 1) * np.diff(edges))
     return np.stack([np.repeat(edges, 2), np.pad(np.repeat(density, 2), 1)], axis=1)
@@ -320,7 +320,7 @@ def legend(
     *,
     entry: float = LEGEND_ENTRY,
 ) -> int:
-    """One legend above all panels, of what is in any of them; gives its number of lines.
+    """Return one legend above all panels, of what is in any of them; gives its number of lines.
 
     `width` and `entry`, the room of an entry, are inches.
     """

@@ -29,7 +29,7 @@ INSIDE, PARTLY = "#D2D2D2", "#F0F0F0"
 
 @styled
 def portrait(measurement: Measurement, layer: str, /, *, width: Width = "column") -> Figure:
-    """The hyperplanes of a layer, each at its angle and its crossing.
+    """Draw the hyperplanes of a layer, each at its angle and its crossing.
 
     A normal is ``w/||w|| = c e + sqrt(1 - c^2) u`` with e along (1, ..., 1) and u at a right angle
     to it. In the half-plane that e and u span, with x along the identity line and y >= 0 the
@@ -49,7 +49,7 @@ def portrait(measurement: Measurement, layer: str, /, *, width: Width = "column"
     Raises
     ------
     UsageError
-        If no measured layer has that name, or `width` cannot be.
+        If no measured layer has that name, or `width` is invalid.
     NoLayersError
         If the measurement was loaded from a file, which holds no filters.
     """
@@ -62,7 +62,7 @@ def portrait(measurement: Measurement, layer: str, /, *, width: Width = "column"
 
 
 def portrait_height(width: float, aspect: float = ASPECT) -> float:
-    """Inches that a portrait needs to be so wide, with its labels."""
+    """Return the inches that a portrait needs to be so wide, with its labels."""
     return aspect * (width - LEFT - RIGHT) + BOTTOM + TOP
 
 
@@ -122,7 +122,7 @@ def portrait_panel(
 
 
 def _caption(counts: Mapping[str, int], stretch: float) -> str:
-    """What a reader must know beside the picture; nothing where there is nothing."""
+    """Return notes beside the picture, possibly none."""
     parts = [f"{count} {what}" for what, count in counts.items() if count]
     if stretch > 1.0:
         parts.append(f"heights × {stretch:.2g}")
@@ -130,7 +130,7 @@ def _caption(counts: Mapping[str, int], stretch: float) -> str:
 
 
 def half_lines(cosine: Floats, offset: Floats, low: float, high: float, top: float, /) -> Floats:
-    """What is seen of each half-line between x = low and high, y = 0 and top.
+    """Clip each half-line to x between low and high, y between 0 and top.
 
     Parameters
     ----------

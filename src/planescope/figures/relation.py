@@ -47,7 +47,7 @@ LONGEST_NAME = 22
 
 @styled
 def relation(relation: Relation, /, *, width: Width = "page") -> Figure:
-    """Agreement against the drop, ranks by layer, and ROC curves, side by side.
+    """Draw the agreement against the drop, ranks by layer, and ROC curves, side by side.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def relation(relation: Relation, /, *, width: Width = "page") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     wide = inches(width) >= WIDE
     rows = len(_ranked_layers(relation)[1])
@@ -82,7 +82,7 @@ def relation(relation: Relation, /, *, width: Width = "page") -> Figure:
 def score_against_drop(
     relation: Relation, /, *, score: str = "agreement", width: Width = "column"
 ) -> Figure:
-    """One score against the relative drop, a point a layer; runs are told apart by marker.
+    """Draw one score against the relative drop, a point a layer; runs are told apart by marker.
 
     A filled point is critical; a ringed one is a first layer, whose input is an image.
 
@@ -96,7 +96,7 @@ def score_against_drop(
     Raises
     ------
     UsageError
-        If `width` or `score` cannot be.
+        If `width` or `score` is invalid.
     """
     if score not in SCORES:
         raise UsageError(f"unknown score {score!r}; there are {', '.join(SCORES)}")
@@ -117,7 +117,7 @@ def ranks(relation: Relation, /, *, width: Width = "column") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     rows = len(_ranked_layers(relation)[1])
     figure = canvas(width, rows * row_pitch(rows, PITCH) + FRAME)
@@ -127,7 +127,7 @@ def ranks(relation: Relation, /, *, width: Width = "column") -> Figure:
 
 @styled
 def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
-    """ROC curves for critical layers, with 95 % bands: agreement, the best score, position.
+    """Draw ROC curves for critical layers, with 95 % bands: agreement, the best score, position.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     figure = canvas(width, PANEL + 3 * LEGEND_LINE)
     _curves(figure.subplots(), relation)
@@ -145,7 +145,7 @@ def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
 
 
 def _groups(relation: Relation) -> dict[str, list[RelatedLayer]]:
-    """Layers by what their marker tells: run, or network where there are many runs."""
+    """Return the layers by what their marker tells: run, or network where there are many runs."""
     by_network = len(relation.runs) > MOST_NAMED
     above = len(os.path.commonpath([Path(run).parent for run in relation.runs]))
     groups: dict[str, list[RelatedLayer]] = {}
@@ -211,7 +211,7 @@ def _scatter(axes: Axes, relation: Relation, score: str) -> None:
 
 
 def _values(layers: Sequence[RelatedLayer], score: str) -> list[float]:
-    """NaN, which is not drawn, where a layer has no such score."""
+    """Return NaN, which is not drawn, where a layer has no such score."""
     found = (layer.scores[score] for layer in layers)
     return [math.nan if value is None else value for value in found]
 
@@ -232,7 +232,7 @@ def _legend_below(axes: Axes, columns: int) -> None:
 
 
 def _ranked_layers(relation: Relation) -> tuple[str, list[str]]:
-    """The commonest network, and names of its layers that the ranks are of."""
+    """Return the commonest network, and names of its layers that the ranks are of."""
     counts: dict[str, set[str]] = {}
     for layer in relation.layers:
         counts.setdefault(layer.network, set()).add(layer.run)
@@ -331,7 +331,7 @@ def _curves(axes: Axes, relation: Relation) -> None:
 
 
 def _compared(relation: Relation) -> Sequence[str]:
-    """Agreement, the best of the other scores, position."""
+    """Return the agreement, the best of the other scores, position."""
     best = next(
         (c.best for c in relation.comparisons if c.selection is relation.selection), "agreement"
     )

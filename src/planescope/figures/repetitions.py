@@ -50,9 +50,9 @@ def repetitions(
     reference: Mapping[str, Mapping[int, float]] | None = None,
     width: Width = "page",
 ) -> Figure:
-    """Negative mass of each layer through training over several runs, loss and accuracy below.
+    """Draw the negative mass of each layer through training over several runs.
 
-    Four layers share a panel, the first at the top. A line is the mean over the runs, its band
+    Four layers share a panel, the first at the top; loss and accuracy stand below. A line is the mean over the runs, its band
     reaches from the least to the largest of them. Dashed lines across all panels are drops of the
     learning rate.
 
@@ -178,7 +178,7 @@ def rate_drops(config: Any, /) -> tuple[int, ...]:
 
 
 def _names(table: pd.DataFrame) -> list[str]:
-    """Layers in order, the same in every run."""
+    """Return the layers in order, the same in every run."""
     lacking = {"run", "epoch", "name", "negative_mass"} - set(table)
     if lacking or table.empty:
         raise UsageError(

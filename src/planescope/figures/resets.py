@@ -49,7 +49,7 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     rows, columns = resets.rows, resets.snapshots
     pitch = row_pitch(len(rows), PITCH)
@@ -119,13 +119,13 @@ def _write_cells(axes: Axes, resets: Resets, values: Floats, size: float) -> Non
 
 
 def _readable(colors: Colormap, share: float) -> str:
-    """Black or white, whichever stands out from the colour of a cell."""
+    """Return the black or white, whichever stands out from the colour of a cell."""
     red, green, blue, _ = colors(share)
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
-    """Names that are short enough; of long ones, what all have in common is left out."""
+    """Return the names that are short enough; of long ones, what all have in common is left out."""
     if len(names) > 1 and max(map(len, names)) > LONGEST_NAME:
         reverse = [name[::-1] for name in names]
         head, tail = (os.path.commonprefix(n).rpartition(".")[0] for n in (names, reverse))  # noqa: RUF071

@@ -28,7 +28,7 @@ TWO_ABREAST = 5.0
 
 @styled
 def theory(*, width: Width = "page") -> Figure:
-    """Why one number a filter tells how all of its hyperplanes face the positive orthant.
+    """Draw why one number a filter tells how all of its hyperplanes face the positive orthant.
 
     The whole matrix of a small convolution, and beside each row the angle between its normal and
     the identity line, and where its hyperplane crosses that line. With circular padding all rows
@@ -43,7 +43,7 @@ def theory(*, width: Width = "page") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     abreast = 2 if inches(width) >= TWO_ABREAST else 1
     figure = canvas(width, 6.8 / abreast)

@@ -1,4 +1,4 @@
-"""What filters say together, and how likely chance says the same (METHOD, sections 2 to 4)."""
+"""Statistics of filters together, and their p-values (METHOD, sections 2 to 4)."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Filters:
 
     @property
     def finite(self) -> Flags:
-        """Filters without a NaN or an infinity."""
+        """Return the filters without a NaN or an infinity."""
         finite: Flags = (
             np.isfinite(self.norm) & np.isfinite(self.projection) & np.isfinite(self.bias)
         )
@@ -107,7 +107,7 @@ class Filters:
 
     @property
     def usable(self) -> Flags:
-        """Filters that enter the statistics: finite, with a normal that is not zero."""
+        """Return the filters that enter the statistics: finite, with a normal that is not zero."""
         return self.finite & (self.norm > 0)
 
     @property
@@ -117,7 +117,7 @@ class Filters:
 
 
 def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
-    """Statistics of some filters.
+    """Return the statistics of some filters.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def _mean(values: Floats) -> float | None:
 
 
 def _quantiles(values: Floats) -> list[float | None]:
-    """Minimum, quartiles and maximum, interpolated linearly as numpy.quantile does.
+    """Return the minimum, quartiles and maximum, interpolated linearly as numpy.quantile does.
 
     Its general machinery costs more than the whole rest of `summarise`.
     """
@@ -189,7 +189,7 @@ def _cosine_p_value(cosine: Floats, fan_in: Floats) -> float | None:
 
 
 def _centres(filters: Filters) -> tuple[tuple[int, int], float | None]:
-    """(negative ones, all that tell) and mean of the centres.
+    """Return (negative ones, all that tell) and mean of the centres.
 
     A degenerate filter has no hyperplane, so it has no side of it either; gamma = 0 or beta = 0
     leaves a NaN.

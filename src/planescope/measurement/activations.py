@@ -1,4 +1,4 @@
-"""What data tell about a layer: on which side of its hyperplanes they lie (METHOD, section 4)."""
+"""Activations: on which side of a layer's hyperplanes data lie (METHOD, section 4)."""
 
 from __future__ import annotations
 

@@ -24,15 +24,15 @@ LEVEL = 0.05
 
 
 class Observed(Protocol):
-    """What data told about a layer; each array float64 of shape (filters,)."""
+    """The activations of a layer on data; each array float64 of shape (filters,)."""
 
     @property
     def centre(self) -> Floats:
-        """Mean of z_i in its standard deviations; NaN for a filter that never varies."""
+        """Return the mean of z_i in its standard deviations; NaN for a filter that never varies."""
 
     @property
     def rate(self) -> Floats:
-        """P(z_i > 0)."""
+        """Return P(z_i > 0)."""
 
 
 def measure_layers(
@@ -154,10 +154,24 @@ def in_view(
     return raw, kappa
 
 
+def scale_in_view(layer: Layer, view: View, /) -> Array | None:
+    """Return what a view multiplies each filter's weights by, shape (filters,); None is 1.
+
+    It is ``gamma / sqrt(variance + eps)`` of the norm behind the layer (METHOD, section 4).
+    """
+    import numpy as np
+
+    if view is View.RAW or layer.norm is None:
+        return None
+    gamma, _, _, variance = _read_norm(layer.norm)
+    deviation = np.sqrt(_host(variance) + layer.norm.eps)
+    return (1.0 if gamma is None else _host(gamma)) / deviation
+
+
 def layer_measurement(
     layer: Layer, values: Filters, /, *, l2: float | None, linf: float | None
 ) -> LayerMeasurement:
-    """Statistics of one layer from the values of its filters."""
+    """Return the statistics of one layer from the values of its filters."""
     statistics = summarise(values, layer.fan_in)
     return LayerMeasurement(
         **vars(statistics),
@@ -215,7 +229,7 @@ def _host(values: Array) -> Any:
 
 
 def _read_norm(norm: Norm) -> tuple[Array | None, Array | None, Array, Array]:
-    """Gamma, beta, mean and variance."""
+    """Return the gamma, beta, mean and variance."""
     gamma, beta = (None if t is None else t.read() for t in (norm.gamma, norm.beta))
     return gamma, beta, norm.mean.read(), norm.variance.read()
 

@@ -1,4 +1,4 @@
-"""What a user chooses: which layers, which of their hyperplanes, and what is said of a file."""
+"""The choice of layers and of their hyperplanes, and hints about a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_KINDS = (Kind.CONV,)
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which layers, by kind and name, and which of their hyperplanes."""
+    """A choice of layers, by kind and name, and of their hyperplanes."""
 
     kinds: tuple[Kind, ...] = DEFAULT_KINDS
     pattern: re.Pattern[str] | None = None
@@ -90,7 +90,7 @@ def hints_of(
     Raises
     ------
     UsageError
-        If an option cannot be.
+        If an option is invalid.
     """
     layouts = [layout] if isinstance(layout, str) else layout
     if not isinstance(norms, Mapping):
@@ -115,7 +115,7 @@ def _layout(text: str) -> tuple[re.Pattern[str] | None, Layout]:
 
 
 def chosen_kinds(kinds: Iterable[Kind | str] | str, /) -> tuple[Kind, ...]:
-    """Kinds by their names; "all" stands for every one.
+    """Return the kinds by their names; "all" stands for every one.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def chosen_kinds(kinds: Iterable[Kind | str] | str, /) -> tuple[Kind, ...]:
 
 
 def member(enum: type[E], value: str, option: str, /) -> E:
-    """Member of a closed choice by its value.
+    """Return the member of a closed choice by its value.
 
     Raises
     ------

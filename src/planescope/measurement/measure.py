@@ -93,7 +93,7 @@ def measure(
     Raises
     ------
     UsageError
-        If an option cannot be.
+        If an option is invalid.
     CheckpointError
         If the checkpoint cannot be read, or does not match `network` or `init`.
     NoLayersError
@@ -106,7 +106,7 @@ def measure(
     opened = open_source(x, network=network, entry=entry)
     found = opened.found(hints)
     measured, left_out = select(found, choice)
-    _refuse_claims(found.source, measured)
+    refuse_claims(found.source, measured)
     initial = None
     if init is not None:
         began = find(init, hints=hints, network=network)
@@ -146,8 +146,14 @@ def _observe(
     return measure_activations(module, data, names)
 
 
-def _refuse_claims(source: Source, layers: Sequence[Layer]) -> None:
-    """Refuse more filters than a file has bytes; what is kept of each takes some fifty."""
+def refuse_claims(source: Source, layers: Sequence[Layer], /) -> None:
+    """Refuse more filters than a file has bytes; what is kept of each takes some fifty.
+
+    Raises
+    ------
+    CheckpointError
+        If a file claims them.
+    """
     filters = sum(layer.filters for layer in layers)
     if source.bytes is not None and filters > max(MAX_FILTERS, source.bytes):
         raise CheckpointError(

@@ -25,7 +25,7 @@ FILTER_FORMS = (".npz", ".csv", ".parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What was measured: path or name, format, and size in bytes (None for what is in memory)."""
+    """The source of a measurement: path or name, format, and bytes (None for what is in memory)."""
 
     path: str
     format: str
@@ -141,7 +141,7 @@ class Measurement(Table):
 
     @property
     def verdict(self) -> str:
-        """Which layers are biased, in a sentence."""
+        """Return which layers are biased, in a sentence."""
         return verdict(self.layers)
 
     def columns(self) -> dict[str, list[Any]]:
@@ -175,7 +175,7 @@ class Measurement(Table):
 
 
 def verdict(layers: Sequence[LayerMeasurement], /) -> str:
-    """Which layers of a network are biased, in a sentence."""
+    """Return which layers of a network are biased, in a sentence."""
     biased = [layer for layer in layers if layer.biased]
     if not biased:
         return f"None of {len(layers)} layers is biased beyond chance (corrected p >= 0.05)."
@@ -208,7 +208,7 @@ def load(path: str | os.PathLike[str]) -> Measurement:
 
 
 def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]:
-    """Columns of all layers of some measurements, ready for a file."""
+    """Return the columns of all layers of some measurements, ready for a file."""
     table: dict[str, list[Any]] = {key: [] for key in ("schema", "path", "view", *LAYER_KEYS)}
     for measurement in measurements:
         for layer in measurement.layers:
@@ -222,7 +222,7 @@ def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]
 
 
 def filters_table(measurements: Sequence[Measurement], /) -> dict[str, Any]:
-    """Columns of all filters of some measurements, ready for a file.
+    """Return the columns of all filters of some measurements, ready for a file.
 
     Raises
     ------
@@ -271,7 +271,7 @@ def _values_of(layers: Iterable[tuple[Measurement, LayerMeasurement]]) -> Iterat
 
 
 def filter_values(measurement: Measurement, layer: LayerMeasurement, /) -> Filters:
-    """Values of a layer's filters.
+    """Return the values of a layer's filters.
 
     Raises
     ------
@@ -287,7 +287,7 @@ def filter_values(measurement: Measurement, layer: LayerMeasurement, /) -> Filte
 
 
 def layer_from_dict(row: Mapping[str, Any], /) -> LayerMeasurement:
-    """Layer from its keys as in the JSON form; without the values of single filters.
+    """Return the layer from its keys as in the JSON form; without the values of single filters.
 
     Raises
     ------

@@ -42,7 +42,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Opened:
-    """What a user named, read once: its tensors or layers, and the network as far as it is known.
+    """A source that was read once: its tensors or layers, and the network as far as it is known.
 
     `network` and `state` are what a module can be built of; `module` is the one there is already.
     """
@@ -205,7 +205,7 @@ def _is_keras(x: Any) -> bool:
 
 
 def _placed(opened: Opened, network: str | Structure, state: StateDict) -> Opened:
-    """What was opened, with what the network tells of each layer's place."""
+    """Add the places of layers, as the network tells them, to what was opened."""
     if isinstance(network, Structure):
         return replace(opened, contents=_as_recorded(network, state, opened.source))
     # The tables of known networks take a tenth of the time that a small file is measured in.

@@ -110,7 +110,7 @@ def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
 
 
 def _memory(value: Any) -> Hashable:
-    """What is equal for two arrays that are one."""
+    """Return a key that two arrays share if they have the same memory."""
     if hasattr(value, "data_ptr") and hasattr(value, "stride"):
         return value.data_ptr(), value.stride(), str(value.device)
     if (interface := getattr(value, "__array_interface__", None)) is not None:
@@ -119,7 +119,7 @@ def _memory(value: Any) -> Hashable:
 
 
 def _array(name: str, value: Any) -> Array:
-    """What is stored under a name, as an array that can be computed with."""
+    """Return the value stored under a name as an array that can be computed with."""
     if isinstance(value, Mapping):
         raise UsageError(f"{name!r} holds a mapping of its own; give that one, mapping[{name!r}]")
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):

@@ -52,7 +52,7 @@ CLAIMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Claims(Table):
-    """What a study says of the claims.
+    """The answers of a study to the claims.
 
     Attributes
     ----------
@@ -78,12 +78,12 @@ class Claims(Table):
     answers: tuple[str, ...]
 
     def of(self, claim: int) -> tuple[Effect, ...]:
-        """Effects of a claim."""
+        """Return the effects of a claim."""
         return tuple(effect for effect in self.effects if effect.claim == claim)
 
     @property
     def claims(self) -> tuple[str, ...]:
-        """The paper's claims, in words."""
+        """Return the paper's claims, in words."""
         return tuple(CLAIMS.values())
 
     def columns(self) -> dict[str, list[Any]]:
@@ -166,7 +166,7 @@ def claims_of(
 
 
 def plain_runs(table: pd.DataFrame, /) -> list[str]:
-    """Names of the runs with true labels, all classes and whole images."""
+    """Return the names of the runs with true labels, all classes and whole images."""
     runs, _ = _by_run(table)
     return [str(name) for name in runs.index[runs["condition"] == PLAIN]]
 
@@ -183,13 +183,13 @@ _COLUMNS = [
 
 
 def _of(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Layers behind a ReLU of some runs."""
+    """Return the layers behind a ReLU of some runs."""
     inner = with_conditions(table)
     return inner[inner["run"].isin(set(runs.index))]
 
 
 def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
-    """Layers behind a ReLU of a study's table, each with the `condition` of its run.
+    """Return the layers behind a ReLU of a study's table, each with the `condition` of its run.
 
     Raises
     ------
@@ -211,7 +211,7 @@ def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
 
 
 def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A row a run, and a row a run and epoch: means over the layers behind a ReLU."""
+    """Return a row a run, and a row a run and epoch: means over the layers behind a ReLU."""
     import pandas as pd
 
     inner = with_conditions(table)
@@ -281,7 +281,7 @@ def _first(plain: pd.DataFrame) -> Iterator[Effect]:
 
 
 def _of_networks(runs: pd.DataFrame, key: str) -> float:
-    """Mean of the networks' means."""
+    """Return the mean of the networks' means."""
     return float(runs.groupby("network")[key].mean().mean())
 
 
@@ -352,7 +352,7 @@ def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:
 def _between(
     runs: pd.DataFrame, claim: int, condition: str, key: str, measure: str
 ) -> Iterator[Effect]:
-    """Runs of a condition against plain ones of the same networks."""
+    """Yield the runs of a condition against plain ones of the same networks."""
     changes, sizes = {}, {}
     for network in sorted(set(runs["network"])):
         own = runs[runs["network"] == network]
@@ -376,7 +376,7 @@ def _between(
 
 
 def _third(relation: Relation) -> Iterator[Effect]:
-    """Ranks; and both directions of the claim."""
+    """Yield Ranks; and both directions of the claim."""
     for score in ("agreement", "position"):
         found = relation.at(score, relation.selection)
         for key, measure in (("rho", "Spearman's rho"), ("partial", "rho given position")):
@@ -414,7 +414,7 @@ def _third(relation: Relation) -> Iterator[Effect]:
 
 
 def _answers(effects: Sequence[Effect], relation: Relation | None) -> Iterator[str]:
-    """What the study says of each claim."""
+    """Answer each claim in a sentence."""
     for claim in CLAIMS:
         own = [effect for effect in effects if effect.claim == claim]
         if claim == 3 and relation is not None:

@@ -38,7 +38,7 @@ class Frame:
             column.add(table[key])
 
     def to_pandas(self) -> pd.DataFrame:
-        """What was added, not copied."""
+        """Return the values that were added, without a copy."""
         import pandas as pd
 
         columns = {key: column.to_pandas() for key, column in self._columns.items()}

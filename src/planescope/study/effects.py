@@ -52,7 +52,7 @@ class Effect:
     q: float | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """Texts of a table's row."""
+        """Return the texts of a table's row."""
         interval = "" if self.low is None else f"{self.low:+.2f} to {self.high:+.2f}"
         return (
             self.network,
@@ -87,7 +87,7 @@ class Estimate:
     freedom: float
 
     def bounds(self) -> tuple[float | None, float | None, float | None]:
-        """95 % interval and p-value."""
+        """Return 95 % interval and p-value."""
         from scipy.special import stdtr, stdtrit
 
         if not self.freedom or not self.variance:
@@ -106,20 +106,20 @@ def mean(values: Sequence[float]) -> Estimate:
 
 
 def difference(after: Sequence[float], before: Sequence[float]) -> Estimate:
-    """Welch's."""
+    """Return Welch's difference."""
     sides = [mean(after), mean(before)]
     return Estimate(sides[0].value - sides[1].value, *_pooled(sides, 1.0))
 
 
 def _average(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean of independent ones, each counting alike."""
+    """Return the mean of independent ones, each counting alike."""
     count = len(estimates)
     value = sum(one.value for one in estimates) / count
     return Estimate(value, *_pooled(estimates, 1 / count))
 
 
 def _pooled(estimates: Sequence[Estimate], weight: float) -> tuple[float, float]:
-    """Variance of a weighted sum, and its degrees of freedom (Satterthwaite)."""
+    """Return the variance of a weighted sum, and its degrees of freedom (Satterthwaite)."""
     if not all(one.freedom for one in estimates):
         return 0.0, 0.0
     parts = [weight * weight * one.variance for one in estimates]
@@ -138,7 +138,7 @@ def effect_of(
 
 
 def with_all(estimates: dict[str, Estimate]) -> Iterator[tuple[str, Estimate]]:
-    """Networks, and their mean where there are several of which the spread is known."""
+    """Yield the networks, and their mean where there are several of which the spread is known."""
     yield from estimates.items()
     if len(estimates) > 1:
         yield ALL, _average(list(estimates.values()))

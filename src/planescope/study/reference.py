@@ -95,7 +95,7 @@ class Deviation(Table):
 
     @property
     def sentence(self) -> str:
-        """What the deviations come to."""
+        """Return what the deviations come to."""
         masses = [p for p in self.points if p.layer is not None]
         last = [p for p in masses if p.epoch == max(q.epoch for q in masses)]
         inside = sum(p.within for p in masses)
@@ -121,7 +121,7 @@ class Deviation(Table):
         return self.sentence, {key: [row[i] for row in rows] for i, key in enumerate(COLUMNS)}
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """Texts of a table: a row a layer, its deviations over the epochs and at the last."""
+        """Yield texts of a table: a row a layer, its deviations over the epochs and at the last."""
         for name in dict.fromkeys(point.name for point in self.points):
             own = [point for point in self.points if point.name == name]
             last = own[-1]
@@ -213,7 +213,7 @@ Cells = dict[int, float]
 
 
 def _read(path: Path) -> tuple[dict[int, Cells], dict[str, Cells]]:
-    """Layers by number, and metrics by name: values by epoch."""
+    """Read layers by number, and metrics by name: values by epoch."""
     lines = [line for line in read_text(path).splitlines() if line and not line.startswith("#")]
     layers: dict[int, Cells] = {}
     metrics: dict[str, Cells] = {}
@@ -258,7 +258,7 @@ def _must_be_alike(runs: Sequence[Run]) -> None:
 
 
 def _masses(run: Run) -> dict[str, dict[int, float]]:
-    """Negative masses of a run's convolutions, by layer in order, and by epoch."""
+    """Return the negative masses of a run's convolutions, by layer in order, and by epoch."""
     table: pd.DataFrame = run.measurements
     table = table[table["kind"] == "conv"]
     return {
@@ -292,7 +292,7 @@ def _size(points: Sequence[Point]) -> float:
 
 
 def _rho(points: Sequence[Point]) -> float | None:
-    """Rank correlation of masses; None where there is none."""
+    """Return the rank correlation of masses; None where there is none."""
     from scipy.stats import rankdata
 
     ranks = [rankdata([getattr(p, key) for p in points]) for key in ("reference", "mean")]

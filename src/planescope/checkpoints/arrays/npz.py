@@ -110,7 +110,7 @@ def _tensor(archive: Archive, member: str) -> Tensor | None:
 
 
 def _head(archive: Archive, member: str) -> bytes:
-    """First bytes of a member, with all of its header, without inflating the rest."""
+    """Return the first bytes of a member, with all of its header, without inflating the rest."""
     info = archive.members[member]
     head = read_exactly(archive.path, archive.offset(member), min(info.compress_size, HEADER_BYTES))
     if info.compress_type == zipfile.ZIP_STORED:
@@ -124,7 +124,7 @@ def _head(archive: Archive, member: str) -> bytes:
 
 
 def read_header(where: str, head: bytes) -> tuple[int, Mapping[str, Any]]:
-    """Where the values begin, and what the header says of them."""
+    """Read the header: where the values begin, their type and shape."""
     # Version 1 has a length of 2 bytes, 2 and 3 have one of 4.
     width = 2 if head[6:7] == b"\x01" else 4
     begin = 8 + width + int.from_bytes(head[8 : 8 + width], "little")

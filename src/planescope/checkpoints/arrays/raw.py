@@ -52,7 +52,7 @@ def stored_tensor(
     big_endian: bool = False,
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Tensor:
-    """Tensor whose elements lie in `path` from byte `offset` on; nothing is read yet.
+    """Return the tensor whose elements lie in `path` from byte `offset` on; nothing is read yet.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def read_array(
 
 
 def decode(raw: np.ndarray, dtype: str, *, big_endian: bool = False) -> np.ndarray:
-    """Elements of type `dtype` from an array of bytes, in native byte order.
+    """Return the elements of type `dtype` from an array of bytes, in native byte order.
 
     bfloat16 and float8 are widened to float32, which holds each of their values exactly.
     """

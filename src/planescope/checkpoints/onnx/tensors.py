@@ -1,4 +1,4 @@
-"""Where the numbers of an ONNX tensor lie: raw bytes, typed fields, or a file beside the model.
+"""The numbers of an ONNX tensor: in raw bytes, typed fields, or a file beside the model.
 
 All is lazy: a `Tensor` from here knows its shape, and reads the file when asked for its values.
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
@@ -78,7 +78,7 @@ _FIXED_WIDTHS: dict[int, int] = {_Part.FLOAT_DATA: 4, _Part.DOUBLE_DATA: 8}
 
 @dataclass
 class _Proto:
-    """What a TensorProto says."""
+    """The fields of a TensorProto."""
 
     path: Path
     span: Span
@@ -150,7 +150,7 @@ def _parse(wire: WireFile, span: Span) -> _Proto:
 def _fixed_tensor(
     proto: _Proto, path: Path, span: Span, dtype: str, shape: tuple[int, ...]
 ) -> Tensor:
-    """Tensor whose elements lie in one piece at `span` of `path`."""
+    """Return the tensor whose elements lie in one piece at `span` of `path`."""
     begin, end = span
     wanted = _stored_items(dtype, shape) * _item_size(dtype)
     if end - begin != wanted:
@@ -185,7 +185,7 @@ def _external_tensor(proto: _Proto, dtype: str, shape: tuple[int, ...]) -> Tenso
 
 
 def _external_path(proto: _Proto) -> Path:
-    """Path of the file that holds the data, which a model must not choose freely."""
+    """Return the path of the file that holds the data, which a model must not choose freely."""
     location = proto.external.get("location", "")
     claimed = PureWindowsPath(location)  # takes / and \\ alike
     refusal = CheckpointError(
@@ -206,7 +206,7 @@ def _external_path(proto: _Proto) -> Path:
 
 
 def _typed_tensor(proto: _Proto, dtype: str, shape: tuple[int, ...]) -> Tensor:
-    """Tensor whose elements are numbers in a repeated field, packed or not."""
+    """Return the tensor whose elements are numbers in a repeated field, packed or not."""
     number = _TYPED.get(dtype, _Part.INT32_DATA)
     spans = [span for packed, span in proto.packed if packed == number]
     unpacked = proto.unpacked[number]
@@ -255,7 +255,7 @@ def _item_size(dtype: str) -> int:
 
 
 def _stored_items(dtype: str, shape: tuple[int, ...]) -> int:
-    """Elements as stored: those of 4 bits come in pairs."""
+    """Return the elements as stored: those of 4 bits come in pairs."""
     count = math.prod(shape)
     return (count + 1) // 2 if dtype in _NIBBLES else count
 

@@ -1,4 +1,4 @@
-"""What torch pickles of a tensor, as inert records, to a tensor: all that its own loader heeds."""
+"""From the inert records of a tensor that torch pickled to the tensor, as its loader reads it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _MAX_REPEATED = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class StorageId:
-    """What a pickle tells of a storage.
+    """A storage, as a pickle describes it.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class StorageId:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the storage must have."""
+        """Return the bytes that the storage must have."""
         return self.count * ITEM_SIZES[self.dtype]
 
 
@@ -153,7 +153,7 @@ def storage_id(persistent: Persistent, where: str) -> StorageId:
 
 
 def called(value: object, /) -> str:
-    """Full name of the function or class that a record calls; "" where it has none."""
+    """Return the full name of the function or class that a record calls; "" where it has none."""
     if type(value) is not Call:
         return ""
     function = value.function
@@ -229,7 +229,7 @@ def _view(call: Call, where: str, storages: Storages) -> Tensor:
 
 
 def _has_bit(rest: list[Any], bit: str) -> bool:
-    """Whether a tensor's metadata say that what is stored is to be negated or conjugated."""
+    """Tell whether a tensor's metadata ask for its values to be negated or conjugated."""
     metadata = rest[-1] if rest else None
     items = metadata.items if type(metadata) is Call else metadata
     return type(items) is dict and items.get(bit) is True
@@ -297,7 +297,7 @@ def _dense(call: Call, where: str, storages: Storages) -> Tensor:
     layout, (indices, values, size) = _sparse_parts(call, where, storages)
     shape = size.args[0] if type(size) is Call and type(size.args) is tuple and size.args else size
     if type(shape) is not tuple or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
-        raise CheckpointError(f"{where} is sparse, of a size that is none")
+        raise CheckpointError(f"{where} is sparse, of an impossible size")
     if math.prod(shape) > max(_MAX_REPEATED, 64 * math.prod(values.shape)):
         raise CheckpointError(f"{where} is sparse, of {math.prod(shape)} elements; save it dense")
 

@@ -164,7 +164,7 @@ def _check_loader(subject: Subject, data: Loader, options: ResetOptions) -> None
 def _places(
     rows: Mapping[str, tuple[str, ...]], targets: Sequence[Target]
 ) -> tuple[list[tuple[str, Target]], list[str]]:
-    """Rows and what they are put back to; and, in sentences, what is left out.
+    """Return the rows and what they are put back to; and, in sentences, what is left out.
 
     Raises
     ------
@@ -208,12 +208,12 @@ def _found(subject: Subject) -> Found:
 
 
 def _usual_kinds(layers: Iterable[Layer]) -> list[Kind]:
-    """Convolutions as in the paper, or else what a fully connected network has."""
+    """Return the convolutions as in the paper, or else what a fully connected network has."""
     return [Kind.CONV if any(layer.kind is Kind.CONV for layer in layers) else Kind.LINEAR]
 
 
 def _pattern(part: str, names: Sequence[str]) -> str:
-    """A name, or a regular expression that finds some."""
+    """Return a name, or a regular expression that finds some."""
     if part in names:
         return f"^{re.escape(part)}$"
     pattern = compiled(part, "layers")
@@ -225,7 +225,7 @@ def _pattern(part: str, names: Sequence[str]) -> str:
 def _rows(
     module: nn.Module, layers: Sequence[Layer], options: ResetOptions
 ) -> dict[str, tuple[str, ...]]:
-    """What is reset, by name: each with the names of its parameters and buffers."""
+    """Return what is reset, by name: each with the names of its parameters and buffers."""
     known = {layer.name: layer for layer in find_layers(read_module(module))[0]}
     rows = {layer.name: [layer] for layer in layers}
     for text in options.together:
@@ -276,7 +276,7 @@ def _own_names(layer: str, held: Mapping[str, object]) -> list[str]:
 
 
 def _chosen_examples(data: Data, options: ResetOptions) -> Data:
-    """A subset, or a random order, where one was asked for."""
+    """Return a subset, or a random order, where one was asked for."""
     total = len(data.labels)
     count = total if options.subset is None else options.subset
     if count > total:
@@ -329,7 +329,7 @@ def _cell(subject: Subject, row: str, names: tuple[str, ...], target: Target) ->
 def _read(
     dtypes: Mapping[str, torch.dtype], target: Target, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Tensors as the network would hold them once loaded."""
+    """Return the tensors as the network would hold them once loaded."""
     return {
         name: tensor_of(target.tensors[name].read()).to(device, dtype)
         for name, dtype in dtypes.items()
@@ -358,7 +358,7 @@ def _protocol(subject: Subject, data: Data, judge: Judge, options: ResetOptions,
 
 
 def _as_it_is(path: str | os.PathLike[str]) -> str:
-    """A file with what changes when it is written."""
+    """Return a file with what changes when it is written."""
     about = Path(path).stat()
     return f"{os.fspath(path)} {about.st_size} {about.st_mtime_ns}"
 

@@ -126,7 +126,7 @@ def _of_layer(layer: LayerMeasurement, arrays: Arrays) -> Floats | None:
 
 
 def _histogram(layer: LayerMeasurement, through: Sequence[Floats | None]) -> Histogram | None:
-    """Counts in bins that hold the cosines of all epochs."""
+    """Return the counts in bins that hold the cosines of all epochs."""
     cosines = [None if values is None else values[0][~np.isnan(values[0])] for values in through]
     there = [cosine for cosine in cosines if cosine is not None]
     edges = bins(np.concatenate(there), layer.fan_in, max(map(len, there)))
@@ -158,7 +158,7 @@ def _portrait(
 
 
 def _range(values: Floats) -> tuple[float | None, ...]:
-    """What of the half-plane is seen: the same at all epochs, so that hyperplanes move in it."""
+    """Return the visible part of the half-plane: the same at all epochs, so that motion is seen."""
     cosine, offset = values
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         crossing = -offset / cosine
@@ -169,6 +169,6 @@ def _range(values: Floats) -> tuple[float | None, ...]:
 
 
 def _law(fan_in: int) -> tuple[list[float | None], list[float | None]]:
-    """Each second point of the density of chance; none for d = 1."""
+    """Return each second point of the density of chance; none for d = 1."""
     curve = law_curve(fan_in)[::2]
     return rounded_all(curve[:, 0], DIGITS), rounded_all(curve[:, 1], DIGITS)

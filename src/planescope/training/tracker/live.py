@@ -55,7 +55,7 @@ class Live:
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Reading:
-    """What an update took of a layer, on its device; nothing of it has been waited for."""
+    """The values that an update took of a layer, on its device; nothing has been waited for."""
 
     layer: Layer
     planes: geometry.Hyperplanes
@@ -96,7 +96,7 @@ def find_live(model: nn.Module, choice: Choice, /) -> Live:
 
 
 def signature(model: nn.Module, /) -> tuple[Any, ...]:
-    """What changes when modules come or go, or their parameters change shape."""
+    """Return a key that changes when modules come or go, or their parameters change shape."""
     root = unwrapped(model)
     shapes = (tuple(parameter.shape) for parameter in root.parameters())
     return (*map(id, root.modules()), *shapes)
@@ -176,7 +176,7 @@ def _read(
 
 
 def _on_host(layer: Layer, tensor: Tensor) -> Tensor:
-    """What is small of a layer as NumPy sees it, which is torch's calls saved."""
+    """Copy the small arrays of a layer to NumPy, which saves calls of torch."""
     if tensor is layer.weight:
         return tensor
 
@@ -222,7 +222,7 @@ def _abreast(
 
 
 def settle(readings: Readings, found: Found, view: View, notes: Sequence[str], /) -> Measurement:
-    """Statistics of what an update took; waits for the device.
+    """Return the statistics of what an update took; waits for the device.
 
     The values of single filters are kept.
     """
@@ -246,7 +246,7 @@ def settle(readings: Readings, found: Found, view: View, notes: Sequence[str], /
 
 
 def _ratio(reading: Reading, which: int) -> float | None:
-    """How far the weights went, to how large they were; by length or by peak."""
+    """Return the ratio of a change of weights to their size, by length or by peak."""
     if reading.moved is None or reading.start is None:
         return None
     went, was = float(reading.moved[which]), reading.start.extent()[which]

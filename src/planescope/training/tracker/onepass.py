@@ -48,7 +48,7 @@ class _Sums:
 def read(
     rows: Array, bias: Array | None, start: Array | None, /, *, eps: float | None = None
 ) -> tuple[geometry.Hyperplanes, tuple[Array | float, Array | float] | None]:
-    """Hyperplanes of a layer, and length and peak of its way from its first weights.
+    """Return the hyperplanes of a layer, and length and peak of its way from its first weights.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Errors(StrEnum):
-    """What is done when an update fails after the first that did not."""
+    """The handling of an update that fails after one that did not."""
 
     WARN = "warn"
     RAISE = "raise"
@@ -69,7 +69,7 @@ class Recorder:
             self.record(model, step, epoch)
 
     def is_due(self, step: int) -> bool:
-        """Whether an update measures: the first, and then one in each run of `every` steps."""
+        """Tell whether an update measures: the first, then one in each run of `every` steps."""
         last = self._last_step
         if last is None or self._every == "epoch" or step < last:
             return True
@@ -233,7 +233,7 @@ class Recorder:
                 raise UsageError(f"data= do not fit the network: {_reason(exc)}") from exc
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {
             "updates": self.history.updates(),
             "starts": self._starts.state_dict(),
@@ -256,7 +256,7 @@ def _slim(measurement: Measurement) -> Measurement:
 
 
 def _like(model: nn.Module) -> torch.Tensor:
-    """A floating tensor of the network, whose device and type its inputs have."""
+    """Return a floating tensor of the network, whose device and type its inputs have."""
     held = [*model.parameters(), *model.buffers()]
     floating = (tensor for tensor in held if tensor.is_floating_point())
     return next(floating, held[0] if held else torch.zeros(()))

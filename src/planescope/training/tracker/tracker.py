@@ -79,7 +79,7 @@ class Tracker(_Callback):
     Raises
     ------
     UsageError
-        If an option cannot be.
+        If an option is invalid.
 
     Notes
     -----
@@ -189,7 +189,7 @@ class Tracker(_Callback):
         return [(record.step, record.read()) for record in self._recorder.history.records]
 
     def metrics(self) -> dict[str, float]:
-        """What is logged of the last update, by key; empty before the first."""
+        """Return the logged metrics of the last update, by key; empty before the first."""
         records = self._recorder.history.records
         return by_key(records[-1].read(), self._logged) if records else {}
 
@@ -218,7 +218,7 @@ class Tracker(_Callback):
     # --- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the table, and the weights that distances are measured from."""
+        """Return the state for a checkpoint: the table, and the weights of the first update."""
         return {"schema": SCHEMA} | self._recorder.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -280,7 +280,7 @@ class Tracker(_Callback):
     # --- other trainers
 
     def for_transformers(self, trainer: Any = None) -> Any:
-        """Callback for Hugging Face's `Trainer`.
+        """Return the callback for Hugging Face's `Trainer`.
 
         Parameters
         ----------
