@@ -13,6 +13,7 @@ from planescope.cli.options import code_options, consent
 
 if TYPE_CHECKING:
     from planescope.study.claims import Claims
+    from planescope.study.folder import Study
     from planescope.study.reference import Deviation
 
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     "--reference",
     metavar="CSV",
     help="Hold the runs against a published figure: deviation by layer and epoch.",
+)
+@click.option(
+    "--drift",
+    is_flag=True,
+    help="Hold masses against those of the study's runs on noise, where nothing can be learned.",
 )
 @code_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -38,6 +44,7 @@ def claims(
     sources: tuple[str, ...],
     *,
     reference: str | None,
+    drift: bool,
     network: str | None,
     data: str | None,
     trust: bool,
@@ -49,11 +56,14 @@ def claims(
 
     Each by a table with effects, intervals over runs and corrected p-values; with --out also by a
     figure. Claims that do not hold are said not to. With --reference, runs that differ in their
-    seeds alone are held against the numbers of a published figure instead.
+    seeds alone are held against the numbers of a published figure instead; with --drift, all runs
+    against those on noise.
     """
     from planescope.files.errors import UsageError
     from planescope.study.folder import Study
 
+    if drift and reference is not None:
+        raise UsageError("give --drift or --reference")
     given = consent(sources, network=network, data=data, trust=trust)
     if reference is not None:
         _compare(sources, reference, given, as_json=as_json, out=out, form=form)
@@ -62,6 +72,9 @@ def claims(
         raise UsageError("claims are answered by one study; several runs need --reference")
     (study,) = sources
     whole = Study(study, **given)
+    if drift:
+        _drift(whole, as_json=as_json, out=out)
+        return
     files: tuple[Path, ...] = ()
     if out is None:
         from planescope.study.claims import claims as answer
@@ -110,6 +123,31 @@ def _compare(
     print_deviation(found)
     for file in files:
         console().print(f"written: {file}", style="bold")
+
+
+def _drift(study: Study, *, as_json: bool, out: str | None) -> None:
+    """Hold a study's runs against those on noise; print it, and write it where asked."""
+    from rich.text import Text
+
+    from planescope.cli.printing import console, plain_table
+    from planescope.files.folders import inside, make_inside
+    from planescope.study.drift import COLUMNS, drift_band
+
+    found = drift_band(study)
+    if as_json:
+        sys.stdout.write(found.to_json() + "\n")
+    else:
+        table = plain_table(*COLUMNS, left=COLUMNS[:3])
+        for layer in found.layers:
+            table.add_row(*layer.cells())
+        console().print(table)
+        for line in (found.sentence, *(f"note: {note}" for note in found.notes)):
+            console().print(Text(line))
+    if out is not None:
+        folder = make_inside(out)
+        for name in ("drift.json", "drift.csv"):
+            found.save(inside(folder, name))
+            console(stderr=True).print(f"written: {inside(folder, name)}", style="bold")
 
 
 def print_deviation(found: Deviation) -> None:

@@ -52,9 +52,9 @@ def repetitions(
 ) -> Figure:
     """Draw the negative mass of each layer through training over several runs.
 
-    Four layers share a panel, the first at the top; loss and accuracy stand below. A line is the mean over the runs, its band
-    reaches from the least to the largest of them. Dashed lines across all panels are drops of the
-    learning rate.
+    Four layers share a panel, the first at the top; loss and accuracy stand below. A line is the
+    mean over the runs, its band reaches from the least to the largest of them. Dashed lines across
+    all panels are drops of the learning rate.
 
     Parameters
     ----------

@@ -202,12 +202,17 @@ def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
     for name in ("run", "network", "name"):
         if name in inner:
             inner[name] = inner[name].astype(str)
-    # All classes: as many as a run can have where that is known, else where none were chosen.
-    most = math.inf if inner["classes"].isna().any() else inner["classes"].max()
-    # Tables of before lack the last three.
-    columns = (inner.get(key, itertools.repeat(None, len(inner))) for key in _CONDITIONS)
-    inner["condition"] = [_condition(*row, most=most) for row in zip(*columns, strict=True)]
+    inner["condition"] = condition_of(inner)
     return inner
+
+
+def condition_of(table: pd.DataFrame, /) -> list[str]:
+    """Return what the run of each row of a study's table was trained on, in words."""
+    # All classes: as many as a run can have where that is known, else where none were chosen.
+    most = math.inf if table["classes"].isna().any() else table["classes"].max()
+    # Tables of before lack the last three.
+    columns = (table.get(key, itertools.repeat(None, len(table))) for key in _CONDITIONS)
+    return [_condition(*row, most=most) for row in zip(*columns, strict=True)]
 
 
 def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

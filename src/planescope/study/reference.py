@@ -101,9 +101,7 @@ class Deviation(Table):
         inside = sum(p.within for p in masses)
         largest = max(last, key=lambda point: abs(point.deviation)).deviation
         rho = _rho(last)
-        ranks = (
-            "" if rho is None else f" There the layers' order agrees by Spearman's rho {rho:.2f}."
-        )
+        ranks = "" if rho is None else f" Spearman's rho of the layers at that epoch is {rho:.2f}."
         return (
             f"Over {len(masses)} masses the mean absolute deviation is {_size(masses):.2f}; at the "
             f"last epoch, {last[0].epoch}, it is {_size(last):.2f}, the largest {largest:+.2f}. "
