@@ -18,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -92,12 +92,16 @@ class Row:
     @property
     def away(self) -> int:
         """Count those biased away from the orthant."""
-        return sum(bool(x.biased) and (x.negative_mass or 0) > 0.5 for x in self.layers)
+        return self._biased(lambda mass: mass > 0.5)
 
     @property
     def toward(self) -> int:
         """Count those biased toward it."""
-        return sum(bool(x.biased) and (x.negative_mass or 1) < 0.5 for x in self.layers)
+        return self._biased(lambda mass: mass < 0.5)
+
+    def _biased(self, side: Callable[[float], bool]) -> int:
+        masses = [x.negative_mass for x in self.layers if x.biased]
+        return sum(mass is not None and side(mass) for mass in masses)
 
 
 def archive_of(package: str, folder: Path) -> Path:
@@ -161,10 +165,10 @@ HEAD = """\
 {count} networks from packages of PyPI and npm, measured as they were published: raw masses of
 their convolutions (kernels larger than 1). Counted are layers *behind a ReLU*, where the file
 tells what feeds a layer; † the file does not tell, and all layers are counted; ‡ none is behind a
-ReLU, and those behind something else are shown, but not summed up below. Chance gives 1/2. *away*, *toward*:
-layers that are biased beyond chance (corrected p < 0.05), with their normals away from the positive
-orthant or toward it. That a layer turned shows that it was moved, not that it learned:
-[drift](results/drift.md).
+ReLU, and those behind something else are shown, but not summed up below. Chance gives 1/2. *away*,
+*toward*: layers that are biased beyond chance (corrected p < 0.05), with their normals away from
+the positive orthant or toward it. That a layer turned shows that it was moved, not that it
+learned: [drift](results/drift.md).
 
 <!-- not run: fetches packages -->
 ```sh
