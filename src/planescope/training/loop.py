@@ -29,7 +29,7 @@ from planescope.files.errors import (
 )
 from planescope.files.folders import refuse_ways_out
 from planescope.files.optional import consented, is_foreign, required
-from planescope.networks import paper as networks
+from planescope.networks import paper
 from planescope.training.processor import fitting_precision
 from planescope.training.run import Run, State, Status
 from planescope.training.stopping import is_last, on_interrupt
@@ -99,7 +99,7 @@ def train(
     if resume and run.exists:
         config = _consented(run, config, trust)
     if ":" not in config.network:
-        networks.network(config.network)
+        paper.network(config.network)
     for package in ("torch", "pytorch_lightning"):
         required(package)
     for name in config.loggers:
@@ -249,7 +249,7 @@ def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
 
 
 def _smallest_image(network: str) -> int:
-    return networks.smallest_image(network) if network in networks.NETWORKS else 1
+    return paper.smallest_image(network) if network in paper.NETWORKS else 1
 
 
 def _network(config: RunConfig, data: Data) -> nn.Module:
