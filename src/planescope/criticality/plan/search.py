@@ -261,7 +261,15 @@ class Bench:
             for repaired in (False, True)[: 1 + repair]:
                 if on_try is not None:
                     on_try(len(found), total, f"{name}{', repaired' if repaired else ''}")
-                found.append(self._try(way, asked, name, settings, repaired=repaired))
+                try:
+                    found.append(self._try(way, asked, name, settings, repaired=repaired))
+                except KeyboardInterrupt:
+                    if not found:
+                        raise
+                    self.notes.append(
+                        f"stopped after {len(found)} of {total} tries: the best of these is taken"
+                    )
+                    return found
         return found
 
     def _try(self, way: str, asked: float, name: str, settings: Settings, *, repaired: bool) -> Try:
