@@ -16,8 +16,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from planescope import figures
     from planescope.criticality.fitting import fit_critical
+    from planescope.criticality.plan.planned import Plan, PlannedLayer, Rival
     from planescope.criticality.plan.record import Repair, RepairedLayer
     from planescope.criticality.plan.repair import repair
+    from planescope.criticality.plan.search import plan
     from planescope.criticality.prediction import CriticalModel, Prediction, predict_critical
     from planescope.criticality.relate import relate
     from planescope.criticality.relation import RelatedLayer, Relation
@@ -64,7 +66,9 @@ _HOMES = {
     "MissingDependencyError": "files.errors",
     "NoLayersError": "files.errors",
     "OutputError": "files.errors",
+    "Plan": "criticality.plan.planned",
     "PlanescopeError": "files.errors",
+    "PlannedLayer": "criticality.plan.planned",
     "PoolMeasurement": "measurement.record",
     "Prediction": "criticality.prediction",
     "RelatedLayer": "criticality.relation",
@@ -76,6 +80,7 @@ _HOMES = {
     "ResetLayer": "criticality.resets.record",
     "ResetOptions": "criticality.resets",
     "Resets": "criticality.resets.record",
+    "Rival": "criticality.plan.planned",
     "Run": "training.run",
     "RunConfig": "training.config",
     "RunError": "files.errors",
@@ -91,6 +96,7 @@ _HOMES = {
     "load": "measurement.record",
     "make_study": "study.make",
     "measure": "measurement.measure",
+    "plan": "criticality.plan.search",
     "predict_critical": "criticality.prediction",
     "relate": "criticality.relate",
     "repair": "criticality.plan.repair",
@@ -120,7 +126,9 @@ __all__ = [
     "MissingDependencyError",
     "NoLayersError",
     "OutputError",
+    "Plan",
     "PlanescopeError",
+    "PlannedLayer",
     "PoolMeasurement",
     "Prediction",
     "RelatedLayer",
@@ -132,6 +140,7 @@ __all__ = [
     "ResetLayer",
     "ResetOptions",
     "Resets",
+    "Rival",
     "Run",
     "RunConfig",
     "RunError",
@@ -151,6 +160,7 @@ __all__ = [
     "load",
     "make_study",
     "measure",
+    "plan",
     "predict_critical",
     "relate",
     "repair",
