@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from planescope.measurement.difference import Difference, LayerDifference
     from planescope.measurement.measure import measure
     from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, load
+    from planescope.study.drift import drift_band
     from planescope.study.folder import Study
     from planescope.study.make import make_study
     from planescope.training.config import RunConfig
@@ -92,6 +93,7 @@ _HOMES = {
     "UsageError": "files.errors",
     "View": "hyperplanes.layer",
     "diff": "measurement.diff",
+    "drift_band": "study.drift",
     "fit_critical": "criticality.fitting",
     "load": "measurement.record",
     "make_study": "study.make",
@@ -154,6 +156,7 @@ __all__ = [
     "__version__",
     "chance",
     "diff",
+    "drift_band",
     "figures",
     "fit_critical",
     "geometry",

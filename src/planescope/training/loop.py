@@ -198,6 +198,8 @@ def _prepare(
             raise CheckpointError(
                 f"{run.path}: its weights are not those of {config.network} ({one_line(exc):.200})"
             ) from exc
+    task = Task(network, config, data)
+    task.centre()
     layers = Layers(network, config)
     if config.compile:
         network.compile()
@@ -209,7 +211,7 @@ def _prepare(
     }
     recorder = Recorder(run, config, layers, about)
     callbacks = [recorder, *([] if progress is None else [Reporter(progress, recorder)])]
-    return _trainer(config, run, callbacks), Task(network, config, data), recorder
+    return _trainer(config, run, callbacks), task, recorder
 
 
 def _data(config: RunConfig) -> Data:
@@ -234,10 +236,11 @@ def load_split(config: RunConfig, split: Split) -> Images | Files:
 
 
 def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
-    from planescope.data.load import DataOptions, Resize, Validation, load
+    from planescope.data.load import DataOptions, Labels, Resize, Validation, load
 
     own: dict[str, Any] = {
         "validation": Validation(config.validation),
+        "labels": Labels(config.labels),
         "resize": Resize(resize),
         "seed": config.data_seed,
     }
