@@ -15,10 +15,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def _help() -> str:
     from click.testing import CliRunner
 
-    from planescope.cli.app import app
+    from planescope.cli.app import COMMANDS, app
 
     sections = []
-    for name in sorted(app.commands):
+    for name in COMMANDS:
         done = CliRunner().invoke(app, [name, "--help"], "planescope", terminal_width=88)
         if done.exit_code:
             raise RuntimeError(f"planescope {name} --help failed: {done.output}")

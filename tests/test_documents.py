@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from planescope.cli.app import app
+from planescope.cli.app import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -184,7 +184,7 @@ def test_the_reference_names_every_public_name_and_every_command(site):
         )
     for name in ps.figures.__all__:
         assert re.search(rf'id="planescope\.figures[\w.]*\.{name}"', pages) or name == "Width"
-    for name in app.commands:
+    for name in COMMANDS:
         assert f'id="planescope-{name}"' in pages
 
 

@@ -238,10 +238,12 @@ def _work(job: _Job, cases: list[int], folder: Path, at: mmap.mmap, pipe: Any) -
     inside.mkdir()
     os.chdir(inside)
     kept: dict[str, bytes] = {}
-    for number, files in enumerate(job.seeds * 4):
+    for files in job.seeds:
         kept = _write(inside, files, kept)
-        with contextlib.suppress(PlanescopeError):
-            job.read(inside, number, files.keys())
+        # The first is of those that are measured.
+        for number in range(2):
+            with contextlib.suppress(PlanescopeError):
+                job.read(inside, number, files.keys())
     gc.collect()
     gc.freeze()
     watch = Watch(inside, **job.limits)

@@ -517,7 +517,11 @@ def _progress() -> Seeds:
 
     progress = Progress(Path("kept"), "protocol")
     for name in ("trained", "features.0 0"):
-        progress[name].add(bytes(n % 3 == 0 for n in range(20)), 20, 12.5)
+        tally = progress[name]
+        tally.examples = 20
+        tally.add("right", np.arange(20) % 3 == 0)
+        tally.add("value", np.linspace(0, 1, 20))
+        tally.sums["loss"] = 12.5
     progress.save(now=True)
     yield "two", {INPUT: Path("kept").read_bytes()}
 

@@ -60,6 +60,8 @@ class Watch:
     def install(self) -> None:
         """Set limits and hook, for the rest of the process: neither can be taken away."""
         self._root = os.path.join(os.path.realpath(self.folder), "")  # noqa: PTH118
+        # What the process held for a moment before would hide as many bytes of a case.
+        self.forget_memory()
         self._at_rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with open("/proc/self/statm") as file:  # noqa: PTH123
             taken = int(file.read().split()[0]) * resource.getpagesize()

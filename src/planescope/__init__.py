@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from planescope.hyperplanes import chance, geometry
     from planescope.hyperplanes.layer import Input, Kind, Layer, Skipped, View
     from planescope.hyperplanes.statistics import Filters, Statistics
+    from planescope.measurement.diff import diff
+    from planescope.measurement.difference import Difference, LayerDifference
     from planescope.measurement.measure import measure
     from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, load
     from planescope.study.folder import Study
@@ -49,10 +51,12 @@ _HOMES = {
     "Accuracy": "criticality.resets.record",
     "CheckpointError": "files.errors",
     "CriticalModel": "criticality.prediction",
+    "Difference": "measurement.difference",
     "Filters": "hyperplanes.statistics",
     "Input": "hyperplanes.layer",
     "Kind": "hyperplanes.layer",
     "Layer": "hyperplanes.layer",
+    "LayerDifference": "measurement.difference",
     "LayerMeasurement": "measurement.record",
     "Measurement": "measurement.record",
     "MissingDependencyError": "files.errors",
@@ -78,6 +82,7 @@ _HOMES = {
     "Tracker": "training.tracker.tracker",
     "UsageError": "files.errors",
     "View": "hyperplanes.layer",
+    "diff": "measurement.diff",
     "fit_critical": "criticality.fitting",
     "load": "measurement.record",
     "make_study": "study.make",
@@ -99,10 +104,12 @@ __all__ = [
     "Accuracy",
     "CheckpointError",
     "CriticalModel",
+    "Difference",
     "Filters",
     "Input",
     "Kind",
     "Layer",
+    "LayerDifference",
     "LayerMeasurement",
     "Measurement",
     "MissingDependencyError",
@@ -130,6 +137,7 @@ __all__ = [
     "View",
     "__version__",
     "chance",
+    "diff",
     "figures",
     "fit_critical",
     "geometry",

@@ -87,7 +87,7 @@ LIES = {
     "depth": (b"\x91" * 100 + b"\x01", "nests beyond 64"),
     "extension": (b"\xc7\x01\x01\x01", "not described as Flax describes it"),
     "nothing": (b"\x01", "holds no arrays by name"),
-    "rest": (GOOD + b"\x00", "is none or is damaged"),
+    "rest": (GOOD + b"\x00", "is another or is damaged"),
     "pieces": (
         b"\x83" + text(b"__msgpack_chunked_array__") + b"\xc3" + text(b"shape")
         + b"\x81\xa10\x08" + text(b"chunks") + b"\x81\xa10" + GOOD,

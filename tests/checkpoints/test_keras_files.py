@@ -844,8 +844,8 @@ def tree_of(path):
 @pytest.mark.parametrize(
     ("at", "change", "sentence"),
     [
-        pytest.param(5, b"\1", "comes back to itself|a tree that is none", id="level"),
-        pytest.param(4, b"\1", "a node of a tree that is none", id="tree-of-another-kind"),
+        pytest.param(5, b"\1", "comes back to itself|another kind of tree", id="level"),
+        pytest.param(4, b"\1", "a node of another kind of tree", id="tree-of-another-kind"),
         pytest.param(6, b"\xff\xff", "an address outside the file", id="entries-without-end"),
         pytest.param(32, b"\xff" * 8, "an address outside the file", id="child-elsewhere"),
     ],

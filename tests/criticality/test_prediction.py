@@ -175,7 +175,7 @@ def shipped(**changes: object) -> str:
         ("[]", "is no model of the schema"),
         ('{"schema": "planescope.critical-model/1"}', "holds no whole model"),
         ("nothing", "holds no model"),
-        (shipped(scale=[0.0] * len(FEATURES)), "it has a scale that is none"),
+        (shipped(scale=[0.0] * len(FEATURES)), "it has a scale that is 0 or too small"),
         (shipped(intercept=-1e300), "it has a number beyond all measure"),
         (shipped(centre=[0.0]), "its numbers are not one a feature"),
         (shipped(intercept="none"), "the intercept of a CriticalModel is 'none'"),

@@ -13,7 +13,8 @@ from torch import nn
 import planescope as ps
 from planescope.checkpoints import read_contents
 from planescope.hyperplanes.layer import Tensor
-from planescope.measurement.measure import find, select
+from planescope.measurement.choice import Choice, select
+from planescope.measurement.source import find
 from planescope.networks.load import load_network
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -201,7 +202,7 @@ def test_options_that_cannot_be_are_refused(options, sentence):
 def test_finding_reads_no_weights(tmp_path):
     found = find(TRAINED)
     assert len(found.layers) == 9
-    assert len(select(found, tuple(ps.Kind), None)[0]) == 9
+    assert len(select(found, Choice(kinds=tuple(ps.Kind)))[0]) == 9
 
 
 def test_the_published_weights_of_timm_come_from_the_hub(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Configs: their YAML, and what is said of one that cannot be."""
+"""Configs: their YAML, and what is said of an invalid one."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing(changes, error, se
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"1 × cuda .*cannot be here"):
+    with pytest.raises(UsageError, match=r"1 × cuda .*does not work here"):
         train(SMALL.but({"accelerator": "cuda"}), tmp_path / "run")
 
 

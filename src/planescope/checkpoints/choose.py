@@ -1,4 +1,4 @@
-"""Which of some files, told by their names alone, is the model."""
+"""The choice of a model's file among several, by their names alone."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def read(path: Path, *, entry: str | None = None) -> StateDict:
             value = reader.value(0)
             if reader.at != len(data) or not isinstance(value, dict):
                 raise CheckpointError(
-                    f"{path}: begins as a MessagePack file of Flax, and is none or is damaged; "
+                    f"{path}: begins as a MessagePack file of Flax, but is another or is damaged; "
                     "is the download complete?"
                 )
             tree = reader.tree(value, ())

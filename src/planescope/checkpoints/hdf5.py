@@ -102,7 +102,7 @@ class Hdf5:
         self._stream.close()
 
     def groups(self, *, without: str) -> dict[str, list[str]]:
-        """Names of the datasets in each group, by the group's path; the root's is "".
+        """Return the names of the datasets in each group, by the group's path; the root's is "".
 
         Groups at the root whose name begins with `without` are left out. A group that is linked
         from several places is listed at one of them, so that cycles end.
@@ -128,7 +128,7 @@ class Hdf5:
         return found
 
     def _links(self, path: str) -> list[tuple[str, int]]:
-        """Names in a group, after a look at what each link is."""
+        """Return the names in a group, after a look at what each link is."""
         links = self._objects.links(self._addresses[path]) or []
         found = []
         for name, address in links:
@@ -147,7 +147,7 @@ class Hdf5:
         return found
 
     def texts(self, path: str, attribute: str) -> list[str] | None:
-        """Texts of an attribute, a single one as a list of one; None where there is none."""
+        """Return the texts of an attribute, a single one as a list of one; None without it."""
         with _damage_refused(f"{self.window.path}: attribute {attribute!r} of /{path}"):
             return self._objects.texts(self._addresses[path], attribute)
 
@@ -177,7 +177,7 @@ class Hdf5:
         return self._tensor(where, dataset, dtype, dataset.shape)
 
     def _dataset(self, key: str, where: str) -> tuple[Dataset, str]:
-        """Dataset and the type of its values."""
+        """Return the dataset and the type of its values."""
         with _damage_refused(where):
             dataset = read_dataset(self._objects, self._addresses[key], where)
             # Keras stores two opaque bytes, as HDF5 had no bfloat16, and says so beside them.

@@ -70,7 +70,7 @@ class Objects:
         self._collection = functools.lru_cache(maxsize=8)(self._read_collection)
 
     def root(self) -> int:
-        """Address of the group that holds all others."""
+        """Return the address of the group that holds all others."""
         block = self.read(0, 96)
         if not block.startswith(MAGIC):
             raise ValueError("no HDF5 signature")
@@ -81,7 +81,7 @@ class Objects:
         return int.from_bytes(block[at : at + 8], "little")
 
     def messages(self, address: int) -> Iterator[tuple[int, bytes]]:
-        """Messages of an object header, of either version, with their kinds."""
+        """Yield the messages of an object header, of either version, with their kinds."""
         head = self.read(address, 16)
         newer = head.startswith(b"OHDR")
         if newer:
@@ -123,11 +123,11 @@ class Objects:
         return self.read(address, size)
 
     def is_dataset(self, address: int) -> bool:
-        """Whether an object is a dataset, not a group or a type."""
+        """Return whether an object is a dataset, not a group or a type."""
         return any(kind == LAYOUT for kind, _ in self.messages(address))
 
     def links(self, address: int) -> list[Link] | None:
-        """What a group holds; None where the object is no group.
+        """List the members of a group; None for another object.
 
         Raises
         ------
@@ -154,7 +154,7 @@ class Objects:
         return links if is_group else None
 
     def _symbols(self, tree: int, heap: int) -> Iterator[Link]:
-        """Entries of a group of the older kind: a tree of nodes, with names in a heap."""
+        """Yield the entries of a group of the older kind: a tree of nodes, with names in a heap."""
         head = self.read(heap, 32)
         if not head.startswith(b"HEAP"):
             raise ValueError("a heap of names without its signature")
@@ -170,7 +170,7 @@ class Objects:
                 yield Link(names[offset:end], None if cached == _SOFT_LINK else address)
 
     def leaves(self, tree: int, *, kind: int, key_bytes: int) -> Iterator[tuple[bytes, int]]:
-        """Key and address of each leaf of a tree (a B-tree of version 1), in order."""
+        """Yield the key and address of each leaf of a tree (a B-tree of version 1), in order."""
         seen: set[int] = set()
         pending = [(tree, -1)]
         while pending:
@@ -180,7 +180,7 @@ class Objects:
             seen.add(address)
             head = self.read(address, 24)
             if head[:5] != b"TREE" + bytes([kind]) or level not in (-1, head[5]):
-                raise ValueError("a node of a tree that is none")
+                raise ValueError("a node of another kind of tree")
             count = int.from_bytes(head[6:8], "little")
             entries = self.block(address + 24, count * (key_bytes + 8))
             found = [
@@ -196,7 +196,7 @@ class Objects:
                 pending += [(child, head[5] - 1) for _, child in reversed(found)]
 
     def texts(self, address: int, name: str) -> list[str] | None:
-        """Texts of an attribute of an object.
+        """Return the texts of an attribute of an object.
 
         None if there is no such attribute; empty if it is no text.
         """
@@ -229,7 +229,7 @@ class Objects:
             yield value.partition(b"\0")[0]
 
     def _read_collection(self, address: int) -> dict[int, bytes]:
-        """Objects of one collection of the global heap, by their index."""
+        """Return the objects of one collection of the global heap, by their index."""
         signature, size = struct.unpack("<8sQ", self.read(address, 16))
         if signature != b"GCOL\1\0\0\0":
             raise ValueError("a heap of texts without its signature")
@@ -246,7 +246,7 @@ class Objects:
 
 
 def _link(message: bytes) -> Link:
-    """Link of a group of the newer kind."""
+    """Return the link of a group of the newer kind."""
     version, flags = message[:2]
     if version != 1:
         raise ValueError("a link of an unknown version")
@@ -277,7 +277,7 @@ def _parsed(message: bytes) -> _Attribute:
 
 
 def shape_of(space: bytes) -> tuple[int, ...] | None:
-    """Extents of a dataspace; None for one that holds nothing."""
+    """Return the extents of a dataspace; None for one that holds nothing."""
     version, rank, _, kind = struct.unpack_from("<4B", space)
     if version == 2 and kind == 2:
         return None

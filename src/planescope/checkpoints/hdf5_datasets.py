@@ -10,7 +10,8 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
 from planescope.checkpoints.hdf5_bytes import (
@@ -24,9 +25,6 @@ from planescope.checkpoints.hdf5_bytes import (
     shape_of,
 )
 from planescope.files.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = range(4)  # classes of layouts
 _SINGLE, _IMPLICIT, _FIXED_ARRAY = 1, 2, 3  # where newer layouts keep the places of chunks
@@ -56,7 +54,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset is.
+    """A dataset of an HDF5 file: shape, type, and where its values lie.
 
     Attributes
     ----------
@@ -155,7 +153,7 @@ def _filters(message: bytes) -> tuple[int, ...]:
 
 
 def _laid_out(objects: Objects, message: bytes, dataset: Dataset, width: int) -> Dataset:
-    """The dataset with the places of its bytes."""
+    """Return the dataset with the places of its bytes."""
     version, kind = message[:2]
     if version not in (3, 4, 5):
         raise NotImplementedError("datasets in HDF5's oldest way")
@@ -189,7 +187,7 @@ def _laid_out(objects: Objects, message: bytes, dataset: Dataset, width: int) ->
 
 
 def _of_tree(objects: Objects, tree: int, rank: int) -> Iterator[Chunk]:
-    """Chunks of the older kind, kept in a tree."""
+    """Yield the chunks of the older kind, kept in a tree."""
     form = struct.Struct(f"<II{rank}Q")
     for key, begin in objects.leaves(tree, kind=1, key_bytes=form.size):
         size, skipped, *offset = form.unpack(key)
@@ -240,7 +238,7 @@ def _newer_chunks(
 
 
 def _offset(number: int, counts: Sequence[int], extents: Sequence[int]) -> tuple[int, ...]:
-    """Which elements come first in a chunk, by its number."""
+    """Return the indices of a chunk's first element, by its number."""
     offset = []
     for count, extent in zip(reversed(counts), reversed(extents[:-1]), strict=True):
         number, index = divmod(number, count)
@@ -274,15 +272,13 @@ def _fixed_array(
 
 
 def unpacked(where: str, dataset: Dataset, raw: Callable[[Chunk], bytes], width: int) -> np.ndarray:
-    """Bytes of all values, in order, as one array.
+    """Return the bytes of all values, in order, as one array.
 
     Raises
     ------
     CheckpointError
         If a chunk inflates beyond its own shape, or values are missing.
     """
-    import numpy as np
-
     shape = dataset.shape or ()
     if dataset.compact is not None:
         return np.frombuffer(dataset.compact, np.uint8)
@@ -322,8 +318,6 @@ def _check_whole(where: str, held: int, wanted: int) -> None:
 
 def _chunk(where: str, dataset: Dataset, chunk: Chunk, data: bytes, width: int) -> np.ndarray:
     """Undo the filters of a chunk, no further than its shape goes."""
-    import numpy as np
-
     size = width * math.prod(dataset.chunk_shape or ())
     for number, kind in reversed(list(enumerate(dataset.filters))):
         if chunk.skipped >> number & 1:
@@ -347,9 +341,7 @@ def _chunk(where: str, dataset: Dataset, chunk: Chunk, data: bytes, width: int) 
 
 
 def _fits(data: bytes, check: int) -> bool:
-    """Whether a checksum (Fletcher's, of 32 bits) is that of some bytes."""
-    import numpy as np
-
+    """Check a checksum (Fletcher's, of 32 bits) against the bytes."""
     words = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2").astype(np.uint64)
     # Reduced first: the sums of 2^32 words with weights below 65535 stay below 2^64.
     weights = np.arange(len(words), 0, -1, dtype=np.uint64) % 65535

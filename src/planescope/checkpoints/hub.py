@@ -187,7 +187,7 @@ def _explained(spec: str) -> Iterator[None]:
 
 
 def _status(exc: Exception) -> int:
-    """HTTP status of the hub's answer; 503 where it did not answer."""
+    """Return HTTP status of the hub's answer; 503 where it did not answer."""
     status: int = getattr(getattr(exc, "response", None), "status_code", 503)
     return status
 

@@ -20,7 +20,7 @@ class AnotherFormatError(CheckpointError):
 
 @dataclass(frozen=True)
 class Probe:
-    """What all formats may look at, read once.
+    """The beginning of a file, read once, that all formats look at.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Probe:
 
     @functools.cached_property
     def zip_names(self) -> frozenset[str]:
-        """Names of the members where the file is a zip archive; empty where it is none."""
+        """Return the names of a zip archive's members; empty for other files."""
         if not self.head.startswith(ZIP_MAGIC):
             return frozenset()
         from planescope.files.zips import Archive

@@ -12,13 +12,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
+
+import numpy as np
 
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import open_binary
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # Wire types. 3 and 4, groups, went out of use before any format that we read began.
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -118,7 +117,7 @@ class WireFile:
             offset = stop
 
     def find(self, span: Span, number: int) -> Field | None:
-        """First field of that number in a message; what follows it is not walked."""
+        """Return the first field of that number in a message; what follows it is not walked."""
         return next((field for field in self.fields(span) if field.number == number), None)
 
     def integers(self, field: Field) -> Iterator[int]:
@@ -133,7 +132,7 @@ class WireFile:
                 yield signed(value)
 
     def payload(self, span: Span) -> bytes:
-        """Payload of a field.
+        """Return the payload of a field.
 
         Raises
         ------
@@ -151,7 +150,7 @@ class WireFile:
         return found
 
     def text(self, field: Field) -> str:
-        """Payload as text; a name that is no UTF-8 is no reason to refuse a file."""
+        """Return the payload as text; a name that is no UTF-8 is no reason to refuse a file."""
         return self.payload(field.span).decode(errors="replace")
 
     def _count(self) -> None:
@@ -171,7 +170,7 @@ class WireFile:
         return self._window[at : at + _LONGEST_VARINT]
 
     def _varint(self, offset: int, end: int) -> tuple[int, int]:
-        """Integer at `offset`, and the offset behind it."""
+        """Return the integer at `offset`, and the offset behind it."""
         at = offset - self._window_begin
         if 0 <= at < len(self._window) and offset < end and self._window[at] < 0x80:
             return self._window[at], offset + 1  # most are short, and this is the innermost loop
@@ -197,12 +196,12 @@ class WireBytes(WireFile):
 
 
 def signed(value: int) -> int:
-    """Two's complement of 64 bits, as protocol buffers store int32, int64 and enums."""
+    """Return two's complement of 64 bits, as protocol buffers store int32, int64 and enums."""
     return value - (1 << 64) if value >> 63 else value
 
 
 def unpack_varints(packed: np.ndarray) -> np.ndarray:
-    """Integers of a packed field, as uint64.
+    """Return the integers of a packed field, as uint64.
 
     Parameters
     ----------
@@ -214,8 +213,6 @@ def unpack_varints(packed: np.ndarray) -> np.ndarray:
     ValueError
         If an integer has more than 10 bytes or the last one does not end.
     """
-    import numpy as np
-
     ends = np.flatnonzero(packed < 0x80) + 1
     starts = np.concatenate(([0], ends[:-1]))[: ends.size]
     lengths = ends - starts

@@ -60,7 +60,7 @@ def public_name(url: str) -> str:
     Raises
     ------
     CheckpointError
-        If it is none that is read from.
+        If it is not a supported one.
     """
     parts = _split(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -169,7 +169,7 @@ class Remote:
                 self._fetch(begin, stop)
 
     def _missing(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """Runs of blocks that are not here yet."""
+        """Yield the runs of blocks that are not here yet."""
         first = None
         last = -(-end // _BLOCK)
         for block in range(begin // _BLOCK, last + 1):

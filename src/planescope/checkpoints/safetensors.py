@@ -58,7 +58,7 @@ _DAMAGED = "the file is damaged, get it again"
 
 
 def recognises(probe: Probe) -> bool:
-    """Whether the file begins as safetensors does: a credible length, then an object.
+    """Return whether the file begins as safetensors does: a credible length, then an object.
 
     A download cut inside the header is recognised by the quote that opens its first key, so that
     it can be called truncated rather than unknown.

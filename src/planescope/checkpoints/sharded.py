@@ -20,7 +20,7 @@ MAX_INDEX_BYTES = 100_000_000
 
 
 def recognises(probe: Probe) -> bool:
-    """Whether the file is a JSON object with a weight map."""
+    """Return whether the file is a JSON object with a weight map."""
     if not probe.head.lstrip().startswith(b"{") or probe.size > MAX_INDEX_BYTES:
         return False
     return b'"weight_map"' in read_exactly(probe.path, 0, probe.size)
@@ -57,7 +57,7 @@ def read(path: Path) -> StateDict:
 
 
 def shard_names(path: Path) -> list[str]:
-    """Names of an index's shards, relative to its folder and never outside of it.
+    """Return the names of an index's shards, relative to its folder and never outside of it.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a relative name cannot leave its folder, on any system.
+    """Return whether a relative name cannot leave its folder, on any system.
 
     Links are not followed: the hub's cache is made of links, and an index cannot make one.
     """

@@ -162,7 +162,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _number(value: object) -> float | None:
-    """Give what JSON holds as a number; None where it is none, or beyond all floats."""
+    """Return a number of JSON as a float; None for anything else."""
     try:
         return float(value) if isinstance(value, int | float) else None
     except OverflowError:
@@ -170,7 +170,7 @@ def _number(value: object) -> float | None:
 
 
 def _shape_of(value: object) -> tuple[int, ...] | None:
-    """Give what JSON holds as a shape; None where it cannot be one."""
+    """Return a list of JSON as a shape; None for anything else."""
     if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
         return None
     return tuple(value) if all(type(n) is int and n >= 0 for n in value) else None

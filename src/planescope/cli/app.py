@@ -1,39 +1,34 @@
-"""Wires the commands together; holds nothing else."""
+"""Wires the commands together: each is loaded when it is named, or when the help lists it."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import click
 
 from planescope import __version__
-from planescope.cli.claims import claims
-from planescope.cli.figures import figures
-from planescope.cli.fit import fit
-from planescope.cli.measure import measure
-from planescope.cli.predict import predict
-from planescope.cli.quickstart import quickstart
-from planescope.cli.relate import relate
-from planescope.cli.report import report
-from planescope.cli.reset import reset
-from planescope.cli.status import status
-from planescope.cli.study import study
-from planescope.cli.train import train
+
+# Each is a module of this package with a command of its own name.
+COMMANDS = (
+    "claims", "diff", "figures", "fit", "measure", "predict", "quickstart", "relate", "report",
+    "reset", "status", "study", "train",
+)  # fmt: skip
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """A group of commands whose modules are not loaded before they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"planescope.cli.{cmd_name}"), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="planescope", message="%(prog)s %(version)s")
 def app() -> None:
     """Measure how the hyperplanes of a trained network face its data."""
-
-
-app.add_command(claims)
-app.add_command(figures)
-app.add_command(fit)
-app.add_command(measure)
-app.add_command(predict)
-app.add_command(quickstart)
-app.add_command(relate)
-app.add_command(report)
-app.add_command(reset)
-app.add_command(status)
-app.add_command(study)
-app.add_command(train)

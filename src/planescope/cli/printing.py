@@ -62,7 +62,7 @@ def plain_table(*titles: str, left: tuple[str, ...] = ("score", "network", "laye
 
 
 def _cleaned(piece: Any, *, lines: bool = False) -> Any:
-    """What is printed, if it is text, without what is no text; `lines` keeps ends of lines."""
+    """Take control characters out of a text that is printed; `lines` keeps ends of lines."""
     from rich.text import Text
 
     if isinstance(piece, str):
@@ -79,7 +79,7 @@ def _escaped(text: str, *, lines: bool) -> str:
 
 @functools.cache
 def _console_class() -> Any:
-    """A class made when it is needed: Rich costs a tenth of a second to import."""
+    """Return a class made when it is needed: Rich costs a tenth of a second to import."""
     from rich.console import Console
 
     class SafeConsole(Console):

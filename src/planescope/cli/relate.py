@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from planescope.cli.options import code_options, consent
-from planescope.criticality.relation import Selection
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,6 +132,8 @@ _LAYERS = {"all": "all layers", "inner": "the layers behind a ReLU", "first": "f
 
 def _other_selections(relation: Relation) -> list[str]:
     """Agreement in the layers that the table is not about: all together, the first ones apart."""
+    from planescope.criticality.relation import Selection
+
     lines = []
     for name, text in _LAYERS.items():
         found = relation.at("agreement", Selection(name))
@@ -148,7 +149,7 @@ def _other_selections(relation: Relation) -> list[str]:
 
 
 def _scores_table(pooled: list[Association], out: Console) -> Table:
-    """All columns, or as many as the terminal has room for."""
+    """Return all columns, or as many as the terminal has room for."""
     from planescope.cli.printing import plain_table
 
     for columns in (7, 5, 3):
@@ -217,7 +218,7 @@ def _shares_table(shares: list[Share]) -> Table:
 
 
 def _best(relation: Relation) -> list[str]:
-    """Which score ranks best, beside agreement and position."""
+    """Return the score that ranks best, agreement and position aside."""
     return [
         f"best: {one.best}; |rho| larger than that of {one.other} by {one.difference:.2f} "
         f"({one.low:.2f} to {one.high:.2f})"

@@ -192,7 +192,7 @@ def reset(
 
 
 def _data_options(choices: dict[str, Any]) -> DataOptions | None:
-    """How a data set by name is prepared; None for the usual way."""
+    """Return the options of a data set by name; None for the usual preparation."""
     from planescope.data.load import DataOptions
 
     mean, std = (_numbers(f"--{name}", choices.pop(name)) for name in ("mean", "std"))
@@ -339,7 +339,7 @@ def _title(snapshot: int | str) -> str:
 
 
 def _critical(resets: Resets, row: str, snapshot: int | str) -> str:
-    """Whether the network needs a layer; of several draws, where these agree."""
+    """Return whether the network needs a layer; of several draws, where these agree."""
     found = {cell.critical for cell in resets.at(row, snapshot)}
     if len(found) > 1:
         return "undecided"
@@ -347,7 +347,7 @@ def _critical(resets: Resets, row: str, snapshot: int | str) -> str:
 
 
 def _kind(resets: Resets) -> str:
-    """What the cells of the table show."""
+    """Name what the cells of the table show."""
     if any(cell.relative_drop is not None for cell in resets.cells):
         return "relative drop in %, in parentheses within noise"
     if resets.metric is not None:

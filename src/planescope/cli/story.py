@@ -26,7 +26,7 @@ RESET_TO = (0, 1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, kw_only=True)
 class Quickstart:
-    """What a part of `quickstart` made.
+    """The results of the parts of `quickstart`.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Quickstart:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What the trained network loses with its layers put back, and whether the bias tells.
+    """The cost of resetting the layers of the trained network, and its relation to the bias.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class Loss:
 
 
 def example_checkpoint() -> Path:
-    """Path of a real ImageNet checkpoint, EfficientNet-Lite0.
+    """Return the path of a real ImageNet checkpoint, EfficientNet-Lite0.
 
     Raises
     ------

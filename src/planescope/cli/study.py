@@ -96,7 +96,7 @@ def study(
 
 
 def _security(scheduler: str | None, *tls: str | None) -> Any:
-    """What the scheduler is shown, if it was given; a warning where it asks for nothing."""
+    """Return the certificates for a scheduler that was given; warn where it asks for none."""
     from planescope.study import cluster
 
     if scheduler is not None and cluster.is_open(scheduler):

@@ -67,7 +67,7 @@ def _left_out(row: Row) -> str:
 
 
 def _verdict(row: Row) -> str:
-    """A word and a sign, so that colour is not all that tells."""
+    """Return a word and a sign, so that colour is not all that tells."""
     if isinstance(row, PoolMeasurement):
         return f"{row.biased_layers} of {row.layers}"
     if not row.biased or row.negative_mass is None:
@@ -120,7 +120,7 @@ def print_measurement(measurement: Measurement, *, pairing: bool = False) -> Non
 
 
 def _fitting_table(measurement: Measurement, out: Console) -> Table:
-    """The table with as many columns as the terminal has room for."""
+    """Return the table with as many columns as the terminal has room for."""
     columns = [column for column in _COLUMNS if column.needed(measurement)]
     while True:
         fitting = _table(measurement, columns)
@@ -151,7 +151,7 @@ def _table(measurement: Measurement, columns: list[_Column]) -> Table:
 
 
 def _skipped_lines(measurement: Measurement) -> list[str]:
-    """One line a reason, with how many layers it left out."""
+    """Return one line a reason, with how many layers it left out."""
     reasons: dict[str, list[str]] = {}
     for skipped in measurement.skipped:
         reasons.setdefault(skipped.reason, []).append(skipped.name)

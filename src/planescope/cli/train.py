@@ -34,7 +34,7 @@ def _options() -> tuple[click.Option, ...]:
 
 
 def _option(name: str, field: FieldInfo) -> click.Option:
-    """An option for a field; values are checked by the config, not here."""
+    """Return an option for a field; values are checked by the config, not here."""
     flag = "--" + name.replace("_", "-")
     types = list(_types(field.annotation))
     is_tuple = get_origin(field.annotation) is tuple
@@ -50,7 +50,7 @@ def _option(name: str, field: FieldInfo) -> click.Option:
 
 
 def _types(annotation: Any) -> Iterator[Any]:
-    """What a value may be: a type, or one of several words."""
+    """Yield what a value may be: a type, or one of several words."""
     if get_origin(annotation) is Literal:
         yield from get_args(annotation)
     elif parts := get_args(annotation):

@@ -1,1 +1,1 @@
-"""What layers are worth to a network, and whether their weights tell."""
+"""The worth of layers to a network, and its prediction from their weights."""

@@ -89,11 +89,11 @@ class Sample:
         return np.array([np.nan if value is None else value for value in values])
 
     def has(self, score: str) -> bool:
-        """Whether any layer has the score."""
+        """Return whether any layer has the score."""
         return any(layer.scores[score] is not None for layer in self._layers)
 
     def associate(self, score: str) -> Association:
-        """How a score goes with the drop."""
+        """Associate a score with the drop."""
         values = self._score(score)
         there = np.isfinite(values)
         fields: dict[str, float | None] = {}
@@ -124,7 +124,7 @@ class Sample:
         columns: Sequence[Floats],
         there: Flags,
     ) -> dict[str, float | None]:
-        """A statistic along the layers: its mean over runs, and the interval."""
+        """Return a statistic along the layers: its mean over runs, and the interval."""
         inputs = columns if name == "partial" else columns[:2]
         by_run = np.full(len(self.runs), np.nan)
         for run in range(len(self.runs)):
@@ -150,7 +150,7 @@ class Sample:
         return chosen[self._rng.integers(0, len(chosen), (self._draws, len(chosen)))]
 
     def _blocks(self, columns: Sequence[Floats], there: Flags) -> Iterator[Block]:
-        """Runs that have the same layers of the same network."""
+        """Yield the runs that have the same layers of the same network."""
         alike: dict[tuple[str, ...], list[Flags]] = defaultdict(list)
         for run in range(len(self.runs)):
             own = there & (self._of == run)
@@ -164,7 +164,7 @@ class Sample:
     def _curve(
         self, name: str, curve: Statistic, score: Floats, there: Flags
     ) -> dict[str, float | None]:
-        """Area or precision over all layers, and the interval."""
+        """Return the area or precision over all layers, and the interval."""
         found, critical = score[there], self._critical[there]
         if not 0 < critical.sum() < len(critical):
             return {}
@@ -180,7 +180,7 @@ class Sample:
         return {name: value, f"{name}_low": low, f"{name}_high": high}
 
     def compare(self, pooled: Sequence[Association], /) -> Iterator[Comparison]:
-        """The best score against each other one, in what `associate` found."""
+        """Yield the best score against each other one, in what `associate` found."""
         ranked = [a for a in pooled if a.rho is not None]
         most = max((a.runs for a in ranked), default=0)
         whole = [a for a in ranked if a.runs == most and a.score != CONTROL]
@@ -214,20 +214,20 @@ class Sample:
 
 
 def _counts(drawn: Integers, layers: int) -> Floats:
-    """How often each layer was drawn, by rows."""
+    """Return how often each layer was drawn, by rows."""
     counts = np.zeros((len(drawn), layers))
     np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1.0)
     return counts
 
 
 def selected(layers: Sequence[RelatedLayer], selection: Selection, /) -> list[RelatedLayer]:
-    """Layers of a selection."""
+    """Return the layers of a selection."""
     wanted = {Selection.ALL: (True, False), Selection.INNER: (False,), Selection.FIRST: (True,)}
     return [layer for layer in layers if layer.first in wanted[selection]]
 
 
 def corrected(pooled: Sequence[Association], /) -> list[Association]:
-    """The same with p-values of rho corrected over the scores; the control takes no part."""
+    """Return the same with p-values of rho corrected over the scores; the control takes no part."""
     tested = [a for a in pooled if a.score != CONTROL]
     values = benjamini_hochberg([a.rho_p for a in tested])
     by_score = {a.score: q for a, q in zip(tested, values, strict=True)}
@@ -280,7 +280,7 @@ def _share(
 
 
 def advise(layers: Sequence[RelatedLayer], /, *, critical: float) -> Iterator[Advice]:
-    """What each layer of each network costs, and what to do with it."""
+    """Advise what to do with each layer of each network, by its cost."""
     same: dict[tuple[str, str], list[RelatedLayer]] = defaultdict(list)
     for layer in layers:
         same[layer.network, layer.name].append(layer)
@@ -305,7 +305,7 @@ def advise(layers: Sequence[RelatedLayer], /, *, critical: float) -> Iterator[Ad
 
 
 def _mean_drop(several: Sequence[RelatedLayer]) -> tuple[float, float, float]:
-    """Mean over runs and its interval: Student's, or what one run itself has."""
+    """Return the mean over runs and its interval: Student's, or what one run itself has."""
     if len(several) == 1:
         return several[0].drop, several[0].drop_low, several[0].drop_high
     from scipy.special import stdtrit

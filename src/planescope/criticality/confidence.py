@@ -1,4 +1,4 @@
-"""How well an accuracy is known: from all examples, and at any moment while they are looked at."""
+"""Intervals of an accuracy: from all examples, and at any moment while they are looked at."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVEL = 0.95
 
 
 def wilson(successes: int, trials: int, /) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927).
+    """Return 95 % interval of a share (Wilson 1927).
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def wilson(successes: int, trials: int, /) -> tuple[float, float]:
     Raises
     ------
     ValueError
-        If the counts cannot be.
+        If the counts contradict each other.
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} of {trials} is no share")
@@ -64,7 +64,7 @@ def accuracy_bounds(right: int, seen: int, total: int, /) -> tuple[float, float]
     Raises
     ------
     ValueError
-        If the counts cannot be.
+        If the counts contradict each other.
 
     Notes
     -----
@@ -74,7 +74,7 @@ def accuracy_bounds(right: int, seen: int, total: int, /) -> tuple[float, float]
     inequality ever reaches 20 with probability 5 % at most.
     """
     if not 0 <= right <= seen <= total or total < 1:
-        raise ValueError(f"{right} of {seen} of {total} cannot be")
+        raise ValueError(f"{right} right of {seen} seen of {total} are no possible counts")
     import numpy as np
 
     log = _log_factorials(total + 1)
@@ -97,7 +97,7 @@ def _log_factorials(largest: int) -> Floats:
 
 
 def change_p_value(before: Values, after: Values, /) -> float:
-    """Exact two-sided test of whether two accuracies on the same examples are one.
+    """Return exact two-sided test of whether two accuracies on the same examples are one.
 
     Parameters
     ----------

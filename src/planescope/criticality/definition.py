@@ -1,4 +1,4 @@
-"""What "critical" means: one place for all that says it of a layer (METHOD, section 7)."""
+"""The definition of "critical", for all that says it of a layer (METHOD, section 7)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FEW = 4
 
 
 class Critical(StrEnum):
-    """Whether the network needs what was replaced."""
+    """The verdict on whether the network needs what was replaced."""
 
     YES = "yes"
     NO = "no"
@@ -49,7 +49,7 @@ class Loss:
 
     @property
     def critical(self) -> Critical | None:
-        """Whether the interval lies above the threshold, below it, or on both sides; None without.
+        """Say on which side of the threshold the interval lies, or on both; None without one.
 
         METHOD, section 7: critical where the whole interval lies above 0.1.
         """

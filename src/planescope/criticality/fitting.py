@@ -68,7 +68,7 @@ class _Layers:
         return _Layers((self.rows - centre) / scale, self.critical, self.run)
 
     def seeing(self, columns: Sequence[int]) -> _Layers:
-        """The same with some of the features."""
+        """Return the same with some of the features."""
         return _Layers(self.rows[:, columns], self.critical, self.run)
 
 
@@ -187,7 +187,7 @@ def _probabilities(model: LogisticRegression, layers: _Layers) -> Floats:
 
 
 def _left_out(layers: _Layers, penalty: float) -> Floats:
-    """Probabilities of each layer by a fit that did not see its run."""
+    """Return the probabilities of each layer by a fit that did not see its run."""
     folds = GroupKFold(min(FOLDS, len(set(layers.run))))
     found = cross_val_predict(
         _regression(penalty),

@@ -1,4 +1,4 @@
-"""How likely each layer of a checkpoint is critical, by a model that was fitted on trained runs.
+"""The probability that a layer of a checkpoint is critical, by a model fitted on trained runs.
 
 The model that ships is a logistic regression over statistics that need no data; what it was fitted
 on, and how well it did on runs it never saw, stands in it.
@@ -47,7 +47,7 @@ FEATURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """How well probabilities agreed with what resets then cost.
+    """The agreement of probabilities with what resets then cost.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """What the model was fitted on, to tell what is far from it.
+    """The range of what the model was fitted on, to tell what is far from it.
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ class CriticalModel:
 
     @property
     def fitted_on(self) -> str:
-        """What it was fitted on, in a sentence."""
+        """Return what it was fitted on, in a sentence."""
         tried = self.cross_validated
         return (
             f"Fitted on {tried.runs} runs ({', '.join(self.networks)} on {', '.join(self.data)}; "
@@ -141,7 +141,7 @@ class CriticalModel:
         )
 
     def probabilities(self, features: Floats, /) -> Floats:
-        """Probability of critical for rows of features; shape (layers,)."""
+        """Return the probability of critical for rows of features; shape (layers,)."""
         import numpy as np
 
         standard = (features - np.array(self.centre)) / np.array(self.scale)
@@ -149,7 +149,7 @@ class CriticalModel:
         return np.asarray(0.5 * (1 + np.tanh(odds / 2)))  # the logistic function, without overflow
 
     def far(self, features: Floats, /) -> NDArray[np.bool_]:
-        """Which rows of features lie beyond 99 % of those fitted on."""
+        """Tell the rows of features that lie beyond 99 % of those fitted on."""
         import numpy as np
 
         standard = (features - np.array(self.centre)) / np.array(self.scale)
@@ -202,7 +202,7 @@ def _model(data: Mapping[str, Any]) -> CriticalModel:
     if any(len(row) != len(FEATURES) for row in (*numbers, model.reach.precision)):
         raise ValueError("its numbers are not one a feature")
     if not all(scale > 1 / _MOST for scale in model.scale):
-        raise ValueError("it has a scale that is none")
+        raise ValueError("it has a scale that is 0 or too small")
     if any(abs(number) > _MOST for row in (*numbers, (model.intercept,)) for number in row):
         raise ValueError("it has a number beyond all measure")
     return model
@@ -210,7 +210,7 @@ def _model(data: Mapping[str, Any]) -> CriticalModel:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPrediction:
-    """How likely a layer is critical.
+    """The probability that a layer is critical.
 
     Attributes
     ----------
@@ -228,7 +228,7 @@ class LayerPrediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """How likely the layers of a network are critical.
+    """The probabilities that the layers of a network are critical.
 
     Attributes
     ----------
@@ -251,11 +251,11 @@ class Prediction:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data as in the JSON form."""
+        """Return plain data as in the JSON form."""
         return {"schema": SCHEMA, **dataclasses.asdict(self)}
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.critical/1``."""
+        """Return JSON text by the schema ``planescope.critical/1``."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -308,13 +308,13 @@ def save(predictions: Sequence[Prediction], path: str | os.PathLike[str], /) -> 
 
 
 def to_json(predictions: Sequence[Prediction], /, *, indent: int | None = 2) -> str:
-    """JSON text of one prediction, or an array of several."""
+    """Return JSON text of one prediction, or an array of several."""
     data = [one.to_dict() for one in predictions]
     return json.dumps(data[0] if len(data) == 1 else data, indent=indent, allow_nan=False)
 
 
 def shipped_model() -> CriticalModel:
-    """The model that comes with the package."""
+    """Return the model that comes with the package."""
     with (
         files("planescope.criticality")
         .joinpath("critical-model.json")
@@ -326,7 +326,7 @@ def shipped_model() -> CriticalModel:
 def predict_critical(
     measurement: Measurement, /, *, model: CriticalModel | None = None
 ) -> Prediction:
-    """How likely it is that a network loses much if a layer is put back to its initialisation.
+    """Predict for each layer whether the network loses much if it is reset to its initialisation.
 
     Parameters
     ----------
@@ -387,7 +387,7 @@ def _warnings(
 
 
 def features_of(measurement: Measurement, /) -> Floats:
-    """What the model sees of each layer; shape (layers, features), NaN where nothing is known."""
+    """Return the features of each layer; shape (layers, features), NaN where nothing is known."""
     import numpy as np
 
     last = max(1, len(measurement.layers) - 1)
@@ -410,7 +410,7 @@ def features_of(measurement: Measurement, /) -> Floats:
 
 
 def features_of_scores(scores: Mapping[str, float | None], /, *, first: bool) -> tuple[float, ...]:
-    """Values of `FEATURES` from a layer's scores; NaN where it has no usable filter."""
+    """Return the values of `FEATURES` from a layer's scores; NaN where it has no usable filter."""
     told = [scores[name] for name in ("agreement", "mean_cosine", "abs_z", "position")]
     agreement, cosine, z, position = (math.nan if x is None else x for x in told)
     if any(map(math.isnan, (agreement, cosine, z, position))):

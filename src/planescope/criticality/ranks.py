@@ -1,4 +1,4 @@
-"""How well scores of layers go with what the layers cost: ranks, curves, and what chance gives.
+"""Rank correlations and curves of layers' scores against their costs, and what chance gives.
 
 Layers of one run are not independent, and neither are those at one place of several runs of the
 same network. Two rules follow. Intervals over several runs resample whole runs. And where several
@@ -62,21 +62,21 @@ def ranks(values: Floats, /) -> Floats:
 
 
 def spearman(first: Floats, second: Floats, /) -> Floats:
-    """Spearman's rho along the last axis; NaN where one of the two is constant."""
+    """Return Spearman's rho along the last axis; NaN where one of the two is constant."""
     import numpy as np
 
     return np.asarray((ranks(first) * ranks(second)).sum(axis=-1))
 
 
 def kendall(first: Floats, second: Floats, /) -> Floats:
-    """Kendall's tau-b along the last axis; NaN where one of the two is constant."""
+    """Return Kendall's tau-b along the last axis; NaN where one of the two is constant."""
     import numpy as np
 
     return np.asarray((_signs(first) * _signs(second)).sum(axis=(-2, -1)))
 
 
 def _signs(values: Floats) -> Floats:
-    """Which of two layers has the larger value, by pairs; of length 1, NaN where all are tied."""
+    """Compare layers by pairs: signs of differences, of length 1; NaN where all are tied."""
     import numpy as np
 
     signs = np.sign(values[..., :, None] - values[..., None, :])
@@ -97,7 +97,7 @@ def partial_spearman(score: Floats, drop: Floats, position: Floats, /) -> Floats
 
 
 def _without(values: Floats, direction: Floats) -> Floats:
-    """What is left once a direction of length 1 is taken away; again of length 1, or NaN."""
+    """Remove a direction of length 1; what is left has length 1 again, or is NaN."""
     import numpy as np
 
     rest = values - (values * direction).sum(axis=-1, keepdims=True) * direction
@@ -118,7 +118,7 @@ class PValues:
 def permutation_p_values(
     blocks: Sequence[Block], /, *, shuffles: int, rng: np.random.Generator
 ) -> PValues:
-    """How often shuffled layers go with the drops as well as the layers do.
+    """Return the share of shuffles whose layers go with the drops as well as the layers do.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def _shuffled(left: Floats, right: Floats, along: Floats, orders: Integers) -> F
 def _orders(
     sizes: Sequence[int], shuffles: int, rng: np.random.Generator
 ) -> tuple[list[Integers], bool]:
-    """Orders of the layers of each block, and whether these are all there are."""
+    """Return the orders of the layers of each block, and whether these are all there are."""
     import numpy as np
 
     if len(sizes) == 1 and math.factorial(min(sizes[0], 20)) <= shuffles:
@@ -216,7 +216,7 @@ def _orders(
 
 
 def auc(score: Floats, critical: Flags, /, weights: Floats) -> Floats:
-    """Area under the ROC curve, with weights of the layers.
+    """Return the area under the ROC curve, with weights of the layers.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def _descending(score: Floats) -> tuple[Integers, Integers]:
 
 
 def resampled(units: int, /, *, draws: int, rng: np.random.Generator) -> Floats:
-    """How often each unit is drawn, with replacement; shape (draws, units)."""
+    """Draw units with replacement; return counts of shape (draws, units)."""
     import numpy as np
 
     return np.asarray(rng.multinomial(units, np.full(units, 1 / units), draws), dtype=np.float64)
@@ -290,7 +290,7 @@ def weighted_mean(values: Floats, weights: Floats, /) -> Floats:
 
 
 def interval(draws: Floats, /) -> tuple[float | None, float | None]:
-    """Where 95 % of the draws lie (percentiles), draws that are NaN left out."""
+    """Return the 95 % percentile interval of draws, NaN left out."""
     import numpy as np
 
     there = draws[np.isfinite(draws)]
@@ -302,13 +302,13 @@ def interval(draws: Floats, /) -> tuple[float | None, float | None]:
 
 
 def chunks(rows: int, columns: int, /) -> list[slice]:
-    """Parts of so many rows that a block of them and the columns stays small."""
+    """Return the parts of so many rows that a block of them and the columns stays small."""
     step = max(1, _BLOCK // max(columns, 1))
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def roc(score: Floats, critical: Flags, /, weights: Floats, grid: Floats) -> Floats:
-    """ROC curves: share of critical layers found by share of others taken for critical.
+    """Return ROC curves: share of critical layers found by share of others taken for critical.
 
     Parameters
     ----------

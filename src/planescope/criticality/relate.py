@@ -22,7 +22,8 @@ from planescope.criticality.resets.record import Accuracy, ResetCell, Resets
 from planescope.criticality.scores import SCORES, layer_scores
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Input
-from planescope.measurement.measure import find, measure
+from planescope.measurement.measure import measure
+from planescope.measurement.source import find
 from planescope.training.run import Run, State
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def relate(
     UsageError
         If a run is not finished, was not reset to epoch 0 or not after its last epoch, or was given
         twice; if runs of one network were reset in different layers; if no run has a relative drop;
-        or an option cannot be.
+        or an option is invalid.
     """
     some = [runs] if isinstance(runs, (Run, str, os.PathLike)) else runs
     given = [Run.open(run, trust=trust) for run in some]
@@ -137,7 +138,7 @@ def relate_layers(
     Raises
     ------
     UsageError
-        If runs of one network have different layers, or an option cannot be.
+        If runs of one network have different layers, or an option is invalid.
     """
     # SciPy's statistics take two seconds to import, which nobody else should wait for.
     from planescope.criticality.associate import Sample, advise, corrected, selected, shares
@@ -207,7 +208,7 @@ def _check_names(layers: Sequence[RelatedLayer]) -> None:
 
 
 def _names(layers: Sequence[RelatedLayer]) -> dict[tuple[str, str], list[str]]:
-    """Names of layers by path and network of their run."""
+    """Return the names of layers by path and network of their run."""
     names: dict[tuple[str, str], list[str]] = defaultdict(list)
     for layer in layers:
         names[layer.run, layer.network].append(layer.name)
@@ -232,7 +233,7 @@ def _notes(layers: Sequence[RelatedLayer]) -> Iterator[str]:
 
 
 def _resets(run: Run, *, unfinished: bool) -> Resets:
-    """Resets of a run, to epoch 0 too."""
+    """Return the resets of a run, to epoch 0 too."""
     state = run.status.state
     if state is not State.FINISHED and not unfinished:
         raise UsageError(
@@ -299,7 +300,7 @@ def _related(
 
 
 def _recorded_inputs(run: Run) -> dict[str, Input]:
-    """What feeds each layer, as the run's own measurements have it."""
+    """Return the input of each layer, from the run's own measurements."""
     layers = list(run.measured_layers.values())[-1]
     inputs = {layer.name: layer.input for layer in layers}
     reset = Resets.load(run.resets).layers

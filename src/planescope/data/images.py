@@ -1,4 +1,4 @@
-"""What a data set is, once it is found: labelled images in memory, or labelled image files."""
+"""Data sets, once found: labelled images in memory, or labelled image files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGE = 224  # the size that ImageNet's networks take
 
 
 class Resize(StrEnum):
-    """What is done to the size of an image before it enters the network."""
+    """The change of an image's size before it enters the network."""
 
     NATIVE = "native"
     PAD_32 = "pad-32"  # zeros around it up to 32 × 32, for digits of 28 × 28
@@ -54,14 +54,14 @@ class Images:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a prepared input."""
+        """Return the channels, height and width of a prepared input."""
         channels, height, width = self.images.shape[1:]
         if self.resize in (Resize.UPSCALE_224, Resize.PAD_224):
             height = width = LARGE
         return channels, height, width
 
     def take(self, indices: torch.Tensor) -> Images:
-        """Those examples alone, in that order."""
+        """Return those examples alone, in that order."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
@@ -94,10 +94,10 @@ class Files:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a prepared input."""
+        """Return the channels, height and width of a prepared input."""
         return 3, self.crop, self.crop
 
     def take(self, indices: torch.Tensor) -> Files:
-        """Those examples alone, in that order."""
+        """Return those examples alone, in that order."""
         paths = tuple(self.paths[index] for index in indices.tolist())
         return replace(self, paths=paths, labels=self.labels[indices])

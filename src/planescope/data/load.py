@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.data.images import Channels, Files, Images, Resize, Split
 from planescope.data.published import KNOWN
 from planescope.data.sources import must_not_augment, open_source
 from planescope.files.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = [
     "DataOptions",
@@ -30,7 +28,7 @@ __all__ = [
 
 
 class Validation(StrEnum):
-    """Where the validation examples come from."""
+    """The source of the validation examples."""
 
     GIVEN = "given"  # the data set's own
     RANDOM = "random"  # drawn from the training examples, which lose them
@@ -39,7 +37,7 @@ class Validation(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How a data set departs from its plain form.
+    """The options of a data set: how it departs from its plain form.
 
     Attributes
     ----------
@@ -199,8 +197,6 @@ def load(
 
 
 def _rng(seed: int, *stream: int) -> np.random.Generator:
-    import numpy as np
-
     return np.random.default_rng([seed, *stream])
 
 
@@ -274,7 +270,6 @@ def _corrupt_labels(data: Images | Files, options: DataOptions) -> Images | File
 
 
 def _shuffle_pixels(data: Images | Files, options: DataOptions) -> Images | Files:
-    import numpy as np
     import torch
 
     if not options.shuffle_pixels:

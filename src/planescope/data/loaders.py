@@ -191,7 +191,7 @@ def call_loader(name: str, split: str, /) -> Any:
 
 
 def _is_bytes(part: Any) -> bool:
-    """Whether examples are images as bytes, which no network takes as they are."""
+    """Return whether examples are images as bytes, which no network takes as they are."""
     if isinstance(part, tuple) and len(part) == 2:
         first = part[0]
     elif _is_indexed(part) and not isinstance(part, DataLoader) and len(part):
@@ -219,7 +219,7 @@ def _is_indexed(data: Any) -> bool:
 
 
 def _of_module(data: Any, split: str, name: str) -> Any:
-    """Loader of a LightningDataModule, prepared and set up as its trainer would."""
+    """Return the loader of a LightningDataModule, prepared and set up as its trainer would."""
     for call, args in (("prepare_data", ()), ("setup", ("fit",))):
         if callable(getattr(data, call, None)):
             getattr(data, call)(*args)
@@ -323,7 +323,7 @@ class _Rows:
 
 
 class _Reader:
-    """What in a batch is what, for a network."""
+    """The roles of the parts of a batch, for a network."""
 
     def __init__(self, module: nn.Module, unpack: Unpack | None) -> None:
         self._module, self._unpack = module, unpack
@@ -399,7 +399,7 @@ def _size(inputs: Sequence[Any], labels: Any) -> int:
 
 
 def _shown(raw: Any) -> str:
-    """A batch in few words."""
+    """Return a batch in few words."""
     if isinstance(raw, Mapping):
         return f"a dictionary of {', '.join(map(str, list(raw)[:6]))}"
     if isinstance(raw, list | tuple):

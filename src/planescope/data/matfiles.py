@@ -11,6 +11,8 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import open_binary
 from planescope.files.zips import BOMB_BYTES, BOMB_RATIO
@@ -18,8 +20,6 @@ from planescope.files.zips import BOMB_BYTES, BOMB_RATIO
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    import numpy as np
 
 HEADER_BYTES = 128
 LITTLE_ENDIAN_5 = b"\x00\x01IM"  # version and byte order, the last bytes of the header
@@ -33,7 +33,7 @@ COMPLEX = 0x0800
 
 
 class _DamagedError(Exception):
-    """What is wrong; the reader of the file adds where."""
+    """A fault in a file; its reader adds the place."""
 
 
 def read_mat(path: Path) -> dict[str, np.ndarray]:
@@ -93,8 +93,6 @@ def _element(data: memoryview, at: int) -> tuple[int, memoryview, int]:
 
 def _array(matrix: memoryview) -> tuple[str, np.ndarray | None]:
     """Name and values of an array; None where it is not real and numeric."""
-    import numpy as np
-
     _, flags, at = _element(matrix, 0)
     _, sizes, at = _element(matrix, at)
     _, name, at = _element(matrix, at)

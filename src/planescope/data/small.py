@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.files.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     Examples = tuple[np.ndarray, np.ndarray]
 
 
 def sklearn_digits() -> tuple[Examples, Examples]:
-    """Digits of 8 × 8 pixels that come with scikit-learn (UCI ML, 1,797 of 43 writers).
+    """Return the digits of 8 × 8 pixels that come with scikit-learn (UCI ML, 1,797 of 43 writers).
 
     Returns
     -------
@@ -25,8 +25,6 @@ def sklearn_digits() -> tuple[Examples, Examples]:
     MissingDependencyError
         If scikit-learn is not installed.
     """
-    import numpy as np
-
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as exc:

@@ -63,7 +63,7 @@ def check_name(name: str, /) -> None:
 
 
 def must_not_augment(name: str) -> bool:
-    """Whether a flipped image of this set would mean something else."""
+    """Return whether a flipped image of this set would mean something else."""
     return name == "digits" or (name in KNOWN and KNOWN[name].augment is None)
 
 
@@ -181,7 +181,7 @@ def _from_callable(name: str, split: Split) -> Images:
 
 
 def _as_tensors(part: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels from a pair of arrays, or from a torch Dataset of pairs."""
+    """Return the images and labels from a pair of arrays, or from a torch Dataset of pairs."""
     import torch
     from torchvision.transforms.v2.functional import pil_to_tensor
 

@@ -9,6 +9,7 @@ from planescope.figures.claims import (
     write_claims,
 )
 from planescope.figures.comparisons import networks, settings
+from planescope.figures.difference import difference
 from planescope.figures.dynamics import dynamics
 from planescope.figures.layers import cosines, negative_mass
 from planescope.figures.overview import overview
@@ -24,6 +25,7 @@ __all__ = [
     "agreement_through_training",
     "animate",
     "cosines",
+    "difference",
     "dynamics",
     "effects",
     "heatmap",

@@ -1,4 +1,4 @@
-"""How the distributions of the cosines move through training, as a film."""
+"""A film of how the distributions of the cosines move through training."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def animate(
     Raises
     ------
     UsageError
-        If the suffix is none of these, or `fps` or `width` cannot be.
+        If the suffix is none of these, or `fps` or `width` is invalid.
     CheckpointError
         If there is no such run, it has no snapshots, or a file of it is damaged.
     MissingDependencyError
@@ -122,7 +122,7 @@ def animate(
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What changes from snapshot to snapshot: the title, and outline and look of each layer."""
+    """The parts that change from snapshot to snapshot: title, outline and look of each layer."""
 
     title: str
     outlines: tuple[Floats, ...]
@@ -146,7 +146,7 @@ def _measure(run: Run, progress: Callable[[int, int, str], None] | None) -> dict
 
 
 def _frames(run: Run, measured: Mapping[int, Measurement]) -> tuple[list[Frame], list[Floats]]:
-    """The frames, and the density of chance of each layer."""
+    """Return the frames, and the density of chance of each layer."""
     accuracy = {
         row.epoch: f", validation accuracy {100 * row.val_accuracy:.1f} %" for row in run.metrics
     }
@@ -170,7 +170,7 @@ def _frames(run: Run, measured: Mapping[int, Measurement]) -> tuple[list[Frame],
 
 @styled
 def _backdrop(shots: Sequence[Measurement], laws: Sequence[Floats], width: float) -> Figure:
-    """What all frames share; the layout is that of the last."""
+    """Return the parts that all frames share; the layout is that of the last."""
     from matplotlib.collections import LineCollection
 
     layers = shots[-1].layers

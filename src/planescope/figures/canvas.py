@@ -1,4 +1,4 @@
-"""What all figures share: sizes on paper, style, colours, and how a figure becomes a file."""
+"""The parts that all figures share: sizes on paper, style, colours, and their files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def canvas(
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     from matplotlib.figure import Figure
 
@@ -63,7 +63,7 @@ def canvas(
 
 
 def inches(width: Width) -> float:
-    """Width in inches, from a name or a number.
+    """Return the width in inches, from a name or a number.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def _read_style(path: Path) -> dict[str, Any]:
 
 
 def _line(message: object) -> str:
-    """First line of a message."""
+    """Return the first line of a message."""
     return str(message).strip().partition("\n")[0]
 
 

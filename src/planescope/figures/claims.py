@@ -64,7 +64,7 @@ def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") ->
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     plain = _inner_of(table, (PLAIN,))
     figure, panels = _panels(sorted(set(plain["network"])), width)
@@ -95,7 +95,7 @@ def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") ->
 
 @styled
 def agreement_through_training(table: pd.DataFrame, /, *, width: Width = "page") -> Figure:
-    """Mean agreement of the layers behind a ReLU over the epochs, by network.
+    """Draw the mean agreement of the layers behind a ReLU over the epochs, by network.
 
     Thin lines are runs, thick ones their means: with true labels, and where all labels are wrong.
 
@@ -108,7 +108,7 @@ def agreement_through_training(table: pd.DataFrame, /, *, width: Width = "page")
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     chosen = _inner_of(table, (PLAIN, NOISE))
     figure, panels = _panels(sorted(set(chosen["network"])), width)
@@ -144,7 +144,7 @@ def effects(found: Sequence[Effect], /, *, width: Width = "page") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     figure = canvas(width, FRAME + PITCH * len(found))
     axes = figure.subplots()
@@ -256,18 +256,18 @@ def _markdown(found: Claims, figures: dict[int, str]) -> str:
 
 
 def _inner_of(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """Layers behind a ReLU of the runs of some conditions."""
+    """Return the layers behind a ReLU of the runs of some conditions."""
     inner = with_conditions(table)
     return inner[inner["condition"].isin(conditions)]
 
 
 def _last(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last epoch of each run."""
+    """Return the last epoch of each run."""
     return rows.loc[rows.groupby("run", observed=True)["epoch"].idxmax()]
 
 
 def _panels(networks: Sequence[str], width: Width) -> tuple[Figure, dict[str, Axes]]:
-    """A panel a network, as many abreast as there is room for."""
+    """Return a panel a network, as many abreast as there is room for."""
     abreast = max(1, min(len(networks), int(inches(width) / NARROWEST)))
     rows = -(-len(networks) // abreast)
     figure = canvas(width, 0.3 + PANEL * rows)

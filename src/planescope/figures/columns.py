@@ -22,7 +22,7 @@ _LAYER_COLUMNS = ("number", "layer", *_LAYER_KEYS, "chance_low", "chance_high")
 
 
 def dynamics_numbers(run: Run, statistics: Iterable[str], /) -> Columns:
-    """A row a point: of loss and accuracy by curve, of each statistic by layer.
+    """Return a row a point: of loss and accuracy by curve, of each statistic by layer.
 
     `q` is the corrected p-value by which a point is filled.
     """
@@ -56,14 +56,14 @@ def layers_numbers(measurement: Measurement, /) -> Columns:
 
 
 def filters_numbers(measurement: Measurement, layer: str | None = None, /) -> Columns:
-    """A row a filter, of one layer or of all."""
+    """Return a row a filter, of one layer or of all."""
     table = filters_table([measurement])
     chosen = table["layer"] == (table["layer"] if layer is None else layer)
     return {name: column[chosen].tolist() for name, column in table.items()}
 
 
 def networks_numbers(groups: Mapping[str, Group], /) -> Columns:
-    """A row a layer of each network."""
+    """Return a row a layer of each network."""
     columns: Columns = {key: [] for key in ("panel", "source", *_LAYER_COLUMNS)}
     for panel, group in groups.items():
         _add_group(columns, group, {"panel": panel})
@@ -71,7 +71,7 @@ def networks_numbers(groups: Mapping[str, Group], /) -> Columns:
 
 
 def settings_numbers(panels: Mapping[str, Mapping[str, Group]], setting: str, /) -> Columns:
-    """A row a layer of each network, with the value of the setting."""
+    """Return a row a layer of each network, with the value of the setting."""
     columns: Columns = {key: [] for key in ("panel", setting, "source", *_LAYER_COLUMNS)}
     for panel, values in panels.items():
         for value, group in values.items():
@@ -80,7 +80,7 @@ def settings_numbers(panels: Mapping[str, Mapping[str, Group]], setting: str, /)
 
 
 def resets_numbers(resets: Resets, /) -> Columns:
-    """A row a cell, with the negative mass and the bias of its layer once trained."""
+    """Return a row a cell, with the negative mass and the bias of its layer once trained."""
     layers = {layer.name: layer for layer in resets.layers}
     columns: Columns = {key: [getattr(c, key) for c in resets.cells] for key in CELL_KEYS}
     for key in ("negative_mass", "biased"):

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.figures.canvas import (
     CHANCE,
     NEUTRAL,
@@ -29,16 +31,13 @@ from planescope.figures.layers import (
 )
 from planescope.files.errors import UsageError
 from planescope.hyperplanes import chance
+from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.statistics import Statistics
 from planescope.measurement.record import LayerMeasurement, Measurement
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # The networks that one panel shows: several where only their seeds differ.
 Group = Sequence[Measurement]
@@ -55,12 +54,12 @@ SPREAD_95 = 1.96
 
 
 def networks_room(width: Width) -> int:
-    """How many panels of `networks` a page holds."""
+    """Return how many panels of `networks` a page holds."""
     return _columns(width, PANEL_WIDTH) * int(TALLEST / (PANEL + 2 * LINE))
 
 
 def settings_room(width: Width) -> int:
-    """How many panels of `settings` stand side by side."""
+    """Return how many panels of `settings` stand side by side."""
     return _columns(width, SETTING_WIDTH)
 
 
@@ -82,7 +81,7 @@ def networks(groups: Mapping[str, Group], /, *, width: Width = "page") -> Figure
     Raises
     ------
     UsageError
-        If there is nothing to draw or more than a page holds, or `width` cannot be.
+        If there is nothing to draw or more than a page holds, or `width` is invalid.
     """
     room = networks_room(width)
     if not 0 < len(groups) <= room or not all(groups.values()):
@@ -126,8 +125,6 @@ def _folded(title: str, width: float, networks: int = 1) -> str:
 
 def _draw_network(axes: Axes, measurement: Measurement, *, alone: bool) -> None:
     """Points in the look of their bias, joined in the order of the network."""
-    import numpy as np
-
     numbers, mass = np.arange(1, len(measurement.layers) + 1), _values(measurement, "negative_mass")
     looks = np.array([look(layer) for layer in measurement.layers])
     axes.plot(numbers, mass, color=NEUTRAL, linewidth=0.6 if alone else FAINT_LINE)
@@ -168,7 +165,7 @@ def settings(
     ------
     UsageError
         If there is nothing to draw, there are more panels than have room, networks of one panel
-        have different layers, or `width` cannot be.
+        have different layers, or `width` is invalid.
     """
     room = settings_room(width)
     if not 0 < len(panels) <= room or not all(map(all, (p.values() for p in panels.values()))):
@@ -202,8 +199,6 @@ def _steps(count: int) -> Sequence[float]:
 
 
 def _draw_mean(axes: Axes, group: Group, statistic: str, style: Mapping[str, Any]) -> None:
-    import numpy as np
-
     lengths = {tuple(layer.name for layer in m.layers) for m in group}
     if len(lengths) > 1:
         raise UsageError(f"{group[0].source.path}: networks of one line have different layers")
@@ -217,29 +212,25 @@ def _draw_mean(axes: Axes, group: Group, statistic: str, style: Mapping[str, Any
 
 
 def _values(measurement: Measurement, statistic: str) -> Floats:
-    """A value a layer; NaN where it has no usable filter."""
-    import numpy as np
-
+    """Return a value a layer; NaN where it has no usable filter."""
     found = [getattr(layer, statistic) for layer in measurement.layers]
     return np.array([math.nan if value is None else value for value in found])
 
 
 def mass_range(row: Statistics) -> tuple[float, float]:
-    """Where chance puts a negative mass with 95 % probability; 1/2 where no filter is usable."""
+    """Return the 95 % range of a negative mass by chance; 1/2 where no filter is usable."""
     usable = usable_filters(row)
     return chance.mass_band(usable) if usable else (0.5, 0.5)
 
 
 def _mean_range(layer: LayerMeasurement) -> tuple[float, float]:
-    """The same of a mean cosine."""
+    """Return the same of a mean cosine."""
     usable = usable_filters(layer)
     spread = SPREAD_95 / math.sqrt(layer.fan_in * usable) if usable else 0.0
     return -spread, spread
 
 
 def _chance_band(axes: Axes, measurement: Measurement, statistic: str) -> None:
-    import numpy as np
-
     ranges = {"negative_mass": mass_range, "mean_cosine": _mean_range}
     low, high = np.array([ranges[statistic](layer) for layer in measurement.layers]).T
     steps = np.add.outer(np.arange(1, len(low) + 1), (-0.5, 0.5)).ravel()

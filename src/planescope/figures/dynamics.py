@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.figures.canvas import (
     CHANCE,
     FAINT,
@@ -23,18 +25,15 @@ from planescope.figures.canvas import (
 from planescope.figures.layers import MANY, legend
 from planescope.files.errors import UsageError
 from planescope.hyperplanes import chance
+from planescope.hyperplanes.arrays import Floats
 from planescope.measurement.assemble import LEVEL
 from planescope.training.run import Run
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # Inches: the least width of a panel, its height with title and ticks, and without them.
 NARROWEST_PANEL, PANEL, AXES = 1.25, 1.5, 1.1
@@ -56,7 +55,7 @@ LIGHTEST = 0.88
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """How a statistic is drawn.
+    """The way in which a statistic is drawn.
 
     `test` is the column of its corrected p-values; `banded` says that chance has a band for it.
     """
@@ -99,7 +98,7 @@ def dynamics(
     statistics: Iterable[str] | None = None,
     width: Width = "page",
 ) -> Figure:
-    """Statistics of each layer over the epochs, beside loss and accuracy.
+    """Draw the statistics of each layer over the epochs, beside loss and accuracy.
 
     Colours go with depth; up to twelve layers are numbered at the ends of their lines, more have a
     colour bar. In panels of statistics that have a test, a point is filled where the layer is
@@ -125,7 +124,7 @@ def dynamics(
     ------
     UsageError
         If a table lacks a column or has a layer twice at an epoch, a statistic is unknown or has no
-        values, or `width` cannot be.
+        values, or `width` is invalid.
     CheckpointError
         If there is no such run, nothing was measured yet, or a file of it is damaged.
     """
@@ -184,7 +183,7 @@ def _chosen(table: pd.DataFrame, statistics: Iterable[str] | None) -> list[str]:
 
 
 def _columns(metrics: pd.DataFrame, name: str) -> list[str]:
-    """Which curves of a metric there are."""
+    """Return the curves of a metric."""
     columns = {curve: f"{curve}_{name}" for curve in CURVES}
     return [
         curve
@@ -194,7 +193,7 @@ def _columns(metrics: pd.DataFrame, name: str) -> list[str]:
 
 
 def _panels(width: Width, count: int) -> tuple[Figure, list[Axes]]:
-    """Panels that share the axis of epochs, filled column by column."""
+    """Return the panels that share the axis of epochs, filled column by column."""
     columns = min(math.ceil(count / 2), max(1, int(inches(width) / NARROWEST_PANEL)))
     rows = math.ceil(count / columns)
     figure = canvas(width, rows * PANEL)
@@ -218,8 +217,6 @@ def _draw_metrics(axes: Axes, metrics: pd.DataFrame, name: str) -> None:
 
 def _draw_statistic(axes: Axes, table: pd.DataFrame, name: str, names: Sequence[str]) -> None:
     """A line a layer; where there is a test, a point is filled if the layer is beyond chance."""
-    import numpy as np
-
     panel, few = PANELS[name], len(names) <= MANY
     values = _by_layer(table, name, names)
     epochs, lines = values.index.to_numpy(), values.to_numpy(dtype=float).T
@@ -245,13 +242,12 @@ def _dot(points: int) -> float:
 
 
 def _by_layer(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFrame:
-    """A row an epoch, a column a layer."""
+    """Return a row an epoch, a column a layer."""
     return table.pivot(index="epoch", columns="name", values=column)[list(names)]
 
 
 def depth_colors() -> Colormap:
     """Colours of an order, from first to last, all of them dark enough on white."""
-    import numpy as np
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -272,7 +268,7 @@ def _draw_points(axes: Axes, epochs: Any, lines: Floats, beyond: Any, colors: An
 
 
 def _draw_bands(axes: Axes, table: pd.DataFrame, name: str) -> None:
-    """What chance gives to the layers with the fewest and the most filters."""
+    """Return the bands of chance for the layers with the fewest and the most filters."""
     usable = table["filters"] - sum(table[name] for name in ASIDE if name in table)
     counts = usable[usable > 0]
     for filters, color in ((counts.min(), FAINT), (counts.max(), CHANCE)):
@@ -285,7 +281,6 @@ def _draw_bands(axes: Axes, table: pd.DataFrame, name: str) -> None:
 
 def _number_ends(axes: Axes, lines: Floats, colors: Any) -> None:
     """Number the lines beside the panel where they end, one above the other where they meet."""
-    import numpy as np
     from matplotlib.collections import LineCollection
     from scipy.optimize import isotonic_regression
 
@@ -315,7 +310,6 @@ def _epoch_axis(axes: Axes, last: float) -> None:
 
 
 def _color_bar(figure: Figure, panels: Sequence[Axes], layers: int) -> None:
-    import numpy as np
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

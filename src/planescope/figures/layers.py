@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.figures.canvas import (
     AWAY,
     CHANCE,
@@ -21,17 +23,14 @@ from planescope.figures.canvas import (
     styled,
 )
 from planescope.hyperplanes import chance
+from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.statistics import Filters, Statistics
 from planescope.measurement.record import LayerMeasurement, Measurement, filter_values
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # Inches. A page has room for 8.5 below its legend; a name needs 0.11.
 TALLEST, NAME_PITCH = 8.5, 0.11
@@ -51,7 +50,7 @@ DAGGER = "†"
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How a row is drawn: bias by fill and shape, its side by colour."""
+    """The look of a row: bias by fill and shape, its side by colour."""
 
     label: str
     color: str
@@ -93,7 +92,7 @@ def negative_mass(measurement: Measurement, /, *, width: Width = "column") -> Fi
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     pitch = row_pitch(len(measurement.layers) + 1, MASS_PITCH)
     figure = canvas(width, (len(measurement.layers) + 1) * pitch + FRAME)
@@ -107,7 +106,7 @@ def negative_mass(measurement: Measurement, /, *, width: Width = "column") -> Fi
 
 @styled
 def cosines(measurement: Measurement, /, *, width: Width = "column") -> Figure:
-    """Distribution of the cosines of each layer, over the density that chance gives.
+    """Draw the distribution of the cosines of each layer, over the density that chance gives.
 
     Each row has a histogram and the density of the layer's law at initialisation, in one scale; a
     row is as high as its peak. A wide figure of many layers has two columns of rows.
@@ -120,7 +119,7 @@ def cosines(measurement: Measurement, /, *, width: Width = "column") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     NoLayersError
         If the measurement was loaded from a file, which holds no filters.
     """
@@ -140,14 +139,12 @@ def cosines(measurement: Measurement, /, *, width: Width = "column") -> Figure:
 
 
 def row_pitch(rows: int, best: float) -> float:
-    """Inches a row, so that a page holds them all."""
+    """Return the inches a row, so that a page holds them all."""
     return min(best, TALLEST / rows)
 
 
 def mass_panel(axes: Axes, measurement: Measurement) -> None:
     """Masses over their bands of chance; the network's pool is the last row."""
-    import numpy as np
-
     rows = [*measurement.layers, measurement.network]
     looks = np.array([*map(look, measurement.layers), POOL])
     mass = np.array([math.nan if row.negative_mass is None else row.negative_mass for row in rows])
@@ -206,12 +203,10 @@ def ridge_panel(axes: Axes, measurement: Measurement, layers: Sequence[LayerMeas
 
 
 def ridge(versions: Sequence[Filters], fan_in: int, row: int) -> tuple[list[Floats], Floats]:
-    """Outlines of a layer's histograms, and the density of chance, placed in a row.
+    """Return the outlines of a layer's histograms, and the density of chance, placed in a row.
 
     All versions of the layer have the same bins and scale: the row is as high as the highest peak.
     """
-    import numpy as np
-
     cosines = [values.cosine[values.usable] for values in versions]
     edges = bins(np.concatenate(cosines), fan_in, max(map(len, cosines)))
     outlines, law = [_outline(cosine, edges) for cosine in cosines], law_curve(fan_in)
@@ -237,12 +232,10 @@ def cosine_axis(axes: Axes, layers: Iterable[LayerMeasurement]) -> None:
 
 
 def bins(cosine: Floats, fan_in: int, filters: int) -> Floats:
-    """Edges of bins that hold these cosines, for histograms of so many of them.
+    """Return the edges of bins that hold these cosines, for histograms of so many of them.
 
     Cosines that spread wider than chance are binned as finely as if they did not.
     """
-    import numpy as np
-
     if not len(cosine):
         return np.zeros(1)
     low, high = cosine.min(), cosine.max()
@@ -255,9 +248,7 @@ def bins(cosine: Floats, fan_in: int, filters: int) -> Floats:
 
 
 def _outline(cosine: Floats, edges: Floats) -> Floats:
-    """Outline (cosine, density) of a histogram; flat where there is no cosine."""
-    import numpy as np
-
+    """Return the outline (cosine, density) of a histogram; flat where there is no cosine."""
     counts, _ = np.histogram(cosine, edges)
     density = counts / (max(len(cosine), 1) * np.diff(edges))
     return np.stack([np.repeat(edges, 2), np.pad(np.repeat(density, 2), 1)], axis=1)
@@ -265,8 +256,6 @@ def _outline(cosine: Floats, edges: Floats) -> Floats:
 
 def law_curve(fan_in: int) -> Floats:
     """Points (cosine, density) of what chance gives; none for d = 1, which has no density."""
-    import numpy as np
-
     if fan_in < 2:
         return np.empty((0, 2))
     # Closer where the law is narrow; the end points, where that of d = 2 is infinite, are left out.
@@ -331,7 +320,7 @@ def legend(
     *,
     entry: float = LEGEND_ENTRY,
 ) -> int:
-    """One legend above all panels, of what is in any of them; gives its number of lines.
+    """Return one legend above all panels, of what is in any of them; gives its number of lines.
 
     `width` and `entry`, the room of an entry, are inches.
     """

@@ -45,7 +45,7 @@ def overview(measurement: Measurement, /, *, width: Width = "page") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     NoLayersError
         If the measurement was loaded from a file, which holds no filters.
     """
@@ -70,7 +70,7 @@ def overview(measurement: Measurement, /, *, width: Width = "page") -> Figure:
 
 
 def most_biased(measurement: Measurement) -> LayerMeasurement:
-    """Layer whose normals agree most, among the biased ones if there are any."""
+    """Return the layer whose normals agree most, among the biased ones if there are any."""
     return max(
         measurement.layers,
         key=lambda layer: (bool(layer.biased), layer.agreement or 0.0, layer.filters),

@@ -7,17 +7,16 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.figures.canvas import AWAY, TOWARD, Width, canvas, fitted, inches, styled
 from planescope.files.errors import UsageError
+from planescope.hyperplanes.arrays import Floats
 from planescope.measurement.record import LayerMeasurement, Measurement, filter_values
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 FARTHEST = 1e100
 # Inches around the axes for labels, ticks and legend. They are fixed, so that angles can be true.
@@ -30,7 +29,7 @@ INSIDE, PARTLY = "#D2D2D2", "#F0F0F0"
 
 @styled
 def portrait(measurement: Measurement, layer: str, /, *, width: Width = "column") -> Figure:
-    """The hyperplanes of a layer, each at its angle and its crossing.
+    """Draw the hyperplanes of a layer, each at its angle and its crossing.
 
     A normal is ``w/||w|| = c e + sqrt(1 - c^2) u`` with e along (1, ..., 1) and u at a right angle
     to it. In the half-plane that e and u span, with x along the identity line and y >= 0 the
@@ -50,7 +49,7 @@ def portrait(measurement: Measurement, layer: str, /, *, width: Width = "column"
     Raises
     ------
     UsageError
-        If no measured layer has that name, or `width` cannot be.
+        If no measured layer has that name, or `width` is invalid.
     NoLayersError
         If the measurement was loaded from a file, which holds no filters.
     """
@@ -63,7 +62,7 @@ def portrait(measurement: Measurement, layer: str, /, *, width: Width = "column"
 
 
 def portrait_height(width: float, aspect: float = ASPECT) -> float:
-    """Inches that a portrait needs to be so wide, with its labels."""
+    """Return the inches that a portrait needs to be so wide, with its labels."""
     return aspect * (width - LEFT - RIGHT) + BOTTOM + TOP
 
 
@@ -85,8 +84,6 @@ def portrait_panel(
     layer: LayerMeasurement,
 ) -> Axes:
     """Draw the portrait of a layer into a figure of some inches, at its top."""
-    import numpy as np
-
     values = filter_values(measurement, layer)
     crossing = values.crossing * math.sqrt(layer.fan_in)
     # NaN, where there is no crossing, is not below; nor is what float64 cannot tell from parallel.
@@ -125,7 +122,7 @@ def portrait_panel(
 
 
 def _caption(counts: Mapping[str, int], stretch: float) -> str:
-    """What a reader must know beside the picture; nothing where there is nothing."""
+    """Return notes beside the picture, possibly none."""
     parts = [f"{count} {what}" for what, count in counts.items() if count]
     if stretch > 1.0:
         parts.append(f"heights × {stretch:.2g}")
@@ -133,7 +130,7 @@ def _caption(counts: Mapping[str, int], stretch: float) -> str:
 
 
 def half_lines(cosine: Floats, offset: Floats, low: float, high: float, top: float, /) -> Floats:
-    """What is seen of each half-line between x = low and high, y = 0 and top.
+    """Clip each half-line to x between low and high, y between 0 and top.
 
     Parameters
     ----------
@@ -145,8 +142,6 @@ def half_lines(cosine: Floats, offset: Floats, low: float, high: float, top: flo
     array, shape (filters, 2, 2)
         Both ends as (x, y), that at the crossing first; NaN where nothing is seen.
     """
-    import numpy as np
-
     rise = np.sqrt(np.maximum(0.0, 1.0 - np.square(cosine)))
 
     def height(x: Floats) -> Floats:
@@ -168,8 +163,6 @@ def half_lines(cosine: Floats, offset: Floats, low: float, high: float, top: flo
 
 def seen_range(crossing: Floats) -> tuple[float, float]:
     """Range of x that shows the origin and most crossings: a few may lie very far away."""
-    import numpy as np
-
     reach = 3.0 * float(np.median(np.abs(crossing))) if len(crossing) else 0.0
     if reach < 1.0 / FARTHEST:
         return -1.0, 1.0
@@ -183,8 +176,6 @@ def seen_height(
     cosine: Floats, offset: Floats, low: float, high: float, aspect: float
 ) -> tuple[float, float]:
     """Range of y, and by how much heights are stretched: half-lines may all be almost level."""
-    import numpy as np
-
     true = aspect * (high - low)
     if not len(cosine):
         return true, 1.0

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.criticality.relation import RelatedLayer, Relation, Selection
 from planescope.criticality.scores import SCORES
 from planescope.figures.canvas import CHANCE, NEUTRAL, Width, canvas, inches, shown, styled
@@ -15,12 +17,8 @@ from planescope.figures.layers import row_pitch
 from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # Runs are told apart by marker; where there are more than have room for names, networks are.
 MARKERS = "osD^vPX<>p*h"
@@ -49,7 +47,7 @@ LONGEST_NAME = 22
 
 @styled
 def relation(relation: Relation, /, *, width: Width = "page") -> Figure:
-    """Agreement against the drop, ranks by layer, and ROC curves, side by side.
+    """Draw the agreement against the drop, ranks by layer, and ROC curves, side by side.
 
     Parameters
     ----------
@@ -60,7 +58,7 @@ def relation(relation: Relation, /, *, width: Width = "page") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     wide = inches(width) >= WIDE
     rows = len(_ranked_layers(relation)[1])
@@ -84,7 +82,7 @@ def relation(relation: Relation, /, *, width: Width = "page") -> Figure:
 def score_against_drop(
     relation: Relation, /, *, score: str = "agreement", width: Width = "column"
 ) -> Figure:
-    """One score against the relative drop, a point a layer; runs are told apart by marker.
+    """Draw one score against the relative drop, a point a layer; runs are told apart by marker.
 
     A filled point is critical; a ringed one is a first layer, whose input is an image.
 
@@ -98,7 +96,7 @@ def score_against_drop(
     Raises
     ------
     UsageError
-        If `width` or `score` cannot be.
+        If `width` or `score` is invalid.
     """
     if score not in SCORES:
         raise UsageError(f"unknown score {score!r}; there are {', '.join(SCORES)}")
@@ -119,7 +117,7 @@ def ranks(relation: Relation, /, *, width: Width = "column") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     rows = len(_ranked_layers(relation)[1])
     figure = canvas(width, rows * row_pitch(rows, PITCH) + FRAME)
@@ -129,7 +127,7 @@ def ranks(relation: Relation, /, *, width: Width = "column") -> Figure:
 
 @styled
 def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
-    """ROC curves for critical layers, with 95 % bands: agreement, the best score, position.
+    """Draw ROC curves for critical layers, with 95 % bands: agreement, the best score, position.
 
     Parameters
     ----------
@@ -139,7 +137,7 @@ def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     figure = canvas(width, PANEL + 3 * LEGEND_LINE)
     _curves(figure.subplots(), relation)
@@ -147,7 +145,7 @@ def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
 
 
 def _groups(relation: Relation) -> dict[str, list[RelatedLayer]]:
-    """Layers by what their marker tells: run, or network where there are many runs."""
+    """Return the layers by what their marker tells: run, or network where there are many runs."""
     by_network = len(relation.runs) > MOST_NAMED
     above = len(os.path.commonpath([Path(run).parent for run in relation.runs]))
     groups: dict[str, list[RelatedLayer]] = {}
@@ -213,7 +211,7 @@ def _scatter(axes: Axes, relation: Relation, score: str) -> None:
 
 
 def _values(layers: Sequence[RelatedLayer], score: str) -> list[float]:
-    """NaN, which is not drawn, where a layer has no such score."""
+    """Return NaN, which is not drawn, where a layer has no such score."""
     found = (layer.scores[score] for layer in layers)
     return [math.nan if value is None else value for value in found]
 
@@ -234,7 +232,7 @@ def _legend_below(axes: Axes, columns: int) -> None:
 
 
 def _ranked_layers(relation: Relation) -> tuple[str, list[str]]:
-    """The commonest network, and names of its layers that the ranks are of."""
+    """Return the commonest network, and names of its layers that the ranks are of."""
     counts: dict[str, set[str]] = {}
     for layer in relation.layers:
         counts.setdefault(layer.network, set()).add(layer.run)
@@ -253,7 +251,6 @@ def _chosen(relation: Relation, layer: RelatedLayer) -> bool:
 
 def _ranks(axes: Axes, relation: Relation) -> None:
     """Two marks a layer: its mean rank by agreement and by drop; a line joins them."""
-    import numpy as np
     from scipy.stats import rankdata
 
     network, names = _ranked_layers(relation)
@@ -294,8 +291,6 @@ def _ranks(axes: Axes, relation: Relation) -> None:
 
 def _curves(axes: Axes, relation: Relation) -> None:
     """ROC curves with bands, over the layers that the verdict speaks of."""
-    import numpy as np
-
     from planescope.criticality import ranks as association
 
     layers = [layer for layer in relation.layers if _chosen(relation, layer)]
@@ -336,7 +331,7 @@ def _curves(axes: Axes, relation: Relation) -> None:
 
 
 def _compared(relation: Relation) -> Sequence[str]:
-    """Agreement, the best of the other scores, position."""
+    """Return the agreement, the best of the other scores, position."""
     best = next(
         (c.best for c in relation.comparisons if c.selection is relation.selection), "agreement"
     )

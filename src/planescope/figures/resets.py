@@ -8,18 +8,17 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.criticality.resets.record import RAND, ResetLayer, Resets
 from planescope.figures.canvas import AWAY, NEUTRAL, TOWARD, Width, canvas, inches, shown, styled
 from planescope.figures.layers import row_pitch
+from planescope.hyperplanes.arrays import Floats
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # Inches: a row; what stands above and below the rows; the strip, the scale.
 PITCH, FRAME, STRIP, SCALE = 0.2, 0.75, 0.36, 0.1
@@ -50,7 +49,7 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
     rows, columns = resets.rows, resets.snapshots
     pitch = row_pitch(len(rows), PITCH)
@@ -86,8 +85,6 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
 
 def _values(resets: Resets) -> tuple[Floats, bool]:
     """Per cent by row and column, NaN where there is no cell; and whether they are drops."""
-    import numpy as np
-
     is_drop = any(cell.relative_drop is not None for cell in resets.cells)
 
     def value(row: str, column: int | str) -> float:
@@ -122,13 +119,13 @@ def _write_cells(axes: Axes, resets: Resets, values: Floats, size: float) -> Non
 
 
 def _readable(colors: Colormap, share: float) -> str:
-    """Black or white, whichever stands out from the colour of a cell."""
+    """Return the black or white, whichever stands out from the colour of a cell."""
     red, green, blue, _ = colors(share)
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
-    """Names that are short enough; of long ones, what all have in common is left out."""
+    """Return the names that are short enough; of long ones, what all have in common is left out."""
     if len(names) > 1 and max(map(len, names)) > LONGEST_NAME:
         reverse = [name[::-1] for name in names]
         head, tail = (os.path.commonprefix(n).rpartition(".")[0] for n in (names, reverse))  # noqa: RUF071
@@ -157,7 +154,6 @@ def _name_columns(axes: Axes, titles: Sequence[str], columns: float, *, aslant: 
 
 def _draw_strip(axes: Axes, resets: Resets, size: float) -> None:
     """Negative mass of each layer, in the colour of the side that its normals face."""
-    import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
     colors = LinearSegmentedColormap.from_list("sides", [TOWARD, "white", AWAY])

@@ -1,4 +1,4 @@
-"""What is to be shown: a path, whatever it is of, as what is known of one network."""
+"""From a path, whatever it is of, to what is known of one network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARQUET = b"PAR1"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is known of one network.
+    """All that is known of one network.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ def open_subjects(
 
 
 def _parts(source: Any, given: Mapping[str, Any]) -> Iterable[Any]:
-    """The runs of a study, a run, or what is neither itself."""
+    """Return the runs of a study, a run, or what is neither itself."""
     if not isinstance(source, (str, os.PathLike)):
         return [source]
     if not inside(source, "study.yaml").is_file():
@@ -167,7 +167,7 @@ def _measured(measurement: Measurement) -> Subject:
 
 
 def _short(path: str) -> str:
-    """The name of a file or folder without its suffix; of ``timm:NAME``, that."""
+    """Return the name of a file or folder without its suffix; of ``timm:NAME``, that."""
     return PurePath(path.rstrip("/")).stem or path
 
 
@@ -200,7 +200,7 @@ def _remeasured(run: Run) -> Measurement | None:
 
 
 def _schema(path: Path) -> str | None:
-    """Schema of a saved result; None of a file that is none, as a checkpoint."""
+    """Read the schema of a saved result; None for other files, as a checkpoint."""
     if path.suffix.lower() not in (".json", ".parquet") or not path.is_file():
         return None
     try:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from planescope.figures.canvas import AWAY, NEUTRAL, TOWARD, Width, canvas, inches, styled
 from planescope.hyperplanes import geometry
+from planescope.hyperplanes.arrays import Floats
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # The example: two 3x3 filters, one that faces the positive orthant and one that faces away, on a
 # 5x5 input. No part of a kernel that the border leaves sums to 0, so that each row has a crossing.
@@ -28,7 +28,7 @@ TWO_ABREAST = 5.0
 
 @styled
 def theory(*, width: Width = "page") -> Figure:
-    """Why one number a filter tells how all of its hyperplanes face the positive orthant.
+    """Draw why one number a filter tells how all of its hyperplanes face the positive orthant.
 
     The whole matrix of a small convolution, and beside each row the angle between its normal and
     the identity line, and where its hyperplane crosses that line. With circular padding all rows
@@ -43,10 +43,8 @@ def theory(*, width: Width = "page") -> Figure:
     Raises
     ------
     UsageError
-        If `width` cannot be.
+        If `width` is invalid.
     """
-    import numpy as np
-
     abreast = 2 if inches(width) >= TWO_ABREAST else 1
     figure = canvas(width, 6.8 / abreast)
     panels = figure.subplots(
@@ -67,8 +65,6 @@ def _block(
     panels: NDArray[np.object_], matrix: Floats, inside: NDArray[np.bool_], title: str
 ) -> None:
     """A matrix, and the angles and crossings of its rows."""
-    import numpy as np
-
     image, angles, crossings = panels
     positions, inputs = len(matrix) // len(BIAS), matrix.shape[1]
     largest = np.abs(matrix).max()
@@ -86,8 +82,6 @@ def _block(
 
 def _points(axes: Axes, values: Floats, inside: NDArray[np.bool_], label: str) -> None:
     """A point a row, in the colour of its filter; hollow where the row lies at the border."""
-    import numpy as np
-
     rows = np.arange(len(values))
     first = rows < len(rows) // 2
     for color, own in ((TOWARD, first), (AWAY, ~first)):

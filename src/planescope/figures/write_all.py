@@ -70,7 +70,7 @@ REPETITION = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What `write_all` wrote, figures and tables, and what it left out, each with the reason."""
+    """The figures and tables that `write_all` wrote, and those left out, each with the reason."""
 
     files: tuple[Path, ...]
     left_out: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ def write_all(
     Raises
     ------
     UsageError
-        If there is nothing to draw, or an option cannot be.
+        If there is nothing to draw, or an option is invalid.
     OutputError
         If the folder cannot be made or written.
     PlanescopeError
@@ -168,7 +168,7 @@ def write_all(
 
 
 def _checked(folder: Path) -> Path:
-    """A folder for results, looked at before long work begins."""
+    """Return a folder for results, looked at before long work begins."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise OutputError(f"{there}: is no folder; give another")
@@ -185,7 +185,7 @@ def _make(folder: Path) -> None:
 
 
 def _each(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
-    """The figures of each network."""
+    """Yield the figures of each network."""
     slugs = _slugs(subjects)
     for subject, slug in zip(subjects, slugs, strict=True):
         head = "" if len(subjects) == 1 else f"{slug}-"
@@ -194,7 +194,7 @@ def _each(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
 
 
 def _slugs(subjects: Sequence[Subject]) -> list[str]:
-    """Names of subjects as names of files, which stay apart."""
+    """Return the names of subjects as names of files, which stay apart."""
     slugs: list[str] = []
     for subject in subjects:
         slug = base = re.sub(r"[^\w.]+", "-", subject.name).strip("-.") or "network"
@@ -245,7 +245,7 @@ def _of_one(subject: Subject, width: Width) -> Iterator[_Drawing]:
 
 
 def _together(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
-    """The figures of several networks."""
+    """Yield the figures of several networks."""
     groups = _groups(subjects)
     if sum(map(len, groups.values())) > 1:
         for name, part in _parts("networks", groups, networks_room(width)):
@@ -257,7 +257,7 @@ def _together(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
 
 
 def _relations(subjects: Sequence[Subject]) -> tuple[Relation | None, str]:
-    """How scores relate to the resets of all runs that have them, or why that cannot be said."""
+    """Relate scores to the resets of all runs that have them, or say why that cannot be done."""
     runs = [s.run for s in subjects if s.run is not None and s.resets is not None]
     if not runs:
         return None, ""
@@ -295,7 +295,7 @@ def _settings(
 
 
 def _parts(name: str, panels: Mapping[str, T], room: int) -> Iterator[tuple[str, dict[str, T]]]:
-    """Panels by figure, numbered where one has no room for all."""
+    """Yield the panels by figure, numbered where one has no room for all."""
     items = list(panels.items())
     starts = range(0, len(items), room)
     for number, start in enumerate(starts, 1):
@@ -303,7 +303,7 @@ def _parts(name: str, panels: Mapping[str, T], room: int) -> Iterator[tuple[str,
 
 
 def _groups(subjects: Sequence[Subject]) -> dict[str, list[Measurement]]:
-    """Networks by title; runs that differ in seeds alone share one."""
+    """Return the networks by title; runs that differ in seeds alone share one."""
     configs = [subject.config for subject in subjects if subject.config is not None]
     varied = _telling(configs, _varied(configs))
     groups: dict[str, list[Measurement]] = {}
@@ -352,13 +352,13 @@ def _panels(subjects: Sequence[Subject], field: str) -> dict[str, dict[str, list
 
 
 def _goes_with(configs: Sequence[RunConfig], field: str, other: str) -> bool:
-    """Whether all runs of one value of a field have one value of another."""
+    """Return whether all runs of one value of a field have one value of another."""
     pairs = {(getattr(config, field), getattr(config, other)) for config in configs}
     return len(pairs) == len({value for value, _ in pairs})
 
 
 def _varied(configs: Sequence[RunConfig]) -> list[str]:
-    """Fields in which runs differ, other than those of repetitions."""
+    """Return the fields in which runs differ, other than those of repetitions."""
     found = {field for other in configs[1:] for field, _, _ in configs[0].differences(other)}
     fields = type(configs[0]).model_fields if configs else ()
     return [field for field in fields if field in found - REPETITION]
@@ -379,7 +379,7 @@ def _telling(configs: Sequence[RunConfig], fields: Sequence[str]) -> list[str]:
 
 
 def _words(config: RunConfig, fields: Iterable[str]) -> str:
-    """What fields of a config say: a network's or data set's name alone, others with their own."""
+    """Word fields of a config: a network's or data set's name alone, others with their names."""
     parts = []
     for field in fields:
         value = _value(getattr(config, field))
@@ -390,7 +390,7 @@ def _words(config: RunConfig, fields: Iterable[str]) -> str:
 
 
 def _value(value: Any) -> str:
-    """A setting as a figure shows it; None stands for no limit."""
+    """Return a setting as a figure shows it; None stands for no limit."""
     words = {None: "all", True: "yes", False: "no"}
     if value is None or isinstance(value, bool):
         return words[value]
@@ -398,7 +398,7 @@ def _value(value: Any) -> str:
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-    """Key that sorts values of a field, no limit last."""
+    """Return the key that sorts values of a field, no limit last."""
     return value is None, 0 if value is None else value
 
 

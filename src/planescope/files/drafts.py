@@ -30,7 +30,7 @@ _OURS = re.compile(rf"({re.escape(DRAFT)}[0-9a-f]{{8}}-|{re.escape(SCRATCH)})[a-
 
 
 def draft_prefix(target: Path, /) -> str:
-    """How the names of the folders begin in which a file is written: hidden, beside it.
+    """Return the beginning of the hidden folders' names in which a file is written.
 
     Its own name is in it as a number: whole, it could make a name that is too long.
     """
@@ -95,7 +95,7 @@ def _held(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def _made(parent: Path, prefix: str) -> tuple[Path, int]:
-    """A new folder, and its lock, held."""
+    """Return a new folder, and its lock, held."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
         # Another process may have taken it for one left behind, before the lock was held.

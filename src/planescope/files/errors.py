@@ -35,7 +35,7 @@ class PlanescopeError(Exception):
 
 
 class UsageError(PlanescopeError):
-    """An option or argument that cannot be; give another."""
+    """An option or argument that is invalid; give another."""
 
 
 class CheckpointError(PlanescopeError):
@@ -67,7 +67,7 @@ class StoppedError(RunError):
 
 
 def one_line(exc: BaseException, /) -> str:
-    """What a library's error says, its lines joined, for a sentence of ours."""
+    """Join the lines of a library's error, for a sentence of ours."""
     return " ".join(str(exc).split()) or type(exc).__name__
 
 
@@ -77,7 +77,7 @@ def nearest(name: str, known: Collection[str], /) -> str:
 
 
 def own_place(exc: BaseException, /) -> str:
-    """Where an error was raised, ``file, line N``, if in code that is neither torch's nor ours."""
+    """Return the place of an error, ``file, line N``, if its code is neither torch's nor ours."""
     frames = traceback.extract_tb(exc.__traceback__)
     if not frames or any(f"{os.sep}{name}{os.sep}" in frames[-1].filename for name in _LIBRARIES):
         return ""

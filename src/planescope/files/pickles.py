@@ -49,7 +49,7 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """What calling `function` with `args` would give; keyword arguments are dropped.
+    """A call of `function` with `args` that was not made; keyword arguments are dropped.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class Stretch:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pickled:
-    """What one stream holds: its value, all persistent objects in it, and the offset behind it."""
+    """The contents of a stream: its value, its persistent objects, and the offset behind it."""
 
     value: object
     persistent: list[Persistent]
@@ -206,7 +206,7 @@ class _Machine:
         return self.data[begin : self.at]
 
     def operand(self, width: int, form: str = "bytes") -> bytes | Stretch:
-        """Operand behind its own length, of `width` bytes."""
+        """Return the operand behind its own length, of `width` bytes."""
         length = self.number(width)
         if self.stretches and length > (STRETCH_BYTES if form == "bytes" else STRETCH_TEXT):
             return self.stretch(length, form)
@@ -242,7 +242,7 @@ class _Machine:
         return self.data[begin:end]
 
     def long_line(self, form: str) -> Stretch | None:
-        """The rest of the line as a stretch where it is long, and they are wanted."""
+        """Return the rest of the line as a stretch where it is long, and they are wanted."""
         begin, end = self.at, self.data.find(b"\n", self.at, self.end)
         if not self.stretches or end - begin <= STRETCH_TEXT:
             return None
@@ -255,7 +255,7 @@ class _Machine:
         try:
             return int(text)
         except ValueError:
-            raise self.damaged("has a number that is none") from None
+            raise self.damaged("has a number that cannot be read") from None
 
     def integer(self, size: int) -> int:
         if size > MAX_INTEGER_BYTES:
@@ -323,13 +323,13 @@ _ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\", b"'": b"'", b'"
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:
-    """One escape as `repr` of Python 2 writes it."""
+    """Return one escape as `repr` of Python 2 writes it."""
     code = match[1]
     return bytes.fromhex(code[1:].decode()) if len(code) == 3 else _ESCAPES.get(code, match[0])
 
 
 def _unquoted(quoted: bytes) -> bytes:
-    """Bytes of a string as `repr` of Python 2 writes it.
+    """Return the bytes of a string as `repr` of Python 2 writes it.
 
     Raises
     ------
@@ -343,7 +343,7 @@ def _unquoted(quoted: bytes) -> bytes:
 
 
 def stretch_bytes(raw: bytes, form: str, /) -> bytes:
-    """Bytes that a stretch stands for: of text, those of its characters in Latin-1.
+    """Return the bytes that a stretch stands for: of text, those of its characters in Latin-1.
 
     Raises
     ------
@@ -433,7 +433,7 @@ def _float_line(m: _Machine) -> None:
     try:
         m.stack.append(float(text))
     except ValueError:
-        raise m.damaged("has a number that is none") from None
+        raise m.damaged("has a number that cannot be read") from None
 
 
 @_instruction(b"V")

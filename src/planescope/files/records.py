@@ -80,7 +80,7 @@ def _required(kind: Any) -> tuple[str, ...]:
 
 
 def _reader(hint: Any) -> _Reader:
-    """What reads values of a type, as annotations write it."""
+    """Return a reader for values of a type, as annotations write it."""
     arguments = typing.get_args(hint)
     match typing.get_origin(hint) or hint:
         case types.UnionType:

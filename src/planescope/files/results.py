@@ -195,7 +195,7 @@ def plain(value: Any, /) -> Any:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """Plain data of a record; fields that do not count in comparisons are in no file."""
+    """Return plain data of a record; fields that do not count in comparisons are in no file."""
     keys = getattr(value, "KEYS", None) or [
         field.name for field in dataclasses.fields(value) if field.compare
     ]

@@ -55,7 +55,7 @@ def _revision(checkout: Path) -> str | None:
 
 
 def made_by(command: str | None, /) -> dict[str, str]:
-    """Versions, and the command if there was one."""
+    """Return the versions, and the command if there was one."""
     made = {"planescope": version(), "Python": platform.python_version()}
     made |= {name: importlib.metadata.version(name) for name in PAGE_PACKAGES if _installed(name)}
     return made | ({} if command is None else {"command": command})

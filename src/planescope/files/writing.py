@@ -67,7 +67,7 @@ _RUN_OR_STUDY = (("config.yaml", "snapshots"), ("study.yaml", "runs"))
 
 
 def _followed(target: Path) -> Path:
-    """Where a link leads to, so that it stays one; what is neither file nor absent is refused.
+    """Follow a link, so that it stays one; refuse what is neither a file nor absent.
 
     A link within a run or a study is a stranger's, not the user's, and is refused too.
     """
@@ -152,7 +152,7 @@ def _csv_rows(columns: Mapping[str, Sequence[Any]]) -> Iterable[list[Any]]:
 
 
 def in_utf8(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns as tables can hold them, by name.
+    """Return the columns as tables can hold them, by name.
 
     Texts that UTF-8 has not, as the name of a file may be, get backslash escapes: they must not
     cost the whole table.
@@ -170,7 +170,7 @@ def _column_in_utf8(values: Any) -> Any:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 has all of a text, as it has not of every name of a file."""
+    """Tell whether UTF-8 can encode a text, which not every file name lets it."""
     if text.isascii():  # known without a look at it
         return True
     try:
@@ -199,7 +199,7 @@ def write_parquet(
 def read_result(
     path: str | os.PathLike[str], what: str, *, schema: str, remedy: str
 ) -> dict[str, Any]:
-    """Plain data of a result of some schema version, as `read_saved` reads it.
+    """Return plain data of a result of some schema version, as `read_saved` reads it.
 
     Parameters
     ----------
@@ -265,7 +265,7 @@ def read_saved(path: str | os.PathLike[str], what: str) -> Any:
 
 
 def read_parquet_metadata(source: Path) -> dict[bytes, bytes]:
-    """Metadata that `write_parquet` gave a file.
+    """Return the metadata that `write_parquet` gave a file.
 
     Raises
     ------

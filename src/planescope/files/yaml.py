@@ -42,7 +42,7 @@ class Document:
     _root: yaml.Node | None
 
     def line(self, *place: str | int) -> int:
-        """Line of a value, by the keys and indices that lead to it; as deep as these go.
+        """Return the line of a value, by the keys and indices that lead to it; as deep as these go.
 
         What stands where a list of it could is its own item 0.
         """
@@ -56,12 +56,12 @@ class Document:
         return line
 
     def error(self, problem: object, *place: str | int) -> UsageError:
-        """What is wrong with a value, with the file and the line."""
+        """Return an error about a value, with file and line."""
         return UsageError(f"{self.path}, line {self.line(*place)}: {problem}")
 
 
 def _child(node: yaml.Node | None, step: str | int) -> tuple[int, yaml.Node] | None:
-    """Line and node of what a step leads to."""
+    """Return the line and node of what a step leads to."""
     import yaml
 
     if isinstance(node, yaml.MappingNode):
@@ -101,7 +101,7 @@ def read_document(path: str | os.PathLike[str], /) -> Document:
         values = {} if root is None else loader.construct_document(root)
         if not isinstance(values, dict):  # a !!set is a mapping by its form
             raise _no_fields(path)
-    # Of tagged values PyYAML lets through whatever its own code stumbles over: a date that is none,
+    # Of tagged values PyYAML lets through whatever its own code stumbles over: an impossible date,
     # an integer without digits, a truth that is neither, a list as a key.
     except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError) as exc:
         raise UsageError(f"{path}: {_problem(exc)}") from None
@@ -119,7 +119,7 @@ def _no_fields(path: str | os.PathLike[str]) -> UsageError:
 
 
 def _mappings(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
-    """All mappings of a document, each once however often it is referred to."""
+    """Yield all mappings of a document, each once however often it is referred to."""
     import yaml
 
     seen: set[int] = set()
@@ -158,5 +158,5 @@ def _problem(exc: Exception) -> str:
 
 
 def shown(value: object, /) -> str:
-    """A value for a message; of what anchors unfold without end, the beginning."""
+    """Return a value for a message; of what anchors unfold without end, the beginning."""
     return _SHORT.repr(value)

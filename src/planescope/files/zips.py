@@ -103,11 +103,11 @@ class Archive:
             )
 
     def is_stored(self, name: str) -> bool:
-        """Whether a member lies in the file as it is, uncompressed."""
+        """Return whether a member lies in the file as it is, uncompressed."""
         return self.members[name].compress_type == zipfile.ZIP_STORED
 
     def offset(self, name: str) -> int:
-        """Where in the file the bytes of a member begin.
+        """Return where in the file the bytes of a member begin.
 
         Raises
         ------
@@ -124,7 +124,7 @@ class Archive:
         return begin
 
     def read(self, name: str, *, limit: int | None = None) -> bytes:
-        """Bytes of a member, inflated where needed.
+        """Return the bytes of a member, inflated where needed.
 
         Raises
         ------

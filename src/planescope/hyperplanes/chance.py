@@ -1,4 +1,4 @@
-"""What chance gives: the laws at initialisation, and p-values against them (METHOD, section 3).
+"""The laws of chance at initialisation, and p-values against them (METHOD, section 3).
 
 Written over NumPy alone: importing scipy.special takes longer than measuring a network does. The
 tests hold every function against SciPy or exact fractions.
@@ -34,7 +34,7 @@ _EXACT_COUNT = 500
 
 
 def mass_p_value(negative: int, filters: int, /) -> float:
-    """Exact two-sided binomial test of a negative mass: N m ~ Binomial(N, 1/2).
+    """Return exact two-sided binomial test of a negative mass: N m ~ Binomial(N, 1/2).
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def mass_p_value(negative: int, filters: int, /) -> float:
 
 
 def mass_band(filters: int, /, *, level: float = 0.95) -> tuple[float, float]:
-    """Range of negative masses that chance gives with at least probability `level`.
+    """Return the range of negative masses that chance gives with at least probability `level`.
 
     The smallest band symmetric about 1/2, from the exact binomial law.
 
@@ -85,7 +85,7 @@ def mass_band(filters: int, /, *, level: float = 0.95) -> tuple[float, float]:
         If filters < 1.
     """
     if filters < 1:
-        raise ValueError(f"a band for {filters} filters cannot be")
+        raise ValueError(f"a band is for 1 filter or more, not {filters}")
     # Bisect for the fewest filters k whose own tail P(X <= k) exceeds what is left out on a side.
     outside, inside = -1, filters // 2
     while inside - outside > 1:
@@ -135,7 +135,7 @@ def cosine_cdf(cosines: ArrayLike, fan_in: ArrayLike, /) -> Floats:
 
 
 def cosine_density(cosines: ArrayLike, fan_in: int, /) -> Floats:
-    """Density of c_i at initialisation, proportional to (1 - c^2)^((d-3)/2).
+    """Return the density of c_i at initialisation, proportional to (1 - c^2)^((d-3)/2).
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def benjamini_hochberg(p_values: Sequence[float | None], /) -> list[float | None
 
 
 def _fair_binomial(k: int, n: int) -> float:
-    """P(X = k) for X ~ Binomial(n, 1/2), 2 k <= n."""
+    """Return P(X = k) for X ~ Binomial(n, 1/2), 2 k <= n."""
     if k <= _EXACT_COUNT:
         # Division of integers is correctly rounded where logarithms of factorials lose digits.
         return math.comb(n, k) / (1 << n)
@@ -175,7 +175,7 @@ def _fair_binomial(k: int, n: int) -> float:
 
 
 def log_fair_binomial(k: NDArray[np.int64], n: NDArray[np.int64], /) -> Floats:
-    """Logarithm of P(X = k) for X ~ Binomial(n, 1/2), to a relative error of 1e-15.
+    """Return the logarithm of P(X = k) for X ~ Binomial(n, 1/2), to a relative error of 1e-15.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def _quadrature() -> tuple[Floats, Floats]:
 
 
 def _mass_to_angle(angle: Floats, fan_in: Floats) -> Floats:
-    """Mass of the cosine's law between the angle 0 and a positive one."""
+    """Return the mass of the cosine's law between the angle 0 and a positive one."""
     nodes, weights = _quadrature()
     reach = np.minimum(angle, _TAIL / np.sqrt(fan_in))
     phi = reach[:, None] * nodes
@@ -210,14 +210,14 @@ def _mass_to_angle(angle: Floats, fan_in: Floats) -> Floats:
 
 
 def _cosine_peak(fan_in: Floats) -> Floats:
-    """Density of the cosine's angle at 0: Gamma(d/2) / (sqrt(pi) Gamma((d-1)/2))."""
+    """Return the density of the cosine's angle at 0: Gamma(d/2) / (sqrt(pi) Gamma((d-1)/2))."""
     sizes, where = np.unique(fan_in, return_inverse=True)
     peaks = np.array([_gamma_ratio(0.5 * (d - 1.0)) for d in sizes]) / math.sqrt(math.pi)
     return peaks[where].reshape(fan_in.shape)
 
 
 def _gamma_ratio(x: float) -> float:
-    """Gamma(x + 1/2) / Gamma(x), without the digits that large log-gammas lose."""
+    """Return Gamma(x + 1/2) / Gamma(x), without the digits that large log-gammas lose."""
     if x < 30.0:
         return math.gamma(x + 0.5) / math.gamma(x)
     # Asymptotic series in 1/x (Tricomi and Erdelyi 1951).

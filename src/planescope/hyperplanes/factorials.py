@@ -1,4 +1,4 @@
-"""What probabilities of counts are made of without losing digits.
+"""Parts of the probabilities of counts, computed without losing digits.
 
 The form of C. Loader, "Fast and accurate computation of binomial probabilities", 2000:
 logarithms of factorials lose as many digits as they have in front of the point.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def stirling_error(n: Floats) -> Floats:
-    """log(n!) minus Stirling's approximation, n >= 1."""
+    """Return log(n!) minus Stirling's approximation, n >= 1."""
     exact = np.array(
         [
             0.0,

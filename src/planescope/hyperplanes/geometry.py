@@ -171,8 +171,6 @@ def sideless(
     NumPy array of bool, shape (filters,)
         ``abs(pi_i) <= 4 eps sum_j abs(w_ij)``; False for a filter without a direction.
     """
-    import numpy as np
-
     # The sum of magnitudes is at most sqrt(fan_in) times the length: few filters need it taken.
     most = ROUNDINGS * eps * math.sqrt(normals.shape[1]) * (1.0 + 1e-9)
     found = (np.abs(projection) <= most * norm) & (norm > 0) & np.isfinite(norm)
@@ -219,7 +217,7 @@ def from_sums(
 
 
 def host_view(array: Array, /) -> NDArray[Any] | None:
-    """NumPy's view of an array in the host's memory; None where it cannot look at it."""
+    """Return NumPy's view of an array in the host's memory; None where it cannot look at it."""
     if not _is_on_host(array):
         return None
     view = _numpy_view(array) if _is_torch(array) else array
@@ -247,7 +245,7 @@ def projection(normals: Array, /, *, xp: Namespace | None = None) -> Array:
 
 
 def cosine(normals: Array, /, *, xp: Namespace | None = None) -> Array:
-    """Cosine between each hyperplane's normal and the all-ones direction, c_i.
+    """Return the cosine between each hyperplane's normal and the all-ones direction, c_i.
 
     Parameters
     ----------
@@ -273,7 +271,7 @@ def cosine(normals: Array, /, *, xp: Namespace | None = None) -> Array:
 
 
 def crossing(projection: Array, bias: Array | None, /, *, xp: Namespace | None = None) -> Array:
-    """Where each hyperplane crosses the identity line: t_i = -b_i / pi_i.
+    """Return where each hyperplane crosses the identity line: t_i = -b_i / pi_i.
 
     Parameters
     ----------
@@ -357,7 +355,7 @@ def effective(
 
 
 def centre(gamma: Array, beta: Array, /, *, xp: Namespace | None = None) -> Array:
-    """Distance of the data's centre from each hyperplane behind batch norm, kappa_i.
+    """Return the distance of the data's centre from each hyperplane behind batch norm, kappa_i.
 
     Parameters
     ----------
@@ -405,7 +403,7 @@ def distances(
 def extent(
     weight: Array, initial: Array | None = None, /, *, xp: Namespace | None = None
 ) -> tuple[Array, Array]:
-    """Size of a layer's weights, or of their difference from others.
+    """Return the size of a layer's weights, or of their difference from others.
 
     Parameters
     ----------
@@ -479,7 +477,7 @@ def _is_torch(array: Array) -> bool:
 
 
 def _is_on_host(array: Array) -> bool:
-    """Whether NumPy can look at the array's memory; of tensors, at plain ones alone."""
+    """Return whether NumPy can look at the array's memory; of tensors, at plain ones alone."""
     if not _is_torch(array):
         return hasattr(array, "__array_interface__")
     torch = sys.modules["torch"]
@@ -487,7 +485,7 @@ def _is_on_host(array: Array) -> bool:
 
 
 def _row_blocks(normals: Array, *, whole: bool = False) -> Iterator[Array]:
-    """Some rows at a time, or all; NumPy's view of them where that can be had."""
+    """Yield some rows at a time, or all; NumPy's view of them where that can be had."""
     filters, fan_in = normals.shape
     on_host = _is_on_host(normals)
     if on_host and _is_torch(normals):
@@ -551,7 +549,7 @@ def _cosine(total: Array, length: Array, fan_in: int) -> Array:
 
 
 def _exact_sums(normals: Array, rows: NDArray[np.intp]) -> Iterator[tuple[int, float]]:
-    """Sums of some rows, rounded once."""
+    """Yield the sums of some rows, rounded once."""
     for row in rows.tolist():
         # Beyond 1e308 on the way no exact sum can be had.
         with contextlib.suppress(OverflowError):
@@ -559,7 +557,7 @@ def _exact_sums(normals: Array, rows: NDArray[np.intp]) -> Iterator[tuple[int, f
 
 
 def _numbers(weights: Array) -> Iterator[list[float]]:
-    """Some at a time: a list of ten million would take 320 MB."""
+    """Yield some at a time: a list of ten million would take 320 MB."""
     for start in range(0, weights.shape[0], _EXACT_ELEMENTS):
         yield weights[start : start + _EXACT_ELEMENTS].tolist()
 
@@ -575,7 +573,7 @@ def _doubtful(total: Array, length: Array, fan_in: int) -> Array:
 
 
 def _row_unit(values: Array, xp: Namespace) -> Array:
-    """Power of two near the largest magnitude of each row; 1 for a row of zeros.
+    """Return the power of two near the largest magnitude of each row; 1 for a row of zeros.
 
     Dividing by it is exact, so that weights which cancel to 0 still do so.
     """
@@ -619,5 +617,5 @@ def _concat(parts: Sequence[Array]) -> Array:
 
 
 def _given_back(array: Array, xp: Namespace) -> Array:
-    """The array in the library that the weights came in."""
+    """Return the array in the library that the weights came in."""
     return array if namespace(array) is xp else xp.asarray(array)

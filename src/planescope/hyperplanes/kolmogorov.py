@@ -56,7 +56,7 @@ def kolmogorov_smirnov(uniforms: ArrayLike, /) -> float:
 
 
 def kolmogorov_p_value(distance: float, n: int, /) -> float:
-    """P(D_n >= distance) for the two-sided Kolmogorov-Smirnov distance of n values.
+    """Return P(D_n >= distance) for the two-sided Kolmogorov-Smirnov distance of n values.
 
     Accuracy and sources as for `kolmogorov_smirnov`.
     """
@@ -80,7 +80,7 @@ def kolmogorov_p_value(distance: float, n: int, /) -> float:
 
 
 def _one_sided(distance: float, n: int) -> float:
-    """P(D+ >= distance), exactly (Birnbaum and Tingey 1951).
+    """Return P(D+ >= distance), exactly (Birnbaum and Tingey 1951).
 
     ``sum_j x/(x + j/n) Binomial(j; n, x + j/n)``, all terms positive; each binomial probability is
     taken in C. Loader's saddle-point form ("Fast and accurate computation of binomial
@@ -102,7 +102,7 @@ def _one_sided(distance: float, n: int) -> float:
 
 
 def _two_sided(x: float, n: int) -> float:
-    """P(D+ >= D and D- >= D), x = sqrt(n) D; what it leaves out falls as 1/n^2.
+    """Return P(D+ >= D and D- >= D), x = sqrt(n) D; what it leaves out falls as 1/n^2.
 
     All but the first term of the expansion of W. Pelz and I. J. Good, "Approximating the lower
     tail-areas of the Kolmogorov-Smirnov one-sample statistic", J. R. Stat. Soc. B 38 (1976), in
@@ -122,7 +122,7 @@ def _two_sided(x: float, n: int) -> float:
 
 
 def _first_exits(distance: float, n: int) -> float:
-    """P(D_n >= distance), exactly, as a sum over where the values first leave the band.
+    """Return P(D_n >= distance), exactly, as a sum over where the values first leave the band.
 
     The number N of values up to a time, in units in which n pass, is a Poisson process that has
     come to n at time n (M. Noe, Ann. Math. Stat. 43, 1972; V. Moscovich and B. Nadler, Stat.
@@ -172,7 +172,7 @@ def _poisson(mean: float) -> Floats:
 
 
 def _ways_on(counts: NDArray[np.intp], times: Floats, n: int) -> Floats:
-    """P(N = n at time n | N at some time), in units of P(N = n at time n)."""
+    """Return P(N = n at time n | N at some time), in units of P(N = n at time n)."""
     ways = np.zeros(len(counts))
     error = float(stirling_error(np.array([float(n)]))[0])
     some, none = counts < n, counts == n
@@ -184,7 +184,7 @@ def _ways_on(counts: NDArray[np.intp], times: Floats, n: int) -> Floats:
 
 
 def _durbin(distance: float, n: int) -> float:
-    """P(D_n < distance), exactly: J. Durbin's matrix, raised to its n-th power.
+    """Return P(D_n < distance), exactly: J. Durbin's matrix, raised to its n-th power.
 
     As G. Marsaglia, W. W. Tsang and J. Wang do, "Evaluating Kolmogorov's distribution",
     J. Stat. Soft. 8(18) (2003).
@@ -212,7 +212,7 @@ def _durbin(distance: float, n: int) -> float:
 
 
 def _scaled_power(matrix: Floats, n: int) -> tuple[Floats, int]:
-    """matrix^n as (mantissas, binary exponent): the entries leave float64's range."""
+    """Return matrix^n as (mantissas, binary exponent): the entries leave float64's range."""
     result, result_exponent, exponent = np.eye(len(matrix)), 0, 0
     while n:
         if n & 1:

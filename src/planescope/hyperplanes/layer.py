@@ -21,16 +21,29 @@ _EPS = {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7, "float8":
 
 
 class Kind(StrEnum):
-    """What a layer is; the paper measures `CONV` alone."""
+    """The kind of a layer; the paper measures `CONV` alone."""
 
     CONV = "conv"  # kernel larger than 1 in some dimension; grouped and depthwise ones too
     POINTWISE = "pointwise"  # a convolution whose kernel is 1 everywhere
     TRANSPOSED = "transposed"
     LINEAR = "linear"
 
+    @property
+    def words(self) -> str:
+        """Return the words for such a layer in a sentence."""
+        return _KINDS[self]
+
+
+_KINDS = {
+    Kind.CONV: "convolution",
+    Kind.POINTWISE: "1x1 convolution",
+    Kind.TRANSPOSED: "transposed convolution",
+    Kind.LINEAR: "linear layer",
+}
+
 
 class Input(StrEnum):
-    """What feeds a layer. The theory speaks of layers behind a ReLU."""
+    """The input of a layer. The theory speaks of layers behind a ReLU."""
 
     IMAGE = "image"  # the network's own input, perhaps padded or normalised
     RELU = "relu"  # lies in the positive orthant: a ReLU's output, perhaps pooled
@@ -39,14 +52,14 @@ class Input(StrEnum):
 
 
 class Layout(StrEnum):
-    """Which axis of a stored weight has the filters."""
+    """The axis of a stored weight that has the filters."""
 
     FIRST = "filters-first"  # (out, in / groups, *kernel), as PyTorch keeps them
     LAST = "filters-last"  # (*kernel, in / groups, out), as Keras and Flax do
 
 
 class Pairing(StrEnum):
-    """What told which norm stands behind a layer."""
+    """The evidence for the norm behind a layer."""
 
     GRAPH = "graph"
     NAMES = "names"
@@ -55,7 +68,7 @@ class Pairing(StrEnum):
 
 
 class View(StrEnum):
-    """Which hyperplanes are measured (METHOD, section 4)."""
+    """The hyperplanes that are measured (METHOD, section 4)."""
 
     RAW = "raw"  # the convolution's own, as in the paper
     EFFECTIVE = "effective"  # those that convolution, batch norm and ReLU cut together
@@ -87,7 +100,7 @@ class Tensor:
 
     @property
     def is_floating(self) -> bool:
-        """Whether the stored type is a floating-point one, of any width."""
+        """Return whether the stored type is a floating-point one, of any width."""
         return "float" in self.dtype
 
 
@@ -146,17 +159,17 @@ class Layer:
 
     @property
     def norm_assumed(self) -> bool:
-        """Whether no graph showed the norm."""
+        """Return whether no graph showed the norm."""
         return self.pairing in (Pairing.NAMES, Pairing.ORDER)
 
     @property
     def filters(self) -> int:
-        """Number of filters, degenerate ones included."""
+        """Return the number of filters, degenerate ones included."""
         return self.weight.shape[0]
 
     @property
     def fan_in(self) -> int:
-        """Weights of one filter, d."""
+        """Return the weights of one filter, d."""
         return math.prod(self.weight.shape[1:])
 
     @property
@@ -166,7 +179,7 @@ class Layer:
 
 
 def with_tensors(layer: Layer, change: Callable[[Tensor], Tensor], /) -> Layer:
-    """The layer with each of its tensors, those of its norm too, put through a function."""
+    """Return the layer with each of its tensors, those of its norm too, put through a function."""
 
     def changed(tensor: Tensor | None) -> Tensor | None:
         return tensor and change(tensor)
@@ -191,7 +204,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a layer stands in its network: what a graph tells and a state dict does not."""
+    """The place of a layer in its network, which a graph tells and a state dict does not."""
 
     kind: Kind
     stage: int | None = None
@@ -252,7 +265,7 @@ class Described:
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """What a live network tells of its layers and a file of its weights does not, as plain data.
+    """Plain data on a network's layers that a live network tells and its weights' file does not.
 
     Attributes
     ----------
@@ -273,7 +286,7 @@ class Structure:
 
     @property
     def known(self) -> bool:
-        """Whether anything was recorded; else no layer has a place, and the note says why."""
+        """Tell whether places were recorded; if not, the note says why."""
         return bool(self.names)
 
 

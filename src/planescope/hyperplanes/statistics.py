@@ -1,19 +1,14 @@
-"""What filters say together, and how likely chance says the same (METHOD, sections 2 to 4)."""
+"""Statistics of filters together, and their p-values (METHOD, sections 2 to 4)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.hyperplanes import chance
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
+from planescope.hyperplanes.arrays import Flags, Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +99,7 @@ class Filters:
 
     @property
     def finite(self) -> Flags:
-        """Filters without a NaN or an infinity."""
-        import numpy as np
-
+        """Return the filters without a NaN or an infinity."""
         finite: Flags = (
             np.isfinite(self.norm) & np.isfinite(self.projection) & np.isfinite(self.bias)
         )
@@ -114,7 +107,7 @@ class Filters:
 
     @property
     def usable(self) -> Flags:
-        """Filters that enter the statistics: finite, with a normal that is not zero."""
+        """Return the filters that enter the statistics: finite, with a normal that is not zero."""
         return self.finite & (self.norm > 0)
 
     @property
@@ -124,7 +117,7 @@ class Filters:
 
 
 def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
-    """Statistics of some filters.
+    """Return the statistics of some filters.
 
     Parameters
     ----------
@@ -132,8 +125,6 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
     fan_in : int, or array of shape (filters,)
         d of each filter; it differs where filters of several layers are pooled.
     """
-    import numpy as np
-
     usable, finite = filters.usable, filters.finite
     projection, cosine = filters.projection[usable], filters.cosine[usable]
     d = np.broadcast_to(fan_in, usable.shape)[usable]
@@ -168,8 +159,6 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
 
 def _mean(values: Floats) -> float | None:
     """Mean of values of any size, rounded once: what cancels leaves what it does not cancel."""
-    import numpy as np
-
     if not len(values):
         return None
     # A sum of large float64 values could overflow where their mean cannot.
@@ -180,12 +169,10 @@ def _mean(values: Floats) -> float | None:
 
 
 def _quantiles(values: Floats) -> list[float | None]:
-    """Minimum, quartiles and maximum, interpolated linearly as numpy.quantile does.
+    """Return the minimum, quartiles and maximum, interpolated linearly as numpy.quantile does.
 
     Its general machinery costs more than the whole rest of `summarise`.
     """
-    import numpy as np
-
     if not len(values):
         return [None] * 5
     ordered = np.sort(values)
@@ -202,13 +189,11 @@ def _cosine_p_value(cosine: Floats, fan_in: Floats) -> float | None:
 
 
 def _centres(filters: Filters) -> tuple[tuple[int, int], float | None]:
-    """(negative ones, all that tell) and mean of the centres.
+    """Return (negative ones, all that tell) and mean of the centres.
 
     A degenerate filter has no hyperplane, so it has no side of it either; gamma = 0 or beta = 0
     leaves a NaN.
     """
-    import numpy as np
-
     if filters.centre is None:
         return (0, 0), None
     told = filters.centre[filters.usable & np.isfinite(filters.centre)]

@@ -1,4 +1,4 @@
-"""What data tell about a layer: on which side of its hyperplanes they lie (METHOD, section 4)."""
+"""Activations: on which side of a layer's hyperplanes data lie (METHOD, section 4)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.files.errors import UsageError, nearest
 from planescope.networks.module import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    import numpy as np
     import torch
 
 
@@ -127,8 +128,6 @@ class _Moments:
         self.count = total
 
     def result(self, layer: str) -> Activation:
-        import numpy as np
-
         if self.count == 0:
             raise UsageError(
                 f"no data came through layer {layer!r}; are there batches, is it used?"

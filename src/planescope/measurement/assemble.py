@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from planescope.files.errors import CheckpointError, NoLayersError
 from planescope.hyperplanes import chance, geometry
 from planescope.hyperplanes.layer import Array, Layer, Norm, Pairing, Skipped, View
@@ -15,22 +17,22 @@ from planescope.hyperplanes.statistics import Filters, summarise
 from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, Source
 
 if TYPE_CHECKING:
-    from planescope.hyperplanes.statistics import Floats
+    from planescope.hyperplanes.arrays import Floats
 
 # A layer is called biased where chance alone would call one in twenty so (METHOD, section 3).
 LEVEL = 0.05
 
 
 class Observed(Protocol):
-    """What data told about a layer; each array float64 of shape (filters,)."""
+    """The activations of a layer on data; each array float64 of shape (filters,)."""
 
     @property
     def centre(self) -> Floats:
-        """Mean of z_i in its standard deviations; NaN for a filter that never varies."""
+        """Return the mean of z_i in its standard deviations; NaN for a filter that never varies."""
 
     @property
     def rate(self) -> Floats:
-        """P(z_i > 0)."""
+        """Return P(z_i > 0)."""
 
 
 def measure_layers(
@@ -65,8 +67,6 @@ def measure_layers(
     NoLayersError
         If there is no layer.
     """
-    import numpy as np
-
     measured = []
     # Filters that are left out may overflow or divide by 0; they are counted, and not used.
     with np.errstate(all="ignore"):
@@ -154,10 +154,24 @@ def in_view(
     return raw, kappa
 
 
+def scale_in_view(layer: Layer, view: View, /) -> Array | None:
+    """Return what a view multiplies each filter's weights by, shape (filters,); None is 1.
+
+    It is ``gamma / sqrt(variance + eps)`` of the norm behind the layer (METHOD, section 4).
+    """
+    import numpy as np
+
+    if view is View.RAW or layer.norm is None:
+        return None
+    gamma, _, _, variance = _read_norm(layer.norm)
+    deviation = np.sqrt(_host(variance) + layer.norm.eps)
+    return (1.0 if gamma is None else _host(gamma)) / deviation
+
+
 def layer_measurement(
     layer: Layer, values: Filters, /, *, l2: float | None, linf: float | None
 ) -> LayerMeasurement:
-    """Statistics of one layer from the values of its filters."""
+    """Return the statistics of one layer from the values of its filters."""
     statistics = summarise(values, layer.fan_in)
     return LayerMeasurement(
         **vars(statistics),
@@ -191,8 +205,6 @@ def filters_on_host(
 
     What was observed on data takes the place of `centre`.
     """
-    import numpy as np
-
     projection, norm, cosine = map(_host, (planes.projection, planes.norm, planes.cosine))
     bias = np.zeros_like(norm) if planes.bias is None else _host(planes.bias)
     lost = None if planes.sideless is None else _host(planes.sideless) != 0
@@ -211,15 +223,13 @@ def filters_on_host(
 
 
 def _host(values: Array) -> Any:
-    import numpy as np
-
     # torch tensors on an accelerator do not convert by themselves.
     on_cpu = values.cpu() if hasattr(values, "cpu") else values
     return np.asarray(on_cpu, dtype=np.float64)
 
 
 def _read_norm(norm: Norm) -> tuple[Array | None, Array | None, Array, Array]:
-    """Gamma, beta, mean and variance."""
+    """Return the gamma, beta, mean and variance."""
     gamma, beta = (None if t is None else t.read() for t in (norm.gamma, norm.beta))
     return gamma, beta, norm.mean.read(), norm.variance.read()
 
@@ -271,8 +281,6 @@ def _corrected(layers: Sequence[LayerMeasurement]) -> tuple[LayerMeasurement, ..
 
 
 def _pool(layers: Sequence[LayerMeasurement], stage: int | None) -> PoolMeasurement:
-    import numpy as np
-
     values = [layer.values for layer in layers if layer.values is not None]
     # A layer without a norm has no centre; among others it counts as filters that tell nothing.
     centres = [np.full(v.norm.shape, np.nan) if v.centre is None else v.centre for v in values]

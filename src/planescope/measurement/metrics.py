@@ -1,4 +1,4 @@
-"""What is logged of a measurement while a network is trained, by key."""
+"""Metrics of a measurement that are logged while a network is trained, by key."""
 
 from __future__ import annotations
 

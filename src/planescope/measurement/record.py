@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from planescope.files.errors import NoLayersError
 from planescope.files.records import record
 from planescope.files.results import Table, plain
@@ -23,7 +25,7 @@ FILTER_FORMS = (".npz", ".csv", ".parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What was measured: path or name, format, and size in bytes (None for what is in memory)."""
+    """The source of a measurement: path or name, format, and bytes (None for what is in memory)."""
 
     path: str
     format: str
@@ -139,7 +141,7 @@ class Measurement(Table):
 
     @property
     def verdict(self) -> str:
-        """Which layers are biased, in a sentence."""
+        """Return which layers are biased, in a sentence."""
         return verdict(self.layers)
 
     def columns(self) -> dict[str, list[Any]]:
@@ -173,7 +175,7 @@ class Measurement(Table):
 
 
 def verdict(layers: Sequence[LayerMeasurement], /) -> str:
-    """Which layers of a network are biased, in a sentence."""
+    """Return which layers of a network are biased, in a sentence."""
     biased = [layer for layer in layers if layer.biased]
     if not biased:
         return f"None of {len(layers)} layers is biased beyond chance (corrected p >= 0.05)."
@@ -206,7 +208,7 @@ def load(path: str | os.PathLike[str]) -> Measurement:
 
 
 def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]:
-    """Columns of all layers of some measurements, ready for a file."""
+    """Return the columns of all layers of some measurements, ready for a file."""
     table: dict[str, list[Any]] = {key: [] for key in ("schema", "path", "view", *LAYER_KEYS)}
     for measurement in measurements:
         for layer in measurement.layers:
@@ -220,15 +222,13 @@ def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]
 
 
 def filters_table(measurements: Sequence[Measurement], /) -> dict[str, Any]:
-    """Columns of all filters of some measurements, ready for a file.
+    """Return the columns of all filters of some measurements, ready for a file.
 
     Raises
     ------
     NoLayersError
         If a measurement was loaded from a file, which does not hold them.
     """
-    import numpy as np
-
     layers = [(m, layer) for m in measurements for layer in m.layers]
     values = list(_values_of(layers))
     counts = [layer.filters for _, layer in layers]
@@ -254,8 +254,6 @@ def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[st
     schema = "planescope.filters/1"
 
     def as_npz(draft: Path) -> None:
-        import numpy as np
-
         np.savez(draft, schema=schema, **columns)
 
     def as_csv(draft: Path) -> None:
@@ -273,7 +271,7 @@ def _values_of(layers: Iterable[tuple[Measurement, LayerMeasurement]]) -> Iterat
 
 
 def filter_values(measurement: Measurement, layer: LayerMeasurement, /) -> Filters:
-    """Values of a layer's filters.
+    """Return the values of a layer's filters.
 
     Raises
     ------
@@ -289,7 +287,7 @@ def filter_values(measurement: Measurement, layer: LayerMeasurement, /) -> Filte
 
 
 def layer_from_dict(row: Mapping[str, Any], /) -> LayerMeasurement:
-    """Layer from its keys as in the JSON form; without the values of single filters.
+    """Return the layer from its keys as in the JSON form; without the values of single filters.
 
     Raises
     ------

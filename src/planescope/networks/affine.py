@@ -53,7 +53,7 @@ class NotAffineError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How a weight acts: a linear map (no kernel), a convolution, or a transposed one.
+    """The action of a weight: a linear map (no kernel), a convolution, or a transposed one.
 
     `padding` is what lies before the input in each dimension.
     """
@@ -67,7 +67,7 @@ class Form:
 
     @property
     def place(self) -> Place:
-        """What the form tells of the layer's place."""
+        """Return the layer's place as the form tells it."""
         if not self.kernel:
             return Place(kind=Kind.LINEAR, groups=1)
         kind = Kind.TRANSPOSED if self.transposed else kind_of_convolution(self.kernel)
@@ -75,7 +75,7 @@ class Form:
 
     @property
     def extent(self) -> tuple[int, ...]:
-        """Inputs from the first tap to the last, in each dimension."""
+        """Return the inputs from the first tap to the last, in each dimension."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
 
 
@@ -229,7 +229,7 @@ def _inputs(
 
 
 def _guesses(module: nn.Module, held: Sequence[torch.Tensor]) -> Iterator[tuple[int, int]]:
-    """Channels and dimensions that an input may have, the likeliest first."""
+    """Yield the channels and dimensions that an input may have, the likeliest first."""
     groups = getattr(module, "groups", 1)
     groups = groups if isinstance(groups, int) else 1
     told = getattr(module, "in_features", getattr(module, "in_channels", None))
@@ -262,7 +262,7 @@ def _told_dims(module: nn.Module) -> int | None:
 def _positions(
     module: nn.Module, held: Sequence[torch.Tensor], dims: int, size: int
 ) -> tuple[int, ...]:
-    """Extents with two outputs each, or with several that no border touches."""
+    """Return the extents with two outputs each, or with several that no border touches."""
     if dims == 0:
         return ()
     kernels = [tuple(t.shape[-dims:]) for t in held if t.ndim >= dims + 2]
@@ -297,11 +297,11 @@ class _Call:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether nothing has changed the output in place."""
+        """Tell whether the output is still as the module gave it."""
         return bool(self.output._version == self.version)
 
     def is_like(self, other: _Call) -> bool:
-        """Whether the other run of the same forward gave it the same operands."""
+        """Return whether the other run of the same forward gave it the same operands."""
         return self.name == other.name and all(
             a.shape == b.shape and torch.equal(a, b)
             for a, b in zip(self.args, other.args, strict=True)
@@ -329,7 +329,7 @@ class _Calls(TorchDispatchMode):  # type: ignore[misc]
         return output
 
     def before_relu(self, output: torch.Tensor) -> torch.Tensor:
-        """What the ReLU was given that made an output; the output itself where none did."""
+        """Return the input of the ReLU that made an output, or the output itself."""
         if self._relu is not None and self._relu[1].data_ptr() == output.data_ptr():
             self.rectifies = self._relu[0].shape == output.shape
             return self._relu[0] if self.rectifies else output
@@ -351,7 +351,7 @@ class _Trial:
         self.rectifies = False
 
     def draw(self, count: int = 4) -> torch.Tensor:
-        """Inputs of several sizes."""
+        """Return the inputs of several sizes."""
         x = torch.randn((count, *self.shape), generator=self.generator, dtype=torch.float64)
         sizes = torch.tensor(_SIZES, dtype=torch.float64).repeat(-(-count // len(_SIZES)))[:count]
         return (x * sizes.reshape(-1, *[1] * len(self.shape))).to(self.device, self.dtype)
@@ -388,14 +388,14 @@ class _Trial:
         return dataclasses.replace(found, handed=(self.shape, number))
 
     def handed_again(self, number: int) -> Acting | None:
-        """The same of a module in which it was found before."""
+        """Return the same of a module in which it was found before."""
         x = self.draw(1)
         y, calls = self._watched(x)
         found = self._whole(x, y, calls[number])
         return found and dataclasses.replace(found, handed=(self.shape, number))
 
     def _whole(self, x: torch.Tensor, y: torch.Tensor, call: _Call) -> Acting | None:
-        """Operands of a call, if its output is what the module gives."""
+        """Return the operands of a call, if its output is what the module gives."""
         if call.output.numel() != y.numel() or not torch.equal(
             call.output.reshape(-1), y.reshape(-1)
         ):
@@ -424,7 +424,7 @@ def _output(given: Any) -> torch.Tensor:
 
 
 def _form(call: _Call, x: torch.Tensor) -> Form:
-    """Form of a convolution, whose own input may have been padded before."""
+    """Return the form of a convolution, whose own input may have been padded before."""
     given, weight, _, stride, padding, dilation, transposed, _, groups = call.args
     dims = weight.ndim - 2
     more = [(a - b) // 2 for a, b in zip(given.shape[2:], x.shape[2:], strict=False)]
@@ -445,7 +445,7 @@ def _form(call: _Call, x: torch.Tensor) -> Form:
 
 
 def _operands(call: _Call, x: torch.Tensor) -> Acting | None:
-    """Weight and bias of a call whose input has the channels of the module's."""
+    """Return the weight and bias of a call whose input has the channels of the module's."""
     if call.name == "convolution":
         given, weight, bias = call.args[:3]
         if given.ndim != x.ndim or given.shape[1] != x.shape[1]:
@@ -467,7 +467,7 @@ def _operands(call: _Call, x: torch.Tensor) -> Acting | None:
 
 
 def _is_within(x: torch.Tensor, padded: torch.Tensor) -> bool:
-    """Whether an input is in the middle of another, which is padded about evenly."""
+    """Return whether an input is in the middle of another, which is padded about evenly."""
     more = [a - b for a, b in zip(padded.shape[2:], x.shape[2:], strict=True)]
     if min(more, default=0) < 0:
         return False
@@ -550,14 +550,14 @@ def _zeros(trial: _Trial, count: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _middle(form: Form) -> tuple[int, ...]:
-    """Where an impulse stands: away from the border by the padding, and by all taps."""
+    """Return the place of an impulse: away from the border by the padding, and by all taps."""
     return tuple(max(e - 1 - p, p + 1, 0) for e, p in zip(form.extent, form.padding, strict=True))
 
 
 def _responses(
     trial: _Trial, form: Form, at: tuple[int, ...], extents: tuple[int, ...]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """What comes of an impulse in each channel of a group, in all groups at once, less the bias."""
+    """Return responses to an impulse in each channel of a group, in all groups, less the bias."""
     channels = trial.shape[0]
     per_group = channels // form.groups
     rest = trial.run(_zeros(trial, 1, (channels, *extents)))
@@ -572,7 +572,7 @@ def _responses(
 
 
 def _from_convolution(trial: _Trial, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
-    """Taps of a convolution, each read where an impulse comes out of it."""
+    """Return the taps of a convolution, each read where an impulse comes out of it."""
     middle = _middle(form)
     extents = tuple(2 * p + s for p, s in zip(middle, form.stride, strict=True))
     bias = _bias(trial, extents)
@@ -599,7 +599,7 @@ def _from_convolution(trial: _Trial, form: Form) -> tuple[torch.Tensor, torch.Te
 
 
 def _from_transposed(trial: _Trial, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
-    """Taps of a transposed convolution: an impulse paints them all."""
+    """Return the taps of a transposed convolution: an impulse paints them all."""
     middle = tuple(-(-max(p, 1) // s) for p, s in zip(form.padding, form.stride, strict=True))
     extents = tuple(
         2 * m + 1 + -(-e // s) for m, e, s in zip(middle, form.extent, form.stride, strict=True)
@@ -626,7 +626,7 @@ def _bias(trial: _Trial, extents: tuple[int, ...]) -> torch.Tensor:
 
 
 def _explains(trial: _Trial, weight: torch.Tensor, bias: torch.Tensor, form: Form) -> bool:
-    """Whether weight and bias give what the module gives on other inputs."""
+    """Check that weight and bias give what the module gives on other inputs."""
     x = trial.draw(8)
     y = trial.run(x)
     if not form.kernel:

@@ -71,7 +71,7 @@ def build(
     Raises
     ------
     UsageError
-        If there is no such network, or an option cannot be.
+        If there is no such network, or an option is invalid.
     MissingDependencyError
         If torch, torchvision or timm is not installed.
     """
@@ -119,9 +119,11 @@ def load_pretrained(name: str, /) -> nn.Module:
 
 def _check_options(in_channels: int, classes: int, width: float) -> None:
     if in_channels < 1 or classes < 1:
-        raise UsageError(f"a network for {in_channels} channels and {classes} classes cannot be")
+        raise UsageError(
+            f"a network has 1 channel and 1 class or more, not {in_channels} and {classes}"
+        )
     if not 0 < width < math.inf:
-        raise UsageError(f"width {width} cannot be; it multiplies the numbers of filters")
+        raise UsageError(f"width {width} is not above 0; it multiplies the numbers of filters")
 
 
 @contextlib.contextmanager
@@ -195,7 +197,7 @@ def _modules(
 
 
 def _nested(modules: Iterable[tuple[str, nn.Module]]) -> nn.Module:
-    """Sequences within a sequence, as the dots in the names say."""
+    """Return the sequences within a sequence, as the dots in the names say."""
     from torch import nn
 
     root = nn.Sequential()

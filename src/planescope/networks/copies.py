@@ -105,7 +105,7 @@ def own_tensors(module: nn.Module, /) -> list[torch.Tensor]:
 
 
 def is_undrawn(tensor: torch.Tensor, /) -> bool:
-    """Whether a tensor has no values: of a lazy module, on the meta device, a fake one."""
+    """Return whether a tensor has no values: of a lazy module, on the meta device, a fake one."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     return bool(nn.parameter.is_lazy(tensor) or tensor.is_meta or isinstance(tensor, FakeTensor))

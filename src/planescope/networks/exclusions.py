@@ -1,4 +1,4 @@
-"""What has the rank of a weight and is no layer of hyperplanes, or not the weight that acts.
+"""Tensors with the rank of a weight that are no layer, or not the weight that acts.
 
 Each function gives a reason, half a sentence for a reader, or None.
 """
@@ -41,7 +41,7 @@ _AFFINE = "a norm or a scale: its bias has its own shape, a value for each weigh
 
 
 def of_name(name: str, /) -> str | None:
-    """Say why a tensor of some name, which no layer is known to have, is none."""
+    """Say by its name why a tensor that no known layer has is not measured."""
     if _RECURRENT_TORCH.search(name):
         return RECURRENT
     if _ATTENTION.search(name):
@@ -82,7 +82,7 @@ def _split(module: str) -> tuple[str, str, str]:
 
 
 def adapted(names: Iterable[str], /) -> tuple[dict[str, str], list[str]]:
-    """Tensors of adapters, each with the module that it changes.
+    """Return the tensors of adapters, each with the module that it changes.
 
     Returns
     -------

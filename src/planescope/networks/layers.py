@@ -75,14 +75,14 @@ _LEFT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What a user says of a file that it does not say itself.
+    """Facts that a user gives about a file that does not say them itself.
 
     Attributes
     ----------
     axes : Wanted
         How weights lie.
     norms : mapping of str to str or None
-        The batch norm behind each layer; None is none.
+        The batch norm behind each layer, or None.
     eps : float or None
         Epsilon of the norms whose own the file does not hold.
     """
@@ -104,14 +104,14 @@ class _Stored:
 
     @property
     def outputs(self) -> int | None:
-        """Length of the bias."""
+        """Return the length of the bias."""
         return None if self.bias is None else max(1, *self.bias.shape, 1)
 
 
 def find_layers(
     state: StateDict, /, *, transposed: re.Pattern[str] | None = None
 ) -> tuple[list[Layer], list[Skipped]]:
-    """Layers of a state dict, of every kind, and what looks like one but is none.
+    """Find the layers of a state dict, of every kind, and what only looks like one.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def _with_plain_names(state: StateDict) -> StateDict:
 
 
 def _stored(tensors: Mapping[str, Tensor], norms: Norms) -> list[_Stored]:
-    """Tensors that by their names and ranks may be weights."""
+    """Return the tensors that by their names and ranks may be weights."""
     able = {n: t for n, t in tensors.items() if len(t.shape) >= 2 and n not in norms.parts}
     for pattern in (_NAME, _FLAT_NAME, _NUMBERED):
         found = [_split(match, tensors) for name in able if (match := pattern.fullmatch(name))]
@@ -222,7 +222,7 @@ def _sifted(
     tensors: Mapping[str, Tensor],
     reasons: Mapping[str, str],
 ) -> tuple[list[_Stored], list[Skipped]]:
-    """Part weights of layers from what is none, with the reason."""
+    """Part weights of layers from other tensors, with the reason."""
     kept: list[_Stored] = []
     skipped: list[Skipped] = []
     recurrent = exclusions.recurrent((each.module for each in stored), tensors)
@@ -261,7 +261,7 @@ def _why_not(each: _Stored, place: Place | None, siblings: Sequence[str]) -> str
 
 
 def _beside(stored: Sequence[_Stored], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Last parts of what stands beside the weight and bias of each module."""
+    """Return the last parts of what stands beside the weight and bias of each module."""
     modules = {each.module: each for each in stored}
     found: defaultdict[str, list[str]] = defaultdict(list)
     for name, tensor in tensors.items():
@@ -295,7 +295,7 @@ def _weight(each: _Stored, norms: Norms) -> Weight:
 
 
 def _likely_norm(module: str, norms: Mapping[str, FoundNorm]) -> int | None:
-    """Width of the norm that stands behind a layer by the commonest names."""
+    """Return the width of the norm that stands behind a layer by the commonest names."""
     parent, dot, last = module.rpartition(".")
     names = [f"{module}.norm", f"{module}.bn"]
     if last.isdecimal():
@@ -384,7 +384,7 @@ def _asked(norms: Norms, hints: Hints) -> Mapping[str, FoundNorm]:
 
 
 def _positions(layers: Sequence[Layer], state: StateDict) -> dict[str, int]:
-    """Where in the file each layer begins."""
+    """Return where in the file each layer begins."""
     names = {layer.name for layer in layers}
     found: dict[str, int] = {}
     for at, name in enumerate(state.tensors):
@@ -399,7 +399,7 @@ def _positions(layers: Sequence[Layer], state: StateDict) -> dict[str, int]:
 def _left_over(
     tensors: Mapping[str, Tensor], stored: Sequence[_Stored], norms: Norms, told: set[str]
 ) -> Iterator[Skipped]:
-    """What has the rank of a weight, and was taken for nothing."""
+    """Return tensors with the rank of a weight that were not taken for one."""
     taken = {id(t) for each in stored for t in (each.tensor, each.bias) if t is not None}
     for name, tensor in tensors.items():
         if len(tensor.shape) < 2 or id(tensor) in taken or name in norms.parts:
@@ -416,13 +416,13 @@ def _left_over(
 
 
 def _is_no_weight(name: str, tensor: Tensor) -> bool:
-    """Whether the name says something else; a "b" of three axes is a layer, not a bias."""
+    """Tell by its name that a tensor is no weight; a "b" of three axes is a layer, not a bias."""
     is_bias = len(tensor.shape) < 3 and _BIAS.search(name.lower())
     return bool(is_bias or _NO_WEIGHT.search(name.lower()))
 
 
 def _is_other(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor does not even look like a weight: tokens, positions, tables, scales."""
+    """Tell tensors that do not even look like a weight: tokens, positions, tables, scales."""
     known = _is_no_weight(name, tensor) or re.search(
         r"(^|[._/])(bias|gain|pos\w*|\w*token\w*|\w*embed\w*|lora_\w+|recurrent_\w+|anchor\w*|grid)$",
         name.lower(),

@@ -1,4 +1,4 @@
-"""Which axis of a stored weight is what: read from names, biases, norms and the chain of layers.
+"""The axes of a stored weight, read from names, biases, norms and the chain of layers.
 
 Frameworks keep the filters of a convolution on the first axis, (out, in / groups, *kernel), or on
 the last, (*kernel, in / groups, out); transposed convolutions keep them second from there. What a
@@ -68,13 +68,13 @@ class Weight:
 
     @property
     def family(self) -> tuple[str, bool]:
-        """Weights that one framework's one convention holds for."""
+        """Return the weights that one framework's one convention holds for."""
         return self.ending, len(self.shape) == 2
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """How the axes of a weight lie: a kind, the side of the filters, and groups where known."""
+    """The axes of a weight: a kind, the side of the filters, and groups where known."""
 
     kind: Kind
     layout: Layout
@@ -84,7 +84,7 @@ class Axes:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a user says of axes.
+    """The axes that a user gives.
 
     Attributes
     ----------
@@ -98,17 +98,17 @@ class Wanted:
     transposed: re.Pattern[str] | None = None
 
     def layout(self, module: str) -> Layout | None:
-        """Layout that is given for a name."""
+        """Return the layout that is given for a name."""
         return next((lay for p, lay in self.layouts if p is None or p.search(module)), None)
 
     def is_transposed(self, module: str) -> bool:
-        """Whether a name is given as that of a transposed convolution."""
+        """Return whether a name is given as that of a transposed convolution."""
         return self.transposed is not None and bool(self.transposed.search(module))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Laid:
-    """How the weights of a file lie.
+    """The layout of the weights of a file.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ def named(names: Sequence[str], /) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Usual:
-    """Where the filters of a family lie, and what says so."""
+    """The usual side of the filters of a family, and the evidence for it."""
 
     layout: Layout
     proof: str  # "biases", "names", "shapes"
@@ -163,7 +163,7 @@ class _Usual:
 
 
 def _fits(weight: Weight) -> set[Layout]:
-    """Layouts under which some reading gives as many filters as there are biases."""
+    """Return the layouts under which some reading gives as many filters as there are biases."""
     outputs, shape = weight.outputs, weight.shape
     if outputs is None:
         return {FIRST, LAST}
@@ -177,7 +177,7 @@ def _fits(weight: Weight) -> set[Layout]:
 
 
 def _groups(shape: Shape, outputs: int) -> int | None:
-    """Groups under which a weight (in, out / groups, *kernel) has so many outputs."""
+    """Return the groups under which a weight (in, out / groups, *kernel) has so many outputs."""
     groups, rest = divmod(outputs, shape[1]) if shape[1] else (0, 1)
     return groups if groups and not rest and shape[0] % groups == 0 else None
 
@@ -378,7 +378,7 @@ def _turned(
 
 
 def _is_free(weight: Weight, wanted: Wanted) -> bool:
-    """Whether the bias leaves open which of the first two axes has the filters."""
+    """Return whether the bias leaves open which of the first two axes has the filters."""
     if wanted.transposed is not None:  # the user has told
         return False
     is_square = weight.shape[0] == weight.shape[1]
@@ -391,7 +391,7 @@ def _pattern(module: str) -> str:
 
 
 def _hint(weight: Weight) -> int:
-    """How far the name and a kernel of even extents speak for a transposed convolution."""
+    """Score how far the name and a kernel of even extents speak for a transposed convolution."""
     if _TRANSPOSED.search(weight.module):
         return 2
     is_even = all(extent in (2, 4) for extent in weight.shape[2:])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def torchvision(name: str, in_channels: int, classes: int) -> nn.Module:
-    """Classifier of torchvision, with fresh weights."""
+    """Return the classifier of torchvision, with fresh weights."""
     models = required("torchvision").models
     _check_known("torchvision", name, models.list_models(module=models))
     built = models.get_model(name, weights=None, num_classes=classes)
@@ -52,7 +52,7 @@ def _replace_first_convolution(module: nn.Module, in_channels: int) -> None:
 
 
 def timm(name: str, in_channels: int, classes: int) -> nn.Module:
-    """Classifier of timm, with fresh weights."""
+    """Return the classifier of timm, with fresh weights."""
     library = required("timm")
     # With the tag of weights behind a dot, or without one.
     known = {*library.list_models(), *library.list_models(pretrained=True)}
@@ -61,7 +61,7 @@ def timm(name: str, in_channels: int, classes: int) -> nn.Module:
 
 
 def own(package: str, attribute: str, in_channels: int, classes: int, image_size: int) -> nn.Module:
-    """What a callable makes of those of the options that it has parameters for."""
+    """Call a callable with those of the options that it has parameters for."""
     from torch import nn
 
     others = "one of the paper's, torchvision:NAME, timm:NAME"

@@ -77,7 +77,7 @@ def build_like(
 
 
 def _weights(name: str) -> list[str]:
-    """Names of a library's weights, in the order of the network."""
+    """Return the names of a library's weights, in the order of the network."""
     return [key for key in build(name).state_dict() if key.endswith("weight")]
 
 
@@ -94,7 +94,7 @@ def _image(first: tuple[int, ...]) -> dict[str, int]:
 
 
 def _width(name: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """The factor that gives every layer its number of filters, each rounded."""
+    """Return the factor that gives every layer its number of filters, each rounded."""
     low, high = 0.0, math.inf
     for operation in networks.network(name).operations:
         if isinstance(operation, networks.Convolution | networks.Linear) and operation.filters:

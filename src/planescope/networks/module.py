@@ -7,6 +7,8 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import (
     Kind,
@@ -108,7 +110,7 @@ def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
 
 
 def _memory(value: Any) -> Hashable:
-    """What is equal for two arrays that are one."""
+    """Return a key that two arrays share if they have the same memory."""
     if hasattr(value, "data_ptr") and hasattr(value, "stride"):
         return value.data_ptr(), value.stride(), str(value.device)
     if (interface := getattr(value, "__array_interface__", None)) is not None:
@@ -117,15 +119,13 @@ def _memory(value: Any) -> Hashable:
 
 
 def _array(name: str, value: Any) -> Array:
-    """What is stored under a name, as an array that can be computed with."""
+    """Return the value stored under a name as an array that can be computed with."""
     if isinstance(value, Mapping):
         raise UsageError(f"{name!r} holds a mapping of its own; give that one, mapping[{name!r}]")
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         raise UsageError(f"{name!r} is a {type(value).__name__}, not an array; leave it out")
     if hasattr(value, "detach"):
         return value.detach()
-    import numpy as np
-
     # NumPy itself cannot compute with bfloat16 and float8; float32 holds all of their values.
     if isinstance(value, np.ndarray) and not np.issubdtype(value.dtype, np.floating):
         return value.astype(np.float32) if "float" in value.dtype.name else value

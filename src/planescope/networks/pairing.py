@@ -1,4 +1,4 @@
-"""Which batch norm stands behind which layer, where no graph tells: by names, and by order.
+"""The pairing of batch norms with layers where no graph tells: by names, and by order.
 
 Names come first, since they say the same in every format. A rule of names, such as conv1 and bn1,
 is believed where it fits by width wherever it can be applied in blocks of one depth; of a file in
@@ -96,7 +96,7 @@ def find_norms(tensors: Mapping[str, Tensor], /) -> Norms:
 
 
 def _ends_name(stem: str, last: str) -> bool:
-    """Whether the last part of a name begins behind this."""
+    """Tell whether this separator stands before the last part of a name."""
     if last == "mean":  # too common a word, but where nothing else is before it
         return stem.endswith(tuple(_SEPARATORS))
     return not stem or stem.endswith((*_SEPARATORS, "_"))
@@ -110,7 +110,7 @@ def _is_named_otherwise(stem: str, tensors: Mapping[str, Tensor], gamma_name: st
 
 
 def _beside_statistics(stem: str, tensors: Mapping[str, Tensor]) -> str:
-    """Where the scale lies: Flax keeps statistics in a tree of their own."""
+    """Return the name of the scale: Flax keeps statistics in a tree of their own."""
     if "batch_stats" not in stem:
         return stem
     candidates = (stem.replace("batch_stats", "params"), re.sub(r"batch_stats[./]", "", stem))
@@ -239,7 +239,7 @@ class _Index:
             self.below[_joined(parts[:-1])].append(norm)
 
     def candidates(self, layer: str) -> Iterator[tuple[_Rule, FoundNorm]]:
-        """Norms that by some rule, which names the depth too, stand behind the layer."""
+        """Yield the norms that by some rule, which names the depth too, stand behind the layer."""
         parts = _parts(layer)
         if len(inside := self.below[_joined(parts)]) == 1:
             yield ("inside", str(len(parts)), _parts(inside[0].name)[-1]), inside[0]
@@ -268,7 +268,7 @@ def _rule(layer: str, norm: str, *, is_last: bool) -> _Rule | None:
 
 
 def _words(part: str) -> tuple[str, list[str]]:
-    """What is left of a part without its numbers, and these."""
+    """Split a part of a name into its words and its numbers."""
     part = re.sub(r"(conv(olution)?)[123]d", r"\1", part, flags=re.IGNORECASE)
     numbers = re.findall(r"\d+", part)
     # Keras calls its layers conv2d, conv2d_1, conv2d_2.
@@ -303,7 +303,7 @@ def _by_order(
 
 
 def _is_apart(layer: str, norm: str) -> bool:
-    """Whether names say that something stands between a layer and the norm defined next.
+    """Return whether names say that something stands between a layer and the norm defined next.
 
     They are of blocks apart, or members of one sequence whose numbers leave a gap.
     """

@@ -113,7 +113,7 @@ _ROLES: dict[type[Operation], Role] = {
 
 
 class Initialiser(StrEnum):
-    """How weights are drawn; biases are zero except in `TORCH`."""
+    """The way weights are drawn; biases are zero except in `TORCH`."""
 
     XAVIER = "xavier"  # uniform, with the gain of a ReLU
     KAIMING = "kaiming"  # normal, for the outputs and a ReLU
@@ -229,7 +229,7 @@ NETWORKS: dict[str, Network] = {
 
 
 def network(name: str, /) -> Network:
-    """One of the paper's networks by its name.
+    """Return one of the paper's networks by its name.
 
     Raises
     ------
@@ -242,7 +242,7 @@ def network(name: str, /) -> Network:
 
 
 def smallest_image(name: str, /) -> int:
-    """Least height and width of an image that the network can take, in pixels.
+    """Return the least height and width of an image that the network can take, in pixels.
 
     Raises
     ------
@@ -260,7 +260,7 @@ def smallest_image(name: str, /) -> int:
 
 
 def places(name: str, /) -> dict[str, Place]:
-    """Where each layer of a network stands, by the name of its module, in the network's order.
+    """Return the place of each layer of a network, by the name of its module, in order.
 
     Raises
     ------

@@ -26,7 +26,7 @@ NOT_TOLD = "{} is computed from parts by a formula that a state dict does not te
 
 
 def resolved(state: StateDict, /) -> StateDict:
-    """The same state dict with each weight or bias that is stored in parts as one tensor.
+    """Return the same state dict with each weight or bias that is stored in parts as one tensor.
 
     The parts stay unread until the weight is. Parts that make no weight by a formula we know stay
     as they are, and `reasons` tells why their module is no layer to be measured.
@@ -70,7 +70,7 @@ def _last(whole: str) -> str:
 
 
 def is_part(name: str, /) -> bool:
-    """Whether a tensor is a part of one that is computed."""
+    """Return whether a tensor is a part of one that is computed."""
     return bool(_STEPS.fullmatch(name)) or bool(re.search(r"_(orig|mask)$", name))
 
 
@@ -89,7 +89,7 @@ def _unmasked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _weight_norm(v: Array, g: Array) -> Array:
-    """``w = g v / ||v||``, the length taken over all but the dimension that g keeps."""
+    """Return ``w = g v / ||v||``, the length taken over all but the dimension that g keeps."""
     over = tuple(i for i in range(v.ndim) if g.ndim == 0 or g.shape[i] == 1)
     return v * (g / (v * v).sum(over, keepdims=True) ** 0.5)
 
@@ -146,7 +146,7 @@ def _spectral(w: Tensor, u: Tensor | None, v: Tensor | None) -> Tensor | None:
 
 
 def _old(parts: Mapping[str, Tensor]) -> Tensor | None:
-    """The tensor of the older weight norm and spectral norm, which hooks compute."""
+    """Return the tensor of the older weight norm and spectral norm, which hooks compute."""
     match parts:
         case {"g": g, "v": v} if len(parts) == 2 and _is_weight_norm(v.shape, g.shape):
             return _tensor([v, g], _weight_norm)

@@ -1,4 +1,4 @@
-"""Where the layers of a network stand: one walk over its operations, whichever format tells them.
+"""The places of a network's layers: one walk over its operations, from whatever format.
 
 A format translates each operation into a `Node` by a table of its own words; `follow` then tells of
 every layer its stage, what feeds it, and the norm behind it. Nothing is computed: what flows from
@@ -17,7 +17,7 @@ from planescope.hyperplanes.layer import Input
 
 
 class Role(Enum):
-    """What an operation does to what it reads."""
+    """The role of an operation."""
 
     IMAGE = auto()  # gives the network's own input
     CONSTANT = auto()  # gives a parameter, a buffer, a number
@@ -64,7 +64,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
-    """Where a layer stands.
+    """The place of a layer.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Position:
 
 
 class _Nature(Enum):
-    """What is known of a value."""
+    """The facts that are known of a value."""
 
     IMAGE = auto()
     RELU = auto()

@@ -16,7 +16,7 @@ def dtype_name(tensor: torch.Tensor, /) -> str:
 
 
 def is_plain(tensor: torch.Tensor, /) -> bool:
-    """Whether it is a dense tensor of numbers that are there, on whatever device."""
+    """Tell dense tensors with values, on any device, from all others."""
     return (
         type(tensor) in (torch.Tensor, nn.Parameter)
         and tensor.layout is torch.strided
@@ -54,14 +54,14 @@ def plain(name: str, tensor: torch.Tensor, /) -> torch.Tensor:
 
 
 def is_drawn_nowhere(tensor: torch.Tensor, /) -> bool:
-    """Whether a tensor has no values: on the meta device, or a fake one."""
+    """Return whether a tensor has no values: on the meta device, or a fake one."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     return bool(tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def _dense(tensor: Any) -> torch.Tensor:
-    """Values as torch gives them, one wrapping after the other."""
+    """Return the values as torch gives them, one wrapping after the other."""
     while not is_plain(tensor):
         if hasattr(tensor, "full_tensor"):  # DTensor, of FSDP2 and tensor parallelism
             tensor = tensor.full_tensor()
@@ -80,7 +80,7 @@ def _dense(tensor: Any) -> torch.Tensor:
 
 
 def _unpacked(tensor: Any) -> Any:
-    """Values of a tensor class of others': those that it computes with."""
+    """Return the values of a tensor class of others': those that it computes with."""
     own = type(tensor)
     if own.dequantize is not torch.Tensor.dequantize or hasattr(own, "__torch_dispatch__"):
         for way in ("dequantize", "to_dense", "get_original_weight"):

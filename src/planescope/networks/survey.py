@@ -44,7 +44,7 @@ _ATTENTION = "queries, keys and values of an attention: three linear maps in one
 
 @dataclass(eq=False)
 class Survey:
-    """What the modules of a network tell one by one.
+    """The layers that the modules of a network give one by one.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ def survey(root: nn.Module, /) -> Survey:
 
 
 def _outwards(name: str) -> Iterator[str]:
-    """The name of a module, and those of the modules that it is in."""
+    """Yield the name of a module, and those of the modules that it is in."""
     while name:
         yield name
         name = name.rpartition(".")[0]
@@ -176,7 +176,7 @@ def _inactive(module: nn.Module) -> str | None:
 
 
 def is_as_torch_has_it(module: nn.Module, /) -> bool:
-    """Whether a layer computes what torch's class of that kind does, with the weight it shows."""
+    """Tell whether a layer computes what torch's class does, with the weight that it shows."""
     base: Any = next(
         base for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules.")
     )
@@ -202,7 +202,7 @@ def _enter_plain(found: Survey, name: str, module: nn.Module, place: Place) -> N
 
 
 def _current(module: nn.Module, attribute: str) -> torch.Tensor:
-    """The tensor that forward would use now, computed from its parts where it has parts."""
+    """Return the tensor that forward would use now, computed from its parts where it has parts."""
     if not module._forward_pre_hooks and "parametrizations" not in module._modules:
         held: torch.Tensor = getattr(module, attribute)
         return held.detach()
@@ -275,7 +275,7 @@ def _part(parts: Callable[[], tuple[Any, Any]], index: int) -> torch.Tensor:
 
 
 def _may_be_affine(module: nn.Module) -> bool:
-    """Whether the weight of a module as a whole is worth looking for."""
+    """Tell whether a module as a whole may be an affine map with a weight to look for."""
     if place_of(module) is not None or "base_layer" in module._modules:
         return True
     inner = [part for part in module.modules() if part is not module]
@@ -462,7 +462,7 @@ def _weight_key(module: nn.Module, place: Place) -> Any:
 
 
 def is_known(module: nn.Module, /) -> bool:
-    """Whether a module is one of torch's layers, computed as torch does."""
+    """Return whether a module is one of torch's layers, computed as torch does."""
     return place_of(module) is not None and is_as_torch_has_it(module)
 
 

@@ -1,4 +1,4 @@
-"""What the graph of a torch module tells about its layers: stage, input, norm.
+"""The graph of a torch module, and what it tells of its layers: stage, input, norm.
 
 `forward` is run once on symbols (torch.fx), and what flows along the graph is followed in the
 abstract: nothing is computed, and the module is left as it was. To import this is to import torch.
@@ -116,20 +116,20 @@ class _Step:
 
     @property
     def reads_values(self) -> bool:
-        """Whether it takes what a tensor holds, not its shape or type alone."""
+        """Tell whether it uses a tensor's values, not its shape or type alone."""
         attribute = self.node.args[1] if self.operation == "getattr" else self.operation
         return attribute not in _METADATA
 
     @property
     def operands(self) -> Iterator[float]:
-        """Numbers written in the code that it computes with."""
+        """Yield the numbers written in the code that it computes with."""
         if self.operation in _ARITHMETIC:
             given = (*self.node.args, *self.node.kwargs.values())
             yield from (value for value in given if isinstance(value, int | float))
 
     @property
     def rectifies(self) -> bool:
-        """Whether it is a ReLU, or clamps like one."""
+        """Return whether it is a ReLU, or clamps like one."""
         if self.operation in _CLAMPS:
             least = self.option("min_val", 1, self.node.kwargs.get("min"))
             return isinstance(least, int | float) and least >= 0
@@ -140,7 +140,7 @@ class _Step:
 
     @property
     def downsamples(self) -> bool:
-        """Whether it is a pooling or a convolution with a stride."""
+        """Return whether it is a pooling or a convolution with a stride."""
         if self.place is not None and self.place.kind in (Kind.CONV, Kind.POINTWISE):
             stride = self.option("stride", 3, 1) if self.leaf is None else self.leaf.stride
         elif self.operation in _STEPS:
@@ -160,7 +160,7 @@ class Traced:
 
 
 def place_of(module: nn.Module, /) -> Place | None:
-    """What a module by itself tells: its kind and groups; None where it is no layer."""
+    """Return kind and groups of a module by itself; None for what is not a layer."""
     if isinstance(module, nn.Linear):
         return Place(kind=Kind.LINEAR, groups=1)
     if isinstance(module, _ConvTransposeNd):
@@ -212,7 +212,7 @@ def trace(
 
 
 def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
-    """What `forward` computes in evaluation, as a graph whose leaves are the layers.
+    """Trace `forward` in evaluation as a graph whose leaves are the layers.
 
     Returns
     -------
@@ -243,7 +243,7 @@ _FROZEN_EPS = 1e-5
 
 
 def _is_frozen_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm whose parameters are buffers, as detectors have them."""
+    """Tell batch norms whose parameters are buffers, as detectors have them."""
     is_named = re.fullmatch(r"FrozenBatchNorm(2d)?", type(module).__name__) is not None
     held = module._buffers.keys()
     return is_named and not module._modules and {"running_mean", "running_var"} <= held
@@ -357,7 +357,7 @@ def _is_in_place(step: _Step, name: str) -> bool:
 
 
 def _recognised(step: _Step, functional: Mapping[fx.Node, Functional]) -> _Step:
-    """The step with what it tells where it is a layer or a batch norm."""
+    """Return the step with what it tells where it is a layer or a batch norm."""
     if step.leaf is not None:
         eps = step.leaf.eps
         norm = None if eps is None else _Norm(step.node.target, eps)

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from planescope.criticality.relate import relate
 from planescope.criticality.relation import Relation
 from planescope.files.errors import UsageError
@@ -78,7 +80,7 @@ class Effect:
     q: float | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """Texts of a table's row."""
+        """Return the texts of a table's row."""
         interval = "" if self.low is None else f"{self.low:+.2f} to {self.high:+.2f}"
         return (
             self.network,
@@ -106,7 +108,7 @@ def _number(value: float | None, form: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Claims(Table):
-    """What a study says of the four claims.
+    """The answers of a study to the four claims.
 
     Attributes
     ----------
@@ -132,12 +134,12 @@ class Claims(Table):
     answers: tuple[str, ...]
 
     def of(self, claim: int) -> tuple[Effect, ...]:
-        """Effects of a claim."""
+        """Return the effects of a claim."""
         return tuple(effect for effect in self.effects if effect.claim == claim)
 
     @property
     def claims(self) -> tuple[str, ...]:
-        """The paper's claims, in words."""
+        """Return the paper's claims, in words."""
         return tuple(CLAIMS.values())
 
     def columns(self) -> dict[str, list[Any]]:
@@ -161,7 +163,7 @@ class _Estimate:
     freedom: float
 
     def bounds(self) -> tuple[float | None, float | None, float | None]:
-        """95 % interval and p-value."""
+        """Return 95 % interval and p-value."""
         from scipy.special import stdtr, stdtrit
 
         if not self.freedom or not self.variance:
@@ -173,28 +175,26 @@ class _Estimate:
 
 
 def _mean(values: Sequence[float]) -> _Estimate:
-    import numpy as np
-
     count = len(values)
     variance = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
     return _Estimate(float(np.mean(values)), variance, count - 1)
 
 
 def _difference(after: Sequence[float], before: Sequence[float]) -> _Estimate:
-    """Welch's."""
+    """Return Welch's."""
     sides = [_mean(after), _mean(before)]
     return _Estimate(sides[0].value - sides[1].value, *_pooled(sides, 1.0))
 
 
 def _average(estimates: Sequence[_Estimate]) -> _Estimate:
-    """Mean of independent ones, each counting alike."""
+    """Return the mean of independent ones, each counting alike."""
     count = len(estimates)
     value = sum(one.value for one in estimates) / count
     return _Estimate(value, *_pooled(estimates, 1 / count))
 
 
 def _pooled(estimates: Sequence[_Estimate], weight: float) -> tuple[float, float]:
-    """Variance of a weighted sum, and its degrees of freedom (Satterthwaite)."""
+    """Return the variance of a weighted sum, and its degrees of freedom (Satterthwaite)."""
     if not all(one.freedom for one in estimates):
         return 0.0, 0.0
     parts = [weight * weight * one.variance for one in estimates]
@@ -270,7 +270,7 @@ def claims_of(
 
 
 def plain_runs(table: pd.DataFrame, /) -> list[str]:
-    """Names of the runs with true labels, all classes and whole images."""
+    """Return the names of the runs with true labels, all classes and whole images."""
     runs, _ = _by_run(table)
     return [str(name) for name in runs.index[runs["condition"] == PLAIN]]
 
@@ -283,7 +283,7 @@ _COLUMNS = [
 
 
 def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
-    """Layers behind a ReLU of a study's table, each with the `condition` of its run.
+    """Return the layers behind a ReLU of a study's table, each with the `condition` of its run.
 
     Raises
     ------
@@ -304,7 +304,7 @@ def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
 
 
 def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A row a run, and a row a run and epoch: means over the layers behind a ReLU."""
+    """Return a row a run, and a row a run and epoch: means over the layers behind a ReLU."""
     import pandas as pd
 
     inner = with_conditions(table)
@@ -364,14 +364,14 @@ def _first(plain: pd.DataFrame) -> Iterator[Effect]:
 
 
 def _with_all(estimates: dict[str, _Estimate]) -> Iterator[tuple[str, _Estimate]]:
-    """Networks, and their mean where there are several of which the spread is known."""
+    """Yield the networks, and their mean where there are several of which the spread is known."""
     yield from estimates.items()
     if len(estimates) > 1:
         yield ALL, _average(list(estimates.values()))
 
 
 def _of_networks(runs: pd.DataFrame, key: str) -> float:
-    """Mean of the networks' means."""
+    """Return the mean of the networks' means."""
     return float(runs.groupby("network")[key].mean().mean())
 
 
@@ -441,7 +441,7 @@ def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:
 def _between(
     runs: pd.DataFrame, claim: int, condition: str, key: str, measure: str
 ) -> Iterator[Effect]:
-    """Runs of a condition against plain ones of the same networks."""
+    """Yield the runs of a condition against plain ones of the same networks."""
     changes, sizes = {}, {}
     for network in sorted(set(runs["network"])):
         own = runs[runs["network"] == network]
@@ -465,7 +465,7 @@ def _between(
 
 
 def _third(relation: Relation) -> Iterator[Effect]:
-    """Ranks; and both directions of the claim."""
+    """Yield Ranks; and both directions of the claim."""
     for score in ("agreement", "position"):
         found = relation.at(score, relation.selection)
         for key, measure in (("rho", "Spearman's rho"), ("partial", "rho given position")):
@@ -503,7 +503,7 @@ def _third(relation: Relation) -> Iterator[Effect]:
 
 
 def _answers(effects: Sequence[Effect], relation: Relation | None) -> Iterator[str]:
-    """What the study says of each claim."""
+    """Answer each claim in a sentence."""
     for claim in CLAIMS:
         own = [effect for effect in effects if effect.claim == claim]
         if claim == 3 and relation is not None:

@@ -29,14 +29,14 @@ _ADDRESS = re.compile(r"((tcp|tls|ucxx?|wss?)://)?(\[[^\]]+\]|[^\[\]:/\s]+):\d+/
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def gpus() -> tuple[str, ...]:
-    """Numbers of the GPUs that this process may use, without waking one."""
+    """Return the numbers of the GPUs that this process may use, without waking one."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(name for name in visible.split(",") if name.strip() not in ("", "-1"))

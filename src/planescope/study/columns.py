@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
@@ -36,7 +38,7 @@ class Frame:
             column.add(table[key])
 
     def to_pandas(self) -> pd.DataFrame:
-        """What was added, not copied."""
+        """Return the values that were added, without a copy."""
         import pandas as pd
 
         columns = {key: column.to_pandas() for key, column in self._columns.items()}
@@ -48,8 +50,6 @@ class _Numbers:
         self._values: NDArray[Any] | None = None
 
     def add(self, column: pa.ChunkedArray) -> None:
-        import numpy as np
-
         new: NDArray[Any] = column.to_numpy()
         if self._values is None:
             self._values = new.copy()  # Arrow's memory cannot grow
@@ -65,14 +65,10 @@ class _Numbers:
 
 class _Words:
     def __init__(self) -> None:
-        import numpy as np
-
         self._codes: NDArray[np.int32] = np.empty(0, np.int32)
         self._code_of: dict[str, int] = {}
 
     def add(self, column: pa.ChunkedArray) -> None:
-        import numpy as np
-
         array = column.combine_chunks()  # of one dictionary
         words = array.dictionary.to_pylist()
         codes = [self._code_of.setdefault(word, len(self._code_of)) for word in words]

@@ -1,4 +1,4 @@
-"""What a run will take, before it is made: operations, divided by how many a device does.
+"""The cost of a run before it is made: its operations, divided by how many a device does.
 
 Convolutions and linear layers alone are counted, a multiplication and an addition for each weight
 at each position; a training step costs three times what the forward pass does. Runs that were made
@@ -109,7 +109,7 @@ def _pixels(spec: Spec, size: _Size) -> int:
 def forward_flops(
     network: str, /, *, channels: int, pixels: int, width: float = 1.0, classes: int
 ) -> float:
-    """Operations of one image's way through one of the paper's networks."""
+    """Return the operations of one image's way through one of the paper's networks."""
     total, size, inputs = 0, pixels, channels
     for operation in NETWORKS[network].operations:
         match operation:
@@ -142,7 +142,7 @@ class Estimate:
 
 
 def estimate(specs: Iterable[Spec], device: Device, /) -> Estimate:
-    """What runs take together on one device."""
+    """Estimate the time of runs together on one device."""
     seconds = [seconds_of(spec, device) for spec in specs]
     known = [s for s in seconds if s is not None]
     return Estimate(

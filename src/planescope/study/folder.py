@@ -37,7 +37,7 @@ RECORD_SCHEMA = "planescope.study-run/1"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a study made of a run.
+    """The record of what a study made of a run.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyStatus(Result):
-    """How far a study is.
+    """The progress of a study.
 
     Attributes
     ----------
@@ -158,7 +158,7 @@ class Study:
 
     @property
     def plan(self) -> Plan:
-        """Its YAML and the runs it comes to.
+        """Return its YAML and the runs it comes to.
 
         Raises
         ------
@@ -174,17 +174,17 @@ class Study:
 
     @property
     def config(self) -> StudyConfig:
-        """What it was last started with."""
+        """Return the study's file as it was last started."""
         return self.plan.config
 
     @property
     def specs(self) -> tuple[Spec, ...]:
-        """All its runs, made or not, in order."""
+        """Return all its runs, made or not, in order."""
         return self.plan.specs
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Those of which everything is made, in order."""
+        """Return those of which everything is made, in order."""
         tables = self.in_table()
         return tuple(
             self.run(spec.name)
@@ -193,16 +193,16 @@ class Study:
         )
 
     def run(self, name: str, /) -> Run:
-        """The run of a name, whether it is there or not."""
+        """Return the run of a name, whether it is there or not."""
         return Run(inside(self.path, "runs", name), **self._given)
 
     @property
     def table_folder(self) -> Path:
-        """The Parquet data set of all runs at all snapshots, layer by layer."""
+        """Return the Parquet data set of all runs at all snapshots, layer by layer."""
         return inside(self.path, "table")
 
     def table(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Every layer of every run at every snapshot.
+        """Return every layer of every run at every snapshot.
 
         Columns are `run`, the fields of its config, what its epochs came to, the keys of a
         measurement's layers, and what putting the layer back to that snapshot cost
@@ -224,12 +224,12 @@ class Study:
 
     @property
     def relation_file(self) -> Path:
-        """Where the statistics of all runs stand against their resets, a `Relation`."""
+        """Return the path of the `Relation` of all runs."""
         return inside(self.path, "relation.json")
 
     @property
     def status(self) -> StudyStatus:
-        """How far it is, from what lies in its folder."""
+        """Return the progress of the study, from what lies in its folder."""
         specs = self.specs  # says so where there is no study
         there = self.there()
         tables = self.in_table()
@@ -253,20 +253,20 @@ class Study:
         )
 
     def is_done(self, spec: Spec, record: RunRecord, tables: frozenset[str]) -> bool:
-        """Whether everything is made of a run."""
+        """Tell whether all steps of a run are done."""
         return not record.error and not record.missing(spec, in_table=spec.name in tables)
 
     def in_table(self) -> frozenset[str]:
-        """Names of the runs that have rows in the table."""
+        """Return the names of the runs that have rows in the table."""
         names = names_inside(self.path, "table")
         return frozenset(name.removesuffix(".parquet") for name in names)
 
     def there(self) -> frozenset[str]:
-        """Names of the runs that have a folder."""
+        """Return the names of the runs that have a folder."""
         return frozenset(names_inside(self.path, "runs"))
 
     def running(self, spec: Spec, record: RunRecord) -> Running | None:
-        """How far a run is that a process is making now."""
+        """Return the progress of a run that a process is making now."""
         if not is_locked(self._run_lock(spec.name)):
             return None
         # A row may be half there to a reader in another process only if it were not renamed.
@@ -281,7 +281,7 @@ class Study:
         )
 
     def record(self, name: str, /) -> RunRecord:
-        """What was made of a run; nothing where nothing is known.
+        """Return the record of what was made of a run, an empty one if there is none.
 
         Raises
         ------

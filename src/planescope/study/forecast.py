@@ -1,4 +1,4 @@
-"""What a study would make, and about how long that takes: a dry run."""
+"""The runs that a study would make, and an estimate of the time: a dry run."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Forecast(Result):
 
     @property
     def sentence(self) -> str:
-        """How many runs there are, how long they take, and on what basis that is said."""
+        """Say how many runs there are, how long they take, and on what basis."""
         rest = [run for run in self.runs if run.state != "done"]
         known = sum(run.seconds or 0.0 for run in rest)
         thread, gpu = self.estimates
@@ -135,7 +135,7 @@ def forecast(
 
 
 def _made(specs: Sequence[Spec], out: Path | None) -> tuple[dict[str, str], dict[str, float]]:
-    """State of each run, and seconds of those that are done."""
+    """Return the state of each run, and seconds of those that are done."""
     states = dict.fromkeys((spec.name for spec in specs), "new")
     took: dict[str, float] = {}
     if out is None or not (out / "study.yaml").is_file():
@@ -164,7 +164,7 @@ def _scale(specs: Sequence[Spec], took: dict[str, float]) -> float:
 
 
 def span(seconds: float) -> str:
-    """A time as people say it."""
+    """Return a time as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

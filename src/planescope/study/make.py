@@ -194,7 +194,7 @@ class _Drive:
                 raise
 
     def _todo(self) -> list[Spec]:
-        """Runs to be made; what their folders say is the truth."""
+        """Return the runs to be made; what their folders say is the truth."""
         tables = self.study.in_table()
         todo = []
         self._done = 0
@@ -269,7 +269,7 @@ class _Drive:
         self._expected += seconds_of(spec) or 0.0
 
     def _died(self, spec: Spec, exc: BaseException | None) -> RunRecord:
-        """What became of a run whose worker could not say it."""
+        """Record the failure of a run whose worker died."""
         if isinstance(exc, StoppedError):
             raise KeyboardInterrupt
         record = self.study.record(spec.name)

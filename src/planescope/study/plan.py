@@ -32,12 +32,12 @@ MAX_QUESTIONS = 5_000_000  # conditions that are asked of a block's combinations
 
 
 def _listed(value: Any) -> Any:
-    """One where a list of them is meant."""
+    """Return one where a list of them is meant."""
     return [value] if isinstance(value, Mapping) else value
 
 
 def _counted(value: Any) -> Any:
-    """A number of seeds where they are meant: 3 is 0, 1, 2."""
+    """Return a number of seeds where they are meant: 3 is 0, 1, 2."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_RUNS
     return list(range(value)) if is_count else value
 
@@ -52,7 +52,7 @@ class _Model(BaseModel):
 
 
 class Rule(_Model):
-    """Where the fields of `match` have these values (or one of a list), others are set."""
+    """A rule: for runs whose fields have these values (or one of a list), others are set."""
 
     match: Fields = Field(min_length=1)
     set: Fields = Field(min_length=1)
@@ -73,12 +73,12 @@ class Block(_Model):
 
     @property
     def fields(self) -> Fields:
-        """What is varied, or fixed, beside `zip` and `seeds`."""
+        """Return the fields that are varied or fixed, other than `zip` and `seeds`."""
         return dict(self.model_extra or {})
 
 
 class ResetSettings(_Model):
-    """How layers of a run are put back: as the options of ``planescope reset``.
+    """The options of resets of a run, as those of ``planescope reset``.
 
     `snapshots` are those of these epochs that the run kept; by default all before the last.
     """
@@ -96,7 +96,7 @@ class ResetSettings(_Model):
 
 
 class StudyConfig(_Model):
-    """What a study is.
+    """The contents of a study's file.
 
     Attributes
     ----------
@@ -141,7 +141,7 @@ def read_plan(path: str | os.PathLike[str], /) -> Plan:
     Raises
     ------
     UsageError
-        If a field is unknown or a value cannot be, if no run is left, or two are one; the message
+        If a field is unknown or a value is invalid, if no run is left, or two are one; the message
         has the line.
     CheckpointError
         If the file cannot be read.
@@ -243,7 +243,7 @@ class _Planner:
         lines[spec.name] = line
 
     def _combinations(self, block: Block, index: int) -> Iterator[Fields]:
-        """Every combination of a block's values."""
+        """Yield every combination of a block's values."""
         axes: list[list[Fields]] = []
         for field, values in block.fields.items():
             place = ("grid", index, field)
@@ -330,7 +330,7 @@ class _Planner:
         raise self._document.error(problem, *place)
 
     def values_of(self, field: str, values: Any, *place: str | int) -> list[Any]:
-        """The values that a condition lets a field have."""
+        """Return the values that a condition lets a field have."""
         return self._many(field, values, *place)
 
 
@@ -346,7 +346,7 @@ class _Condition:
         self._held = False
 
     def holds(self, full: Values) -> bool:
-        """Whether a combination has these values."""
+        """Return whether a combination has these values."""
         if all(full[field] in values for field, values in self._wanted):
             self._held = True
             return True
@@ -360,7 +360,7 @@ class _Condition:
 
 
 def _is_list_of(field: str, values: Any) -> bool:
-    """Whether these are values of a field rather than one value, which may be a list itself."""
+    """Tell values of a field from one value, which may be a list itself."""
     if not isinstance(values, list):
         return False
     known = RunConfig.model_fields.get(str(field))

@@ -46,11 +46,11 @@ class Spec:
 
     @property
     def config(self) -> RunConfig:
-        """What the run is trained with."""
+        """Return the config that the run is trained with."""
         return RunConfig(**dict(self.settings))
 
     def get(self, field: str, /) -> Any:
-        """Value of one field of its config."""
+        """Return the value of one field of its config."""
         return dict(self.settings).get(field, DEFAULTS[field])
 
 
@@ -86,5 +86,5 @@ def _said(config: Mapping[str, Any]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """What a file may be called everywhere."""
+    """Reduce a text to what a file may be called on any system."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[-40:] or "x"

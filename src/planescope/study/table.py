@@ -130,7 +130,7 @@ def _reset_columns(run: Run, names: Sequence[str], epochs: Sequence[int]) -> dic
 
 @functools.cache
 def table_schema() -> pa.Schema:
-    """Types that are the same in each part, whichever values a run happens to lack."""
+    """Return the types that are the same in each part, whichever values a run happens to lack."""
     import pyarrow as pa
 
     hints: dict[str, Any] = {"run": str, "view": str}
@@ -155,7 +155,7 @@ def _arrow_type(hint: Any) -> pa.DataType:
 
 
 def _kinds(hint: Any) -> set[Any]:
-    """Types that a value may have; words of a Literal, and enumerations, are text."""
+    """Return the types that a value may have; words of a Literal, and enumerations, are text."""
     if get_origin(hint) is Literal or (isinstance(hint, type) and issubclass(hint, str)):
         return {str}
     if get_origin(hint) is types.UnionType or get_args(hint):
@@ -166,7 +166,7 @@ def _kinds(hint: Any) -> set[Any]:
 def read_table(
     folder: Path, runs: Collection[str], columns: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Rows of some runs, in their order; text is categorical.
+    """Return the rows of some runs, in their order; text is categorical.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def read_table(
 
 
 def _sizes(folder: Path, runs: Iterable[str]) -> dict[Path, int]:
-    """Files of those runs that have one, and their bytes."""
+    """Return the files of those runs that have one, and their bytes."""
     sizes = {}
     for name in runs:
         file = inside(folder, f"{name}.parquet")
@@ -213,7 +213,7 @@ def _batches(sizes: Mapping[Path, int]) -> Iterator[list[Path]]:
 
 
 def _read_ahead(batches: Iterable[list[Path]], schema: pa.Schema) -> Iterator[list[pa.Table]]:
-    """Parts of each batch, while those of the next are read."""
+    """Yield the parts of each batch, while those of the next are read."""
     with ThreadPoolExecutor() as pool:
         before: Iterable[pa.Table] = ()
         for batch in batches:
@@ -241,7 +241,7 @@ def _part(file: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _of_other_version(file: Path, schema: pa.Schema) -> pa.Table:
-    """Columns of a run, empty where it lacks them."""
+    """Return the columns of a run, empty where it lacks them."""
     import pyarrow.dataset as ds
 
     return ds.dataset(str(file), schema=schema, format="parquet").to_table()

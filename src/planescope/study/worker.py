@@ -120,7 +120,7 @@ def _config(spec: Spec, run: Run) -> RunConfig:
 
 
 def _typed(spec: Spec) -> tuple[str, ...]:
-    """What whoever started the study named; its folder may be anybody's."""
+    """Return the code that the starter of the study named; its folder may be anybody's."""
     return spec.get("network"), spec.get("data")
 
 

@@ -1,4 +1,4 @@
-"""What a training run is: one record of options, its YAML file, and what may be wrong with it.
+"""The options of a training run: one record, its YAML file, and the errors it may have.
 
 The command line makes its options from the fields below, so that each is described and checked in
 one place.
@@ -53,7 +53,7 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 class FieldError(UsageError):
-    """A field that is unknown or has a value that cannot be.
+    """A field that is unknown or has a value that is invalid.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class RunConfig(BaseModel):
     Raises
     ------
     UsageError
-        If a field is unknown or a value cannot be.
+        If a field is unknown or a value is invalid.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -210,12 +210,12 @@ class RunConfig(BaseModel):
         Raises
         ------
         UsageError
-            If a field is unknown or a value cannot be.
+            If a field is unknown or a value is invalid.
         """
         return RunConfig(**{**self.model_dump(), **changes})
 
     def differences(self, other: RunConfig, /) -> Iterator[tuple[str, Any, Any]]:
-        """Fields in which two records differ, each with both values."""
+        """Yield the fields in which two records differ, each with both values."""
         for field in type(self).model_fields:
             mine, its = getattr(self, field), getattr(other, field)
             if mine != its:
@@ -223,7 +223,7 @@ class RunConfig(BaseModel):
 
 
 def _field_error(error: ErrorDetails) -> FieldError:
-    """The first thing that pydantic found wrong, in a sentence."""
+    """Return the first thing that pydantic found wrong, in a sentence."""
     field = str(error["loc"][0]) if error["loc"] else "config"
     if error["type"] == "extra_forbidden":
         near = ", ".join(difflib.get_close_matches(field, RunConfig.model_fields, cutoff=0.0))
@@ -238,7 +238,7 @@ def load_config(path: str | os.PathLike[str], /) -> RunConfig:
     Raises
     ------
     UsageError
-        If it is no mapping of fields, or a field cannot be; the message has the line.
+        If it is no mapping of fields, or a field is invalid; the message has the line.
     CheckpointError
         If the file cannot be read.
     """
@@ -254,7 +254,7 @@ def load_config(path: str | os.PathLike[str], /) -> RunConfig:
 
 
 def dump_config(config: RunConfig, /) -> str:
-    """YAML that `load_config` reads back to an equal record; every field is written."""
+    """Return YAML that `load_config` reads back to an equal record; every field is written."""
     import yaml
 
     fields = {"schema": SCHEMA, **config.model_dump(mode="json")}

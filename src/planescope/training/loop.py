@@ -136,7 +136,7 @@ def _settled(config: RunConfig, run: Run) -> RunConfig:
 
 
 def rank() -> int:
-    """Which of the processes of a training this is; the first, 0, keeps the run and prints."""
+    """Return the rank of this process in a training; the first, 0, keeps the run and prints."""
     # As Lightning finds it, which takes seconds to import.
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next((int(found) for found in ranks if found), 0)
@@ -330,7 +330,7 @@ def _trainer(config: RunConfig, run: Run, callbacks: list[Any]) -> pl.Trainer:
     except (MisconfigurationException, ValueError, RuntimeError) as exc:
         raise UsageError(
             f"{config.devices} × {config.accelerator} with strategy {config.strategy} and "
-            f"precision {config.precision} cannot be here: {' '.join(str(exc).split())}"
+            f"precision {config.precision} does not work here: {' '.join(str(exc).split())}"
         ) from exc
 
 
@@ -377,7 +377,7 @@ def _logger(name: str, run: Run) -> Any:
 
 
 def _mlflow_places(folder: Path) -> dict[str, str]:
-    """Where mlflow writes: to the server that the environment names, else below the run."""
+    """Return where mlflow writes: to the server that the environment names, else below the run."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return {"tracking_uri": uri}
     folder = folder.resolve()

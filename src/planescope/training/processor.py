@@ -1,4 +1,4 @@
-"""What the processor at hand does best: how it keeps memory, and in which precision it computes."""
+"""The abilities of the processor at hand: how it keeps memory, and its precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of each epoch: metrics, snapshots, measurements, and what resuming needs."""
+"""Recording of each epoch: metrics, snapshots, measurements, and what resuming needs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Layers:
         )
 
     def measure(self) -> Measurement:
-        """Statistics of the network as it is now."""
+        """Return the statistics of the network as it is now."""
         return measure_layers(
             self._layers, source=self._source, view=self._view, initial=self._initial
         )
@@ -97,7 +97,7 @@ def _chosen(layers: Sequence[Layer], config: RunConfig) -> list[Layer]:
 
 
 def _as_it_is(layer: Layer) -> Layer:
-    """The layer with its weights of now, given on whatever device they are compared on."""
+    """Return the layer with its weights of now, given on whatever device they are compared on."""
     weight = layer.weight.read().clone()
 
     def read() -> Array:
@@ -180,7 +180,7 @@ def _said_by(logger: Any) -> Iterator[None]:
 
 
 def _epochs(checkpoint: Path) -> int:
-    """How many epochs were finished when a checkpoint was written."""
+    """Return how many epochs were finished when a checkpoint was written."""
     return int(WholeCheckpoints().load_checkpoint(checkpoint)["epoch"]) + 1
 
 

@@ -34,6 +34,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.files.drafts import remove_drafts
 from planescope.files.errors import CheckpointError, UsageError, one_line
 from planescope.files.folders import (
@@ -57,7 +59,6 @@ from planescope.measurement.record import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import torch
     from numpy.typing import NDArray
@@ -83,7 +84,7 @@ _TEXT_KEYS = ("schema", "view", "name", "kind", "input", "kernel")
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
-    """What an epoch came to; None is what was not asked for, or does not exist at epoch 0.
+    """The metrics of an epoch; None for what was not asked for, or does not exist at epoch 0.
 
     Attributes
     ----------
@@ -115,7 +116,7 @@ _METRICS_KEYS = tuple(field.name for field in dataclasses.fields(EpochMetrics))
 
 
 class State(StrEnum):
-    """How far a run is."""
+    """The state of a run."""
 
     NEW = "new"
     RUNNING = "running"
@@ -212,12 +213,12 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Whether the folder holds a run, of whatever state."""
+        """Return whether the folder holds a run, of whatever state."""
         return self._part("config.yaml").is_file()
 
     @property
     def config(self) -> RunConfig:
-        """What the run was started with, but for a network and data that were given instead.
+        """Read the config of the run, with network and data replaced where others were given.
 
         Raises
         ------
@@ -252,7 +253,7 @@ class Run:
 
     @property
     def structure(self) -> Structure | str:
-        """What tells where its layers stand: what was recorded, or a network's name.
+        """Return the structure recorded for the network, or the network's name.
 
         Of a run of an earlier version that names code nobody consented to, nothing does: then no
         layer has a place, and the note says how to have them.
@@ -282,13 +283,13 @@ class Run:
 
     @property
     def unknown(self) -> str:
-        """Why it is not known where its layers stand; "" where it is."""
+        """Say why the places of its layers are unknown; "" where they are known."""
         structure = self.structure
         return structure.note if isinstance(structure, Structure) and not structure.known else ""
 
     @property
     def can_be_measured(self) -> bool:
-        """Whether its snapshots show the hyperplanes of its view: norms may not be known."""
+        """Tell whether snapshots can be measured in the run's view, which may need norms."""
         return self.config.view == "raw" or not self.unknown
 
     def _recorded(self) -> Structure | None:
@@ -313,7 +314,7 @@ class Run:
 
     @property
     def metrics(self) -> tuple[EpochMetrics, ...]:
-        """A record an epoch, from epoch 0; empty before there is one.
+        """Return a record an epoch, from epoch 0; empty before there is one.
 
         Raises
         ------
@@ -350,7 +351,7 @@ class Run:
 
     @property
     def measured_layers(self) -> dict[int, tuple[LayerMeasurement, ...]]:
-        """The layers at each snapshot by its epoch, in order: `measurements` as records.
+        """Return the layers at each snapshot by its epoch, in order: `measurements` as records.
 
         Raises
         ------
@@ -375,7 +376,7 @@ class Run:
 
     @property
     def filter_epochs(self) -> tuple[int, ...]:
-        """Epochs whose values of single filters were kept, in order."""
+        """Return the epochs whose values of single filters were kept, in order."""
         return tuple(self._by_epoch(_FILTERS))
 
     def load_filters(self, epoch: int) -> dict[str, NDArray[np.float32]]:
@@ -400,7 +401,7 @@ class Run:
 
     @property
     def environments(self) -> tuple[dict[str, Any], ...]:
-        """What each start of the run had, versions and device; empty before the first.
+        """Read versions and device of each start of the run; empty before the first.
 
         Raises
         ------
@@ -417,22 +418,22 @@ class Run:
 
     @property
     def last_checkpoint(self) -> Path:
-        """Where all that resuming needs lies, once an epoch was finished."""
+        """Return the path of all that resuming needs, once an epoch was finished."""
         return self._part("last.ckpt")
 
     @property
     def resets(self) -> Path:
-        """What resetting its layers found, once that was done; the last time counts."""
+        """Read the latest resets of its layers, once there are some."""
         return self._part("resets.json")
 
     @property
     def relation(self) -> Path:
-        """What scores tell of its resets, where a relation was written there."""
+        """Read the relation of scores and resets that was written there, if any."""
         return self._part("relation.json")
 
     @property
     def resets_progress(self) -> Path:
-        """Where finished work on resets is kept."""
+        """Return the path of unfinished work on resets."""
         return self._part("resets-progress.json")
 
     @property
@@ -443,12 +444,12 @@ class Run:
 
     @property
     def logs(self) -> Path:
-        """Folder for loggers."""
+        """Return the folder for loggers."""
         return self._part("logs")
 
     @property
     def status(self) -> Status:
-        """How far the run is: what it wrote last, and whether a process holds it now.
+        """Return the status of the run: what it wrote last, and whether a process holds it now.
 
         Raises
         ------
@@ -538,7 +539,7 @@ class Run:
                 raise OSError(str(exc)) from exc
 
     def load_snapshot(self, epoch: int) -> dict[str, torch.Tensor]:
-        """Weights of a snapshot.
+        """Return the weights of a snapshot.
 
         Raises
         ------
@@ -582,11 +583,11 @@ class Run:
             self._save_measured({key: [col[i] for i in kept] for key, col in measured.items()})
 
     def _part(self, *names: str) -> Path:
-        """Path of a part of the run, which lies in its folder and nowhere else."""
+        """Return the path of a part of the run, which lies in its folder and nowhere else."""
         return inside(self.path, *names)
 
     def _by_epoch(self, folder: str) -> dict[int, Path]:
-        """Files of a folder by their epoch, in order."""
+        """Return the files of a folder by their epoch, in order."""
         found = {
             int(match[1]): self._part(folder, name)
             for name in names_inside(self.path, folder)
@@ -603,7 +604,7 @@ class Run:
 
     @property
     def _measurements_file(self) -> Path:
-        """The file there is, or else the one to be written."""
+        """Return the file there is, or else the one to be written."""
         parquet, table = (self._part(f"measurements.{form}") for form in ("parquet", "csv"))
         return table if table.exists() or find_spec("pyarrow") is None else parquet
 
@@ -657,7 +658,6 @@ class Run:
 
         A measurement that was loaded from a file has none.
         """
-        import numpy as np
         from safetensors.numpy import save_file
 
         values = {layer.name: layer.values for layer in measurement.layers if layer.values}
@@ -709,7 +709,7 @@ def held(path: Path, /, *, timeout: float = -1) -> Iterator[bool]:
 
 
 def is_locked(path: Path, /) -> bool:
-    """Tell whether a process holds a lock; where nothing tells, no.
+    """Tell whether a process is known to hold a lock.
 
     Raises
     ------
@@ -745,7 +745,7 @@ def _no_lock(path: Path, exc: OSError) -> UsageError:
 
 
 def _is_held_by_another(path: Path) -> bool:
-    """The same of a file that may be read alone, as a colleague's run is."""
+    """Return the same of a file that may be read alone, as a colleague's run is."""
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows

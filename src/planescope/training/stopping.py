@@ -1,4 +1,4 @@
-"""Which epochs are kept, which is the last, and how a run is interrupted between two batches.
+"""The epochs that are kept, the last one, and interruption between two batches.
 
 All of it follows from the metrics of the epochs so far, so that a resumed run decides alike.
 """
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 def is_last(history: Sequence[EpochMetrics], config: RunConfig, /) -> bool:
-    """Whether no epoch follows: all were trained, or the run is on a plateau."""
+    """Tell whether this epoch is the last: all were trained, or the run is on a plateau."""
     return history[-1].epoch >= config.epochs or _on_plateau(history, config)
 
 
 def is_snapshot(history: Sequence[EpochMetrics], config: RunConfig, /) -> bool:
-    """Whether the latest epoch is kept: all until one, then one in so many, and the last."""
+    """Return whether the latest epoch is kept: all until one, then one in so many, and the last."""
     beyond = history[-1].epoch - config.snapshots_until
     return beyond <= 0 or beyond % config.snapshots_every == 0 or is_last(history, config)
 
 
 def _on_plateau(history: Sequence[EpochMetrics], config: RunConfig) -> bool:
-    """Whether the training loss has not fallen by `min_delta` for `patience` epochs."""
+    """Return whether the training loss has not fallen by `min_delta` for `patience` epochs."""
     if config.patience is None:
         return False
     best, since = float("inf"), 0

@@ -1,4 +1,4 @@
-"""What Lightning is given to train: steps, data by batches, and random numbers by the epoch."""
+"""The task that Lightning trains: steps, data by batches, and random numbers by the epoch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOOK_EVERY = 100
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What is trained on, and what validates."""
+    """The training and the validation examples."""
 
     train: Images | Files
     val: Images | Files
@@ -96,7 +96,7 @@ class Task(pl.LightningModule):
         )
 
     def train_dataloader(self) -> Batches:
-        """Batches of the training examples, prepared on this process's device."""
+        """Return the batches of the training examples, prepared on this process's device."""
         return self._train_batches
 
     def val_dataloader(self) -> list[Batches]:
@@ -118,7 +118,7 @@ class Task(pl.LightningModule):
         return batch
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Optimiser and schedule by the config."""
+        """Return the optimiser and schedule by the config."""
         steps = len(self._train_batches)
         made = optimiser(self._config, self.network)
         scheduler, interval = schedule(self._config, made, steps)
@@ -138,7 +138,7 @@ class Task(pl.LightningModule):
         _seed_all(_derived(seed, epoch, 1 + self.global_rank))
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
-        """Mean cross-entropy of a batch."""
+        """Return the mean cross-entropy of a batch."""
         if self.stopping:
             raise StoppedError("interrupted")
         inputs, labels = batch
@@ -165,7 +165,7 @@ class Task(pl.LightningModule):
         self._tallies[dataloader_idx].add(cross_entropy(logits, labels), logits, labels)
 
     def metrics(self, epoch: int) -> EpochMetrics:
-        """What the epoch came to, over all processes; all of them must call it.
+        """Return the metrics of the epoch over all processes; all of them must call it.
 
         Raises
         ------
@@ -188,7 +188,7 @@ class Task(pl.LightningModule):
         )
 
     def _summed(self, sums: torch.Tensor) -> list[float]:
-        """Sums over all processes."""
+        """Return the sums over all processes."""
         strategy = self.trainer.strategy
         total = strategy.reduce(sums.to(strategy.root_device, copy=True), reduce_op="sum")
         return [float(value) for value in total.cpu()]
@@ -209,5 +209,5 @@ def _seed_all(seed: int) -> None:
 
 
 def _derived(seed: int, *stream: int) -> int:
-    """A seed for one use, of 32 bits, as NumPy's legacy generator wants."""
+    """Return a seed for one use, of 32 bits, as NumPy's legacy generator wants."""
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1)[0])

@@ -72,7 +72,7 @@ class Arrays:
     _claimed: int = 0
 
     def tensor(self, record: Call, where: str) -> Tensor | None:
-        """Describe an array of numbers; None where the record is none.
+        """Describe an array of numbers; None for another record.
 
         One record gives one tensor, under however many names it stands.
 
@@ -100,7 +100,7 @@ class Arrays:
 
 
 def called(value: object) -> str:
-    """Full name of the function or class that a record calls; "" where it has none."""
+    """Return the full name of the function or class that a record calls; "" where it has none."""
     if type(value) is not Call:
         return ""
     function, args = value.function, value.args
@@ -208,7 +208,7 @@ class _Array:
 
 
 def _unescaped(path: Path, stretch: Stretch) -> bytes:
-    """Bytes that the stream writes as text."""
+    """Return the bytes that the stream writes as text."""
     raw = read_exactly(path, stretch.begin, stretch.length)
     try:
         return stretch_bytes(raw, stretch.form)
@@ -241,7 +241,7 @@ def _described(call: Call, where: str) -> _Array | None:
 
 
 def _bytes(values: object) -> bytes | Stretch:
-    """Bytes of an array from the record that would give them."""
+    """Return the bytes of an array from the record that would give them."""
     match values:
         case Call(args=(text, "latin1" | "latin-1" | b"latin1")) if (
             called(values) == "_codecs.encode"
@@ -274,7 +274,7 @@ def _check(array: _Array, where: str) -> None:
 
 
 def _type_code(dtype: Call) -> str:
-    """Code of an element type, as ``f4``; of an extension type its name."""
+    """Return the code of an element type, as ``f4``; of an extension type its name."""
     match dtype:
         case Call(args=(str(code), *_)):
             return code

@@ -195,7 +195,7 @@ def _is_weight(key: str, tree: Tree) -> bool:
 
 
 def _weights(tree: Mapping[str, Tree]) -> bool:
-    """Whether there is a tensor of two dimensions or more in a tree."""
+    """Return whether there is a tensor of two dimensions or more in a tree."""
     seen: set[int] = set()
     pending: list[Mapping[str, Tree]] = [tree]
     while pending:

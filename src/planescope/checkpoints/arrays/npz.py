@@ -12,7 +12,9 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, decode, stored_tensor
 from planescope.checkpoints.probe import Probe, probe
@@ -20,9 +22,6 @@ from planescope.files.errors import CheckpointError
 from planescope.files.reading import read_exactly
 from planescope.files.zips import Archive
 from planescope.hyperplanes.layer import StateDict, Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 NAME = "npz"
 
@@ -103,8 +102,6 @@ def _tensor(archive: Archive, member: str) -> Tensor | None:
         )
 
     def inflate() -> np.ndarray:
-        import numpy as np
-
         raw = np.frombuffer(archive.read(member), np.uint8, offset=begin)
         flat = decode(raw, name, big_endian=big_endian)
         return flat.reshape(shape, order="F" if columns_first else "C")
@@ -113,7 +110,7 @@ def _tensor(archive: Archive, member: str) -> Tensor | None:
 
 
 def _head(archive: Archive, member: str) -> bytes:
-    """First bytes of a member, with all of its header, without inflating the rest."""
+    """Return the first bytes of a member, with all of its header, without inflating the rest."""
     info = archive.members[member]
     head = read_exactly(archive.path, archive.offset(member), min(info.compress_size, HEADER_BYTES))
     if info.compress_type == zipfile.ZIP_STORED:
@@ -127,7 +124,7 @@ def _head(archive: Archive, member: str) -> bytes:
 
 
 def read_header(where: str, head: bytes) -> tuple[int, Mapping[str, Any]]:
-    """Where the values begin, and what the header says of them."""
+    """Read the header: where the values begin, their type and shape."""
     # Version 1 has a length of 2 bytes, 2 and 3 have one of 4.
     width = 2 if head[6:7] == b"\x01" else 4
     begin = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
@@ -147,8 +144,6 @@ def read_header(where: str, head: bytes) -> tuple[int, Mapping[str, Any]]:
 
 
 def _dtype(where: str, descr: object) -> np.dtype[Any]:
-    import numpy as np
-
     if not isinstance(descr, str) or not _DESCR.fullmatch(descr):
         raise CheckpointError(f"{where} has elements that are no plain numbers; leave it out")
     try:

@@ -173,7 +173,7 @@ class _Trees:
 
 
 def _entries(value: object) -> Iterable[tuple[object, object]]:
-    """Items of a dictionary, or attributes of another object."""
+    """Return the items of a dictionary, or attributes of another object."""
     if type(value) is dict:
         return value.items()
     if type(value) is not Call:

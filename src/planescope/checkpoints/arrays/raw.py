@@ -6,14 +6,12 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import open_binary
 from planescope.hyperplanes.layer import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # Bytes an element, by the name NumPy or ml_dtypes gives the type. One table for every format; the
 # formats keep only their own spelling of these names.
@@ -54,7 +52,7 @@ def stored_tensor(
     big_endian: bool = False,
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Tensor:
-    """Tensor whose elements lie in `path` from byte `offset` on; nothing is read yet.
+    """Return the tensor whose elements lie in `path` from byte `offset` on; nothing is read yet.
 
     Parameters
     ----------
@@ -83,8 +81,6 @@ def read_array(
     big_endian: bool = False,
 ) -> np.ndarray:
     """Read one array from a file; bfloat16 and float8 come widened to float32."""
-    import numpy as np
-
     if strides is None or math.prod(shape) == 0:
         count = math.prod(shape)
     else:
@@ -112,12 +108,10 @@ def read_array(
 
 
 def decode(raw: np.ndarray, dtype: str, *, big_endian: bool = False) -> np.ndarray:
-    """Elements of type `dtype` from an array of bytes, in native byte order.
+    """Return the elements of type `dtype` from an array of bytes, in native byte order.
 
     bfloat16 and float8 are widened to float32, which holds each of their values exactly.
     """
-    import numpy as np
-
     if dtype == "bfloat16":
         # The upper half of a float32; a shift spares the import of ml_dtypes.
         half = raw.view(">u2" if big_endian else "<u2")

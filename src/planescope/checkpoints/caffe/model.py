@@ -266,7 +266,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """Weights of a linear layer, which Caffe once kept in four dimensions."""
+    """Return the weights of a linear layer, which Caffe once kept in four dimensions."""
     if tensor.shape[:-2] != (1,) * len(tensor.shape[:-2]) or len(tensor.shape) < 2:
         return tensor
     shape = tensor.shape[-2:]

@@ -68,16 +68,16 @@ class CaffeLayer:
     options: Mapping[str, Mapping[int, list[int]]]
 
     def integer(self, kind: str, number: int, default: int) -> int:
-        """First value of an option."""
+        """Return the first value of an option."""
         return next(iter(self.options.get(kind, {}).get(number, [])), default)
 
     def integers(self, kind: str, *numbers: int) -> list[int]:
-        """All values of some options."""
+        """Return all values of some options."""
         held = self.options.get(kind, {})
         return [value for number in numbers for value in held.get(number, [])]
 
     def numbers(self, kind: str, number: int) -> list[float]:
-        """Values of an option that is a real number, or several."""
+        """Return the values of an option that is a real number, or several."""
         return [
             struct.unpack("<f", struct.pack("<I", bits & 0xFFFFFFFF))[0]
             for bits in self.integers(kind, number)

@@ -1,4 +1,4 @@
-"""What a Keras model's config tells: which layers there are, and where each stands in the network.
+"""The config of a Keras model, read: its layers, and the place of each in the network.
 
 Both generations are read, functional and sequential, models within models, wrappers and the
 operations between layers. Nothing is built: the config is JSON, and stays so.
@@ -86,7 +86,7 @@ _WORDS = (
 _ROLES = tuple((role, re.compile(pattern)) for role, pattern in _WORDS)
 _ARITHMETIC = re.compile(r"Add|Subtract|Multiply|(True)?Divide|Maximum|Minimum")
 
-# Activations by name; linear is none.
+# Activations by name, linear left out.
 _ACTIVATIONS = {
     **dict.fromkeys(("relu", "relu6"), Role.RELU),
     **dict.fromkeys(("sigmoid", "hard_sigmoid", "softmax", "softplus", "exponential"), Role.GATE),
@@ -98,7 +98,7 @@ _Node = tuple[str, int]  # a layer of a functional model, and which of its calls
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Position:
-    """Where a layer stands: as in `Layer`, with the norm by its name."""
+    """The place of a layer, as in `Layer`, with the norm by its name."""
 
     stage: int | None
     input: Input
@@ -133,27 +133,27 @@ class ConfigLayer:
 
     @property
     def name(self) -> str:
-        """The path with dots."""
+        """Return the path with dots."""
         return ".".join(self.path)
 
     @property
     def is_model(self) -> bool:
-        """Whether it holds layers itself."""
+        """Return whether it holds layers itself."""
         return "layers" in self.options
 
     @property
     def is_norm(self) -> bool:
-        """Whether it is a batch norm."""
+        """Return whether it is a batch norm."""
         return not self.is_foreign and _NORM.fullmatch(self.class_name) is not None
 
     @property
     def kind(self) -> str:
-        """Its class as Keras 3 writes it into files; "" where that is not one of Keras."""
+        """Return its class as Keras 3 writes it into files; "" where that is not one of Keras."""
         return "" if self.is_foreign else snake_case(self.class_name)
 
     @property
     def lora(self) -> float | None:
-        """Factor of its update of low rank; None where it has none."""
+        """Return the factor of its update of low rank; None where it has none."""
         rank, alpha = self.options.get("lora_rank"), self.options.get("lora_alpha")
         if not isinstance(rank, int) or rank < 1:
             return None
@@ -161,7 +161,7 @@ class ConfigLayer:
 
     @property
     def quantisation(self) -> str | None:
-        """How its weights are quantised (``"int8"``); None where they are not."""
+        """Return the quantisation of its weights (``"int8"``), or None."""
         policy = _mapping(self.options.get("dtype"))
         mode = _mapping(policy.get("config")).get("mode")
         return None if mode is None else str(mode)
@@ -222,7 +222,7 @@ def _described(entry: Any, *, path: tuple[str, ...], slot: str) -> ConfigLayer:
 
 
 def _is_foreign(entry: dict[str, Any]) -> bool:
-    """Whether a class is somebody's own; older files tell that of registered ones alone."""
+    """Tell classes of a user's own; older files tell them only where they are registered."""
     module, registered = entry.get("module"), entry.get("registered_name")
     names = (str(entry.get("class_name")), str(registered or ""))
     if any(">" in name for name in names):
@@ -360,7 +360,7 @@ def _references(value: Any) -> Iterator[tuple[_Node, int]]:
 
 
 def _taken(outputs: dict[_Node, list[int]], references: Iterable[tuple[_Node, int]]) -> list[int]:
-    """Calls behind the references; those that the config does not hold are left out."""
+    """Return the calls behind the references; those that the config does not hold are left out."""
     return [
         call for node, output in references for call in outputs.get(node, [])[output : output + 1]
     ]
@@ -390,7 +390,7 @@ def _number(value: float) -> Node:
 
 
 def _role(layer: ConfigLayer) -> Role:
-    """What a layer does to what it is called on."""
+    """Return the role of a layer in the network."""
     options = layer.options
     if layer.is_foreign:
         return Role.OTHER

@@ -29,7 +29,7 @@ class Arrays(Protocol):
 
 
 class Form(Enum):
-    """How a kernel is laid out: these axes come behind its extents."""
+    """The layout of a kernel: these axes come behind its extents."""
 
     CONV = auto()  # channels / groups, filters
     TRANSPOSED = auto()  # filters, channels

@@ -1,4 +1,4 @@
-"""What Keras' layers with weights are that are not measured, and why."""
+"""Layers of Keras that have weights and are not measured, with the reason."""
 
 from __future__ import annotations
 

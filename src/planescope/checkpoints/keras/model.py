@@ -124,12 +124,12 @@ def _described(path: Path, config: str | bytes) -> list[ConfigLayer]:
 
 
 def _is_known(layer: ConfigLayer) -> bool:
-    """Whether the class says what the variables are."""
+    """Return whether the class says what the variables are."""
     return layer.is_norm or layer.kind in FORMS
 
 
 def _accounted(described: Sequence[ConfigLayer], weights: Weights) -> set[tuple[str, ...]]:
-    """Groups of the layers that are left out, those within a class of Keras too."""
+    """Return the groups of the layers that are left out, those within a class of Keras too."""
     groups: set[tuple[str, ...]] = set()
     for layer in described:
         if layer.is_foreign and (variables := weights.own(layer)):
@@ -253,7 +253,7 @@ def _judged_layers(file: Arrays, rest: Sequence[Variables], *, in_order: bool) -
 
 
 def _judged(file: Arrays, variables: Variables) -> list[Layer]:
-    """Describe a layer by what Keras calls it, else by its variables; [] if it is none of ours."""
+    """Describe a layer by what Keras calls it, else by its variables; [] if it is not measured."""
     for name in (variables.group[-1], variables.name.rpartition(".")[2]):
         stem = re.sub(r"_\d+$", "", name)
         if stem in FORMS:

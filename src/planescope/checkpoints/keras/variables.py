@@ -1,4 +1,4 @@
-"""Which variables a Keras file holds for which layer.
+"""The variables of a Keras file, by layer.
 
 Keras 3 (and the last of Keras 2) numbers a layer's variables, in groups that are named after
 classes: ``layers/conv2d_1/vars/0``. Keras 2 names them, and keeps the order of the layers beside
@@ -54,7 +54,7 @@ class Variables:
     keys: Mapping[str, str]
 
     def named(self, names: Sequence[str]) -> dict[str, str]:
-        """Datasets by name; `names` are those of numbered variables."""
+        """Return the datasets by name; `names` are those of numbered variables."""
         of_number = {str(number): name for number, name in enumerate(names)}
         return {of_number.get(name, name): key for name, key in self.keys.items()}
 

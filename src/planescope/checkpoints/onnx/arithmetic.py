@@ -32,7 +32,7 @@ def mapped(
 
 
 def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The same elements in another shape.
+    """Return the same elements in another shape.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def transposed(tensor: Tensor, axes: Sequence[int]) -> Tensor:
-    """The same elements with the axes in another order.
+    """Return the same elements with the axes in another order.
 
     Raises
     ------

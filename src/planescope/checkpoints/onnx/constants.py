@@ -55,7 +55,7 @@ class Constant(NamedTuple):
 
 
 def turned(root: Hashable, axes: Sequence[int]) -> Hashable:
-    """Root of what has the same elements with the axes in another order."""
+    """Return the root of what has the same elements with the axes in another order."""
     match root:
         case (_Turn.AXES, tuple(before), base) if len(before) == len(axes):
             root, axes = base, [before[axis] for axis in axes]

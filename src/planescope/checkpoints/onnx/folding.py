@@ -1,4 +1,4 @@
-"""What the operators of an ONNX graph make of constants, computed when it is read.
+"""Operators of an ONNX graph that act on constants, computed when the file is read.
 
 Weights are often cast, turned round, scaled, put together or normalised by the graph before a layer
 uses them. Shapes are told without reading a weight.
@@ -236,7 +236,7 @@ def _constant_of_shape(node: Node, tensor: Tensor, _others: _Others) -> Tensor |
 
 
 def _listed(node: Node, name: str, others: _Others) -> tuple[int, ...]:
-    """Integers that a node takes as an input or, in older opsets, as an attribute."""
+    """Return the integers that a node takes as an input or, in older opsets, as an attribute."""
     given = others[0] if others else None
     if given is None:
         return node.integers(name)

@@ -29,7 +29,7 @@ SILENT = frozenset(("Cast", "CastLike", "Dropout", "Identity", "com.microsoft.Bi
 
 @dataclass(eq=False)
 class _Scope:
-    """What is defined in a graph or function, and what it sees of the graphs around it."""
+    """The names that a graph or function defines, and those it sees of the graphs around it."""
 
     defined: dict[str, Name]
     parent: _Scope | None = None
@@ -62,7 +62,7 @@ class _Parts:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What a node calls the function by."""
+        """Return the name by which a node calls the function."""
         return qualified(self.domain, self.name), self.overload
 
 

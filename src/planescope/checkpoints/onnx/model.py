@@ -39,7 +39,7 @@ _WEIGHT_NAME = re.compile(r"(.+)\.weight(_quantized|_DequantizeLinear_Output)?")
 
 
 def recognises(probe: Probe) -> bool:
-    """Whether the file is one message with the fields of an ONNX model, a graph among them.
+    """Return whether the file is one message with the fields of an ONNX model, a graph among them.
 
     A protocol buffer has no magic. One that ends early is taken for a model where it begins as all
     writers begin them, so that it can be called truncated rather than unknown.

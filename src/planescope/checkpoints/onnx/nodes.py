@@ -9,14 +9,13 @@ import dataclasses
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from planescope.checkpoints.onnx.tensors import tensor_at
 from planescope.checkpoints.protobuf import BYTES, Field, Span, WireFile
 from planescope.hyperplanes.layer import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class Name(NamedTuple):
@@ -57,24 +56,24 @@ class Node:
 
     @property
     def output(self) -> Name:
-        """First of the values that it gives."""
+        """Return the first of the values that it gives."""
         return next(name for name in self.outputs if name is not None)
 
     def input(self, number: int) -> Name | None:
-        """Value that it reads at a position; None where it reads none there."""
+        """Return the value that it reads at a position; None where it reads none there."""
         return self.inputs[number] if number < len(self.inputs) else None
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """Value of an attribute of one or more integers; empty where it is not given."""
+        """Return the value of an attribute of one or more integers; empty where it is not given."""
         fields = self._attribute(name, 3, 8)
         return tuple(n for field in fields for n in self.wire.integers(field))
 
     def integer(self, name: str, default: int) -> int:
-        """Value of an integer attribute."""
+        """Return the value of an integer attribute."""
         return (self.integers(name) or (default,))[-1]
 
     def numbers(self, name: str) -> tuple[float, ...]:
-        """Value of an attribute of one or more float32; empty where it is not given."""
+        """Return the value of an attribute of one or more float32; empty where it is not given."""
         packed = bytearray()
         for field in self._attribute(name, 2, 7):
             is_list = field.wire == BYTES
@@ -84,19 +83,19 @@ class Node:
         return struct.unpack(f"<{len(packed) // 4}f", packed[: len(packed) // 4 * 4])
 
     def number(self, name: str, default: float) -> float:
-        """Value of a float32 attribute."""
+        """Return the value of a float32 attribute."""
         return (self.numbers(name) or (default,))[-1]
 
     def tensors(self, name: str) -> list[Span]:
-        """Where the tensor of an attribute lies."""
+        """Return where the tensor of an attribute lies."""
         return [field.span for field in self._attribute(name, 5)]
 
     def sparse_tensors(self, name: str) -> list[Span]:
-        """Where the sparse tensor of an attribute lies."""
+        """Return where the sparse tensor of an attribute lies."""
         return [field.span for field in self._attribute(name, 22)]
 
     def graphs(self) -> list[Span]:
-        """Where the bodies of a loop or branch lie."""
+        """Return where the bodies of a loop or branch lie."""
         return [
             part.span
             for span in (self.spans().values() if self.given else self.attributes)
@@ -105,16 +104,16 @@ class Node:
         ]
 
     def text(self, name: str) -> str:
-        """Value of an attribute of text; "" where it is not given."""
+        """Return the value of an attribute of text; "" where it is not given."""
         fields = [self.wire.text(field) for field in self._attribute(name, 4)]
         return "".join(fields[-1:])
 
     def texts(self, name: str) -> list[str]:
-        """Value of an attribute of several texts."""
+        """Return the value of an attribute of several texts."""
         return [self.wire.text(field) for field in self._attribute(name, 9)]
 
     def spans(self) -> dict[str, Span]:
-        """Where each attribute lies, by its name; within a function, those of the call."""
+        """Return where each attribute lies, by its name; within a function, those of the call."""
         found = {}
         for span in self.attributes:
             name, refers = self.wire.find(span, 1), None
@@ -165,7 +164,7 @@ def node_at(wire: WireFile, span: Span) -> Node:
 
 
 def constant(node: Node) -> Tensor | None:
-    """What a Constant node holds; None where that is sparse or text."""
+    """Return the value of a Constant node; None for sparse values and text."""
     for span in node.tensors("value"):
         return tensor_at(node.wire, span)
     for name, dtype in (("value_float", "float32"), ("value_int", "int64")):
@@ -177,11 +176,9 @@ def constant(node: Node) -> Tensor | None:
 
 
 def in_memory(value: float | tuple[float, ...], dtype: str) -> Tensor:
-    """Tensor of numbers that are at hand."""
+    """Return the tensor of numbers that are at hand."""
 
     def read() -> np.ndarray:
-        import numpy as np
-
         return np.array(value, dtype=dtype)
 
     return Tensor((len(value),) if isinstance(value, tuple) else (), dtype, read)

@@ -30,7 +30,7 @@ _Others = Sequence[Tensor | None]
 
 
 def dequantize(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
-    """``(x - zero_point) * scale`` in float32, rounded to the type of the result."""
+    """Return ``(x - zero_point) * scale`` in float32, rounded to the type of the result."""
     scale, zero, along = _quantisation(node, tensor, others)
     dtype = DTYPES.get(node.integer("output_dtype", 0), scale.dtype)
     if dtype not in FLOATS:
@@ -46,7 +46,7 @@ def dequantize(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
 
 
 def quantize(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
-    """``round(x / scale) + zero_point``, halves to even, cut to the range of the result."""
+    """Return ``round(x / scale) + zero_point``, halves to even, cut to the range of the result."""
     scale, zero, along = _quantisation(node, tensor, others)
     dtype = zero[0].dtype if zero else DTYPES.get(node.integer("output_dtype", 2), "")
     if dtype not in INTEGER_RANGES:
@@ -119,7 +119,7 @@ def scaled(weight: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
 
 
 def in_blocks(node: Node, packed: Tensor, scales: Tensor, zeros: Tensor | None) -> Tensor:
-    """Matrix of shape (N, K) whose numbers are packed to a few bits, in blocks along K.
+    """Return the matrix of shape (N, K) whose numbers are packed to a few bits, in blocks along K.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def in_blocks(node: Node, packed: Tensor, scales: Tensor, zeros: Tensor | None) 
     rows, columns = node.integer("N", 0), node.integer("K", 0)
     bits, size = node.integer("bits", 4), node.integer("block_size", 32)
     if bits not in (2, 4, 8) or min(rows, columns, size) < 1 or size * bits % 8:
-        raise ValueError("bits, block size or shape cannot be")
+        raise ValueError("bits, block size or shape are invalid")
     blocks = -(-columns // size)
     if math.prod(packed.shape) != rows * blocks * (size * bits // 8) or packed.dtype != "uint8":
         raise ValueError("not as many bytes as the shape takes")
@@ -160,6 +160,6 @@ def in_blocks(node: Node, packed: Tensor, scales: Tensor, zeros: Tensor | None) 
 
 
 def _unpacked(stored: np.ndarray, bits: int) -> np.ndarray:
-    """Numbers of a few bits from bytes, the lowest first."""
+    """Return the numbers of a few bits from bytes, the lowest first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     return ((stored[:, None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(-1)

@@ -1,4 +1,4 @@
-"""Where the numbers of an ONNX tensor lie: raw bytes, typed fields, or a file beside the model.
+"""The numbers of an ONNX tensor: in raw bytes, typed fields, or a file beside the model.
 
 All is lazy: a `Tensor` from here knows its shape, and reads the file when asked for its values.
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
@@ -14,16 +14,14 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, decode, stored_tensor
 from planescope.checkpoints.protobuf import BYTES, Span, WireFile, unpack_varints
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import open_binary
 from planescope.hyperplanes.layer import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # TensorProto.DataType. Types that no weights have (string, complex) are missing on purpose.
 DTYPES = {
@@ -80,7 +78,7 @@ _FIXED_WIDTHS: dict[int, int] = {_Part.FLOAT_DATA: 4, _Part.DOUBLE_DATA: 8}
 
 @dataclass
 class _Proto:
-    """What a TensorProto says."""
+    """The fields of a TensorProto."""
 
     path: Path
     span: Span
@@ -152,7 +150,7 @@ def _parse(wire: WireFile, span: Span) -> _Proto:
 def _fixed_tensor(
     proto: _Proto, path: Path, span: Span, dtype: str, shape: tuple[int, ...]
 ) -> Tensor:
-    """Tensor whose elements lie in one piece at `span` of `path`."""
+    """Return the tensor whose elements lie in one piece at `span` of `path`."""
     begin, end = span
     wanted = _stored_items(dtype, shape) * _item_size(dtype)
     if end - begin != wanted:
@@ -187,7 +185,7 @@ def _external_tensor(proto: _Proto, dtype: str, shape: tuple[int, ...]) -> Tenso
 
 
 def _external_path(proto: _Proto) -> Path:
-    """Path of the file that holds the data, which a model must not choose freely."""
+    """Return the path of the file that holds the data, which a model must not choose freely."""
     location = proto.external.get("location", "")
     claimed = PureWindowsPath(location)  # takes / and \\ alike
     refusal = CheckpointError(
@@ -208,7 +206,7 @@ def _external_path(proto: _Proto) -> Path:
 
 
 def _typed_tensor(proto: _Proto, dtype: str, shape: tuple[int, ...]) -> Tensor:
-    """Tensor whose elements are numbers in a repeated field, packed or not."""
+    """Return the tensor whose elements are numbers in a repeated field, packed or not."""
     number = _TYPED.get(dtype, _Part.INT32_DATA)
     spans = [span for packed, span in proto.packed if packed == number]
     unpacked = proto.unpacked[number]
@@ -225,8 +223,6 @@ def _typed_tensor(proto: _Proto, dtype: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _read_typed(proto: _Proto, number: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    import numpy as np
-
     width = _FIXED_WIDTHS.get(number)
     values = array("Q")
     with WireFile(proto.path) as wire:
@@ -259,14 +255,12 @@ def _item_size(dtype: str) -> int:
 
 
 def _stored_items(dtype: str, shape: tuple[int, ...]) -> int:
-    """Elements as stored: those of 4 bits come in pairs."""
+    """Return the elements as stored: those of 4 bits come in pairs."""
     count = math.prod(shape)
     return (count + 1) // 2 if dtype in _NIBBLES else count
 
 
 def _split_nibbles(pairs: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    import numpy as np
-
     single = np.stack((pairs & 0xF, pairs >> 4), axis=-1).reshape(-1)[: math.prod(shape)]
     if dtype == "int4":
         single = (single.astype(np.int8) ^ 8) - 8

@@ -20,7 +20,7 @@ from planescope.hyperplanes.layer import Kind, Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What a node tells of the layer that it is.
+    """A layer, as its node describes it.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ class Operands:
 
 
 def turned_pair(stored: Constant, *, is_turned: bool) -> tuple[Tensor, Hashable]:
-    """A matrix with its filters first, from (in, out) where it is turned."""
+    """Return a matrix with its filters first, from (in, out) where it is turned."""
     if not is_turned:
         return stored.tensor, stored.root
     return transposed(stored.tensor, (1, 0)), turned(stored.root, (1, 0))
@@ -295,7 +295,7 @@ def operand(
 
 
 def channels(weight: Tensor) -> tuple[int, ...]:
-    """Last extents of a constant that has one element for each filter."""
+    """Return the last extents of a constant that has one element for each filter."""
     return (weight.shape[0], *(1,) * len(weight.shape[2:]))
 
 

@@ -45,7 +45,7 @@ _DATA = re.compile(r"(.*)\.data-\d{5}-of-\d{5}")
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What a BundleEntryProto says of a tensor."""
+    """A tensor, as its BundleEntryProto describes it."""
 
     data_type: int
     shape: tuple[int, ...] | None
@@ -58,7 +58,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Variables:
-    """What a checkpoint holds.
+    """The variables of a checkpoint.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What operations make of constants: weights are cast, reshaped and scaled before they are used."""
+"""Operations on constants, computed: weights are cast, reshaped and scaled before they are used."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _MAX_LOOK = 1 << 16
 
 
 class _Use(NamedTuple):
-    """Where a layer's operation takes its kernel and what it acts on, and how the kernel lies."""
+    """The inputs of a layer's operation: its kernel, what it acts on, and the kernel's layout."""
 
     kernel: int
     data: int
@@ -256,7 +256,7 @@ class _Graph:
         return self.network.described()
 
     def _in_order(self) -> list[Operation]:
-        """Each operation behind those that it reads; of a loop, in the order of the file."""
+        """Return each operation behind those that it reads; of a loop, in the order of the file."""
         sources = {
             name: [source for source in map(_maker, operation.inputs) if source in self.by_name]
             for name, operation in self.by_name.items()
@@ -338,7 +338,7 @@ class _Graph:
         return network.add(self._role(operation), reads, downsamples=_downsamples(operation))
 
     def _reads(self, operation: Operation) -> list[int]:
-        """Numbers of the nodes that an operation reads, what it acts on first."""
+        """Return the numbers of the nodes that an operation reads, what it acts on first."""
         values = operation.inputs[_NO_VALUES.get(operation.op, slice(None))]
         numbers = [self._numbers.get(_maker(name)) for name in values]
         reads = [self.network.add(Role.UNKNOWN) if n is None else n for n in numbers]

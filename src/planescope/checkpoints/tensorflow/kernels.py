@@ -1,4 +1,4 @@
-"""How TensorFlow lays out the weights of its layers, and how they come to have filters first."""
+"""The layouts of TensorFlow's weights, and how filters are brought to the front."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from planescope.hyperplanes.layer import Kind, Tensor, kind_of_convolution
 
 
 class Form(Enum):
-    """How a kernel is laid out: these axes come behind its extents."""
+    """The layout of a kernel: these axes come behind its extents."""
 
     CONV = auto()  # channels / groups, filters
     TRANSPOSED = auto()  # filters, channels

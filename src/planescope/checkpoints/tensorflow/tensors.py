@@ -1,4 +1,4 @@
-"""Where the numbers of a TensorProto lie, and of which type they are.
+"""The numbers of a TensorProto: where they lie, and their type.
 
 All is lazy: a `Tensor` from here knows its shape, and reads the file when asked for its values.
 https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/framework/tensor.proto
@@ -83,7 +83,7 @@ _FIXED_WIDTHS: dict[int, int] = {_Part.FLOAT: 4, _Part.DOUBLE: 8}
 
 @dataclass
 class _Proto:
-    """What a TensorProto says."""
+    """The fields of a TensorProto."""
 
     path: Path
     span: Span

@@ -31,7 +31,7 @@ _MAX_LOOK = 1 << 16
 
 
 class _Use(NamedTuple):
-    """Where an operator takes its data and kernel, and how to bring the filters to the front."""
+    """The inputs of an operator, data and kernel, and how to bring the filters to the front."""
 
     data: int
     kernel: int

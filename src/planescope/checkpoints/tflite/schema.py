@@ -1,4 +1,4 @@
-"""What a FlatBuffer says of its operators and tensors, in plain records."""
+"""Operators and tensors of a FlatBuffer, as plain records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ASTRAY = (struct.error, ValueError, TypeError, IndexError, KeyError, OverflowEr
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """How integers stand for numbers: (stored - zero point) * scale, by index of an axis."""
+    """Integers that stand for numbers: (stored - zero point) * scale, by index of an axis."""
 
     scales: np.ndarray
     zeros: np.ndarray
@@ -46,7 +46,7 @@ class Dimension:
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """How a sparse tensor lies: order of its dimensions, and which are cut into blocks."""
+    """The layout of a sparse tensor: order of its dimensions, and those cut into blocks."""
 
     order: tuple[int, ...]
     blocks: tuple[int, ...]

@@ -70,7 +70,7 @@ def read(path: Path) -> Described:
 
 
 def _programs(names: Iterable[str]) -> list[str]:
-    """Members that are programs."""
+    """Return the members that are programs."""
     return [
         name
         for name in names
@@ -94,7 +94,7 @@ def _json(archive: Archive, name: str) -> Any:
 
 
 def _tensors(archive: Archive, program: str) -> tuple[Mapping[str, Tensor], list[str]]:
-    """Parameters and buffers by name, and notes on what could not be read."""
+    """Return the parameters and buffers by name, and notes on what could not be read."""
     if program == _OLD_PROGRAM:
         if _OLD_WEIGHTS not in archive.members or not archive.is_stored(_OLD_WEIGHTS):
             raise CheckpointError(

@@ -97,7 +97,7 @@ def described(
 
 @dataclass
 class _Network:
-    """What is read of the graph so far."""
+    """The part of the graph that has been read."""
 
     tensors: Mapping[str, Tensor]
     nodes: list[Node] = field(default_factory=list)
@@ -234,7 +234,7 @@ class _Network:
         return layer
 
     def _is_constant(self, number: int) -> bool:
-        """Whether a value is made of constants alone."""
+        """Return whether a value is made of constants alone."""
         pending = [number]
         seen: set[int] = set()
         while pending:
@@ -334,12 +334,12 @@ def _transposed(tensor: Tensor) -> Tensor:
 
 
 def _first(word: str) -> str:
-    """What an operation calls that which it acts on."""
+    """Return the name of the argument that an operation acts on."""
     return "self" if word in ("mm", "matmul", "bmm") else "input"
 
 
 def _names(argument: Any) -> Iterator[str]:
-    """Names of the tensors in an argument or output."""
+    """Yield the names of the tensors in an argument or output."""
     if not isinstance(argument, dict):
         return
     for key, value in argument.items():

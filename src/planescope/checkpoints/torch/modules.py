@@ -40,7 +40,7 @@ _MANGLED = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")
 
 
 def is_module(value: object) -> TypeGuard[Call]:
-    """Whether a record is a pickled `torch.nn.Module` or a module of a TorchScript archive."""
+    """Tell pickled `torch.nn.Module`s and modules of a TorchScript archive from other records."""
     if type(value) is not Call or type(value.state) is not dict:
         return False
     return {"_modules", "_parameters"} <= value.state.keys() or called(value).startswith(
@@ -162,7 +162,7 @@ def walk(root: Call, path: tuple[str, ...], names: Names) -> Found:
 
 
 def _members(module: Call) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
-    """Parameters and buffers of a module, and the modules in it."""
+    """Return the parameters and buffers of a module, and the modules in it."""
     state: dict[object, object] = module.state  # type: ignore[assignment]
     if "_modules" not in state:  # TorchScript keeps all in one
         return state, state
@@ -173,7 +173,7 @@ def _members(module: Call) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
 
 
 def class_of(module: Call, /) -> str:
-    """Full name of a module's class, without what TorchScript adds."""
+    """Return the full name of a module's class, without what TorchScript adds."""
     return _MANGLED.sub("", called(module))
 
 
@@ -226,7 +226,7 @@ def quantised(module: Call, /) -> str | None:
 
 
 def epsilon(module: Call, constants: Mapping[str, float], /) -> float | None:
-    """Epsilon of a batch norm that the module or the code of its class holds."""
+    """Return the epsilon of a batch norm that the module or the code of its class holds."""
     value = constants.get("eps", _attributes(module).get("eps"))
     return value if type(value) is float and 0.0 <= value < 1e3 else None
 

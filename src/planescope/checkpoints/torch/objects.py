@@ -1,4 +1,4 @@
-"""What torch pickles, as inert records, to a state dict.
+"""From the inert records of what torch pickled to a state dict.
 
 Both layouts of a torch file hold a pickle of the saved object and, beside it, the storages of its
 tensors. This module finds the state dict or module in the object; `tensors` knows tensors,
@@ -164,7 +164,7 @@ def _preference(found: Found) -> tuple[int, ...]:
 
 
 def _find(value: object, path: Path) -> list[Found]:
-    """All dictionaries and modules with tensors, but for those of optimizers."""
+    """Return all dictionaries and modules with tensors, but for those of optimizers."""
     found = []
     names = Names(path)
     seen: set[int] = set()

@@ -1,4 +1,4 @@
-"""What torch pickles of a tensor, as inert records, to a tensor: all that its own loader heeds."""
+"""From the inert records of a tensor that torch pickled to the tensor, as its loader reads it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, read_array
 from planescope.files.errors import CheckpointError
 from planescope.files.pickles import Call, Global, Persistent
@@ -14,8 +16,6 @@ from planescope.hyperplanes.layer import Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
 
 # Element types by the names of torch's storage classes. Quantised storages hold plain integers.
 _STORAGES = {
@@ -75,7 +75,7 @@ _MAX_REPEATED = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class StorageId:
-    """What a pickle tells of a storage.
+    """A storage, as a pickle describes it.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class StorageId:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the storage must have."""
+        """Return the bytes that the storage must have."""
         return self.count * ITEM_SIZES[self.dtype]
 
 
@@ -153,7 +153,7 @@ def storage_id(persistent: Persistent, where: str) -> StorageId:
 
 
 def called(value: object, /) -> str:
-    """Full name of the function or class that a record calls; "" where it has none."""
+    """Return the full name of the function or class that a record calls; "" where it has none."""
     if type(value) is not Call:
         return ""
     function = value.function
@@ -229,7 +229,7 @@ def _view(call: Call, where: str, storages: Storages) -> Tensor:
 
 
 def _has_bit(rest: list[Any], bit: str) -> bool:
-    """Whether a tensor's metadata say that what is stored is to be negated or conjugated."""
+    """Tell whether a tensor's metadata ask for its values to be negated or conjugated."""
     metadata = rest[-1] if rest else None
     items = metadata.items if type(metadata) is Call else metadata
     return type(items) is dict and items.get(bit) is True
@@ -275,8 +275,6 @@ def _dequantised(call: Call, where: str, storages: Storages) -> Tensor:
         ):
 
             def read() -> np.ndarray:
-                import numpy as np
-
                 # Torch rounds the scale of a whole tensor, but not those of channels.
                 return _scaled(raw.read(), np.float32(scale), zero)
 
@@ -299,13 +297,11 @@ def _dense(call: Call, where: str, storages: Storages) -> Tensor:
     layout, (indices, values, size) = _sparse_parts(call, where, storages)
     shape = size.args[0] if type(size) is Call and type(size.args) is tuple and size.args else size
     if type(shape) is not tuple or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
-        raise CheckpointError(f"{where} is sparse, of a size that is none")
+        raise CheckpointError(f"{where} is sparse, of an impossible size")
     if math.prod(shape) > max(_MAX_REPEATED, 64 * math.prod(values.shape)):
         raise CheckpointError(f"{where} is sparse, of {math.prod(shape)} elements; save it dense")
 
     def read() -> np.ndarray:
-        import numpy as np
-
         found, places = np.zeros(shape, values.read().dtype), [each.read() for each in indices]
         if layout != "torch.sparse_coo":
             starts, across = places
@@ -376,8 +372,6 @@ def unreadable(value: object, /) -> str | None:
 
 
 def _scaled(integers: np.ndarray, scale: Any, zero: Any) -> np.ndarray:
-    import numpy as np
-
     # What is not finite is for the measurement to report, not for NumPy to warn of.
     with np.errstate(all="ignore"):
         numbers: np.ndarray = (integers.astype(np.float64) - zero) * scale

@@ -22,7 +22,7 @@ NAME = "torch-zip"
 
 
 def recognises(probe: Probe) -> bool:
-    """Whether a zip archive holds a pickle where torch puts it."""
+    """Recognise a zip archive of torch by the place of its pickle."""
     return bool(_roots(probe.zip_names))
 
 
@@ -65,7 +65,7 @@ def state_dict_of(archive: Archive, entry: str | None = None) -> StateDict:
 
 
 def _roots(names: Iterable[str]) -> list[str]:
-    """Top folders of an archive that hold a data.pkl; torch writes exactly one."""
+    """Return the top folders of an archive that hold a data.pkl; torch writes exactly one."""
     return [
         root
         for name in names

@@ -34,7 +34,7 @@ PLAIN = ResetOptions()
 
 
 class Own:
-    """What stands for a run's own validation examples."""
+    """The mark of a run's own validation examples."""
 
     def __repr__(self) -> str:
         return "the run's own"
@@ -130,7 +130,7 @@ def reset(
     CheckpointError
         If a file is missing, damaged, or of another network.
     UsageError
-        If an option cannot be, or the data do not fit the network.
+        If an option is invalid, or the data do not fit the network.
     NoLayersError
         If there is no such layer.
     OutputError
@@ -196,7 +196,7 @@ def _opened(
     options: ResetOptions,
     run: Run | None,
 ) -> Images | Files | Loader | None:
-    """Data as they are gone through; None for a run's own."""
+    """Return the data as they are gone through; None for a run's own."""
     from planescope.criticality.resets.trained import smallest_of
     from planescope.data.load import PLAIN as AS_USUAL
     from planescope.data.load import Files, Images, Resize, load
@@ -248,7 +248,7 @@ def _subject(
     options: ResetOptions,
     unfinished: bool,
 ) -> Subject:
-    """What is reset."""
+    """Return the network that is reset, with its data."""
     from planescope.criticality.resets.borrow import borrowed
     from planescope.criticality.resets.trained import of_checkpoint, of_module, of_run
     from planescope.networks.module import unwrapped

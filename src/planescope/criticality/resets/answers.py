@@ -71,7 +71,7 @@ def _shown(output: Any) -> str:
 
 @dataclass(eq=False)
 class Judge:
-    """What is counted of a network's outputs.
+    """The counts that are taken of a network's outputs.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class Judge:
 
     @property
     def name(self) -> str | None:
-        """What the metric is called; None where there is none."""
+        """Return the name of the metric, or None."""
         if self.metric is not None:
             return getattr(self.metric, "__name__", type(self.metric).__name__)
         return "accuracy" if self.counts_right else None
@@ -245,7 +245,7 @@ class Judge:
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:
-    """Values of examples, float64; of an example with several positions, their mean."""
+    """Return the values of examples, float64; of an example with several positions, their mean."""
     wide = values.double()
     return wide.flatten(1).mean(1) if wide.ndim > 1 else wide
 

@@ -59,7 +59,7 @@ def borrowed(module: nn.Module, /) -> nn.Module:
 
 
 def _is_of_torch(hook: Any) -> bool:
-    """Whether a hook is one by which torch computes a weight."""
+    """Tell hooks by which torch computes a weight from others."""
     inner = getattr(hook, "hook", hook)  # torch wraps some
     owner = getattr(inner, "__self__", inner)
     modules = (getattr(inner, "__module__", ""), type(owner).__module__)

@@ -73,7 +73,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How cells are evaluated.
+    """The evaluation of cells: its order, batches and precision.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class Plan:
     tolerance: float | None
 
     def is_done(self, cell: Cell, tally: Tally) -> bool:
-        """Whether a cell's accuracy is known as well as was asked for; the trained one exactly."""
+        """Tell whether a cell's accuracy is known as closely as asked; the trained one exactly."""
         if self.examples is None:
             return False
         if self.tolerance is None or not cell.names:
@@ -324,7 +324,7 @@ class _Work:
             )
 
     def _answer(self, values: Values, start: int, tensors: Tensors) -> torch.Tensor:
-        """What of the network's output is its answer."""
+        """Take the answer out of the network's output."""
         answer: torch.Tensor = picked(self.network.finish(values, start, tensors), self.judge.pick)
         return answer
 
@@ -345,7 +345,7 @@ class _Work:
         return join if self.tried.get(join, True) else self.network.steps
 
     def _most(self, row: _Row) -> int:
-        """How many cells of a row may go through the network together."""
+        """Return how many cells of a row may go through the network together."""
         join = self._join(row)
         if join == self.network.steps:
             return 1
@@ -385,14 +385,14 @@ class _Work:
     def _apart(
         self, row: _Row, several: Sequence[Tensors], values: Values
     ) -> Iterable[torch.Tensor]:
-        """Outputs for a batch with other tensors in place each time."""
+        """Yield the outputs for a batch with other tensors in place each time."""
         for tensors in several:
             yield self._answer(self._own(row, values), row.start, tensors)
 
     def _together(
         self, row: _Row, several: Sequence[Tensors], values: Values
     ) -> Iterable[torch.Tensor]:
-        """The same, as one batch from the step on where that is tried to change nothing."""
+        """Return the same, as one batch from the step on where that is tried to change nothing."""
         join = self._join(row)
         if join == self.network.steps:
             return self._apart(row, several, values)
@@ -428,7 +428,7 @@ class _Work:
         return [outputs[at : at + self.size] for at in range(0, len(outputs), self.size)]
 
     def _own(self, row: _Row, values: Values) -> Values:
-        """Values that may be changed."""
+        """Return the values that may be changed."""
         return copied(values) if self.survey.changes[row.start] else dict(values)
 
 
@@ -451,7 +451,7 @@ def _precision(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def default_memory(device: torch.device, /) -> int:
-    """Bytes to use where nobody says: half of what is free, within reason."""
+    """Return the bytes to use where nobody says: half of what is free, within reason."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] // 2)
     try:
@@ -462,7 +462,7 @@ def default_memory(device: torch.device, /) -> int:
 
 
 def batch_size(module: nn.Module, example: torch.Tensor, memory: int | None, kind: str, /) -> int:
-    """Examples a batch: a power of 2, from the network and what the user allows alone.
+    """Return the examples a batch: a power of 2, from the network and what the user allows alone.
 
     What happens to be free plays no part: work that goes on must have the same batches.
 

@@ -1,4 +1,4 @@
-"""What a network computes, as a digest: finished work is taken up only by the same network."""
+"""A digest of what a network computes: finished work is taken up only by the same network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _DoubtError(Exception):
 
 
 def code_digest(module: nn.Module, graph: fx.Graph | None, /) -> str:
-    """Digest of all that decides what a network computes, but for its weights.
+    """Return the digest of all that decides what a network computes, but for its weights.
 
     The graph of its forward where there is one, the classes of its modules, the files that define
     those that are not torch's, and their plain attributes. Where something cannot be told, as a
@@ -66,7 +66,7 @@ def _parts(module: nn.Module) -> Iterator[str]:
 
 
 def _is_known(name: str) -> bool:
-    """Whether a module's code changes with the version of torch, or of Python, alone."""
+    """Return whether a module's code changes with the version of torch, or of Python, alone."""
     return name.partition(".")[0] in ("torch", "builtins", "abc", "typing", "collections")
 
 
@@ -79,7 +79,7 @@ def _sources(names: Iterable[str]) -> Iterator[str]:
 
 
 def _told(value: Any) -> str:
-    """A value as text that is the same for equal values alone."""
+    """Return a value as text that is the same for equal values alone."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return repr(value)
     if isinstance(value, (torch.dtype, torch.device, torch.Size)):

@@ -26,14 +26,14 @@ Stretch = list[fx.Node]
 
 
 def channels_together(images: torch.Tensor, /) -> torch.Tensor:
-    """The same images with the channels of a pixel together in memory."""
+    """Return the same images with the channels of a pixel together in memory."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def stretches(
     nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module], /, *, most: float = FEW_CHANNELS
 ) -> list[Stretch]:
-    """Where it is worth it to have the channels of a pixel together.
+    """Find the stretches where keeping the channels of a pixel together saves time.
 
     Parameters
     ----------

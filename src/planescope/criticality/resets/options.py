@@ -1,4 +1,4 @@
-"""Which layers are reset, to what, and how the network is evaluated: one record."""
+"""The options of resets: which layers, to what, and how the network is evaluated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Part = Literal["val", "train"]
 
 @dataclass(frozen=True, kw_only=True)
 class ResetOptions:
-    """Which layers are reset, to what, and how the network is evaluated.
+    """The options of resets: which layers, to what, and how the network is evaluated.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class ResetOptions:
     Raises
     ------
     UsageError
-        If a value cannot be.
+        If a value is invalid.
     """
 
     layers: str | None = None

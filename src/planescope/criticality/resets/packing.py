@@ -64,7 +64,7 @@ class Chain:
             self._largest = max(self._largest, largest(inputs))
 
     def is_in_range(self, tensors: Mapping[str, torch.Tensor], /) -> bool:
-        """Whether all values are numbers, with some weights replaced."""
+        """Return whether all values are numbers, with some weights replaced."""
         bound = self._largest
         for name, gain in self._gains.items():
             weight, bias = (tensors.get(f"{name}.{part}") for part in ("weight", "bias"))
@@ -118,13 +118,13 @@ class Chain:
         return type(module) in (nn.ReLU, nn.MaxPool2d) and node.all_input_nodes[0] in self.packed
 
     def _is_fused(self, node: fx.Node) -> bool:
-        """Whether it is a convolution that does the activation behind it."""
+        """Return whether it is a convolution that does the activation behind it."""
         users = list(node.users)
         module = self._modules.get(str(users[0].target)) if len(users) == 1 else None
         return _is_plain(self._modules[str(node.target)]) and type(module) is nn.ReLU
 
     def run(self, node: fx.Node, images: torch.Tensor, own: Mapping[str, torch.Tensor], /) -> Any:
-        """Output of a packed node, itself packed."""
+        """Return the output of a packed node, itself packed."""
         module: Any = self._modules[str(node.target)]
         packed = images if images.is_mkldnn else images.contiguous().to_mkldnn()
         if isinstance(module, nn.ReLU):
@@ -139,7 +139,7 @@ class Chain:
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether it is a convolution and nothing else."""
+    """Return whether it is a convolution and nothing else."""
     return (
         type(module) is nn.Conv2d
         and not module._forward_hooks
@@ -156,7 +156,7 @@ def largest(values: torch.Tensor, /) -> float:
 
 
 def _gain(weight: torch.Tensor, bias: torch.Tensor | None) -> float:
-    """How much larger than an input above 1 an output can be."""
+    """Return how much larger than an input above 1 an output can be."""
     sums = weight.detach().abs().flatten(1).sum(1)
     if bias is not None:
         sums = sums + bias.detach().abs()
@@ -164,5 +164,5 @@ def _gain(weight: torch.Tensor, bias: torch.Tensor | None) -> float:
 
 
 def dense(value: Any, /) -> Any:
-    """A value in torch's own order."""
+    """Return a value in torch's own order."""
     return value.to_dense() if isinstance(value, torch.Tensor) and value.is_mkldnn else value

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Spread:
-    """Where pixels are spread.
+    """The modules between which pixels are spread.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Spread:
 
 
 def find(nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module], /) -> Spread:
-    """Linear layers behind a flattened average, which nothing else reads."""
+    """Return the linear layers behind a flattened average, which nothing else reads."""
     spread = Spread()
     for node in nodes:
         chain = [node]
@@ -75,7 +75,7 @@ def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
 
 
 def _flattens(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether it flattens all but the examples."""
+    """Return whether it flattens all but the examples."""
     module = _module(node, modules)
     if type(module) is nn.Flatten:
         return (module.start_dim, module.end_dim) == (1, -1)

@@ -41,7 +41,7 @@ class Splittable(Protocol):
         """Steps before which, and from which on, the named tensors play no part."""
 
     def begin(self, inputs: Inputs) -> Values:
-        """Values before step 0."""
+        """Return the values before step 0."""
 
     def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
         """Replace the values before step `start` by those before step `stop`.
@@ -69,7 +69,7 @@ class Whole:
         return 0, self.steps
 
     def begin(self, inputs: Inputs) -> Values:
-        """The inputs alone."""
+        """Return the inputs alone."""
         return {"args": inputs.args, "kwargs": dict(inputs.kwargs)}
 
     def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
@@ -133,7 +133,7 @@ class Traced:
         return int(layer.in_features)
 
     def _same_bits(self, batch: Inputs, candidates: Iterable[Stretch]) -> list[fx.Node]:
-        """Nodes that give the same values where the channels of a pixel are together."""
+        """Return the nodes that give the same values where the channels of a pixel are together."""
         values, position = self.begin(batch.copied()), 0
         same = []
         for node in itertools.chain.from_iterable(candidates):
@@ -156,7 +156,7 @@ class Traced:
         return self._nodes.index(found[0]), last + 1
 
     def begin(self, inputs: Inputs) -> Values:
-        """The inputs alone, by the parameters of forward that they are given to."""
+        """Return the inputs alone, by the parameters of forward that they are given to."""
         if self._chain.packed and inputs.images is not None:
             self._chain.look_at(inputs.images)
         places = [node for node in self._nodes if node.op == "placeholder"]
@@ -222,7 +222,7 @@ def _reads(node: fx.Node, name: str) -> bool:
 
 
 def _own(node: fx.Node, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Tensors of a module, by its own names."""
+    """Return the tensors of a module, by its own names."""
     return {
         name.removeprefix(f"{node.target}."): tensor
         for name, tensor in tensors.items()
@@ -237,7 +237,7 @@ def _called(call: Callable[..., Any], tensors: Tensors, args: Any, kwargs: Any) 
 
 
 def _quick(module: nn.Module) -> nn.Module | Callable[..., Any]:
-    """The module, or what computes the same values in a tenth of the time."""
+    """Return the module, or what computes the same values in a tenth of the time."""
     if module._forward_hooks or module._forward_pre_hooks:
         return module
     if type(module) is nn.AdaptiveAvgPool2d:
@@ -250,7 +250,7 @@ def _quick(module: nn.Module) -> nn.Module | Callable[..., Any]:
 
 
 def _averaged(module: nn.AdaptiveAvgPool2d, images: torch.Tensor) -> torch.Tensor:
-    """Averages, of which those of a single pixel are that pixel."""
+    """Return the averages, of which those of a single pixel are that pixel."""
     size = module.output_size
     if images.shape[-2:] != (1, 1) or not isinstance(size, int | tuple) or None in _pair(size):
         result: torch.Tensor = module(images)
@@ -344,7 +344,7 @@ def split(module: nn.Module, traced: Trace, batch: Inputs, /) -> tuple[Splittabl
 
 
 def _options(module: nn.Module, inputs: Inputs) -> str:
-    """Why a graph, in which options of forward have their defaults, cannot take the inputs."""
+    """Say why a graph that has options of forward at their defaults cannot take the inputs."""
     signature = inspect.signature(module.forward)
     given = signature.bind_partial(*inputs.args, **inputs.kwargs).arguments
     parameters = signature.parameters.values()
@@ -358,7 +358,7 @@ def _options(module: nn.Module, inputs: Inputs) -> str:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two outputs are the same, part by part."""
+    """Return whether two outputs are the same, part by part."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.dtype == other.dtype and bool(torch.equal(one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
@@ -370,7 +370,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Inputs:
-    """What a network is called with for one batch.
+    """The arguments that a network is called with for one batch.
 
     Attributes
     ----------
@@ -388,19 +388,19 @@ class Inputs:
 
     @classmethod
     def of(cls, images: torch.Tensor) -> Inputs:
-        """Inputs of a network that takes one tensor."""
+        """Return the inputs of a network that takes one tensor."""
         return cls(args=(images,), kwargs={}, size=len(images), device=images.device)
 
     @property
     def images(self) -> torch.Tensor | None:
-        """The only input, where it is a tensor with a row an example."""
+        """Return the only input, where it is a tensor with a row an example."""
         (*parts,) = (*self.args, *self.kwargs.values())
         is_one = len(parts) == 1 and isinstance(parts[0], torch.Tensor)
         return parts[0] if is_one and len(parts[0]) == self.size else None
 
     @property
     def example(self) -> Inputs:
-        """The first example; the whole batch where it cannot be told from the others."""
+        """Return the first example; the whole batch where it cannot be told from the others."""
         images = self.images
         if images is None:
             return self
@@ -409,14 +409,14 @@ class Inputs:
         return replace(self, args=(one,) if self.args else (), kwargs=kwargs, size=1)
 
     def copied(self) -> Inputs:
-        """The same in memory of their own."""
+        """Return the same in memory of their own."""
         args, kwargs = copy.deepcopy((self.args, dict(self.kwargs)))
         return replace(self, args=args, kwargs=kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What it takes to leave a network.
+    """The point at which a network is left, and what that needs.
 
     Attributes
     ----------
@@ -459,7 +459,7 @@ def survey(network: Splittable, example: Inputs, starts: Collection[int], /) -> 
 
 
 def tensors_in(values: Values, /) -> list[torch.Tensor]:
-    """All tensors that values hold, also within tuples, lists and dicts."""
+    """Return all tensors that values hold, also within tuples, lists and dicts."""
     found: list[torch.Tensor] = []
 
     def look(value: Any) -> Any:
@@ -472,13 +472,13 @@ def tensors_in(values: Values, /) -> list[torch.Tensor]:
 
 
 def copied(values: Values, /) -> Values:
-    """The same values in memory of their own; what shared memory still does."""
+    """Return the same values in memory of their own; what shared memory still does."""
     own = [dense(value) for value in values.values()]
     return dict(zip(values, copy.deepcopy(own), strict=True))
 
 
 def stacked(several: Sequence[Values], size: int, /) -> Values:
-    """Values of several batches of a size as if they were one.
+    """Return the values of several batches of a size as if they were one.
 
     Whether a network treats that as several is another question, to be tried.
     """

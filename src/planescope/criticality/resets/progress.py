@@ -1,4 +1,4 @@
-"""What is counted while cells are evaluated, and kept so that broken-off work goes on."""
+"""The counts of cells while they are evaluated, kept so that interrupted work goes on."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Tally:
         return None if parts is None else np.concatenate(parts).astype(np.float64)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: eight flags a byte, or the bytes of numbers."""
+        """Return plain data: eight flags a byte, or the bytes of numbers."""
         columns = {name: _packed(np.concatenate(parts)) for name, parts in self.columns.items()}
         return {"examples": self.examples, "columns": columns, "sums": self.sums}
 
@@ -133,12 +133,12 @@ class Progress:
 
     @property
     def is_kept(self) -> bool:
-        """Whether there is a file."""
+        """Return whether there is a file."""
         return self._path is not None
 
     @property
     def patience(self) -> float:
-        """Seconds after which what was computed is to be counted, so that it is kept."""
+        """Return the seconds after which what was computed is to be counted, so that it is kept."""
         return 5 * SAVE_EVERY_S
 
     def save(self, *, now: bool = False) -> None:

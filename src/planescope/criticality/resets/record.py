@@ -1,4 +1,4 @@
-"""What a network loses when layers are put back to earlier weights (METHOD, section 6): records."""
+"""Records of what a network loses when layers are reset to earlier weights (METHOD, section 6)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """How a network does on examples.
+    """The accuracy of a network on examples.
 
     Attributes
     ----------
@@ -201,16 +201,16 @@ class Resets:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Names of what was reset, in order: layers, then those reset together."""
+        """Return the names of what was reset, in order: layers, then those reset together."""
         return tuple(dict.fromkeys(cell.layer for cell in self.cells))
 
     @property
     def snapshots(self) -> tuple[int | str, ...]:
-        """Where layers were reset to, in order."""
+        """Return where layers were reset to, in order."""
         return tuple(dict.fromkeys(cell.snapshot for cell in self.cells))
 
     def at(self, layer: str, snapshot: int | str) -> tuple[ResetCell, ...]:
-        """Cells of a layer and a snapshot: one, or one a draw."""
+        """Return the cells of a layer and a snapshot: one, or one a draw."""
         return tuple(c for c in self.cells if (c.layer, c.snapshot) == (layer, snapshot))
 
     def drop(self, layer: str, snapshot: int | str) -> tuple[float, float] | None:
@@ -219,7 +219,7 @@ class Resets:
 
     @property
     def verdict(self) -> str:
-        """What resets cost at the earliest snapshot, in a sentence."""
+        """Return what resets cost at the earliest snapshot, in a sentence."""
         first = self.snapshots[0]
         cells = [cell for cell in self.cells if cell.snapshot == first]
         where = {
@@ -269,7 +269,7 @@ class Resets:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data as in the JSON form; no value of it is NaN."""
+        """Return plain data as in the JSON form; no value of it is NaN."""
         return {
             "schema": SCHEMA,
             "source": self.source,
@@ -289,7 +289,7 @@ class Resets:
         }
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text by the schema ``planescope.resets/2``."""
+        """Return JSON text by the schema ``planescope.resets/2``."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -372,7 +372,7 @@ class Resets:
         )
 
     def shown(self, layer: str, snapshot: int | str) -> str:
-        """Text of a cell: relative drop in per cent, or the metric where there is none.
+        """Return text of a cell: relative drop in per cent, or the metric where there is none.
 
         Without labels the disagreement, or the relative L2 of outputs.
 
@@ -382,7 +382,7 @@ class Resets:
 
 
 def _renewed(data: dict[str, Any]) -> dict[str, Any]:
-    """Plain data of the first schema in the words of this one."""
+    """Return plain data of the first schema in the words of this one."""
 
     def cell(of: object) -> object:
         if not isinstance(of, dict) or "top1" not in of:
@@ -408,7 +408,7 @@ def mean_drop(cells: Sequence[ResetCell], /) -> tuple[float, float] | None:
 
 
 def cell_text(cells: Sequence[ResetCell], /) -> str:
-    """Text of the cells of one layer and snapshot, as `Resets.shown` gives it."""
+    """Return text of the cells of one layer and snapshot, as `Resets.shown` gives it."""
     if not cells:
         return ""
     drop = mean_drop(cells)

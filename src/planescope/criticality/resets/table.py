@@ -44,8 +44,9 @@ from planescope.files.errors import CheckpointError, RunError, UsageError, neare
 from planescope.files.versions import version
 from planescope.hyperplanes.layer import Kind, Layer
 from planescope.measurement.assemble import measure_layers
-from planescope.measurement.measure import Found, chosen_kinds, compiled, select
+from planescope.measurement.choice import Choice, chosen_kinds, compiled, select
 from planescope.measurement.record import Source
+from planescope.measurement.source import Found
 from planescope.networks.layers import find_layers
 from planescope.networks.load import tensor_of
 from planescope.networks.module import read_module
@@ -163,7 +164,7 @@ def _check_loader(subject: Subject, data: Loader, options: ResetOptions) -> None
 def _places(
     rows: Mapping[str, tuple[str, ...]], targets: Sequence[Target]
 ) -> tuple[list[tuple[str, Target]], list[str]]:
-    """Rows and what they are put back to; and, in sentences, what is left out.
+    """Return the rows and what they are put back to; and, in sentences, what is left out.
 
     Raises
     ------
@@ -196,7 +197,7 @@ def _chosen_layers(subject: Subject, options: ResetOptions) -> list[Layer]:
     if options.layers:
         parts = [_pattern(part.strip(), names) for part in options.layers.split(",")]
         pattern = compiled("|".join(parts), "layers")
-    chosen, _ = select(found, kinds, pattern)
+    chosen, _ = select(found, Choice(kinds=kinds, pattern=pattern))
     return chosen
 
 
@@ -207,12 +208,12 @@ def _found(subject: Subject) -> Found:
 
 
 def _usual_kinds(layers: Iterable[Layer]) -> list[Kind]:
-    """Convolutions as in the paper, or else what a fully connected network has."""
+    """Return the convolutions as in the paper, or else what a fully connected network has."""
     return [Kind.CONV if any(layer.kind is Kind.CONV for layer in layers) else Kind.LINEAR]
 
 
 def _pattern(part: str, names: Sequence[str]) -> str:
-    """A name, or a regular expression that finds some."""
+    """Return a name, or a regular expression that finds some."""
     if part in names:
         return f"^{re.escape(part)}$"
     pattern = compiled(part, "layers")
@@ -224,7 +225,7 @@ def _pattern(part: str, names: Sequence[str]) -> str:
 def _rows(
     module: nn.Module, layers: Sequence[Layer], options: ResetOptions
 ) -> dict[str, tuple[str, ...]]:
-    """What is reset, by name: each with the names of its parameters and buffers."""
+    """Return what is reset, by name: each with the names of its parameters and buffers."""
     known = {layer.name: layer for layer in find_layers(read_module(module))[0]}
     rows = {layer.name: [layer] for layer in layers}
     for text in options.together:
@@ -275,7 +276,7 @@ def _own_names(layer: str, held: Mapping[str, object]) -> list[str]:
 
 
 def _chosen_examples(data: Data, options: ResetOptions) -> Data:
-    """A subset, or a random order, where one was asked for."""
+    """Return a subset, or a random order, where one was asked for."""
     total = len(data.labels)
     count = total if options.subset is None else options.subset
     if count > total:
@@ -328,7 +329,7 @@ def _cell(subject: Subject, row: str, names: tuple[str, ...], target: Target) ->
 def _read(
     dtypes: Mapping[str, torch.dtype], target: Target, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Tensors as the network would hold them once loaded."""
+    """Return the tensors as the network would hold them once loaded."""
     return {
         name: tensor_of(target.tensors[name].read()).to(device, dtype)
         for name, dtype in dtypes.items()
@@ -357,7 +358,7 @@ def _protocol(subject: Subject, data: Data, judge: Judge, options: ResetOptions,
 
 
 def _as_it_is(path: str | os.PathLike[str]) -> str:
-    """A file with what changes when it is written."""
+    """Return a file with what changes when it is written."""
     about = Path(path).stat()
     return f"{os.fspath(path)} {about.st_size} {about.st_mtime_ns}"
 

@@ -43,7 +43,7 @@ _COLUMNS = 64
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What tallies mean.
+    """The table that tallies come to.
 
     Attributes
     ----------
@@ -65,24 +65,24 @@ class Table:
 
     @property
     def chance(self) -> float | None:
-        """What the metric is by chance; None where nobody knows."""
+        """Return what the metric is by chance; None where nobody knows."""
         if self.given is not None:
             return self.given
         return None if self.judge.metric is not None else self.judge.chance
 
     @cached_property
     def values(self) -> Floats | None:
-        """The trained network's metric of each example."""
+        """Return the trained network's metric of each example."""
         return self._values(self.trained)
 
     @cached_property
     def trained_value(self) -> Accuracy:
-        """How the trained network does."""
+        """Return the accuracy of the trained network."""
         return self._accuracy(self.trained, exact=True)
 
     @property
     def learned(self) -> bool:
-        """Whether the trained network can be told from chance: its interval lies above it."""
+        """Tell whether the trained network is better than chance: its interval lies above it."""
         found, chance = self.trained_value, self.chance
         if found.value is None or found.low is None:
             return found.value is not None and chance is not None and found.value > chance
@@ -96,7 +96,7 @@ class Table:
         return self.learned or self.chance is None
 
     def notes(self) -> Iterable[str]:
-        """What a reader should know."""
+        """Return notes for the reader."""
         found = self.trained_value
         if self.judge.name is None:
             return
@@ -141,7 +141,7 @@ class Table:
         return tally.column("value" if self.judge.metric is not None else "right")
 
     def _accuracy(self, tally: Tally, *, exact: bool) -> Accuracy:
-        """Value and interval; `exact` where all examples were looked at for certain."""
+        """Return the value and interval; `exact` where all examples were looked at for certain."""
         seen, values = tally.examples, self._values(tally)
         value, bounds = self._bounds(tally, values, exact=exact)
         of_classes = self.judge.counts_right
@@ -174,7 +174,7 @@ class Table:
         return float(values.mean()), interval(values)
 
     def cells(self, tallies: Mapping[Place, Tally]) -> tuple[ResetCell, ...]:
-        """Cells of the result, with p-values corrected over all of them."""
+        """Return the cells of the result, with p-values corrected over all of them."""
         exact = self.options.tolerance is None
         before = self.values
         p_values: list[float | None] = []
@@ -233,7 +233,7 @@ class Table:
         )
 
     def _loss(self, tally: Tally, found: Accuracy) -> Loss | None:
-        """Loss of a cell; None where nothing can be said."""
+        """Return the loss of a cell; None where nothing can be said."""
         trained, chance = self.trained_value, self.chance
         if not self.learned or chance is None or found.value is None or trained.value is None:
             return None
@@ -284,7 +284,7 @@ class Table:
         return found
 
     def needed_steps(self, cells: Sequence[ResetCell]) -> dict[str, float | None]:
-        """Least share of a path that keeps the metric within its interval, by row."""
+        """Return the least share of a path that keeps the metric within its interval, by row."""
         low = self.trained_value.low
         found: dict[str, float | None] = {}
         for cell in cells:

@@ -1,4 +1,4 @@
-"""What resets are made of: a trained network, weights to put back, and examples; from any source.
+"""The parts of resets: a trained network, weights to reset to, and examples; from any source.
 
 To import this is to import torch.
 """
@@ -23,7 +23,7 @@ from planescope.criticality.resets.record import FRESH, RAND
 from planescope.data.loaders import Loader
 from planescope.files.errors import CheckpointError, OutputError, UsageError, one_line
 from planescope.hyperplanes.layer import StateDict, Tensor
-from planescope.measurement.measure import LIBRARIES
+from planescope.measurement.source import LIBRARIES
 from planescope.networks.build import load_pretrained
 from planescope.networks.copies import deep_copy
 from planescope.networks.load import build_like, load_network, tensor_of
@@ -152,7 +152,7 @@ def _epochs(
     *,
     drawn: bool,
 ) -> Sequence[int]:
-    """Epochs that layers are put back to."""
+    """Return the epochs that layers are put back to."""
     there = f"there are {', '.join(map(str, epochs))}" if epochs else "there are none yet"
     if not epochs or (wanted is None and 0 not in epochs and not drawn):
         raise CheckpointError(
@@ -242,7 +242,7 @@ def of_checkpoint(
     keep: str | os.PathLike[str] | None,
     options: ResetOptions,
 ) -> Subject:
-    """Checkpoints of one network; `planescope.reset` says what is raised."""
+    """Return the checkpoints of one network; `planescope.reset` says what is raised."""
     if not to.states and not options.draws and not to.fresh:
         raise UsageError(NOTHING)
     state = resolved(_state(trained))
@@ -281,7 +281,7 @@ def _filled(network: nn.Module, state: StateDict) -> nn.Module:
 
 
 def smallest_of(network: str | nn.Module, /) -> int:
-    """Smallest images that a network takes, where that is known; else 1."""
+    """Return the smallest images that a network takes, where that is known; else 1."""
     return smallest_image(network) if isinstance(network, str) and network in NETWORKS else 1
 
 
@@ -295,7 +295,7 @@ def of_module(
     keep: str | os.PathLike[str] | None,
     options: ResetOptions,
 ) -> Subject:
-    """Network in memory, borrowed; `planescope.reset` says what is raised."""
+    """Return the network in memory, borrowed; `planescope.reset` says what is raised."""
     if options.draws:
         raise UsageError('nobody knows the initialiser of a network in memory; give to="fresh"')
     if not to.states and not to.fresh:
@@ -319,7 +319,7 @@ def _targets(states: Mapping[int | str, Any], module: nn.Module) -> tuple[Target
 
 
 def _of_state(name: int | str, state: Any, module: nn.Module) -> Target:
-    """Weights of a state dict, a module, a file, or published ones."""
+    """Return the weights of a state dict, a module, a file, or published ones."""
     if isinstance(state, str) and state.startswith(LIBRARIES):
         state = load_pretrained(state)
     if isinstance(state, str | os.PathLike):
@@ -362,7 +362,7 @@ def stepped(subject: Subject, /) -> tuple[Target, ...]:
 
 
 def _between(start: Tensor, end: torch.Tensor, step: int, steps: int) -> torch.Tensor:
-    """W0 + k/K (W - W0), the ends exactly."""
+    """Return W0 + k/K (W - W0), the ends exactly."""
     if step == steps:
         return end.detach()
     begin = tensor_of(start.read()).to(end.device, end.dtype)
@@ -536,7 +536,7 @@ def _file_digest(name: str | os.PathLike[str]) -> str:
 
 
 def digest_of(tensors: Mapping[str, Any], /) -> str:
-    """Digest of tensors in memory and their names."""
+    """Return the digest of tensors in memory and their names."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(name.encode(errors="surrogateescape"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from planescope.figures.report.render import render
 from planescope.figures.sources import open_subjects
 from planescope.files.versions import made_by
 from planescope.files.writing import check_target, replacing
+from planescope.measurement.difference import Difference
 
 FORMS = (".html", ".htm")
 # Of the frame in a notebook.
@@ -73,6 +75,7 @@ def report(
     trust: bool | str | Collection[str] = False,
     command: str | None = None,
     follows: bool = False,
+    difference: Difference | None = None,
 ) -> Report:
     """Make the page of one network, or of several to compare.
 
@@ -88,6 +91,9 @@ def report(
         What the page says it was made by.
     follows : bool
         Let the page look for a newer version of itself from time to time.
+    difference : Difference, optional
+        What moved between the first two networks, as `planescope.diff` tells it; the page has a
+        section of it then.
 
     Returns
     -------
@@ -105,5 +111,6 @@ def report(
         If Jinja2 or Plotly is not installed.
     """
     subjects = open_subjects((x, *others), remeasure=False, network=network, data=data, trust=trust)
-    contents = as_text(contents_of(subjects, made=made_by(command), follows=follows))
+    contents = contents_of(subjects, made=made_by(command), follows=follows)
+    contents = as_text(dataclasses.replace(contents, difference=difference))
     return Report(contents=contents, html=render(contents))

@@ -1,4 +1,4 @@
-"""How to read each figure of a page, in two sentences."""
+"""Captions: how to read each figure of a page, in two sentences."""
 
 from __future__ import annotations
 

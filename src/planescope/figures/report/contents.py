@@ -1,4 +1,4 @@
-"""What a page shows, as plain data: networks, their layers, and all numbers of the figures.
+"""The contents of a page as plain data: networks, their layers, and all numbers of the figures.
 
 Everything here can be written as JSON. Floats are rounded to what a figure or a table can show, so
 that a large network through many epochs is a small file.
@@ -16,6 +16,7 @@ from planescope.figures.report.filters import FiltersShown
 from planescope.figures.report.relation import RelationShown
 from planescope.figures.report.resets import ResetsShown
 from planescope.files.errors import printable
+from planescope.measurement.difference import Difference
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ SCHEMA = "planescope.page/1"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShown:
-    """What a layer is.
+    """A layer, as a page describes it.
 
     Attributes
     ----------
@@ -97,7 +98,7 @@ class NetworkShown:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a page shows.
+    """The contents of a page.
 
     Attributes
     ----------
@@ -109,16 +110,20 @@ class Contents:
         Versions and the command that made it.
     follows : bool
         Whether the page is of a training that goes on, and looks for news.
+    difference : Difference or None
+        What moved between the first two networks; it stands in the page's text, not in its data.
     """
 
     networks: tuple[NetworkShown, ...]
     verdict: str
     made: Mapping[str, str]
     follows: bool = False
+    difference: Difference | None = None
 
     def to_json(self) -> str:
-        """JSON text by the schema ``planescope.page/1``; no value of it is NaN."""
+        """Return JSON text by the schema ``planescope.page/1``; no value of it is NaN."""
         fields = {"schema": SCHEMA, **vars(self)}
+        del fields["difference"]
         return json.dumps(fields, default=vars, allow_nan=False, separators=(",", ":"))
 
 

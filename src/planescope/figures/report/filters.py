@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from planescope.figures.layers import bins, law_curve
 from planescope.figures.portrait import FARTHEST, seen_height, seen_range
@@ -12,11 +14,8 @@ from planescope.figures.report.rounding import rounded_all
 from planescope.files.errors import CheckpointError
 from planescope.measurement.record import LayerMeasurement
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+Floats = NDArray[np.floating]
 
-    Floats = NDArray[np.floating]
 
 # (cosine, offset) of each filter, by the name of the layer.
 Arrays = Mapping[str, "tuple[Floats, Floats] | Floats"]
@@ -114,8 +113,6 @@ def _most_of_each(filters: Sequence[int], room: int) -> int:
 
 def _of_layer(layer: LayerMeasurement, arrays: Arrays) -> Floats | None:
     """Rows of cosine and offset in double precision, NaN in both for what is not usable."""
-    import numpy as np
-
     if layer.name not in arrays:
         return None
     values = np.array(arrays[layer.name], dtype=np.float64)
@@ -129,9 +126,7 @@ def _of_layer(layer: LayerMeasurement, arrays: Arrays) -> Floats | None:
 
 
 def _histogram(layer: LayerMeasurement, through: Sequence[Floats | None]) -> Histogram | None:
-    """Counts in bins that hold the cosines of all epochs."""
-    import numpy as np
-
+    """Return the counts in bins that hold the cosines of all epochs."""
     cosines = [None if values is None else values[0][~np.isnan(values[0])] for values in through]
     there = [cosine for cosine in cosines if cosine is not None]
     edges = bins(np.concatenate(there), layer.fan_in, max(map(len, there)))
@@ -147,8 +142,6 @@ def _histogram(layer: LayerMeasurement, through: Sequence[Floats | None]) -> His
 def _portrait(
     layer: LayerMeasurement, through: Sequence[Floats | None], before: int, last: int
 ) -> Portrait:
-    import numpy as np
-
     there = np.concatenate([values for values in through if values is not None], axis=1)
     cosine: list[list[float | None] | None] = []
     offset: list[list[float | None] | None] = []
@@ -165,9 +158,7 @@ def _portrait(
 
 
 def _range(values: Floats) -> tuple[float | None, ...]:
-    """What of the half-plane is seen: the same at all epochs, so that hyperplanes move in it."""
-    import numpy as np
-
+    """Return the visible part of the half-plane: the same at all epochs, so that motion is seen."""
     cosine, offset = values
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         crossing = -offset / cosine
@@ -178,6 +169,6 @@ def _range(values: Floats) -> tuple[float | None, ...]:
 
 
 def _law(fan_in: int) -> tuple[list[float | None], list[float | None]]:
-    """Each second point of the density of chance; none for d = 1."""
+    """Return each second point of the density of chance; none for d = 1."""
     curve = law_curve(fan_in)[::2]
     return rounded_all(curve[:, 0], DIGITS), rounded_all(curve[:, 1], DIGITS)

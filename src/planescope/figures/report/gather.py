@@ -91,7 +91,7 @@ def _belongs(other: Subject, network: Subject) -> bool:
 
 
 def _run_in(relation: Relation, subject: Subject) -> str | None:
-    """The run of a subject as a relation names it."""
+    """Return the run of a subject as a relation names it."""
     if subject.run is None:
         return None
     wanted = subject.run.path.resolve()
@@ -173,7 +173,7 @@ def _relation(
     layers: Sequence[LayerMeasurement],
     relations: Sequence[Relation],
 ) -> RelationShown | None:
-    """What a given relation says of a run, or the one kept in it, or the scores alone."""
+    """Return the given relation of a run, or the one kept in it, or the scores alone."""
     run = subject.run
     kept = [] if run is None or not run.relation.is_file() else [Relation.load(run.relation)]
     for relation in (*relations, *kept):
@@ -204,7 +204,7 @@ def _view(view: View) -> str:
 
 
 def _through(epochs: Sequence[Sequence[LayerMeasurement]]) -> dict[str, Any]:
-    """What can be said of the layers at each epoch; the last tells what they are."""
+    """Return the layers at each epoch; the last epoch tells what they are."""
     last = epochs[-1]
     rows = [{layer.name: layer for layer in layers} for layers in epochs]
 
@@ -248,7 +248,7 @@ def _layer(layer: LayerMeasurement) -> LayerShown:
 
 @functools.cache
 def _band(filters: int) -> tuple[float, float]:
-    """Layers of one width, and a network through its epochs, share it."""
+    """Return the layers of one width, and a network through its epochs, share it."""
     return chance.mass_band(filters)
 
 
@@ -257,7 +257,7 @@ def _usable(layer: LayerMeasurement) -> int:
 
 
 def _pool(layers: Sequence[LayerMeasurement]) -> dict[str, Any]:
-    """All filters together, from what is known of each layer: their sums are exact."""
+    """Return all filters together, from what is known of each layer: their sums are exact."""
     known = [(layer, _usable(layer)) for layer in layers if layer.negative_mass is not None]
     count = sum(usable for _, usable in known)
     negative = sum((layer.negative_mass or 0.0) * usable for layer, usable in known)

@@ -77,7 +77,7 @@ def scores_shown(layers: Sequence[LayerMeasurement], resets: ResetsShown) -> Rel
 
 
 def _scores(layers: Sequence[LayerMeasurement]) -> dict[str, list[float | None]]:
-    """Those scores that a measurement holds, without the weights."""
+    """Return those scores that a measurement holds, without the weights."""
     last = max(1, len(layers) - 1)
     return {
         "agreement": [rounded(layer.agreement) for layer in layers],
@@ -93,7 +93,7 @@ def _scores(layers: Sequence[LayerMeasurement]) -> dict[str, list[float | None]]
 def relation_shown(
     layers: Sequence[LayerMeasurement], relation: Relation, run: str
 ) -> RelationShown:
-    """What a relation, perhaps of many runs, says of the layers of one of them."""
+    """Take the layers of one run out of a relation, perhaps of many."""
     places = {layer.name: i for i, layer in enumerate(layers)}
     related = [layer for layer in relation.layers if layer.run == run and layer.name in places]
     drops: list[Any] = [None] * len(layers)

@@ -26,7 +26,7 @@ SCRIPTS = (
 
 
 def render(contents: Contents, /) -> str:
-    """HTML text of a page.
+    """Return HTML text of a page.
 
     Nothing in it is loaded from elsewhere, and its Content-Security-Policy forbids that: scripts
     run by their hash alone. Plotly is packed, which makes the page a third as large.
@@ -50,7 +50,7 @@ def render(contents: Contents, /) -> str:
 
 
 def embedded(json: str, /) -> str:
-    r"""JSON text that can stand in a script element: equal as JSON, and it ends no element.
+    r"""Return JSON text that can stand in a script element: equal as JSON, and it ends no element.
 
     ``</script>`` or ``<!--`` in a layer's name would end or hide what follows; U+2028 and U+2029
     are line ends in older JavaScript.
@@ -73,7 +73,7 @@ def _asset(name: str) -> str:
 
 @functools.cache
 def _plotly() -> tuple[str, str]:
-    """Plotly's own bundle, packed for the page, and the hash by which it may run.
+    """Return the plotly's own bundle, packed for the page, and the hash by which it may run.
 
     The package is only found, never imported: all that is wanted of it is a file.
     """
@@ -105,5 +105,5 @@ def _missing(name: str) -> MissingDependencyError:
 
 
 def _hash(source: bytes) -> str:
-    """Source expression of a Content-Security-Policy."""
+    """Return the source expression of a Content-Security-Policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source).digest()).decode()

@@ -1,4 +1,4 @@
-"""What resets cost, as a page has it."""
+"""The cost of resets, as a page has it."""
 
 from __future__ import annotations
 

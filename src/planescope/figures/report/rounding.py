@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -19,9 +21,7 @@ def rounded(value: float | None, digits: int = DIGITS) -> float | None:
 
 
 def rounded_all(values: ArrayLike, digits: int) -> list[float | None]:
-    """Each of some numbers, of which there may be many."""
-    import numpy as np
-
+    """Return each of some numbers, of which there may be many."""
     array = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(array)
     known = np.where(finite & (array != 0), np.abs(array), 1.0)

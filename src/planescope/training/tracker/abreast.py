@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from planescope.hyperplanes import geometry
 from planescope.hyperplanes.layer import Array, Layer, Tensor, with_tensors
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
-    Doubles = NDArray[np.float64]
+Doubles = NDArray[np.float64]
+
 
 # Weights that are taken abreast, at most: of more, the launches do not count, but copies do.
 MOST = 1 << 25
@@ -28,7 +30,7 @@ MOST = 1 << 25
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Taken:
-    """What was taken of a layer, on the host.
+    """The values that were taken of a layer, on the host.
 
     Attributes
     ----------
@@ -46,7 +48,7 @@ class Taken:
 
 
 def can_take(rows: Array, /) -> bool:
-    """Whether these are weights on a GPU, plain ones, in float32, and not so very many."""
+    """Tell whether these are plain float32 weights on a GPU, few enough to be taken at once."""
     import torch
 
     if type(rows) not in (torch.Tensor, torch.nn.Parameter) or not rows.is_cuda:
@@ -112,8 +114,6 @@ def _sums(now: torch.Tensor, then: torch.Tensor | None) -> list[torch.Tensor]:
 
 
 def _taken(layer: Layer, sums: Sequence[Doubles]) -> Taken:
-    import numpy as np
-
     total, length, whole, *way = sums
     eps = float(np.finfo(np.float32).eps)
     bias = None if layer.bias is None else layer.bias.read()
@@ -131,7 +131,7 @@ def _taken(layer: Layer, sums: Sequence[Doubles]) -> Taken:
 
 
 def _groups(rows: Sequence[torch.Tensor]) -> Iterable[list[int]]:
-    """Indices of what is joined: rows of one length, on one device."""
+    """Return the indices of what is joined: rows of one length, on one device."""
     alike: dict[tuple[Any, int], list[int]] = {}
     for index, own in enumerate(rows):
         alike.setdefault((own.device, own.shape[1]), []).append(index)
@@ -149,7 +149,7 @@ def _cut(values: Callable[[], Doubles], cut: slice) -> Callable[[], Doubles]:
 
 
 def _as_it_is(layer: Layer, shelf: _Shelf) -> Layer:
-    """The layer with copies of its bias and its batch norm, which go on changing."""
+    """Return the layer with copies of its bias and its batch norm, which go on changing."""
 
     def copied(tensor: Tensor) -> Tensor:
         is_small = tensor is not layer.weight
@@ -168,7 +168,7 @@ class _Shelf:
         self._on_host: dict[tuple[Any, Any], Doubles] = {}
 
     def put(self, vector: torch.Tensor) -> Callable[[], Doubles]:
-        """What gives it on the host, as float64."""
+        """Start a copy to the host; return a callable that gives it as float64."""
         kind = (vector.device, vector.dtype)
         start = self._sizes.get(kind, 0)
         stop = self._sizes[kind] = start + len(vector)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Layer, Tensor, with_tensors
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def is_first() -> bool:
-    """Whether this process is the only one, or that of rank 0."""
+    """Return whether this process is the only one, or that of rank 0."""
     import torch.distributed as dist
 
     return not _are_several() or dist.get_rank() == 0
@@ -30,7 +32,7 @@ def _are_several() -> bool:
 
 
 def is_sharded(model: nn.Module, /) -> bool:
-    """Whether all processes are needed to see the weights whole."""
+    """Return whether all processes are needed to see the weights whole."""
     if not _are_several():
         return False
     return _is_flattened(model) or any(hasattr(p, "full_tensor") for p in model.parameters())
@@ -82,7 +84,6 @@ def unchanged_random_state(device: torch.device, /) -> Iterator[None]:
     """All generators that data may draw from, as they were."""
     import random
 
-    import numpy as np
     import torch
 
     pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""What the updates of a Tracker found: kept, read when asked for, written."""
+"""The measurements of a Tracker's updates: kept, read when asked for, written."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class History(Table):
                 yield record.step, by_key(record.read(), logged)
 
     def columns(self) -> dict[str, list[Any]]:
-        """Columns of a table with a row an update and layer."""
+        """Return the columns of a table with a row an update and layer."""
         columns: dict[str, list[Any]] = {"step": [], "epoch": []}
         for record in self.records:
             layers = len(record.read().layers)
@@ -86,7 +86,7 @@ class History(Table):
         return {"schema": self.SCHEMA, "updates": self.updates()}
 
     def updates(self) -> list[dict[str, Any]]:
-        """Plain data of each update."""
+        """Return plain data of each update."""
         return [
             {"step": r.step, "epoch": r.epoch, "measurement": r.read().to_dict()}
             for r in self.records

@@ -8,9 +8,10 @@ from weakref import ref
 
 from planescope.checkpoints.keras.live import read_model
 from planescope.files.errors import MissingDependencyError
-from planescope.measurement.measure import Found, select
+from planescope.measurement.choice import Choice, select
 from planescope.measurement.record import Source
-from planescope.training.tracker.live import Choice, Live
+from planescope.measurement.source import Found
+from planescope.training.tracker.live import Live
 
 if TYPE_CHECKING:
     from planescope.training.tracker.recorder import Recorder
@@ -70,7 +71,7 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
 def _live(model: Any, choice: Choice) -> Live:
     source = Source(path=model.name, format="keras model", bytes=None)
     read = read_model(model)
-    layers, skipped = select(Found(source=source, layers=read.layers), choice.kinds, choice.pattern)
+    layers, skipped = select(Found(source=source, layers=read.layers), choice)
     left_out = (*skipped, *read.skipped)
     found = Found(source=source, layers=tuple(layers), skipped=left_out, notes=read.notes)
     owners = {layer.name: ref(model) for layer in layers}

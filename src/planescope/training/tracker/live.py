@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import numpy as np
+
 from planescope.hyperplanes import geometry
-from planescope.hyperplanes.layer import Array, Kind, Layer, Tensor, View, with_tensors
+from planescope.hyperplanes.layer import Array, Layer, Tensor, View, with_tensors
 from planescope.measurement.assemble import (
     Observed,
     assemble,
@@ -19,15 +21,14 @@ from planescope.measurement.assemble import (
     in_view,
     layer_measurement,
 )
-from planescope.measurement.measure import Found, find, select
+from planescope.measurement.choice import Choice, select
 from planescope.measurement.record import Measurement
+from planescope.measurement.source import Found, find
 from planescope.networks.module import unwrapped
 from planescope.training.tracker import abreast, onepass
 from planescope.training.tracker.reference import Owner, Start, Starts, beside
 
 if TYPE_CHECKING:
-    import re
-
     from torch import nn
 
 # Below as many weights, to start threads costs more than they save.
@@ -35,15 +36,6 @@ _WORTH_THREADS = 1 << 20
 
 # What wrappers put into the names of the modules within.
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Which layers, and which of their hyperplanes."""
-
-    view: View
-    kinds: tuple[Kind, ...]
-    pattern: re.Pattern[str] | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,7 +55,7 @@ class Live:
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Reading:
-    """What an update took of a layer, on its device; nothing of it has been waited for."""
+    """The values that an update took of a layer, on its device; nothing has been waited for."""
 
     layer: Layer
     planes: geometry.Hyperplanes
@@ -88,7 +80,7 @@ def find_live(model: nn.Module, choice: Choice, /) -> Live:
         If a weight has no values yet.
     """
     found = find(unwrapped(model))
-    chosen, skipped = select(found, choice.kinds, choice.pattern)
+    chosen, skipped = select(found, choice)
     layers = tuple(_named_plainly(layer) for layer in chosen)
     pairs = list(zip(layers, chosen, strict=True))
     root = unwrapped(model)
@@ -104,7 +96,7 @@ def find_live(model: nn.Module, choice: Choice, /) -> Live:
 
 
 def signature(model: nn.Module, /) -> tuple[Any, ...]:
-    """What changes when modules come or go, or their parameters change shape."""
+    """Return a key that changes when modules come or go, or their parameters change shape."""
     root = unwrapped(model)
     shapes = (tuple(parameter.shape) for parameter in root.parameters())
     return (*map(id, root.modules()), *shapes)
@@ -163,8 +155,6 @@ def _rows(layer: Layer) -> Array:
 def _read(
     layer: Layer, rows: Array, view: View, starts: Starts, observed: Mapping[str, Observed]
 ) -> Reading:
-    import numpy as np
-
     with np.errstate(all="ignore"):  # filters that are left out may overflow
         start = starts.of(layer, rows)
         began = None if start is None else beside(start.weight, rows)
@@ -186,7 +176,7 @@ def _read(
 
 
 def _on_host(layer: Layer, tensor: Tensor) -> Tensor:
-    """What is small of a layer as NumPy sees it, which is torch's calls saved."""
+    """Copy the small arrays of a layer to NumPy, which saves calls of torch."""
     if tensor is layer.weight:
         return tensor
 
@@ -232,12 +222,10 @@ def _abreast(
 
 
 def settle(readings: Readings, found: Found, view: View, notes: Sequence[str], /) -> Measurement:
-    """Statistics of what an update took; waits for the device.
+    """Return the statistics of what an update took; waits for the device.
 
     The values of single filters are kept.
     """
-    import numpy as np
-
     with np.errstate(all="ignore"):
         measured = [
             layer_measurement(
@@ -258,7 +246,7 @@ def settle(readings: Readings, found: Found, view: View, notes: Sequence[str], /
 
 
 def _ratio(reading: Reading, which: int) -> float | None:
-    """How far the weights went, to how large they were; by length or by peak."""
+    """Return the ratio of a change of weights to their size, by length or by peak."""
     if reading.moved is None or reading.start is None:
         return None
     went, was = float(reading.moved[which]), reading.start.extent()[which]

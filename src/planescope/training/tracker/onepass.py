@@ -12,17 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from planescope.hyperplanes import geometry
 from planescope.hyperplanes.layer import Array
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+Singles = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
-    Singles = NDArray[np.float32]
-    Doubles = NDArray[np.float64]
 
 # Weights whose sum is taken in float32: 64 channels of a 3 × 3 kernel, so that the usual widths are
 # multiples of it, and short enough for BLAS to take one thread, whose sums are always the same.
@@ -49,7 +48,7 @@ class _Sums:
 def read(
     rows: Array, bias: Array | None, start: Array | None, /, *, eps: float | None = None
 ) -> tuple[geometry.Hyperplanes, tuple[Array | float, Array | float] | None]:
-    """Hyperplanes of a layer, and length and peak of its way from its first weights.
+    """Return the hyperplanes of a layer, and length and peak of its way from its first weights.
 
     Parameters
     ----------
@@ -68,8 +67,6 @@ def read(
         As `geometry.extent` gives it, to 1e-6; differences, and sums of squares by pieces, in
         float32.
     """
-    import numpy as np
-
     now, then = (None if x is None else geometry.host_view(x) for x in (rows, start))
     if now is None or now.dtype != "float32" or now.size <= _WORTH:
         way = None if start is None else geometry.extent(rows, start)
@@ -98,8 +95,6 @@ def _parts(now: Singles, then: Singles | None) -> Iterator[tuple[int, Singles, S
 
 
 def _pass(filters: int, now: Singles, then: Singles | None) -> _Sums:
-    import numpy as np
-
     *shape, length = now.shape
     step = max(1, _BLOCK // now[0].size)
     total, square, way = np.empty((3, *shape), np.float32)
@@ -145,8 +140,6 @@ def _way(
 def _planes(
     now: Singles, bias: Array | None, total: Doubles, square: Doubles, eps: float
 ) -> geometry.Hyperplanes:
-    import numpy as np
-
     norm, reach = np.sqrt(square), math.sqrt(now.shape[1])
     in_range = (square > _LEAST_SQUARE) & np.isfinite(square)
     # In whatever order n terms are added, the error is below n half ulps of the sum of their

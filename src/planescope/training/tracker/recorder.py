@@ -13,6 +13,7 @@ import torch
 
 from planescope.files.errors import PlanescopeError, UsageError
 from planescope.measurement.activations import measure_activations
+from planescope.measurement.choice import Choice
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.copies import without_autocast
 from planescope.networks.module import unwrapped
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Errors(StrEnum):
-    """What is done when an update fails after the first that did not."""
+    """The handling of an update that fails after one that did not."""
 
     WARN = "warn"
     RAISE = "raise"
@@ -46,7 +47,7 @@ class Recorder:
         self,
         *,
         every: int | str,
-        choice: live.Choice,
+        choice: Choice,
         reference: Reference | None,
         inputs: list[torch.Tensor] | None,
         filters: bool,
@@ -68,7 +69,7 @@ class Recorder:
             self.record(model, step, epoch)
 
     def is_due(self, step: int) -> bool:
-        """Whether an update measures: the first, and then one in each run of `every` steps."""
+        """Tell whether an update measures: the first, then one in each run of `every` steps."""
         last = self._last_step
         if last is None or self._every == "epoch" or step < last:
             return True
@@ -232,7 +233,7 @@ class Recorder:
                 raise UsageError(f"data= do not fit the network: {_reason(exc)}") from exc
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {
             "updates": self.history.updates(),
             "starts": self._starts.state_dict(),
@@ -255,7 +256,7 @@ def _slim(measurement: Measurement) -> Measurement:
 
 
 def _like(model: nn.Module) -> torch.Tensor:
-    """A floating tensor of the network, whose device and type its inputs have."""
+    """Return a floating tensor of the network, whose device and type its inputs have."""
     held = [*model.parameters(), *model.buffers()]
     floating = (tensor for tensor in held if tensor.is_floating_point())
     return next(floating, held[0] if held else torch.zeros(()))

@@ -15,7 +15,7 @@ Owner = Callable[[], object]
 
 
 class Reference(StrEnum):
-    """Where the weights of the first update are kept."""
+    """The place where the weights of the first update are kept."""
 
     DEVICE = "device"
     CPU = "cpu"
@@ -29,7 +29,7 @@ class Start:
     _extent: tuple[Array | float, Array | float]
 
     def extent(self) -> tuple[float, float]:
-        """Length and peak of the weights; the first to ask waits for the device."""
+        """Return the length and peak of the weights; the first to ask waits for the device."""
         length, peak = self._extent = float(self._extent[0]), float(self._extent[1])
         return length, peak
 
@@ -51,7 +51,7 @@ class Starts:
         self._owners: dict[str, Owner] = {}
 
     def note(self, text: str) -> None:
-        """Add a note on distances, once; there is none where none are measured."""
+        """Add a note on distances once, if they are measured."""
         if self._reference is not None and text not in self.notes:
             self.notes += (text,)
 
@@ -96,7 +96,7 @@ class Starts:
         return kept.cpu() if self._reference is Reference.CPU else beside(kept, rows)
 
     def state_dict(self) -> dict[str, Array]:
-        """Weights by layer."""
+        """Return the weights by layer."""
         return self._loaded | {name: start.weight for name, start in self._starts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], notes: tuple[str, ...] = ()) -> None:
@@ -106,6 +106,6 @@ class Starts:
 
 
 def beside(weight: Array, rows: Array, /) -> Array:
-    """The weights on the device of others."""
+    """Return the weights on the device of others."""
     is_elsewhere = hasattr(weight, "to") and weight.device != rows.device
     return weight.to(rows.device, non_blocking=True) if is_elsewhere else weight

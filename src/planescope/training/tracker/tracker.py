@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import CheckpointError, UsageError, nearest
 from planescope.hyperplanes.layer import Kind, View
-from planescope.measurement.measure import DEFAULT_KINDS, choice, chosen_kinds, compiled
+from planescope.measurement.choice import DEFAULT_KINDS, Choice, member
 from planescope.measurement.metrics import LOGGABLE, LOGGED, by_key
 from planescope.measurement.record import Measurement
-from planescope.training.tracker import inputs, live
+from planescope.training.tracker import inputs
 from planescope.training.tracker.history import SCHEMA
 from planescope.training.tracker.recorder import Errors, Recorder
 from planescope.training.tracker.reference import Reference
@@ -79,7 +79,7 @@ class Tracker(_Callback):
     Raises
     ------
     UsageError
-        If an option cannot be.
+        If an option is invalid.
 
     Notes
     -----
@@ -123,18 +123,14 @@ class Tracker(_Callback):
         for name in self._logged:
             if name not in LOGGABLE:
                 raise UsageError(f"log={name!r} is no statistic; {nearest(str(name), LOGGABLE)}")
-        self._choice = live.Choice(
-            view=choice(View, view, "view"),
-            kinds=chosen_kinds(kinds),
-            pattern=compiled(layers, "layers"),
-        )
+        self._choice = Choice.of(kinds, layers, view)
         self._recorder = Recorder(
             every=every,
             choice=self._choice,
-            reference=None if reference is None else choice(Reference, reference, "reference"),
+            reference=None if reference is None else member(Reference, reference, "reference"),
             inputs=None if data is None else inputs.take(data),
             filters=filters,
-            errors=choice(Errors, errors, "errors"),
+            errors=member(Errors, errors, "errors"),
         )
         self._has_data = data is not None
 
@@ -193,7 +189,7 @@ class Tracker(_Callback):
         return [(record.step, record.read()) for record in self._recorder.history.records]
 
     def metrics(self) -> dict[str, float]:
-        """What is logged of the last update, by key; empty before the first."""
+        """Return the logged metrics of the last update, by key; empty before the first."""
         records = self._recorder.history.records
         return by_key(records[-1].read(), self._logged) if records else {}
 
@@ -222,7 +218,7 @@ class Tracker(_Callback):
     # --- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the table, and the weights that distances are measured from."""
+        """Return the state for a checkpoint: the table, and the weights of the first update."""
         return {"schema": SCHEMA} | self._recorder.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -284,7 +280,7 @@ class Tracker(_Callback):
     # --- other trainers
 
     def for_transformers(self, trainer: Any = None) -> Any:
-        """Callback for Hugging Face's `Trainer`.
+        """Return the callback for Hugging Face's `Trainer`.
 
         Parameters
         ----------

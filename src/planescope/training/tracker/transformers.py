@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
-    """Callback that measures the trainer's model; with a trainer it logs through that.
+    """Return the callback that measures the trainer's model; with a trainer it logs through that.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
 
 
 def _done(epoch: float | None) -> int:
-    """Epochs done, of the trainer's count, which has a fraction within one."""
+    """Return the epochs done, of the trainer's count, which has a fraction within one."""
     return int((epoch or 0) + 1e-6)
 
 

@@ -1,0 +1,157 @@
+"""``planescope diff``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from planescope.measurement.difference import Difference, LayerDifference
+
+
+@click.command()
+@click.argument("before", metavar="BEFORE")
+@click.argument("after", metavar="AFTER")
+@click.option(
+    "--view",
+    type=click.Choice(["raw", "effective"]),
+    default="raw",
+    show_default=True,
+    help="The layers' own weights, or those that act behind batch norm.",
+)
+@click.option(
+    "--kinds",
+    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+    multiple=True,
+    default=["conv"],
+    show_default=True,
+    help="Which layers; repeatable. conv: a kernel larger than 1.",
+)
+@click.option("--layers", metavar="REGEX", help="Only layers in whose name this is found.")
+@click.option("--network", metavar="NAME", help="Network of two state dicts, as for measure.")
+@click.option("--entry", metavar="NAME", help="Which of several state dicts in a file, as ema.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
+@click.option("--figure", metavar="FILE", help="Draw it: .pdf, .svg or .png.")
+@click.option("--page", metavar="FILE", help="Write one HTML page of both and what moved.")
+def diff(
+    before: str,
+    after: str,
+    *,
+    view: str,
+    kinds: tuple[str, ...],
+    layers: str | None,
+    network: str | None,
+    entry: str | None,
+    as_json: bool,
+    out: str | None,
+    figure: str | None,
+    page: str | None,
+) -> None:
+    """Tell what moved between two checkpoints, layer by layer.
+
+    BEFORE and AFTER are what planescope measure takes: a network before and after fine-tuning,
+    pruning, quantising or converting. Layers are matched by name and shape, across formats by
+    their filters; what has no partner is named.
+    """
+    from planescope.cli.progress import layer_progress
+    from planescope.files.results import FORMS
+    from planescope.files.writing import FIGURE_FORMS, check_target
+    from planescope.measurement.diff import diff as compare
+
+    for target, forms in ((out, FORMS), (figure, FIGURE_FORMS), (page, (".html", ".htm"))):
+        if target is not None:
+            check_target(target, forms)
+    options: dict[str, Any] = {
+        "view": view,
+        "kinds": kinds,
+        "layers": layers,
+        "network": network,
+        "entry": entry,
+    }
+    with layer_progress() as advance:
+        found = compare(before, after, on_layer=advance, **options)
+    if out is not None:
+        found.save(out)
+    if figure is not None:
+        from planescope import figures
+
+        figures.save(figures.difference(found), figure)
+    if page is not None:
+        _write_page(page, (before, after), found, options)
+    if as_json:
+        sys.stdout.write(found.to_json() + "\n")
+    else:
+        print_difference(found)
+
+
+def _write_page(
+    page: str, names: tuple[str, str], found: Difference, options: dict[str, Any]
+) -> None:
+    from planescope.figures.report import report
+    from planescope.measurement.measure import measure
+
+    measured = [measure(name, **options) for name in names]
+    report(*measured, difference=found, command=f"planescope diff {' '.join(names)}").save(page)
+
+
+def print_difference(found: Difference) -> None:
+    """Print the table of a difference, what it says in a sentence, and what was left out."""
+    from rich.text import Text
+
+    from planescope.cli.printing import console, plain_table
+
+    out = console()
+    title = f"{found.before.path} → {found.after.path}, {found.view} view"
+    out.print(Text(title, style="bold"))
+    renamed = any(layer.other != layer.name for layer in found.layers)
+    table = plain_table(
+        "layer",
+        *(["in the second"] if renamed else []),
+        "filters",
+        "mass",
+        "after",
+        "cosine",
+        "after",
+        "to ▼",
+        "to ▲",
+        "l2",
+        "zeros",
+        "after",
+        left=("layer", "in the second"),
+    )
+    for layer in found.layers:
+        table.add_row(*_cells(layer, renamed=renamed), style=None if layer.same else "bold")
+    out.print(table)
+    out.print(Text(found.verdict))
+    for line in found.notes:
+        out.print(Text(line, style="dim"))
+    for which, skipped in (("first", found.skipped_before), ("second", found.skipped_after)):
+        reasons: dict[str, list[str]] = {}
+        for each in skipped:
+            reasons.setdefault(each.reason, []).append(each.name)
+        for reason, names in reasons.items():
+            told = names[0] if len(names) == 1 else f"{len(names)} layers"
+            out.print(Text(f"left out of the {which}: {told} ({reason})", style="dim"))
+
+
+def _cells(layer: LayerDifference, *, renamed: bool) -> list[str]:
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    return [
+        layer.name,
+        *([layer.other if layer.other != layer.name else ""] if renamed else []),
+        str(layer.filters),
+        number(layer.mass_before, ".3f"),
+        number(layer.mass_after, ".3f"),
+        number(layer.cosine_before, "+.4f"),
+        number(layer.cosine_after, "+.4f"),
+        str(layer.turned_away),
+        str(layer.turned_toward),
+        "0" if layer.same else number(layer.l2, ".3g"),
+        number(layer.zeros_before, ".1%"),
+        number(layer.zeros_after, ".1%"),
+    ]

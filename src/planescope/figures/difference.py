@@ -1,0 +1,122 @@
+"""The figure of a difference: masses before and after, sides changed, distances."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from planescope.figures.canvas import (
+    AWAY,
+    CHANCE,
+    NEUTRAL,
+    TOWARD,
+    Width,
+    canvas,
+    inches,
+    shown,
+    styled,
+)
+from planescope.figures.layers import FRAME, MASS_PITCH, NAME_PITCH, legend, row_pitch
+from planescope.hyperplanes import chance
+from planescope.measurement.difference import Difference
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Inches: a narrow figure has its panels one above the other.
+WIDE = 5.0
+
+
+@styled
+def difference(difference: Difference, /, *, width: Width = "page") -> Figure:
+    """Negative mass of each layer before and after, filters that changed sides, and distance.
+
+    One row a layer in the order of the first checkpoint. The grey band is what chance gives the
+    mass of so many filters, 95 %; an arrow leads from the mass before to the mass after.
+
+    Parameters
+    ----------
+    difference : Difference
+    width : "column", "page" or inches
+
+    Raises
+    ------
+    UsageError
+        If `width` cannot be.
+    """
+    rows = len(difference.layers)
+    pitch = row_pitch(rows, MASS_PITCH)
+    height = rows * pitch + FRAME
+    if inches(width) >= WIDE:
+        figure = canvas(width, height)
+        panels = list(figure.subplots(1, 3, sharey=True, width_ratios=[2, 1, 1]))
+    else:
+        figure = canvas(width, 3 * height)
+        panels = list(figure.subplots(3, 1, sharey=True))
+    _masses(panels[0], difference)
+    _sides(panels[1], difference)
+    _distances(panels[2], difference)
+    every = math.ceil(NAME_PITCH / pitch)
+    names = {i: shown(difference.layers[i].name) for i in range(0, rows, every)}
+    for axes in panels:
+        axes.set_yticks(list(names), list(names.values()))
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    panels[0].set_ylim(rows - 0.5, -0.5)
+    legend(figure, inches(width))
+    return figure
+
+
+def _masses(axes: Axes, difference: Difference) -> None:
+    layers = difference.layers
+    y = np.arange(len(layers))
+    low, high = np.array([chance.mass_band(layer.filters) for layer in layers]).T
+    steps = np.add.outer(y, (-0.5, 0.5)).ravel()
+    axes.fill_betweenx(
+        steps, low.repeat(2), high.repeat(2), color=CHANCE, linewidth=0, label="chance, 95 %"
+    )
+    axes.axvline(0.5, color=NEUTRAL, linewidth=0.5)
+    before, after = (
+        np.array([math.nan if (m := getattr(layer, key)) is None else m for layer in layers])
+        for key in ("mass_before", "mass_after")
+    )
+    for row, (start, end) in enumerate(zip(before, after, strict=True)):
+        if abs(end - start) > 0.02:  # shorter than its head otherwise
+            arrow = {"arrowstyle": "->", "linewidth": 0.8, "shrinkA": 2, "shrinkB": 0}
+            color = AWAY if end > start else TOWARD
+            axes.annotate("", (end, row), (start, row), arrowprops={**arrow, "color": color})
+    common: dict[str, Any] = {"linestyle": "", "clip_on": False, "zorder": 3}
+    axes.plot(
+        before, y, marker="o", color=NEUTRAL, markerfacecolor="white", label="before", **common
+    )
+    axes.plot(after, y, marker="D", color=NEUTRAL, label="after", **common)
+    axes.set(xlim=(0, 1), xlabel="negative mass m")
+    axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
+
+
+def _sides(axes: Axes, difference: Difference) -> None:
+    layers = difference.layers
+    y = np.arange(len(layers))
+    for key, sign, color, label in (
+        ("turned_away", 1, AWAY, "turned away"),
+        ("turned_toward", -1, TOWARD, "turned toward"),
+    ):
+        shares = [sign * getattr(layer, key) / layer.filters for layer in layers]
+        axes.barh(y, shares, height=0.6, color=color, label=label)
+    axes.axvline(0.0, color=NEUTRAL, linewidth=0.5)
+    reach = max(0.05, *(max(x.turned_away, x.turned_toward) / x.filters for x in layers)) * 1.05
+    axes.set(xlim=(-reach, reach), xlabel="share of filters\nthat changed sides")
+
+
+def _distances(axes: Axes, difference: Difference) -> None:
+    layers = difference.layers
+    y = np.arange(len(layers))
+    known = np.array([math.nan if layer.l2 is None else layer.l2 for layer in layers])
+    axes.barh(y, np.nan_to_num(known), height=0.6, color=NEUTRAL)
+    for row in np.flatnonzero(np.isnan(known)):
+        axes.text(0.0, float(row), " not comparable", va="center", style="italic")
+    top = float(np.nanmax(known, initial=0.0))
+    axes.set(xlim=(0, 1.05 * top or 1.0), xlabel="distance of the weights,\nrelative (l2)")
