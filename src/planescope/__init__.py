@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from planescope import figures
     from planescope.criticality.fitting import fit_critical
+    from planescope.criticality.plan.record import Repair, RepairedLayer
+    from planescope.criticality.plan.repair import repair
     from planescope.criticality.prediction import CriticalModel, Prediction, predict_critical
     from planescope.criticality.relate import relate
     from planescope.criticality.relation import RelatedLayer, Relation
@@ -67,6 +69,8 @@ _HOMES = {
     "Prediction": "criticality.prediction",
     "RelatedLayer": "criticality.relation",
     "Relation": "criticality.relation",
+    "Repair": "criticality.plan.record",
+    "RepairedLayer": "criticality.plan.record",
     "Report": "figures.report",
     "ResetCell": "criticality.resets.record",
     "ResetLayer": "criticality.resets.record",
@@ -89,6 +93,7 @@ _HOMES = {
     "measure": "measurement.measure",
     "predict_critical": "criticality.prediction",
     "relate": "criticality.relate",
+    "repair": "criticality.plan.repair",
     "report": "figures.report",
     "reset": "criticality.resets",
     "train": "training.loop",
@@ -120,6 +125,8 @@ __all__ = [
     "Prediction",
     "RelatedLayer",
     "Relation",
+    "Repair",
+    "RepairedLayer",
     "Report",
     "ResetCell",
     "ResetLayer",
@@ -146,6 +153,7 @@ __all__ = [
     "measure",
     "predict_critical",
     "relate",
+    "repair",
     "report",
     "reset",
     "train",

@@ -171,8 +171,8 @@ def shipped(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "is no model of the schema"),
-        ("[]", "is no model of the schema"),
+        ("{}", "its schema is None"),
+        ("[]", "its schema is None"),
         ('{"schema": "planescope.critical-model/1"}', "holds no whole model"),
         ("nothing", "holds no model"),
         (shipped(scale=[0.0] * len(FEATURES)), "it has a scale that is 0 or too small"),

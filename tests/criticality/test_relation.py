@@ -10,9 +10,10 @@ import pytest
 
 from planescope.criticality.associate import Sample, selected
 from planescope.criticality.relate import relate_layers
-from planescope.criticality.relation import LEVEL, Decision, RelatedLayer, Relation, Selection
+from planescope.criticality.relation import Decision, RelatedLayer, Relation, Selection
 from planescope.criticality.scores import SCORES
 from planescope.files.errors import CheckpointError, UsageError
+from planescope.hyperplanes.chance import LEVEL
 from planescope.hyperplanes.layer import Kind
 
 LAYERS = 7  # one of them the first

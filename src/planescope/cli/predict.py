@@ -45,20 +45,21 @@ def predict(
     FILE is as for planescope measure.
     """
     from planescope.criticality import prediction
+    from planescope.files import results
     from planescope.files.writing import check_target
     from planescope.measurement.measure import measure
 
     if out is not None:
-        check_target(out, prediction.FORMS)
+        check_target(out, results.FORMS)
     fitted = None if model is None else prediction.CriticalModel.load(model)
     predictions = [
         prediction.predict_critical(measure(file, network=network, kinds=kinds), model=fitted)
         for file in files
     ]
     if out is not None:
-        prediction.save(predictions, out)
+        results.save(predictions, out)
     if as_json:
-        sys.stdout.write(prediction.to_json(predictions) + "\n")
+        sys.stdout.write(results.to_json(predictions) + "\n")
         return
     for one in predictions:
         print_prediction(one)

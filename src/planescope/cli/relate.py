@@ -71,7 +71,7 @@ def relate(
     """
     from planescope.cli.progress import layer_progress
     from planescope.criticality.relate import relate as relate_runs
-    from planescope.criticality.relation import FORMS
+    from planescope.files.results import FORMS
     from planescope.files.writing import FIGURE_FORMS, check_target
     from planescope.study.folder import runs_in
 

@@ -267,7 +267,7 @@ def _check(
 
 def _check_outputs(out: str | None, figure: str | None) -> None:
     """Refuse what could not be written before the work begins."""
-    from planescope.criticality.resets.record import FORMS
+    from planescope.files.results import FORMS
     from planescope.files.writing import FIGURE_FORMS, check_target
 
     for target, forms in ((out, FORMS), (figure, FIGURE_FORMS)):

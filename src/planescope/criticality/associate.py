@@ -26,7 +26,8 @@ from planescope.criticality.scores import CONTROL
 from planescope.hyperplanes.chance import benjamini_hochberg
 
 if TYPE_CHECKING:
-    from planescope.criticality.ranks import Flags, Floats, Integers
+    from planescope.criticality.ranks import Integers
+    from planescope.hyperplanes.arrays import Flags, Floats
 
     Statistic = Callable[..., Floats]
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Values = NDArray[np.bool_] | Floats
+from planescope.hyperplanes.arrays import Floats
+from planescope.hyperplanes.chance import CONFIDENCE, log_fair_binomial, mass_p_value
+
+Values = NDArray[np.bool_] | Floats
+
 
 # Two-sided normal quantile of 95 %.
 _Z = 1.959963984540054
-LEVEL = 0.95
 
 
 def wilson(successes: int, trials: int, /) -> tuple[float, float]:
@@ -75,8 +75,6 @@ def accuracy_bounds(right: int, seen: int, total: int, /) -> tuple[float, float]
     """
     if not 0 <= right <= seen <= total or total < 1:
         raise ValueError(f"{right} right of {seen} seen of {total} are no possible counts")
-    import numpy as np
-
     log = _log_factorials(total + 1)
     rest = total - seen
     more = slice(0, rest + 1)  # how many of the rest are right: K - right
@@ -85,14 +83,12 @@ def accuracy_bounds(right: int, seen: int, total: int, /) -> tuple[float, float]
     posterior += log[right : right + rest + 1] + log[seen - right : seen - right + rest + 1][::-1]
     posterior += log[seen + 1] - log[right] - log[seen - right] - log[total + 1]
     # The beta-binomial with parameters of 1 or more has one peak, so that these are neighbours.
-    possible = np.flatnonzero(-math.log(total + 1) - posterior < -math.log(1 - LEVEL))
+    possible = np.flatnonzero(-math.log(total + 1) - posterior < -math.log(1 - CONFIDENCE))
     return (right + int(possible[0])) / total, (right + int(possible[-1])) / total
 
 
 @functools.cache
 def _log_factorials(largest: int) -> Floats:
-    import numpy as np
-
     return np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, largest + 1)))))
 
 
@@ -110,8 +106,6 @@ def change_p_value(before: Values, after: Values, /) -> float:
         McNemar's test in its exact form: of the answers that changed, as many were right before
         as are right after. 1.0 where none changed.
     """
-    from planescope.hyperplanes.chance import mass_p_value
-
     lost, gained = int((after < before).sum()), int((before < after).sum())
     return mass_p_value(lost, lost + gained) if lost + gained else 1.0
 
@@ -129,10 +123,6 @@ def sequential_change_p_value(before: Values, after: Values, /) -> float:
     One over the largest value that the mixture of likelihood ratios ``2^n B(lost + 1, gained + 1)``
     reached on the way; it is a martingale while changes to either side are equally likely (Ville).
     """
-    import numpy as np
-
-    from planescope.hyperplanes.chance import log_fair_binomial
-
     changed = before != after
     lost = np.cumsum((after < before)[changed])
     count = np.arange(1, len(lost) + 1)

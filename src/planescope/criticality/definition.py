@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
 
-    Floats = NDArray[np.float64]
+from planescope.hyperplanes.arrays import Floats
+from planescope.hyperplanes.chance import CONFIDENCE
 
 # Share of what a network knows beyond chance, above which its loss makes a layer critical.
 THRESHOLD = 0.1
-LEVEL = 0.95
 DRAWS = 2000
 # Of a bootstrap's counts that are drawn at once.
 _BLOCK = 1 << 22
@@ -82,8 +79,6 @@ def loss_of_examples(trained: Floats, changed: Floats, chance: float, /) -> Loss
     cannot draw what was never seen: where no example lost, the upper end is at least that of a
     share of which 0 in n were seen (Clopper and Pearson).
     """
-    import numpy as np
-
     before, after = resampled(np.stack([trained, changed], 1)).T
     found = loss_of_draws(float(trained.mean()), float(changed.mean()), chance, before, after)
     if found.high is None or (changed < trained).any():
@@ -97,8 +92,6 @@ def loss_of_draws(
     trained: float, changed: float, chance: float, before: Floats, after: Floats, /
 ) -> Loss:
     """Give the loss and its interval from means over the same bootstrap draws."""
-    import numpy as np
-
     found, over = loss(trained, changed, chance), before - chance
     with np.errstate(divide="ignore", invalid="ignore"):
         # At or below chance a draw has no loss that could be told from any.
@@ -134,7 +127,7 @@ def interval(values: Floats, /) -> tuple[float, float]:
 
 def unseen_share(examples: int, /) -> float:
     """Give the upper end of the 95 % interval of a share of which none was seen."""
-    return float(1 - ((1 - LEVEL) / 2) ** (1 / examples))
+    return float(1 - ((1 - CONFIDENCE) / 2) ** (1 / examples))
 
 
 def resampled(columns: Floats, /) -> Floats:
@@ -148,8 +141,6 @@ def resampled(columns: Floats, /) -> Floats:
     -------
     array of float64, shape (DRAWS, columns)
     """
-    import numpy as np
-
     rng, total = np.random.default_rng(0), len(columns)
     if _are_few(columns):
         kinds, counts = np.unique(columns, axis=0, return_counts=True)
@@ -166,14 +157,10 @@ def resampled(columns: Floats, /) -> Floats:
 
 def _are_few(columns: Floats) -> bool:
     """Tell whether rows are of few kinds, as those of right and wrong answers are."""
-    import numpy as np
-
     return columns.shape[1] <= _FEW and all(len(np.unique(c)) <= _FEW for c in columns.T)
 
 
 def quantiles(draws: Floats, /) -> Floats:
     """Give the two ends of the percentile interval; of values, so that infinities may be some."""
-    import numpy as np
-
-    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     return np.quantile(draws, ends, method="nearest", axis=0)

@@ -9,29 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from planescope.files.errors import CheckpointError, one_line
-from planescope.files.records import record
-from planescope.files.writing import in_utf8, read_saved, write, write_csv, write_parquet
+import numpy as np
+
+from planescope.files.results import Result, Table
+from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.layer import Input, View
 from planescope.measurement.record import Measurement
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
     from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-
-MODEL_SCHEMA = "planescope.critical-model/1"
-SCHEMA = "planescope.critical/1"
-FORMS = (".json", ".csv", ".parquet")
 
 # What the model sees of a layer, in order.
 FEATURES = (
@@ -102,7 +93,7 @@ _MOST = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
-class CriticalModel:
+class CriticalModel(Result):
     """A logistic regression of whether a layer is critical, on what needs no data.
 
     Attributes
@@ -118,6 +109,10 @@ class CriticalModel:
     cross_validated, held_out : Evidence or None
         On the fitted runs, each left out in turn with its fold; and on runs that the fit never saw.
     """
+
+    SCHEMA: ClassVar[str] = "planescope.critical-model/1"
+    WHAT: ClassVar[str] = "model"
+    REMEDY: ClassVar[str] = "fit it again"
 
     critical: float
     features: tuple[str, ...]
@@ -142,70 +137,36 @@ class CriticalModel:
 
     def probabilities(self, features: Floats, /) -> Floats:
         """Return the probability of critical for rows of features; shape (layers,)."""
-        import numpy as np
-
         standard = (features - np.array(self.centre)) / np.array(self.scale)
         odds = standard @ np.array(self.coefficients) + self.intercept
         return np.asarray(0.5 * (1 + np.tanh(odds / 2)))  # the logistic function, without overflow
 
     def far(self, features: Floats, /) -> NDArray[np.bool_]:
         """Tell the rows of features that lie beyond 99 % of those fitted on."""
-        import numpy as np
-
         standard = (features - np.array(self.centre)) / np.array(self.scale)
         square = np.einsum("ij,jk,ik->i", standard, np.array(self.reach.precision), standard)
         return np.asarray(square > self.reach.limit)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as JSON.
-
-        Raises
-        ------
-        UsageError
-            If the suffix is another.
-        OutputError
-            If the file cannot be written.
-        """
-        data = {"schema": MODEL_SCHEMA, **dataclasses.asdict(self)}
-        text = json.dumps(data, indent=2, allow_nan=False) + "\n"
-        write(path, {".json": lambda draft: _write_text(draft, text)})
-
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CriticalModel:
-        """Load what `save` wrote.
+    def from_dict(cls, data: Mapping[str, Any], /) -> Self:
+        """Make the model of what `to_dict` gave.
 
         Raises
         ------
-        CheckpointError
-            If the file is missing, damaged or of another schema version.
+        ValueError
+            If a part is missing or of another type, or a number is out of range.
         """
-        data = read_saved(path, "model")
-        if not isinstance(data, dict) or data.get("schema") != MODEL_SCHEMA:
-            raise CheckpointError(
-                f"{path}: is no model of the schema {MODEL_SCHEMA!r}; fit it again"
-            )
-        try:
-            return _model(data)
-        except ValueError as exc:
-            raise CheckpointError(f"{path}: holds no whole model ({one_line(exc)})") from exc
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _model(data: Mapping[str, Any]) -> CriticalModel:
-    model = record(CriticalModel, {key: each for key, each in data.items() if key != "schema"})
-    if model.features != FEATURES:
-        raise ValueError("its features are others")
-    numbers = (model.centre, model.scale, model.coefficients, *model.reach.precision)
-    if any(len(row) != len(FEATURES) for row in (*numbers, model.reach.precision)):
-        raise ValueError("its numbers are not one a feature")
-    if not all(scale > 1 / _MOST for scale in model.scale):
-        raise ValueError("it has a scale that is 0 or too small")
-    if any(abs(number) > _MOST for row in (*numbers, (model.intercept,)) for number in row):
-        raise ValueError("it has a number beyond all measure")
-    return model
+        model = super().from_dict(data)
+        if model.features != FEATURES:
+            raise ValueError("its features are others")
+        numbers = (model.centre, model.scale, model.coefficients, *model.reach.precision)
+        if any(len(row) != len(FEATURES) for row in (*numbers, model.reach.precision)):
+            raise ValueError("its numbers are not one a feature")
+        if not all(scale > 1 / _MOST for scale in model.scale):
+            raise ValueError("it has a scale that is 0 or too small")
+        if any(abs(number) > _MOST for row in (*numbers, (model.intercept,)) for number in row):
+            raise ValueError("it has a number beyond all measure")
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +188,7 @@ class LayerPrediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class Prediction(Table):
     """The probabilities that the layers of a network are critical.
 
     Attributes
@@ -244,73 +205,32 @@ class Prediction:
         Warnings: what is far from that.
     """
 
+    SCHEMA: ClassVar[str] = "planescope.critical/1"
+    WHAT: ClassVar[str] = "prediction"
+    REMEDY: ClassVar[str] = "predict again"
+    INDEX: ClassVar[str] = "name"
+
     source: str
     critical: float
     layers: tuple[LayerPrediction, ...]
     fitted_on: str
     notes: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data as in the JSON form."""
-        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table's columns: a row a layer."""
+        keys = [field.name for field in dataclasses.fields(LayerPrediction)]
+        return {key: [getattr(layer, key) for layer in self.layers] for key in keys}
 
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """Return JSON text by the schema ``planescope.critical/1``."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+    @classmethod
+    def file_columns(cls, results: Sequence[Self], /) -> dict[str, list[Any]]:
+        """Return the columns of one or several predictions, with the path of each."""
+        columns = super().file_columns(results)
+        paths = [one.source for one in results for _ in one.layers]
+        return {"schema": columns.pop("schema"), "path": paths, **columns}
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Table with a row a layer."""
-        import pandas as pd
-
-        rows = self.to_dict()["layers"]
-        columns = {
-            field.name: [row[field.name] for row in rows]
-            for field in dataclasses.fields(LayerPrediction)
-        }
-        return pd.DataFrame(in_utf8(columns)).set_index("name")
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the prediction; the suffix chooses .json, .csv or .parquet.
-
-        Raises
-        ------
-        UsageError, OutputError
-            As `Measurement.save`.
-        """
-        save([self], path)
-
-
-def save(predictions: Sequence[Prediction], path: str | os.PathLike[str], /) -> None:
-    """Write predictions to one file; the suffix chooses .json, .csv or .parquet.
-
-    Raises
-    ------
-    UsageError, OutputError
-        As `Measurement.save`.
-    """
-    rows = [(one.source, layer) for one in predictions for layer in one.layers]
-    columns: dict[str, list[Any]] = {
-        "schema": [SCHEMA] * len(rows),
-        "path": [source for source, _ in rows],
-        **{key: [getattr(x, key) for _, x in rows] for key in ("name", "probability", "far")},
-    }
-    text = to_json(predictions)
-    write(
-        path,
-        {
-            ".json": lambda draft: _write_text(draft, text + "\n"),
-            ".csv": lambda draft: write_csv(draft, columns),
-            ".parquet": lambda draft: write_parquet(
-                draft, columns, {"planescope": text, "schema": SCHEMA}
-            ),
-        },
-    )
-
-
-def to_json(predictions: Sequence[Prediction], /, *, indent: int | None = 2) -> str:
-    """Return JSON text of one prediction, or an array of several."""
-    data = [one.to_dict() for one in predictions]
-    return json.dumps(data[0] if len(data) == 1 else data, indent=indent, allow_nan=False)
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        """Return what a notebook shows: what the model was fitted on, and the probabilities."""
+        return f"{self.source}: {self.fitted_on}", self.columns()
 
 
 def shipped_model() -> CriticalModel:
@@ -320,7 +240,7 @@ def shipped_model() -> CriticalModel:
         .joinpath("critical-model.json")
         .open(encoding="utf-8") as file
     ):
-        return _model(json.load(file))
+        return CriticalModel.from_dict(json.load(file))
 
 
 def predict_critical(
@@ -340,8 +260,6 @@ def predict_critical(
     Prediction
         It says on what the model was fitted, and warns where the network is far from that.
     """
-    import numpy as np
-
     fitted = shipped_model() if model is None else model
     rows = features_of(measurement)
     told = np.isfinite(rows).all(axis=1)
@@ -388,8 +306,6 @@ def _warnings(
 
 def features_of(measurement: Measurement, /) -> Floats:
     """Return the features of each layer; shape (layers, features), NaN where nothing is known."""
-    import numpy as np
-
     last = max(1, len(measurement.layers) - 1)
     unknown = all(layer.input is Input.UNKNOWN for layer in measurement.layers)
     rows = [

@@ -13,17 +13,16 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
-    Integers = NDArray[np.int64]
+from planescope.hyperplanes.arrays import Flags, Floats
+from planescope.hyperplanes.chance import CONFIDENCE
 
-LEVEL = 0.95
+Integers = NDArray[np.int64]
+
+
 # Ranks of fewer layers say nothing; behind one more variable, of one more.
 FEWEST, FEWEST_PARTIAL = 3, 4
 # Tied statistics differ in their last bits; they count as tied.
@@ -51,7 +50,6 @@ def ranks(values: Floats, /) -> Floats:
 
     The product of two of them is Spearman's rho.
     """
-    import numpy as np
     from scipy.stats import rankdata
 
     ranked = rankdata(values, axis=-1)
@@ -63,22 +61,16 @@ def ranks(values: Floats, /) -> Floats:
 
 def spearman(first: Floats, second: Floats, /) -> Floats:
     """Return Spearman's rho along the last axis; NaN where one of the two is constant."""
-    import numpy as np
-
     return np.asarray((ranks(first) * ranks(second)).sum(axis=-1))
 
 
 def kendall(first: Floats, second: Floats, /) -> Floats:
     """Return Kendall's tau-b along the last axis; NaN where one of the two is constant."""
-    import numpy as np
-
     return np.asarray((_signs(first) * _signs(second)).sum(axis=(-2, -1)))
 
 
 def _signs(values: Floats) -> Floats:
     """Compare layers by pairs: signs of differences, of length 1; NaN where all are tied."""
-    import numpy as np
-
     signs = np.sign(values[..., :, None] - values[..., None, :])
     length = np.sqrt((signs * signs).sum(axis=(-2, -1), keepdims=True))
     with np.errstate(invalid="ignore"):
@@ -90,16 +82,12 @@ def partial_spearman(score: Floats, drop: Floats, position: Floats, /) -> Floats
 
     NaN where position tells one of the two without rest.
     """
-    import numpy as np
-
     left = [_without(ranks(values), ranks(position)) for values in (score, drop)]
     return np.asarray((left[0] * left[1]).sum(axis=-1))
 
 
 def _without(values: Floats, direction: Floats) -> Floats:
     """Remove a direction of length 1; what is left has length 1 again, or is NaN."""
-    import numpy as np
-
     rest = values - (values * direction).sum(axis=-1, keepdims=True) * direction
     length = np.sqrt((rest * rest).sum(axis=-1, keepdims=True))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -136,8 +124,6 @@ def permutation_p_values(
         is gone through; else the draws and what was found count as one sample, so that p is never
         too small (Phipson and Smyth 2010).
     """
-    import numpy as np
-
     orders, exact = _orders([block.score.shape[1] for block in blocks], shuffles, rng)
     sums = np.zeros((3, len(orders[0]) if orders else 0))
     found, counts = np.zeros(3), np.zeros(3)
@@ -178,8 +164,6 @@ def _tau_terms(score: Floats, drop: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _partial_terms(block: Block) -> tuple[Floats, Floats, Floats]:
-    import numpy as np
-
     along = ranks(block.position)
     left, right = (_without(ranks(values), along) for values in (block.score, block.drop))
     if block.score.shape[1] < FEWEST_PARTIAL:
@@ -189,8 +173,6 @@ def _partial_terms(block: Block) -> tuple[Floats, Floats, Floats]:
 
 def _shuffled(left: Floats, right: Floats, along: Floats, orders: Integers) -> Floats:
     """Statistic of one run for each order of the left side, what lies along position taken away."""
-    import numpy as np
-
     values = np.empty(len(orders))
     for part in chunks(len(orders), left.size):
         some = orders[part]
@@ -208,8 +190,6 @@ def _orders(
     sizes: Sequence[int], shuffles: int, rng: np.random.Generator
 ) -> tuple[list[Integers], bool]:
     """Return the orders of the layers of each block, and whether these are all there are."""
-    import numpy as np
-
     if len(sizes) == 1 and math.factorial(min(sizes[0], 20)) <= shuffles:
         return [np.array(list(itertools.permutations(range(sizes[0]))))], True
     return [rng.permuted(np.tile(np.arange(n), (shuffles, 1)), axis=1) for n in sizes], False
@@ -231,8 +211,6 @@ def auc(score: Floats, critical: Flags, /, weights: Floats) -> Floats:
         Share of the pairs of a critical and another layer in which the critical one has the larger
         score, ties by half; NaN where there are no pairs.
     """
-    import numpy as np
-
     order, last = _descending(score)
     hits = np.cumsum(weights[:, order] * critical[order], axis=1)[:, last]
     misses = np.cumsum(weights[:, order] * ~critical[order], axis=1)[:, last]
@@ -252,8 +230,6 @@ def average_precision(score: Floats, critical: Flags, /, weights: Floats) -> Flo
     array, shape (draws,)
         In [0, 1]; what chance gives is the share of critical layers. NaN where there are none.
     """
-    import numpy as np
-
     order, last = _descending(score)
     hits = np.cumsum(weights[:, order] * critical[order], axis=1)[:, last]
     every = np.cumsum(weights[:, order], axis=1)[:, last]
@@ -265,8 +241,6 @@ def average_precision(score: Floats, critical: Flags, /, weights: Floats) -> Flo
 
 def _descending(score: Floats) -> tuple[Integers, Integers]:
     """Order by falling score, and where each run of tied scores ends in it."""
-    import numpy as np
-
     order = np.argsort(-score, kind="stable")
     ordered = score[order]
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
@@ -275,15 +249,11 @@ def _descending(score: Floats) -> tuple[Integers, Integers]:
 
 def resampled(units: int, /, *, draws: int, rng: np.random.Generator) -> Floats:
     """Draw units with replacement; return counts of shape (draws, units)."""
-    import numpy as np
-
     return np.asarray(rng.multinomial(units, np.full(units, 1 / units), draws), dtype=np.float64)
 
 
 def weighted_mean(values: Floats, weights: Floats, /) -> Floats:
     """Means of values by rows of weights, those of NaN left out; NaN where nothing is left."""
-    import numpy as np
-
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.asarray((weights[:, there] @ values[there]) / weights[:, there].sum(axis=1))
@@ -291,12 +261,10 @@ def weighted_mean(values: Floats, weights: Floats, /) -> Floats:
 
 def interval(draws: Floats, /) -> tuple[float | None, float | None]:
     """Return the 95 % percentile interval of draws, NaN left out."""
-    import numpy as np
-
     there = draws[np.isfinite(draws)]
     if not len(there):
         return None, None
-    tail = (1 - LEVEL) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(there, (tail, 1 - tail))
     return float(low), float(high)
 
@@ -322,8 +290,6 @@ def roc(score: Floats, critical: Flags, /, weights: Floats, grid: Floats) -> Flo
     array, shape (draws, points)
         Linear between the thresholds; rows of NaN where one of the two kinds is missing.
     """
-    import numpy as np
-
     order, last = _descending(score)
     hits = np.cumsum(weights[:, order] * critical[order], axis=1)[:, last]
     misses = np.cumsum(weights[:, order] * ~critical[order], axis=1)[:, last]

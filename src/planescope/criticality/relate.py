@@ -8,7 +8,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from planescope.criticality.relation import (
     FEWEST_RUNS,
@@ -25,9 +26,6 @@ from planescope.hyperplanes.layer import Input
 from planescope.measurement.measure import measure
 from planescope.measurement.source import find
 from planescope.training.run import Run, State
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # (runs done, runs in all, path of the next one)
 OnRun = Callable[[int, int, str], None]
@@ -178,8 +176,6 @@ def relate_layers(
 
 
 def _rng(seed: int) -> np.random.Generator:
-    import numpy as np
-
     if seed < 0:
         raise UsageError(f"a seed must be 0 or more, not {seed}")
     return np.random.default_rng(seed)

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from planescope.files.errors import CheckpointError, one_line
-from planescope.files.records import record
-from planescope.files.writing import in_utf8, read_result, write, write_csv, write_parquet
+from planescope.files.results import Table, plain
+from planescope.hyperplanes.chance import LEVEL
 from planescope.hyperplanes.layer import Kind
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SCHEMA = "planescope.relation/1"
-
-# What the suffix of an output file may be.
-FORMS = (".json", ".csv", ".parquet")
-
-# A relation is shown where chance alone would show one in one of twenty cases.
-LEVEL = 0.05
 # Fewer runs than these, drawn anew, give intervals that are too narrow to build on.
 FEWEST_RUNS = 5
 
@@ -222,7 +208,7 @@ class Advice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relation:
+class Relation(Table):
     """Scores against resets, of one run or many.
 
     Attributes
@@ -238,6 +224,11 @@ class Relation:
     notes : tuple of str
         What a reader should know.
     """
+
+    SCHEMA: ClassVar[str] = "planescope.relation/1"
+    WHAT: ClassVar[str] = "relation"
+    REMEDY: ClassVar[str] = "relate the runs again"
+    DERIVED: ClassVar[tuple[str, ...]] = ("verdict",)
 
     runs: tuple[str, ...]
     critical: float
@@ -325,99 +316,17 @@ class Relation:
             text = of + "; ".join(parts)
             yield text[:1].upper() + text[1:] + "."
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data as in the JSON form; no value of it is NaN."""
-        return {
-            "schema": SCHEMA,
-            "runs": list(self.runs),
-            "critical": self.critical,
-            "robust": self.robust,
-            "verdict": self.verdict,
-            **{part: [dataclasses.asdict(row) for row in getattr(self, part)] for part in _PARTS},
-            "seed": self.seed,
-            "draws": self.draws,
-            "notes": list(self.notes),
-        }
-
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """Return JSON text by the schema ``planescope.relation/1``."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Table with a row a layer of a run: what it is, its drop, its scores."""
-        import pandas as pd
-
-        return pd.DataFrame(in_utf8(self._columns())).drop(columns="schema")
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the relation; the suffix chooses .json, .csv or .parquet.
-
-        CSV holds the layers' table alone; JSON and Parquet hold all that `load` needs.
-
-        Raises
-        ------
-        UsageError
-            If the suffix is none of these.
-        OutputError
-            If the file cannot be written; nothing is left behind then.
-        """
-
-        def as_json(draft: Path) -> None:
-            draft.write_text(self.to_json() + "\n", encoding="utf-8")
-
-        def as_csv(draft: Path) -> None:
-            write_csv(draft, self._columns())
-
-        def as_parquet(draft: Path) -> None:
-            whole = {"planescope": self.to_json(indent=None), "schema": SCHEMA}
-            write_parquet(draft, self._columns(), whole)
-
-        write(path, dict(zip(FORMS, (as_json, as_csv, as_parquet), strict=True)))
-
-    def _columns(self) -> dict[str, list[Any]]:
-        rows = [dataclasses.asdict(layer) for layer in self.layers]
-        scores = [row.pop("scores") for row in rows]
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table's columns: a row a layer of a run: what it is, its drop, its scores."""
         keys = [field.name for field in dataclasses.fields(RelatedLayer) if field.name != "scores"]
-        columns: dict[str, list[Any]] = {"schema": [SCHEMA] * len(rows)}
-        columns |= {key: [row[key] for row in rows] for key in keys}
-        named = dict.fromkeys(name for row in scores for name in row)
-        return columns | {name: [row.get(name) for row in scores] for name in named}
+        columns = {key: [plain(getattr(layer, key)) for layer in self.layers] for key in keys}
+        named = dict.fromkeys(name for layer in self.layers for name in layer.scores)
+        return columns | {name: [layer.scores.get(name) for layer in self.layers] for name in named}
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Relation:
-        """Load what `save` wrote as JSON or Parquet.
-
-        Raises
-        ------
-        CheckpointError
-            If the file is missing, is not such a file, or has another schema version.
-        MissingDependencyError
-            If a Parquet file needs pyarrow.
-        """
-        data = read_result(path, "relation", schema=SCHEMA, remedy="relate the runs again")
-        try:
-            return record(
-                cls, {key: each for key, each in data.items() if key not in ("schema", "verdict")}
-            )
-        except ValueError as exc:
-            raise CheckpointError(f"{path}: holds no whole relation ({one_line(exc)})") from exc
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        """Return what a notebook shows: the verdict, and what the layers cost."""
         keys = ("run", "name", "biased", "drop", "critical", "robust")
-        head = "".join(f"<th>{key}</th>" for key in keys)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(_short(getattr(layer, key)))}</td>" for key in keys)
-            for layer in self.layers
-        )
-        return (
-            f"<p>{escape(self.verdict)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
-
-
-_PARTS = ("layers", "associations", "shares", "comparisons", "advice")
+        return self.verdict, {key: [getattr(layer, key) for layer in self.layers] for key in keys}
 
 
 def _span(low: float | None, high: float | None) -> str:
@@ -432,7 +341,3 @@ def _mean(runs: int) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -5,16 +5,11 @@ To import this is cheap; norms of weights are computed where they are asked for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
 
+from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.layer import Layer
 from planescope.measurement.record import LayerMeasurement
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 # Every score by its name, in the order of tables; and what it is.
 SCORES = {
@@ -68,8 +63,6 @@ def layer_scores(
 
 def _norms(layer: Layer) -> tuple[float | None, float | None]:
     """Return the frobenius and spectral norm; None where an entry is not finite."""
-    import numpy as np
-
     weight = np.array(layer.weight.read(), dtype=np.float64)  # a copy
     rows = weight.reshape(layer.filters, layer.fan_in)
     largest = float(np.abs(rows).max(initial=0.0))
@@ -86,7 +79,6 @@ def spectral_norm(rows: Floats, /) -> float:
 
     Squaring costs accuracy at the small singular values, none at the largest.
     """
-    import numpy as np
     from scipy.linalg import eigh
 
     square = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows

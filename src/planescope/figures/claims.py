@@ -153,7 +153,7 @@ def effects(found: Sequence[Effect], /, *, width: Width = "page") -> Figure:
         color = NEUTRAL if effect.network == ALL else TOWARD
         if effect.low is not None and effect.high is not None:
             axes.plot([effect.low, effect.high], [row, row], color=color)
-        sure = effect.q is not None and effect.q < 0.05
+        sure = effect.q is not None and effect.q < chance.LEVEL
         face = color if sure else "white"
         axes.plot([effect.effect], [row], "o", color=color, markerfacecolor=face, zorder=3)
         if row and effect.comparison != found[row - 1].comparison:

@@ -26,7 +26,7 @@ from planescope.figures.layers import MANY, legend
 from planescope.files.errors import UsageError
 from planescope.hyperplanes import chance
 from planescope.hyperplanes.arrays import Floats
-from planescope.measurement.assemble import LEVEL
+from planescope.hyperplanes.chance import LEVEL
 from planescope.training.run import Run
 
 if TYPE_CHECKING:

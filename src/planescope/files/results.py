@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from planescope.files.errors import CheckpointError, one_line
+from planescope.files.reading import open_binary, read_text
 from planescope.files.records import record
 from planescope.files.writing import (
-    check_schema,
     in_utf8,
-    read_saved,
+    read_parquet_metadata,
     write,
     write_csv,
     write_parquet,
@@ -142,6 +142,11 @@ class Table(Result):
             for key in keys
         }
 
+    @classmethod
+    def parquet_columns(cls, results: Sequence[Self], /) -> dict[str, list[Any]]:
+        """Return the columns as Parquet has them, where a column has one type."""
+        return cls.file_columns(results)
+
     def to_pandas(self) -> pd.DataFrame:
         """Return the table; its columns are keys of the JSON form."""
         import pandas as pd
@@ -163,12 +168,12 @@ class Table(Result):
         """
         save([self], path)
 
-    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return a sentence, and the columns that a notebook shows below it."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        sentence, columns = self.shown()
+        sentence, columns = self._summary()
         head = "".join(f"<th>{escape(key)}</th>" for key in columns)
         body = "".join(
             f"<tr>{''.join(f'<td>{escape(_short(value))}</td>' for value in row)}</tr>"
@@ -223,7 +228,7 @@ def save(results: Sequence[Table], path: str | os.PathLike[str], /) -> None:
 
     def as_parquet(draft: Path) -> None:
         whole = {"planescope": to_json(results, indent=None), "schema": kind.SCHEMA}
-        write_parquet(draft, kind.file_columns(results), whole)
+        write_parquet(draft, kind.parquet_columns(results), whole)
 
     writers = (lambda draft: _write_json(results, draft), as_csv, as_parquet)
     write(path, dict(zip(FORMS, writers, strict=True)))
@@ -235,3 +240,47 @@ def _write_json(results: Sequence[Result], draft: Path) -> None:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def check_schema(path: str | os.PathLike[str], data: Any, /, *, schema: str, remedy: str) -> None:
+    """Check that the plain data of a result has a schema version.
+
+    Raises
+    ------
+    CheckpointError
+        If it has another one, or none.
+    """
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != schema:
+        raise CheckpointError(
+            f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
+            f"{schema!r}; {remedy}"
+        )
+
+
+def read_saved(path: str | os.PathLike[str], what: str) -> Any:
+    """Plain data of a result that was saved as JSON, or as Parquet with the JSON in its metadata.
+
+    Parameters
+    ----------
+    what : str
+        What the file is to hold, as a message calls it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, or holds neither.
+    MissingDependencyError
+        If a Parquet file needs pyarrow.
+    """
+    path = Path(path)
+    try:
+        with open_binary(path) as file:
+            is_parquet = file.read(4) == b"PAR1"
+        if is_parquet:
+            return json.loads(read_parquet_metadata(path).get(b"planescope", b"null"))
+        return json.loads(read_text(path))
+    except OSError as exc:
+        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or one_line(exc)}") from exc
+    except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
+        raise CheckpointError(f"{path}: holds no {what}; save it with --out") from exc

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import math
 import os
 import re
@@ -15,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.files.drafts import draft_of
 from planescope.files.errors import (
-    CheckpointError,
     MissingDependencyError,
     OutputError,
     UsageError,
     one_line,
 )
-from planescope.files.reading import open_binary, read_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -194,74 +191,6 @@ def write_parquet(
     table = pa.table(in_utf8(columns)).replace_schema_metadata(dict(metadata))
     with target.open("wb") as file:  # opened here: Arrow takes no path whose bytes are no text
         pa.parquet.write_table(table, file)
-
-
-def read_result(
-    path: str | os.PathLike[str], what: str, *, schema: str, remedy: str
-) -> dict[str, Any]:
-    """Return plain data of a result of some schema version, as `read_saved` reads it.
-
-    Parameters
-    ----------
-    what : str
-        As for `read_saved`.
-    schema : str
-        The version that can be read.
-    remedy : str
-        What to do about another one.
-
-    Raises
-    ------
-    CheckpointError, MissingDependencyError
-        As `read_saved`, and if the file has another schema.
-    """
-    data = read_saved(path, what)
-    check_schema(path, data, schema=schema, remedy=remedy)
-    return dict(data)
-
-
-def check_schema(path: str | os.PathLike[str], data: Any, /, *, schema: str, remedy: str) -> None:
-    """Check that the plain data of a result has a schema version.
-
-    Raises
-    ------
-    CheckpointError
-        If it has another one, or none.
-    """
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != schema:
-        raise CheckpointError(
-            f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
-            f"{schema!r}; {remedy}"
-        )
-
-
-def read_saved(path: str | os.PathLike[str], what: str) -> Any:
-    """Plain data of a result that was saved as JSON, or as Parquet with the JSON in its metadata.
-
-    Parameters
-    ----------
-    what : str
-        What the file is to hold, as a message calls it.
-
-    Raises
-    ------
-    CheckpointError
-        If the file cannot be read, or holds neither.
-    MissingDependencyError
-        If a Parquet file needs pyarrow.
-    """
-    path = Path(path)
-    try:
-        with open_binary(path) as file:
-            is_parquet = file.read(4) == b"PAR1"
-        if is_parquet:
-            return json.loads(read_parquet_metadata(path).get(b"planescope", b"null"))
-        return json.loads(read_text(path))
-    except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or one_line(exc)}") from exc
-    except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
-        raise CheckpointError(f"{path}: holds no {what}; save it with --out") from exc
 
 
 def read_parquet_metadata(source: Path) -> dict[bytes, bytes]:

@@ -32,6 +32,11 @@ _TAIL = 9.0
 # Up to this count binomial coefficients are small enough integers to be exact and quick.
 _EXACT_COUNT = 500
 
+# Where chance alone would call one in twenty so (METHOD, section 3), corrected where several are
+# tested. Intervals are of the confidence that this leaves.
+LEVEL = 0.05
+CONFIDENCE = 1 - LEVEL
+
 
 def mass_p_value(negative: int, filters: int, /) -> float:
     """Return exact two-sided binomial test of a negative mass: N m ~ Binomial(N, 1/2).

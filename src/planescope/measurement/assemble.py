@@ -19,9 +19,6 @@ from planescope.measurement.record import LayerMeasurement, Measurement, PoolMea
 if TYPE_CHECKING:
     from planescope.hyperplanes.arrays import Floats
 
-# A layer is called biased where chance alone would call one in twenty so (METHOD, section 3).
-LEVEL = 0.05
-
 
 class Observed(Protocol):
     """The activations of a layer on data; each array float64 of shape (filters,)."""
@@ -274,7 +271,7 @@ def _corrected(layers: Sequence[LayerMeasurement]) -> tuple[LayerMeasurement, ..
             q_mass=q_mass,
             q_cosine=q_cosine,
             q_centre=q_centre,
-            biased=None if q_mass is None else q_mass < LEVEL,
+            biased=None if q_mass is None else q_mass < chance.LEVEL,
         )
         for layer, q_mass, q_cosine, q_centre in zip(layers, *columns, strict=True)
     )

@@ -152,7 +152,7 @@ class Difference(Table):
         keys = [each.name for each in dataclasses.fields(LayerDifference)]
         return {key: [plain(getattr(layer, key)) for layer in self.layers] for key in keys}
 
-    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return the verdict, and the columns that a notebook shows below it."""
         table = self.columns() | {"turned": [layer.turned for layer in self.layers]}
         keys = ("name", "filters", "mass_before", "mass_after", "turned", "l2")

@@ -166,7 +166,7 @@ class Measurement(Table):
         """
         save_filters([self], path)
 
-    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: the verdict, and the columns that it speaks of."""
         columns = self.columns()
         keys = ("name", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")

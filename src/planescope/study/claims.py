@@ -20,7 +20,7 @@ from planescope.criticality.relate import relate
 from planescope.criticality.relation import Relation
 from planescope.files.errors import UsageError
 from planescope.files.results import Table
-from planescope.hyperplanes.chance import benjamini_hochberg
+from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from planescope.study.folder import Study
 
 SCHEMA = "planescope.claims/1"
-LEVEL = 0.05
 
 CLAIMS = {
     1: "Trained networks have negative masses far from 1/2 in many layers; at initialisation they "
@@ -147,7 +146,7 @@ class Claims(Table):
         keys = [field.name for field in dataclasses.fields(Effect)]
         return {key: [getattr(effect, key) for effect in self.effects] for key in keys}
 
-    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: the answers, and the effects that they rest on."""
         rows = [effect.cells() for effect in self.effects]
         columns = {key: [row[i] for row in rows] for i, key in enumerate(COLUMNS)}

@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
 from planescope.criticality.definition import Critical
-from planescope.files.errors import CheckpointError, one_line
-from planescope.files.records import record
-from planescope.files.writing import (
-    check_schema,
-    in_utf8,
-    read_saved,
-    write,
-    write_csv,
-    write_parquet,
-)
+from planescope.files.results import Table, plain
 from planescope.hyperplanes.layer import Kind
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCHEMA = "planescope.resets/2"
 _FORMER = "planescope.resets/1"
-
-# What the suffix of an output file may be.
-FORMS = (".json", ".csv", ".parquet")
 
 # What a fresh draw from the network's own initialiser is called in place of a snapshot.
 RAND = "rand"
 # Likewise a draw by each module's own `reset_parameters`.
 FRESH = "fresh"
-
-# A drop is significant where chance alone would give such a cell in one of twenty (corrected).
-LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +50,15 @@ class Accuracy:
     top1: float | None = None
     top5: float | None = None
     cross_entropy: float | None = None
+
+
+# The order of a cell's keys in every file form.
+CELL_KEYS = (
+    "layer", "snapshot", "draw", "value", "low", "high", "examples", "relative_drop", "loss",
+    "loss_low", "loss_high", "critical", "p_value", "significant", "top1", "top5", "cross_entropy",
+    "disagreement", "expected_drop", "expected_loss", "expected_loss_low", "expected_loss_high",
+    "divergence", "relative_l2",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +101,8 @@ class ResetCell(Accuracy):
         Norm of the change of all outputs by the norm of all outputs.
     """
 
+    KEYS: ClassVar[tuple[str, ...]] = CELL_KEYS
+
     layer: str
     snapshot: int | str
     draw: int | None
@@ -144,18 +134,8 @@ class ResetLayer:
     biased: bool | None
 
 
-# The order of a cell's keys in every file form.
-CELL_KEYS = (
-    "layer", "snapshot", "draw", "value", "low", "high", "examples", "relative_drop", "loss",
-    "loss_low", "loss_high", "critical", "p_value", "significant", "top1", "top5", "cross_entropy",
-    "disagreement", "expected_drop", "expected_loss", "expected_loss_low", "expected_loss_high",
-    "divergence", "relative_l2",
-)  # fmt: skip
-_ACCURACY_KEYS = tuple(field.name for field in dataclasses.fields(Accuracy))
-
-
 @dataclass(frozen=True, kw_only=True)
-class Resets:
+class Resets(Table):
     """The table of layers × snapshots.
 
     Attributes
@@ -184,6 +164,11 @@ class Resets:
     notes : tuple of str
         What a reader should know.
     """
+
+    SCHEMA: ClassVar[str] = SCHEMA
+    WHAT: ClassVar[str] = "resets"
+    REMEDY: ClassVar[str] = "reset the layers again"
+    DERIVED: ClassVar[tuple[str, ...]] = ("verdict",)
 
     source: str
     network: str
@@ -268,108 +253,39 @@ class Resets:
             f"{worst.relative_l2:.1%} of their norm."
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data as in the JSON form; no value of it is NaN."""
-        return {
-            "schema": SCHEMA,
-            "source": self.source,
-            "network": self.network,
-            "data": self.data,
-            "split": self.split,
-            "trained": dataclasses.asdict(self.trained),
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
-            "cells": [{key: getattr(cell, key) for key in CELL_KEYS} for cell in self.cells],
-            "tolerance": self.tolerance,
-            "metric": self.metric,
-            "chance": self.chance,
-            "preprocessing": self.preprocessing,
-            "needed_steps": self.needed_steps,
-            "verdict": self.verdict,
-            "notes": list(self.notes),
-        }
-
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """Return JSON text by the schema ``planescope.resets/2``."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Table with a row a cell; the columns are the keys of the JSON form."""
-        import pandas as pd
-
-        cells = self.to_dict()["cells"]
-        columns = {key: [cell[key] for cell in cells] for key in CELL_KEYS}
-        return pd.DataFrame(in_utf8(columns))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the resets; the suffix chooses .json, .csv or .parquet.
-
-        CSV holds the cells alone; JSON and Parquet hold all that `load` needs.
-
-        Raises
-        ------
-        UsageError
-            If the suffix is none of these.
-        OutputError
-            If the file cannot be written; nothing is left behind then.
-        """
-
-        def as_json(draft: Path) -> None:
-            draft.write_text(self.to_json() + "\n", encoding="utf-8")
-
-        def as_csv(draft: Path) -> None:
-            write_csv(draft, self._columns())
-
-        def as_parquet(draft: Path) -> None:
-            # A column has one type: snapshots are text there, as epochs and names are both allowed.
-            columns = self._columns()
-            columns["snapshot"] = [str(snapshot) for snapshot in columns["snapshot"]]
-            whole = {"planescope": self.to_json(indent=None), "schema": SCHEMA}
-            write_parquet(draft, columns, whole)
-
-        write(path, dict(zip(FORMS, (as_json, as_csv, as_parquet), strict=True)))
-
-    def _columns(self) -> dict[str, list[Any]]:
-        columns = {key: [getattr(cell, key) for cell in self.cells] for key in CELL_KEYS}
-        return {"schema": [SCHEMA] * len(self.cells), **columns}
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table's columns: a row a cell, by the keys of the JSON form."""
+        return {key: [plain(getattr(cell, key)) for cell in self.cells] for key in CELL_KEYS}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Resets:
-        """Load what `save` wrote as JSON or Parquet.
+    def parquet_columns(cls, results: Sequence[Self], /) -> dict[str, list[Any]]:
+        """Return the columns with snapshots as text: epochs and names are both allowed."""
+        columns = cls.file_columns(results)
+        return columns | {"snapshot": [str(snapshot) for snapshot in columns["snapshot"]]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], /) -> Self:
+        """Make the record of what `to_dict` gave.
 
         Raises
         ------
-        CheckpointError
-            If the file is missing, is not such a file, or has another schema version.
-        MissingDependencyError
-            If a Parquet file needs pyarrow.
+        ValueError
+            If a part is missing or of another type, or there are no cells.
         """
-        data = read_saved(path, "resets")
-        if isinstance(data, dict) and data.get("schema") == _FORMER:
-            data = _renewed(data)
-        check_schema(path, data, schema=SCHEMA, remedy="reset the layers again")
-        try:
-            fields = {key: each for key, each in data.items() if key not in ("schema", "verdict")}
-            resets = record(cls, fields)
-            if not resets.cells:
-                raise ValueError("it has no cells")
-        except ValueError as exc:
-            raise CheckpointError(f"{path}: holds no whole resets ({one_line(exc)})") from exc
+        resets = super().from_dict(data)
+        if not resets.cells:
+            raise ValueError("it has no cells")
         return resets
 
-    def _repr_html_(self) -> str:
-        from html import escape
+    @classmethod
+    def _renewed(cls, data: Any) -> Any:
+        is_former = isinstance(data, dict) and data.get("schema") == _FORMER
+        return _renewed(data) if is_former else data
 
-        head = "".join(f"<th>{escape(str(snapshot))}</th>" for snapshot in self.snapshots)
-        body = "".join(
-            f"<tr><th>{escape(row)}</th>"
-            + "".join(f"<td>{self.shown(row, snapshot)}</td>" for snapshot in self.snapshots)
-            + "</tr>"
-            for row in self.rows
-        )
-        return (
-            f"<p>{escape(self.source)}: {escape(self.verdict)}</p>"
-            f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        """Return what a notebook shows: the verdict, and a row a layer, a column a snapshot."""
+        texts = {str(s): [self.shown(row, s) for row in self.rows] for s in self.snapshots}
+        return f"{self.source}: {self.verdict}", {"layer": self.rows, **texts}
 
     def shown(self, layer: str, snapshot: int | str) -> str:
         """Return text of a cell: relative drop in per cent, or the metric where there is none.

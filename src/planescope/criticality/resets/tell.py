@@ -26,8 +26,8 @@ from planescope.criticality.definition import (
     loss_of_examples,
     resampled,
 )
-from planescope.criticality.resets.record import LEVEL, Accuracy, ResetCell
-from planescope.hyperplanes.chance import benjamini_hochberg
+from planescope.criticality.resets.record import Accuracy, ResetCell
+from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg
 
 if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Judge

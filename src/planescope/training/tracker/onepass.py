@@ -1,6 +1,8 @@
 """All that an update takes of a layer on a CPU, in one pass over its weights.
 
 To widen each weight to float64, as `geometry` does, costs as much as all else together.
+Its price is this module. Without it an update of VGG11 takes 87 ms of a core in place of 58 over
+its convolutions, and 5.9 s in place of 0.5 with its linear layers, as often as users ask for one.
 Of large layers, sums here run in float32 over at most `PIECE` weights and in float64 over the
 pieces, with a bound on the error: filters in which it could decide a sign, or whose squares leave
 the range of float32, are measured again by `geometry`. Negative masses are hence those of

@@ -1,0 +1,113 @@
+"""``planescope repair``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from planescope.criticality.plan.record import Repair
+
+
+@click.command()
+@click.argument("changed", metavar="CHANGED")
+@click.option("--reference", required=True, metavar="FILE", help="The whole network.")
+@click.option("--network", required=True, metavar="NAME", help="Of both: lenet, vgg16_bn, ...")
+@click.option(
+    "--data",
+    "--inputs",
+    "data",
+    metavar="NAME",
+    help="Inputs, without labels: digits, mnist, cifar10, folder:PATH, package.module:callable.",
+)
+@click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
+@click.option(
+    "--by",
+    type=click.Choice(["least squares", "moments"]),
+    default="least squares",
+    show_default=True,
+    help="Fit the weights that stay, or put back mean and deviation of each channel.",
+)
+@click.option(
+    "--examples", metavar="N", type=click.IntRange(2), default=400, show_default=True,
+    help="Take so many inputs; every fourth is kept back.",
+)  # fmt: skip
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option(
+    "--out", metavar="FILE", help="Write the repaired network: .safetensors, .pt or .pth."
+)
+@click.option("--table", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
+def repair(
+    changed: str,
+    *,
+    reference: str,
+    network: str,
+    data: str | None,
+    data_path: str | None,
+    by: str,
+    examples: int,
+    seed: int,
+    as_json: bool,
+    out: str | None,
+    table: str | None,
+) -> None:
+    """Put the layers of a pruned, quantised or reset network back to where its data lie.
+
+    CHANGED and FILE are checkpoints of one network. Nothing is trained; shapes, names and zeros
+    stay, and a layer is repaired only where that brings the network nearer to FILE's on inputs that
+    the repair did not see.
+    """
+    from planescope.cli.progress import layer_progress
+    from planescope.criticality.plan import export
+    from planescope.criticality.plan.repair import repair as put_right
+    from planescope.files.results import FORMS
+    from planescope.files.writing import check_target
+
+    for target, forms in ((out, export.FORMS), (table, FORMS)):
+        if target is not None:
+            check_target(target, forms)
+    with layer_progress() as advance:
+        done = put_right(
+            changed,
+            reference,
+            architecture=network,
+            data=data,
+            data_path=data_path,
+            by="moments" if by == "moments" else "least squares",
+            examples=examples,
+            seed=seed,
+            on_layer=advance,
+        )
+    if out is not None and done.module is not None:
+        export.save_network(done.module, out, like=changed, architecture=network)
+    if table is not None:
+        done.save(table)
+    if as_json:
+        sys.stdout.write(done.to_json() + "\n")
+    else:
+        print_repair(done)
+
+
+def print_repair(done: Repair) -> None:
+    """Print what was done to each layer, and what it helped."""
+    from rich.text import Text
+
+    from planescope.cli.printing import console, plain_table
+
+    out = console()
+    out.print(
+        Text(f"{done.source}: repaired after {done.reference} on {done.inputs}", style="bold")
+    )
+    rows = plain_table("layer", "by", "kept", "without", "", left=("layer", "by", "kept", ""))
+    for layer in done.layers:
+        shown = "" if layer.without is None else f"{layer.without:.4g}"
+        kept = ("yes" if layer.kept else "no") if layer.by is not None else ""
+        rows.add_row(layer.name, layer.by or "", kept, shown, layer.reason or "")
+    out.print(rows)
+    out.print(Text(f"without: {done.measure} where this layer alone is not repaired", style="dim"))
+    out.print(Text(done.verdict))
+    for note in done.notes:
+        out.print(Text(note, style="dim"))

@@ -1,0 +1,95 @@
+"""How far the answers of a changed network are from those of the whole one.
+
+To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from planescope.criticality.resets.answers import Pick, picked
+from planescope.data.loaders import Batch
+from planescope.files.errors import UsageError
+
+
+@dataclass(eq=False)
+class Yardstick:
+    """Answers of the whole network on some inputs.
+
+    Attributes
+    ----------
+    batches : list of Batch
+    answers : list of tensor
+        Its log-probabilities; as they are where they are no classes.
+    of_classes : bool
+    pick : str, int or callable, optional
+        Finds the answer in what a network gives.
+    """
+
+    batches: Sequence[Batch]
+    answers: list[torch.Tensor]
+    of_classes: bool
+    pick: Pick | None = None
+
+    @classmethod
+    def of(cls, whole: nn.Module, batches: Sequence[Batch], pick: Pick | None = None) -> Yardstick:
+        """Run the whole network.
+
+        Raises
+        ------
+        UsageError
+            If its answer cannot be found, or is no number.
+        """
+        answers = [answer(whole, batch, pick) for batch in batches]
+        for one, batch in zip(answers, batches, strict=True):
+            if not isinstance(one, torch.Tensor) or one.shape[:1] != (batch.size,):
+                raise UsageError(
+                    "the reference gives no tensor with a row an example; say by output= which "
+                    "part of what it gives is its answer"
+                )
+            if not bool(one.isfinite().all()):
+                raise UsageError("the reference gives NaN or an infinity on these inputs")
+        of_classes = answers[0].ndim > 1 and answers[0].shape[1] > 1
+        if of_classes:
+            answers = [one.float().log_softmax(1) for one in answers]
+        return cls(batches, answers, of_classes, pick)
+
+    @property
+    def name(self) -> str:
+        """What is compared."""
+        return "divergence" if self.of_classes else "relative change"
+
+    def of_examples(self, module: nn.Module) -> torch.Tensor:
+        """Give what is compared for each example, in float64; infinite where no number is given."""
+        return torch.cat(
+            [
+                self.between(answer(module, batch, self.pick), whole)
+                for batch, whole in zip(self.batches, self.answers, strict=True)
+            ]
+        )
+
+    def between(self, given: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        """Compare answers of one batch, by examples."""
+        if self.of_classes:
+            logs = given.float().log_softmax(1)
+            found = (whole.exp() * (whole - logs)).double().sum(1)
+        else:
+            off = (given - whole).double().flatten(1).square().sum(1)
+            found = off / whole.double().flatten(1).square().sum(1).mean().clamp(min=1e-30)
+        found = found.flatten(1).mean(1) if found.ndim > 1 else found
+        return torch.where(found.isnan(), torch.inf, found)
+
+    def value(self, module: nn.Module) -> float:
+        """Give the mean over the examples."""
+        return float(self.of_examples(module).mean())
+
+
+def answer(module: nn.Module, batch: Batch, pick: Pick | None) -> torch.Tensor:
+    """Run a network on a batch and take its answer."""
+    with torch.no_grad():
+        given: torch.Tensor = picked(module(*batch.args, **batch.kwargs), pick)
+    return given

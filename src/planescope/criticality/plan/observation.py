@@ -1,0 +1,168 @@
+"""What the layers of a network get and give while it runs, without a trace in the network.
+
+To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from planescope.criticality.plan.patches import CONVOLUTIONS
+from planescope.data.loaders import Batch
+
+# Norms that scale and shift each channel behind what they do, and the axis of those channels.
+NORMS: dict[type[nn.Module], int] = {
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), 1),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm), 1),
+    nn.LayerNorm: -1,
+}
+# What is told of a call: number of the call, input, output.
+Take = Callable[[int, torch.Tensor, torch.Tensor], None]
+
+
+class _SeenError(BaseException):
+    """All that was asked for has been seen; the rest of the network need not run."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Anatomy:
+    """Layers of a network in the order in which it calls them.
+
+    Attributes
+    ----------
+    calls : dict of str to int
+        How often each layer is called in one pass.
+    norms : dict of str to str
+        Of a layer, the norm that reads what it gives, and nothing but that.
+    left : dict of str to str
+        Layers that cannot be looked at, and why.
+    """
+
+    calls: dict[str, int] = field(default_factory=dict)
+    norms: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def look_at(module: nn.Module, batch: Batch, /) -> Anatomy:
+    """Run a network on a batch, and find its layers."""
+    found = Anatomy()
+    calls: Counter[str] = Counter()
+    # Tensors are held, so that no other gets the identity of one.
+    given: dict[int, tuple[str, torch.Tensor]] = {}
+    readers: dict[str, list[str]] = {}
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            calls[name] += 1
+            if isinstance(output, torch.Tensor):
+                given[id(output)] = (name, output)
+
+        return hook
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: Any) -> None:
+            own = args[0] if args else None
+            if id(own) in given:
+                readers.setdefault(name, []).append(given[id(own)][0])
+            else:
+                readers.setdefault(name, []).append("")
+
+        return hook
+
+    layers = {n: m for n, m in module.named_modules() if is_layer(m)}
+    handles = [m.register_forward_hook(after(n)) for n, m in layers.items()]
+    norms = {n: m for n, m in module.named_modules() if type(m) in NORMS}
+    handles += [m.register_forward_pre_hook(before(n)) for n, m in norms.items()]
+    try:
+        with torch.no_grad():
+            module(*batch.args, **batch.kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found.calls.update(calls)
+    for norm, read in readers.items():
+        if len(set(read)) == 1 and read[0] and len(read) == calls[read[0]]:
+            found.norms[read[0]] = norm
+    shared = Counter(id(m.weight) for n, m in layers.items() if calls[n])
+    for name, layer in layers.items():
+        if not calls[name]:
+            found.left[name] = "the network does not call it"
+        elif shared[id(layer.weight)] > 1:
+            found.left[name] = "it shares its weight with another layer"
+    found.left.update(_odd(module))
+    for name in found.left:
+        found.calls.pop(name, None)
+    return found
+
+
+def is_layer(module: nn.Module, /) -> bool:
+    """Whether it is a convolution or linear layer, with torch's own forward and a weight held."""
+    kind = type(module)
+    known = (*CONVOLUTIONS, nn.Linear)
+    return any(isinstance(module, k) and kind.forward is k.forward for k in known) and (
+        "weight" in module._parameters or is_pruned(module)
+    )
+
+
+def is_pruned(module: nn.Module, /) -> bool:
+    """Whether ``torch.nn.utils.prune`` holds the weight in parts."""
+    return "weight_orig" in module._parameters and "weight_mask" in module._buffers
+
+
+def _odd(module: nn.Module) -> dict[str, str]:
+    """Modules with a weight of two axes or more that are no layers of ours."""
+    found = {}
+    for name, part in module.named_modules():
+        weight = getattr(part, "weight", None)
+        if is_layer(part) or not isinstance(weight, torch.Tensor) or weight.ndim < 2:
+            continue
+        if type(part).__name__.startswith("Parametrized"):
+            found[name] = "its weight is computed from other tensors"
+        else:
+            found[name] = (
+                f"a {type(part).__name__} is no convolution or linear layer as torch has it"
+            )
+    return found
+
+
+def watch(module: nn.Module, batch: Batch, wanted: Mapping[str, tuple[int, Take]], /) -> None:
+    """Run a network until all calls of some modules have been seen.
+
+    Parameters
+    ----------
+    wanted : mapping of str to pair
+        By name: how many calls there are, and what is told of each.
+    """
+    left = {name: count for name, (count, _) in wanted.items()}
+
+    def hook_of(name: str, take: Take) -> Callable[..., None]:
+        seen = 0
+
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+            nonlocal seen
+            first = args[0] if args else next(iter(kwargs.values()))
+            take(seen, first, output)
+            seen += 1
+            left[name] -= 1
+            if not any(left.values()):
+                raise _SeenError
+
+        return hook
+
+    handles = [
+        module.get_submodule(name).register_forward_hook(hook_of(name, take), with_kwargs=True)
+        for name, (_, take) in wanted.items()
+    ]
+    try:
+        with contextlib.suppress(_SeenError), torch.no_grad():
+            module(*batch.args, **batch.kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()

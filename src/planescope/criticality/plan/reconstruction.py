@@ -1,0 +1,392 @@
+"""Layers of a changed network put back to what the whole one gives (METHOD, section 7: repair).
+
+To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from planescope.criticality.plan.holding import Form, hold, weight_of
+from planescope.criticality.plan.observation import NORMS, Anatomy, watch
+from planescope.criticality.plan.patches import patches_at, rows_of, values_at
+from planescope.criticality.plan.solutions import Moments, least_squares, of_rank, rounded
+from planescope.data.loaders import Batch
+
+# Patches of a layer that weights are fitted to.
+PATCHES = 30_000
+# Elements of patches that are in memory at once.
+_AT_ONCE = 8_000_000
+# Bytes of what the whole network gives that are kept.
+_KEPT_BYTES = 512 << 20
+# Wider filters have second moments that would not fit in memory; they are repaired by moments.
+MOST_FAN_IN = 8192
+
+# Tensors before a layer was repaired, to be put back where that did not help.
+Before = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class LeftError(Exception):
+    """A layer that cannot be repaired so; the message says why."""
+
+
+@dataclass(eq=False)
+class Reconstruction:
+    """The whole network, what it gives, and the inputs that changed ones are fitted on.
+
+    Attributes
+    ----------
+    whole : torch.nn.Module
+        In evaluation mode.
+    anatomy : Anatomy
+        Of it.
+    batches : list of Batch
+        To fit on.
+    seed : int
+        Of the patches that are drawn.
+    """
+
+    whole: nn.Module
+    anatomy: Anatomy
+    batches: Sequence[Batch]
+    seed: int = 0
+    _values: dict[str, list[torch.Tensor]] = field(default_factory=dict, repr=False)
+    _moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
+
+    def least_squares(self, changed: nn.Module, name: str, form: Form) -> Before | None:
+        """Fit the weights of a layer that stay; its mean goes into the bias, or the norm behind.
+
+        Returns
+        -------
+        list of pairs of tensors, or None
+            What was overwritten; None where the layer gives what it gives in the whole network.
+
+        Raises
+        ------
+        LeftError
+            If the layer is too wide, or its form cannot be kept so.
+        """
+        layer: nn.Module = changed.get_submodule(name)
+        weight = weight_of(layer)
+        rows = weight.flatten(1).double().cpu()
+        groups = int(getattr(layer, "groups", 1))
+        if rows.shape[1] > MOST_FAN_IN:
+            raise LeftError(f"its filters have {rows.shape[1]} inputs, more than {MOST_FAN_IN}")
+        if groups > 1 and form.rank is not None:
+            raise LeftError("it has groups and a lower rank")
+        gathered = self._gathered(changed, name, layer, groups)
+        if gathered is None:
+            return None
+        norm = self._folding_norm(changed, name)
+        bias = layer._parameters.get("bias")
+        has_mean = bias is not None or norm is not None
+        fitted, shifts = torch.empty_like(rows), []
+        size = len(rows) // groups
+        for group, moments in enumerate(gathered):
+            at = slice(group * size, (group + 1) * size)
+            fitted[at] = _fitted(moments, rows[at], _part(form, at), about_mean=has_mean)
+        before: Before = []
+        _overwrite(before, layer, fitted.view_as(weight))
+        held = weight_of(layer).flatten(1).double().cpu()  # as it acts, in its own type
+        for group, moments in enumerate(gathered):
+            shifts.append(moments.shift(held[group * size : (group + 1) * size]))
+        shift = torch.cat(shifts)
+        if bias is not None:
+            _put(before, bias, shift)
+        elif norm is not None:
+            mean: torch.Tensor = norm.running_mean
+            _put(before, mean, mean.double().cpu() - shift)
+        return before
+
+    def moments(self, changed: nn.Module, name: str) -> Before | None:
+        """Put back mean and deviation of each channel, in the norm behind a layer or in itself.
+
+        Raises
+        ------
+        LeftError
+            If there is no place for them.
+        """
+        place = name
+        if (norm := self.anatomy.norms.get(name)) is not None:
+            place = norm
+        target = changed.get_submodule(place)
+        if target._parameters.get("bias") is None or target._parameters.get("weight") is None:
+            if place == name and "weight_orig" in target._parameters:
+                if target._parameters.get("bias") is None:
+                    raise LeftError("it has no bias, and no norm behind it, to take a mean")
+            else:
+                what = "the norm behind it scales and shifts nothing" if place != name else (
+                    "it has no bias, and no norm behind it, to take a mean"
+                )  # fmt: skip
+                raise LeftError(what)
+        if target._parameters["bias"].ndim != 1:
+            raise LeftError("the norm behind it has no value a channel")
+        want_mean, want_std = self._wanted(place, name)
+        mean, std = _channel_moments(changed, place, self.anatomy.calls[name], self.batches)
+        if torch.equal(mean, want_mean) and torch.equal(std, want_std):
+            return None
+        dead = std <= 1e-6 * mean.abs()
+        scale = torch.where(dead, 1.0, want_std / torch.where(dead, 1.0, std))
+        bias = target._parameters["bias"].detach().double().cpu()
+        moved = torch.where(dead, want_mean - mean + bias, want_mean + scale * (bias - mean))
+        before: Before = []
+        weight = weight_of(target) if place == name else target._parameters["weight"].detach()
+        wide = scale.view(-1, *[1] * (weight.ndim - 1))
+        _overwrite(before, target, weight.double().cpu() * wide)
+        _put(before, target._parameters["bias"], moved)
+        return before
+
+    def _wanted(self, place: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        if place not in self._moments:
+            calls = self.anatomy.calls[name]
+            self._moments[place] = _channel_moments(self.whole, place, calls, self.batches)
+        return self._moments[place]
+
+    def _folding_norm(self, changed: nn.Module, name: str) -> nn.Module | None:
+        """The batch norm behind a layer, if it keeps a running mean."""
+        norm = self.anatomy.norms.get(name)
+        found = None if norm is None else changed.get_submodule(norm)
+        return found if isinstance(getattr(found, "running_mean", None), torch.Tensor) else None
+
+    def _gathered(
+        self, changed: nn.Module, name: str, layer: nn.Module, groups: int
+    ) -> list[Moments] | None:
+        """Second moments by groups, of patches in the changed network; None where nothing is off.
+
+        The outputs are those of the whole network; where the norm behind is another there, those
+        that this norm makes the whole network's of.
+        """
+        wanted = self._recorded(name)
+        scale, offset = self._through_norm(changed, name)
+        found: list[Moments] = []
+        off = False
+        for number, (batch, rows) in enumerate(self._drawn(name)):
+
+            def take(
+                call: int, given: torch.Tensor, output: torch.Tensor,
+                number: int = number, rows: Sequence[torch.Tensor] = rows,
+            ) -> None:  # fmt: skip
+                nonlocal off
+                at = rows[call].to(output.device)
+                y = wanted[number * len(rows) + call].double() * scale + offset
+                off = off or not torch.equal(values_at(layer, output, at).cpu().double(), y)
+                for some, own in _chunks(at, y, self._width(layer)):
+                    u = patches_at(layer, given, some)
+                    if not found:
+                        size = y.shape[1] // groups
+                        found.extend(Moments.empty(u.shape[2], size) for _ in range(groups))
+                    for group, moments in enumerate(found):
+                        columns = slice(group * len(moments.y), (group + 1) * len(moments.y))
+                        moments.add(u[:, group], own[:, columns])
+
+            watch(changed, batch, {name: (self.anatomy.calls[name], take)})
+        return found if off else None
+
+    @staticmethod
+    def _width(layer: nn.Module) -> int:
+        weight = weight_of(layer)
+        width: int = weight[0].numel() * int(getattr(layer, "groups", 1))
+        return max(1, width)
+
+    def _through_norm(self, changed: nn.Module, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and offset from the whole network's outputs to those wanted of the changed layer.
+
+        1 and 0 where both have the same norm behind the layer.
+        """
+        one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        norm = self._folding_norm(changed, name)
+        if norm is None:
+            return one, zero
+        whole = self.whole.get_submodule(self.anatomy.norms[name])
+        pairs = zip(_affine(whole), _affine(norm), strict=True)
+        if all(torch.equal(a, b) for a, b in pairs):
+            return one, zero
+        (gain, shift), (own_gain, own_shift) = _affine(whole), _affine(norm)
+        dead = own_gain == 0
+        safe = torch.where(dead, 1.0, own_gain)
+        return (
+            torch.where(dead, 1.0, gain / safe),
+            torch.where(dead, 0.0, (shift - own_shift) / safe),
+        )
+
+    def _drawn(self, name: str) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
+        """Batches, with the numbers of the patches of each call that are taken."""
+        draw = torch.Generator().manual_seed(self.seed)
+        layer = self.whole.get_submodule(name)
+        total = sum(batch.size for batch in self.batches)
+        calls = self.anatomy.calls[name]
+        for batch in self.batches:
+            sizes = self._sizes(name, layer, batch)
+            share = -(-PATCHES * batch.size // (total * calls))
+            yield batch, [torch.randperm(size, generator=draw)[:share] for size in sizes]
+
+    def _sizes(self, name: str, layer: nn.Module, batch: Batch) -> list[int]:
+        """How many patches each call of a layer has."""
+        key = (name, id(batch))
+        if key not in self._counted:
+            sizes: list[int] = []
+
+            def take(_call: int, _given: torch.Tensor, output: torch.Tensor) -> None:
+                sizes.append(rows_of(layer, output))
+
+            watch(self.whole, batch, {name: (self.anatomy.calls[name], take)})
+            self._counted[key] = sizes
+        return self._counted[key]
+
+    _counted: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
+
+    def _recorded(self, name: str) -> list[torch.Tensor]:
+        """What the whole network gives for the patches that are drawn, by batches and calls."""
+        if name not in self._values:
+            self._record(name)
+        return self._values[name]
+
+    def _record(self, name: str) -> None:
+        """Record a layer, and those called behind it as far as memory goes, in one pass."""
+        names = list(self.anatomy.calls)
+        self._values.clear()
+        chosen: list[str] = []
+        held = 0
+        for each in names[names.index(name) :]:
+            filters = weight_of(self.whole.get_submodule(each)).shape[0]
+            held += 4 * filters * PATCHES
+            if chosen and held > _KEPT_BYTES:
+                break
+            chosen.append(each)
+        self._count(chosen)
+        drawn = {each: [rows for _, rows in self._drawn(each)] for each in chosen}
+        self._values.update({each: [] for each in chosen})
+        for number, batch in enumerate(self.batches):
+            wanted = {}
+            for each in chosen:
+                layer = self.whole.get_submodule(each)
+
+                def take(
+                    call: int, _given: torch.Tensor, output: torch.Tensor,
+                    each: str = each, layer: nn.Module = layer, number: int = number,
+                ) -> None:  # fmt: skip
+                    at = drawn[each][number][call].to(output.device)
+                    self._values[each].append(values_at(layer, output, at).cpu())
+
+                wanted[each] = (self.anatomy.calls[each], take)
+            watch(self.whole, batch, wanted)
+
+    def _count(self, names: Sequence[str]) -> None:
+        """Count the patches of some layers in one pass over each batch."""
+        for batch in self.batches:
+            if all((name, id(batch)) in self._counted for name in names):
+                continue
+            wanted = {}
+            for name in names:
+                sizes = self._counted[name, id(batch)] = []
+                layer = self.whole.get_submodule(name)
+
+                def take(
+                    _call: int, _given: torch.Tensor, output: torch.Tensor,
+                    sizes: list[int] = sizes, layer: nn.Module = layer,
+                ) -> None:  # fmt: skip
+                    sizes.append(rows_of(layer, output))
+
+                wanted[name] = (self.anatomy.calls[name], take)
+            watch(self.whole, batch, wanted)
+
+
+def put_back(before: Before, /) -> None:
+    """Undo a repair."""
+    with torch.no_grad():
+        for tensor, values in reversed(before):
+            tensor.copy_(values)
+
+
+def swap(before: Before, /) -> Before:
+    """Undo a repair, and give what brings it back."""
+    repaired = [(tensor, tensor.detach().clone()) for tensor, _ in before]
+    put_back(before)
+    return repaired
+
+
+def _put(before: Before, tensor: torch.Tensor, values: torch.Tensor) -> None:
+    before.append((tensor, tensor.detach().clone()))
+    with torch.no_grad():
+        tensor.copy_(values)
+
+
+def _overwrite(before: Before, layer: nn.Module, weight: torch.Tensor) -> None:
+    held = layer._parameters.get("weight_orig", layer._parameters.get("weight"))
+    assert held is not None  # noqa: S101
+    before.append((held, held.detach().clone()))
+    hold(layer, weight.to(held))
+
+
+def _part(form: Form, at: slice) -> Form:
+    steps = None if form.steps is None else form.steps[at]
+    return Form(stays=form.stays[at], most=form.most, steps=steps, rank=form.rank)
+
+
+def _fitted(moments: Moments, rows: torch.Tensor, form: Form, *, about_mean: bool) -> torch.Tensor:
+    """Weights of a group of filters, in the form that has to stay."""
+    c, b = moments.centred(about_mean=about_mean)
+    found = least_squares(c, b, rows, form.stays)
+    if form.most is not None and form.steps is not None:
+        return rounded(c, found, form.most, form.steps, form.stays)
+    if form.rank is not None:
+        return of_rank(c, found, form.rank)
+    return found
+
+
+def _affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gain and shift of a batch norm with running statistics."""
+    mean: torch.Tensor = norm.running_mean.double().cpu()
+    gain = (norm.running_var.double().cpu() + norm.eps).rsqrt()
+    if norm._parameters.get("weight") is not None:
+        gain = gain * norm.weight.detach().double().cpu()
+    shift = -gain * mean
+    if norm._parameters.get("bias") is not None:
+        shift = shift + norm.bias.detach().double().cpu()
+    return gain, shift
+
+
+def _chunks(
+    rows: torch.Tensor, values: torch.Tensor, width: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows and what belongs to them, so many that their patches fit in memory."""
+    size = max(1, _AT_ONCE // width)
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size], values[start : start + size]
+
+
+def _channel_moments(
+    module: nn.Module, place: str, calls: int, batches: Sequence[Batch]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each channel of what a module gives, over inputs and positions."""
+    target = module.get_submodule(place)
+    sums: list[torch.Tensor] = []
+
+    def values(output: torch.Tensor) -> torch.Tensor:
+        axis = NORMS.get(type(target))
+        if axis is None:
+            rows = torch.arange(rows_of(target, output), device=output.device)
+            return values_at(target, output, rows)
+        return output.movedim(axis, -1).flatten(0, -2)
+
+    # About the first example's mean, so that squares of large means do not drown deviations.
+    centre: list[torch.Tensor] = []
+
+    def take(_call: int, _given: torch.Tensor, output: torch.Tensor) -> None:
+        own = values(output).double().cpu()
+        if not centre:
+            centre.append(own.mean(0))
+        off = own - centre[0]
+        sums.append(
+            torch.stack([torch.full_like(centre[0], len(own)), off.sum(0), (off * off).sum(0)])
+        )
+
+    for batch in batches:
+        watch(module, batch, {place: (calls, take)})
+    count, first, second = torch.stack(sums).sum(0)
+    mean = first / count
+    return mean + centre[0], (second / count - mean * mean).clamp(min=0).sqrt()
