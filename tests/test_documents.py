@@ -36,6 +36,8 @@ NOT_RUN = {
     "docs/results/index.md": [
         "takes half an hour", "takes three quarters of an hour", "takes ten minutes",
     ],
+    "docs/results/drift.md": ["takes half an hour"],
+    "docs/atlas.md": ["fetches packages"],
     "docs/guides/train.md": ["needs a model and data of yours"],
     "docs/studies.md": [
         "takes half an hour", "needs that study", "needs a queue", "needs Kubernetes",

@@ -16,8 +16,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from planescope import figures
     from planescope.criticality.fitting import fit_critical
+    from planescope.criticality.plan.planned import Plan, PlannedLayer, Rival
     from planescope.criticality.plan.record import Repair, RepairedLayer
     from planescope.criticality.plan.repair import repair
+    from planescope.criticality.plan.search import plan
     from planescope.criticality.prediction import CriticalModel, Prediction, predict_critical
     from planescope.criticality.relate import relate
     from planescope.criticality.relation import RelatedLayer, Relation
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from planescope.measurement.difference import Difference, LayerDifference
     from planescope.measurement.measure import measure
     from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, load
+    from planescope.study.drift import drift_band
     from planescope.study.folder import Study
     from planescope.study.make import make_study
     from planescope.training.config import RunConfig
@@ -64,7 +67,9 @@ _HOMES = {
     "MissingDependencyError": "files.errors",
     "NoLayersError": "files.errors",
     "OutputError": "files.errors",
+    "Plan": "criticality.plan.planned",
     "PlanescopeError": "files.errors",
+    "PlannedLayer": "criticality.plan.planned",
     "PoolMeasurement": "measurement.record",
     "Prediction": "criticality.prediction",
     "RelatedLayer": "criticality.relation",
@@ -76,6 +81,7 @@ _HOMES = {
     "ResetLayer": "criticality.resets.record",
     "ResetOptions": "criticality.resets",
     "Resets": "criticality.resets.record",
+    "Rival": "criticality.plan.planned",
     "Run": "training.run",
     "RunConfig": "training.config",
     "RunError": "files.errors",
@@ -87,10 +93,12 @@ _HOMES = {
     "UsageError": "files.errors",
     "View": "hyperplanes.layer",
     "diff": "measurement.diff",
+    "drift_band": "study.drift",
     "fit_critical": "criticality.fitting",
     "load": "measurement.record",
     "make_study": "study.make",
     "measure": "measurement.measure",
+    "plan": "criticality.plan.search",
     "predict_critical": "criticality.prediction",
     "relate": "criticality.relate",
     "repair": "criticality.plan.repair",
@@ -120,7 +128,9 @@ __all__ = [
     "MissingDependencyError",
     "NoLayersError",
     "OutputError",
+    "Plan",
     "PlanescopeError",
+    "PlannedLayer",
     "PoolMeasurement",
     "Prediction",
     "RelatedLayer",
@@ -132,6 +142,7 @@ __all__ = [
     "ResetLayer",
     "ResetOptions",
     "Resets",
+    "Rival",
     "Run",
     "RunConfig",
     "RunError",
@@ -145,12 +156,14 @@ __all__ = [
     "__version__",
     "chance",
     "diff",
+    "drift_band",
     "figures",
     "fit_critical",
     "geometry",
     "load",
     "make_study",
     "measure",
+    "plan",
     "predict_critical",
     "relate",
     "repair",

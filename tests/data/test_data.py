@@ -22,7 +22,7 @@ from torchvision import datasets
 
 from planescope.data import files as datafiles
 from planescope.data import matfiles
-from planescope.data.load import DataOptions, Files, Resize, Validation, load
+from planescope.data.load import DataOptions, Files, Labels, Resize, Validation, load
 from planescope.files.errors import CheckpointError, PlanescopeError, UsageError
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -447,6 +447,7 @@ def test_pictures_from_a_callable():
     [
         ("cifar11", "unknown data 'cifar11'; the nearest are cifar10, cifar100"),
         ("folder:", "unknown data 'folder:'"),
+        ("noise:digits", "give noise:NAME, NAME being mnist, fashion-mnist, cifar10"),
         ("no.such:thing", r"no module 'no\.such' can be imported"),
         (f"{__name__}:nothing", "test_data has no callable 'nothing'"),
         (f"{__name__}:one_part", "must return two parts"),
@@ -484,6 +485,38 @@ def test_label_noise_is_uniform_over_the_other_classes():
     assert steps[0] == 0
     # 4,000 / 9 = 444 each; chi-square with 8 degrees of freedom is below 26.1 in 99.9 %.
     assert ((steps[1:] - 4000 / 9).square() / (4000 / 9)).sum() < 26.1
+
+
+def test_random_labels_are_drawn_from_all_classes_the_right_one_among_them():
+    options = DataOptions(labels=Labels.RANDOM, seed=1)
+    clean, drawn = load("digits"), load("digits", options=options)
+    steps = ((drawn.labels - clean.labels) % 10).bincount(minlength=10)
+    # 4,000 / 10 = 400 each; chi-square with 9 degrees of freedom is below 27.9 in 99.9 %.
+    assert ((steps - 400).square() / 400).sum() < 27.9
+    assert torch.equal(drawn.images, clean.images)
+    assert torch.equal(drawn.labels, load("digits", options=options).labels)
+    val = load("digits", split="val", options=options)
+    assert torch.equal(val.labels, load("digits", split="val").labels)
+
+
+def test_noise_has_the_size_and_moments_of_a_data_set_and_labels_of_chance():
+    train = load("noise:cifar10", options=DataOptions(examples=4000))
+    val = load("noise:cifar10", split="val")
+    assert train.images.shape == (4000, 3, 32, 32)
+    assert val.images.shape == (10_000, 3, 32, 32)
+    assert train.classes == load("noise:cifar10", split="val").classes
+    assert not train.augment
+    mean, std = (torch.tensor(m) for m in (val.mean, val.std))
+    pixels = val.images.float() / 255
+    assert torch.allclose(pixels.mean((0, 2, 3)), mean, atol=0.01)
+    # Cut off at black and white, which are 2.2 deviations or more away.
+    assert torch.allclose(pixels.std((0, 2, 3)), std, atol=0.01)
+    counts = val.labels.bincount(minlength=10)
+    assert ((counts - 1000).square() / 1000).sum() < 27.9
+    assert torch.equal(val.images, load("noise:cifar10", split="val").images)
+    assert not torch.equal(val.images[:9], train.images[:9])
+    other = load("noise:cifar10", split="val", options=DataOptions(seed=1))
+    assert not torch.equal(val.images[:9], other.images[:9])
 
 
 @given(classes=st.integers(1, 4), seed=seeds)
@@ -612,6 +645,7 @@ def test_without_normalisation_inputs_keep_their_scale():
         ({"classes": 11}, "digits has 10 classes, fewer than the 11 asked for"),
         ({"examples": 4001}, "digits has 4000 training examples .* fewer than the 4001"),
         ({"classes": 1, "label_noise": 0.5}, "label noise needs a second class"),
+        ({"labels": Labels.RANDOM, "label_noise": 0.5}, "random labels have no right ones"),
         ({"augment": True}, "digits is not augmented"),
         (
             {"validation": Validation.STRATIFIED, "validation_share": 0.999},

@@ -113,12 +113,14 @@ def test_several_runs_are_compared_and_ordered_by_what_makes_their_data_noisy(wr
     each = {f"{name}-{figure}" for name in names for figure in ONE[:-1]}
     own = {f"lenet-epoch-12-{figure}" for figure in ("layers", "cosines", "portrait")}
     together = {"networks", "by-label-noise", f"{names[0]}-resets"}
+    together |= {"repetitions-label-noise-0", "repetitions-label-noise-0.5"}
     assert stems(written, ".svg") == each | own | together == stems(written, ".csv")
 
 
 def test_without_each_only_comparisons_are_written(runs, tmp_path):
     figures.write_all([*runs.values()], tmp_path, each=False)
-    assert stems(tmp_path, ".pdf") == {"networks", "by-label-noise"}
+    repeated = {"repetitions-label-noise-0", "repetitions-label-noise-0.5"}
+    assert stems(tmp_path, ".pdf") == {"networks", "by-label-noise"} | repeated
     with pytest.raises(UsageError, match="nothing to compare: give several networks"):
         figures.write_all([LENET], tmp_path / "out", each=False)
 

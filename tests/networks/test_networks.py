@@ -218,9 +218,41 @@ def test_state_dicts_and_outputs_are_interchangeable_with_torchvision(name, size
     assert torch.equal(ours(images), theirs(images))
 
 
-def test_thirteen_networks_are_listed():
+def test_the_networks_of_the_paper_and_their_variants_are_listed():
     assert len(THEIRS) == 9  # all but lenet, vgg19_orig and the two fully connected ones
-    assert len(NETWORKS) == 13
+    variants = {
+        "_".join(filter(None, (name, norm, activation)))
+        for name in ("lenet", "vgg11")
+        for norm in ("", "bn", "gn")
+        for activation in ("", "leaky", "gelu", "tanh")
+    }
+    assert len(variants) == 24
+    # lenet, vgg11 and vgg11_bn are the paper's own.
+    assert len(NETWORKS) == 13 + 24 - 3
+    assert variants <= NETWORKS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "activation"),
+    [
+        ("lenet_bn", nn.BatchNorm2d, nn.ReLU),
+        ("lenet_gn_tanh", nn.GroupNorm, nn.Tanh),
+        ("vgg11_gelu", None, nn.GELU),
+        ("vgg11_bn_leaky", nn.BatchNorm2d, nn.LeakyReLU),
+    ],
+)
+def test_a_variant_has_its_norm_behind_each_convolution_and_its_activation(name, norm, activation):
+    plain, varied = (
+        [type(m) for m in build(n, width=0.05, image_size=32).modules()]
+        for n in (name.split("_")[0], name)
+    )
+    convolutions = plain.count(nn.Conv2d)
+    assert varied.count(nn.Conv2d) == convolutions
+    assert varied.count(activation) == plain.count(nn.ReLU)
+    if activation is not nn.ReLU:
+        assert nn.ReLU not in varied
+    if norm is not None:
+        assert varied.count(norm) == convolutions
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

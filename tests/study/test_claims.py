@@ -14,7 +14,9 @@ from scipy import stats
 
 from planescope import figures
 from planescope.files.errors import UsageError
-from planescope.study.claims import ALL, PLAIN, claims_of, plain_runs, with_conditions
+from planescope.study.claims import PLAIN, claims_of, plain_runs, with_conditions
+from planescope.study.effects import ALL
+from planescope.study.turns import turns
 
 CONDITIONS = {
     PLAIN: {},
@@ -85,6 +87,30 @@ def test_runs_have_the_condition_of_their_config(table):
     assert len(plain_runs(table)) == 8
 
 
+def test_runs_that_cannot_learn_or_are_centred_are_none_of_the_plain_ones():
+    plain = made_up({PLAIN: 0.4}, seeds=2)
+    parts = [plain.assign(data="cifar10", labels="given", centred=False)]
+    for name, about in {
+        "random labels": {"labels": "random"},
+        "Gaussian noise": {"data": "noise:cifar10"},
+        "centred filters": {"centred": True},
+    }.items():
+        other = parts[0].assign(run=parts[0]["run"] + name, **about)
+        parts.append(other.assign(agreement=other["agreement"] / 2))
+    whole = pd.concat(parts)
+    conditions = with_conditions(whole).groupby("run")["condition"].first()
+    assert conditions.value_counts().to_dict() == dict.fromkeys(
+        (PLAIN, "random labels", "Gaussian noise", "centred filters"), 4
+    )
+    assert set(plain_runs(whole)) == set(plain["run"])
+    found = claims_of(whole)
+    told = {e.comparison for e in found.of(2) if e.network == ALL}
+    assert {f"random labels, against {PLAIN}", f"Gaussian noise, against {PLAIN}"} <= told
+    # Runs made before a column was there are what every run then was.
+    older = pd.concat([plain.assign(labels=None, centred=None), parts[1]])
+    assert set(plain_runs(older)) == set(plain["run"])
+
+
 def test_training_is_compared_with_the_same_runs_before_it(table, found):
     one = effect(found, 1, "net", "trained")
     inner = table[(table["input"] == "relu") & (table["network"] == "net")]
@@ -137,6 +163,27 @@ def test_batch_norm_and_the_centre_are_compared(found):
     centre = effect(found, 4, "net_bn", "agreement of the centres")
     assert centre.after == pytest.approx(0.8)  # |2 · 0.9 - 1|
     assert effect(found, 4, "net", "with batch norm").effect == pytest.approx(0.0, abs=0.05)
+
+
+def test_late_layers_turn_by_the_epoch_of_the_other_runs():
+    # Mean mass of the last third (two of six layers) by epoch, in two runs.
+    masses = {"a": [0.5, 0.9, 0.6], "b": [0.5, 0.7, 0.8]}
+    rows = [
+        {"run": run, "network": "net", "name": f"conv{layer}", "epoch": 5 * at,
+         "negative_mass": mass + shift if layer >= 4 else 1.0}
+        for run, line in masses.items()
+        for at, mass in enumerate(line)
+        for layer, shift in zip(range(6), (0, 0, 0, 0, -0.1, 0.1), strict=True)
+    ]  # fmt: skip
+    away, back = turns(pd.DataFrame(rows))
+    # a turns at epoch 10, where b is largest (0.5, 0.6, 0.6), and b at 5 (0.5, 0.7, 0.8).
+    assert (away.before, away.after) == pytest.approx((0.5, 0.65))
+    assert away.effect == pytest.approx((0.1 + 0.2) / 2)
+    assert back.effect == pytest.approx((0.0 + 0.1) / 2)
+    assert (away.claim, away.runs, away.network) == (5, 2, "net")
+    expected = stats.ttest_1samp([0.1, 0.2], 0)
+    assert away.p == pytest.approx(expected.pvalue)
+    assert list(turns(pd.DataFrame(rows).query("run == 'a'"))) == []
 
 
 def test_where_nothing_emerges_the_answer_says_so():

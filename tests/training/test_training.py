@@ -345,6 +345,17 @@ def test_what_may_be_chosen_trains(changes, tmp_path, capfd):
         assert list((run.logs / "tensorboard").rglob("events*"))
 
 
+def test_centred_filters_have_no_side_at_any_epoch(tmp_path):
+    run = train(TINY.but({"network": "lenet_bn", "centred": True}), tmp_path / "run")
+    for epoch in (0, 1):
+        kernels = [w for w in run.load_snapshot(epoch).values() if w.ndim == 4]
+        assert len(kernels) == 6
+        for kernel in kernels:
+            rows = kernel.flatten(1).double()
+            assert (rows.sum(1).abs() < 1e-6 * rows.norm(dim=1) * rows.shape[1] ** 0.5).all()
+            assert (rows.norm(dim=1) > 0.01).all()
+
+
 def test_mlflow_gets_the_metrics_and_the_statistics_of_each_epoch(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     run = train(TINY.but({"loggers": ("mlflow",)}), tmp_path / "run")

@@ -10,8 +10,8 @@ from planescope import __version__
 
 # Each is a module of this package with a command of its own name.
 COMMANDS = (
-    "claims", "diff", "figures", "fit", "measure", "predict", "quickstart", "relate", "repair",
-    "report", "reset", "status", "study", "train",
+    "claims", "diff", "figures", "fit", "measure", "plan", "predict", "quickstart", "relate",
+    "repair", "report", "reset", "status", "study", "train",
 )  # fmt: skip
 
 

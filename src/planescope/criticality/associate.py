@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planescope.criticality import ranks as association
+from planescope.criticality import ranks
 from planescope.criticality.confidence import wilson
 from planescope.criticality.ranks import FEWEST, FEWEST_PARTIAL, Block
 from planescope.criticality.relation import (
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 # What is computed along the layers of a run: fewest layers, function, names of its fields.
 _RANKED: tuple[tuple[str, int, Statistic], ...] = (
-    ("rho", FEWEST, association.spearman),
-    ("tau", FEWEST, association.kendall),
-    ("partial", FEWEST_PARTIAL, association.partial_spearman),
+    ("rho", FEWEST, ranks.spearman),
+    ("tau", FEWEST, ranks.kendall),
+    ("partial", FEWEST_PARTIAL, ranks.partial_spearman),
 )
 _CURVES: tuple[tuple[str, Statistic], ...] = (
-    ("auc", association.auc),
-    ("average_precision", association.average_precision),
+    ("auc", ranks.auc),
+    ("average_precision", ranks.average_precision),
 )
 
 
@@ -79,7 +79,7 @@ class Sample:
         self._position = self._score("position")
         # One set of draws for all scores, so that their differences have intervals.
         if len(self.runs) > 1:
-            self._weights = association.resampled(len(self.runs), draws=draws, rng=rng)
+            self._weights = ranks.resampled(len(self.runs), draws=draws, rng=rng)
         else:
             self._drawn = rng.integers(0, len(layers), (draws, len(layers)))
         # By score: rho of each run, and of each draw of the layers where there is one run.
@@ -101,7 +101,7 @@ class Sample:
         columns = (values, self._drop, self._position)
         for name, fewest, statistic in _RANKED:
             fields |= self._ranked(score, name, fewest, statistic, columns, there)
-        p_values = association.permutation_p_values(
+        p_values = ranks.permutation_p_values(
             list(self._blocks(columns, there)), shuffles=self._draws, rng=self._rng
         )
         fields |= {f"{name}_p": getattr(p_values, name) for name, _, _ in _RANKED}
@@ -143,8 +143,8 @@ class Sample:
         if not known.any():
             return {}
         if draws is None:
-            draws = association.weighted_mean(by_run, self._weights)
-        low, high = association.interval(draws)
+            draws = ranks.weighted_mean(by_run, self._weights)
+        low, high = ranks.interval(draws)
         return {name: float(by_run[known].mean()), f"{name}_low": low, f"{name}_high": high}
 
     def _redrawn(self, chosen: Integers) -> Integers:
@@ -171,13 +171,13 @@ class Sample:
             return {}
         value = float(curve(found, critical, np.ones((1, len(found))))[0])
         parts = []
-        for part in association.chunks(self._draws, len(found)):
+        for part in ranks.chunks(self._draws, len(found)):
             if len(self.runs) > 1:
                 weights = self._weights[part][:, self._of[there]]
             else:
                 weights = _counts(self._drawn[part], len(self._layers))[:, there]
             parts.append(curve(found, critical, weights))
-        low, high = association.interval(np.concatenate(parts))
+        low, high = ranks.interval(np.concatenate(parts))
         return {name: value, f"{name}_low": low, f"{name}_high": high}
 
     def compare(self, pooled: Sequence[Association], /) -> Iterator[Comparison]:
@@ -198,10 +198,10 @@ class Sample:
         if first_draws is None or second_draws is None:
             alone = [np.where(both, values, np.nan) for values in (first, second)]
             first_draws, second_draws = (
-                association.weighted_mean(values, self._weights) for values in alone
+                ranks.weighted_mean(values, self._weights) for values in alone
             )
         ahead = np.abs(first_draws) - np.abs(second_draws)
-        low, high = association.interval(ahead)
+        low, high = ranks.interval(ahead)
         told = ahead[np.isfinite(ahead)]
         return Comparison(
             selection=self._selection,
@@ -264,8 +264,8 @@ def _share(
     if side:
         low, high = wilson(int(counts.sum()), len(side))
     if len(by_run) > 1 and low is not None and high is not None:
-        weights = association.resampled(len(by_run), draws=draws, rng=rng)
-        lower, upper = association.interval((weights @ counts) / (weights @ totals))
+        weights = ranks.resampled(len(by_run), draws=draws, rng=rng)
+        lower, upper = ranks.interval((weights @ counts) / (weights @ totals))
         low, high = min(low, lower or 0.0), max(high, upper or 0.0)
     return Share(
         selection=selection,

@@ -15,6 +15,13 @@ Channels = tuple[float, ...]  # one value a channel
 LARGE = 224  # the size that ImageNet's networks take
 
 
+class Labels(StrEnum):
+    """What the training examples are labelled by."""
+
+    GIVEN = "given"  # the data set
+    RANDOM = "random"  # a draw from all classes for each example, whatever it shows
+
+
 class Resize(StrEnum):
     """The change of an image's size before it enters the network."""
 

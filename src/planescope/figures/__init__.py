@@ -15,6 +15,7 @@ from planescope.figures.layers import cosines, negative_mass
 from planescope.figures.overview import overview
 from planescope.figures.portrait import portrait
 from planescope.figures.relation import ranks, relation, roc, score_against_drop
+from planescope.figures.repetitions import repetitions, write_deviation
 from planescope.figures.resets import heatmap
 from planescope.figures.theory import theory
 from planescope.figures.write_all import Written, write_all
@@ -36,6 +37,7 @@ __all__ = [
     "portrait",
     "ranks",
     "relation",
+    "repetitions",
     "roc",
     "save",
     "score_against_drop",
@@ -44,4 +46,5 @@ __all__ = [
     "theory",
     "write_all",
     "write_claims",
+    "write_deviation",
 ]

@@ -24,16 +24,8 @@ from planescope.figures.canvas import (
 from planescope.figures.relation import relation
 from planescope.files.folders import inside, make_inside, replacing_inside
 from planescope.hyperplanes import chance
-from planescope.study.claims import (
-    ALL,
-    CLAIMS,
-    COLUMNS,
-    PLAIN,
-    Claims,
-    Effect,
-    claims,
-    with_conditions,
-)
+from planescope.study.claims import CLAIMS, PLAIN, WRONG, Claims, claims, with_conditions
+from planescope.study.effects import ALL, COLUMNS, Effect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +36,6 @@ if TYPE_CHECKING:
 
 # Inches: a panel's height, a row of effects, and what stands around the rows.
 PANEL, PITCH, FRAME, NARROWEST = 1.55, 0.15, 0.75, 1.5
-NOISE = "all labels wrong"
 LONGEST = 44
 
 
@@ -110,11 +101,11 @@ def agreement_through_training(table: pd.DataFrame, /, *, width: Width = "page")
     UsageError
         If `width` is invalid.
     """
-    chosen = _inner_of(table, (PLAIN, NOISE))
+    chosen = _inner_of(table, (PLAIN, WRONG))
     figure, panels = _panels(sorted(set(chosen["network"])), width)
     looks: dict[str, dict[str, Any]] = {
         PLAIN: {"color": AWAY, "linestyle": "-"},
-        NOISE: {"color": TOWARD, "linestyle": (0, (3, 1))},
+        WRONG: {"color": TOWARD, "linestyle": (0, (3, 1))},
     }
     for network, axes in panels.items():
         for condition, look in looks.items():
@@ -126,7 +117,7 @@ def agreement_through_training(table: pd.DataFrame, /, *, width: Width = "page")
             axes.plot(means.index, means, linewidth=1.6, **look)
         axes.set(ylim=(0, 1.03), xlabel="epoch")
     _label_first(panels, "agreement")
-    labels = ("true labels", NOISE)
+    labels = ("true labels", WRONG)
     _legend(figure, [{**look, "label": x} for look, x in zip(looks.values(), labels, strict=True)])
     return figure
 
@@ -215,6 +206,8 @@ def write_claims(
     }
     if found.relation is not None:
         drawn[3] = relation(found.relation, width=width)
+    if found.of(5):
+        drawn[5] = effects(found.of(5), width=width)
     if found.of(4):
         drawn[4] = effects(found.of(4), width=width)
     files = []
@@ -234,7 +227,7 @@ def write_claims(
 def _markdown(found: Claims, figures: dict[int, str]) -> str:
     name = Path(found.study).name
     lines = [
-        f"# The four claims, by the study {name}",
+        f"# The claims, by the study {name}",
         "",
         f"    planescope claims {name} --out DIR",
         "",

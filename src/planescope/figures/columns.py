@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.resets.record import CELL_KEYS, Resets
 from planescope.figures.comparisons import Group, mass_range
@@ -11,6 +11,9 @@ from planescope.figures.dynamics import CURVES, METRICS, PANELS
 from planescope.hyperplanes.statistics import Statistics
 from planescope.measurement.record import Measurement, filters_table
 from planescope.training.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Columns = dict[str, list[Any]]
 
@@ -68,6 +71,15 @@ def networks_numbers(groups: Mapping[str, Group], /) -> Columns:
     for panel, group in groups.items():
         _add_group(columns, group, {"panel": panel})
     return columns
+
+
+def repetitions_numbers(table: pd.DataFrame, /) -> Columns:
+    """Return a row a layer and epoch: the mean over runs, the least and the largest."""
+    found = table.groupby(["name", "epoch"], sort=False)["negative_mass"]
+    rows = found.agg(["mean", "min", "max", "count"]).reset_index()
+    names = {"name": "layer", "mean": "negative_mass", "min": "least", "max": "largest"}
+    rows = rows.rename(columns={**names, "count": "runs"})
+    return {str(key): [*column] for key, column in rows.items()}
 
 
 def settings_numbers(panels: Mapping[str, Mapping[str, Group]], setting: str, /) -> Columns:

@@ -146,7 +146,7 @@ def dynamics(
         _draw_metrics(axes, metrics, name)
     for axes, name in zip(panels[len(curves) :], chosen, strict=True):
         _draw_statistic(axes, table, name, names)
-    _epoch_axis(panels[0], max(part["epoch"].max() for part in (table, metrics) if len(part)))
+    epoch_axis(panels[0], max(part["epoch"].max() for part in (table, metrics) if len(part)))
     if len(names) > MANY:
         _color_bar(figure, panels, len(names))
     labels = {label for axes in panels for label in axes.get_legend_handles_labels()[1]}
@@ -300,7 +300,8 @@ def _number_ends(axes: Axes, lines: Floats, colors: Any) -> None:
         axes.text(1.06, height, str(i + 1), color=colors[i], size=5.5, va="center", **place)
 
 
-def _epoch_axis(axes: Axes, last: float) -> None:
+def epoch_axis(axes: Axes, last: float) -> None:
+    """Set the axis of epochs up to the last: logarithmic from 1 on where there are many."""
     if last > MANY_EPOCHS:
         axes.set_xscale("symlog", linthresh=1.0, linscale=0.4)
         axes.xaxis.set_major_formatter("{x:g}")

@@ -291,7 +291,8 @@ def _ranks(axes: Axes, relation: Relation) -> None:
 
 def _curves(axes: Axes, relation: Relation) -> None:
     """ROC curves with bands, over the layers that the verdict speaks of."""
-    from planescope.criticality import ranks as association
+    from planescope.criticality.ranks import resampled
+    from planescope.criticality.ranks import roc as roc_curves
 
     layers = [layer for layer in relation.layers if _chosen(relation, layer)]
     rng = np.random.default_rng(relation.seed)
@@ -299,7 +300,7 @@ def _curves(axes: Axes, relation: Relation) -> None:
     of = np.array([runs[layer.run] for layer in layers])
     # Draws of whole runs, or of layers where there is one run.
     units = of if len(runs) > 1 else np.arange(len(layers))
-    weights = association.resampled(units.max() + 1, draws=DRAWS, rng=rng)[:, units]
+    weights = resampled(units.max() + 1, draws=DRAWS, rng=rng)[:, units]
     grid = np.linspace(0, 1, 101)
     axes.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.8)
     for i, score in enumerate(_compared(relation)):
@@ -309,8 +310,8 @@ def _curves(axes: Axes, relation: Relation) -> None:
         critical = np.array([layer.critical for layer in layers])[there]
         if found is None or found.auc is None:
             continue
-        curve = association.roc(values[there], critical, np.ones((1, there.sum())), grid)[0]
-        band = association.roc(values[there], critical, weights[:, there], grid)
+        curve = roc_curves(values[there], critical, np.ones((1, there.sum())), grid)[0]
+        band = roc_curves(values[there], critical, weights[:, there], grid)
         low, high = np.nanquantile(band, (0.025, 0.975), axis=0)
         axes.fill_between(grid, low, high, color=CURVE_COLORS[i], alpha=0.15, linewidth=0)
         label = f"{AXIS_NAMES[score]}, area {found.auc:.2f}"

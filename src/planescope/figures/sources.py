@@ -183,8 +183,10 @@ def _run(run: Run, remeasure: bool) -> Subject:
 
 
 def _remeasured(run: Run) -> Measurement | None:
-    """The last snapshot, measured as the run did; None where its norms are not known for that."""
+    """The last snapshot, measured as the run did; None where it kept none, or not its norms."""
     config, table, snapshots = run.config, run.measurements, run.snapshots
+    if run.keeps_tables_alone:
+        return None
     if not snapshots:
         raise CheckpointError(f"{run.path}: has no snapshots, which are what is measured")
     if not run.can_be_measured:

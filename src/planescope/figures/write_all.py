@@ -19,6 +19,7 @@ from planescope.figures.columns import (
     filters_numbers,
     layers_numbers,
     networks_numbers,
+    repetitions_numbers,
     resets_numbers,
     settings_numbers,
 )
@@ -28,12 +29,14 @@ from planescope.figures.layers import cosines, negative_mass
 from planescope.figures.overview import most_biased
 from planescope.figures.portrait import portrait
 from planescope.figures.relation import relation
+from planescope.figures.repetitions import rate_drops, repetitions, together
 from planescope.figures.resets import heatmap
 from planescope.figures.sources import Subject, open_subjects
 from planescope.files.errors import OutputError, UsageError
 from planescope.files.folders import inside, replacing_inside
 from planescope.files.writing import FIGURE_FORMS, write_csv
 from planescope.measurement.record import Measurement
+from planescope.training.config import REPETITION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,14 +61,6 @@ SETTINGS = {
 }
 # Whose values are names, which speak for themselves.
 NAMES = ("network", "data")
-# Runs that differ in these alone are repetitions: seeds, and how the work was done.
-REPETITION = frozenset(
-    {
-        "seed", "data_seed", "validation_seed", "data_path", "download", "workers", "threads",
-        "accelerator", "devices", "strategy", "compile", "loggers", "train_accuracy",
-        "snapshots_until", "snapshots_every",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +99,11 @@ def write_all(
     Of each network: its statistics through training, beside loss and accuracy (``training``); its
     negative masses (``layers``) and cosines (``cosines``), and the hyperplanes of its most biased
     layer (``portrait``), once trained; and what resets cost (``resets``). Of several: side by side
-    (``networks``); of runs with resets, whether scores that need no data rank the layers as these
-    do (``relation``); and, of runs that differ in the data's complexity or noise, by that
-    (``by-label-noise`` and so on). With several, names of files begin with that of the network.
+    (``networks``); of runs that differ in their seeds alone, each layer's masses through training
+    with the range over runs (``repetitions``); of runs with resets, whether scores that need no
+    data rank the layers as these do (``relation``); and, of runs that differ in the data's
+    complexity or noise, by that (``by-label-noise`` and so on). With several, names of files begin
+    with that of the network.
 
     Everything is drawn before anything is written, and each file is whole or absent; one of that
     name is replaced.
@@ -250,10 +247,36 @@ def _together(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
     if sum(map(len, groups.values())) > 1:
         for name, part in _parts("networks", groups, networks_room(width)):
             yield _networks(name, part, width)
+    yield from _repeated(subjects, width)
     for field, words in SETTINGS.items():
         panels = _panels(subjects, field)
         for name, chunk in _parts(f"by-{field.replace('_', '-')}", panels, settings_room(width)):
             yield _settings(name, chunk, words, width)
+
+
+def _repeated(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
+    """Yield a figure of training for all runs that differ in their seeds alone."""
+    runs = [subject for subject in subjects if subject.run is not None and subject.config]
+    varied = _telling(configs := [s.config for s in runs if s.config], _varied(configs))
+    groups: dict[str, list[Subject]] = {}
+    for subject, config in zip(runs, configs, strict=True):
+        groups.setdefault(_words(config, varied), []).append(subject)
+    groups = {title: group for title, group in groups.items() if len(group) > 1}
+    for title, group in groups.items():
+        slug = re.sub(r"[^\w.]+", "-", title).strip("-.")
+        yield _repetitions(
+            "repetitions" if len(groups) == 1 else f"repetitions-{slug}", group, width
+        )
+
+
+def _repetitions(name: str, group: Sequence[Subject], width: Width) -> _Drawing:
+    table, metrics = together({s.name: s.run for s in group if s.run is not None})
+    drops = rate_drops(group[0].config)
+    return _Drawing(
+        name=name,
+        draw=lambda: repetitions(table, metrics, drops=drops, width=width),
+        numbers=lambda: repetitions_numbers(table),
+    )
 
 
 def _relations(subjects: Sequence[Subject]) -> tuple[Relation | None, str]:
@@ -408,10 +431,16 @@ def _has_filters(measurement: Measurement) -> bool:
 
 def _left_out(subjects: Iterable[Subject]) -> Iterator[str]:
     for subject in subjects:
-        if subject.run is not None and subject.resets is None:
+        kept = subject.run is not None and not subject.run.keeps_tables_alone
+        if kept and subject.resets is None:
             yield f"resets of {subject.name}: planescope reset {subject.path} makes them"
         if subject.run is not None and (unknown := subject.run.unknown):
             yield unknown
+        if subject.run is not None and subject.run.keeps_tables_alone:
+            yield (
+                f"layers, cosines and portrait of {subject.name}, and its panel of networks: its "
+                "weights were not kept; train it again"
+            )
         if subject.measurement is not None and not _has_filters(subject.measurement):
             yield (
                 f"cosines and portrait of {subject.name}: a saved measurement has no values of "

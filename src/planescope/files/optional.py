@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Kind = Literal["network", "data"]
 
 # Prefixes of what names no code of its own.
-_KNOWN = {"network": ("torchvision:", "timm:"), "data": ("folder:",)}
+_KNOWN = {"network": ("torchvision:", "timm:"), "data": ("folder:", "noise:")}
 # Factories of this package, by each name that a run may have for them.
 _OURS = (
     "planescope.data.small:sklearn_digits",

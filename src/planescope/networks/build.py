@@ -16,10 +16,12 @@ from planescope.networks.paper import (
     Convolution,
     Dropout,
     Flatten,
+    GroupNorm,
     Initialiser,
     Linear,
     MaxPool,
     ReLU,
+    Smooth,
     network,
     smallest_image,
 )
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from planescope.networks.paper import Operation
+    from planescope.networks.paper import Activation, Operation
 
 
 def build(
@@ -158,9 +160,21 @@ def _paper(
         built = _nested(modules)
     built.to_empty(device="cpu")
     for module in built.modules():
-        if drawn or isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if drawn or isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
             _initialise(module, plan.initialiser)
     return built
+
+
+def _activation(kind: Activation) -> nn.Module:
+    from torch import nn
+
+    match kind:
+        case "leaky":
+            return nn.LeakyReLU()
+        case "gelu":
+            return nn.GELU()
+        case "tanh":
+            return nn.Tanh()
 
 
 def _modules(
@@ -182,8 +196,14 @@ def _modules(
                 channels = filters
             case BatchNorm():
                 yield operation.name, norm(channels, eps=NORM_EPS)
+            case GroupNorm(groups=groups):
+                # One group where the filters cannot be shared out.
+                groups = groups if channels % groups == 0 else 1
+                yield operation.name, nn.GroupNorm(groups, channels, eps=NORM_EPS)
             case ReLU():
                 yield operation.name, nn.ReLU(inplace=True)
+            case Smooth(kind=kind):
+                yield operation.name, _activation(kind)
             case Dropout(probability=probability):
                 yield operation.name, nn.Dropout(probability)
             case MaxPool(kernel=kernel, stride=stride):
@@ -212,7 +232,7 @@ def _nested(modules: Iterable[tuple[str, nn.Module]]) -> nn.Module:
 def _initialise(module: nn.Module, initialiser: Initialiser) -> None:
     from torch import nn
 
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
         module.reset_parameters()
     if not isinstance(module, nn.Conv2d | nn.Linear):
         return

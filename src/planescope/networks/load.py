@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import StateDict
-from planescope.networks import paper as networks
+from planescope.networks import paper
 from planescope.networks.build import build
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def load_network(name: str, state: StateDict, /) -> nn.Module:
         If the state dict is not that of the network; the message has the first difference.
     """
     module = build_like(name, state, drawn=False)
-    _fill(module, networks.match(name, state) if ":" not in name else state, name)
+    _fill(module, paper.match(name, state) if ":" not in name else state, name)
     return module.eval()
 
 
@@ -59,18 +59,18 @@ def build_like(
     UsageError, CheckpointError
         As `load_network`.
     """
-    paper = ":" not in name
-    if paper:
-        state = networks.match(name, state)
+    is_paper = ":" not in name
+    if is_paper:
+        state = paper.match(name, state)
     shapes = {key: tensor.shape for key, tensor in state.tensors.items()}
     # A file may hold its tensors in any order; safetensors sorts them by name.
-    order = [f"{layer}.weight" for layer in networks.places(name)] if paper else _weights(name)
+    order = [f"{layer}.weight" for layer in paper.places(name)] if is_paper else _weights(name)
     weights = [shapes[key] for key in order if len(shapes.get(key, ())) > 1]
     if not weights:
         raise CheckpointError(f"not the network {name}: the file has no weights")
     first, last = weights[0], weights[-1]
     sizes: dict[str, Any] = {"in_channels": first[1], "classes": last[0]}
-    if not paper:
+    if not is_paper:
         return build(name, **sizes, seed=seed)
     sizes |= _image(first)
     return build(name, **sizes, width=_width(name, shapes), seed=seed, drawn=drawn)
@@ -96,8 +96,8 @@ def _image(first: tuple[int, ...]) -> dict[str, int]:
 def _width(name: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
     """Return the factor that gives every layer its number of filters, each rounded."""
     low, high = 0.0, math.inf
-    for operation in networks.network(name).operations:
-        if isinstance(operation, networks.Convolution | networks.Linear) and operation.filters:
+    for operation in paper.network(name).operations:
+        if isinstance(operation, paper.Convolution | paper.Linear) and operation.filters:
             found, usual = shapes[f"{operation.name}.weight"][0], operation.filters
             least = (found - 0.5) / usual if found > 1 else 0.0  # no layer has fewer than 1
             low, high = max(low, least), min(high, (found + 0.5) / usual)

@@ -262,7 +262,12 @@ def _rule(layer: str, norm: str, *, is_last: bool) -> _Rule | None:
         return None
     if digits == other_digits:
         return ("twin", words, other_words)
-    if digits and digits[:-1] == other_digits[:-1] and int(other_digits[-1]) == int(digits[-1]) + 1:
+    if (
+        digits
+        and len(digits) == len(other_digits)
+        and digits[:-1] == other_digits[:-1]
+        and int(other_digits[-1]) == int(digits[-1]) + 1
+    ):
         return ("shift", words, other_words)
     return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from planescope.files.errors import CheckpointError, UsageError, nearest
 from planescope.hyperplanes.layer import Kind, Place, StateDict
@@ -17,6 +17,8 @@ from planescope.networks.places import Node, Position, Role, follow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+Activation = Literal["leaky", "gelu", "tanh"]
 
 # PyTorch's default, which all of these networks keep.
 NORM_EPS = 1e-5
@@ -65,6 +67,25 @@ class ReLU:
 
 
 @dataclass(frozen=True, slots=True)
+class Smooth:
+    """An activation that cuts nothing off: leaky ReLU (slope 0.01), GELU or tanh."""
+
+    kind: Activation = "gelu"
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorm:
+    """Over groups of the filters of the layer before it, in each example."""
+
+    groups: int = 2
+    name: str = ""
+
+    def __str__(self) -> str:
+        return "a group norm"
+
+
+@dataclass(frozen=True, slots=True)
 class Dropout:
     """Sets the share `probability` of its inputs to zero in training."""
 
@@ -96,15 +117,17 @@ class Flatten:
     name: str = ""
 
 
-WithWeight = Convolution | Linear | BatchNorm
-Operation = WithWeight | ReLU | Dropout | MaxPool | AveragePool | Flatten
+WithWeight = Convolution | Linear | BatchNorm | GroupNorm
+Operation = WithWeight | ReLU | Smooth | Dropout | MaxPool | AveragePool | Flatten
 
 
 _ROLES: dict[type[Operation], Role] = {
     Convolution: Role.LAYER,
     Linear: Role.LAYER,
     BatchNorm: Role.NORM,
+    GroupNorm: Role.SHIFT,
     ReLU: Role.RELU,
+    Smooth: Role.OTHER,
     Dropout: Role.IDENTITY,
     MaxPool: Role.VIEW,
     AveragePool: Role.VIEW,
@@ -217,6 +240,35 @@ def _mlp(*, norm: bool = False) -> Network:
     return Network((*operations, Linear(None, "classifier")), Initialiser.KAIMING)
 
 
+def _varied(operations: Iterable[Operation], norm: str, activation: str) -> Iterator[Operation]:
+    """Give operations another norm behind each convolution, and another activation."""
+    for operation in operations:
+        match operation:
+            case BatchNorm():
+                continue
+            case ReLU() if activation:
+                yield Smooth(activation)  # type: ignore[arg-type]
+            case _:
+                yield operation
+        if isinstance(operation, Convolution) and norm:
+            yield BatchNorm() if norm == "bn" else GroupNorm()
+
+
+def _variants(name: str) -> dict[str, Network]:
+    """A network with each norm and each activation, under NAME[_bn|_gn][_leaky|_gelu|_tanh]."""
+    plan = {"lenet": _LENET, "vgg11": _vgg("vgg11")}[name]
+    heads = ("features", "classifier")
+    parts = [[o for o in plan.operations if o.name.startswith(head)] for head in heads]
+    size = next(o.size for o in plan.operations if isinstance(o, AveragePool))
+    found = {}
+    for norm in ("", "bn", "gn"):
+        for activation in ("", *get_args(Activation)):
+            features, classifier = (list(_varied(part, norm, activation)) for part in parts)
+            title = "_".join(filter(None, (name, norm, activation)))
+            found[title] = Network(_sequential(features, size, classifier), plan.initialiser)
+    return found
+
+
 NETWORKS: dict[str, Network] = {
     "lenet": _LENET,
     "alexnet": _ALEXNET,
@@ -225,6 +277,8 @@ NETWORKS: dict[str, Network] = {
     "vgg19_orig": _vgg("vgg19", initialiser=Initialiser.NORMAL),
     "mlp": _mlp(),
     "mlp_bn": _mlp(norm=True),
+    # Ours: what the bias owes to the activation and to the norm.
+    **{title: plan for name in ("lenet", "vgg11") for title, plan in _variants(name).items()},
 }
 
 
@@ -376,7 +430,7 @@ def _misfit(operations: Iterable[Operation], shapes: Mapping[str, tuple[int, ...
                 area = size * size
             case Flatten() if width is not None:
                 width *= area
-            case Convolution() | Linear() | BatchNorm():
+            case Convolution() | Linear() | BatchNorm() | GroupNorm():
                 shape = shapes.get(operation.name)
                 if shape is None:
                     return f"{operation.name} should be {operation}, but there is none of that name"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -27,128 +27,13 @@ from planescope.hyperplanes.layer import Kind, Place, kind_of_convolution
 from planescope.networks.affine import Leaf
 from planescope.networks.functional import FUNCTIONAL_LAYERS, Functional, find_functional
 from planescope.networks.places import Node, Position, Role, follow
+from planescope.networks.step import Step, StepNorm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
-_PADDINGS = ("zero", "reflection", "replication", "circular")
-
-# Modules, functions and methods go by one name, in lower case and without underscores: nn.MaxPool2d
-# and F.max_pool2d are both "maxpool2d", "relu" and the in-place "relu_" are both "relu".
-_WORDS = {
-    Role.RELU: {"relu", "relu6"},
-    Role.GATE: {
-        *("sigmoid", "hardsigmoid", "softmax", "softmax2d", "gumbelsoftmax", "softmin"),
-        *("softplus", "exp", "abs", "square", "sqrt", "rsqrt", "norm", "var", "std"),
-    },
-    # In evaluation these give what they get.
-    Role.IDENTITY: {
-        *("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout"),
-        *("featurealphadropout", "stochasticdepth", "contiguous", "clone", "detach", "float"),
-        *("half", "double", "bfloat16", "to", "typeas", "cuda", "cpu"),
-    },
-    # These move values about, or take means and maxima of them: each stays what it is.
-    Role.VIEW: {
-        *("flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "permute"),
-        *("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "chunk", "split"),
-        *("tensorsplit", "getitem", "narrow", "unbind", "expand", "expandas", "repeat"),
-        *("repeatinterleave", "tile", "roll", "flip", "rot90", "select", "indexselect", "unfold"),
-        *("channelshuffle", "pixelshuffle", "pixelunshuffle", "nativechannelshuffle"),
-        *(f"{how}maxpool{n}d" for how in ("", "adaptive", "fractional") for n in (1, 2, 3)),
-        *(f"{how}avgpool{n}d" for how in ("", "adaptive") for n in (1, 2, 3)),
-        *("mean", "sum", "amax", "amin", "cumsum", "lppool1d", "lppool2d", "localresponsenorm"),
-        *(f"{how}pad{n}d" for how in _PADDINGS for n in (1, 2, 3)),
-        *("upsamplingnearest2d", "upsamplingbilinear2d"),
-    },
-    Role.JOIN: {"add", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "minimum"},
-    Role.PRODUCT: {"mul", "multiply", "div", "divide", "truediv"},
-    Role.MAXIMUM: {"maximum"},
-    Role.SHIFT: {"sub", "subtract"},
-}
-_ROLES = {word: role for role, words in _WORDS.items() for word in words}
-
-_CLAMPS = {"hardtanh", "clamp", "clampmin", "clip"}
-_PADS = {"pad", *(f"constantpad{n}d" for n in (1, 2, 3))}
-_RESIZES = {"interpolate", "upsample"}
-# An `alpha` that scales the second operand is a number too.
-_ARITHMETIC = {
-    *("add", "sub", "subtract", "minimum", "maximum"),
-    *("mul", "multiply", "div", "divide", "truediv"),
-}
-_STEPS = {f"{what}pool{n}d" for what in ("max", "avg", "lp") for n in (1, 2, 3)}
-
-# Whoever asks for these does not read the values.
-_METADATA = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
-
 _NO_LEAVES: Mapping[nn.Module, Leaf] = MappingProxyType({})
-
-
-class _Norm(NamedTuple):
-    name: str
-    eps: float
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Step:
-    """A node of the graph, with what it reads as the values are by then.
-
-    `place` holds what the layer itself tells, where the step is one.
-    """
-
-    node: fx.Node
-    operation: str
-    module: nn.Module | None
-    inputs: tuple[fx.Node, ...]
-    layer: str | None = None
-    place: Place | None = None
-    norm: _Norm | None = None
-    constant: object = None
-    leaf: Leaf | None = None
-
-    def option(self, name: str, position: int, default: Any = None) -> Any:
-        """Value of an option, whether a module keeps it or a function is called with it."""
-        if self.module is not None:
-            return getattr(self.module, name, default)
-        if len(self.node.args) > position:
-            return self.node.args[position]
-        return self.node.kwargs.get(name, default)
-
-    @property
-    def reads_values(self) -> bool:
-        """Tell whether it uses a tensor's values, not its shape or type alone."""
-        attribute = self.node.args[1] if self.operation == "getattr" else self.operation
-        return attribute not in _METADATA
-
-    @property
-    def operands(self) -> Iterator[float]:
-        """Yield the numbers written in the code that it computes with."""
-        if self.operation in _ARITHMETIC:
-            given = (*self.node.args, *self.node.kwargs.values())
-            yield from (value for value in given if isinstance(value, int | float))
-
-    @property
-    def rectifies(self) -> bool:
-        """Return whether it is a ReLU, or clamps like one."""
-        if self.operation in _CLAMPS:
-            least = self.option("min_val", 1, self.node.kwargs.get("min"))
-            return isinstance(least, int | float) and least >= 0
-        if self.operation == "threshold":
-            least, instead = self.option("threshold", 1), self.option("value", 2)
-            return isinstance(least, int | float) and min(least, instead) >= 0
-        return _ROLES.get(self.operation) is Role.RELU
-
-    @property
-    def downsamples(self) -> bool:
-        """Return whether it is a pooling or a convolution with a stride."""
-        if self.place is not None and self.place.kind in (Kind.CONV, Kind.POINTWISE):
-            stride = self.option("stride", 3, 1) if self.leaf is None else self.leaf.stride
-        elif self.operation in _STEPS:
-            stride = self.option("stride", 2) or self.option("kernel_size", 1)
-        else:
-            return False
-        strides = stride if isinstance(stride, tuple | list) else (stride,)
-        return any(isinstance(extent, int) and extent > 1 for extent in strides)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -318,7 +203,7 @@ def _steps(
     leaves: Mapping[nn.Module, Leaf],
     names: Mapping[str, str],
     functional: Mapping[fx.Node, Functional],
-) -> Iterator[_Step]:
+) -> Iterator[Step]:
     modules = dict(root.named_modules())
     latest: dict[fx.Node, fx.Node] = {}  # what an in-place operation made of a value
 
@@ -334,7 +219,7 @@ def _steps(
         held = attrgetter(node.target)(root) if node.op == "get_attr" else None
         operation = name.lower().replace("_", "")
         leaf = None if module is None else leaves.get(module)
-        step = _Step(node, operation, module, inputs, constant=held, leaf=leaf)
+        step = Step(node, operation, module, inputs, constant=held, leaf=leaf)
         step = _recognised(step, functional)
         yield dataclasses.replace(step, layer=step.layer and names.get(step.layer, step.layer))
         if inputs and _is_in_place(step, name):
@@ -348,7 +233,7 @@ def _called(node: fx.Node, module: nn.Module | None) -> str:
     return str(getattr(target, "__name__", target))
 
 
-def _is_in_place(step: _Step, name: str) -> bool:
+def _is_in_place(step: Step, name: str) -> bool:
     if step.module is not None:
         return getattr(step.module, "inplace", False) is True
     return step.node.kwargs.get("inplace") is True or (
@@ -356,28 +241,28 @@ def _is_in_place(step: _Step, name: str) -> bool:
     )
 
 
-def _recognised(step: _Step, functional: Mapping[fx.Node, Functional]) -> _Step:
+def _recognised(step: Step, functional: Mapping[fx.Node, Functional]) -> Step:
     """Return the step with what it tells where it is a layer or a batch norm."""
     if step.leaf is not None:
         eps = step.leaf.eps
-        norm = None if eps is None else _Norm(step.node.target, eps)
+        norm = None if eps is None else StepNorm(step.node.target, eps)
         layer = step.node.target if step.leaf.place is not None else None
         return dataclasses.replace(step, layer=layer, place=step.leaf.place, norm=norm)
     if step.module is not None:
         if (place := place_of(step.module)) is not None:
             return dataclasses.replace(step, layer=step.node.target, place=place)
         if isinstance(step.module, _NormBase) and step.module.running_mean is not None:
-            return dataclasses.replace(step, norm=_Norm(step.node.target, step.module.eps))
+            return dataclasses.replace(step, norm=StepNorm(step.node.target, step.module.eps))
         if _is_frozen_norm(step.module):
             eps = getattr(step.module, "eps", _FROZEN_EPS)
-            return dataclasses.replace(step, norm=_Norm(step.node.target, eps))
+            return dataclasses.replace(step, norm=StepNorm(step.node.target, eps))
     elif step.operation in FUNCTIONAL_LAYERS:
         if (held := functional.get(step.node)) is not None:
             return dataclasses.replace(step, layer=held.name, place=held.place)
         # Its weight is made of the input, or is a constant of the code.
         return dataclasses.replace(step, place=Place(kind=FUNCTIONAL_LAYERS[step.operation]))
     elif step.operation == "batchnorm" and (mean := _attribute(step.option("running_mean", 1))):
-        norm = _Norm(mean.removesuffix(".running_mean"), step.option("eps", 7, 1e-5))
+        norm = StepNorm(mean.removesuffix(".running_mean"), step.option("eps", 7, 1e-5))
         return dataclasses.replace(step, norm=norm)
     return step
 
@@ -389,10 +274,10 @@ def _attribute(argument: object) -> str | None:
     return None
 
 
-def _nodes(steps: Sequence[_Step]) -> tuple[list[Node], dict[int, _Norm]]:
+def _nodes(steps: Sequence[Step]) -> tuple[list[Node], dict[int, StepNorm]]:
     """Translate what torch was asked for; with the norms by the numbers of their nodes."""
     nodes: list[Node] = []
-    norms: dict[int, _Norm] = {}
+    norms: dict[int, StepNorm] = {}
     numbers: dict[fx.Node, int] = {}
     for step in steps:
         reads = tuple(numbers[node] for node in step.inputs)
@@ -410,7 +295,7 @@ def _number(value: float) -> Node:
     return Node(role=Role.CONSTANT, is_non_negative=lambda: value >= 0)
 
 
-def _node(step: _Step, reads: tuple[int, ...]) -> Node:
+def _node(step: Step, reads: tuple[int, ...]) -> Node:
     if step.node.op == "placeholder":
         return Node(role=Role.IMAGE)
     if step.node.op == "get_attr":
@@ -420,7 +305,7 @@ def _node(step: _Step, reads: tuple[int, ...]) -> Node:
     if step.place is not None:
         name = step.layer or ""
         return Node(role=Role.LAYER, reads=reads, name=name, downsamples=step.downsamples)
-    return Node(role=_role(step), reads=reads, downsamples=step.downsamples)
+    return Node(role=step.role, reads=reads, downsamples=step.downsamples)
 
 
 def _is_non_negative(constant: object) -> bool:
@@ -430,19 +315,7 @@ def _is_non_negative(constant: object) -> bool:
     return not constant.is_meta and constant.numel() <= _MAX_LOOK and bool((constant >= 0).all())
 
 
-def _role(step: _Step) -> Role:
-    if step.norm is not None:
-        return Role.NORM
-    if step.rectifies:
-        return Role.RELU
-    if step.operation in _PADS:
-        return Role.VIEW if (step.option("value", 3) or 0) >= 0 else Role.SHIFT
-    if step.operation in _RESIZES:
-        return Role.SHIFT if step.option("mode", 3, "nearest") == "bicubic" else Role.VIEW
-    return _ROLES.get(step.operation, Role.OTHER)
-
-
-def _placed(place: Place, position: Position, norms: Mapping[int, _Norm]) -> Place:
+def _placed(place: Place, position: Position, norms: Mapping[int, StepNorm]) -> Place:
     norm = None if position.norm is None else norms[position.norm]
     return dataclasses.replace(
         place,

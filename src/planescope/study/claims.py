@@ -1,4 +1,4 @@
-"""The paper's four claims (METHOD, section 7), each answered by a study's runs.
+"""The paper's claims (METHOD, section 7), each answered by a study's runs.
 
 A run is what counts once: its value is the mean over its layers behind a ReLU, and intervals and
 tests are over runs. Networks are strata: what is said of all of them is the mean of what is found
@@ -8,19 +8,28 @@ in each, so that no network counts more for having more runs.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from planescope.criticality.relate import relate
 from planescope.criticality.relation import Relation
 from planescope.files.errors import UsageError
 from planescope.files.results import Table
 from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg
+from planescope.study.effects import (
+    ALL,
+    COLUMNS,
+    Effect,
+    difference,
+    effect_of,
+    mean,
+    with_all,
+)
+from planescope.study.turns import turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,79 +44,14 @@ CLAIMS = {
     2: "The bias appears during training, and with learning.",
     3: "Layers without bias can be reset with little loss, and biased layers are critical.",
     4: "The effect depends on the data, on batch norm and on noise.",
+    # Of the authors' figure (VGG19 on CIFAR-10), not of their text.
+    5: "Late layers first turn away from the orthant, and as training goes on back toward it.",
 }
-ALL = "all networks"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effect:
-    """One comparison.
-
-    Attributes
-    ----------
-    claim : int
-        Of `CLAIMS`.
-    network : str
-        Of which network, or ``"all networks"``.
-    comparison, measure : str
-        What is compared with what, and in what.
-    runs, others : int
-        Runs on the two sides; 0 others where the same runs are compared with themselves.
-    before, after : float or None
-        Means of the two sides.
-    effect : float
-    low, high : float or None
-        `after` less `before`, and its 95 % interval: Student's over runs, Welch's between groups.
-    p : float or None
-        Two-sided, by the same law. None with one run, or where no run differs from another.
-    q : float or None
-        Corrected over all tests of the claim (Benjamini-Hochberg).
-    """
-
-    claim: int
-    network: str
-    comparison: str
-    measure: str
-    runs: int
-    others: int
-    before: float | None
-    after: float | None
-    effect: float
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    q: float | None = None
-
-    def cells(self) -> tuple[str, ...]:
-        """Return the texts of a table's row."""
-        interval = "" if self.low is None else f"{self.low:+.2f} to {self.high:+.2f}"
-        return (
-            self.network,
-            self.comparison,
-            self.measure,
-            f"{self.runs}" + (f" and {self.others}" if self.others else ""),
-            _number(self.before, ".2f"),
-            _number(self.after, ".2f"),
-            _number(self.effect, "+.2f"),
-            interval,
-            _number(self.p, ".2g"),
-            _number(self.q, ".2g"),
-        )
-
-
-# What `Effect.cells` gives.
-COLUMNS = (
-    "network", "comparison", "measure", "runs", "from", "to", "effect", "95 % interval", "p", "q",
-)  # fmt: skip
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claims(Table):
-    """The answers of a study to the four claims.
+    """The answers of a study to the claims.
 
     Attributes
     ----------
@@ -153,56 +97,8 @@ class Claims(Table):
         return " ".join(self.answers), columns
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    """A mean or a difference: its value, the variance of that, and the degrees of freedom."""
-
-    value: float
-    variance: float
-    freedom: float
-
-    def bounds(self) -> tuple[float | None, float | None, float | None]:
-        """Return 95 % interval and p-value."""
-        from scipy.special import stdtr, stdtrit
-
-        if not self.freedom or not self.variance:
-            return None, None, None
-        error = math.sqrt(self.variance)
-        half = float(stdtrit(self.freedom, 0.975)) * error
-        p = 2 * float(stdtr(self.freedom, -abs(self.value) / error))
-        return self.value - half, self.value + half, p
-
-
-def _mean(values: Sequence[float]) -> _Estimate:
-    count = len(values)
-    variance = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
-    return _Estimate(float(np.mean(values)), variance, count - 1)
-
-
-def _difference(after: Sequence[float], before: Sequence[float]) -> _Estimate:
-    """Return Welch's."""
-    sides = [_mean(after), _mean(before)]
-    return _Estimate(sides[0].value - sides[1].value, *_pooled(sides, 1.0))
-
-
-def _average(estimates: Sequence[_Estimate]) -> _Estimate:
-    """Return the mean of independent ones, each counting alike."""
-    count = len(estimates)
-    value = sum(one.value for one in estimates) / count
-    return _Estimate(value, *_pooled(estimates, 1 / count))
-
-
-def _pooled(estimates: Sequence[_Estimate], weight: float) -> tuple[float, float]:
-    """Return the variance of a weighted sum, and its degrees of freedom (Satterthwaite)."""
-    if not all(one.freedom for one in estimates):
-        return 0.0, 0.0
-    parts = [weight * weight * one.variance for one in estimates]
-    spread = sum(p * p / one.freedom for p, one in zip(parts, estimates, strict=True))
-    return sum(parts), sum(parts) ** 2 / spread if spread else 0.0
-
-
 def claims(study: Study | str | os.PathLike[str], /) -> Claims:
-    """Answer the paper's four claims from the runs of a study.
+    """Answer the paper's claims from the runs of a study.
 
     Parameters
     ----------
@@ -252,7 +148,7 @@ def claims_of(
         raise UsageError(
             f"{study}: has no runs with {PLAIN} and all classes to compare the others with"
         )
-    effects = [*_first(plain), *_second(runs, epochs), *_fourth(runs)]
+    effects = [*_first(plain), *_second(runs, epochs), *_fourth(runs), *turns(_of(table, plain))]
     if relation is not None:
         effects += _third(relation)
     corrected: list[Effect] = []
@@ -275,10 +171,20 @@ def plain_runs(table: pd.DataFrame, /) -> list[str]:
 
 
 PLAIN = "true labels, whole images"
+# Where nothing of the images, or nothing at all, can be learned.
+WRONG, RANDOM, NOISE = "all labels wrong", "random labels", "Gaussian noise"
+UNLEARNED = (WRONG, RANDOM, NOISE)
+CENTRED = "centred filters"
 _COLUMNS = [
-    "run", "network", "classes", "label_noise", "shuffle_pixels", "epoch", "input",
-     "agreement", "biased", "negative_centre",
+    "run", "network", "data", "classes", "labels", "label_noise", "shuffle_pixels", "centred",
+    "epoch", "name", "input", "agreement", "biased", "negative_mass", "negative_centre",
 ]  # fmt: skip
+
+
+def _of(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the layers behind a ReLU of some runs."""
+    inner = with_conditions(table)
+    return inner[inner["run"].isin(set(runs.index))]
 
 
 def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
@@ -295,11 +201,17 @@ def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
     for name in ("run", "network", "name"):
         if name in inner:
             inner[name] = inner[name].astype(str)
-    # All classes: as many as a run can have where that is known, else where none were chosen.
-    most = math.inf if inner["classes"].isna().any() else inner["classes"].max()
-    columns = (inner[key] for key in ("classes", "label_noise", "shuffle_pixels"))
-    inner["condition"] = [_condition(*row, most=most) for row in zip(*columns, strict=True)]
+    inner["condition"] = condition_of(inner)
     return inner
+
+
+def condition_of(table: pd.DataFrame, /) -> list[str]:
+    """Return what the run of each row of a study's table was trained on, in words."""
+    # All classes: as many as a run can have where that is known, else where none were chosen.
+    most = math.inf if table["classes"].isna().any() else table["classes"].max()
+    # Tables of before lack the last three.
+    columns = (table.get(key, itertools.repeat(None, len(table))) for key in _CONDITIONS)
+    return [_condition(*row, most=most) for row in zip(*columns, strict=True)]
 
 
 def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -319,24 +231,34 @@ def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return runs, pd.merge(epochs, about, left_on="run", right_index=True)
 
 
-def _condition(classes: float, noise: float, shuffled: bool, *, most: float) -> str:
+# What a condition is made of, in the order of `_condition`.
+_CONDITIONS = ("classes", "label_noise", "shuffle_pixels", "labels", "data", "centred")
+
+
+def _condition(
+    classes: float,
+    noise: float,
+    shuffled: bool,
+    labels: str | float | None,
+    data: str | float | None,
+    centred: bool | float | None,
+    *,
+    most: float,
+) -> str:
     parts = []
+    if str(data).startswith("noise:"):
+        parts.append(NOISE)
     if classes < most:  # NaN, all of them, is not
         parts.append(f"{classes:.0f} classes")
     if noise:
-        parts.append(f"{noise:.0%} of the labels wrong" if noise < 1 else "all labels wrong")
+        parts.append(f"{noise:.0%} of the labels wrong" if noise < 1 else WRONG)
     if shuffled:
         parts.append("shuffled pixels")
+    if labels == "random":
+        parts.append(RANDOM)
+    if centred is True or centred == 1:  # NaN where a table does not say
+        parts.append(CENTRED)
     return ", ".join(parts) or PLAIN
-
-
-def _effect(
-    estimate: _Estimate, *, before: float | None, after: float | None, **about: Any
-) -> Effect:
-    low, high, p = estimate.bounds()
-    return Effect(
-        before=before, after=after, effect=estimate.value, low=low, high=high, p=p, **about
-    )
 
 
 def _first(plain: pd.DataFrame) -> Iterator[Effect]:
@@ -344,12 +266,12 @@ def _first(plain: pd.DataFrame) -> Iterator[Effect]:
     for key, measure in (("biased", "share of biased layers"), ("agreement", "agreement")):
         both = plain.dropna(subset=[key, f"{key}_0"])
         changes = {
-            str(network): _mean(list(own[key] - own[f"{key}_0"]))
+            str(network): mean(list(own[key] - own[f"{key}_0"]))
             for network, own in both.groupby("network")
         }
-        for network, estimate in _with_all(changes):
+        for network, estimate in with_all(changes):
             own = both if network == ALL else both[both["network"] == network]
-            yield _effect(
+            yield effect_of(
                 estimate,
                 claim=1,
                 network=network,
@@ -360,13 +282,6 @@ def _first(plain: pd.DataFrame) -> Iterator[Effect]:
                 before=_of_networks(own, f"{key}_0"),
                 after=_of_networks(own, key),
             )
-
-
-def _with_all(estimates: dict[str, _Estimate]) -> Iterator[tuple[str, _Estimate]]:
-    """Yield the networks, and their mean where there are several of which the spread is known."""
-    yield from estimates.items()
-    if len(estimates) > 1:
-        yield ALL, _average(list(estimates.values()))
 
 
 def _of_networks(runs: pd.DataFrame, key: str) -> float:
@@ -382,13 +297,13 @@ def _second(runs: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[Effect]:
         now = plain[plain["epoch"] == epoch].set_index("run")
         now = now[now.index.isin(start.index)]
         changes = {
-            str(network): _mean(list(own["agreement"] - start[own.index]))
+            str(network): mean(list(own["agreement"] - start[own.index]))
             for network, own in now.groupby("network")
         }
         # Epochs that some network has no snapshot of would compare other networks.
         if set(changes) == set(plain["network"]):
-            network, estimate = list(_with_all(changes))[-1]
-            yield _effect(
+            network, estimate = list(with_all(changes))[-1]
+            yield effect_of(
                 estimate,
                 claim=2,
                 network=network,
@@ -399,7 +314,8 @@ def _second(runs: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[Effect]:
                 before=_of_networks(now.assign(start=start[now.index]), "start"),
                 after=_of_networks(now, "agreement"),
             )
-    yield from _between(runs, 2, "all labels wrong", "agreement", "agreement")
+    for condition in UNLEARNED:
+        yield from _between(runs, 2, condition, "agreement", "agreement")
 
 
 def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:
@@ -411,8 +327,8 @@ def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:
         normed, bare = (plain[plain["network"] == n] for n in (f"{network}_bn", network))
         if normed.empty:
             continue
-        yield _effect(
-            _difference(list(normed["agreement"]), list(bare["agreement"])),
+        yield effect_of(
+            difference(list(normed["agreement"]), list(bare["agreement"])),
             claim=4,
             network=network,
             comparison="with batch norm, against without",
@@ -424,8 +340,8 @@ def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:
         )
         told = normed.dropna(subset=["centre"])
         if not told.empty:
-            yield _effect(
-                _mean(list(told["centre"] - told["agreement"])),
+            yield effect_of(
+                mean(list(told["centre"] - told["agreement"])),
                 claim=4,
                 network=f"{network}_bn",
                 comparison="agreement of the centres, against that of the raw masses",
@@ -446,11 +362,11 @@ def _between(
         own = runs[runs["network"] == network]
         after, before = (own.loc[own["condition"] == c, key].dropna() for c in (condition, PLAIN))
         if len(after) and len(before):
-            changes[network] = _difference(list(after), list(before))
+            changes[network] = difference(list(after), list(before))
             sizes[network] = (len(after), len(before), before.mean(), after.mean())
-    for network, estimate in _with_all(changes):
+    for network, estimate in with_all(changes):
         chosen = list(sizes.values()) if network == ALL else [sizes[network]]
-        yield _effect(
+        yield effect_of(
             estimate,
             claim=claim,
             network=network,
@@ -524,7 +440,12 @@ def _sentence(effect: Effect) -> str:
         certain = f"difference {effect.effect:+.2f}, 95 % interval {span}, q = {effect.q:.2g}"
         shown = effect.q < LEVEL
     else:
-        certain, shown = f"difference {effect.effect:+.2f}, no interval", False
-    change = "changes" if shown else "does not change beyond chance"
+        # One run, or runs that do not differ: nothing tells what chance would do.
+        certain, shown = f"difference {effect.effect:+.2f}, no interval", None
+    change = {
+        True: "changes",
+        False: "does not change beyond chance",
+        None: "is seen to change, without a test" if effect.effect else "does not change",
+    }[shown]
     measure = effect.measure[:1].upper() + effect.measure[1:]
     return f"{measure} {change}, {effect.comparison}: from {numbers} ({certain})."

@@ -63,7 +63,7 @@ _SIZES = {
 
 def seconds_of(spec: Spec, device: Device = THREAD, /) -> float | None:
     """Seconds that a run takes on a device; None for networks and data that are not known here."""
-    size, network = _SIZES.get(spec.get("data")), spec.get("network")
+    size, network = _SIZES.get(spec.get("data").removeprefix("noise:")), spec.get("network")
     if size is None or network not in NETWORKS:
         return None
     share = (spec.get("classes") or size.classes) / size.classes

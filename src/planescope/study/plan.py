@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from planescope.data.sources import check_name
 from planescope.files.errors import PlanescopeError, UsageError, nearest
 from planescope.files.yaml import Document, read_document, shown
-from planescope.networks import paper as networks
+from planescope.networks import paper
 from planescope.study.spec import DEFAULTS, Spec, Step, name_of
 from planescope.training.config import FieldError, RunConfig
 
@@ -372,7 +372,7 @@ def _is_list_of(field: str, values: Any) -> bool:
 def _check_meaning(field: str, value: Any) -> None:
     """Refuse now what every run would be refused for."""
     if field == "network" and ":" not in value:
-        networks.network(value)
+        paper.network(value)
     elif field == "data":
         check_name(value)
     elif field == "devices" and value > 1:

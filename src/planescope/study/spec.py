@@ -78,10 +78,14 @@ def _said(config: Mapping[str, Any]) -> list[str]:
     parts.append(_plain(config["data"]))
     if config["classes"] is not None:
         parts.append(f"c{config['classes']}")
+    if config["labels"] != DEFAULTS["labels"]:
+        parts.append(f"{config['labels']}-labels")
     if config["label_noise"]:
         parts.append(f"n{config['label_noise']:g}")
     if config["shuffle_pixels"]:
         parts.append("shuffled")
+    if config["centred"]:
+        parts.append("centred")
     return parts
 
 

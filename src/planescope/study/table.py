@@ -43,9 +43,9 @@ RESET_KEYS = ("reset_accuracy", "relative_drop", "reset_p_value", "reset_signifi
 
 # Fields of a config that runs are compared by; the others are in each run's config.yaml.
 CONFIG_KEYS = (
-    "network", "width", "data", "classes", "examples", "validation", "label_noise",
+    "network", "width", "data", "classes", "examples", "validation", "labels", "label_noise",
     "shuffle_pixels", "resize", "augment", "normalise", "data_seed", "epochs", "batch_size",
-    "optimiser", "learning_rate", "weight_decay", "schedule", "precision", "seed",
+    "optimiser", "learning_rate", "weight_decay", "schedule", "centred", "precision", "seed",
 )  # fmt: skip
 # All but the rate, which would hide the config's; schedules are in each run's metrics.csv.
 METRIC_KEYS = tuple(

@@ -66,6 +66,16 @@ class FieldError(UsageError):
         self.field = field
 
 
+# Runs that differ in these alone are repetitions: seeds, and how the work was done.
+REPETITION = frozenset(
+    {
+        "seed", "data_seed", "validation_seed", "data_path", "download", "workers", "threads",
+        "accelerator", "devices", "strategy", "compile", "loggers", "train_accuracy",
+        "snapshots_until", "snapshots_every",
+    }
+)  # fmt: skip
+
+
 class RunConfig(BaseModel):
     """Everything that decides how a run goes; the same record gives the same weights.
 
@@ -83,7 +93,8 @@ class RunConfig(BaseModel):
     network: str = Field(
         "lenet",
         description="One of the paper's networks (lenet, alexnet, vgg11 ... vgg19_bn, vgg19_orig, "
-        "mlp, mlp_bn), torchvision:NAME, timm:NAME or package.module:callable.",
+        "mlp, mlp_bn), lenet or vgg11 with _bn or _gn (batch, group norm) and _leaky, _gelu or "
+        "_tanh behind the name, torchvision:NAME, timm:NAME or package.module:callable.",
     )
     width: float = Field(
         1.0, gt=0, description="Multiplies the number of filters of each layer but the last."
@@ -91,8 +102,9 @@ class RunConfig(BaseModel):
 
     data: str = Field(
         "digits",
-        description="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, imagenet, folder:PATH "
-        "or package.module:callable.",
+        description="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, imagenet, noise:NAME "
+        "(Gaussian images of a data set's size and moments, random labels), folder:PATH or "
+        "package.module:callable.",
     )
     data_path: str | None = Field(None, description="Where the files of the data lie.")
     download: bool = Field(False, description="Let torchvision download the data if missing.")
@@ -110,6 +122,11 @@ class RunConfig(BaseModel):
         0.1, gt=0, lt=1, description="Share of the training examples that is taken for that."
     )
     validation_seed: int = Field(0, ge=0, description="Seed of that draw.")
+    labels: Literal["given", "random"] = Field(
+        "given",
+        description="Training labels: the data set's, or for each example one drawn from all "
+        "classes, so that the right one may come too.",
+    )
     label_noise: float = Field(
         0.0, ge=0, le=1, description="Share of training labels replaced by another class."
     )
@@ -161,6 +178,11 @@ class RunConfig(BaseModel):
         "this many epochs.",
     )
     min_delta: float = Field(0.0, ge=0, description="Least fall of the loss that counts.")
+    centred: bool = Field(
+        False,
+        description="Take the mean off each filter of the convolutions (of the hidden linear "
+        "layers where there are none) at initialisation and after each step.",
+    )
     seed: int = Field(
         0, ge=0, lt=2**32, description="Of initial weights, order, augmentation and dropout."
     )

@@ -29,7 +29,7 @@ from planescope.files.errors import (
 )
 from planescope.files.folders import refuse_ways_out
 from planescope.files.optional import consented, is_foreign, required
-from planescope.networks import paper as networks
+from planescope.networks import paper
 from planescope.training.processor import fitting_precision
 from planescope.training.run import Run, State, Status
 from planescope.training.stopping import is_last, on_interrupt
@@ -99,7 +99,7 @@ def train(
     if resume and run.exists:
         config = _consented(run, config, trust)
     if ":" not in config.network:
-        networks.network(config.network)
+        paper.network(config.network)
     for package in ("torch", "pytorch_lightning"):
         required(package)
     for name in config.loggers:
@@ -198,6 +198,8 @@ def _prepare(
             raise CheckpointError(
                 f"{run.path}: its weights are not those of {config.network} ({one_line(exc):.200})"
             ) from exc
+    task = Task(network, config, data)
+    task.centre()
     layers = Layers(network, config)
     if config.compile:
         network.compile()
@@ -209,7 +211,7 @@ def _prepare(
     }
     recorder = Recorder(run, config, layers, about)
     callbacks = [recorder, *([] if progress is None else [Reporter(progress, recorder)])]
-    return _trainer(config, run, callbacks), Task(network, config, data), recorder
+    return _trainer(config, run, callbacks), task, recorder
 
 
 def _data(config: RunConfig) -> Data:
@@ -234,10 +236,11 @@ def load_split(config: RunConfig, split: Split) -> Images | Files:
 
 
 def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
-    from planescope.data.load import DataOptions, Resize, Validation, load
+    from planescope.data.load import DataOptions, Labels, Resize, Validation, load
 
     own: dict[str, Any] = {
         "validation": Validation(config.validation),
+        "labels": Labels(config.labels),
         "resize": Resize(resize),
         "seed": config.data_seed,
     }
@@ -249,7 +252,7 @@ def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
 
 
 def _smallest_image(network: str) -> int:
-    return networks.smallest_image(network) if network in networks.NETWORKS else 1
+    return paper.smallest_image(network) if network in paper.NETWORKS else 1
 
 
 def _network(config: RunConfig, data: Data) -> nn.Module:

@@ -336,6 +336,11 @@ class Run:
         return self._by_epoch(_SNAPSHOTS)
 
     @property
+    def keeps_tables_alone(self) -> bool:
+        """Return whether it is finished without its weights, as those in `studies/results` are."""
+        return not self._part(_SNAPSHOTS).exists() and self.status.state is State.FINISHED
+
+    @property
     def measurements(self) -> pd.DataFrame:
         """Every layer at every snapshot: `epoch`, `view`, and the keys of a measurement's layers.
 

@@ -149,6 +149,27 @@ class Task(pl.LightningModule):
             self._must_be_finite(*self._summed(self._loss[None]))
         return loss
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Project the filters where the config says so."""
+        self.centre()
+
+    @torch.no_grad()
+    def centre(self) -> None:
+        """Take its mean off each filter, where the config says so: its projection is then 0."""
+        for weight in self._centred:
+            weight.sub_(weight.flatten(1).mean(1).view(-1, *(1,) * (weight.dim() - 1)))
+
+    @functools.cached_property
+    def _centred(self) -> list[torch.Tensor]:
+        if not self._config.centred:
+            return []
+        kinds = torch.nn.modules.conv._ConvNd, torch.nn.Linear
+        found: list[list[torch.Tensor]] = [
+            [m.weight for m in self.network.modules() if isinstance(m, kind)] for kind in kinds
+        ]
+        # The last linear layer gives the classes: no ReLU cuts behind it.
+        return found[0] or found[1][:-1]
+
     def on_validation_epoch_start(self) -> None:
         """Begin to count anew."""
         self._tallies = [_Tally(self.device) for _ in range(1 + self._config.train_accuracy)]

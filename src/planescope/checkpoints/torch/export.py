@@ -15,7 +15,7 @@ from typing import Any
 
 from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, stored_tensor
 from planescope.checkpoints.probe import Probe
-from planescope.checkpoints.torch import export_graph as graph
+from planescope.checkpoints.torch import export_graph
 from planescope.checkpoints.torch.zip import state_dict_of
 from planescope.files.errors import CheckpointError
 from planescope.files.zips import Archive
@@ -60,7 +60,7 @@ def read(path: Path) -> Described:
     program = _json(archive, programs[0])
     tensors, notes = _tensors(archive, programs[0])
     try:
-        layers, skipped = graph.described(program, tensors)
+        layers, skipped = export_graph.described(program, tensors)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as exc:
         raise CheckpointError(
             f"{path}: the program makes no sense ({type(exc).__name__}: {exc}); "

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from planescope.criticality.plan.patches import CONVOLUTIONS
+from planescope.criticality.resets.answers import Pick, picked
+from planescope.criticality.synthetic import choose
 from planescope.data.batches import batches
 from planescope.data.load import DataOptions, Files, Images, load
 from planescope.data.loaders import Batch, Loader, call_loader, open_loader
+from planescope.data.pictures import Bank
 from planescope.files.errors import UsageError, one_line, own_place
 
 if TYPE_CHECKING:
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 _FOURTH = 4
 # Examples of a batch that is made here.
 _BATCH = 100
+# Pixels a side of synthetic pictures, where nobody tells.
+_SIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,6 +114,76 @@ def take(
             if bool(rows.any()):
                 into.append(rows_of(batch, rows.nonzero()[:, 0]))
     return Examples(name=name, fit=fit, check=check, notes=notes)
+
+
+def halves(both: Examples, most: int, /) -> tuple[Examples, list[Batch]]:
+    """Part examples into those that are worked with and those that choose nothing.
+
+    Of more than `most` every second one is set apart; else none.
+    """
+    if both.fitted + both.checked <= most:
+        return both, []
+    first: dict[str, list[Batch]] = {"fit": [], "check": []}
+    rest: list[Batch] = []
+    for name, several in (("fit", both.fit), ("check", both.check)):
+        start = 0
+        for batch in several:
+            odd = (torch.arange(start, start + batch.size) % 2).bool()
+            start += batch.size
+            for rows, into in ((~odd, first[name]), (odd, rest)):
+                if bool(rows.any()):
+                    into.append(rows_of(batch, rows.nonzero()[:, 0]))
+    return replace(both, fit=first["fit"], check=first["check"]), rest
+
+
+def synthetic(
+    module: nn.Module,
+    shape: tuple[int, ...] | None,
+    /,
+    *,
+    most: int,
+    seed: int = 0,
+    pick: Pick | None = None,
+) -> tuple[torch.Tensor, list[str]]:
+    """Choose synthetic pictures for a network of which no input is known.
+
+    Without a shape, channels are those of the first convolution, and pictures of 32 pixels a side
+    are assumed, which a note says.
+
+    Raises
+    ------
+    UsageError
+        If the network takes no such pictures, or answers the same to all.
+    """
+    notes = []
+    if shape is None:
+        first = next((m for m in module.modules() if isinstance(m, CONVOLUTIONS)), None)
+        shape = (3 if first is None else first.in_channels, _SIDE, _SIDE)
+        sizes = "×".join(map(str, shape))
+        notes.append(f"nobody told the size of the inputs: {sizes} was assumed")
+    if len(shape) != 3:
+        raise UsageError("an input shape of pictures has channels, height and width")
+    held = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(1))
+
+    def run(pictures: Any) -> torch.Tensor:
+        with torch.no_grad():
+            given = torch.from_numpy(pictures.copy()).to(held)
+            found: torch.Tensor = picked(module(given), pick)
+        return found
+
+    sizes = "×".join(map(str, shape))
+    bank = Bank(channels=shape[0], height=shape[1], width=shape[2], seed=seed)
+    try:
+        output = run(next(iter(bank))[:2])
+    except (RuntimeError, ValueError, TypeError, IndexError) as exc:
+        raise UsageError(
+            f"the network takes no pictures of {sizes} ({one_line(exc)}); give their size, or "
+            "inputs of its own by --data (data=)"
+        ) from exc
+    of_classes = output.ndim > 1 and output.shape[1] > 1
+    chosen = choose(lambda p: run(p).double().cpu().numpy(), bank, of_classes=of_classes)
+    rows = torch.linspace(0, len(chosen.images) - 1, min(most, len(chosen.images))).long()
+    return torch.from_numpy(chosen.images)[rows].to(held), notes
 
 
 def _opened(

@@ -46,6 +46,7 @@ def repair(
     architecture: str | nn.Module | None = None,
     data_path: str | os.PathLike[str] | None = None,
     data_options: DataOptions | None = None,
+    input_shape: tuple[int, ...] | None = None,
     on_layer: OnLayer | None = None,
 ) -> Repair:
     """Put each layer of a changed network back to where the data of the whole one lie.
@@ -63,7 +64,8 @@ def repair(
     reference : torch.nn.Module or path
         The whole network, of the same shapes.
     data : DataLoader, Dataset, tensor, iterable of batches, or str
-        Inputs as for `planescope.reset`; labels are not looked at.
+        Inputs as for `planescope.reset`; labels are not looked at. By default synthetic pictures,
+        which stand in for natural images of zero mean and unit variance.
     by : {"least squares", "moments"}
         Fit the weights that stay, or put back mean and deviation of each channel (METHOD, section
         7). Filters of more than 8,192 inputs are repaired by moments.
@@ -77,6 +79,8 @@ def repair(
         Of files: a name as for `planescope.networks.build.build`, or a module, which is copied.
     data_path, data_options
         Of a data set by name.
+    input_shape : tuple of int, optional
+        Channels, height and width of synthetic pictures; without it 32 pixels a side.
     on_layer : callable, optional
         Called with (layers done, layers in all, name), to show progress.
 
@@ -94,7 +98,7 @@ def repair(
     """
     torch = required("torch")
     from planescope.criticality.plan.divergence import Yardstick
-    from planescope.criticality.plan.examples import take
+    from planescope.criticality.plan.examples import synthetic, take
     from planescope.criticality.resets.borrow import borrowed, generators_of, same_random_states
 
     if by not in WAYS:
@@ -107,10 +111,19 @@ def repair(
         own, other = borrowed(given), borrowed(whole)
         check_pair(own, other)
         device = next((t.device for t in other.parameters()), torch.device("cpu"))
+        notes: list[str] = []
+        if data is None:
+            inputs, notes = synthetic(other, input_shape, most=examples, seed=seed, pick=output)
         taken = take(
-            _inputs(data), other, most=examples, device=device, unpack=unpack, seed=seed,
-            data_path=data_path, data_options=data_options,
-        )  # fmt: skip
+            inputs if data is None else data,
+            other,
+            most=examples,
+            device=device,
+            unpack=unpack,
+            seed=seed,
+            data_path=data_path,
+            data_options=data_options,
+        )
         yardstick = Yardstick.of(other, taken.check, output)
         mended = Mending.of(other, taken, yardstick, by=by, seed=seed)
         before = yardstick.value(own)
@@ -121,22 +134,16 @@ def repair(
         source=source,
         reference=name,
         by=by,
-        inputs=taken.name,
+        inputs="synthetic pictures" if data is None else taken.name,
         fitted=taken.fitted,
         checked=taken.checked,
         measure=yardstick.name,
         before=before,
         after=after,
         layers=layers,
-        notes=tuple(taken.notes),
+        notes=(*notes, *taken.notes),
         module=filled(given, own),
     )
-
-
-def _inputs(data: Any) -> Any:
-    if data is None:
-        raise UsageError("give data=, inputs to repair on; they need no labels")
-    return data
 
 
 def _opened(network: Any, architecture: str | nn.Module | None, what: str) -> tuple[nn.Module, str]:

@@ -17,8 +17,7 @@ from planescope.measurement.choice import Choice
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.copies import without_autocast
 from planescope.networks.module import unwrapped
-from planescope.training.tracker import distributed as processes
-from planescope.training.tracker import live
+from planescope.training.tracker import distributed, live
 from planescope.training.tracker.history import History, nulls
 from planescope.training.tracker.reference import Reference, Starts
 
@@ -96,12 +95,12 @@ class Recorder:
             return
         self._root = ref(root)
         like = _like(model)
-        with processes.whole_weights(model), without_autocast(like.device):
-            if processes.is_sharded(model):
+        with distributed.whole_weights(model), without_autocast(like.device):
+            if distributed.is_sharded(model):
                 self._take_shared(model, like, step, epoch)
                 return
             network = self._found(model)
-            if processes.is_first():
+            if distributed.is_first():
                 observed = self._observe(model, like, network)
                 threads = torch.get_num_threads() if like.device.type == "cpu" else 1
                 self._keep(network, step, epoch, observed, threads=threads)
@@ -122,12 +121,12 @@ class Recorder:
             network = self._found(model)
         except Exception as exc:  # whatever it is, all have to know of it
             failure = exc
-        if (failure := processes.agree(failure)) is not None:
+        if (failure := distributed.agree(failure)) is not None:
             raise failure
         observed = self._observe(model, like, network)
-        first, parts = processes.is_first(), []
+        first, parts = distributed.is_first(), []
         for layer in network.layers:
-            held = processes.held(layer)
+            held = distributed.held(layer)
             if not first or failure is not None:
                 continue
             try:
@@ -135,7 +134,7 @@ class Recorder:
                 parts.append(live.read_layers([held], view, starts, observed, threads=1))
             except Exception as exc:  # told when the others have gone on
                 failure = exc
-        if (failure := processes.agree(failure)) is not None:
+        if (failure := distributed.agree(failure)) is not None:
             raise failure
         if first:
             self._add(network, step, epoch, lambda: [one for part in parts for one in part()])
@@ -200,7 +199,7 @@ class Recorder:
                 self._warn(str(exc))
                 return
             self._last_step = step
-            if processes.is_first() and self.history.records:
+            if distributed.is_first() and self.history.records:
                 last = self.history.records[-1].read()
                 layers = self._live.layers if self._live is not None else last.layers
                 failed = self._nulls(layers, last.source, step, exc)
@@ -223,7 +222,7 @@ class Recorder:
     ) -> Mapping[str, Observed]:
         if self._inputs is None:
             return {}
-        with processes.unchanged_random_state(like.device):
+        with distributed.unchanged_random_state(like.device):
             batches = (x.to(like.dtype) if x.is_floating_point() else x for x in self._inputs)
             try:
                 return measure_activations(model, batches, network.parts, device=like.device)

@@ -1,0 +1,1 @@
+"""The atlas: published networks measured, by one command from a list of packages."""

@@ -1,0 +1,172 @@
+"""What plans and repairs cost published CIFAR-10 ResNets that were not developed on.
+
+    python -m checks.planning resnet32 --weights FOLDER --cifar FOLDER --out FOLDER
+
+FOLDER of weights holds ``resnet32-*.th`` and the like (Y. Idelbayev), that of CIFAR-10 the folder
+``cifar-10-batches-py``. A line of ``RESNET.csv`` a rival and cell; broken off, the same command
+goes on behind the last whole cell. resnet20 was for development; the others are the test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import pickle
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from planescope.criticality.plan.examples import synthetic
+from planescope.criticality.plan.search import Bench
+
+# What is asked for, those of the goals first.
+CELLS = (
+    ("prune", 0.2), ("bits", 3), ("prune", 0.1), ("bits", 2), ("prune", 0.3), ("bits", 4),
+    ("prune", 0.5),
+)  # fmt: skip
+# Unlabelled images; 0: nothing but the network.
+IMAGES = (400, 0, 100, 10)
+# Labelled test images that tell the truth.
+TRUTH = 2000
+SYNTHETIC = 600
+FIELDS = (
+    *("network", "way", "asked", "images", "seed", "rival", "repaired", "chosen", "whole"),
+    *("accuracy", "seconds"),
+)
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut that is padded with zeros."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride, self.more = stride, outputs - inputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Give the block's output."""
+        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        if self.more:
+            x = x[:, :, :: self.stride, :: self.stride]
+            x = functional.pad(x, (0, 0, 0, 0, self.more // 2, self.more // 2))
+        return functional.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """ResNets of He et al. for CIFAR, 6n + 2 layers."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        widths = (16, 16, 32, 64)
+        for stage in (1, 2, 3):
+            blocks = [Block(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)]
+            blocks += [Block(widths[stage], widths[stage], 1) for _ in range((depth - 2) // 6 - 1)]
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Give a row of logits an image."""
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+def load(name: str, weights: Path) -> nn.Module:
+    """Load a published network."""
+    (path,) = weights.glob(f"{name}-*.th")
+    state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    made = ResNet(int(name.removeprefix("resnet")))
+    made.load_state_dict({key.removeprefix("module."): t for key, t in state.items()})
+    return made.eval()
+
+
+def images(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read a file of CIFAR-10, which its authors wrote, as these networks take it."""
+    with (folder / "cifar-10-batches-py" / part).open("rb") as file:
+        held = pickle.load(file, encoding="bytes")  # noqa: S301
+    pixels = torch.from_numpy(held[b"data"].reshape(-1, 3, 32, 32).copy()).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (pixels - mean[:, None, None]) / std[:, None, None], torch.tensor(held[b"labels"])
+
+
+def accuracy(module: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of right answers."""
+    with torch.no_grad():
+        answers = torch.cat([module(part).argmax(1) for part in x.split(250)])
+    return float((answers == labels).float().mean())
+
+
+def main(argv: list[str]) -> None:
+    """Fill the table of one network, cell by cell."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("network", choices=["resnet20", "resnet32", "resnet44", "resnet56"])
+    for name in ("weights", "cifar", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=1)
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    whole = load(given.network, given.weights)
+    x, labels = images(given.cifar, "test_batch")
+    x, labels = x[:TRUTH], labels[:TRUTH]
+    pool, _ = images(given.cifar, "data_batch_5")
+    path = given.out / f"{given.network}.csv"
+    rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+    done = {tuple(row[k] for k in ("way", "asked", "images", "seed")) for row in rows}
+    made, _ = synthetic(whole, (3, 32, 32), most=SYNTHETIC)
+    base = accuracy(whole, x, labels)
+    for seed in range(given.seeds):
+        for way, asked in CELLS:
+            for count in IMAGES:
+                key = (way, str(asked), str(count), str(seed))
+                if key in done:
+                    continue
+                order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+                data = pool[order[:count]] if count else made
+                began = time.process_time()
+                bench = Bench.of(
+                    whole, data, keep=(), examples=len(data), seed=seed, unpack=None, output=None,
+                    data_path=None, data_options=None,
+                )  # fmt: skip
+                tries = bench.tries(way, asked, repair=True, on_try=None)
+                spent = round(time.process_time() - began, 1)
+                best = min(tries, key=lambda one: one.checked)
+                rows += [
+                    dict(
+                        zip(
+                            FIELDS,
+                            (
+                                given.network, *key, one.rival.name, one.rival.repaired,
+                                one is best, base, accuracy(one.module, x, labels), spent,
+                            ),
+                            strict=True,
+                        )
+                    )
+                    for one in tries
+                ]  # fmt: skip
+                write(path, rows)
+                print(
+                    key, [(r["rival"], r["repaired"], r["accuracy"]) for r in rows[-len(tries) :]]
+                )
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    """Write the table beside its place, then put it there."""
+    draft = path.with_suffix(".part")
+    with draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    draft.replace(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,161 @@
+"""What a plan takes from each layer, what it costs, and what its rivals cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from planescope.files.results import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLayer:
+    """A layer of a plan.
+
+    Attributes
+    ----------
+    name : str
+    parameters : int
+        Of its weight.
+    setting : float
+        Share of the weights that is pruned, rank, or number of bits.
+    size : float
+        Share of the weights that stays; of bits, of 32.
+    alone : float
+        The measure with this layer changed alone, not repaired.
+    """
+
+    name: str
+    parameters: int
+    setting: float
+    size: float
+    alone: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """One way to share out the same size, and what is left.
+
+    Attributes
+    ----------
+    name : str
+        ``"uniform"``, ``"global magnitude"`` or ``"LAMP"``.
+    repaired : bool
+    size : float
+        That it reaches.
+    divergence : float or None
+        On the examples of the table; None where the network gives no number.
+    agreement : float or None
+        Share of examples with the whole network's answer.
+    accuracy : float or None
+        Where there are labels.
+    loss : float or None
+        METHOD 7's: measured with labels, else expected; None without classes.
+    """
+
+    name: str
+    repaired: bool
+    size: float
+    divergence: float | None
+    agreement: float | None = None
+    accuracy: float | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Table):
+    """A smaller network within a size, and what it costs.
+
+    Attributes
+    ----------
+    source, way : str
+    asked : float
+        Size or mean of bits that was asked for, or found for a budget.
+    method : str
+        ``"synthetic"``, ``"unlabelled"`` or ``"measured"``.
+    inputs : str
+    fitted, checked, examples : int
+        That weights were fitted to; that chose among rivals and repairs; of the table.
+    measure : str
+        ``"divergence"`` or ``"relative change"``.
+    accuracy : float or None
+        Of the whole network.
+    chosen : Rival
+        What the plan is.
+    rivals : tuple of Rival
+        All that were tried at that size, the chosen one among them.
+    layers : tuple of PlannedLayer
+    notes : tuple of str
+    module : torch.nn.Module
+        The planned network, a copy in the modes of the one given.
+    """
+
+    SCHEMA: ClassVar[str] = "planescope.plan/1"
+    WHAT: ClassVar[str] = "plan"
+    INDEX: ClassVar[str | None] = "name"
+    DERIVED: ClassVar[tuple[str, ...]] = ("recommended",)
+
+    source: str
+    way: str
+    asked: float
+    method: str
+    inputs: str
+    fitted: int
+    checked: int
+    examples: int
+    measure: str
+    accuracy: float | None
+    chosen: Rival
+    rivals: tuple[Rival, ...]
+    layers: tuple[PlannedLayer, ...]
+    notes: tuple[str, ...] = ()
+    module: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def ahead(self) -> Rival | None:
+        """The rival that does better on the examples of the table, if one does."""
+        own = _cost(self.chosen)
+        better = [rival for rival in self.rivals if _cost(rival) < own]
+        return min(better, key=_cost) if better else None
+
+    @property
+    def recommended(self) -> bool:
+        """Whether no rival does better on the examples of the table."""
+        return self.ahead is None
+
+    @property
+    def verdict(self) -> str:
+        """What the plan is worth, in a sentence."""
+        loss = ""
+        if self.chosen.loss is not None:
+            kind = "measured" if self.method == "measured" else "expected"
+            loss = f", {kind} loss {self.chosen.loss:.1%}"
+        what = f"{self.chosen.name}{', repaired' if self.chosen.repaired else ''}"
+        if (ahead := self.ahead) is not None:
+            other = f"{ahead.name}{', repaired' if ahead.repaired else ''}"
+            return (
+                f"not recommended: {other} does better than the plan ({what}{loss}) on "
+                f"{self.examples} examples that chose neither"
+            )
+        return f"the plan is {what}{loss}, on {self.examples} examples; no rival does better"
+
+    def masks(self) -> dict[str, Any]:
+        """Give of every planned layer which weights stay, as ``torch.nn.utils.prune`` takes it."""
+        return {
+            layer.name: self.module.get_submodule(layer.name).weight.detach() != 0
+            for layer in self.layers
+        }
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return a row a layer."""
+        keys = ("name", "parameters", "setting", "size", "alone")
+        return {key: [getattr(layer, key) for layer in self.layers] for key in keys}
+
+    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        """Return the verdict, and the rows."""
+        return self.verdict, self.columns()
+
+
+def _cost(rival: Rival) -> float:
+    return float("inf") if rival.divergence is None else rival.divergence

@@ -1,0 +1,173 @@
+"""What a plan takes, what it is held against, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import planescope as ps
+from planescope.criticality.plan.allocation import (
+    global_magnitude,
+    lamp,
+    uniform_bits,
+    uniform_pruning,
+    uniform_rank,
+)
+
+WEIGHTS = {"a": np.array([[1.0, 2.0, 3.0, 4.0]]), "b": np.array([[0.5, 6.0], [7.0, 8.0]])}
+
+
+def draws(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        made = nn.Sequential(
+            nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5),
+        ).train()  # fmt: skip
+        with torch.no_grad():
+            made[6].weight.mul_(20)
+            made(draws(100, 2, 8, 8))
+    return made.eval()
+
+
+@pytest.mark.parametrize(
+    ("allocate", "settings"),
+    [
+        pytest.param(uniform_pruning, {"a": "1/2", "b": "1/2"}, id="uniform"),
+        # 0.5, 1, 2 and 3 are the least of all
+        pytest.param(global_magnitude, {"a": "3/4", "b": "1/4"}, id="global"),
+        # a: 1/30, 4/29, 9/25, 1; b: 0.25/149.25, 36/149, 49/113, 1
+        pytest.param(lamp, {"a": "1/2", "b": "1/2"}, id="lamp"),
+    ],
+)
+def test_allocations_by_hand(allocate, settings) -> None:
+    assert allocate(WEIGHTS, 0.5) == {name: Fraction(s) for name, s in settings.items()}
+
+
+def test_a_rank_keeps_its_share_in_two_factors() -> None:
+    # 10 of 20 · 30 weights a factor pair of 20 + 30: rank 6 holds 300 of 600
+    assert uniform_rank({"a": np.zeros((20, 30))}, 0.5) == {"a": 6}
+
+
+def test_the_smallest_layers_have_the_bits_that_are_over() -> None:
+    weights = {"big": np.zeros((6, 1)), "small": np.zeros((2, 1))}
+    assert uniform_bits(weights, 2.25) == {"big": 2, "small": 3}
+
+
+@pytest.mark.parametrize("size", [0.1, 0.37, 0.9])
+def test_exactly_the_size_that_was_asked_for_stays(size: float) -> None:
+    rng = np.random.default_rng(0)
+    weights = {str(n): rng.normal(size=(n, 7)) for n in (3, 5, 11)}
+    total = sum(w.size for w in weights.values())
+    for allocate in (uniform_pruning, global_magnitude, lamp):
+        pruned = sum(s * weights[n].size for n, s in allocate(weights, size).items())
+        assert total - pruned == round(Fraction(str(size)) * total)
+
+
+def test_a_plan_is_the_nearest_of_its_rivals_and_is_what_it_says() -> None:
+    whole = network()
+    held = {name: t.clone() for name, t in whole.state_dict().items()}
+    inputs = draws(300, 2, 8, 8, seed=3)
+    with torch.no_grad():
+        labels = whole(inputs).argmax(1)
+    made = ps.plan(whole, size=0.3, data=(inputs, labels), examples=150, keep=["6"])
+    assert all(torch.equal(t, held[n]) for n, t in whole.state_dict().items())
+    assert made.method == "measured"
+    assert made.accuracy == 1
+    assert torch.equal(made.module[6].weight == 0, whole[6].weight == 0)
+    kept = sum(int((made.module[i].weight != 0).sum()) for i in (0, 3))
+    total = sum(whole[i].weight.numel() for i in (0, 3))
+    assert kept == round(0.3 * total)
+    assert made.chosen.size == kept / total
+    assert {(r.name, r.repaired) for r in made.rivals} == {
+        (name, repaired)
+        for name in ("uniform", "global magnitude", "LAMP")
+        for repaired in (False, True)
+    }
+    assert made.chosen.repaired
+    assert made.recommended == (made.chosen.divergence == min(r.divergence for r in made.rivals))
+    assert ps.Plan.from_dict(json.loads(made.to_json())) == made
+    again = ps.plan(whole, size=0.3, data=(inputs, labels), examples=150, keep=["6"])
+    assert again == made
+    for name, mask in made.masks().items():
+        assert torch.equal(mask, made.module.get_submodule(name).weight != 0)
+
+
+def test_a_plan_that_is_behind_is_not_recommended_in_words() -> None:
+    rival = {"name": "uniform", "repaired": True, "size": 0.2, "divergence": 0.2, "loss": 0.1}
+    behind = ps.Plan(
+        source="x", way="prune", asked=0.2, method="unlabelled", inputs="i", fitted=3, checked=1,
+        examples=4, measure="divergence", accuracy=None, chosen=ps.Rival(**rival),
+        rivals=(ps.Rival(**rival), ps.Rival(**rival | {"name": "LAMP", "divergence": 0.1})),
+        layers=(),
+    )  # fmt: skip
+    assert not behind.recommended
+    assert behind.verdict.startswith("not recommended: LAMP, repaired does better")
+
+
+def test_a_budget_takes_the_smallest_size_within_it() -> None:
+    whole, inputs = network(), draws(200, 2, 8, 8, seed=3)
+    made = ps.plan(whole, way="bits", budget=0.2, data=inputs, examples=100)
+    assert made.method == "unlabelled"
+    assert made.chosen.loss <= 0.2
+    if made.asked > 2:
+        less = ps.plan(whole, way="bits", bits=made.asked - 1, data=inputs, examples=100)
+        assert less.chosen.loss > 0.2
+
+
+def test_nothing_but_the_network_is_enough() -> None:
+    made = ps.plan(network(), way="rank", size=0.5, input_shape=(2, 8, 8), examples=60)
+    assert made.method == "synthetic"
+    assert made.chosen.size <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        pytest.param({"size": 0.0}, "cannot be reached.*the nearest 0.000", id="too-small"),
+        pytest.param({"way": "bits", "bits": 1}, "the nearest is 2", id="one-bit"),
+        pytest.param({"size": 0.5, "budget": 0.1}, "give one of size, bits and budget", id="two"),
+        pytest.param({"size": 0.5, "keep": ["conv9"]}, "there is no layer conv9", id="name"),
+        pytest.param(
+            {"way": "rank", "budget": 1e-9, "repair": False},
+            "the least that was reached",
+            id="budget",
+        ),
+        pytest.param({"way": "merge", "size": 0.5}, "way 'merge' is not planned", id="way"),
+    ],
+)
+def test_bad_input_is_one_sentence(options, sentence: str) -> None:
+    with pytest.raises(ps.UsageError, match=sentence):
+        ps.plan(network(), data=draws(20, 2, 8, 8), **options)
+
+
+def test_the_command_writes_the_planned_file(tmp_path) -> None:
+    from planescope.networks.build import build
+
+    whole = build("lenet", in_channels=1, width=0.5, seed=0)
+    save_file(dict(whole.state_dict()), tmp_path / "whole.safetensors")
+    command = [
+        *(sys.executable, "-m", "planescope", "plan", "whole.safetensors", "--network", "lenet"),
+        *("--data", "planescope.data.small:sklearn_digits", "--size", "0.25", "--examples", "40"),
+        *("--json", "--out", "planned.safetensors"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["schema"] == "planescope.plan/1"
+    made = load_file(tmp_path / "planned.safetensors")
+    assert made.keys() == whole.state_dict().keys()
+    weights = [t for t in made.values() if t.ndim > 1]
+    kept = sum(int((w != 0).sum()) for w in weights)
+    assert kept == round(0.25 * sum(w.numel() for w in weights))
