@@ -248,7 +248,7 @@ class Bench:
 
     @property
     def method(self) -> str:
-        """How the loss is told."""
+        """Return the way in which the loss is told."""
         return "unlabelled" if self.labels is None else "measured"
 
     def tries(self, way: str, asked: float, *, repair: bool, on_try: OnTry | None) -> list[Try]:
