@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test lint docs bench fuzz mutants reliability odd audit dist clean
+.PHONY: install quickstart test lint docs bench fuzz mutants reliability odd hostile audit dist clean
 
 # pyproject.toml is the one list of what is needed; the stamps follow it.
 $(VENV)/made:
@@ -78,6 +78,10 @@ reliability: $(VENV)/dev
 # ARGS='disks' for one kind of case, '--quick' for some of each; disks of its own need root, or unshare -rm.
 odd: $(VENV)/dev
 	$(BIN)/python -m checks.reliability odd $(ARGS)
+
+# ARGS='links' for one kind of attack, '--quick' for some of each.
+hostile: $(VENV)/dev
+	$(BIN)/python -m checks.reliability hostile $(ARGS)
 
 # Licences of all that a user installs, then known vulnerabilities in it; --strict: what could not be
 # looked up is no pass. It asks the package index; ARGS='-s osv' asks the OSV database.

@@ -59,6 +59,11 @@ def test_resets_and_their_relation_load(run):
     relation = ps.Relation.load(run.path / "relation.json")
     assert relation.runs == ("run",)
     assert len(relation.layers) == 9
+    for result in (resets, relation):
+        assert type(result).from_dict(json.loads(result.to_json())) == result
+        page = result._repr_html_()
+        assert page.count("</tr>") > len(result.layers)
+        assert result.layers[0].name in page
 
 
 def test_a_run_is_resumed_from_its_last_checkpoint(run):

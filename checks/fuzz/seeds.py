@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from checks.fuzz import trees
 from checks.fuzz.structures import zipped
 
 # Of this name is the file that is read, unless a target reads a folder.
@@ -662,6 +663,11 @@ MAKERS: dict[str, Callable[[], Seeds]] = {
     "model": _model,
     "progress": _progress,
     "run": _run,
+    "state": trees.state_seeds,
+    "environment": trees.environment_seeds,
+    "network": trees.network_seeds,
+    "study-record": trees.study_record_seeds,
+    "links": trees.link_seeds,
     "idx": _idx,
     "mat": _mat,
     "cifar": _cifar,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import planescope as ps
+from checks.fuzz import trees
 from checks.fuzz.seeds import INPUT
 from planescope import checkpoints
 from planescope.checkpoints import read_contents
@@ -175,6 +176,11 @@ TARGETS: dict[str, Read] = {
     "model": _model,
     "progress": _progress,
     "run": _run,
+    "state": trees.state,
+    "environment": trees.environment,
+    "network": trees.network,
+    "study-record": trees.study_record,
+    "links": trees.links,
     "idx": _idx,
     "mat": _mat,
     "cifar": _cifar,

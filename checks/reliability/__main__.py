@@ -1,4 +1,4 @@
-"""``python -m checks.reliability kills``, ``together`` and ``odd``: see ``--help``."""
+"""``python -m checks.reliability kills``, ``together``, ``odd`` and ``hostile``: see ``--help``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from checks.reliability import hostile as attacks
 from checks.reliability.kills import kill
 from checks.reliability.odd import SWEEPS, sweep
 from checks.reliability.together import TASKS, together
@@ -32,15 +33,35 @@ def main() -> None:
     strange = tasks.add_parser("odd", help="full disks, rights, pipes and the like")
     strange.add_argument("what", choices=[*SWEEPS, []], nargs="*", help="default: all")
     strange.add_argument("--quick", action="store_true", help="some cases of each")
+    attacked = tasks.add_parser("hostile", help="folders, names and signals of an attacker")
+    attacked.add_argument(
+        "what", choices=[*attacks.SWEEPS, []], nargs="*", help=f"{', '.join(attacks.SWEEPS)}"
+    )
+    attacked.add_argument("--quick", action="store_true", help="some cases of each")
     args = parser.parse_args()
-    done = {"kills": _kills, "together": _together, "odd": _odd}
+    done = {"kills": _kills, "together": _together, "odd": _odd, "hostile": _hostile}
     raise SystemExit(done[args.task](args))
 
 
-def _odd(args: argparse.Namespace) -> bool:
-    if os.environ.get("OMP_NUM_THREADS") != "1":  # read when NumPy is imported, which it is by now
+def _use_one_thread() -> None:
+    """Begin anew, where NumPy was imported, as it is by now, with more threads than one."""
+    if os.environ.get("OMP_NUM_THREADS") != "1":
         os.environ["OMP_NUM_THREADS"] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "checks.reliability", *sys.argv[1:]])  # noqa: S606
+
+
+def _hostile(args: argparse.Namespace) -> bool:
+    _use_one_thread()
+    fell = False
+    for name, tally in attacks.hostile(args.what or list(attacks.SWEEPS), quick=args.quick):
+        summary = f"{name}: {tally.cases} cases, {len(tally.fallen)} fell"
+        print(summary, *tally.fallen, sep="\n  ", flush=True)
+        fell |= bool(tally.fallen)
+    return fell
+
+
+def _odd(args: argparse.Namespace) -> bool:
+    _use_one_thread()
     fell = False
     for name, tally in sweep(args.what or list(SWEEPS), quick=args.quick):
         if tally is None:

@@ -206,7 +206,7 @@ def inputs(prepared: Path, *, quick: bool) -> Tally:
         "study --dry-run",
         "study --status",
     )
-    with _place() as place:
+    with place_to_work() as place:
         odd = place.path / "odd ü\nfiles"
         odd.mkdir()
         for name, make in ODD.items():
@@ -260,7 +260,7 @@ def folders(prepared: Path, *, quick: bool) -> Tally:
         kinds = ("missing", "empty", "pipe", "may not be used")
         commands = {each: commands[each] for each in ("status", "train --resume")}
     files = ("config.yaml", "metrics.csv", "last.ckpt", ".lock") if quick else FILES
-    with _place() as place:
+    with place_to_work() as place:
         run = place.work / "run"
         for file in files:
             for kind in kinds:
@@ -445,7 +445,7 @@ def _fill(folder: Path, free_kb: int) -> None:
 @contextlib.contextmanager
 def _disk() -> Iterator[Place]:
     """A place to work on a file system of its own, of `DISK_KB`."""
-    with _place() as place:
+    with place_to_work() as place:
         options = ("-t", "tmpfs", "-o", f"size={DISK_KB}k", "tmpfs")
         subprocess.run(["mount", *options, str(place.work)], check=True)  # noqa: S607
         try:
@@ -467,7 +467,8 @@ def can_mount() -> bool:
 
 
 @contextlib.contextmanager
-def _place() -> Iterator[Place]:
+def place_to_work() -> Iterator[Place]:
+    """Make a place for a command, and remove it."""
     with tempfile.TemporaryDirectory(prefix="odd-") as folder:
         place = Place(Path(folder))
         for each in (place.work, place.temporary):
@@ -509,7 +510,7 @@ SWEEPS = {"inputs": inputs, "disks": disks, "folders": folders}
 def sweep(names: Sequence[str], *, quick: bool) -> Iterator[tuple[str, Tally | None]]:
     """What became of the cases of each kind; None where a disk cannot be made."""
     import_all(MODULES)
-    with _place() as place:
+    with place_to_work() as place:
         prepared = _prepare(place)
         for name in names:
             if name == "disks" and not can_mount():

@@ -63,6 +63,10 @@ class Started:
         """Exit status, negative for a signal; None if it still runs after so many seconds."""
         return self._join(seconds)
 
+    def send(self, number: int) -> None:
+        """Send a signal to the process alone, as a scheduler does."""
+        os.kill(self._pid, number)
+
     def kill(self) -> None:
         """SIGKILL its whole process group."""
         with contextlib.suppress(ProcessLookupError):

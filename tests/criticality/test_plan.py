@@ -127,6 +127,22 @@ def test_a_budget_takes_the_smallest_size_within_it() -> None:
         assert less.chosen.loss > 0.2
 
 
+def test_a_plan_that_is_stopped_keeps_the_best_so_far(monkeypatch) -> None:
+    from planescope.criticality.plan.search import Bench
+
+    tried = Bench._try
+
+    def stopping(self, way, asked, name, settings, *, repaired):
+        if name == "LAMP":
+            raise KeyboardInterrupt
+        return tried(self, way, asked, name, settings, repaired=repaired)
+
+    monkeypatch.setattr(Bench, "_try", stopping)
+    made = ps.plan(network(), size=0.3, data=draws(60, 2, 8, 8))
+    assert len(made.rivals) == 4
+    assert any("stopped after 4 of 6 tries" in note for note in made.notes)
+
+
 def test_nothing_but_the_network_is_enough() -> None:
     made = ps.plan(network(), way="rank", size=0.5, input_shape=(2, 8, 8), examples=60)
     assert made.method == "synthetic"

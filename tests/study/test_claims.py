@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,10 +15,13 @@ from drawn_text import assert_inside
 from scipy import stats
 
 from planescope import figures
+from planescope.criticality.relation import Relation
 from planescope.files.errors import UsageError
-from planescope.study.claims import PLAIN, claims_of, plain_runs, with_conditions
+from planescope.study.claims import PLAIN, Claims, claims_of, plain_runs, with_conditions
 from planescope.study.effects import ALL
 from planescope.study.turns import turns
+
+BEFORE = Path(__file__).parents[1] / "before" / "run"
 
 CONDITIONS = {
     PLAIN: {},
@@ -231,3 +236,13 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr == f"planescope: {tmp_path}: is no study: it has no study.yaml\n"
+
+
+@pytest.mark.parametrize("with_relation", [True, False])
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_claims_come_back_from_their_file(tmp_path, form, with_relation):
+    relation = Relation.load(BEFORE / "relation.json") if with_relation else None
+    found = replace(claims_of(made_up({PLAIN: 0.3})), relation=relation)
+    found.save(tmp_path / f"claims.{form}")
+    assert Claims.load(tmp_path / f"claims.{form}") == found
+    assert found.effects[0].network in found._repr_html_()

@@ -214,6 +214,33 @@ def test_no_part_of_a_run_leads_out_of_it(stranger: Path, tmp_path: Path, part: 
 
 
 @posix
+@pytest.mark.parametrize(
+    ("root", "arguments", "part"),
+    [
+        ("run", ("relate", "{}", "--draws", "99", "--out", "{}/relation.json"), "relation.json"),
+        (".", ("report", "{}", "--out", "{}/page.html"), "page.html"),
+        ("run", ("figures", "{}", "--format", "png", "--out", "{}/drawn"), "drawn"),
+        ("run", ("measure", "{}/snapshots/epoch-0001.safetensors", "--out", "{}/m.csv"), "m.csv"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_no_result_that_is_written_into_a_run_leads_out_of_it(
+    stranger: Path, monkeypatch: pytest.MonkeyPatch, root: str, arguments: tuple[str, ...],
+    part: str,
+) -> None:  # fmt: skip
+    (outside := stranger / "outside").mkdir()
+    outside.joinpath("kept").write_text("kept")
+    leads = outside if part == "drawn" else outside / "kept"
+    Path("run", part).symlink_to(leads)
+    monkeypatch.chdir(stranger if root == "run" else stranger / "run")
+    result = command(*(argument.format(root) for argument in arguments))
+    assert isinstance(result.exception, PlanescopeError), result.exception
+    assert "is a link within" in str(result.exception)
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+    assert outside.joinpath("kept").read_text() == "kept"
+
+
+@posix
 def test_the_root_itself_may_be_a_link(stranger: Path) -> None:
     Path("run").rename("elsewhere")
     Path("run").symlink_to("elsewhere")

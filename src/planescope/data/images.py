@@ -16,7 +16,7 @@ LARGE = 224  # the size that ImageNet's networks take
 
 
 class Labels(StrEnum):
-    """What the training examples are labelled by."""
+    """The source of the labels of the training examples."""
 
     GIVEN = "given"  # the data set
     RANDOM = "random"  # a draw from all classes for each example, whatever it shows

@@ -96,11 +96,19 @@ def _reader(hint: Any) -> _Reader:
         case kind if kind is int:
             return _int
         case type() as kind if dataclasses.is_dataclass(kind):
-            return functools.partial(record, kind)
+            return functools.partial(_part, kind)
         case kind if issubclass(kind, Enum):
             return functools.partial(_member, kind)
         case kind:  # bool, str, None
             return functools.partial(_exactly, kind)
+
+
+def _part(kind: Any, value: object) -> object:
+    """Read a record within another; a whole result in it has a schema of its own."""
+    schema = getattr(kind, "SCHEMA", None)
+    if not isinstance(value, dict) or (schema is not None and value.get("schema") != schema):
+        raise _NotThatError(value)
+    return record(kind, value) if schema is None else kind.from_dict(value)
 
 
 def _one_of(readers: tuple[_Reader, ...], value: object) -> object:

@@ -170,7 +170,7 @@ class Table(Result):
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return a sentence, and the columns that a notebook shows below it."""
-        raise NotImplementedError
+        return getattr(self, "verdict", self.WHAT), self.columns()
 
     def _repr_html_(self) -> str:
         sentence, columns = self._summary()

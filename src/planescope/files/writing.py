@@ -59,13 +59,31 @@ def replacing(target: str | os.PathLike[str], *, beside: Path | None = None) -> 
         raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
 
 
+# What tells the folder of a run, and of a study: anybody may have filled them.
+_RUN_OR_STUDY = (("config.yaml", "snapshots"), ("study.yaml", "runs"))
+
+
 def _followed(target: Path) -> Path:
-    """Follow a link, so that it stays one; refuse what is neither a file nor absent."""
+    """Follow a link, so that it stays one; refuse what is neither a file nor absent.
+
+    A link within a run or a study is a stranger's, not the user's, and is refused too.
+    """
+    for folder in target.parents:
+        if any(all((folder / part).exists() for part in parts) for parts in _RUN_OR_STUDY):
+            _refuse_link(folder, target)
     with contextlib.suppress(FileNotFoundError):
         mode = target.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise OSError("it is no regular file; give another name")
     return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+def _refuse_link(folder: Path, target: Path) -> None:
+    below = target
+    while below != folder:
+        if below.is_symlink():
+            raise OSError(f"{below} is a link within {folder}; remove it, or give another name")
+        below = below.parent
 
 
 def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str:

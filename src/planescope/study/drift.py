@@ -120,7 +120,7 @@ class Drift(Table):
         keys = [field.name for field in dataclasses.fields(Drifted)]
         return {key: [getattr(layer, key) for layer in self.layers] for key in keys}
 
-    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows."""
         rows = [layer.cells() for layer in self.layers]
         return self.sentence, {key: [row[i] for row in rows] for i, key in enumerate(COLUMNS)}

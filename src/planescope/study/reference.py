@@ -70,7 +70,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation(Table):
-    """How far runs lie from a published figure.
+    """The deviation of runs from a published figure.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class Deviation(Table):
         keys = [field.name for field in dataclasses.fields(Point)]
         return {key: [getattr(point, key) for point in self.points] for key in keys}
 
-    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: a sentence, and a row a layer."""
         rows = list(self.rows())
         return self.sentence, {key: [row[i] for row in rows] for i, key in enumerate(COLUMNS)}

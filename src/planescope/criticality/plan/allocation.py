@@ -1,4 +1,4 @@
-"""How much stays of each layer, of what stays in all: the allocations that others use.
+"""Allocations that others use: the share of each layer that stays, of what stays in all.
 
 Pure functions on arrays.
 """

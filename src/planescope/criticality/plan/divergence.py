@@ -1,4 +1,4 @@
-"""How far the answers of a changed network are from those of the whole one.
+"""The divergence of a changed network's answers from those of the whole one.
 
 To import this is to import torch.
 """
@@ -60,7 +60,7 @@ class Yardstick:
 
     @property
     def name(self) -> str:
-        """What is compared."""
+        """Return the name of the quantity that is compared."""
         return "divergence" if self.of_classes else "relative change"
 
     def of_examples(self, module: nn.Module) -> torch.Tensor:

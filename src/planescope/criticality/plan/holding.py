@@ -41,7 +41,7 @@ def hold(layer: nn.Module, weight: torch.Tensor, /) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Form:
-    """What of a weight, as a matrix of a filter a row, has to stay when it is repaired.
+    """The part of a weight, as a matrix of a filter a row, that stays when it is repaired.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What the layers of a network get and give while it runs, without a trace in the network.
+"""Observation of what layers get and give while a network runs, without a trace in it.
 
 To import this is to import torch.
 """
@@ -103,7 +103,7 @@ def look_at(module: nn.Module, batch: Batch, /) -> Anatomy:
 
 
 def is_layer(module: nn.Module, /) -> bool:
-    """Whether it is a convolution or linear layer, with torch's own forward and a weight held."""
+    """Tell convolutions and linear layers with torch's own forward and a weight from others."""
     kind = type(module)
     known = (*CONVOLUTIONS, nn.Linear)
     return any(isinstance(module, k) and kind.forward is k.forward for k in known) and (
@@ -112,7 +112,7 @@ def is_layer(module: nn.Module, /) -> bool:
 
 
 def is_pruned(module: nn.Module, /) -> bool:
-    """Whether ``torch.nn.utils.prune`` holds the weight in parts."""
+    """Tell whether ``torch.nn.utils.prune`` holds the weight in parts."""
     return "weight_orig" in module._parameters and "weight_mask" in module._buffers
 
 

@@ -1,4 +1,4 @@
-"""What a plan takes from each layer, what it costs, and what its rivals cost."""
+"""Plans: their cut of each layer, their cost, and that of their rivals."""
 
 from __future__ import annotations
 
@@ -121,12 +121,12 @@ class Plan(Table):
 
     @property
     def recommended(self) -> bool:
-        """Whether no rival does better on the examples of the table."""
+        """Tell whether no rival does better on the examples of the table."""
         return self.ahead is None
 
     @property
     def verdict(self) -> str:
-        """What the plan is worth, in a sentence."""
+        """Say in a sentence what the plan is worth."""
         loss = ""
         if self.chosen.loss is not None:
             kind = "measured" if self.method == "measured" else "expected"
@@ -152,7 +152,7 @@ class Plan(Table):
         keys = ("name", "parameters", "setting", "size", "alone")
         return {key: [getattr(layer, key) for layer in self.layers] for key in keys}
 
-    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return the verdict, and the rows."""
         return self.verdict, self.columns()
 

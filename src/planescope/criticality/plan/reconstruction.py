@@ -225,7 +225,7 @@ class Reconstruction:
             yield batch, [torch.randperm(size, generator=draw)[:share] for size in sizes]
 
     def _sizes(self, name: str, layer: nn.Module, batch: Batch) -> list[int]:
-        """How many patches each call of a layer has."""
+        """Return the number of patches of each call of a layer."""
         key = (name, id(batch))
         if key not in self._counted:
             sizes: list[int] = []
@@ -240,7 +240,7 @@ class Reconstruction:
     _counted: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
 
     def _recorded(self, name: str) -> list[torch.Tensor]:
-        """What the whole network gives for the patches that are drawn, by batches and calls."""
+        """Record what the whole network gives for the patches drawn, by batches and calls."""
         if name not in self._values:
             self._record(name)
         return self._values[name]

@@ -1,4 +1,4 @@
-"""What a repair did, layer by layer: a table, and the repaired network beside it."""
+"""The record of a repair, layer by layer: a table, and the repaired network beside it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Repair(Table):
 
     @property
     def verdict(self) -> str:
-        """What the repair did, in a sentence."""
+        """Say in a sentence what the repair did."""
         kept = sum(layer.kept for layer in self.layers)
         tried = sum(layer.by is not None for layer in self.layers)
         if not kept:
@@ -98,6 +98,6 @@ class Repair(Table):
         keys = ("name", "by", "kept", "without", "reason")
         return {key: [getattr(layer, key) for layer in self.layers] for key in keys}
 
-    def shown(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+    def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return the verdict, and the rows."""
         return self.verdict, self.columns()

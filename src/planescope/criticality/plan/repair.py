@@ -231,7 +231,7 @@ def filled(given: nn.Module, own: nn.Module, /) -> nn.Module:
 
 
 def _is_less(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether a mean over examples is lower beyond chance: by two standard errors of the pairs."""
+    """Tell whether a mean over examples is lower by two standard errors of the pairs."""
     off = one - other
     if not bool(off.isfinite().all()):
         return bool(one.mean() < other.mean())
@@ -244,7 +244,7 @@ def _second_half(on_layer: OnLayer, layers: int, number: int, name: str) -> None
 
 @dataclass(eq=False)
 class Mending:
-    """What it takes to repair one changed network after another.
+    """The means to repair one changed network after another.
 
     Attributes
     ----------

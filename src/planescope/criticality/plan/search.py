@@ -248,7 +248,7 @@ class Bench:
 
     @property
     def method(self) -> str:
-        """How the loss is told."""
+        """Return the way in which the loss is told."""
         return "unlabelled" if self.labels is None else "measured"
 
     def tries(self, way: str, asked: float, *, repair: bool, on_try: OnTry | None) -> list[Try]:
@@ -261,7 +261,15 @@ class Bench:
             for repaired in (False, True)[: 1 + repair]:
                 if on_try is not None:
                     on_try(len(found), total, f"{name}{', repaired' if repaired else ''}")
-                found.append(self._try(way, asked, name, settings, repaired=repaired))
+                try:
+                    found.append(self._try(way, asked, name, settings, repaired=repaired))
+                except KeyboardInterrupt:
+                    if not found:
+                        raise
+                    self.notes.append(
+                        f"stopped after {len(found)} of {total} tries: the best of these is taken"
+                    )
+                    return found
         return found
 
     def _try(self, way: str, asked: float, name: str, settings: Settings, *, repaired: bool) -> Try:

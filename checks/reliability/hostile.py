@@ -1,0 +1,355 @@
+"""What an attacker would put into a run, a study, a result or a checkpoint, given to every command.
+
+Of each case it is asked: did code run that the user did not name? Was anything outside of the
+folder read as a part of it, written or removed? Did a control character reach the terminal or a
+page, or a formula a table? Did the command end by itself, in a result or in one sentence?
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from checks.reliability.odd import (
+    MODULES,
+    SMALL,
+    Args,
+    Ended,
+    Tally,
+    command,
+    contents,
+    lost,
+    place_to_work,
+    problems_of,
+    without_privileges,
+)
+from checks.reliability.starting import Place, import_all, warm
+
+# A title for the window, a cleared screen, C1, a turned direction, a line of its own, a NUL.
+CONTROLS = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2028next\x00"
+FORMULA = "=HYPERLINK(1)"
+CODE = "evil:make"
+PLANTED = {"text": FORMULA + CONTROLS, "code": CODE, "a port": "http.server:test"}
+CALLED = ("network", "data")  # where a name of code may stand
+EVIL = """\
+import pathlib
+pathlib.Path({mark!r}).touch()
+from torch import nn
+def make(in_channels=1, classes=2):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
+"""
+STUDY = """\
+base: {epochs: 1, classes: 2, examples: 64, width: 0.5, snapshots_until: 1, threads: 1,
+       accelerator: cpu}
+reset: {snapshots: [0], subset: 50}
+grid: {learning_rate: [0.02, 0.01]}
+"""
+SNAPSHOT = "snapshots/epoch-0002.safetensors"
+# What takes a run; `run` stands for its folder.
+ON_RUN: dict[str, Args] = {
+    "status": ("status", "run"),
+    "status --json": ("status", "run", "--json"),
+    "report": ("report", "run", "--out", "page.html"),
+    "figures": ("figures", "run", "--out", "drawn", "--format", "png"),
+    "relate": ("relate", "run", "--draws", "99", "--out", "related.csv"),
+    "fit": ("fit", "run", "--out", "model.json"),
+    "report --watch": ("report", "run", "--watch", "--out", "page.html"),
+    "measure": ("measure", f"run/{SNAPSHOT}", "--out", "measured.csv"),
+    "predict": ("predict", f"run/{SNAPSHOT}", "--out", "predicted.csv"),
+    "reset": ("reset", "run", "--subset", "50", "--layers", "features.0", "--out", "lost.csv"),
+    "train --resume": ("train", "--resume", "--out", "run"),
+}
+ON_STUDY: dict[str, Args] = {
+    "study --status": ("study", "study.yaml", "--out", "study", "--status"),
+    "claims": ("claims", "study"),
+    "report of a study": ("report", "study", "--out", "page.html"),
+    "figures of a study": ("figures", "study", "--out", "drawn", "--format", "png"),
+    "relate of a study": ("relate", "study", "--draws", "99"),
+}
+ON_FILE: dict[str, Args] = {
+    "report of a result": ("report", "m.json", "--out", "page.html"),
+    "figures of a result": ("figures", "m.json", "--out", "drawn", "--format", "png"),
+}
+RECORDS = (
+    "config.yaml", "state.json", "environment.json", "network.json", "resets.json", "relation.json",
+)  # fmt: skip
+PARTS = (
+    *RECORDS, "metrics.csv", "measurements.parquet", "last.ckpt", "resets-progress.json", ".lock",
+    "snapshots", "filters", SNAPSHOT, "filters/epoch-0002.safetensors",
+)  # fmt: skip
+
+
+# --- what is asked of every case -----------------------------------------------------------------
+
+
+def found_in(place: Place, ended: Ended) -> Iterator[str]:
+    """Everything that is wrong after a command."""
+    yield from problems_of(ended)
+    if (place.path / "ran").exists():
+        yield "code ran"
+        (place.path / "ran").unlink()
+    for what, text in (("standard output", place.printed), ("stderr", place.complained)):
+        if control := _control(text):
+            yield f"{what} holds {control!r}"
+    for page in place.work.glob("*.html"):
+        if control := _control(page.read_text(encoding="utf-8")):
+            yield f"{page.name} holds {control!r}"
+    for table in (*place.work.glob("*.csv"), *place.work.glob("drawn/**/*.csv")):
+        lines = table.read_text(encoding="utf-8").splitlines()
+        if any(cell.startswith(FORMULA[:3]) for line in lines for cell in line.split(",")):
+            yield f"{table.name} holds a formula"
+
+
+def _control(text: str) -> str:
+    """The first character that is no text; "" where there is none."""
+    return next((c for c in text if c not in "\n\t" and not c.isprintable() and c != "\xa0"), "")
+
+
+# --- records -------------------------------------------------------------------------------------
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where text stands in plain data; of a list its first item stands for all."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, (*path, key))
+    elif isinstance(value, list):
+        for item in value[:1]:
+            yield from _leaves(item, (*path, 0))
+    elif isinstance(value, str):
+        yield path
+
+
+def _with(value: Any, path: Sequence[Any], text: str, *, whole: bool) -> Any:
+    made = copy.deepcopy(value)
+    at = made
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = text if whole else f"{text}{at[path[-1]]}"
+    return made
+
+
+def _planted(file: Path) -> Iterator[tuple[str, str]]:
+    """The file with each fault in each place that holds text, and a name for that."""
+    is_yaml = file.suffix == ".yaml"
+    text = file.read_text(encoding="utf-8")
+    data = yaml.safe_load(text) if is_yaml else json.loads(text)
+    dump: Callable[[Any], str] = partial(yaml.safe_dump, sort_keys=False) if is_yaml else json.dumps
+    for path in _leaves(data):
+        for what, fault in PLANTED.items():
+            if what == "a port" and path[-1] not in CALLED:
+                continue
+            whole = what != "text"
+            where = ".".join(map(str, path))
+            yield f"{what} in {where}", dump(_with(data, path, fault, whole=whole))
+
+
+def records(prepared: Path, *, quick: bool) -> Tally:
+    """Every text in every record of a run, a study and a result, before every command."""
+    tally = Tally()
+    files = [f"run/{name}" for name in (("config.yaml", "state.json") if quick else RECORDS)]
+    if not quick:
+        run = next((prepared / "study" / "runs").iterdir()).name
+        parts = ("study.json", "config.yaml", "state.json")
+        files += ["study/study.yaml", "study/relation.json", "m.json"]
+        files += [f"study/runs/{run}/{part}" for part in parts]
+    for file in files:
+        commands = {"run": ON_RUN, "study": ON_STUDY}.get(file.partition("/")[0], ON_FILE)
+        for what, text in list(_planted(prepared / file))[:: 5 if quick else 1]:
+            for name, args in _some(commands, quick, ("status", "reset")).items():
+                with _copied(prepared) as place:
+                    (place.work / file).write_text(text, encoding="utf-8")
+                    ended = command(_quietly(args), place)
+                    tally.count(f"{name}: {what} of {file}", list(found_in(place, ended)), ended)
+    return tally
+
+
+def _quietly(args: Args) -> Args:
+    """Without what would follow a run for ever: a record may say that it goes on."""
+    return tuple(arg for arg in args if arg != "--watch")
+
+
+# --- links ---------------------------------------------------------------------------------------
+
+
+def links(prepared: Path, *, quick: bool) -> Tally:
+    """Each part of a run as a link to what lies elsewhere, before every command."""
+    tally = Tally()
+    for part in ("resets.json", "snapshots") if quick else PARTS:
+        for name, args in _some(ON_RUN, quick, ("train --resume",)).items():
+            with _copied(prepared) as place:
+                outside = place.path / "outside"
+                there = place.work / "run" / part
+                if there.exists():
+                    shutil.move(there, outside)
+                else:
+                    outside.write_text("{}")
+                there.symlink_to(outside)
+                before = _lying(outside)
+                ended = command(_quietly(args), place)
+                problems = list(found_in(place, ended))
+                if _lying(outside) != before or not there.is_symlink():
+                    problems.append("what lies outside has changed")
+                tally.count(f"{name}: {part}", problems, ended)
+    return tally
+
+
+def _lying(path: Path) -> object:
+    return contents(path) if path.is_dir() else path.read_bytes()
+
+
+# --- names of files and layers -------------------------------------------------------------------
+
+
+def names(prepared: Path, *, quick: bool) -> Tally:
+    """Folders, files and layers of names that no terminal and no spreadsheet should get."""
+    tally = Tally()
+    for what, text in (("controls", CONTROLS[:-1].replace("/", "")), ("formula", FORMULA)):
+        for name, args in _some(ON_RUN, quick, ("status", "measure")).items():
+            with _copied(prepared) as place:
+                (place.work / "run").rename(place.work / text)
+                ended = command([arg.replace("run", text, 1) for arg in _quietly(args)], place)
+                tally.count(f"{name}: {what}, folder", list(found_in(place, ended)), ended)
+        for name in ("measure", "predict"):
+            with _copied(prepared) as place:
+                _checkpoint(place.work / f"{text}.safetensors", text)
+                args = (name, f"{text}.safetensors", "--out", "table.csv")
+                ended = command(args, place)
+                tally.count(f"{name}: {what}, layers", list(found_in(place, ended)), ended)
+    return tally
+
+
+def _checkpoint(path: Path, name: str) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    save_file({f"{name}.weight": rng.standard_normal((8, 3, 3, 3), dtype=np.float32)}, path)
+
+
+# --- streams and signals -------------------------------------------------------------------------
+
+
+def streams(prepared: Path, *, quick: bool) -> Tally:
+    """Standard output closed: a failure where the result was to be printed, and there alone."""
+    tally = Tally()
+    commands = _some(ON_RUN | ON_STUDY, quick, ("status", "measure"))
+    for name, args in commands.items():
+        if name == "fit":  # refuses so few runs
+            continue
+        with _copied(prepared) as place:
+            ended = _ended(warm(_quietly(args), place, first=partial(os.close, 1)), place)
+            wanted = 0 if "--out" in args and "--status" not in args else 2
+            problems = list(found_in(place, ended))
+            if ended.status != wanted:
+                problems.append(f"status {ended.status}, not {wanted}")
+            tally.count(name, problems, ended)
+    return tally
+
+
+def _heed() -> None:
+    """Let signals end the command: where this harness ignores them, as by nohup, it would too."""
+    for number in STATUS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+LONG: dict[str, Args] = {
+    "train": ("train", *SMALL, "--epochs", "500", "--out", "new"),
+    "reset --rand": ("reset", "run", "--rand", "--draws", "500", "--out", "lost.csv"),
+    "measure": ("measure", *[f"run/{SNAPSHOT}"] * 3000, "--out", "measured.csv"),
+}
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+def signals(prepared: Path, *, quick: bool) -> Tally:
+    """Signals that ask for an end, to every command that takes long."""
+    tally = Tally()
+    for name, args in _some(LONG, quick, ("measure",)).items():
+        for number, status in list(STATUS.items())[1 if quick else 0 : 2 if quick else 3]:
+            with _copied(prepared) as place:
+                before = contents(place.work)
+                started = warm(args, place, first=_heed)
+                time.sleep(2)
+                started.send(number)
+                ended = _ended(started, place)
+                after = contents(place.work)
+                problems = list(lost(before, after, may_write=True))
+                if ended.status != status or ended.complained.count("planescope: ") != 1:
+                    problems.append(f"status {ended.status}, not {status}")
+                if left := [path.name for path in place.temporary.iterdir()]:
+                    problems.append(f"left {left}")
+                tally.count(f"{name}: {number.name}", problems, ended)
+    return tally
+
+
+def _ended(started: Any, place: Place) -> Ended:
+    status = started.wait(60)
+    if status is None:
+        started.kill()
+    return Ended(status=status, complained=place.complained)
+
+
+# --- all of it -----------------------------------------------------------------------------------
+
+
+def _some(commands: dict[str, Args], quick: bool, few: Sequence[str]) -> dict[str, Args]:
+    return {name: commands[name] for name in few} if quick else commands
+
+
+@contextlib.contextmanager
+def _copied(prepared: Path) -> Iterator[Place]:
+    """A place to work with a copy of what was prepared, and the attacker's module in it."""
+    with place_to_work() as place:
+        shutil.copytree(prepared, place.work, dirs_exist_ok=True, symlinks=True)
+        mark = str(place.path / "ran")
+        (place.work / "evil.py").write_text(EVIL.format(mark=mark), encoding="utf-8")
+        yield place
+
+
+def _prepare(place: Place, *, quick: bool) -> Path:
+    """A run with all its parts, a study of two, and a result."""
+    (place.work / "study.yaml").write_text(STUDY, encoding="utf-8")
+    commands: list[Args] = [
+        ("train", *SMALL, "--out", "run"),
+        ("reset", "run", "--subset", "200", "--snapshot", "0"),
+        ("relate", "run", "--draws", "99", "--out", "run/relation.json"),
+    ]
+    if not quick:
+        commands += [
+            ("measure", f"run/{SNAPSHOT}", "--out", "m.json"),
+            ("study", "study.yaml", "--out", "study", "--workers", "1"),
+        ]
+    for args in commands:
+        started = warm(args, place, first=without_privileges)
+        if (status := started.wait(600)) != 0:
+            raise RuntimeError(f"{args}: {status}: {place.complained}")
+    return place.work
+
+
+SWEEPS = {
+    "records": records,
+    "links": links,
+    "names": names,
+    "streams": streams,
+    "signals": signals,
+}
+
+
+def hostile(wanted: Sequence[str], *, quick: bool) -> Iterator[tuple[str, Tally]]:
+    """What became of the cases of each kind."""
+    import_all(MODULES)
+    with place_to_work() as place:
+        prepared = _prepare(place, quick=quick)
+        for name in wanted:
+            yield name, SWEEPS[name](prepared, quick=quick)
