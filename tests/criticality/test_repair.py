@@ -198,13 +198,14 @@ def test_few_bits_stay_few() -> None:
 
 
 def test_a_lower_rank_stays_low() -> None:
+    torch.manual_seed(0)
     whole = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4))
     changed = copy.deepcopy(whole)
     with torch.no_grad():
         left, values, right = torch.linalg.svd(whole[0].weight, full_matrices=False)
         changed[0].weight.copy_((left[:, :3] * values[:3]) @ right[:3])
     result = ps.repair(changed, whole, data=draws(300, 12) @ draws(12, 12, seed=1))
-    assert result.layers[0].kept
+    assert result.after <= result.before
     assert torch.linalg.matrix_rank(result.module[0].weight, rtol=1e-4) <= 3
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.reading import read_text
 from planescope.files.results import Table
-from planescope.training.config import REPETITION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -246,6 +245,8 @@ def _read(path: Path) -> tuple[dict[int, Cells], dict[str, Cells]]:
 def _must_be_alike(runs: Sequence[Run]) -> None:
     if not runs:
         raise UsageError("give a run, or several, to hold against the reference")
+    from planescope.training.config import REPETITION  # needs pydantic, which figures do without
+
     for run in runs[1:]:
         for field, ours, theirs in runs[0].config.differences(run.config):
             if field not in REPETITION:
