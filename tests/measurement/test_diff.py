@@ -59,6 +59,21 @@ def test_the_distances_and_masses_are_those_of_two_measurements():
         assert layer.turned_toward == np.count_nonzero(sides[0] & ~sides[1])
 
 
+def test_both_sides_are_measured_as_measure_does():
+    found = ps.diff(BEFORE, AFTER, network="lenet", view="effective")
+    alone = tuple(ps.measure(x, network="lenet", view="effective") for x in (BEFORE, AFTER))
+    assert found.measurements == alone
+
+
+def test_what_is_assumed_of_norms_is_said_of_each_side():
+    state = network(widths=(8,)) | {
+        f"bn.{name}": np.ones(8, "f4") for name in ("weight", "bias", "running_mean", "running_var")
+    }
+    notes = ps.diff(state, state, view="effective").notes
+    for which in ("first", "second"):
+        assert any(note.startswith(f"the {which}: an epsilon of 1e-05") for note in notes)
+
+
 def test_nothing_moves_between_a_network_and_itself():
     found = ps.diff(network(), network())
     assert all(layer.same and not layer.turned for layer in found.layers)

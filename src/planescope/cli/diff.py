@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -58,21 +58,21 @@ def diff(
     """
     from planescope.cli.progress import layer_progress
     from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_target
+    from planescope.files.writing import FIGURE_FORMS, check_targets
     from planescope.measurement.diff import diff as compare
 
-    for target, forms in ((out, FORMS), (figure, FIGURE_FORMS), (page, (".html", ".htm"))):
-        if target is not None:
-            check_target(target, forms)
-    options: dict[str, Any] = {
-        "view": view,
-        "kinds": kinds,
-        "layers": layers,
-        "network": network,
-        "entry": entry,
-    }
+    check_targets((out, FORMS), (figure, FIGURE_FORMS), (page, (".html", ".htm")))
     with layer_progress() as advance:
-        found = compare(before, after, on_layer=advance, **options)
+        found = compare(
+            before,
+            after,
+            view=view,
+            kinds=kinds,
+            layers=layers,
+            network=network,
+            entry=entry,
+            on_layer=advance,
+        )
     if out is not None:
         found.save(out)
     if figure is not None:
@@ -80,21 +80,14 @@ def diff(
 
         figures.save(figures.difference(found), figure)
     if page is not None:
-        _write_page(page, (before, after), found, options)
+        from planescope.figures.report import report
+
+        command = f"planescope diff {before} {after}"
+        report(*found.measurements or (), difference=found, command=command).save(page)
     if as_json:
         sys.stdout.write(found.to_json() + "\n")
     else:
         print_difference(found)
-
-
-def _write_page(
-    page: str, names: tuple[str, str], found: Difference, options: dict[str, Any]
-) -> None:
-    from planescope.figures.report import report
-    from planescope.measurement.measure import measure
-
-    measured = [measure(name, **options) for name in names]
-    report(*measured, difference=found, command=f"planescope diff {' '.join(names)}").save(page)
 
 
 def print_difference(found: Difference) -> None:
@@ -102,6 +95,7 @@ def print_difference(found: Difference) -> None:
     from rich.text import Text
 
     from planescope.cli.printing import console, plain_table
+    from planescope.cli.tables import skipped_lines
 
     out = console()
     title = f"{found.before.path} → {found.after.path}, {found.view} view"
@@ -129,12 +123,8 @@ def print_difference(found: Difference) -> None:
     for line in found.notes:
         out.print(Text(line, style="dim"))
     for which, skipped in (("first", found.skipped_before), ("second", found.skipped_after)):
-        reasons: dict[str, list[str]] = {}
-        for each in skipped:
-            reasons.setdefault(each.reason, []).append(each.name)
-        for reason, names in reasons.items():
-            told = names[0] if len(names) == 1 else f"{len(names)} layers"
-            out.print(Text(f"left out of the {which}: {told} ({reason})", style="dim"))
+        for line in skipped_lines(skipped, f"left out of the {which}"):
+            out.print(Text(line, style="dim"))
 
 
 def _cells(layer: LayerDifference, *, renamed: bool) -> list[str]:

@@ -140,11 +140,9 @@ def _check_outputs(
     """Refuse what could not be written before the files are read."""
     from planescope.files.errors import UsageError
     from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_target
+    from planescope.files.writing import FIGURE_FORMS, check_targets
     from planescope.measurement.record import FILTER_FORMS
 
-    for target, forms in ((out, FORMS), (filters, FILTER_FORMS), (figure, FIGURE_FORMS)):
-        if target is not None:
-            check_target(target, forms)
+    check_targets((out, FORMS), (filters, FILTER_FORMS), (figure, FIGURE_FORMS))
     if figure is not None and len(files) > 1:
         raise UsageError("--figure draws one network; give one file")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from planescope.cli.printing import PIPE_WIDTH, console, table
+from planescope.hyperplanes.layer import Skipped
 from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def print_measurement(measurement: Measurement, *, pairing: bool = False) -> Non
         for layer in measurement.layers:
             told = "no norm" if layer.norm is None else f"{layer.norm} (told by {layer.pairing})"
             out.print(Text(f"{layer.name}: {told}"))
-    for line in (*measurement.notes, *_skipped_lines(measurement)):
+    for line in (*measurement.notes, *skipped_lines(measurement.skipped)):
         out.print(Text(line, style="dim"))
 
 
@@ -150,12 +151,12 @@ def _table(measurement: Measurement, columns: list[_Column]) -> Table:
     return made
 
 
-def _skipped_lines(measurement: Measurement) -> list[str]:
+def skipped_lines(skipped: Iterable[Skipped], words: str = "left out", /) -> list[str]:
     """Return one line a reason, with how many layers it left out."""
     reasons: dict[str, list[str]] = {}
-    for skipped in measurement.skipped:
-        reasons.setdefault(skipped.reason, []).append(skipped.name)
+    for each in skipped:
+        reasons.setdefault(each.reason, []).append(each.name)
     return [
-        f"left out: {names[0] if len(names) == 1 else f'{len(names)} layers'} ({reason})"
+        f"{words}: {names[0] if len(names) == 1 else f'{len(names)} layers'} ({reason})"
         for reason, names in reasons.items()
     ]

@@ -239,22 +239,23 @@ def _distances(
     began = initial[layer.name]
     if began.weight.shape != layer.weight.shape:
         raise CheckpointError(
-            f"layer {layer.name!r} has shape {_size(layer)}, but {_size(began)} in the initial "
+            f"layer {layer.name!r} has shape {size_of(layer)}, but {size_of(began)} in the initial "
             "checkpoint; give the same network's"
         )
     start = began.weight.read().reshape(rows.shape)
     if type(start) is not type(rows):  # a live module against a file
         rows, start = (a.cpu() if hasattr(a, "cpu") else a for a in (rows, start))
     l2, linf = geometry.distances(rows, start)
-    return _number(l2), _number(linf)
+    return finite(l2), finite(linf)
 
 
-def _size(layer: Layer) -> str:
+def size_of(layer: Layer, /) -> str:
+    """Return the shape of a layer's weight in words."""
     return "×".join(map(str, layer.weight.shape))
 
 
-def _number(value: Any) -> float | None:
-
+def finite(value: Any, /) -> float | None:
+    """Return a number that files can hold; None for a NaN or an infinity."""
     number = float(value)
     return number if math.isfinite(number) else None
 

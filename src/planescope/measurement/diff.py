@@ -13,12 +13,18 @@ from planescope.files.errors import NoLayersError
 from planescope.hyperplanes import geometry
 from planescope.hyperplanes.layer import Array, Kind, Layer, Skipped, Structure, View
 from planescope.hyperplanes.statistics import Filters
-from planescope.measurement.assemble import measure_layers, scale_in_view
+from planescope.measurement.assemble import (
+    assemble,
+    finite,
+    measure_layers,
+    scale_in_view,
+    size_of,
+)
 from planescope.measurement.choice import DEFAULT_KINDS, Choice, hints_of, select
 from planescope.measurement.difference import Difference, LayerDifference
 from planescope.measurement.matching import Matched, Pair, by_filters, by_names
-from planescope.measurement.measure import refuse_claims
-from planescope.measurement.record import LayerMeasurement, Measurement
+from planescope.measurement.measure import norm_notes, refuse_claims
+from planescope.measurement.record import LayerMeasurement, Measurement, filter_values
 from planescope.measurement.source import Found, find
 
 # Norms and projections that agree so well, relative to their size, are of the same weights; weights
@@ -83,13 +89,11 @@ def diff(
     choice = Choice.of(kinds, layers, view)
     hints = hints_of(transposed=transposed, layout=layout, norms=norms, eps=eps)
     found = [find(x, hints=hints, network=network, entry=entry) for x in (before, after)]
-    picked = []
-    for one in found:
-        measured, left_out = select(one, choice)
-        refuse_claims(one.source, measured)
-        picked.append((measured, left_out))
-    work = _Work(found, [layers for layers, _ in picked], choice.view, on_layer)
-    named, rest_before, rest_after = by_names(picked[0][0], picked[1][0])
+    picked, left_out = zip(*(select(one, choice) for one in found), strict=True)
+    for one, chosen in zip(found, picked, strict=True):
+        refuse_claims(one.source, chosen)
+    work = _Work(found, picked, choice.view, on_layer)
+    named, rest_before, rest_after = by_names(*picked)
     moved = {id(pair.before): work.moved(pair) for pair in named}
     for side, rest in enumerate((rest_before, rest_after)):
         for layer in rest:
@@ -102,22 +106,31 @@ def diff(
             f"{found[0].source.path} and {found[1].source.path}: have no layer in common, by name "
             "and shape; give two checkpoints of one network"
         )
-    tables = [work.table(side) for side in (0, 1)]
-    ordered = [pairs[id(layer)] for layer in picked[0][0] if id(layer) in pairs]
-    rows = [_row(pair, moved[id(pair.before)], work, tables) for pair in ordered]
+    first, second = (work.table(side, left_out[side]) for side in (0, 1))
+    rows_of = {
+        id(layer): row
+        for layers, table in zip(picked, (first, second), strict=True)
+        for layer, row in zip(layers, table.layers, strict=True)
+    }
+    ordered = [pairs[id(layer)] for layer in picked[0] if id(layer) in pairs]
+    rows = [
+        _row(pair, moved[id(pair.before)], rows_of[id(pair.before)], rows_of[id(pair.after)])
+        for pair in ordered
+    ]
     partners = {id(layer) for pair in ordered for layer in (pair.before, pair.after)}
     skipped = [
-        [*_without_partner(layers, partners), *left_out, *one.skipped]
-        for one, (layers, left_out) in zip(found, picked, strict=True)
+        (*_without_partner(layers, partners), *table.skipped)
+        for layers, table in zip(picked, (first, second), strict=True)
     ]
     return Difference(
         before=found[0].source,
         after=found[1].source,
         view=choice.view,
         layers=tuple(row for row, _ in rows),
-        skipped_before=tuple(skipped[0]),
-        skipped_after=tuple(skipped[1]),
-        notes=tuple(_notes(found, ordered, [note for _, note in rows if note], choice.view)),
+        skipped_before=skipped[0],
+        skipped_after=skipped[1],
+        notes=tuple(_notes((first, second), ordered, [note for _, note in rows if note])),
+        measurements=(first, second),
     )
 
 
@@ -133,16 +146,15 @@ class _Work:
     ) -> None:
         self._found, self._layers, self._view = found, layers, view
         self._on_layer, self._total = on_layer, sum(map(len, layers))
-        self._measured: dict[int, Measurement] = {}
+        self._measured: dict[int, LayerMeasurement] = {}
         self.filters: dict[int, Filters] = {}
 
     def measure(self, side: int, layer: Layer) -> None:
         if self._on_layer is not None:
             self._on_layer(len(self._measured), self._total, layer.name)
         one = measure_layers([layer], source=self._found[side].source, view=self._view)
-        (values,) = (each.values for each in one.layers)
-        assert values is not None  # noqa: S101 - measured here, not loaded
-        self._measured[id(layer)], self.filters[id(layer)] = one, values
+        self._measured[id(layer)] = one.layers[0]
+        self.filters[id(layer)] = filter_values(one, one.layers[0])
 
     def moved(self, pair: Pair) -> _Moved:
         """Measure a pair whose layers are not, and hold their weights against each other."""
@@ -158,22 +170,24 @@ class _Work:
             rows = [_scaled(part, layer) for part, layer in zip(rows, kept, strict=True)]
         with np.errstate(all="ignore"):
             l2, linf = geometry.distances(rows[1], rows[0])
-        return _Moved(_finite(l2), _finite(linf), *zeros)
+        return _Moved(finite(l2), finite(linf), *zeros)
 
-    def table(self, side: int) -> dict[int, LayerMeasurement]:
-        """The measured layers of a checkpoint, corrected over all of them."""
-        from planescope.measurement.assemble import assemble
-
-        layers = [layer for layer in self._layers[side] if id(layer) in self._measured]
-        parts = [self._measured[id(layer)].layers[0] for layer in layers]
-        whole = assemble(parts, source=self._found[side].source, view=self._view)
-        return {id(layer): row for layer, row in zip(layers, whole.layers, strict=True)}
+    def table(self, side: int, left_out: Sequence[Skipped]) -> Measurement:
+        """Return the measurement of a checkpoint, as `planescope.measure` gives it."""
+        found, layers = self._found[side], self._layers[side]
+        return assemble(
+            [self._measured[id(layer)] for layer in layers],
+            source=found.source,
+            view=self._view,
+            skipped=(*left_out, *found.skipped),
+            notes=(*found.notes, *norm_notes(layers, self._view)),
+        )
 
 
 def _without_partner(layers: Iterable[Layer], partners: Collection[int]) -> Iterator[Skipped]:
     for layer in layers:
         if id(layer) not in partners:
-            reason = f"{_size(layer)}: no layer of the other is it, by name and shape"
+            reason = f"{size_of(layer)}: no layer of the other is it, by name and shape"
             yield Skipped(name=layer.name, reason=reason)
 
 
@@ -191,10 +205,11 @@ def _read_once(layer: Layer) -> Layer:
 
 
 def _row(
-    pair: Pair, moved: _Moved, work: _Work, tables: Sequence[Mapping[int, LayerMeasurement]]
+    pair: Pair, moved: _Moved, before: LayerMeasurement, after: LayerMeasurement
 ) -> tuple[LayerDifference, str | None]:
-    before, after = tables[0][id(pair.before)], tables[1][id(pair.after)]
-    values = [work.filters[id(layer)] for layer in (pair.before, pair.after)]
+    assert before.values is not None  # noqa: S101 - measured here, not loaded
+    assert after.values is not None  # noqa: S101
+    values = before.values, after.values
     sided = values[0].sided & values[1].sided & values[0].usable & values[1].usable
     was, now = ((v.projection <= 0)[sided] for v in values)
     note = None
@@ -236,7 +251,7 @@ def _same_sums(one: Filters, other: Filters) -> bool:
 
 
 def _notes(
-    found: Sequence[Found], pairs: Sequence[Pair], reordered: Sequence[str], view: View
+    tables: Sequence[Measurement], pairs: Sequence[Pair], reordered: Sequence[str]
 ) -> Iterator[str]:
     counts = Counter(pair.by for pair in pairs)
     for by, how in _HOW.items():
@@ -250,12 +265,12 @@ def _notes(
             "other"
             + (
                 ", where it may be folded into the weights: --view effective compares what acts"
-                if view is View.RAW
+                if tables[0].view is View.RAW
                 else "; the weights that act are compared"
             )
         )
-    for one, which in zip(found, ("first", "second"), strict=True):
-        yield from (f"the {which}: {note}" for note in one.notes)
+    for table, which in zip(tables, ("first", "second"), strict=True):
+        yield from (f"the {which}: {note}" for note in table.notes)
 
 
 _HOW = {
@@ -278,12 +293,3 @@ def _host(values: Any) -> Array:
         if str(values.dtype) == "torch.bfloat16":
             values = values.float()
     return np.asarray(values)
-
-
-def _finite(value: Any) -> float | None:
-    number = float(value)
-    return number if np.isfinite(number) else None
-
-
-def _size(layer: Layer) -> str:
-    return "×".join(map(str, layer.weight.shape))

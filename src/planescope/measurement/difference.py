@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from planescope.files.results import Table, plain
+from planescope.files.results import Table, columns_of
 from planescope.hyperplanes.layer import Kind, Skipped, View
 from planescope.measurement.matching import Matched
-from planescope.measurement.record import Source
+from planescope.measurement.record import Measurement, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +88,8 @@ class Difference(Table):
         Layers without a partner, or not measured, each with the reason.
     notes : tuple of str
         What had to be assumed, and what a reader should know.
+    measurements : pair of Measurement, or None
+        Of both; None in a difference that was loaded from a file.
     """
 
     SCHEMA = "planescope.difference/1"
@@ -104,6 +105,9 @@ class Difference(Table):
     skipped_before: tuple[Skipped, ...] = ()
     skipped_after: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    measurements: tuple[Measurement, Measurement] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def verdict(self) -> str:
@@ -149,8 +153,7 @@ class Difference(Table):
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table's columns; a row a layer that both have."""
-        keys = [each.name for each in dataclasses.fields(LayerDifference)]
-        return {key: [plain(getattr(layer, key)) for layer in self.layers] for key in keys}
+        return columns_of(self.layers, LayerDifference)
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return the verdict, and the columns that a notebook shows below it."""

@@ -111,7 +111,7 @@ def measure(
     if init is not None:
         began = find(init, hints=hints, network=network)
         initial = {name: layer for layer in began.layers for name in (*layer.aliases, layer.name)}
-    notes = [*found.notes, *_norm_notes(measured, choice.view)]
+    notes = [*found.notes, *norm_notes(measured, choice.view)]
     observed = None
     if data is not None:
         observed = _observe(opened.runnable(), measured, data, data_path)
@@ -162,7 +162,8 @@ def refuse_claims(source: Source, layers: Sequence[Layer], /) -> None:
         )
 
 
-def _norm_notes(layers: Sequence[Layer], view: View) -> list[str]:
+def norm_notes(layers: Sequence[Layer], view: View, /) -> list[str]:
+    """Say what had to be assumed of the norms behind layers."""
     notes = []
     if any(layer.norm_assumed for layer in layers):
         notes.append(

@@ -112,5 +112,8 @@ def report(
     """
     subjects = open_subjects((x, *others), remeasure=False, network=network, data=data, trust=trust)
     contents = contents_of(subjects, made=made_by(command), follows=follows)
-    contents = as_text(dataclasses.replace(contents, difference=difference))
+    if difference is not None:  # the networks themselves are subjects
+        moved = dataclasses.replace(difference, measurements=None)
+        contents = dataclasses.replace(contents, difference=moved)
+    contents = as_text(contents)
     return Report(contents=contents, html=render(contents))
