@@ -68,11 +68,9 @@ def plan(
     from planescope.criticality.plan import export
     from planescope.criticality.plan.search import plan as make_plan
     from planescope.files.results import FORMS
-    from planescope.files.writing import check_target
+    from planescope.files.writing import check_targets
 
-    for target, forms in ((out, export.FORMS), (table, FORMS)):
-        if target is not None:
-            check_target(target, forms)
+    check_targets((out, export.FORMS), (table, FORMS))
     with layer_progress() as advance:
         made = make_plan(
             file,

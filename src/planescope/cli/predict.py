@@ -46,11 +46,10 @@ def predict(
     """
     from planescope.criticality import prediction
     from planescope.files import results
-    from planescope.files.writing import check_target
+    from planescope.files.writing import check_targets
     from planescope.measurement.measure import measure
 
-    if out is not None:
-        check_target(out, results.FORMS)
+    check_targets((out, results.FORMS))
     fitted = None if model is None else prediction.CriticalModel.load(model)
     predictions = [
         prediction.predict_critical(measure(file, network=network, kinds=kinds), model=fitted)

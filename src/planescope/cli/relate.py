@@ -72,12 +72,10 @@ def relate(
     from planescope.cli.progress import layer_progress
     from planescope.criticality.relate import relate as relate_runs
     from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_target
+    from planescope.files.writing import FIGURE_FORMS, check_targets
     from planescope.study.folder import runs_in
 
-    for target, forms in ((out, FORMS), (figure, FIGURE_FORMS)):
-        if target is not None:
-            check_target(target, forms)
+    check_targets((out, FORMS), (figure, FIGURE_FORMS))
     given = consent(runs, network=network, data=data, trust=trust)
     with layer_progress() as advance:
         relation = relate_runs(

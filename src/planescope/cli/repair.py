@@ -64,11 +64,9 @@ def repair(
     from planescope.criticality.plan import export
     from planescope.criticality.plan.repair import repair as put_right
     from planescope.files.results import FORMS
-    from planescope.files.writing import check_target
+    from planescope.files.writing import check_targets
 
-    for target, forms in ((out, export.FORMS), (table, FORMS)):
-        if target is not None:
-            check_target(target, forms)
+    check_targets((out, export.FORMS), (table, FORMS))
     with layer_progress() as advance:
         done = put_right(
             changed,

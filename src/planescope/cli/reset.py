@@ -268,11 +268,9 @@ def _check(
 def _check_outputs(out: str | None, figure: str | None) -> None:
     """Refuse what could not be written before the work begins."""
     from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_target
+    from planescope.files.writing import FIGURE_FORMS, check_targets
 
-    for target, forms in ((out, FORMS), (figure, FIGURE_FORMS)):
-        if target is not None:
-            check_target(target, forms)
+    check_targets((out, FORMS), (figure, FIGURE_FORMS))
 
 
 def _epochs(snapshots: tuple[str, ...]) -> list[int] | None:

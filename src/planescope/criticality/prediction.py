@@ -6,7 +6,6 @@ on, and how well it did on runs it never saw, stands in it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from planescope.files.results import Result, Table
+from planescope.files.results import Result, Table, columns_of
 from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.layer import Input, View
 from planescope.measurement.record import Measurement
@@ -218,8 +217,7 @@ class Prediction(Table):
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table's columns: a row a layer."""
-        keys = [field.name for field in dataclasses.fields(LayerPrediction)]
-        return {key: [getattr(layer, key) for layer in self.layers] for key in keys}
+        return columns_of(self.layers, LayerPrediction)
 
     @classmethod
     def file_columns(cls, results: Sequence[Self], /) -> dict[str, list[Any]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from planescope.files.results import Table, plain
+from planescope.files.results import Table, columns_of
 from planescope.hyperplanes.chance import LEVEL
 from planescope.hyperplanes.layer import Kind
 
@@ -318,8 +317,7 @@ class Relation(Table):
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table's columns: a row a layer of a run: what it is, its drop, its scores."""
-        keys = [field.name for field in dataclasses.fields(RelatedLayer) if field.name != "scores"]
-        columns = {key: [plain(getattr(layer, key)) for layer in self.layers] for key in keys}
+        columns = columns_of(self.layers, RelatedLayer, but=("scores",))
         named = dict.fromkeys(name for layer in self.layers for name in layer.scores)
         return columns | {name: [layer.scores.get(name) for layer in self.layers] for name in named}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from html import escape
 from pathlib import Path
@@ -205,6 +205,20 @@ def _fields(value: Any) -> dict[str, Any]:
         field.name for field in dataclasses.fields(value) if field.compare
     ]
     return {key: plain(getattr(value, key)) for key in keys}
+
+
+def columns_of(
+    records: Sequence[Any], kind: type[Any], /, *, but: Collection[str] = ()
+) -> dict[str, list[Any]]:
+    """Return a table's columns, a row a record: all fields of their class that are in files."""
+    keys = [f.name for f in dataclasses.fields(kind) if f.compare and f.name not in but]
+    return {key: [plain(getattr(record, key)) for record in records] for key in keys}
+
+
+def texts_of(rows: Iterable[Sequence[Any]], titles: Sequence[str], /) -> dict[str, list[Any]]:
+    """Return the columns of a table whose rows are texts, by their titles."""
+    rows = list(rows)
+    return {title: [row[i] for row in rows] for i, title in enumerate(titles)}
 
 
 def to_json(results: Sequence[Result], /, *, indent: int | None = 2) -> str:

@@ -114,6 +114,19 @@ def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str
     return path.suffix.lower()
 
 
+def check_targets(*pairs: tuple[str | os.PathLike[str] | None, Iterable[str]]) -> None:
+    """Look at all files that a command is to write, each with its suffixes; None is not wanted.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `check_target`.
+    """
+    for target, suffixes in pairs:
+        if target is not None:
+            check_target(target, suffixes)
+
+
 # What a spreadsheet takes for a formula at the start of a cell, or skips before one.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 

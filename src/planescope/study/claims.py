@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from planescope.criticality.relate import relate
 from planescope.criticality.relation import Relation
 from planescope.files.errors import UsageError
-from planescope.files.results import Table
+from planescope.files.results import Table, columns_of, texts_of
 from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg
 from planescope.study.effects import (
     ALL,
@@ -87,14 +87,12 @@ class Claims(Table):
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table's columns: a row an effect."""
-        keys = [field.name for field in dataclasses.fields(Effect)]
-        return {key: [getattr(effect, key) for effect in self.effects] for key in keys}
+        return columns_of(self.effects, Effect)
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: the answers, and the effects that they rest on."""
-        rows = [effect.cells() for effect in self.effects]
-        columns = {key: [row[i] for row in rows] for i, key in enumerate(COLUMNS)}
-        return " ".join(self.answers), columns
+        rows = (effect.cells() for effect in self.effects)
+        return " ".join(self.answers), texts_of(rows, COLUMNS)
 
 
 def claims(study: Study | str | os.PathLike[str], /) -> Claims:

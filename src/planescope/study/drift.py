@@ -7,7 +7,6 @@ noise with random labels, trained alike, do.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from planescope.files.errors import UsageError
-from planescope.files.results import Table
+from planescope.files.results import Table, columns_of, texts_of
 from planescope.study.claims import CENTRED, NOISE, condition_of
 
 if TYPE_CHECKING:
@@ -117,13 +116,11 @@ class Drift(Table):
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table's columns: a row a network, condition and layer."""
-        keys = [field.name for field in dataclasses.fields(Drifted)]
-        return {key: [getattr(layer, key) for layer in self.layers] for key in keys}
+        return columns_of(self.layers, Drifted)
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows."""
-        rows = [layer.cells() for layer in self.layers]
-        return self.sentence, {key: [row[i] for row in rows] for i, key in enumerate(COLUMNS)}
+        return self.sentence, texts_of((layer.cells() for layer in self.layers), COLUMNS)
 
 
 def drift_band(study: Study | str | os.PathLike[str], /) -> Drift:

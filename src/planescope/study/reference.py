@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.reading import read_text
-from planescope.files.results import Table
+from planescope.files.results import Table, columns_of, texts_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,13 +108,11 @@ class Deviation(Table):
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table's columns: a row a layer and epoch."""
-        keys = [field.name for field in dataclasses.fields(Point)]
-        return {key: [getattr(point, key) for point in self.points] for key in keys}
+        return columns_of(self.points, Point)
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: a sentence, and a row a layer."""
-        rows = list(self.rows())
-        return self.sentence, {key: [row[i] for row in rows] for i, key in enumerate(COLUMNS)}
+        return self.sentence, texts_of(self.rows(), COLUMNS)
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Yield texts of a table: a row a layer, its deviations over the epochs and at the last."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from planescope.files.results import Table
+from planescope.files.results import Table, columns_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,7 @@ class Plan(Table):
 
     def columns(self) -> dict[str, list[Any]]:
         """Return a row a layer."""
-        keys = ("name", "parameters", "setting", "size", "alone")
-        return {key: [getattr(layer, key) for layer in self.layers] for key in keys}
+        return columns_of(self.layers, PlannedLayer)
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return the verdict, and the rows."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from planescope.files.results import Table
+from planescope.files.results import Table, columns_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,7 @@ class Repair(Table):
 
     def columns(self) -> dict[str, list[Any]]:
         """Return a row a layer."""
-        keys = ("name", "by", "kept", "without", "reason")
-        return {key: [getattr(layer, key) for layer in self.layers] for key in keys}
+        return columns_of(self.layers, RepairedLayer)
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return the verdict, and the rows."""
