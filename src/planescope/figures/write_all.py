@@ -36,6 +36,7 @@ from planescope.files.errors import OutputError, UsageError
 from planescope.files.folders import inside, replacing_inside
 from planescope.files.writing import FIGURE_FORMS, write_csv
 from planescope.measurement.record import Measurement
+from planescope.training.run import REPETITION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -383,8 +384,6 @@ def _varied(configs: Sequence[RunConfig]) -> list[str]:
     """Return the fields in which runs differ, other than those of repetitions."""
     found = {field for other in configs[1:] for field, _, _ in configs[0].differences(other)}
     fields = type(configs[0]).model_fields if configs else ()
-    from planescope.training.config import REPETITION  # needs pydantic, which figures do without
-
     return [field for field in fields if field in found - REPETITION]
 
 

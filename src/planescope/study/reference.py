@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from planescope.criticality.ranks import spearman
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.reading import read_text
 from planescope.files.results import Table, columns_of, texts_of
+from planescope.training.run import REPETITION, Run
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from planescope.training.run import Run
 
 # Rows of a reference that are of the whole network, and the metric of a run that each is.
 METRICS = {
@@ -242,8 +242,6 @@ def _read(path: Path) -> tuple[dict[int, Cells], dict[str, Cells]]:
 def _must_be_alike(runs: Sequence[Run]) -> None:
     if not runs:
         raise UsageError("give a run, or several, to hold against the reference")
-    from planescope.training.config import REPETITION  # needs pydantic, which figures do without
-
     for run in runs[1:]:
         for field, ours, theirs in runs[0].config.differences(run.config):
             if field not in REPETITION:
@@ -289,12 +287,9 @@ def _size(points: Sequence[Point]) -> float:
 
 def _rho(points: Sequence[Point]) -> float | None:
     """Return the rank correlation of masses; None where there is none."""
-    from scipy.stats import rankdata
-
-    ranks = [rankdata([getattr(p, key) for p in points]) for key in ("reference", "mean")]
-    if len(points) < 3 or any(np.ptp(rank) == 0 for rank in ranks):
-        return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    masses = [np.array([getattr(p, key) for p in points]) for key in ("reference", "mean")]
+    rho = float(spearman(*masses))
+    return None if len(points) < 3 or math.isnan(rho) else rho
 
 
 def _counted(runs: int) -> str:

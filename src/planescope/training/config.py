@@ -66,16 +66,6 @@ class FieldError(UsageError):
         self.field = field
 
 
-# Runs that differ in these alone are repetitions: seeds, and how the work was done.
-REPETITION = frozenset(
-    {
-        "seed", "data_seed", "validation_seed", "data_path", "download", "workers", "threads",
-        "accelerator", "devices", "strategy", "compile", "loggers", "train_accuracy",
-        "snapshots_until", "snapshots_every",
-    }
-)  # fmt: skip
-
-
 class RunConfig(BaseModel):
     """Everything that decides how a run goes; the same record gives the same weights.
 

@@ -75,6 +75,15 @@ STATE_SCHEMA = "planescope.run-state/1"
 NETWORK_SCHEMA = "planescope.run-network/1"
 
 _SNAPSHOTS, _FILTERS, _LOCK = "snapshots", "filters", ".lock"
+# Runs that differ in these alone are repetitions: seeds, and how the work was done.
+REPETITION = frozenset(
+    {
+        "seed", "data_seed", "validation_seed", "data_path", "download", "workers", "threads",
+        "accelerator", "devices", "strategy", "compile", "loggers", "train_accuracy",
+        "snapshots_until", "snapshots_every",
+    }
+)  # fmt: skip
+
 _EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
 _MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
 # What later versions measure too, and what a file of before has in its place.

@@ -65,12 +65,16 @@ class Yardstick:
 
     def of_examples(self, module: nn.Module) -> torch.Tensor:
         """Give what is compared for each example, in float64; infinite where no number is given."""
-        return torch.cat(
-            [
-                self.between(answer(module, batch, self.pick), whole)
-                for batch, whole in zip(self.batches, self.answers, strict=True)
-            ]
-        )
+        return self.compared(self.asked(module))
+
+    def asked(self, module: nn.Module) -> list[torch.Tensor]:
+        """Run a network; give its answers as they come, a tensor a batch."""
+        return [answer(module, batch, self.pick) for batch in self.batches]
+
+    def compared(self, answers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Compare answers with those of the whole network, by examples."""
+        pairs = zip(answers, self.answers, strict=True)
+        return torch.cat([self.between(given, whole) for given, whole in pairs])
 
     def between(self, given: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
         """Compare answers of one batch, by examples."""

@@ -67,16 +67,16 @@ def _as_in(
     like: str | os.PathLike[str],
     architecture: str | nn.Module | None,
 ) -> dict[str, torch.Tensor]:
-    from planescope.criticality.resets.trained import _fitting, _state
+    from planescope.criticality.resets.trained import fitting, state_of
     from planescope.networks import paper
     from planescope.networks.load import tensor_of
 
-    state = _state(like)
+    state = state_of(like)
     if isinstance(architecture, str):
         ours = state if ":" in architecture else paper.match(architecture, state)
         own = ours.tensors
     elif architecture is not None:
-        own = _fitting(state.tensors, architecture, str(like))[0]
+        own = fitting(state.tensors, architecture, str(like))[0]
     else:
         own = state.tensors
     theirs = {id(tensor): name for name, tensor in state.tensors.items()}

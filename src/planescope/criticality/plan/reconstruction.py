@@ -56,6 +56,7 @@ class Reconstruction:
     seed: int = 0
     _values: dict[str, list[torch.Tensor]] = field(default_factory=dict, repr=False)
     _moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
+    _counted: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
 
     def least_squares(self, changed: nn.Module, name: str, form: Form) -> Before | None:
         """Fit the weights of a layer that stay; its mean goes into the bias, or the norm behind.
@@ -114,16 +115,15 @@ class Reconstruction:
         if (norm := self.anatomy.norms.get(name)) is not None:
             place = norm
         target = changed.get_submodule(place)
-        if target._parameters.get("bias") is None or target._parameters.get("weight") is None:
-            if place == name and "weight_orig" in target._parameters:
-                if target._parameters.get("bias") is None:
-                    raise LeftError("it has no bias, and no norm behind it, to take a mean")
-            else:
-                what = "the norm behind it scales and shifts nothing" if place != name else (
-                    "it has no bias, and no norm behind it, to take a mean"
-                )  # fmt: skip
-                raise LeftError(what)
-        if target._parameters["bias"].ndim != 1:
+        own = target._parameters
+        has_weight = own.get("weight") is not None or (place == name and "weight_orig" in own)
+        if own.get("bias") is None or not has_weight:
+            raise LeftError(
+                "it has no bias, and no norm behind it, to take a mean"
+                if place == name
+                else "the norm behind it scales and shifts nothing"
+            )
+        if own["bias"].ndim != 1:
             raise LeftError("the norm behind it has no value a channel")
         want_mean, want_std = self._wanted(place, name)
         mean, std = _channel_moments(changed, place, self.anatomy.calls[name], self.batches)
@@ -216,28 +216,13 @@ class Reconstruction:
     def _drawn(self, name: str) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         """Batches, with the numbers of the patches of each call that are taken."""
         draw = torch.Generator().manual_seed(self.seed)
-        layer = self.whole.get_submodule(name)
         total = sum(batch.size for batch in self.batches)
         calls = self.anatomy.calls[name]
+        self._count([name])
         for batch in self.batches:
-            sizes = self._sizes(name, layer, batch)
+            sizes = self._counted[name, id(batch)]
             share = -(-PATCHES * batch.size // (total * calls))
             yield batch, [torch.randperm(size, generator=draw)[:share] for size in sizes]
-
-    def _sizes(self, name: str, layer: nn.Module, batch: Batch) -> list[int]:
-        """Return the number of patches of each call of a layer."""
-        key = (name, id(batch))
-        if key not in self._counted:
-            sizes: list[int] = []
-
-            def take(_call: int, _given: torch.Tensor, output: torch.Tensor) -> None:
-                sizes.append(rows_of(layer, output))
-
-            watch(self.whole, batch, {name: (self.anatomy.calls[name], take)})
-            self._counted[key] = sizes
-        return self._counted[key]
-
-    _counted: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
 
     def _recorded(self, name: str) -> list[torch.Tensor]:
         """Record what the whole network gives for the patches drawn, by batches and calls."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from planescope.criticality.plan.record import Repair, RepairedLayer
-from planescope.files.errors import CheckpointError, UsageError, nearest
+from planescope.files.errors import UsageError, nearest
 from planescope.files.optional import required
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def repair(
         raise UsageError(f"by={by!r}: repair by one of {', '.join(WAYS)}")
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")
-    given, source = _opened(network, architecture, "network")
-    whole, name = _opened(reference, architecture, "reference")
+    given, source = opened(network, architecture, "network")
+    whole, name = opened(reference, architecture, "reference")
     with same_random_states(*generators_of(data)), torch.no_grad():
         own, other = borrowed(given), borrowed(whole)
         check_pair(own, other)
@@ -146,8 +146,10 @@ def repair(
     )
 
 
-def _opened(network: Any, architecture: str | nn.Module | None, what: str) -> tuple[nn.Module, str]:
-    """The module that is meant, and what it is called."""
+def opened(
+    network: Any, architecture: str | nn.Module | None, what: str, /
+) -> tuple[nn.Module, str]:
+    """Return the module that is meant, and what it is called."""
     from torch import nn
 
     from planescope.networks.module import unwrapped
@@ -164,17 +166,10 @@ def _opened(network: Any, architecture: str | nn.Module | None, what: str) -> tu
 
 def load_file(path: str | os.PathLike[str], architecture: str | nn.Module, /) -> nn.Module:
     """Load the weights of a file into the network that they belong to."""
-    from planescope.criticality.resets.trained import _filled, _state
-    from planescope.networks.load import load_network
+    from planescope.criticality.resets.trained import state_of, with_weights
     from planescope.networks.parametrisations import resolved
 
-    state = resolved(_state(path))
-    try:
-        if isinstance(architecture, str):
-            return load_network(architecture, state)
-        return _filled(architecture, state)
-    except CheckpointError as exc:
-        raise CheckpointError(f"{path}: {exc}") from exc
+    return with_weights(architecture, resolved(state_of(path)), path)
 
 
 def check_pair(changed: nn.Module, whole: nn.Module, /) -> None:
@@ -190,10 +185,8 @@ def check_pair(changed: nn.Module, whole: nn.Module, /) -> None:
             raise UsageError(f"{name} has shapes {shapes} in the reference and the network")
     if extra := [name for name in own if name not in other]:
         raise UsageError(f"the network has {extra[0]}, which the reference has not")
-    for tensors, what in ((own, "network"), (other, "reference")):
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise UsageError(f"the {what} holds NaN or an infinity in {name}")
+    check_finite(own, "the network")
+    check_finite(other, "the reference")
     if all(
         bool((own[name] == tensor.to(own[name].device)).all()) for name, tensor in other.items()
     ):
@@ -201,6 +194,13 @@ def check_pair(changed: nn.Module, whole: nn.Module, /) -> None:
             "the network is its reference: no weight differs; give the changed one first, then "
             "the whole one"
         )
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], what: str, /) -> None:
+    """Refuse weights that are no numbers."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UsageError(f"{what} holds NaN or an infinity in {name}")
 
 
 def acting(module: nn.Module, /) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planescope.criticality.confidence import wilson
+from planescope.criticality.definition import loss
 from planescope.criticality.plan.allocation import RIVALS, Settings, check_size, stays
 from planescope.criticality.plan.planned import Plan, PlannedLayer, Rival
-from planescope.criticality.plan.repair import EXAMPLES, Mending, _opened, filled
-from planescope.criticality.replacements import of_bits, pruned
+from planescope.criticality.plan.repair import (
+    EXAMPLES,
+    Mending,
+    acting,
+    check_finite,
+    filled,
+    opened,
+)
+from planescope.criticality.replacements import of_bits, of_rank, pruned
 from planescope.files.errors import UsageError, nearest
 from planescope.files.optional import required
 
@@ -107,10 +115,10 @@ def plan(
     from planescope.criticality.resets.borrow import borrowed, generators_of, same_random_states
 
     asked = _asked(way, size, bits, budget)
-    given, source = _opened(model, network, "network")
+    given, source = opened(model, network, "network")
     with same_random_states(*generators_of(data)), torch.no_grad():
         whole = borrowed(given)
-        _check_finite(whole, source)
+        check_finite(acting(whole), f"{source}:")
         notes: list[str] = []
         inputs = data
         if data is None:
@@ -139,7 +147,7 @@ def plan(
         checked=bench.taken.checked,
         examples=sum(batch.size for batch in bench.table.batches),
         measure=bench.table.name,
-        accuracy=bench.accuracy(whole),
+        accuracy=bench.accuracy,
         chosen=best.rival,
         rivals=tuple(one.rival for one in tries),
         layers=layers,
@@ -159,14 +167,6 @@ def _asked(way: str, size: float | None, bits: float | None, budget: float | Non
     if budget is not None and not 0 < budget < 1:
         raise UsageError(f"a budget of {budget:g}: give a loss between 0 and 1")
     return size if bits is None else bits
-
-
-def _check_finite(module: nn.Module, source: str) -> None:
-    from planescope.criticality.plan.repair import acting
-
-    for name, tensor in acting(module).items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UsageError(f"{source}: holds NaN or an infinity in {name}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -287,51 +287,47 @@ class Bench:
 
     def _told(self, changed: nn.Module, name: str, *, repaired: bool, size: float) -> Rival:
         """Hold a network against the whole one on the examples of the table."""
-        from planescope.criticality.plan.divergence import answer
-
-        divergence = self.table.value(changed)
+        answers = self.table.asked(changed)
+        divergence = float(self.table.compared(answers).mean())
         shown = divergence if math.isfinite(divergence) else None
         if not self.table.of_classes:
             return Rival(name=name, repaired=repaired, size=size, divergence=shown)
-        agreed = given = sure = right = count = 0.0
-        for number, (batch, logs) in enumerate(
-            zip(self.table.batches, self.table.answers, strict=True)
-        ):
-            out = answer(changed, batch, self.table.pick)
+        agreed = given = sure = count = 0.0
+        for out, logs in zip(answers, self.table.answers, strict=True):
             best = out.argmax(1)
             p = logs.exp()
             count += best.numel()
             agreed += float((best == logs.argmax(1)).sum())
             given += float(p.gather(1, best.unsqueeze(1)).sum())
             sure += float(p.amax(1).sum())
-            if self.labels is not None:
-                right += float((best == self.labels[number]).sum())
-        if self.labels is None:
+        right = self._accuracy(answers)
+        if right is None:
             chance = 1 / self.table.answers[0].shape[1]
-            loss = (1 - given / sure) / (1 - chance / (sure / count))
+            expected = (1 - given / sure) / (1 - chance / (sure / count))
             return Rival(
                 name=name, repaired=repaired, size=size, divergence=shown,
-                agreement=agreed / count, loss=loss,
+                agreement=agreed / count, loss=expected,
             )  # fmt: skip
-        whole, chance = self.accuracy(self.whole) or 0.0, self._chance()
+        whole, chance = self.accuracy or 0.0, self._chance()
         low, _ = wilson(round(whole * count), round(count))
         # Of a network that knows no more than chance there is nothing to lose.
-        measured = (whole - right / count) / (whole - chance) if low > chance else None
+        measured = loss(whole, right, chance).value if low > chance else None
         return Rival(
             name=name, repaired=repaired, size=size, divergence=shown, agreement=agreed / count,
-            accuracy=right / count, loss=measured,
+            accuracy=right, loss=measured,
         )  # fmt: skip
 
-    def accuracy(self, module: nn.Module) -> float | None:
-        """Share of right answers on the examples of the table."""
-        from planescope.criticality.plan.divergence import answer
+    @property
+    def accuracy(self) -> float | None:
+        """Return the whole network's share of right answers on the examples of the table."""
+        return self._accuracy(self.table.answers)
 
+    def _accuracy(self, answers: Sequence[torch.Tensor]) -> float | None:
         if self.labels is None:
             return None
-        right = count = 0
-        for batch, labels in zip(self.table.batches, self.labels, strict=True):
-            right += int((answer(module, batch, self.table.pick).argmax(1) == labels).sum())
-            count += labels.numel()
+        pairs = list(zip(answers, self.labels, strict=True))
+        right = sum(int((given.argmax(1) == labels).sum()) for given, labels in pairs)
+        count = sum(int(labels.numel()) for _, labels in pairs)
         return right / count
 
     def _chance(self) -> float:
@@ -405,11 +401,9 @@ def _apply(changed: nn.Module, name: str, way: str, setting: Fraction) -> Form:
         largest = torch.from_numpy(weight).double().flatten(1).abs().amax(1)
         form = Form(stays=every, most=most, steps=largest / most)
     else:
-        rows = weight.reshape(len(weight), -1).astype(np.float64)
-        rank = int(setting)
-        left, values, right = np.linalg.svd(rows, full_matrices=False)
-        new = ((left[:, :rank] * values[:rank]) @ right[:rank]).reshape(weight.shape)
-        form = Form(stays=every, rank=rank if rank < min(rows.shape) else None)
+        rank, largest_rank = int(setting), min(every.shape)
+        new = of_rank(weight, Fraction(rank, largest_rank))
+        form = Form(stays=every, rank=rank if rank < largest_rank else None)
     hold(layer, torch.from_numpy(np.ascontiguousarray(new)).to(held))
     return form
 

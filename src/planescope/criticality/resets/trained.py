@@ -127,7 +127,7 @@ def of_run(
     drawn = options.draws > 0 or to.fresh > 0 or bool(to.states)
     epochs = _epochs(path, list(files), to.epochs, drawn=drawn)
     trained = files[max(files)]
-    state = _state(trained)
+    state = state_of(trained)
     module = load_network(network, state)
     return Subject(
         source=str(path),
@@ -245,14 +245,9 @@ def of_checkpoint(
     """Return the checkpoints of one network; `planescope.reset` says what is raised."""
     if not to.states and not options.draws and not to.fresh:
         raise UsageError(NOTHING)
-    state = resolved(_state(trained))
+    state = resolved(state_of(trained))
     name = network if isinstance(network, str) else type(network).__name__
-    try:
-        module = (
-            load_network(network, state) if isinstance(network, str) else _filled(network, state)
-        )
-    except CheckpointError as exc:
-        raise CheckpointError(f"{trained}: {exc}") from exc
+    module = with_weights(network, state, trained)
     if options.draws and not isinstance(network, str):
         raise UsageError('nobody knows the initialiser of a network in memory; give to="fresh"')
     return Subject(
@@ -268,10 +263,25 @@ def of_checkpoint(
     )
 
 
-def _filled(network: nn.Module, state: StateDict) -> nn.Module:
-    """Copy of a network with the weights of a state dict."""
+def with_weights(
+    network: str | nn.Module, state: StateDict, path: str | os.PathLike[str], /
+) -> nn.Module:
+    """Return a network, built by its name or copied, with the weights of a file's state dict.
+
+    Raises
+    ------
+    CheckpointError
+        If they are of another network.
+    """
+    try:
+        return load_network(network, state) if isinstance(network, str) else _copied(network, state)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{path}: {exc}") from exc
+
+
+def _copied(network: nn.Module, state: StateDict) -> nn.Module:
     module = deep_copy(unwrapped(network)).cpu().eval()
-    tensors, odd = _fitting(state.tensors, module, "it")
+    tensors, odd = fitting(state.tensors, module, "it")
     if odd:
         raise CheckpointError(odd[0])
     own = module.state_dict()
@@ -328,7 +338,7 @@ def _of_state(name: int | str, state: Any, module: nn.Module) -> Target:
         state = unwrapped(state).state_dict()
     if not isinstance(state, Mapping):
         raise UsageError(f"to={{{name!r}: ...}} is a {type(state).__name__}, not a state dict")
-    tensors, odd = _fitting(read_state_dict(state).tensors, module, f"snapshot {name!r}")
+    tensors, odd = fitting(read_state_dict(state).tensors, module, f"snapshot {name!r}")
     return Target(
         snapshot=name,
         draw=None,
@@ -412,7 +422,7 @@ def redrawn(
             Target(
                 snapshot=FRESH,
                 draw=draw,
-                tensors=_state(path).tensors if drawn else {},
+                tensors=state_of(path).tensors if drawn else {},
                 digest=functools.partial(str, seed),
                 odd=("its modules have no reset_parameters that draws their weights",),
             )
@@ -462,13 +472,20 @@ def drawn(subject: Subject, options: ResetOptions, folder: Path, /) -> list[Targ
             save_file({name: w.contiguous().clone() for name, w in weights.items()}, path)
         except (OSError, SafetensorError) as exc:
             raise OutputError(f"{folder}: a draw cannot be written: {one_line(exc)}") from exc
-        tensors, _ = _fitting(_state(path).tensors, subject.module, f"draw {draw}")
+        tensors, _ = fitting(state_of(path).tensors, subject.module, f"draw {draw}")
         digest = functools.partial(str, seed)
         targets.append(Target(snapshot=RAND, draw=draw, tensors=tensors, digest=digest))
     return targets
 
 
-def _state(path: str | os.PathLike[str]) -> StateDict:
+def state_of(path: str | os.PathLike[str], /) -> StateDict:
+    """Read the state dict of a file.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read, or holds a graph.
+    """
     _, contents = read_contents(locate(path))
     if not isinstance(contents, StateDict):
         raise CheckpointError(f"{path}: holds a graph, not the state dict of a torch network")
@@ -476,10 +493,10 @@ def _state(path: str | os.PathLike[str]) -> StateDict:
 
 
 def _target(name: int | str, path: str | os.PathLike[str], module: nn.Module) -> Target:
-    state = _state(path)
+    state = state_of(path)
     if not module.state_dict().keys() <= state.tensors.keys():
         state = resolved(state)  # the network has whole weights that the file has in parts
-    tensors, odd = _fitting(state.tensors, module, str(path))
+    tensors, odd = fitting(state.tensors, module, str(path))
     return Target(
         snapshot=name,
         draw=None,
@@ -489,12 +506,17 @@ def _target(name: int | str, path: str | os.PathLike[str], module: nn.Module) ->
     )
 
 
-def _fitting(
-    tensors: Mapping[str, Tensor], module: nn.Module, path: str
+def fitting(
+    tensors: Mapping[str, Tensor], module: nn.Module, path: str, /
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
-    """Those tensors that have the shapes of a network's, by its names, which all are to be there.
+    """Give the tensors that have the shapes of a network's, by its names, which all must be there.
 
     With them, in sentences, those of another shape.
+
+    Raises
+    ------
+    CheckpointError
+        If one is missing, or is none of the network's.
     """
     own = {name: t.shape for name, t in module.state_dict().items() if not name.endswith(COUNTER)}
     first = next(iter(own), "")
