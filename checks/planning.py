@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import pickle
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -22,6 +22,8 @@ from torch.nn import functional
 
 from planescope.criticality.plan.examples import synthetic
 from planescope.criticality.plan.search import Bench
+from planescope.data.files import read_cifar
+from planescope.files.writing import replacing
 
 # What is asked for, those of the goals first.
 CELLS = (
@@ -90,12 +92,11 @@ def load(name: str, weights: Path) -> nn.Module:
 
 
 def images(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read a file of CIFAR-10, which its authors wrote, as these networks take it."""
-    with (folder / "cifar-10-batches-py" / part).open("rb") as file:
-        held = pickle.load(file, encoding="bytes")  # noqa: S301
-    pixels = torch.from_numpy(held[b"data"].reshape(-1, 3, 32, 32).copy()).float() / 255
+    """Read a file of CIFAR-10 as these networks take it."""
+    held, labels = read_cifar([folder / "cifar-10-batches-py" / part])
+    pixels = torch.from_numpy(held).float() / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return (pixels - mean[:, None, None]) / std[:, None, None], torch.tensor(held[b"labels"])
+    return (pixels - mean[:, None, None]) / std[:, None, None], torch.from_numpy(labels)
 
 
 def accuracy(module: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> float:
@@ -123,49 +124,36 @@ def main(argv: list[str]) -> None:
     done = {tuple(row[k] for k in ("way", "asked", "images", "seed")) for row in rows}
     made, _ = synthetic(whole, (3, 32, 32), most=SYNTHETIC)
     base = accuracy(whole, x, labels)
-    for seed in range(given.seeds):
-        for way, asked in CELLS:
-            for count in IMAGES:
-                key = (way, str(asked), str(count), str(seed))
-                if key in done:
-                    continue
-                order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
-                data = pool[order[:count]] if count else made
-                began = time.process_time()
-                bench = Bench.of(
-                    whole, data, keep=(), examples=len(data), seed=seed, unpack=None, output=None,
-                    data_path=None, data_options=None,
-                )  # fmt: skip
-                tries = bench.tries(way, asked, repair=True, on_try=None)
-                spent = round(time.process_time() - began, 1)
-                best = min(tries, key=lambda one: one.checked)
-                rows += [
-                    dict(
-                        zip(
-                            FIELDS,
-                            (
-                                given.network, *key, one.rival.name, one.rival.repaired,
-                                one is best, base, accuracy(one.module, x, labels), spent,
-                            ),
-                            strict=True,
-                        )
-                    )
-                    for one in tries
-                ]  # fmt: skip
-                write(path, rows)
-                print(
-                    key, [(r["rival"], r["repaired"], r["accuracy"]) for r in rows[-len(tries) :]]
-                )
+    for seed, (way, asked), count in itertools.product(range(given.seeds), CELLS, IMAGES):
+        key = (way, str(asked), str(count), str(seed))
+        if key in done:
+            continue
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+        data = pool[order[:count]] if count else made
+        began = time.process_time()
+        bench = Bench.of(
+            whole, data, keep=(), examples=len(data), seed=seed, unpack=None, output=None,
+            data_path=None, data_options=None,
+        )  # fmt: skip
+        tries = bench.tries(way, asked, repair=True, on_try=None)
+        spent = round(time.process_time() - began, 1)
+        best = min(tries, key=lambda one: one.checked)
+        for one in tries:
+            values = (
+                given.network, *key, one.rival.name, one.rival.repaired, one is best, base,
+                accuracy(one.module, x, labels), spent,
+            )  # fmt: skip
+            rows.append(dict(zip(FIELDS, values, strict=True)))
+        write(path, rows)
+        print(key, [(r["rival"], r["repaired"], r["accuracy"]) for r in rows[-len(tries) :]])
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write the table beside its place, then put it there."""
-    draft = path.with_suffix(".part")
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    """Write the table, whole or not at all."""
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(rows)
-    draft.replace(path)
 
 
 if __name__ == "__main__":
