@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planescope.cli.options import ENTRY, KINDS, LAYERS
+
 if TYPE_CHECKING:
     from planescope.measurement.difference import Difference, LayerDifference
 
@@ -21,17 +23,10 @@ if TYPE_CHECKING:
     show_default=True,
     help="The layers' own weights, or those that act behind batch norm.",
 )
-@click.option(
-    "--kinds",
-    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
-    multiple=True,
-    default=["conv"],
-    show_default=True,
-    help="Which layers; repeatable. conv: a kernel larger than 1.",
-)
-@click.option("--layers", metavar="REGEX", help="Only layers in whose name this is found.")
+@KINDS
+@LAYERS
 @click.option("--network", metavar="NAME", help="Network of two state dicts, as for measure.")
-@click.option("--entry", metavar="NAME", help="Which of several state dicts in a file, as ema.")
+@ENTRY
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 @click.option("--figure", metavar="FILE", help="Draw it: .pdf, .svg or .png.")

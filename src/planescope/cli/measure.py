@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from planescope.cli.options import ENTRY, KINDS, LAYERS
+
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
@@ -16,15 +18,8 @@ import click
     show_default=True,
     help="The convolutions' own hyperplanes, as in the paper, or with batch norm folded in.",
 )
-@click.option(
-    "--kinds",
-    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
-    multiple=True,
-    default=["conv"],
-    show_default=True,
-    help="Which layers; repeatable. conv: a kernel larger than 1, as in the paper.",
-)
-@click.option("--layers", metavar="REGEX", help="Only layers in whose name this is found.")
+@KINDS
+@LAYERS
 @click.option(
     "--transposed",
     metavar="REGEX",
@@ -44,7 +39,7 @@ import click
     help="The batch norm behind a layer of a state dict; LAYER= for none; repeatable.",
 )
 @click.option("--eps", type=float, help="Epsilon of a state dict's norms, which it does not hold.")
-@click.option("--entry", metavar="NAME", help="Which of several state dicts in a file, as ema.")
+@ENTRY
 @click.option("--pairing", is_flag=True, help="Show the norm of each layer, and what told it.")
 @click.option(
     "--network",

@@ -19,6 +19,22 @@ TRUST = click.option(
 )
 
 
+KINDS = click.option(
+    "--kinds",
+    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+    multiple=True,
+    default=["conv"],
+    show_default=True,
+    help="Which layers; repeatable. conv: a kernel larger than 1, as in the paper.",
+)
+
+LAYERS = click.option("--layers", metavar="REGEX", help="Only layers in whose name this is found.")
+
+ENTRY = click.option(
+    "--entry", metavar="NAME", help="Which of several state dicts in a file, as ema."
+)
+
+
 def code_options(command: F) -> F:
     """Add --network, --data and --trust to a command that reads runs."""
     for option in (

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planescope.cli.options import KINDS
+
 if TYPE_CHECKING:
     from planescope.criticality.prediction import Prediction
 
@@ -18,14 +20,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Network of a state dict (lenet, vgg16_bn, ...): tells what feeds each layer, and norms.",
 )
-@click.option(
-    "--kinds",
-    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
-    multiple=True,
-    default=["conv"],
-    show_default=True,
-    help="Which layers; repeatable.",
-)
+@KINDS
 @click.option("--model", metavar="FILE", help="Another model, as planescope fit writes it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")

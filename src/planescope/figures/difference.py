@@ -9,7 +9,6 @@ import numpy as np
 
 from planescope.figures.canvas import (
     AWAY,
-    CHANCE,
     NEUTRAL,
     TOWARD,
     Width,
@@ -18,8 +17,7 @@ from planescope.figures.canvas import (
     shown,
     styled,
 )
-from planescope.figures.layers import FRAME, MASS_PITCH, NAME_PITCH, legend, row_pitch
-from planescope.hyperplanes import chance
+from planescope.figures.layers import FRAME, MASS_PITCH, NAME_PITCH, legend, mass_bands, row_pitch
 from planescope.measurement.difference import Difference
 
 if TYPE_CHECKING:
@@ -73,12 +71,7 @@ def difference(difference: Difference, /, *, width: Width = "page") -> Figure:
 def _masses(axes: Axes, difference: Difference) -> None:
     layers = difference.layers
     y = np.arange(len(layers))
-    low, high = np.array([chance.mass_band(layer.filters) for layer in layers]).T
-    steps = np.add.outer(y, (-0.5, 0.5)).ravel()
-    axes.fill_betweenx(
-        steps, low.repeat(2), high.repeat(2), color=CHANCE, linewidth=0, label="chance, 95 %"
-    )
-    axes.axvline(0.5, color=NEUTRAL, linewidth=0.5)
+    mass_bands(axes, [layer.filters for layer in layers])
     before, after = (
         np.array([math.nan if (m := getattr(layer, key)) is None else m for layer in layers])
         for key in ("mass_before", "mass_after")
@@ -93,8 +86,6 @@ def _masses(axes: Axes, difference: Difference) -> None:
         before, y, marker="o", color=NEUTRAL, markerfacecolor="white", label="before", **common
     )
     axes.plot(after, y, marker="D", color=NEUTRAL, label="after", **common)
-    axes.set(xlim=(0, 1), xlabel="negative mass m")
-    axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
 
 
 def _sides(axes: Axes, difference: Difference) -> None:

@@ -148,13 +148,8 @@ def mass_panel(axes: Axes, measurement: Measurement) -> None:
     rows = [*measurement.layers, measurement.network]
     looks = np.array([*map(look, measurement.layers), POOL])
     mass = np.array([math.nan if row.negative_mass is None else row.negative_mass for row in rows])
-    usable = [usable_filters(row) for row in rows]
-    low, high = np.array([chance.mass_band(n) if n else (0.5, 0.5) for n in usable]).T
+    mass_bands(axes, [usable_filters(row) for row in rows])
     y = np.arange(len(rows))
-    steps = np.add.outer(y, (-0.5, 0.5)).ravel()
-    band = low.repeat(2), high.repeat(2)
-    axes.fill_betweenx(steps, *band, color=CHANCE, linewidth=0, label="chance, 95 %")
-    axes.axvline(0.5, color=NEUTRAL, linewidth=0.5)
     axes.hlines(y, 0.5, mass, colors=[look.color for look in looks], linewidth=0.8)
     for kind in (AWAY_BIASED, TOWARD_BIASED, UNBIASED, POOL):
         chosen = looks == kind
@@ -162,9 +157,18 @@ def mass_panel(axes: Axes, measurement: Measurement) -> None:
             _plot_points(axes, mass[chosen], y[chosen], kind)
     for row in np.flatnonzero(np.isnan(mass)):  # no usable filter
         axes.text(0.5, float(row), "none", ha="center", va="center", style="italic")
+    axes.set_xticks((0.25, 0.75), minor=True)
+
+
+def mass_bands(axes: Axes, filters: Sequence[int]) -> None:
+    """Draw the masses that chance gives so many filters, 95 %, a row each, and their axis."""
+    low, high = np.array([chance.mass_band(n) if n else (0.5, 0.5) for n in filters]).T
+    steps = np.add.outer(np.arange(len(filters)), (-0.5, 0.5)).ravel()
+    band = low.repeat(2), high.repeat(2)
+    axes.fill_betweenx(steps, *band, color=CHANCE, linewidth=0, label="chance, 95 %")
+    axes.axvline(0.5, color=NEUTRAL, linewidth=0.5)
     axes.set(xlim=(0, 1), xlabel="negative mass m")
     axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
-    axes.set_xticks((0.25, 0.75), minor=True)
 
 
 def _plot_points(axes: Axes, mass: Floats, y: Any, kind: Look) -> None:
