@@ -120,6 +120,7 @@ DAMAGED = [
         id="field-twice",
     ),
     pytest.param({"__metadata__": {"a": 1}}, 0, "__metadata__ does not map text", id="meta-int"),
+    pytest.param({"__metadata__": "a"}, 0, "__metadata__ does not map text", id="meta-text"),
     pytest.param({"__metadata__": []}, 0, "__metadata__ does not map text", id="meta-list"),
     pytest.param({"a": 7}, 0, "tensor 'a' lacks a dtype, a shape", id="no-entry"),
     pytest.param({"a": {"dtype": "F32"}}, 0, "tensor 'a' lacks a dtype, a shape", id="no-shape"),

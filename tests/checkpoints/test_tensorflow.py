@@ -630,5 +630,7 @@ def test_a_packed_block_is_the_block(expected):
 
 def test_the_smallest_file_of_lite_is_called_damaged(tmp_path):
     (tmp_path / "a.tflite").write_bytes(b"\x08\0\0\0TFL3aaaaaaaa")
-    with pytest.raises(CheckpointError, match="its tables lead out of the file"):
+    with pytest.raises(
+        CheckpointError, match="TensorFlow Lite model, whose tables lead out of the file"
+    ):
         ps.measure(tmp_path / "a.tflite")

@@ -700,7 +700,7 @@ def test_a_module_of_torchscript_may_lack_what_every_module_has(tmp_path):
     stream = b"\x80\x02c__torch__.net\nNet\n)\x81}X\x08\0\0\0_modules}sb."
     with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
         archive.writestr("net/data.pkl", stream)
-    with pytest.raises(CheckpointError, match=r"an object of __torch__\.net\.Net, and no tensors"):
+    with pytest.raises(CheckpointError, match="a TorchScript module without tensors by name"):
         read(tmp_path / "net.pt")
 
 

@@ -137,7 +137,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_metadata(path: Path, metadata: Any) -> None:
-    texts = metadata.values() if isinstance(metadata, dict) else [metadata]
+    texts = metadata.values() if isinstance(metadata, dict) else [None]
     if metadata is not None and not all(isinstance(text, str) for text in texts):
         raise CheckpointError(f"{path}: __metadata__ does not map text to text; {_DAMAGED}")
 

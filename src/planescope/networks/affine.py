@@ -22,7 +22,13 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planescope.hyperplanes.layer import Kind, Place, kind_of_convolution
-from planescope.networks.copies import is_undrawn, own_tensors, stand_in, without_autocast
+from planescope.networks.copies import (
+    base_layer,
+    is_undrawn,
+    own_tensors,
+    stand_in,
+    without_autocast,
+)
 
 # How far what a module gives may be from what its weight gives, by the type computed in.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -217,10 +223,7 @@ def _inputs(
     module: nn.Module, held: Sequence[torch.Tensor]
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Shapes of one input that the forward may take, channels then positions: small, and roomy."""
-    seen = set()
-    base = module
-    while isinstance(below := base._modules.get("base_layer"), nn.Module):
-        base = below
+    seen, base = set(), base_layer(module)
     for channels, dims in _guesses(base, held):
         small, roomy = ((channels, *_positions(base, held, dims, size)) for size in (1, 2))
         if channels > 0 and small not in seen:

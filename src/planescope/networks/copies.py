@@ -98,6 +98,13 @@ def weight_hooks(module: nn.Module, /) -> list[Any]:
     ]
 
 
+def base_layer(module: nn.Module, /) -> nn.Module:
+    """Find the layer that adapters wrap, or the module itself."""
+    while isinstance(below := module._modules.get("base_layer"), nn.Module):
+        module = below
+    return module
+
+
 def own_tensors(module: nn.Module, /) -> list[torch.Tensor]:
     """Parameters and buffers of a module and of all within it, each once, in its order."""
     held = (*module.parameters(), *module.buffers())

@@ -24,9 +24,12 @@ _SCALE = re.compile(
     r"(^|[._/])(\w*norm\w*|ln_?\w{0,3}|[bgi]n_?\d*|\w*scale\w*|gain|gamma|affine|ls_?\d*|prelu\w*)$"
 )
 _PACKED = re.compile(r"(^|[._/])(qweight|weight_packed|packed_weight)$")
-_ADAPTER = re.compile(
-    r"[._/]?(lora_(A|B|down|up|embedding_[AB]|magnitude_vector|layer|mid)\b|lora[._]|hada_w\d|"
-    r"lokr_w\d|oft_[A-Za-z]+|boft_[A-Za-z]+|vera_lambda_\w+|ia3_l|dora_scale)"
+_ADAPTERS = (
+    re.compile(
+        r"(^|[._/])(lora_(A|B|down|up|embedding_[AB]|magnitude_vector|layer|mid)\b|hada_w\d|"
+        r"lokr_w\d|b?oft_[A-Za-z]+|vera_lambda_\w+|ia3_l|dora_scale)"
+    ),
+    re.compile(r"(^|[._/])lora[._]"),
 )
 # Tensors beside a weight that leave it as it is.
 _HARMLESS = frozenset(
@@ -35,6 +38,7 @@ _HARMLESS = frozenset(
 )
 
 ADAPTED = "an adapter (LoRA or its kin) that is not merged changes its weight; merge it first"
+ADAPTER_ALONE = "an adapter (LoRA or its kin) without the weight that it changes; merge it first"
 RECURRENT = "a recurrent weight: it acts on its own output"
 EMBEDDING = "an embedding: its rows are looked up, they cut nothing"
 _AFFINE = "a norm or a scale: its bias has its own shape, a value for each weight"
@@ -93,9 +97,33 @@ def adapted(names: Iterable[str], /) -> tuple[dict[str, str], list[str]]:
     """
     parts = {}
     for name in names:
-        if (match := _ADAPTER.search(name)) is not None:
-            parts[name] = name[: match.start()].removesuffix(".base_layer")
+        match = next((m for p in _ADAPTERS if (m := p.search(name)) is not None), None)
+        if match is not None:
+            module = name[: match.start()].removesuffix(".base_layer")
+            parts[name] = module.replace(".processor.", ".")  # of diffusers' attention
     return parts, list(dict.fromkeys(parts.values()))
+
+
+def of_adapters(changed: Iterable[str], modules: Iterable[str], /) -> dict[str, str]:
+    """Say why modules that adapters lie in are no layers, or in a wrapper those at their side.
+
+    Parameters
+    ----------
+    changed : iterable of str
+        Modules that parts of adapters lie in.
+    modules : iterable of str
+        Modules that have a weight.
+    """
+    held = list(modules)
+    below: defaultdict[str, list[str]] = defaultdict(list)
+    for module in held:
+        below[_split(module)[0]].append(module)
+    known = set(held)
+    reasons: dict[str, str] = {}
+    for name in changed:
+        layers = [name] if name in known else below[name]
+        reasons |= dict.fromkeys(layers, ADAPTED) if layers else {name or "lora": ADAPTER_ALONE}
+    return reasons
 
 
 def of_bias(shape: tuple[int, ...], bias: Tensor, /) -> str | None:

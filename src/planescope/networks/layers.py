@@ -141,7 +141,8 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
     tensors = {name: t for name, t in state.tensors.items() if name not in adapters}
     norms = find_norms(tensors)
     stored = _stored(tensors, norms)
-    reasons = {**state.reasons, **dict.fromkeys(changed, exclusions.ADAPTED)}
+    of_adapters = exclusions.of_adapters(changed, (each.module for each in stored))
+    reasons = {**state.reasons, **of_adapters}
     kept, skipped = _sifted(stored, state, tensors, reasons)
     kept.sort(key=_network_order(state))
     laid = lay_out(
@@ -209,7 +210,16 @@ def _split(match: re.Match[str], tensors: Mapping[str, Tensor]) -> _Stored | Non
     module, separator = match["module"] or "", match["separator"] or ""
     prefix = module + separator
     bias = _bias(tensors, *(prefix + last for last in WEIGHTS[ending]))
+    if (part := _half(prefix, ending, tensors)) is not None:
+        module, bias = prefix + part, bias if part == "pointwise" else None
     return _Stored(module=module or name, ending=ending, tensor=tensors[name], bias=bias)
+
+
+def _half(prefix: str, ending: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """Tell which of the two layers of a separable convolution a kernel is, if any."""
+    part, _, rest = ending.partition("_")
+    other = {"depthwise": "pointwise", "pointwise": "depthwise"}.get(part)
+    return part if other and f"{prefix}{other}_{rest}" in tensors else None
 
 
 def _bias(tensors: Mapping[str, Tensor], *names: str) -> Tensor | None:
@@ -227,15 +237,12 @@ def _sifted(
     skipped: list[Skipped] = []
     recurrent = exclusions.recurrent((each.module for each in stored), tensors)
     beside = _beside(stored, tensors)
-    base = {name for name in reasons if reasons[name] is exclusions.ADAPTED}
     for each in stored:
         module = each.module
         place = state.places.get(module)
         reason: str | None
         if module in reasons:
             reason = reasons[module]
-        elif module.removesuffix(".base_layer") in base:
-            reason = exclusions.ADAPTED
         elif place is None and module in recurrent:
             reason = exclusions.RECURRENT
         elif len(each.tensor.shape) > 5:

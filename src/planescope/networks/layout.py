@@ -41,6 +41,8 @@ _FLAX_TRANSPOSED = re.compile(r"ConvTranspose")
 # By so much must a reading as transposed fit better, where no bias tells.
 _MARGIN = 2
 
+_LONG = 15  # extent of a kernel of one dimension that is long
+
 _NAMED = 3  # names in a note, before the rest is counted
 
 
@@ -143,7 +145,10 @@ def lay_out(weights: Sequence[Weight], wanted: Wanted | None = None, /) -> Laid:
         if (found := _axes(w, layouts[w.module], wanted)) is not None
     }
     axes |= _turned(weights, axes, wanted, told)
-    notes = (reason.format(named(names)) for reason, names in told.items())
+    told[_OF_THREE] += [
+        w.module for w in weights if w.module in axes and _is_odd(w, axes[w.module], weights)
+    ]
+    notes = (reason.format(named(names)) for reason, names in told.items() if names)
     return Laid(axes=axes, notes=tuple(notes))
 
 
@@ -280,6 +285,10 @@ _AGAINST_FORM = {
 }
 _NAME_ALONE = "the names alone say that the filters of {} lie on the last axis (--layout)"
 _UNTOLD = "nothing tells where the filters of {} lie; the first axis is assumed (--layout)"
+_OF_THREE = (
+    "{} read as a convolution of one dimension, for its weight has three axes; a bilinear map, or "
+    "several linear ones in one, would look the same"
+)
 _AS_TRANSPOSED = (
     "{} read as transposed by name and by the layers beside (--transposed and --layout settle it)"
 )
@@ -287,6 +296,15 @@ _MAYBE_TRANSPOSED = (
     "whether {} is a transposed convolution cannot be told from its shape; it is read as an "
     "ordinary one (--transposed)"
 )
+
+
+def _is_odd(weight: Weight, axes: Axes, weights: Sequence[Weight]) -> bool:
+    """Tell whether three axes are rather not those of a convolution of one dimension."""
+    if len(weight.shape) != 3 or axes.kind is Kind.TRANSPOSED:
+        return False
+    taps = weight.shape[-1 if axes.layout is FIRST else 0]
+    is_even = taps % 2 == 0 and taps > 2
+    return any(len(w.shape) > 3 for w in weights) or taps > _LONG or is_even
 
 
 def _axes(weight: Weight, layout: Layout, wanted: Wanted) -> Axes | None:

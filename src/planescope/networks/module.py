@@ -82,7 +82,13 @@ def read_module(module: nn.Module, /) -> StateDict:
         places.setdefault(name, place)
     loose = (Skipped(name=name, reason=reason) for name, reason in found.loose.items())
     left_out = [*found.left_out, *loose]
-    return StateDict(tensors=tensors, places=places, note=note, skipped=tuple(left_out))
+    return StateDict(
+        tensors=tensors,
+        places=places,
+        note=note,
+        skipped=tuple(left_out),
+        norm_eps=found.norm_eps,
+    )
 
 
 def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
@@ -111,8 +117,13 @@ def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
 
 def _memory(value: Any) -> Hashable:
     """Return a key that two arrays share if they have the same memory."""
-    if hasattr(value, "data_ptr") and hasattr(value, "stride"):
-        return value.data_ptr(), value.stride(), str(value.device)
+    if hasattr(value, "data_ptr"):
+        from planescope.networks.plain import is_plain
+
+        # Of sparse tensors and others' classes torch gives no place in memory, or 0 for all.
+        if is_plain(value) and value.data_ptr():
+            return value.data_ptr(), value.stride(), str(value.device)
+        return id(value)
     if (interface := getattr(value, "__array_interface__", None)) is not None:
         return interface["data"][0], value.strides
     return id(value)

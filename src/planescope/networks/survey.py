@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
@@ -18,6 +19,7 @@ from planescope.hyperplanes.layer import Array, Kind, Place, Skipped, Tensor, ki
 from planescope.networks import affine
 from planescope.networks.affine import Leaf, NotAffineError
 from planescope.networks.copies import (
+    base_layer,
     is_undrawn,
     own_tensors,
     stand_in,
@@ -39,6 +41,7 @@ _NO_LAYERS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 # Of adapters beside a layer; a module with more in it is a network.
 _MOST_PARTS = 12
+_ADAPTER = re.compile(r"[dl]ora|loha|lokr|hada_|(^|_)b?oft_|vera_|ia3|adapter", re.IGNORECASE)
 _ATTENTION = "queries, keys and values of an attention: three linear maps in one"
 
 
@@ -62,6 +65,8 @@ class Survey:
         Modules that keep a running mean, and by themselves do not normalise by it.
     loose : dict of str to str
         Parameters that look like weights, in modules that are no layer by themselves, with why.
+    norm_eps : dict of str to float
+        Epsilon of batch norms by name.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -71,6 +76,7 @@ class Survey:
     left_out: list[Skipped] = field(default_factory=list)
     doubtful: list[str] = field(default_factory=list)
     loose: dict[str, str] = field(default_factory=dict)
+    norm_eps: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, place: Place, weight: Tensor, bias: Tensor | None) -> None:
         """Enter a layer."""
@@ -119,7 +125,7 @@ def _enter(found: Survey, name: str, module: nn.Module) -> str | None:
     if _is_script(module):
         _enter_script(found, name, module)
         return name
-    if any(callable(getattr(type(module), part, None)) for part in ("weight", "_weight_bias")):
+    if _is_quantised(module):
         return _enter_quantised(found, name, module)
     if (reason := _no_layer(module)) is not None:
         found.leave_out(name or type(module).__name__, reason)
@@ -133,9 +139,13 @@ def _enter(found: Survey, name: str, module: nn.Module) -> str | None:
         return None
     if _may_be_affine(module) and _enter_solved(found, name, module):
         return name
-    if not isinstance(module, _NormBase) and (leaf := affine.frozen_norm(module)) is not None:
+    if isinstance(module, _NormBase):
+        found.norm_eps[name] = float(module.eps)
+    elif (leaf := affine.frozen_norm(module)) is not None:
         found.leaves[module] = leaf
-    elif not isinstance(module, _NormBase) and "running_mean" in module._buffers:
+        if leaf.eps is not None:
+            found.norm_eps[name] = leaf.eps
+    elif "running_mean" in module._buffers:
         found.doubtful.append(name)
     _enter_rest(found, name, module)
     return None
@@ -196,9 +206,20 @@ def _enter_plain(found: Survey, name: str, module: nn.Module, place: Place) -> N
         if nn.parameter.is_lazy(held.get(attribute)):
             raise UsageError(f"{full} is not there yet; run a batch through the network first")
         # What is computed is not held: looking at it would compute it as in training.
-        if attribute not in held or held[attribute] is not None:
+        if attribute in held and held[attribute] is None:
+            continue
+        try:
             tensors[attribute] = named_tensor(full, functools.partial(_current, module, attribute))
+        except UsageError:
+            raise
+        except Exception as exc:  # parametrisations are anybody's code
+            found.leave_out(name, f"torch cannot compute its {attribute} ({_first_line(exc)})")
+            return
     found.add(name, place, tensors["weight"], tensors.get("bias"))
+
+
+def _first_line(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {exc}".partition("\n")[0]
 
 
 def _current(module: nn.Module, attribute: str) -> torch.Tensor:
@@ -225,6 +246,16 @@ def _device(module: nn.Module) -> torch.device:
 
 
 # --- quantised layers
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Tell whether a class of torch's gives its weight on request."""
+    return any(
+        callable(vars(base).get(part))
+        for base in type(module).__mro__
+        for part in ("weight", "_weight_bias")
+        if base.__module__.startswith("torch.")
+    )
 
 
 def _enter_quantised(found: Survey, name: str, module: Any) -> str:
@@ -276,10 +307,11 @@ def _part(parts: Callable[[], tuple[Any, Any]], index: int) -> torch.Tensor:
 
 def _may_be_affine(module: nn.Module) -> bool:
     """Tell whether a module as a whole may be an affine map with a weight to look for."""
-    if place_of(module) is not None or "base_layer" in module._modules:
+    if place_of(module) is not None or _is_adapter(module):
         return True
     inner = [part for part in module.modules() if part is not module]
-    if any("lora" in part.lower() for part in (*module._modules, *module._parameters)):
+    names = (*module._modules, *module._parameters)
+    if "base_layer" in names or any("lora" in name.lower() for name in names):
         return len(inner) <= _MOST_PARTS
     if _is_norm(module) or isinstance(module, nn.MultiheadAttention):
         return False
@@ -305,7 +337,7 @@ def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def _enter_solved(found: Survey, name: str, module: nn.Module) -> bool:
     """Enter a module that is a layer as a whole; False where its parts may be layers yet."""
-    is_layer = place_of(module) is not None or "base_layer" in module._modules
+    is_layer = place_of(module) is not None or _is_adapter(module)
     held = own_tensors(module)
     undrawn = next((t for t in held if is_undrawn(t)), None)
     if is_layer and undrawn is not None:
@@ -329,11 +361,15 @@ def _enter_solved(found: Survey, name: str, module: nn.Module) -> bool:
     return True
 
 
+def _is_adapter(module: nn.Module) -> bool:
+    """Tell whether it is one layer with an adapter around it; networks have a `base_layer` too."""
+    names = (*module._modules, *module._parameters, type(module).__name__)
+    is_named = any(_ADAPTER.search(name) for name in names) or hasattr(module, "active_adapter")
+    return is_named and base_layer(module) is not module
+
+
 def _why_not(module: nn.Module, reason: str) -> str:
-    base: Any = module
-    while isinstance(below := base._modules.get("base_layer"), nn.Module):
-        base = below
-    return _no_layer(base) or reason
+    return _no_layer(base_layer(module)) or reason
 
 
 def _is_fixed(module: nn.Module, acting: affine.Acting) -> bool:

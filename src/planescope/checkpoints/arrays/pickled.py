@@ -102,6 +102,11 @@ class _TorchStorages:
                 called(stored) == "torch.storage._load_from_bytes"
             ):
                 pass
+            case Call(args=(Call() as text, *_)) if called(text) == "_codecs.encode":
+                raise CheckpointError(
+                    f"{self.path}: holds torch's tensors in a pickle of protocol 2, as text; save "
+                    "it by torch.save(model.state_dict(), file), or by pickle with protocol=4"
+                )
             case _:
                 return stored
         if begin not in self._found:

@@ -160,6 +160,22 @@ class ConfigLayer:
         return alpha / rank if isinstance(alpha, int | float) else 1.0
 
     @property
+    def einsum(self) -> tuple[list[int], list[int]] | None:
+        """Give the axes of the kernel that are filters, and those that are summed over.
+
+        None where it is no Einstein sum, or one of several linear maps.
+        """
+        terms, _, out = str(self.options.get("equation")).replace(" ", "").partition("->")
+        fed, _, term = terms.partition(",")
+        out = out.replace("...", "")
+        filters = [at for at, axis in enumerate(term) if axis in out and axis not in fed]
+        summed = [at for at, axis in enumerate(term) if axis in fed and axis not in out]
+        is_plain = len(filters) + len(summed) == len(set(term)) == len(term)
+        ends = out.endswith("".join(term[at] for at in filters))
+        is_one = self.kind == "einsum_dense" and self.lora is None and self.quantisation is None
+        return (filters, summed) if is_one and is_plain and ends and filters and summed else None
+
+    @property
     def quantisation(self) -> str | None:
         """Return the quantisation of its weights (``"int8"``), or None."""
         policy = _mapping(self.options.get("dtype"))

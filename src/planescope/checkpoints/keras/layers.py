@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -103,6 +104,47 @@ def layers_of(
             return []
     fits = bias is None or bias.shape == (layers[-1].filters,)
     return layers if fits else []
+
+
+def einsum_of(
+    file: Arrays, variables: Variables, filters: Sequence[int], summed: Sequence[int]
+) -> list[Layer]:
+    """Describe an Einstein sum that is one linear map, with the axes of its kernel.
+
+    Returns
+    -------
+    list of Layer
+        Empty if the variables do not have such shapes, or are no floating-point numbers.
+    """
+    keys = variables.named(("kernel", "bias"))
+    if "kernel" not in keys:
+        return []
+    kernel, order = file.tensor(keys["kernel"]), (*filters, *summed)
+    bias = file.tensor(keys["bias"]) if "bias" in keys else None
+    if sorted(order) != list(range(len(kernel.shape))) or 0 in kernel.shape:
+        return []
+    outputs = tuple(kernel.shape[at] for at in filters)
+    shape = (math.prod(outputs), math.prod(kernel.shape[at] for at in summed))
+    # A bias for some of the axes of the filters is spread over the others.
+    spread = (
+        bias
+        and (len(bias.shape) == len(outputs))
+        and all(extent in (1, wanted) for extent, wanted in zip(bias.shape, outputs, strict=True))
+    )
+    if not kernel.is_floating or (bias is not None and not (bias.is_floating and spread)):
+        return []
+
+    def rows() -> np.ndarray:
+        return np.asarray(kernel.read()).transpose(order).reshape(shape)
+
+    def offsets() -> np.ndarray:
+        return (
+            np.broadcast_to(np.asarray(bias.read()), outputs).reshape(-1) if bias else np.array(())
+        )
+
+    weight = Tensor(shape, kernel.dtype, rows)
+    own = None if bias is None else Tensor(shape[:1], bias.dtype, offsets)
+    return [Layer(name=variables.name, kind=Kind.LINEAR, weight=weight, bias=own)]
 
 
 def _updated(kernel: Tensor, one: Tensor, other: Tensor, *, factor: float) -> Tensor:

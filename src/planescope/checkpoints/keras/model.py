@@ -14,7 +14,15 @@ from pathlib import Path
 from planescope.checkpoints.hdf5 import BLOCKS, Hdf5, Window
 from planescope.checkpoints.hdf5_bytes import MAGIC
 from planescope.checkpoints.keras.config import ConfigLayer, Position, trace
-from planescope.checkpoints.keras.layers import DEFAULT_EPS, FORMS, Arrays, Form, layers_of, norm_of
+from planescope.checkpoints.keras.layers import (
+    DEFAULT_EPS,
+    FORMS,
+    Arrays,
+    Form,
+    einsum_of,
+    layers_of,
+    norm_of,
+)
 from planescope.checkpoints.keras.left_out import reason_for, reason_for_class, reason_for_names
 from planescope.checkpoints.keras.variables import Variables, Weights, weights_of
 from planescope.checkpoints.probe import Probe, probe
@@ -125,7 +133,11 @@ def _described(path: Path, config: str | bytes) -> list[ConfigLayer]:
 
 def _is_known(layer: ConfigLayer) -> bool:
     """Return whether the class says what the variables are."""
-    return layer.is_norm or layer.kind in FORMS
+    return layer.is_norm or _is_measured(layer)
+
+
+def _is_measured(layer: ConfigLayer) -> bool:
+    return layer.kind in FORMS or layer.einsum is not None
 
 
 def _accounted(described: Sequence[ConfigLayer], weights: Weights) -> set[tuple[str, ...]]:
@@ -150,10 +162,10 @@ def _left_out(
     saved = {(one.path[-1], one.class_name): one.name for one in described if one.name in owned}
     for layer in described:
         reason: str | None = None
-        if layer.kind in FORMS and layer.name in owned:
+        if _is_measured(layer) and layer.name in owned:
             if layer.quantisation not in _MODES:
                 reason = f"its weights are quantised ({layer.quantisation}) in a way not read"
-        elif layer.kind in FORMS:
+        elif _is_measured(layer):
             other = saved.get((layer.path[-1], layer.class_name))
             shared = f"the weights of {other} under another name; measured once, there"
             reason = missing if other is None else shared
@@ -188,22 +200,11 @@ def described_layers(
     """Give the layers that the config tells, each in its place."""
     by_name = {layer.name: layer for layer in described}
     for layer in described:
-        form, rank = FORMS.get(layer.kind, (None, 0))
         variables = owned.get(layer.name)
         # A layer that two models share is saved with the first of them.
-        if form is None or variables is None or layer.quantisation not in _MODES:
+        if layer.is_norm or variables is None or layer.quantisation not in _MODES:
             continue
-        if layer.quantisation:
-            form = Form.DENSE_INT8
-        groups = layer.options.get("groups", 1)
-        layers = layers_of(
-            file,
-            variables,
-            form,
-            rank,
-            groups if isinstance(groups, int) else None,
-            layer.lora,
-        )
+        layers = _layers_of(file, layer, variables)
         if not layers:
             stored = {file.tensor(key).dtype for key in variables.keys.values()}
             raise CheckpointError(
@@ -218,6 +219,21 @@ def described_layers(
                 paired = _described_norm(file, norm, owned[norm.name], layers[-1].filters)
                 layers[-1] = replace(layers[-1], norm=paired)
         yield from layers
+
+
+def _layers_of(file: Arrays, layer: ConfigLayer, variables: Variables) -> list[Layer]:
+    if layer.einsum is not None:
+        return einsum_of(file, variables, *layer.einsum)
+    form, rank = FORMS[layer.kind]
+    groups = layer.options.get("groups", 1)
+    return layers_of(
+        file,
+        variables,
+        Form.DENSE_INT8 if layer.quantisation else form,
+        rank,
+        groups if isinstance(groups, int) else None,
+        layer.lora,
+    )
 
 
 def _placed(layers: Sequence[Layer], position: Position) -> list[Layer]:

@@ -255,9 +255,13 @@ def _axis(axis: int, tensor: Tensor) -> int:
 # Arithmetic.
 
 
-def _elementwise(function: Callable[..., np.ndarray]) -> _Operator:
+def _elementwise(function: Callable[..., np.ndarray], count: int | None = None) -> _Operator:
+    """Make an operator of so many operands, or of any number, spread over one another."""
+
     def operator(_node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
         operands = [tensor, *(other for other in others if other is not None)]
+        if len(operands) != (count or len(operands)):
+            raise ValueError(f"{len(operands)} operands where there are {count}")
         if len({operand.dtype for operand in operands}) != 1 or tensor.dtype == "bool":
             return None
         shape = np.broadcast_shapes(*(operand.shape for operand in operands))
@@ -368,30 +372,30 @@ REARRANGING = frozenset((
 
 # By name, what `fold` follows.
 OPERATORS: dict[str, _Operator] = {
-    "Abs": _elementwise(np.abs),
-    "Add": _elementwise(np.add),
+    "Abs": _elementwise(np.abs, 1),
+    "Add": _elementwise(np.add, 2),
     "Cast": _cast,
     "CastLike": _cast_like,
     "Clip": _clip,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "DequantizeLinear": dequantize,
-    "Div": _elementwise(_quotient),
-    "Exp": _elementwise(np.exp),
+    "Div": _elementwise(_quotient, 2),
+    "Exp": _elementwise(np.exp, 1),
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
     "Identity": _identity,
-    "Log": _elementwise(np.log),
+    "Log": _elementwise(np.log, 1),
     "MatMul": _product,
     "Max": _elementwise(_of_all(np.maximum)),
     "Min": _elementwise(_of_all(np.minimum)),
-    "Mul": _elementwise(np.multiply),
-    "Neg": _elementwise(np.negative),
+    "Mul": _elementwise(np.multiply, 2),
+    "Neg": _elementwise(np.negative, 1),
     "Pad": _pad,
     "Pow": _power,
     "QuantizeLinear": quantize,
-    "Reciprocal": _elementwise(np.reciprocal),
+    "Reciprocal": _elementwise(np.reciprocal, 1),
     "ReduceL1": _reduced(lambda values, axis: np.abs(values).sum(axis=axis)),
     "ReduceL2": _reduced(_norm_of),
     "ReduceMax": _reduced(np.max),
@@ -399,18 +403,18 @@ OPERATORS: dict[str, _Operator] = {
     "ReduceMin": _reduced(np.min),
     "ReduceSum": _reduced(np.sum),
     "ReduceSumSquare": _reduced(lambda values, axis: np.square(values).sum(axis=axis)),
-    "Relu": _elementwise(lambda values: np.maximum(values, 0)),
+    "Relu": _elementwise(lambda values: np.maximum(values, 0), 1),
     "Reshape": _reshape,
-    "Round": _elementwise(np.rint),
+    "Round": _elementwise(np.rint, 1),
     "Shape": _shape,
-    "Sigmoid": _elementwise(lambda values: 1 / (1 + np.exp(-values))),
-    "Sign": _elementwise(np.sign),
+    "Sigmoid": _elementwise(lambda values: 1 / (1 + np.exp(-values)), 1),
+    "Sign": _elementwise(np.sign, 1),
     "Slice": _slice,
-    "Sqrt": _elementwise(np.sqrt),
+    "Sqrt": _elementwise(np.sqrt, 1),
     "Squeeze": _squeeze,
-    "Sub": _elementwise(np.subtract),
+    "Sub": _elementwise(np.subtract, 2),
     "Sum": _elementwise(_of_all(np.add)),
-    "Tanh": _elementwise(np.tanh),
+    "Tanh": _elementwise(np.tanh, 1),
     "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,

@@ -6,6 +6,7 @@ https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from planescope.hyperplanes.layer import Tensor
 
 # Least and greatest of the integers that weights are quantised to.
 INTEGER_RANGES = {
+    "uint2": (0, 3),
+    "int2": (-2, 1),
     "uint4": (0, 15),
     "int4": (-8, 7),
     "uint8": (0, 255),
@@ -57,7 +60,7 @@ def quantize(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
         for zero_points in zeros:
             steps += along(zero_points)
         cut: np.ndarray = np.clip(steps, *INTEGER_RANGES[dtype])
-        return cut.astype(dtype.replace("int4", "int8"))
+        return cut.astype(re.sub("int[24]", "int8", dtype))
 
     return mapped(compute, tensor, scale, *zero, dtype=dtype)
 

@@ -44,9 +44,14 @@ DTYPES = {
     20: "float8_e5m2fnuz",
     21: "uint4",
     22: "int4",
+    23: "float4_e2m1fn",
     24: "float8_e8m0fnu",
+    25: "uint2",
+    26: "int2",
 }
-_NIBBLES = ("uint4", "int4")  # two to a byte, the first one in the low half
+# Bits of what is packed, several to a byte, the first one in the lowest bits.
+_BITS = {"uint4": 4, "int4": 4, "float4_e2m1fn": 4, "uint2": 2, "int2": 2}
+_FLOAT4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 class _Part(IntEnum):
@@ -158,10 +163,10 @@ def _fixed_tensor(
             f"{proto.where} has {end - begin} bytes where shape {shape} of {dtype} takes {wanted}; "
             "the file is damaged, get it again"
         )
-    if dtype not in _NIBBLES:
+    if dtype not in _BITS:
         return stored_tensor(path, begin, dtype, shape)
     packed = stored_tensor(
-        path, begin, "uint8", (wanted,), finish=lambda pairs: _split_nibbles(pairs, dtype, shape)
+        path, begin, "uint8", (wanted,), finish=lambda packed: _unpacked(packed, dtype, shape)
     )
     return Tensor(shape, dtype, packed.read)
 
@@ -245,23 +250,29 @@ def _read_typed(proto: _Proto, number: int, dtype: str, shape: tuple[int, ...]) 
         )
     # Two's complement: the low bytes are the element, whatever its width and sign.
     low = np.array(values, dtype=np.uint64).astype(f"<u{_item_size(dtype)}").view(np.uint8)
-    if dtype in _NIBBLES:
-        return _split_nibbles(low, dtype, shape)
+    if dtype in _BITS:
+        return _unpacked(low, dtype, shape)
     return decode(low, dtype).reshape(shape)
 
 
 def _item_size(dtype: str) -> int:
-    return 1 if dtype in _NIBBLES else ITEM_SIZES[dtype]
+    return 1 if dtype in _BITS else ITEM_SIZES[dtype]
 
 
 def _stored_items(dtype: str, shape: tuple[int, ...]) -> int:
-    """Return the elements as stored: those of 4 bits come in pairs."""
-    count = math.prod(shape)
-    return (count + 1) // 2 if dtype in _NIBBLES else count
+    """Return the elements as stored: those of a few bits come several to a byte."""
+    each = 8 // _BITS.get(dtype, 8)
+    return -(-math.prod(shape) // each)
 
 
-def _split_nibbles(pairs: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    single = np.stack((pairs & 0xF, pairs >> 4), axis=-1).reshape(-1)[: math.prod(shape)]
-    if dtype == "int4":
-        single = (single.astype(np.int8) ^ 8) - 8
-    return single.reshape(shape)
+def _unpacked(stored: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    bits = _BITS[dtype]
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (stored.reshape(-1, 1) >> shifts) & np.uint8((1 << bits) - 1)
+    codes = codes.reshape(-1)[: math.prod(shape)].reshape(shape)
+    if dtype.startswith("uint"):
+        return codes
+    if dtype.startswith("int"):
+        sign = 1 << (bits - 1)
+        return np.asarray((codes.astype(np.int8) ^ sign) - sign)
+    return np.asarray(np.array([*_FLOAT4, *(-value for value in _FLOAT4)], np.float32)[codes])

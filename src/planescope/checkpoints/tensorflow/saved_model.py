@@ -93,7 +93,9 @@ def read(path: Path) -> Described | StateDict:
         others = [f"of {len(graphs)} graphs the first is measured"] if len(graphs) > 1 else []
         return replace(described, notes=(*described.notes, *others))
     if found is None:
-        raise CheckpointError(f"{path}: holds no graph; is the download complete?")
+        raise CheckpointError(
+            f"{path}: a TensorFlow SavedModel without a graph; is the download complete?"
+        )
     return as_state_dict(found.tensors, found.names, found.skipped)
 
 

@@ -127,7 +127,9 @@ def read(path: Path) -> Described:
     """
     graphs = graphs_at(path)
     if not graphs:
-        raise CheckpointError(f"{path}: holds no graph; is the download complete?")
+        raise CheckpointError(
+            f"{path}: a TensorFlow Lite model without a graph; is the download complete?"
+        )
     walk = _Walk(path, graphs[0])
     for number, graph in enumerate(graphs[1:], 1):
         for operator in graph.operators:

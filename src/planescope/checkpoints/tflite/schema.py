@@ -114,7 +114,8 @@ def graphs_at(path: Path) -> list[Graph]:
         return list(_Reading(path, data).graphs())
     except _ASTRAY as exc:
         raise CheckpointError(
-            f"{path}: its tables lead out of the file or hold no such thing ({exc}); is the "
+            f"{path}: a damaged TensorFlow Lite model, whose tables lead out of the file or hold "
+            f"no such thing ({exc}); is the "
             "download complete?"
         ) from exc
 

@@ -33,10 +33,10 @@ from planescope.checkpoints.torch.tensors import (
 )
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.pickles import Call
-from planescope.hyperplanes.layer import Place, Skipped, StateDict
+from planescope.hyperplanes.layer import Place, Skipped, StateDict, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["Storage", "StorageId", "Storages", "holds_tensors", "state_dict", "storage_id"]
@@ -77,6 +77,12 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
     all_found = _find(value, storages.path)
     found = _named(all_found, entry, storages.path) if entry else None
     found = found or min(all_found, key=_preference, default=None)
+    if found is None and called(value).startswith("__torch__."):
+        raise CheckpointError(
+            f"{storages.path}: is a TorchScript module without tensors by name, as "
+            "torch.jit.freeze and optimize_for_inference leave it; save the scripted module "
+            "before these, or model.state_dict()"
+        )
     if found is None:
         raise CheckpointError(
             f"{storages.path}: holds {_outline(value)}, and no tensors by name; "
@@ -95,7 +101,7 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
             places[name] = told
         elif told is not None:
             reasons[name or "weight"] = told
-        elif (reason := quantised(module)) is not None and f"{at}weight" not in tensors:
+        elif (reason := quantised(module)) is not None and not _is_unpacked(at, tensors):
             reasons[name] = reason
         if (eps := epsilon(module, constants)) is not None:
             norm_eps[name] = eps
@@ -115,6 +121,11 @@ def holds_tensors(value: object, path: Path) -> bool:
     return bool(_find(value, path))
 
 
+def _is_unpacked(at: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether the weight of a quantised layer, or of one whose parts it holds, is there."""
+    return f"{at.removesuffix('_packed_params.')}weight" in tensors
+
+
 def _named(found: Sequence[Found], entry: str, path: Path) -> Found | None:
     """Find what lies under the name that a user gives."""
     wanted = tuple(entry.split("."))
@@ -132,7 +143,8 @@ def _others(all_found: Sequence[Found], chosen: Found) -> tuple[str, ...]:
     names = [
         ".".join(each.path) or "the top of the file"
         for each in all_found
-        if each is not chosen and any(_rank(call) > 1 for call in each.tensors.values())
+        if each is not chosen
+        and (not each.tensors or any(_rank(call) > 1 for call in each.tensors.values()))
     ]
     if not names:
         return ()
@@ -156,7 +168,10 @@ def _layer_of(name: str) -> str:
 
 def _preference(found: Found) -> tuple[int, ...]:
     """Sort key: the least is taken."""
-    if not found.path and (found.modules or len(found.tensors) > found.others):
+    if not found.tensors:
+        return (3, -len(found.unread))
+    held = len(found.tensors) + len(found.unread)
+    if not found.path and (found.modules or held > found.others):
         return (0,)
     if found.path and found.path[-1] in _ENTRIES:
         return (1, len(found.path), _ENTRIES.index(found.path[-1]))
@@ -189,7 +204,7 @@ def _find(value: object, path: Path) -> list[Found]:
                 for key, entry in others.items()
                 if type(entry) in (dict, Call) and not _OPTIMIZER.search(key)
             )
-    return [each for each in found if each.tensors]
+    return [each for each in found if each.tensors or each.unread]
 
 
 def _without_prefixes(names: Iterable[str]) -> Callable[[str], str]:

@@ -42,6 +42,7 @@ _REBUILDS = frozenset(
     for what in ("tensor", "tensor_v2", "tensor_v3", "qtensor", "sparse_tensor")
 )
 # What else gives a tensor, and why its values cannot be had.
+_SPARSE_BLOCKS = ("torch.sparse_bsr", "torch.sparse_bsc")
 _UNREADABLE = {
     "torch._utils._rebuild_meta_tensor_no_storage": "on the meta device, where it has no values",
     "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own, without its values",
@@ -171,7 +172,7 @@ def rebuild(value: object) -> Call | None:
         function = called(value)
         match value:
             case Call() if function in _REBUILDS:
-                return value
+                return None if _is_in_blocks(value) else value
             case Call(args=(inner, *_)) if function in _WRAPPERS:
                 value = inner
             case Call(args=(maker, _, args, *_)) if function in _SUBCLASSES:
@@ -179,6 +180,13 @@ def rebuild(value: object) -> Call | None:
             case _:
                 return None
     return None
+
+
+def _is_in_blocks(value: Call) -> bool:
+    match value.args:
+        case (Call(args=(str(layout), *_)), *_):
+            return layout in _SPARSE_BLOCKS
+    return False
 
 
 def read_tensor(call: Call, name: str, storages: Storages) -> Tensor:
@@ -361,6 +369,8 @@ def unreadable(value: object, /) -> str | None:
     function = called(value)
     if function in _WRAPPERS and type(value.args) is tuple and value.args:
         return unreadable(value.args[0])
+    if _is_in_blocks(value):
+        return "its weight is sparse by blocks; save it dense"
     if function in _UNREADABLE:
         return f"its weight is {_UNREADABLE[function]}"
     if function in _SUBCLASSES or function.endswith("Tensor"):

@@ -1,0 +1,65 @@
+"""Adapters by whole words; wrappers and networks that share a name; norms without numbers."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import planescope as ps
+from planescope.files.errors import NoLayersError
+
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+@pytest.mark.parametrize("module", ["flora", "explora_1"])
+def test_a_name_that_ends_like_an_adapter_is_a_layer(module):
+    found = ps.measure({f"{module}.weight": ones(8, 4)}, kinds="all")
+    assert [layer.name for layer in found.layers] == [module]
+
+
+@pytest.mark.parametrize("below", ["0.lora_A", "0.lora.A"])
+def test_a_layer_within_a_wrapper_of_ones_own_is_left_out(below):
+    arrays = {"0.linear.weight": ones(8, 4), below: ones(2, 4), "1.weight": ones(3, 8)}
+    found = ps.measure(arrays, kinds="all")
+    assert [layer.name for layer in found.layers] == ["1"]
+    assert "0.linear" in [one.name for one in found.skipped]
+
+
+def test_a_network_with_a_part_called_base_layer_is_looked_into():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base_layer = nn.Conv2d(3, 8, 3)
+            self.head = nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.base_layer(x)))
+
+    assert [layer.name for layer in ps.measure(Net()).layers] == ["base_layer", "head"]
+
+
+def test_a_norm_without_a_number_behind_numbered_layers_is_no_fault():
+    arrays = {"conv1.weight": ones(8, 3, 3, 3)}
+    arrays |= {f"bn.running_{part}": ones(8) for part in ("mean", "var")}
+    assert ps.measure(arrays).layers[0].norm == "bn"
+
+
+def test_sparse_weights_of_one_shape_are_not_one_layer():
+    arrays = {name: torch.randn(8, 8).to_sparse_csr() for name in ("a.weight", "b.weight")}
+    assert len(ps.measure(arrays, kinds="all").layers) == 2
+
+
+def test_what_was_left_out_is_named_where_no_layer_is_left():
+    with pytest.raises(NoLayersError, match=r"left out: a \(its bias of length 7 fits no axis"):
+        ps.measure({"a.weight": ones(8, 4), "a.bias": ones(7)}, kinds="all")
+
+
+def test_both_halves_of_a_separable_convolution_are_layers():
+    arrays = {"s.depthwise_kernel": ones(3, 3, 4, 1), "s.pointwise_kernel": ones(1, 1, 4, 6)}
+    found = ps.measure(arrays | {"s.bias": ones(6)}, kinds="all")
+    assert [(x.name, x.filters, x.fan_in) for x in found.layers] == [
+        ("s.depthwise", 4, 9),
+        ("s.pointwise", 6, 4),
+    ]
