@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from planescope.criticality.resets.options import ResetOptions
+from planescope.criticality.resets.options import Forecast, ResetOptions
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from planescope.data.loaders import Loader, Unpack
     from planescope.training.run import Run
 
-__all__ = ["ResetOptions", "reset"]
+__all__ = ["Forecast", "ResetOptions", "forecast", "reset"]
 
 # (cells done, cells in all, name of what is reset)
 OnCell = Callable[[int, int, str], None]
@@ -53,7 +53,7 @@ def reset(
     chance: float | None = None,
     unpack: Unpack | None = None,
     output: Pick | None = None,
-    groups: Iterable[str | Sequence[str]] = (),
+    groups: str | Iterable[str | Sequence[str]] = (),
     path: int | None = None,
     draws: int = 1,
     network: str | nn.Module | None = None,
@@ -78,9 +78,9 @@ def reset(
         snapshot is taken, and which gets the result; or a checkpoint, with `network`.
     to : mapping of name to state dict, module or file; file, or several; "fresh"; epochs
         What layers are put back to. A mapping names state dicts, modules or files; ``timm:NAME``
-        and ``torchvision:NAME`` stand for published weights. Layers of another shape there are left
-        out, and a note names them. ``"fresh"`` draws by each module's own `reset_parameters`. Of a
-        run also epochs, by default all before the last.
+        and ``torchvision:NAME`` stand for published weights. Layers that are missing or of
+        another shape there are left out, and a note names them. ``"fresh"`` draws by each module's
+        own `reset_parameters`. Of a run also epochs, by default all before the last.
     data : DataLoader, Dataset, LightningDataModule, tensors, iterable of batches, or str
         Batches go to the network exactly as they come, on its device. A tensor is the input, a pair
         inputs and labels; of a dictionary ``labels`` or ``label`` are the labels, and the rest is
@@ -98,7 +98,7 @@ def reset(
     output : str, int or callable, optional
         Picks what of the network's output is its answer.
     groups : iterable of sequences of str
-        Layers that are put back together, a row each.
+        Layers that are put back together, a row each; of a text, those between its commas.
     path : int, optional
         Go from the only state of `to` to the trained weights in so many steps (METHOD, section 7).
     draws : int
@@ -141,30 +141,100 @@ def reset(
     required("torch")
     from planescope.criticality.resets import borrow, table
     from planescope.criticality.resets.answers import Judge
-    from planescope.criticality.resets.trained import To
 
     options = _options(options, groups, choices)
     run = _run(model, network, trust)
-    wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
-    if data is None:
-        raise UsageError(
-            "data=None asks for synthetic inputs, which there are none of yet; give inputs, with "
-            "labels or without"
-        )
     judge = Judge(metric=metric, pick=output)
     with borrow.same_random_states(*borrow.generators_of(data)):
-        found = _opened(data, data_path, data_options, network, options, run)
-        subject = _subject(model, run, wanted, found, network, keep, options, unfinished)
+        subject = _found(
+            model, run, to, data, options,
+            draws=draws, path=path, network=network, data_path=data_path,
+            data_options=data_options, keep=keep, unfinished=unfinished,
+        )  # fmt: skip
         resets = table.reset(subject, options, judge, on_cell, unpack=unpack, chance=chance)
     if run is not None and isinstance(data, Own):
         resets.save(run.resets)
     return resets
 
 
+def forecast(
+    model: nn.Module | Run | str | os.PathLike[str],
+    /,
+    *,
+    to: Any = None,
+    data: Any = OWN,
+    metric: Metric | None = None,
+    unpack: Unpack | None = None,
+    output: Pick | None = None,
+    groups: str | Iterable[str | Sequence[str]] = (),
+    path: int | None = None,
+    draws: int = 1,
+    network: str | nn.Module | None = None,
+    data_path: str | os.PathLike[str] | None = None,
+    data_options: DataOptions | None = None,
+    unfinished: bool = False,
+    trust: bool | str | Collection[str] = False,
+    options: ResetOptions = PLAIN,
+    **choices: Any,
+) -> Forecast:
+    """Tell what `reset` with the same arguments would evaluate, and how long that takes at most.
+
+    The first batch of `data` is read.
+
+    Raises
+    ------
+    CheckpointError, UsageError, NoLayersError, OutputError
+        As `reset`.
+    """
+    required("torch")
+    from planescope.criticality.resets import borrow, table
+    from planescope.criticality.resets.answers import Judge
+
+    options = _options(options, groups, choices)
+    run = _run(model, network, trust)
+    judge = Judge(metric=metric, pick=output)
+    with borrow.same_random_states(*borrow.generators_of(data)):
+        subject = _found(
+            model, run, to, data, options,
+            draws=draws, path=path, network=network, data_path=data_path,
+            data_options=data_options, keep=None, unfinished=unfinished,
+        )  # fmt: skip
+        return table.forecast(subject, options, judge, unpack=unpack)
+
+
+def _found(
+    model: Any,
+    run: Run | None,
+    to: Any,
+    data: Any,
+    options: ResetOptions,
+    *,
+    draws: int,
+    path: int | None,
+    network: str | nn.Module | None,
+    data_path: str | os.PathLike[str] | None,
+    data_options: DataOptions | None,
+    keep: str | os.PathLike[str] | None,
+    unfinished: bool,
+) -> Subject:
+    """Network, what it is put back to and data, as they were asked for."""
+    from planescope.criticality.resets.trained import To
+
+    wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
+    if data is None:
+        raise UsageError(
+            "data=None asks for synthetic inputs, which there are none of yet; give inputs, with "
+            "labels or without"
+        )
+    opened = _opened(data, data_path, data_options, network, options, run)
+    return _subject(model, run, wanted, opened, network, keep, options, unfinished)
+
+
 def _options(
-    options: ResetOptions, groups: Iterable[str | Sequence[str]], choices: dict[str, Any]
+    options: ResetOptions, groups: str | Iterable[str | Sequence[str]], choices: dict[str, Any]
 ) -> ResetOptions:
-    together = [one if isinstance(one, str) else ",".join(one) for one in groups]
+    several = (groups,) if isinstance(groups, str) else groups
+    together = [one if isinstance(one, str) else ",".join(one) for one in several]
     known = {field.name for field in dataclasses.fields(ResetOptions)}
     for name in choices:
         if name not in known:
