@@ -37,6 +37,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 )
 @click.option(
     "--network",
+    "--model",
     metavar="NAME",
     help="With --trained: lenet, vgg16_bn, ... Of a run its own name allows code that it names, "
     "another replaces it.",
@@ -152,16 +153,18 @@ def reset(
     own_data = data is not None and ":" in data and not data.startswith("folder:")
     keep = None if out is None or own_data else Path(f"{out}.progress")
     common: dict[str, Any] = {"draws": draws, "path": path, "options": options}
+    subject: Run | str = str(trained)
     if run is not None:
         from planescope.training.run import Run
 
         given = consent([run], network=network, data=data, trust=trust)
         tell_data_path(run)
+        subject = found = Run(run, **given)
         epochs = _epochs(snapshots)
-        subject: Run | str = Run(run, **given)
         common |= {"to": [*(epochs or ()), "fresh"] if fresh else epochs, "unfinished": unfinished}
+        if found.exists and found.tracked is not None:
+            common |= {"data_path": data_path, "data_options": prepared}
     else:
-        subject = str(trained)
         common |= {
             "to": [*snapshots, "fresh"] if fresh else list(snapshots),
             "network": str(network),
@@ -274,10 +277,18 @@ def _check(
         raise UsageError("--trained needs --network and --data; a checkpoint tells neither")
     if trained is not None and unfinished:
         raise UsageError("--unfinished is about runs; a checkpoint is taken as it is")
-    if run is not None and data_path:
-        raise UsageError("a run knows its --data-path; leave it out")
-    if run is not None and prepared is not None:
-        raise UsageError("a run knows how its data are prepared; leave out --mean and the like")
+    if run is not None and not _is_tracked(run):
+        if data_path:
+            raise UsageError("a run knows its --data-path; leave it out")
+        if prepared is not None:
+            raise UsageError("a run knows how its data are prepared; leave out --mean and the like")
+
+
+def _is_tracked(run: str) -> bool:
+    from planescope.training.run import Run
+
+    found = Run(run)
+    return found.exists and found.tracked is not None
 
 
 def _check_outputs(out: str | None, figure: str | None) -> None:

@@ -104,8 +104,8 @@ def reset(
     draws : int
         How many `"fresh"` makes.
     network : str or torch.nn.Module, optional
-        Of a checkpoint: a name as for `planescope.networks.build.build`, or a module, which is
-        copied.
+        Of a checkpoint, or of a run that a Tracker wrote: a name as for
+        `planescope.networks.build.build`, or a module, which is copied.
     data_path, data_options
         Of a data set by name: where its files lie, and how it is prepared.
     keep : path, optional
@@ -152,7 +152,7 @@ def reset(
             data_options=data_options, keep=keep, unfinished=unfinished,
         )  # fmt: skip
         resets = table.reset(subject, options, judge, on_cell, unpack=unpack, chance=chance)
-    if run is not None and isinstance(data, Own):
+    if run is not None and (isinstance(data, Own) or run.tracked is not None):
         resets.save(run.resets)
     return resets
 
@@ -251,8 +251,12 @@ def _run(model: Any, network: Any, trust: bool | str | Collection[str]) -> Run |
 
     if isinstance(model, Run):
         return Run.open(model)
-    if not isinstance(model, str | os.PathLike) or network is not None:
+    if not isinstance(model, str | os.PathLike):
         return None
+    if network is not None:
+        name = network if isinstance(network, str) else None
+        run = Run(model, network=name, trust=trust)
+        return run if run.exists else None
     if Path(model).is_file():
         raise UsageError(f"{model}: a checkpoint does not tell its network; give network=")
     return Run.open(model, trust=trust)
@@ -273,7 +277,10 @@ def _opened(
     from planescope.data.loaders import open_loader
 
     if isinstance(data, Own):
-        if run is None:
+        if run is not None and run.tracked is not None and run.named_data is not None:
+            own = run.named_data
+            return _opened(own, data_path, data_options, network, options, run)
+        if run is None or run.tracked is not None:
             raise UsageError(
                 "give data=, what the network is evaluated on: a DataLoader, a Dataset, tensors, "
                 "or the name of a data set"
@@ -294,7 +301,7 @@ def _opened(
                 raise UsageError(f"{data} gives its own inputs, which are taken as they come")
             return given
     if isinstance(data, str):
-        name = run.config.network if run is not None else network
+        name = run.named_network if run is not None else network
         wanted = data_options or AS_USUAL
         where = None if data_path is None else Path(data_path)
         found = load(data, split=options.split, path=where, options=wanted)
@@ -326,7 +333,8 @@ def _subject(
     if run is not None:
         if keep is not None:
             raise UsageError("a run keeps finished cells itself; leave out keep")
-        return of_run(run, to, data, unfinished=unfinished, options=options)
+        own = None if isinstance(network, str) else network
+        return of_run(run, to, data, network=own, unfinished=unfinished, options=options)
     if isinstance(model, str | os.PathLike):
         return of_checkpoint(model, to, data, network=network, keep=keep, options=options)
     if not isinstance(model, sys.modules["torch"].nn.Module):

@@ -108,17 +108,31 @@ def of_run(
     data: Images | Files | Loader | None,
     /,
     *,
+    network: nn.Module | None = None,
     unfinished: bool,
     options: ResetOptions,
 ) -> Subject:
     """Last snapshot of a run, and earlier ones; `planescope.reset` says what is raised."""
-    path, config, status = run.path, run.config, run.status
-    network = run.consented("network")
-    config = config.but({"network": network, "download": False})
+    path, status = run.path, run.status
+    if network is None and run.named_network is None:
+        raise UsageError(
+            f"{path}: a Tracker followed this training, and knows of its network only the class; "
+            "give network= (--network package.module:callable)"
+        )
+    name = run.about.network if network is not None else run.consented("network")
+    examples: Callable[[], Images | Files | Loader]
     if data is None:
         # Nobody asked for a download, which would write where the run says.
+        config = run.config.but({"network": name, "download": False})
         config = config.but({"data": run.consented("data")})
-    if status.state is not State.FINISHED and not unfinished:
+        examples = functools.partial(load_split, config, options.split)
+    else:
+        given = data
+
+        def examples() -> Images | Files | Loader:
+            return given
+
+    if run.tracked is None and status.state is not State.FINISHED and not unfinished:
         raise UsageError(
             f"{path}: the run is not finished but {status.state}; let it finish, or take it as it "
             "is with --unfinished"
@@ -128,17 +142,21 @@ def of_run(
     epochs = _epochs(path, list(files), to.epochs, drawn=drawn)
     trained = files[max(files)]
     state = state_of(trained)
-    module = load_network(network, state)
+    module = load_network(name, state) if network is None else _copied(network, state)
+    if network is not None and options.draws:
+        raise UsageError('nobody knows the initialiser of a network in memory; give to="fresh"')
+    by_steps = run.unit == "step"
     return Subject(
         source=str(path),
-        network=network,
+        network=name,
         module=module,
         targets=(
-            *(_target(epoch, files[epoch], module) for epoch in epochs),
+            # Before the first step is before the first epoch.
+            *(_target(f"step {n}" if by_steps and n else n, files[n], module) for n in epochs),
             *_targets(to.states, module),
         ),
-        data=load_split(config, options.split) if data is None else data,
-        fresh=lambda seed: build_like(network, state, seed=seed),
+        data=examples(),
+        fresh=lambda seed: build_like(name, state, seed=seed),
         keep=None if isinstance(data, Loader) else run.resets_progress,
         redrawn=to.fresh,
         path=to.path,
