@@ -95,15 +95,15 @@ def test_a_page_says_what_it_needs(installed, tmp_path):
     page = tmp_path / "page.html"
     done = run(installed, "report", PARITY / "lenet-epoch-12.tar", "--out", page)
     assert (done.returncode, page.exists()) == (2, False)
-    assert "pip install 'planescope[report]'" in done.stderr
+    assert "pip install '.[report]'" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["torchvision:resnet18"], "pip install 'planescope[train]'"),
+        (["torchvision:resnet18"], "pip install '.[train]'"),
         (["timm:resnet18"], "timm"),
-        ([PARITY / "lenet-epoch-12.tar", "--out", "t.parquet"], "planescope[parquet]"),
+        ([PARITY / "lenet-epoch-12.tar", "--out", "t.parquet"], "'.[parquet]'"),
     ],
     ids=["torchvision", "timm", "parquet"],
 )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from planescope.criticality.relation import RelatedLayer, Relation
     from planescope.criticality.resets import ResetOptions, reset
     from planescope.criticality.resets.record import Accuracy, ResetCell, ResetLayer, Resets
+    from planescope.criticality.sensitivity import sensitivity
+    from planescope.criticality.sensitivity.record import Sensitivity
     from planescope.figures.report import Report, report
     from planescope.files.errors import (
         CheckpointError,
@@ -85,6 +87,7 @@ _HOMES = {
     "Run": "training.run",
     "RunConfig": "training.config",
     "RunError": "files.errors",
+    "Sensitivity": "criticality.sensitivity.record",
     "Skipped": "hyperplanes.layer",
     "Statistics": "hyperplanes.statistics",
     "StoppedError": "files.errors",
@@ -104,6 +107,7 @@ _HOMES = {
     "repair": "criticality.plan.repair",
     "report": "figures.report",
     "reset": "criticality.resets",
+    "sensitivity": "criticality.sensitivity",
     "train": "training.loop",
 }
 
@@ -146,6 +150,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "RunError",
+    "Sensitivity",
     "Skipped",
     "Statistics",
     "StoppedError",
@@ -169,6 +174,7 @@ __all__ = [
     "repair",
     "report",
     "reset",
+    "sensitivity",
     "train",
 ]
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import planescope as ps
 from planescope.criticality.definition import Critical, loss_of_examples
+from planescope.criticality.resets import forecast
 
 
 class Net(nn.Module):
@@ -221,7 +222,7 @@ def test_layers_of_another_shape_are_left_out_by_name(case):
     network, _, x, y = case
     found = ps.reset(network, to={"pretrained": Net(classes=20)}, data=(x, y), kinds="all")
     assert found.rows == ("c1", "c2")
-    assert "pretrained: left out fc, which have other shapes there" in found.notes
+    assert "pretrained: left out fc, which are missing or of another shape there" in found.notes
 
 
 def test_a_metric_of_examples_has_an_interval_and_one_of_batches_has_none(case):
@@ -376,3 +377,48 @@ def test_the_command_takes_a_callable_that_returns_a_loader(tmp_path):
     done = run("own:needs")
     assert done.returncode == 2
     assert "is called without arguments, but wants some" in done.stderr
+
+
+def test_a_start_of_before_the_network_was_pruned_or_normed_puts_whole_weights_back(case):
+    network, start, x, y = case
+    plain = ps.reset(network, to={"init": start}, data=(x, y))
+    for make in (just_pruned, parametrised):
+        other = copy.deepcopy(network)
+        make(other)
+        found = ps.reset(other, to={"init": start}, data=(x, y))
+        assert "c2" in found.rows
+        if make is parametrised:  # the same network but for rounding
+            assert [c.value for c in found.cells] == [c.value for c in plain.cells]
+        fresh = ps.reset(other, to="fresh", data=(x, y))
+        assert "c2" in fresh.rows
+
+
+def test_a_start_without_the_names_of_a_wrapper_or_with_another_head_fits(case):
+    network, start, x, y = case
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network
+
+        def forward(self, x):
+            return self.net(x)
+
+    found = ps.reset(Wrapper(), to={"init": start}, data=(x, y), kinds="all")
+    whole = ps.reset(network, to={"init": start}, data=(x, y), kinds="all")
+    assert [c.value for c in found.cells] == [c.value for c in whole.cells]
+    headless = {n: t for n, t in start.items() if not n.startswith("fc.")}
+    headless["head.weight"] = start["fc.weight"]
+    found = ps.reset(network, to={"init": headless}, data=(x, y), kinds="all")
+    assert "fc" not in found.rows
+    assert "init: left out fc, which are missing or of another shape there" in found.notes
+
+
+def test_a_forecast_tells_cells_and_evaluates_none(case):
+    network, start, x, y = case
+    arguments = {"to": {"init": start}, "data": (x, y), "groups": "c1,c2"}
+    told = forecast(network, **arguments)
+    done = ps.reset(network, **arguments)
+    assert (told.cells, told.examples) == (len(done.cells), len(y))
+    assert told.layers == len(done.rows) == 3
+    assert 0 < told.pass_seconds < told.at_most_seconds

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from planescope.checkpoints.choose import folder_of_another_format, models_among, only_model
-from planescope.files.errors import CheckpointError
+from planescope.files.errors import CheckpointError, published
 
 
 def locate(target: str | os.PathLike[str]) -> Path:
@@ -84,4 +84,4 @@ def _missing(path: Path) -> str:
         names = [entry.name for entry in part.parent.iterdir()]
     close = difflib.get_close_matches(part.name, names, n=1)
     hint = f"did you mean {part.parent / close[0]}?" if close else "check the path"
-    return f"{path}: no such file or folder; {hint}"
+    return f"{path}: no such file or folder; {hint}{published(str(path))}"

@@ -11,7 +11,7 @@ from planescope import __version__
 # Each is a module of this package with a command of its own name.
 COMMANDS = (
     "claims", "diff", "figures", "fit", "measure", "plan", "predict", "quickstart", "relate",
-    "repair", "report", "reset", "status", "study", "train",
+    "repair", "report", "reset", "sensitivity", "status", "study", "train",
 )  # fmt: skip
 
 

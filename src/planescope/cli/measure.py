@@ -43,6 +43,7 @@ from planescope.cli.options import ENTRY, KINDS, LAYERS
 @click.option("--pairing", is_flag=True, help="Show the norm of each layer, and what told it.")
 @click.option(
     "--network",
+    "--model",
     metavar="NAME",
     help="Network of a state dict (lenet, vgg16_bn, ...): tells stages, inputs and norms.",
 )

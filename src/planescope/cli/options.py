@@ -46,6 +46,7 @@ def code_options(command: F) -> F:
         ),
         click.option(
             "--network",
+            "--model",
             metavar="NAME",
             help="Network of the run: its own name allows code that it names, another replaces it.",
         ),
@@ -75,6 +76,8 @@ def tell_data_path(run: str) -> None:
     """Say where data are read that only a run names."""
     from planescope.training.run import Run
 
+    if Run(run).exists and Run(run).tracked is not None:
+        return
     if (path := Run(run).config.data_path) is not None:
         say(f"{run}: reads its data from {path}, as its config.yaml says", err=True)
 
@@ -90,6 +93,8 @@ def _replaced(sources: Iterable[str], given: dict[str, str]) -> Iterable[str]:
         else:
             runs = tuple(run for run in (Run(source),) if run.exists)
         for run in runs:
+            if run.tracked is not None:
+                continue
             config = run.config
             for kind, name in given.items():
                 if (had := getattr(config, kind)) != name:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
     "--network",
+    "--model",
     metavar="NAME",
     help="Network of a state dict (lenet, vgg16_bn, ...): tells what feeds each layer, and norms.",
 )

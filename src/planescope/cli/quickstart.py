@@ -25,7 +25,7 @@ def quickstart(*, out: str, epochs: int) -> None:
     """Measure a published network, train one on digits, and see what its layers are worth.
 
     The bias emerges as the network learns; then each layer is put back to earlier weights, and the
-    loss is held against the bias. Without what training needs (pip install 'planescope[train]')
+    loss is held against the bias. Without what training needs (pip install '.[train]')
     only the published network is measured.
     """
     from importlib.util import find_spec
@@ -43,7 +43,7 @@ def quickstart(*, out: str, epochs: int) -> None:
     _print_files(published)
     if any(find_spec(package) is None for package in ("torch", "pytorch_lightning", "mlxtend")):
         out_of.print()
-        out_of.print("To train a network too: pip install 'planescope[train]'")
+        out_of.print("To train a network too: pip install '.[train]'")
         return
     out_of.print()
     out_of.print(f"A LeNet on 4,000 real digits, {epochs} epochs:", style="bold")
@@ -63,7 +63,7 @@ def quickstart(*, out: str, epochs: int) -> None:
     _print_files(lost)
     page = parts.report_page(trained.run, out)
     if page is None:
-        out_of.print("To have all of it on one page: pip install 'planescope[report]'")
+        out_of.print("To have all of it on one page: pip install '.[report]'")
     else:
         out_of.print(f"all of it on one page: {page}", style="bold")
 

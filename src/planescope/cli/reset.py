@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from planescope.criticality.resets import ResetOptions
     from planescope.criticality.resets.record import Resets
     from planescope.data.load import DataOptions
+    from planescope.training.run import Run
 
+FORECAST_SCHEMA = "planescope.reset-forecast/1"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -34,6 +37,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 )
 @click.option(
     "--network",
+    "--model",
     metavar="NAME",
     help="With --trained: lenet, vgg16_bn, ... Of a run its own name allows code that it names, "
     "another replaces it.",
@@ -112,6 +116,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     help="Of draws, subset and order.",
 )
 @click.option("--unfinished", is_flag=True, help="Take a run that is not finished, as it is.")
+@click.option("--dry-run", is_flag=True, help="Tell cells and time; evaluate none.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 @click.option("--figure", metavar="FILE", help="Draw the heat map: .pdf, .svg or .png.")
@@ -125,6 +130,7 @@ def reset(
     data_path: str | None,
     trust: bool,
     unfinished: bool,
+    dry_run: bool,
     as_json: bool,
     out: str | None,
     figure: str | None,
@@ -146,32 +152,35 @@ def reset(
     _check_outputs(out, figure)
     own_data = data is not None and ":" in data and not data.startswith("folder:")
     keep = None if out is None or own_data else Path(f"{out}.progress")
+    common: dict[str, Any] = {"draws": draws, "path": path, "options": options}
+    subject: Run | str = str(trained)
+    if run is not None:
+        from planescope.training.run import Run
+
+        given = consent([run], network=network, data=data, trust=trust)
+        tell_data_path(run)
+        subject = found = Run(run, **given)
+        epochs = _epochs(snapshots)
+        common |= {"to": [*(epochs or ()), "fresh"] if fresh else epochs, "unfinished": unfinished}
+        if found.exists and found.tracked is not None:
+            common |= {"data_path": data_path, "data_options": prepared}
+    else:
+        common |= {
+            "to": [*snapshots, "fresh"] if fresh else list(snapshots),
+            "network": str(network),
+            "data": str(data),
+            "data_path": data_path,
+            "data_options": prepared,
+        }
+    if dry_run:
+        _tell_forecast(subject, common, as_json=as_json)
+        return
     try:
         with layer_progress() as advance:
             from planescope.criticality.resets import reset as put_back
 
-            common: dict[str, Any] = {
-                "draws": draws, "path": path, "options": options, "on_cell": advance,
-            }  # fmt: skip
-            if run is not None:
-                from planescope.training.run import Run
-
-                given = consent([run], network=network, data=data, trust=trust)
-                tell_data_path(run)
-                epochs = _epochs(snapshots)
-                to = [*(epochs or ()), "fresh"] if fresh else epochs
-                resets = put_back(Run(run, **given), to=to, unfinished=unfinished, **common)
-            else:
-                resets = put_back(
-                    str(trained),
-                    to=[*snapshots, "fresh"] if fresh else list(snapshots),
-                    network=str(network),
-                    data=str(data),
-                    data_path=data_path,
-                    data_options=prepared,
-                    keep=keep,
-                    **common,
-                )
+            common |= {} if run is not None else {"keep": keep}
+            resets = put_back(subject, on_cell=advance, **common)
     except KeyboardInterrupt:
         kept = run is not None or keep is not None
         raise StoppedError(
@@ -189,6 +198,15 @@ def reset(
         sys.stdout.write(resets.to_json() + "\n")
     else:
         print_resets(resets)
+
+
+def _tell_forecast(subject: Run | str, common: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a reset would take."""
+    from planescope.cli.printing import say
+    from planescope.criticality.resets import forecast
+
+    found = forecast(subject, **common)
+    say(json.dumps({"schema": FORECAST_SCHEMA, **vars(found)}) if as_json else str(found))
 
 
 def _data_options(choices: dict[str, Any]) -> DataOptions | None:
@@ -259,10 +277,18 @@ def _check(
         raise UsageError("--trained needs --network and --data; a checkpoint tells neither")
     if trained is not None and unfinished:
         raise UsageError("--unfinished is about runs; a checkpoint is taken as it is")
-    if run is not None and data_path:
-        raise UsageError("a run knows its --data-path; leave it out")
-    if run is not None and prepared is not None:
-        raise UsageError("a run knows how its data are prepared; leave out --mean and the like")
+    if run is not None and not _is_tracked(run):
+        if data_path:
+            raise UsageError("a run knows its --data-path; leave it out")
+        if prepared is not None:
+            raise UsageError("a run knows how its data are prepared; leave out --mean and the like")
+
+
+def _is_tracked(run: str) -> bool:
+    from planescope.training.run import Run
+
+    found = Run(run)
+    return found.exists and found.tracked is not None
 
 
 def _check_outputs(out: str | None, figure: str | None) -> None:

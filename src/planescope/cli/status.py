@@ -42,7 +42,7 @@ def status(
 
 
 def _fields(run: Run) -> dict[str, Any]:
-    config, metrics, state = run.config, run.metrics, run.status
+    config, metrics, state = run.about, run.metrics, run.status
     return {
         "schema": SCHEMA,
         "path": str(run.path),
@@ -50,8 +50,9 @@ def _fields(run: Run) -> dict[str, Any]:
         "message": state.message,
         "network": config.network,
         "data": config.data,
-        "precision": config.precision,
-        "epochs": config.epochs,
+        "precision": getattr(config, "precision", None),
+        "epochs": getattr(config, "epochs", None),
+        "unit": run.unit,
         "snapshots": list(run.snapshots),
         "last": vars(metrics[-1]) if metrics else None,
     }
@@ -72,14 +73,21 @@ def print_status(runs: Sequence[Run]) -> None:
 def _line(fields: dict[str, Any]) -> str:
     last = fields["last"]
     parts = [f"{fields['path']}: {fields['network']} on {fields['data']}"]
-    if fields["precision"] != "32-true":
+    if fields["precision"] not in ("32-true", None):
         parts.append(fields["precision"])
     parts.append(fields["state"])
     if last is not None:
-        parts.append(f"epoch {last['epoch']} of {fields['epochs']}")
+        in_all = "" if fields["epochs"] is None else f" of {fields['epochs']}"
+        parts.append(f"{fields['unit']} {last['epoch']}{in_all}")
         if last["train_loss"] is not None:
             parts.append(f"training loss {last['train_loss']:.4f}")
         if last["train_accuracy"] is not None:
             parts.append(f"training accuracy {last['train_accuracy']:.1%}")
-        parts.append(f"validation loss {last['val_loss']:.4f}, accuracy {last['val_accuracy']:.1%}")
+        told = []
+        if last["val_loss"] is not None:
+            told.append(f"loss {last['val_loss']:.4f}")
+        if last["val_accuracy"] is not None:
+            told.append(f"accuracy {last['val_accuracy']:.1%}")
+        if told:
+            parts.append(f"validation {', '.join(told)}")
     return ", ".join(parts)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from planescope.training.config import RunConfig
 
 
+# What other programs call these fields.
+OTHER_NAMES = {"network": ("model",), "learning_rate": ("lr",), "optimiser": ("optimizer",)}
+
+
 class _ConfigCommand(click.Command):
     """A command that also has an option for each field of a config.
 
@@ -46,7 +50,8 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     metavar = "|".join(str(t) for t in types) if isinstance(types[0], str) else None
     if metavar is None:
         metavar = {int: "N", float: "X"}.get(types[0], "TEXT")
-    return click.Option([flag], multiple=is_tuple, metavar=metavar, help=text)
+    others = [f"--{other}" for other in OTHER_NAMES.get(name, ())]
+    return click.Option([flag, *others], multiple=is_tuple, metavar=metavar, help=text)
 
 
 def _types(annotation: Any) -> Iterator[Any]:

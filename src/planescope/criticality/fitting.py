@@ -110,7 +110,7 @@ def fit_critical(
     if used & kept:
         raise UsageError(f"{min(used & kept)}: is both fitted and held out")
     tried = relate(others, critical=critical, draws=99) if others else None
-    data = sorted({run.config.data for run in fitted})
+    data = sorted({run.about.data for run in fitted})
     return fit_relation(relate(fitted, critical=critical, draws=99), tried, data=data)
 
 

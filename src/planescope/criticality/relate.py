@@ -257,7 +257,7 @@ def _related(
     cells = {name: resets.at(name, 0)[0] for name in names if resets.at(name, 0)}
     if any(cell.relative_drop is None for cell in cells.values()):
         return
-    network, files = run.config.network, run.snapshots
+    network, files = run.about.network, run.snapshots
     trained = files[max(files)]
     exactly = f"^(?:{'|'.join(map(re.escape, names))})$"
     structure = run.structure

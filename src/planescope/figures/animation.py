@@ -104,7 +104,7 @@ def animate(
     run = Run.open(run, trust=trust)
     measured = _measure(run, progress)
     frames, laws = _frames(run, measured)
-    figure = _backdrop(list(measured.values()), laws, across)
+    figure = _backdrop(list(measured.values()), laws, across, run.unit)
 
     def film(draft: Path) -> None:
         # The style is from the defaults on; where ffmpeg lies is no matter of style.
@@ -131,7 +131,7 @@ class Frame:
 
 def _measure(run: Run, progress: Callable[[int, int, str], None] | None) -> dict[int, Measurement]:
     """Measure the snapshots as the run did: the files hold every filter, its table does not."""
-    config, kinds = run.config, run.measurements["kind"].unique()
+    config, kinds = run.about, run.measurements["kind"].unique()
     snapshots, structure = run.snapshots, run.structure
     if not snapshots:
         raise CheckpointError(f"{run.path}: has no snapshots to animate")
@@ -140,7 +140,7 @@ def _measure(run: Run, progress: Callable[[int, int, str], None] | None) -> dict
     measured = {}
     for done, (epoch, path) in enumerate(snapshots.items()):
         if progress is not None:
-            progress(done, len(snapshots), f"epoch {epoch}")
+            progress(done, len(snapshots), f"{run.unit} {epoch}")
         measured[epoch] = measure(path, view=config.view, kinds=kinds, network=structure)
     return measured
 
@@ -148,7 +148,9 @@ def _measure(run: Run, progress: Callable[[int, int, str], None] | None) -> dict
 def _frames(run: Run, measured: Mapping[int, Measurement]) -> tuple[list[Frame], list[Floats]]:
     """Return the frames, and the density of chance of each layer."""
     accuracy = {
-        row.epoch: f", validation accuracy {100 * row.val_accuracy:.1f} %" for row in run.metrics
+        row.epoch: f", validation accuracy {100 * row.val_accuracy:.1f} %"
+        for row in run.metrics
+        if row.val_accuracy is not None
     }
     shots = list(measured.values())
     outlines, laws = [], []
@@ -159,7 +161,7 @@ def _frames(run: Run, measured: Mapping[int, Measurement]) -> tuple[list[Frame],
         laws.append(law)
     frames = [
         Frame(
-            title=f"epoch {epoch}{accuracy.get(epoch, '')}",
+            title=f"{run.unit} {epoch}{accuracy.get(epoch, '')}",
             outlines=tuple(layer[i] for layer in outlines),
             looks=tuple(map(look, shot.layers)),
         )
@@ -169,7 +171,9 @@ def _frames(run: Run, measured: Mapping[int, Measurement]) -> tuple[list[Frame],
 
 
 @styled
-def _backdrop(shots: Sequence[Measurement], laws: Sequence[Floats], width: float) -> Figure:
+def _backdrop(
+    shots: Sequence[Measurement], laws: Sequence[Floats], width: float, unit: str
+) -> Figure:
     """Return the parts that all frames share; the layout is that of the last."""
     from matplotlib.collections import LineCollection
 
@@ -186,7 +190,7 @@ def _backdrop(shots: Sequence[Measurement], laws: Sequence[Floats], width: float
     cosine_axis(axes, [layer for shot in shots for layer in shot.layers])
     name_rows(axes, layers, pitch)
     mark_stages(axes, layers, pitch)
-    legend(figure, width, "epoch")
+    legend(figure, width, unit)
     return figure
 
 

@@ -29,7 +29,8 @@ def dynamics_numbers(run: Run, statistics: Iterable[str], /) -> Columns:
 
     `q` is the corrected p-value by which a point is filled.
     """
-    columns: Columns = {key: [] for key in ("panel", "line", "epoch", "value", "q")}
+    unit = run.unit
+    columns: Columns = {key: [] for key in ("panel", "line", unit, "value", "q")}
 
     def add(panel: str, line: str, epoch: int, value: float | None, q: float | None) -> None:
         for column, cell in zip(columns.values(), (panel, line, epoch, value, q), strict=True):
@@ -44,7 +45,7 @@ def dynamics_numbers(run: Run, statistics: Iterable[str], /) -> Columns:
     table = run.measurements
     for statistic in statistics:
         tests = table[PANELS[statistic].test] if PANELS[statistic].test else [None] * len(table)
-        rows = zip(table["name"], table["epoch"], table[statistic], tests, strict=True)
+        rows = zip(table["name"], table[unit], table[statistic], tests, strict=True)
         for name, epoch, value, q in rows:
             add(statistic, name, epoch, value, q)
     return columns

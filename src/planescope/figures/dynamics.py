@@ -134,14 +134,17 @@ def dynamics(
     if isinstance(run, (Run, str, os.PathLike)):
         run = run if isinstance(run, Run) else Run.open(run)
         title = fitted(run.path.resolve().name, across)
-        table, metrics = run.measurements, pd.DataFrame(map(vars, run.metrics))
+        unit = run.unit
+        table = run.measurements.rename(columns={unit: "epoch"})
+        metrics = pd.DataFrame(map(vars, run.metrics))
     else:
         table, metrics = run, pd.DataFrame() if metrics is None else metrics
+        unit = "epoch"
     _check(table)
     chosen = _chosen(table, statistics)
     curves = [name for name in METRICS if _columns(metrics, name)]
     names = list(table["name"].unique())
-    figure, panels = _panels(width, len(curves) + len(chosen))
+    figure, panels = _panels(width, len(curves) + len(chosen), unit)
     for axes, name in zip(panels, curves, strict=False):
         _draw_metrics(axes, metrics, name)
     for axes, name in zip(panels[len(curves) :], chosen, strict=True):
@@ -192,8 +195,8 @@ def _columns(metrics: pd.DataFrame, name: str) -> list[str]:
     ]
 
 
-def _panels(width: Width, count: int) -> tuple[Figure, list[Axes]]:
-    """Return the panels that share the axis of epochs, filled column by column."""
+def _panels(width: Width, count: int, unit: str) -> tuple[Figure, list[Axes]]:
+    """Return the panels that share the axis of epochs or steps, filled column by column."""
     columns = min(math.ceil(count / 2), max(1, int(inches(width) / NARROWEST_PANEL)))
     rows = math.ceil(count / columns)
     figure = canvas(width, rows * PANEL)
@@ -203,7 +206,7 @@ def _panels(width: Width, count: int) -> tuple[Figure, list[Axes]]:
         shared = panels[0] if panels else None
         panels.append(figure.add_subplot(grid[i % rows, i // rows], sharex=shared))
         if i % rows == rows - 1 or i == count - 1:
-            panels[i].set_xlabel("epoch")
+            panels[i].set_xlabel(unit)
     return figure, panels
 
 

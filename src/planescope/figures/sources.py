@@ -177,16 +177,18 @@ def _run(run: Run, remeasure: bool) -> Subject:
         path=str(run.path),
         measurement=_remeasured(run) if remeasure else None,
         run=run,
-        config=run.config,
+        config=None if run.tracked is not None else run.config,
         resets=Resets.load(run.resets) if run.resets.is_file() else None,
     )
 
 
 def _remeasured(run: Run) -> Measurement | None:
     """The last snapshot, measured as the run did; None where it kept none, or not its norms."""
-    config, table, snapshots = run.config, run.measurements, run.snapshots
+    config, table, snapshots = run.about, run.measurements, run.snapshots
     if run.keeps_tables_alone:
         return None
+    if not snapshots and run.tracked is not None:
+        return None  # of Keras, whose weights only Keras lays out
     if not snapshots:
         raise CheckpointError(f"{run.path}: has no snapshots, which are what is measured")
     if not run.can_be_measured:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import traceback
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,16 @@ class StoppedError(RunError):
 def one_line(exc: BaseException, /) -> str:
     """Join the lines of a library's error, for a sentence of ours."""
     return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def published(name: str, /) -> str:
+    """Say how a published network of that name would be given; "" where none has such a name."""
+    has_suffix = os.path.splitext(name)[1][1:].isalpha()  # noqa: PTH122  no file
+    if re.fullmatch(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*", name) and not has_suffix:
+        return f"; a model on the Hugging Face hub is hf:{name}"
+    if re.fullmatch(r"[a-z][a-z0-9_]*\d[a-z0-9_]*(\.\w+)?", name):
+        return f"; a published network is torchvision:{name} or timm:{name}"
+    return ""
 
 
 def nearest(name: str, known: Collection[str], /) -> str:

@@ -231,7 +231,7 @@ def _pyarrow() -> Any:
         if exc.name != "pyarrow":
             raise
         raise MissingDependencyError(
-            "Parquet files need pyarrow: pip install 'planescope[parquet]'"
+            "Parquet files need pyarrow: pip install '.[parquet]'"
         ) from exc
     return pyarrow
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
-from planescope.files.errors import CheckpointError, UsageError, nearest
+from planescope.files.errors import CheckpointError, UsageError, nearest, one_line
 from planescope.files.optional import find_callable, required
 
 if TYPE_CHECKING:
@@ -71,6 +71,14 @@ def own(package: str, attribute: str, in_channels: int, classes: int, image_size
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted):
         names = {parameter.name for parameter in wanted}
         options = {key: value for key, value in options.items() if key in names}
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError as exc:
+        raise UsageError(
+            f"network '{package}:{attribute}' is called with what it takes of in_channels, "
+            f"classes and image_size, but wants more ({one_line(exc)}); name a function that "
+            "needs no other arguments"
+        ) from exc
     built = function(**options)
     if not isinstance(built, nn.Module):
         raise UsageError(

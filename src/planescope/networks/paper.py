@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, get_args
 
-from planescope.files.errors import CheckpointError, UsageError, nearest
+from planescope.files.errors import CheckpointError, UsageError, nearest, published
 from planescope.hyperplanes.layer import Kind, Place, StateDict
 from planescope.networks.places import Node, Position, Role, follow
 
@@ -291,7 +291,9 @@ def network(name: str, /) -> Network:
         If there is none; the message has the nearest names.
     """
     if name not in NETWORKS:
-        raise UsageError(f"no network is called {name!r}; {nearest(name, NETWORKS)}")
+        raise UsageError(
+            f"no network is called {name!r}; {nearest(name, NETWORKS)}{published(name)}"
+        )
     return NETWORKS[name]
 
 

@@ -132,7 +132,7 @@ def _own_security(distributed: Any) -> Any:
     except ImportError as exc:
         raise MissingDependencyError(
             "a study's workers know each other by certificates, which need cryptography: pip "
-            "install 'planescope[study]'"
+            "install '.[study]'"
         ) from exc
 
 
@@ -218,7 +218,7 @@ def _check_workers(client: Client, address: str) -> None:
         if theirs is None:
             raise UsageError(
                 f"worker {worker} has no planescope; install {ours} there: pip "
-                f"install 'planescope[study]=={ours}'"
+                "install '.[study]' in its folder"
             )
         if theirs != ours:
             raise UsageError(
@@ -254,7 +254,7 @@ def _distributed() -> Any:
     except ModuleNotFoundError as exc:
         if exc.name not in ("distributed", "dask"):
             raise
-        raise MissingDependencyError("a study needs Dask: pip install 'planescope[study]'") from exc
+        raise MissingDependencyError("a study needs Dask: pip install '.[study]'") from exc
     return distributed
 
 

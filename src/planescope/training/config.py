@@ -26,9 +26,7 @@ try:
 except ModuleNotFoundError as exc:
     if exc.name != "pydantic":
         raise
-    raise MissingDependencyError(
-        "training needs pydantic: pip install 'planescope[train]'"
-    ) from exc
+    raise MissingDependencyError("training needs pydantic: pip install '.[train]'") from exc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
     from planescope.files.optional import Kind
     from planescope.training.config import RunConfig
+    from planescope.training.tracked import TrackedConfig
 
 METRICS_SCHEMA = "planescope.metrics/1"
 MEASUREMENTS_SCHEMA = "planescope.run-measurements/1"
@@ -84,7 +85,7 @@ REPETITION = frozenset(
     }
 )  # fmt: skip
 
-_EPOCH_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
+_EPOCH_FILE = re.compile(r"(?:epoch|step)-(\d{4,})\.safetensors")
 _MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
 # What later versions measure too, and what a file of before has in its place.
 _LATER = {"sideless": 0}
@@ -98,14 +99,14 @@ class EpochMetrics:
     Attributes
     ----------
     epoch : int
-        Epochs trained; 0 is the initialisation.
+        Epochs trained; 0 is the initialisation. Steps, where a Tracker counted these.
     train_loss : float or None
         Mean cross-entropy of the training examples as they were trained on: augmented, with
         dropout, by weights that changed from batch to batch.
     train_accuracy : float or None
         Share of the training examples, not augmented, that the network then classified correctly.
-    val_loss, val_accuracy : float
-        The same of the validation examples.
+    val_loss, val_accuracy : float or None
+        The same of the validation examples; never None in a run that planescope trained.
     learning_rate : float or None
         At the start of the epoch.
     seconds : float
@@ -115,8 +116,8 @@ class EpochMetrics:
     epoch: int
     train_loss: float | None
     train_accuracy: float | None
-    val_loss: float
-    val_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
     learning_rate: float | None
     seconds: float
 
@@ -175,7 +176,7 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], config: RunConfig) -> Run:
+    def create(cls, path: str | os.PathLike[str], config: RunConfig | TrackedConfig) -> Run:
         """Make the folder of a new run.
 
         Raises
@@ -185,13 +186,15 @@ class Run:
         OutputError
             If it cannot be made.
         """
-        from planescope.training.config import dump_config
+        from planescope.training.config import RunConfig, dump_config
+        from planescope.training.tracked import dump_tracked
 
         run = cls(path)
         make_inside(run.path, _SNAPSHOTS)
         if run.exists:
             raise UsageError(f"{path}: exists; go on with --resume, or give another --out")
-        run._write("config.yaml", dump_config(config))
+        is_own = isinstance(config, RunConfig)
+        run._write("config.yaml", dump_config(config) if is_own else dump_tracked(config))
         return run
 
     @classmethod
@@ -238,6 +241,10 @@ class Run:
         """
         from planescope.training.config import load_config
 
+        if self.tracked is not None:
+            raise UsageError(
+                f"{self.path}: a Tracker followed this training, which planescope cannot repeat"
+            )
         path = Run.open(self.path)._part("config.yaml")
         # A user's own file that is empty is all defaults; here it would make another run of this.
         if not path.stat().st_size:
@@ -246,6 +253,44 @@ class Run:
             )
         config = load_config(path)
         return config.but(self._given) if self._given else config
+
+    @property
+    def tracked(self) -> TrackedConfig | None:
+        """What a Tracker knew of the training; None of a run that planescope trained.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no run, or its config.yaml is lost.
+        UsageError
+            If that is no config.
+        """
+        from planescope.training.tracked import load_tracked
+
+        path = Run.open(self.path)._part("config.yaml")
+        found = load_tracked(path) if path.stat().st_size else None
+        return found.but(self._given) if found is not None else None
+
+    @property
+    def about(self) -> RunConfig | TrackedConfig:
+        """What is known of the training: `tracked`, or else `config`."""
+        return self.tracked or self.config
+
+    @property
+    def unit(self) -> str:
+        """What its snapshots are numbered by: epochs, or steps where a Tracker counted these."""
+        tracked = self.tracked
+        return "epoch" if tracked is None else tracked.unit
+
+    @property
+    def named_data(self) -> str | None:
+        """What somebody said that its data are; None where nobody did."""
+        return self._given.get("data") if self.tracked is not None else self.config.data
+
+    @property
+    def named_network(self) -> str | None:
+        """What its network is built by; None where only its class is known."""
+        return self._given.get("network") if self.tracked is not None else self.config.network
 
     def consented(self, kind: Kind, /) -> str:
         """Return the name of its network, or of its data, if what that names may run.
@@ -258,7 +303,7 @@ class Run:
             As `config`.
         """
         where = self.path / "config.yaml"
-        return consented(getattr(self.config, kind), kind=kind, where=where, trust=self.trust)
+        return consented(getattr(self.about, kind), kind=kind, where=where, trust=self.trust)
 
     @property
     def structure(self) -> Structure | str:
@@ -272,12 +317,14 @@ class Run:
         CheckpointError
             If network.json is damaged.
         """
-        name = self.config.network
-        if ":" not in name:
+        tracked, name = self.tracked, self.about.network
+        if ":" not in name and tracked is None:
             return name
         recorded = self._recorded()
-        if recorded is not None and recorded.network == name:
+        if recorded is not None and (recorded.network == name or tracked is not None):
             return recorded
+        if tracked is not None:
+            raise CheckpointError(f"{self._part('network.json')}: is lost; put it back")
         try:
             return self.consented("network")
         except UsageError:
@@ -299,7 +346,7 @@ class Run:
     @property
     def can_be_measured(self) -> bool:
         """Tell whether snapshots can be measured in the run's view, which may need norms."""
-        return self.config.view == "raw" or not self.unknown
+        return self.about.view == "raw" or not self.unknown
 
     def _recorded(self) -> Structure | None:
         path = self._part("network.json")
@@ -331,8 +378,10 @@ class Run:
             If metrics.csv is damaged.
         """
         path = self._part("metrics.csv")
-        columns = _read_csv(path, ("schema", *_METRICS_KEYS)) if path.is_file() else {}
+        keys = (self.unit if key == "epoch" else key for key in ("schema", *_METRICS_KEYS))
+        columns = _read_csv(path, tuple(keys)) if path.is_file() else {}
         columns.pop("schema", None)
+        columns = {"epoch" if key == self.unit else key: col for key, col in columns.items()}
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         try:
             return tuple(record(EpochMetrics, row) for row in rows)
@@ -353,6 +402,8 @@ class Run:
     def measurements(self) -> pd.DataFrame:
         """Every layer at every snapshot: `epoch`, `view`, and the keys of a measurement's layers.
 
+        Where a Tracker counted steps, `step` takes the place of `epoch`.
+
         Raises
         ------
         CheckpointError
@@ -361,7 +412,8 @@ class Run:
         """
         import pandas as pd
 
-        return pd.DataFrame(self._whole_table()).drop(columns="schema")
+        table = pd.DataFrame(self._whole_table()).drop(columns="schema")
+        return table.rename(columns={"epoch": self.unit})
 
     @property
     def measured_layers(self) -> dict[int, tuple[LayerMeasurement, ...]]:
@@ -404,7 +456,7 @@ class Run:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        path = self._part(_FILTERS, _file_of(epoch))
+        path = self._part(_FILTERS, _file_of(epoch, self.unit))
         try:
             with open_binary(path) as file:
                 # In any order; the file has them by name.
@@ -480,6 +532,8 @@ class Run:
             status = Status(state=State(data["state"]), message=str(data["message"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc!r})") from exc
+        if status.state is State.RUNNING and self.tracked is not None:
+            return Status(state=State.RUNNING, message="or its end was not told: tracker.close()")
         if status.state is State.RUNNING:
             return Status(state=State.STOPPED, message="it was killed; go on with --resume")
         return status
@@ -522,7 +576,10 @@ class Run:
     def save_metrics(self, metrics: Sequence[EpochMetrics]) -> None:
         """Write the records of all epochs."""
         columns: dict[str, list[Any]] = {"schema": [METRICS_SCHEMA] * len(metrics)}
-        columns |= {key: [getattr(row, key) for row in metrics] for key in _METRICS_KEYS}
+        columns |= {
+            self.unit if key == "epoch" else key: [getattr(row, key) for row in metrics]
+            for key in _METRICS_KEYS
+        }
         with replacing_inside(self.path, "metrics.csv") as draft:
             write_csv(draft, columns)
 
@@ -545,8 +602,9 @@ class Run:
             for name, weight in weights.items()
         }
         # One entry: safetensors writes several in any order, and equal snapshots are equal files.
-        metadata = {"planescope": json.dumps({"schema": SNAPSHOT_SCHEMA, "epoch": epoch, **about})}
-        with replacing_inside(self.path, _SNAPSHOTS, _file_of(epoch)) as draft:
+        unit = self.unit
+        metadata = {"planescope": json.dumps({"schema": SNAPSHOT_SCHEMA, unit: epoch, **about})}
+        with replacing_inside(self.path, _SNAPSHOTS, _file_of(epoch, unit)) as draft:
             try:
                 save_file(tensors, draft, metadata)
             except SafetensorError as exc:
@@ -563,7 +621,7 @@ class Run:
         from safetensors import SafetensorError
         from safetensors.torch import load, load_file
 
-        path = self._part(_SNAPSHOTS, _file_of(epoch))
+        path = self._part(_SNAPSHOTS, _file_of(epoch, self.unit))
         try:
             with open_binary(path) as file:  # safetensors would wait for a pipe
                 # It takes no path whose bytes are no text; a whole file costs twice the memory.
@@ -646,8 +704,11 @@ class Run:
         path = self._measurements_file
         if not path.is_file():
             return {}
+        unit = self.unit
+        keys = tuple(unit if key == "epoch" else key for key in _MEASUREMENT_KEYS)
         if path.suffix == ".csv":
-            return _read_csv(path, _MEASUREMENT_KEYS, later=_LATER)
+            columns = _read_csv(path, keys, later=_LATER)
+            return {"epoch" if key == unit else key: col for key, col in columns.items()}
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -658,11 +719,12 @@ class Run:
                 # Packed, a few bytes can stand for a billion rows; each of ours takes hundreds.
                 if table.metadata.num_rows > os.fstat(file.fileno()).st_size:
                     raise ValueError("it claims more rows than bytes")
-                columns: dict[str, list[Any]] = table.read().to_pydict()
+                columns = table.read().to_pydict()
         except (OSError, ValueError, pa.ArrowException) as exc:
             raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
         rows = len(next(iter(columns.values()), ()))
         columns = {key: [value] * rows for key, value in _LATER.items()} | columns
+        columns = {"epoch" if key == unit else key: col for key, col in columns.items()}
         if columns.keys() != set(_MEASUREMENT_KEYS):
             raise CheckpointError(f"{path}: is damaged (its columns are others)")
         return {key: columns[key] for key in _MEASUREMENT_KEYS}
@@ -685,10 +747,12 @@ class Run:
             }
         about = json.dumps({"schema": FILTERS_SCHEMA, "epoch": epoch})
         make_inside(self.path, _FILTERS)
-        with replacing_inside(self.path, _FILTERS, _file_of(epoch)) as draft:
+        with replacing_inside(self.path, _FILTERS, _file_of(epoch, self.unit)) as draft:
             save_file(arrays, draft, {"planescope": about})
 
     def _save_measured(self, columns: Mapping[str, list[Any]]) -> None:
+        unit = self.unit
+        columns = {unit if key == "epoch" else key: col for key, col in columns.items()}
         path = self._measurements_file
         with replacing_inside(self.path, path.name) as draft:
             if path.suffix == ".csv":
@@ -774,8 +838,8 @@ def _is_held_by_another(path: Path) -> bool:
     return False
 
 
-def _file_of(epoch: int) -> str:
-    return f"epoch-{epoch:04d}.safetensors"
+def _file_of(epoch: int, unit: str) -> str:
+    return f"{unit}-{epoch:04d}.safetensors"
 
 
 def _read_csv(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from planescope.criticality.resets.options import ResetOptions
+from planescope.criticality.resets.options import Forecast, ResetOptions
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from planescope.data.loaders import Loader, Unpack
     from planescope.training.run import Run
 
-__all__ = ["ResetOptions", "reset"]
+__all__ = ["Forecast", "ResetOptions", "forecast", "reset"]
 
 # (cells done, cells in all, name of what is reset)
 OnCell = Callable[[int, int, str], None]
@@ -53,7 +53,7 @@ def reset(
     chance: float | None = None,
     unpack: Unpack | None = None,
     output: Pick | None = None,
-    groups: Iterable[str | Sequence[str]] = (),
+    groups: str | Iterable[str | Sequence[str]] = (),
     path: int | None = None,
     draws: int = 1,
     network: str | nn.Module | None = None,
@@ -78,9 +78,9 @@ def reset(
         snapshot is taken, and which gets the result; or a checkpoint, with `network`.
     to : mapping of name to state dict, module or file; file, or several; "fresh"; epochs
         What layers are put back to. A mapping names state dicts, modules or files; ``timm:NAME``
-        and ``torchvision:NAME`` stand for published weights. Layers of another shape there are left
-        out, and a note names them. ``"fresh"`` draws by each module's own `reset_parameters`. Of a
-        run also epochs, by default all before the last.
+        and ``torchvision:NAME`` stand for published weights. Layers that are missing or of
+        another shape there are left out, and a note names them. ``"fresh"`` draws by each module's
+        own `reset_parameters`. Of a run also epochs, by default all before the last.
     data : DataLoader, Dataset, LightningDataModule, tensors, iterable of batches, or str
         Batches go to the network exactly as they come, on its device. A tensor is the input, a pair
         inputs and labels; of a dictionary ``labels`` or ``label`` are the labels, and the rest is
@@ -98,14 +98,14 @@ def reset(
     output : str, int or callable, optional
         Picks what of the network's output is its answer.
     groups : iterable of sequences of str
-        Layers that are put back together, a row each.
+        Layers that are put back together, a row each; of a text, those between its commas.
     path : int, optional
         Go from the only state of `to` to the trained weights in so many steps (METHOD, section 7).
     draws : int
         How many `"fresh"` makes.
     network : str or torch.nn.Module, optional
-        Of a checkpoint: a name as for `planescope.networks.build.build`, or a module, which is
-        copied.
+        Of a checkpoint, or of a run that a Tracker wrote: a name as for
+        `planescope.networks.build.build`, or a module, which is copied.
     data_path, data_options
         Of a data set by name: where its files lie, and how it is prepared.
     keep : path, optional
@@ -141,30 +141,100 @@ def reset(
     required("torch")
     from planescope.criticality.resets import borrow, table
     from planescope.criticality.resets.answers import Judge
-    from planescope.criticality.resets.trained import To
 
     options = _options(options, groups, choices)
     run = _run(model, network, trust)
+    judge = Judge(metric=metric, pick=output)
+    with borrow.same_random_states(*borrow.generators_of(data)):
+        subject = _found(
+            model, run, to, data, options,
+            draws=draws, path=path, network=network, data_path=data_path,
+            data_options=data_options, keep=keep, unfinished=unfinished,
+        )  # fmt: skip
+        resets = table.reset(subject, options, judge, on_cell, unpack=unpack, chance=chance)
+    if run is not None and (isinstance(data, Own) or run.tracked is not None):
+        resets.save(run.resets)
+    return resets
+
+
+def forecast(
+    model: nn.Module | Run | str | os.PathLike[str],
+    /,
+    *,
+    to: Any = None,
+    data: Any = OWN,
+    metric: Metric | None = None,
+    unpack: Unpack | None = None,
+    output: Pick | None = None,
+    groups: str | Iterable[str | Sequence[str]] = (),
+    path: int | None = None,
+    draws: int = 1,
+    network: str | nn.Module | None = None,
+    data_path: str | os.PathLike[str] | None = None,
+    data_options: DataOptions | None = None,
+    unfinished: bool = False,
+    trust: bool | str | Collection[str] = False,
+    options: ResetOptions = PLAIN,
+    **choices: Any,
+) -> Forecast:
+    """Tell what `reset` with the same arguments would evaluate, and how long that takes at most.
+
+    The first batch of `data` is read.
+
+    Raises
+    ------
+    CheckpointError, UsageError, NoLayersError, OutputError
+        As `reset`.
+    """
+    required("torch")
+    from planescope.criticality.resets import borrow, table
+    from planescope.criticality.resets.answers import Judge
+
+    options = _options(options, groups, choices)
+    run = _run(model, network, trust)
+    judge = Judge(metric=metric, pick=output)
+    with borrow.same_random_states(*borrow.generators_of(data)):
+        subject = _found(
+            model, run, to, data, options,
+            draws=draws, path=path, network=network, data_path=data_path,
+            data_options=data_options, keep=None, unfinished=unfinished,
+        )  # fmt: skip
+        return table.forecast(subject, options, judge, unpack=unpack)
+
+
+def _found(
+    model: Any,
+    run: Run | None,
+    to: Any,
+    data: Any,
+    options: ResetOptions,
+    *,
+    draws: int,
+    path: int | None,
+    network: str | nn.Module | None,
+    data_path: str | os.PathLike[str] | None,
+    data_options: DataOptions | None,
+    keep: str | os.PathLike[str] | None,
+    unfinished: bool,
+) -> Subject:
+    """Network, what it is put back to and data, as they were asked for."""
+    from planescope.criticality.resets.trained import To
+
     wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
     if data is None:
         raise UsageError(
             "data=None asks for synthetic inputs, which there are none of yet; give inputs, with "
             "labels or without"
         )
-    judge = Judge(metric=metric, pick=output)
-    with borrow.same_random_states(*borrow.generators_of(data)):
-        found = _opened(data, data_path, data_options, network, options, run)
-        subject = _subject(model, run, wanted, found, network, keep, options, unfinished)
-        resets = table.reset(subject, options, judge, on_cell, unpack=unpack, chance=chance)
-    if run is not None and isinstance(data, Own):
-        resets.save(run.resets)
-    return resets
+    opened = _opened(data, data_path, data_options, network, options, run)
+    return _subject(model, run, wanted, opened, network, keep, options, unfinished)
 
 
 def _options(
-    options: ResetOptions, groups: Iterable[str | Sequence[str]], choices: dict[str, Any]
+    options: ResetOptions, groups: str | Iterable[str | Sequence[str]], choices: dict[str, Any]
 ) -> ResetOptions:
-    together = [one if isinstance(one, str) else ",".join(one) for one in groups]
+    several = (groups,) if isinstance(groups, str) else groups
+    together = [one if isinstance(one, str) else ",".join(one) for one in several]
     known = {field.name for field in dataclasses.fields(ResetOptions)}
     for name in choices:
         if name not in known:
@@ -181,8 +251,12 @@ def _run(model: Any, network: Any, trust: bool | str | Collection[str]) -> Run |
 
     if isinstance(model, Run):
         return Run.open(model)
-    if not isinstance(model, str | os.PathLike) or network is not None:
+    if not isinstance(model, str | os.PathLike):
         return None
+    if network is not None:
+        name = network if isinstance(network, str) else None
+        run = Run(model, network=name, trust=trust)
+        return run if run.exists else None
     if Path(model).is_file():
         raise UsageError(f"{model}: a checkpoint does not tell its network; give network=")
     return Run.open(model, trust=trust)
@@ -203,7 +277,10 @@ def _opened(
     from planescope.data.loaders import open_loader
 
     if isinstance(data, Own):
-        if run is None:
+        if run is not None and run.tracked is not None and run.named_data is not None:
+            own = run.named_data
+            return _opened(own, data_path, data_options, network, options, run)
+        if run is None or run.tracked is not None:
             raise UsageError(
                 "give data=, what the network is evaluated on: a DataLoader, a Dataset, tensors, "
                 "or the name of a data set"
@@ -224,7 +301,7 @@ def _opened(
                 raise UsageError(f"{data} gives its own inputs, which are taken as they come")
             return given
     if isinstance(data, str):
-        name = run.config.network if run is not None else network
+        name = run.named_network if run is not None else network
         wanted = data_options or AS_USUAL
         where = None if data_path is None else Path(data_path)
         found = load(data, split=options.split, path=where, options=wanted)
@@ -256,7 +333,8 @@ def _subject(
     if run is not None:
         if keep is not None:
             raise UsageError("a run keeps finished cells itself; leave out keep")
-        return of_run(run, to, data, unfinished=unfinished, options=options)
+        own = None if isinstance(network, str) else network
+        return of_run(run, to, data, network=own, unfinished=unfinished, options=options)
     if isinstance(model, str | os.PathLike):
         return of_checkpoint(model, to, data, network=network, keep=keep, options=options)
     if not isinstance(model, sys.modules["torch"].nn.Module):

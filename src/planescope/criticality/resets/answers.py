@@ -94,7 +94,8 @@ class Judge:
     def name(self) -> str | None:
         """Return the name of the metric, or None."""
         if self.metric is not None:
-            return getattr(self.metric, "__name__", type(self.metric).__name__)
+            name = str(getattr(self.metric, "__name__", type(self.metric).__name__))
+            return "metric" if name == "<lambda>" else name
         return "accuracy" if self.counts_right else None
 
     def look_at(self, output: torch.Tensor, batch: Batch) -> None:

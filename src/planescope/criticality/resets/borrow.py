@@ -55,7 +55,36 @@ def borrowed(module: nn.Module, /) -> nn.Module:
             hooks = getattr(part, name, {})
             for key in [k for k, hook in hooks.items() if not _is_of_torch(hook)]:
                 del hooks[key]
+        _with_whole_weights(part)
     return own.eval()
+
+
+def _with_whole_weights(part: nn.Module) -> None:
+    """Give a module the weights that act in place of the parts they are computed from.
+
+    What is put back is then a weight, whether or not it was pruned or normed where it comes from.
+    """
+    from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
+
+    part.eval()  # a spectral norm would take a step
+    if torch.nn.utils.parametrize.is_parametrized(part):
+        # Torch's own removal changes the class, which the user's module shares.
+        own = part.__class__.__bases__[0]
+        with contextlib.suppress(Exception), torch.no_grad():  # a computation of somebody's own
+            wholes = {name: getattr(part, name) for name in part.parametrizations}
+            del part._modules["parametrizations"]
+            part.__class__ = own
+            for name, whole in wholes.items():
+                part.register_parameter(name, nn.Parameter(whole.detach().clone()))
+    for method in list(part._forward_pre_hooks.values()):
+        name = getattr(method, "_tensor_name", None) or getattr(method, "name", None)
+        with contextlib.suppress(Exception):
+            if isinstance(method, prune.BasePruningMethod):
+                prune.remove(part, name)
+            elif type(method).__name__ == "WeightNorm":
+                remove_weight_norm(part, name)
+            elif type(method).__name__ == "SpectralNorm":
+                remove_spectral_norm(part, name)
 
 
 def _is_of_torch(hook: Any) -> bool:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -24,6 +25,7 @@ from torch import nn
 from planescope.criticality.resets.cells import Cell, Plan, default_memory, evaluate
 from planescope.criticality.resets.feed import feed_images, feed_loader, ran_out
 from planescope.criticality.resets.identity import code_digest, value_digest
+from planescope.criticality.resets.options import Forecast
 from planescope.criticality.resets.prefix import trace
 from planescope.criticality.resets.progress import Progress
 from planescope.criticality.resets.record import FRESH, ResetLayer, Resets
@@ -91,36 +93,17 @@ def reset(
     RunError
         If memory ran out.
     """
-    layers = _chosen_layers(subject, options)
-    rows = _rows(subject.module, layers, options)
-    devices = [_device(name, subject) for name in options.devices]
-    module = subject.module.to(devices[0])
-    data = subject.data
-    if isinstance(data, Loader):
-        _check_loader(subject, data, options)
-        feed = feed_loader(data, module, judge, unpack, devices)
-        digest = ""
-    else:
-        data = _chosen_examples(data, options)
-        feed = feed_images(data, module, judge, options, devices[0].type, subject.network)
-        digest = _protocol(subject, data, judge, options, feed)
-    plan = _plan(feed, options, devices[0])
+    work = _prepared(subject, options, judge, unpack)
     with scratch() as folder:
-        names = {name for own in rows.values() for name in own}
-        targets = (
-            *stepped(subject), *drawn(subject, options, folder),
-            *redrawn(subject, names, options, folder),
-        )  # fmt: skip
-        places, left_out = _places(rows, targets)
-        cells = {
-            (row, target.snapshot, target.draw): _cell(subject, row, rows[row], target)
-            for row, target in places
-        }
+        feed = work.feed
+        cells, left_out = _cells(subject, options, work.rows, folder)
         trained = Cell(key=TRAINED, layer=TRAINED, names=(), read=lambda _: {}, bytes=0)
-        progress = Progress(subject.keep, digest)
-        work = _Work(module, feed, judge, plan, progress, (trained, *cells.values()))
+        progress = Progress(subject.keep, work.digest)
+        every = (trained, *cells.values())
         try:
-            note = work.on(devices, on_cell)
+            note = _Work(work.module, feed, judge, work.plan, progress, every).on(
+                work.devices, on_cell
+            )
         except (RuntimeError, MemoryError) as exc:
             if not ran_out(exc):
                 raise
@@ -136,7 +119,7 @@ def reset(
         data=feed.name,
         split=feed.split or options.split,
         trained=table.trained_value,
-        layers=_layers(subject, layers),
+        layers=_layers(subject, work.layers),
         cells=found,
         tolerance=options.tolerance,
         metric=judge.name,
@@ -148,6 +131,97 @@ def reset(
                 None, (note, *left_out, *feed.notes, *table.notes(), *table.not_numbers(tallies))
             )
         ),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Prepared:
+    """All that is settled before a cell is evaluated."""
+
+    layers: list[Layer]
+    rows: dict[str, tuple[str, ...]]
+    devices: list[torch.device]
+    module: nn.Module
+    feed: Feed
+    digest: str
+    plan: Plan
+
+
+def _prepared(
+    subject: Subject, options: ResetOptions, judge: Judge, unpack: Unpack | None
+) -> _Prepared:
+    layers = _chosen_layers(subject, options)
+    rows = _rows(subject.module, layers, options)
+    devices = [_device(name, subject) for name in options.devices]
+    module = subject.module.to(devices[0])
+    data = subject.data
+    if isinstance(data, Loader):
+        _check_loader(subject, data, options)
+        feed, digest = feed_loader(data, module, judge, unpack, devices), ""
+    else:
+        data = _chosen_examples(data, options)
+        feed = feed_images(data, module, judge, options, devices[0].type, subject.network)
+        digest = _protocol(subject, data, judge, options, feed)
+    return _Prepared(
+        layers=layers,
+        rows=rows,
+        devices=devices,
+        module=module,
+        feed=feed,
+        digest=digest,
+        plan=_plan(feed, options, devices[0]),
+    )
+
+
+def _cells(
+    subject: Subject, options: ResetOptions, rows: Mapping[str, tuple[str, ...]], folder: Path
+) -> tuple[dict[tuple[str, int | str, int | None], Cell], list[str]]:
+    """Cells by their places; and, in sentences, what is left out."""
+    names = {name for own in rows.values() for name in own}
+    targets = (
+        *stepped(subject), *drawn(subject, options, folder),
+        *redrawn(subject, names, options, folder),
+    )  # fmt: skip
+    places, left_out = _places(rows, targets)
+    cells = {
+        (row, target.snapshot, target.draw): _cell(subject, row, rows[row], target)
+        for row, target in places
+    }
+    return cells, left_out
+
+
+def forecast(
+    subject: Subject, options: ResetOptions, judge: Judge, *, unpack: Unpack | None = None
+) -> Forecast:
+    """Tell how many cells `reset` would evaluate, and how long the plain way would take.
+
+    Raises
+    ------
+    UsageError, CheckpointError, NoLayersError, OutputError
+        As `planescope.reset`.
+    """
+    work = _prepared(subject, options, judge, unpack)
+    with scratch() as folder:
+        cells, left_out = _cells(subject, options, work.rows, folder)
+    first = next(iter(work.feed.on(work.devices[0])))
+    started = 0.0
+    for _ in range(2):  # the first call of a network makes ready what others find there
+        started = time.perf_counter()
+        with torch.inference_mode():
+            held = work.module(*first.args, **first.kwargs)
+        del held
+        if work.devices[0].type == "cuda":
+            torch.cuda.synchronize(work.devices[0])
+    seconds = time.perf_counter() - started
+    examples = work.feed.examples
+    passes = None if examples is None else examples / first.size * seconds
+    return Forecast(
+        layers=len(work.rows),
+        cells=len(cells),
+        examples=examples,
+        pass_seconds=passes,
+        at_most_seconds=None if passes is None else passes * (1 + len(cells)) / len(work.devices),
+        left_out=tuple(left_out),
     )
 
 
@@ -179,7 +253,7 @@ def _places(
         missing = [row for row in rows if row not in fits]
         if missing:
             why = "are not drawn by a reset_parameters" if target.snapshot == FRESH else (
-                "have other shapes there"
+                "are missing or of another shape there"
             )  # fmt: skip
             notes.append(f"{target.snapshot}: left out {', '.join(missing)}, which {why}")
         found += [(row, target) for row in fits]

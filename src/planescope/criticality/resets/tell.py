@@ -103,9 +103,8 @@ class Table:
         if found.value is None:
             yield f"the trained network's {self.judge.name} is no number"
         elif self.chance is not None and not self.learned:
-            right = self.trained.right
             what = (
-                f"accuracy, {right} of {self.trained.examples}, is no better than chance (the most "
+                f"accuracy, {self._counted(found)}, is no better than chance (the most "
                 f"frequent class gives {self.chance:.1%})"
                 if found.top1 is not None
                 else f"{self.judge.name}, {found.value:.4g}, is no better than chance, "
@@ -124,6 +123,12 @@ class Table:
                 f"each cell was ended once its accuracy on all {self.trained.examples} examples "
                 f"was known to ±{self.options.tolerance:g}, with 95 % confidence at every moment"
             )
+
+    def _counted(self, found: Accuracy) -> str:
+        """How many are right; of several positions an example, their share."""
+        if self.trained.columns["right"][0].dtype == bool:
+            return f"{self.trained.right} of {self.trained.examples}"
+        return f"{found.value:.1%}"
 
     def not_numbers(self, tallies: Mapping[Place, Tally]) -> Iterable[str]:
         """Say where outputs were not numbers."""

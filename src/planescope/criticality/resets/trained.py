@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,17 +108,31 @@ def of_run(
     data: Images | Files | Loader | None,
     /,
     *,
+    network: nn.Module | None = None,
     unfinished: bool,
     options: ResetOptions,
 ) -> Subject:
     """Last snapshot of a run, and earlier ones; `planescope.reset` says what is raised."""
-    path, config, status = run.path, run.config, run.status
-    network = run.consented("network")
-    config = config.but({"network": network, "download": False})
+    path, status = run.path, run.status
+    if network is None and run.named_network is None:
+        raise UsageError(
+            f"{path}: a Tracker followed this training, and knows of its network only the class; "
+            "give network= (--network package.module:callable)"
+        )
+    name = run.about.network if network is not None else run.consented("network")
+    examples: Callable[[], Images | Files | Loader]
     if data is None:
         # Nobody asked for a download, which would write where the run says.
+        config = run.config.but({"network": name, "download": False})
         config = config.but({"data": run.consented("data")})
-    if status.state is not State.FINISHED and not unfinished:
+        examples = functools.partial(load_split, config, options.split)
+    else:
+        given = data
+
+        def examples() -> Images | Files | Loader:
+            return given
+
+    if run.tracked is None and status.state is not State.FINISHED and not unfinished:
         raise UsageError(
             f"{path}: the run is not finished but {status.state}; let it finish, or take it as it "
             "is with --unfinished"
@@ -128,17 +142,21 @@ def of_run(
     epochs = _epochs(path, list(files), to.epochs, drawn=drawn)
     trained = files[max(files)]
     state = state_of(trained)
-    module = load_network(network, state)
+    module = load_network(name, state) if network is None else _copied(network, state)
+    if network is not None and options.draws:
+        raise UsageError('nobody knows the initialiser of a network in memory; give to="fresh"')
+    by_steps = run.unit == "step"
     return Subject(
         source=str(path),
-        network=network,
+        network=name,
         module=module,
         targets=(
-            *(_target(epoch, files[epoch], module) for epoch in epochs),
+            # Before the first step is before the first epoch.
+            *(_target(f"step {n}" if by_steps and n else n, files[n], module) for n in epochs),
             *_targets(to.states, module),
         ),
-        data=load_split(config, options.split) if data is None else data,
-        fresh=lambda seed: build_like(network, state, seed=seed),
+        data=examples(),
+        fresh=lambda seed: build_like(name, state, seed=seed),
         keep=None if isinstance(data, Loader) else run.resets_progress,
         redrawn=to.fresh,
         path=to.path,
@@ -338,7 +356,12 @@ def _of_state(name: int | str, state: Any, module: nn.Module) -> Target:
         state = unwrapped(state).state_dict()
     if not isinstance(state, Mapping):
         raise UsageError(f"to={{{name!r}: ...}} is a {type(state).__name__}, not a state dict")
-    tensors, odd = fitting(read_state_dict(state).tensors, module, f"snapshot {name!r}")
+    tensors, odd = fitting(
+        _in_parts_or_whole(read_state_dict(state), module),
+        module,
+        f"snapshot {name!r}",
+        partly=True,
+    )
     return Target(
         snapshot=name,
         draw=None,
@@ -493,10 +516,9 @@ def state_of(path: str | os.PathLike[str], /) -> StateDict:
 
 
 def _target(name: int | str, path: str | os.PathLike[str], module: nn.Module) -> Target:
-    state = state_of(path)
-    if not module.state_dict().keys() <= state.tensors.keys():
-        state = resolved(state)  # the network has whole weights that the file has in parts
-    tensors, odd = fitting(state.tensors, module, str(path))
+    tensors, odd = fitting(
+        _in_parts_or_whole(state_of(path), module), module, str(path), partly=True
+    )
     return Target(
         snapshot=name,
         draw=None,
@@ -506,12 +528,20 @@ def _target(name: int | str, path: str | os.PathLike[str], module: nn.Module) ->
     )
 
 
+def _in_parts_or_whole(state: StateDict, module: nn.Module) -> Mapping[str, Tensor]:
+    """Tensors as they are, or with whole weights where a network has those."""
+    if not module.state_dict().keys() <= state.tensors.keys():
+        state = resolved(state)
+    return state.tensors
+
+
 def fitting(
-    tensors: Mapping[str, Tensor], module: nn.Module, path: str, /
+    tensors: Mapping[str, Tensor], module: nn.Module, path: str, /, *, partly: bool = False
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
     """Give the tensors that have the shapes of a network's, by its names, which all must be there.
 
-    With them, in sentences, those of another shape.
+    With them, in sentences, those of another shape; `partly`, also what is missing, where half of
+    the network's or more is there: a start that had another head.
 
     Raises
     ------
@@ -519,28 +549,46 @@ def fitting(
         If one is missing, or is none of the network's.
     """
     own = {name: t.shape for name, t in module.state_dict().items() if not name.endswith(COUNTER)}
-    first = next(iter(own), "")
-    prefix = next((key.removesuffix(first) for key in tensors if key.endswith(f".{first}")), "")
-    if first not in tensors:  # within a wrapper, whose name goes before
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    tensors = _named_alike(tensors, own)
     odd: dict[str, str] = {}
     for name, shape in own.items():
         layer, found = name.removesuffix(".weight"), tensors.get(name)
         if found is None:
-            raise CheckpointError(f"{path}: is of another network: it has no {layer}")
-        if found.shape != tuple(shape):
+            odd[name] = f"{path}: is of another network: it has no {layer}"
+        elif found.shape != tuple(shape):
             odd[name] = (
                 f"{path}: is of another network: {layer} has shape {_size(found.shape)} there, "
                 f"{_size(shape)} in the trained one"
             )
+    missing = [name for name in odd if name not in tensors]
+    partly = partly and 2 * len(odd) <= len(own)
+    if missing and not partly:
+        raise CheckpointError(odd[missing[0]])
     extra = [name for name in tensors if name not in own and not name.endswith(COUNTER)]
-    if extra:
+    if extra and not partly:
         raise CheckpointError(
             f"{path}: is of another network: it has {extra[0].removesuffix('.weight')} of shape "
             f"{_size(tensors[extra[0]].shape)}, which the trained one has not"
         )
-    fitting = {name: tensor for name, tensor in tensors.items() if name not in odd}
+    fitting = {name: tensor for name, tensor in tensors.items() if name in own and name not in odd}
     return fitting, tuple(odd.values())
+
+
+def _named_alike(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Mapping[str, Tensor]:
+    """Tensors without the name of a wrapper before theirs, or with that of the network's own."""
+    names = list(own)
+    first = next(iter(names), "")
+    if first in tensors:
+        return tensors
+    prefix = next((key.removesuffix(first) for key in tensors if key.endswith(f".{first}")), "")
+    if prefix:
+        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    parts = first.split(".")
+    for count in range(1, len(parts)):
+        outer, inner = ".".join(parts[:count]) + ".", ".".join(parts[count:])
+        if inner in tensors and all(name.startswith(outer) for name in names):
+            return {f"{outer}{key}": tensor for key, tensor in tensors.items()}
+    return tensors
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -84,6 +84,7 @@ class NetworkShown:
     verdict: str
     layers: tuple[LayerShown, ...]
     epochs: tuple[int | None, ...]
+    unit: str = "epoch"
     statistics: Mapping[str, list[list[Any]]]
     pool: Mapping[str, list[Any]]
     filters: FiltersShown

@@ -126,7 +126,7 @@ def _of_measurement(subject: Subject, measurement: Measurement, networks: int) -
 def _of_run(
     subject: Subject, run: Run, relations: Sequence[Relation], networks: int
 ) -> NetworkShown:
-    config, measured = run.config, run.measured_layers
+    config, measured = run.about, run.measured_layers
     kept = set(run.filter_epochs)
     arrays: list[Arrays] = [run.load_filters(epoch) if epoch in kept else {} for epoch in measured]
     layers = list(measured.values())
@@ -141,6 +141,7 @@ def _of_run(
         f"{_view(View(config.view))}",
         **_through(layers),
         epochs=tuple(measured),
+        unit=run.unit,
         filters=filters_shown(layers[-1], arrays, networks=networks),
         metrics=_metrics(run),
         resets=resets,
@@ -153,7 +154,7 @@ def _of_run(
 
 def _measured_arrays(run: Run, layers: Sequence[LayerMeasurement]) -> Arrays:
     """Filters of the last snapshot of a run that kept none, as one of an earlier version."""
-    config, snapshots = run.config, run.snapshots
+    config, snapshots = run.about, run.snapshots
     if not snapshots or not run.can_be_measured:
         return {}
     kinds = {layer.kind for layer in layers}

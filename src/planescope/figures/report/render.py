@@ -101,7 +101,7 @@ def _template() -> Template:
 
 
 def _missing(name: str) -> MissingDependencyError:
-    return MissingDependencyError(f"a page needs {name}: pip install 'planescope[report]'")
+    return MissingDependencyError(f"a page needs {name}: pip install '.[report]'")
 
 
 def _hash(source: bytes) -> str:

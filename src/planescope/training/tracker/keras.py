@@ -51,6 +51,7 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
 
         def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
             self._epoch = epoch + 1
+            tracker._note(logs or {})
             if tracker.every == "epoch":
                 self._measure()
             if logs is not None:
@@ -59,6 +60,7 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
         def on_train_end(self, logs: Any = None) -> None:
             if self._network is not None:
                 self._measure()
+                tracker.close()
 
         def _measure(self) -> None:
             _ = self.model  # with JAX, to look at it is what brings the variables up to date

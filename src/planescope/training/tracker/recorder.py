@@ -12,11 +12,12 @@ from weakref import ref
 import torch
 
 from planescope.files.errors import PlanescopeError, UsageError
+from planescope.hyperplanes.layer import Structure
 from planescope.measurement.activations import measure_activations
 from planescope.measurement.choice import Choice
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.copies import without_autocast
-from planescope.networks.module import unwrapped
+from planescope.networks.module import read_module, unwrapped
 from planescope.training.tracker import distributed, live
 from planescope.training.tracker.history import History, nulls
 from planescope.training.tracker.reference import Reference, Starts
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planescope.measurement.assemble import Observed
+    from planescope.training.tracker.folder import Folder
+
+
+NO_WEIGHTS = "the run has no snapshots: only Keras itself lays out the weights of its networks"
 
 
 class Errors(StrEnum):
@@ -40,6 +45,10 @@ class Recorder:
     Attributes
     ----------
     history : History
+    folder : Folder or None
+        Where a run is written.
+    pending : dict of str to float
+        Figures of the training that go with the next update there.
     """
 
     def __init__(
@@ -51,8 +60,11 @@ class Recorder:
         inputs: list[torch.Tensor] | None,
         filters: bool,
         errors: Errors,
+        folder: Folder | None = None,
     ) -> None:
         self.history = History()
+        self.folder = folder
+        self.pending: dict[str, float] = {}  # figures for the run's next row
         self._every, self._choice = every, choice
         self._starts = Starts(reference)
         self._inputs, self._filters, self._errors = inputs, filters, errors
@@ -61,6 +73,7 @@ class Recorder:
         self._root: ref[nn.Module] | None = None  # the network of the last update
         self._told: set[str] = set()
         self._begun = False
+        self._resumed = False
 
     def update(self, model: nn.Module, step: int, epoch: int | None) -> None:
         """Measure a module if it is due."""
@@ -96,6 +109,11 @@ class Recorder:
         self._root = ref(root)
         like = _like(model)
         with distributed.whole_weights(model), without_autocast(like.device):
+            if distributed.is_sharded(model) and self.folder is not None:
+                raise UsageError(
+                    "out= writes whole weights, and these are shared out among processes; leave "
+                    "out= out, and give tracker.save(...) a file"
+                )
             if distributed.is_sharded(model):
                 self._take_shared(model, like, step, epoch)
                 return
@@ -104,6 +122,7 @@ class Recorder:
                 observed = self._observe(model, like, network)
                 threads = torch.get_num_threads() if like.device.type == "cpu" else 1
                 self._keep(network, step, epoch, observed, threads=threads)
+                self._write(step, epoch, _weights(root), lambda: _structure(root))
         self._last_step = step
 
     def _found(self, model: nn.Module) -> live.Live:
@@ -148,6 +167,9 @@ class Recorder:
                 self._live = network
                 self._starts.follow(network.owners)
                 self._keep(network, step, epoch, {}, threads=1)
+                name = network.found.source.path
+                empty = Structure(network=name, names=(), places={}, note=NO_WEIGHTS)
+                self._write(step, epoch, None, lambda: empty)
 
         self._guarded(kept, step, epoch)
 
@@ -184,6 +206,34 @@ class Recorder:
             return measured if self._filters else _slim(measured)
 
         self.history.add(step, epoch, settle)
+
+    def _write(
+        self,
+        step: int,
+        epoch: int | None,
+        weights: Mapping[str, torch.Tensor] | None,
+        structure: Callable[[], Structure],
+    ) -> None:
+        """Write the last update to the run's folder; once begun, a training goes on without it."""
+        if self.folder is None:
+            return
+        by_epoch = self._every == "epoch" and epoch is not None
+        number = epoch if by_epoch and epoch is not None else step
+        try:
+            self.folder.write(
+                number,
+                self.history.records[-1].read(),
+                weights,
+                structure,
+                self.pending,
+                unit="epoch" if by_epoch else "step",
+                goes_on=self._resumed,
+            )
+        except (PlanescopeError, OSError) as exc:
+            if self._errors is Errors.RAISE or not self._begun:
+                raise
+            self._warn(f"planescope could not write at step {step}, and goes on: {_reason(exc)}")
+        self.pending = {}
 
     def _guarded(self, action: Callable[[], None], step: int, epoch: int | None) -> None:
         """Measure; a failure after the first success is a row of nulls, and a warning."""
@@ -245,7 +295,28 @@ class Recorder:
         self.history.resume(state["updates"])
         records = self.history.records
         self._live, self._last_step = None, records[-1].step if records else None
-        self._begun = bool(records)
+        self._begun = self._resumed = bool(records)
+
+
+def _weights(root: nn.Module) -> dict[str, torch.Tensor]:
+    """What a snapshot keeps of a network: all of its state that is a plain tensor."""
+    held = root.state_dict().items()
+    return {
+        name: value
+        for name, value in held
+        if isinstance(value, torch.Tensor) and value.layout is torch.strided
+    }
+
+
+def _structure(root: nn.Module) -> Structure:
+    """Where the layers of a network stand, to be kept beside its weights."""
+    state = read_module(root)
+    return Structure(
+        network=type(root).__name__,
+        names=tuple(state.tensors),
+        places=dict(state.places),
+        note=state.note,
+    )
 
 
 def _slim(measurement: Measurement) -> Measurement:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import CheckpointError, UsageError, nearest
@@ -12,7 +13,8 @@ from planescope.hyperplanes.layer import Kind, View
 from planescope.measurement.choice import DEFAULT_KINDS, Choice, member
 from planescope.measurement.metrics import LOGGABLE, LOGGED, by_key
 from planescope.measurement.record import Measurement
-from planescope.training.tracker import inputs
+from planescope.training.tracker import distributed, inputs
+from planescope.training.tracker.folder import Folder, checked_metrics, known_metrics
 from planescope.training.tracker.history import SCHEMA
 from planescope.training.tracker.recorder import Errors, Recorder
 from planescope.training.tracker.reference import Reference
@@ -20,6 +22,8 @@ from planescope.training.tracker.reference import Reference
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
+
+    from planescope.training.tracked import TrackedConfig
 
 
 def _callback() -> type:
@@ -75,6 +79,12 @@ class Tracker(_Callback):
         What is done when an update fails. Before the first that succeeded it raises; after that a
         training is not ended for a statistic: the update is a row of nulls with the reason in its
         notes, and a warning tells of it once. With "raise" it always raises.
+    out : path, optional
+        Folder of a run, which each update writes: what is known, a snapshot of the weights, the
+        statistics, and figures of the training. ``planescope status``, ``report``, ``figures``,
+        ``relate`` and, given the network and data, ``reset`` read it. Snapshots are numbered by
+        epochs with ``every="epoch"`` where these are told, else by steps. Of Keras there are no
+        snapshots; of weights that are shared out among processes there is no such folder.
 
     Raises
     ------
@@ -111,6 +121,7 @@ class Tracker(_Callback):
         reference: str | None = "device",
         filters: bool = False,
         errors: str = "warn",
+        out: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if every != "epoch" and not (type(every) is int and every > 0):
@@ -131,12 +142,33 @@ class Tracker(_Callback):
             inputs=None if data is None else inputs.take(data),
             filters=filters,
             errors=member(Errors, errors, "errors"),
+            folder=None if out is None else Folder(Path(out), self._config),
         )
         self._has_data = data is not None
 
+    def _config(self, network: str, unit: str) -> TrackedConfig:
+        """What is known of a training that begins."""
+        from planescope.training.tracked import TrackedConfig
+
+        return TrackedConfig(
+            network=network,
+            view=self._choice.view.value,
+            kinds=tuple(kind.value for kind in self._choice.kinds),
+            layers=self._choice.pattern and self._choice.pattern.pattern,
+            every=self.every,
+            unit="epoch" if unit == "epoch" else "step",
+        )
+
     # --- any loop
 
-    def update(self, model: nn.Module, step: int, *, epoch: int | None = None) -> None:
+    def update(
+        self,
+        model: nn.Module,
+        step: int,
+        *,
+        epoch: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Measure a module as it is now, if it is due.
 
         Parameters
@@ -147,6 +179,9 @@ class Tracker(_Callback):
             multiple of N; with ``every="epoch"`` each call does. No step is measured twice.
         epoch : int, optional
             Epochs done, for the table.
+        metrics : mapping, optional
+            Figures of the training for the run of `out`: any of train_loss, train_accuracy,
+            val_loss, val_accuracy and learning_rate.
 
         Raises
         ------
@@ -159,7 +194,21 @@ class Tracker(_Callback):
         -----
         Call it before the first step too: distances are from the weights of the first call.
         """
+        self._recorder.pending |= checked_metrics(metrics)
         self._recorder.update(model, step, epoch)
+
+    def close(self) -> None:
+        """Say that the training is over, in the run of `out`; the trainers of frameworks do."""
+        if self._recorder.folder is not None and distributed.is_first():
+            self._recorder.folder.end()
+
+    def _note(self, logs: Mapping[str, Any], *, late: bool = False) -> None:
+        """Keep figures that a framework gives, for the next update or, `late`, the last."""
+        if self._recorder.folder is not None and distributed.is_first():
+            if late:
+                self._recorder.folder.amend(known_metrics(logs))
+            else:
+                self._recorder.pending |= known_metrics(logs)
 
     def record(self, model: nn.Module, step: int, *, epoch: int | None = None) -> None:
         """Measure a module as it is now, due or not; no step twice.
@@ -261,6 +310,7 @@ class Tracker(_Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Measure, if it is due."""
+        self._note(trainer.callback_metrics)
         if self.every == "epoch":
             self.record(pl_module, _steps(trainer), epoch=trainer.current_epoch + 1)
         self._log(trainer)
@@ -269,6 +319,7 @@ class Tracker(_Callback):
         """Measure the network as it ends."""
         self.record(pl_module, _steps(trainer), epoch=trainer.current_epoch)
         self._log(trainer)
+        self.close()
 
     def _log(self, trainer: Any) -> None:
         if not trainer.loggers:
@@ -278,6 +329,19 @@ class Tracker(_Callback):
                 logger.log_metrics(found, step=step)
 
     # --- other trainers
+
+    def on_init_end(self, *_: Any, **__: Any) -> None:
+        """Refuse to be a callback of Hugging Face's trainer, which calls this first."""
+        raise UsageError(
+            "a Tracker itself is no callback of transformers' Trainer; give it "
+            "tracker.for_transformers()"
+        )
+
+    def set_params(self, *_: Any, **__: Any) -> None:
+        """Refuse to be a callback of Keras, which calls this first."""
+        raise UsageError("a Tracker itself is no callback of Keras; give it tracker.for_keras()")
+
+    set_model = set_params
 
     def for_transformers(self, trainer: Any = None) -> Any:
         """Return the callback for Hugging Face's `Trainer`.

@@ -52,6 +52,11 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             tracker.record(kwargs["model"], state.global_step, epoch=_done(state.epoch))
             self._log()
+            tracker.close()
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                tracker._note(kwargs.get("metrics") or {}, late=True)
 
         # Not earlier: to log in between would make the trainer forget that it has to.
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -87,7 +87,7 @@ function epochAxis(network, color) {
   const base = {
     fixedrange: true, zeroline: false, gridcolor: "rgba(0,0,0,0)", ticks: "outside", ticklen: 4, tickcolor: color.rule,
     tickfont: { size: 10.5 }, range: [epochPlace(network, 0) - 0.02 * epochPlace(network, last), 1.02 * epochPlace(network, Math.max(last, 1))],
-    title: { text: "epoch", standoff: 2, font: { size: 10.5, color: color.muted } },
+    title: { text: network.unit, standoff: 2, font: { size: 10.5, color: color.muted } },
   };
   if (last <= MANY_EPOCHS) return { ...base, nticks: 6, tickformat: "d" };
   const ticks = [0, 1, 3, 10, 30, 100, 300, 1000].filter((epoch) => epoch <= last);
@@ -108,7 +108,7 @@ function metricPanels(network, color) {
       traces: curves.map(([key, text, dash]) => ({
         type: "scatter", mode: "lines", x: metrics.epoch.map((epoch) => epochPlace(network, epoch)), y: metrics[`${key}_${name}`],
         text: metrics.epoch.map(String), line: { color: dash === "dot" ? color.muted : color.ink, width: 1.5, dash },
-        hovertemplate: `${text} ${name} %{y:.4g}<br>epoch %{text}<extra></extra>`,
+        hovertemplate: `${text} ${name} %{y:.4g}<br>${network.unit} %{text}<extra></extra>`,
       })),
     }];
   });
@@ -133,7 +133,7 @@ function statisticPanels(view) {
       opacity: i === chosen ? 1 : 0.55,
       line: { color: i === chosen ? color.ink : depthColor(last ? i / last : 0, color.dark), width: i === chosen ? 2.5 : 1.2 },
       marker: { size: 4.5, color: color.ink },
-      name: plotText(network.layers[i].label), hovertemplate: `<b>%{fullData.name}</b><br>${panel.title} %{y:.4g}<br>epoch %{text}<extra></extra>`,
+      name: plotText(network.layers[i].label), hovertemplate: `<b>%{fullData.name}</b><br>${panel.title} %{y:.4g}<br>${network.unit} %{text}<extra></extra>`,
     })),
   }));
 }
@@ -142,7 +142,7 @@ function dynamicsNumbers(network, chosen, epoch) {
   const keys = [...PANELS.map((panel) => panel.key), "linf", "q_mass"].filter((key) => network.has(key));
   const metrics = Object.keys(network.metrics ?? {}).filter((key) => key !== "epoch");
   return {
-    columns: ["epoch", ...keys.map((key) => `${key.replaceAll("_", " ")} of ${network.layers[chosen].label}`), ...metrics.map((key) => key.replaceAll("_", " "))],
+    columns: [network.unit, ...keys.map((key) => `${key.replaceAll("_", " ")} of ${network.layers[chosen].label}`), ...metrics.map((key) => key.replaceAll("_", " "))],
     rows: network.epochs.map((number, i) => {
       const row = network.metrics?.epoch.indexOf(number) ?? -1;
       return [number, ...keys.map((key) => network.value(key, i, chosen)), ...metrics.map((key) => (row < 0 ? null : network.metrics[key][row]))];

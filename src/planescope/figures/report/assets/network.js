@@ -25,7 +25,7 @@ function sideOf(network, epoch, layer) {
 
 function epochName(network, epoch) {
   const number = network.epochs[epoch];
-  return number === null ? "" : `epoch ${number}`;
+  return number === null ? "" : `${network.unit} ${number}`;
 }
 
 // " at epoch 12", or nothing where there was no training.

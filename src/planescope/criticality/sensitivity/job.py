@@ -1,0 +1,266 @@
+"""A network, its layers and its inputs, ready for cells of any kind.
+
+To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from planescope.criticality.replacements import Way, WayKind
+from planescope.criticality.resets.borrow import generators_of, same_random_states
+from planescope.criticality.resets.options import ResetOptions
+from planescope.criticality.sensitivity import Cost
+from planescope.criticality.sensitivity.engine import (
+    Counted,
+    OnCell,
+    cells_of,
+    count,
+    seconds_of_a_pass,
+)
+from planescope.criticality.sensitivity.estimate import Estimates
+from planescope.criticality.sensitivity.inputs import Given, InputOptions, handed_over, synthetic
+from planescope.criticality.sensitivity.network import (
+    Network,
+    Part,
+    count_work,
+    find_parts,
+    open_network,
+)
+from planescope.criticality.sensitivity.record import (
+    Estimate,
+    LayerSensitivity,
+    Method,
+    Sensitivity,
+)
+from planescope.files.errors import UsageError
+from planescope.hyperplanes.layer import Kind, Layer, Skipped
+from planescope.networks.layers import find_layers
+from planescope.networks.module import read_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(eq=False)
+class Job:
+    """A network, its layers and its inputs.
+
+    Attributes
+    ----------
+    network : Network
+    parts : list of Part
+        The layers that are replaced.
+    skipped : list of Skipped
+    every : list of Layer
+        All layers, in the order of the network.
+    device : torch.device
+    memory : int or None
+    input_options : InputOptions
+    given : Given or None
+        The inputs, once they are there.
+    """
+
+    network: Network
+    parts: list[Part]
+    skipped: list[Skipped]
+    every: list[Layer]
+    device: torch.device
+    memory: int | None
+    input_options: InputOptions
+    given: Given | None = field(default=None)
+
+    @classmethod
+    def open(
+        cls,
+        model: Any,
+        network: Any,
+        *,
+        kinds: Iterable[Kind | str] | str,
+        layers: str | None,
+        device: str,
+        memory: int | None,
+        trust: Any,
+        input_options: InputOptions,
+    ) -> Job:
+        """Open the network and find its layers; `planescope.sensitivity` says what is raised."""
+        if memory is not None and memory < 1:
+            raise UsageError(f"memory must be 1 byte or more, not {memory}")
+        opened = open_network(model, network, trust)
+        where = _device(device, opened)
+        module = opened.module.to(where)
+        parts, skipped = find_parts(module, kinds, layers)
+        every, _ = find_layers(read_module(module))
+        return cls(opened, parts, skipped, list(every), where, memory, input_options)
+
+    @contextlib.contextmanager
+    def undisturbed(self, data: Any) -> Iterator[None]:
+        """Leave all states of random numbers as they were."""
+        with same_random_states(*generators_of(data)):
+            yield
+
+    def take(
+        self,
+        data: Any,
+        *,
+        labelled: bool,
+        metric: Any,
+        pick: Any,
+        unpack: Any,
+        split: Any,
+        data_path: Any,
+        data_options: Any,
+    ) -> None:
+        """Take inputs of the user's, or choose synthetic ones where `data` is None."""
+        module = self.network.module
+        if data is None:
+            if metric is not None:
+                raise UsageError("a metric needs data; synthetic pictures have no labels")
+            self.given = synthetic(module, self.every, self.input_options, pick, self.memory)
+            return
+        self.given = handed_over(
+            data, module, self.input_options, labelled=labelled, metric=metric, pick=pick,
+            unpack=unpack, data_path=data_path, data_options=data_options,
+            resets=ResetOptions(split=split, memory=self.memory), network=self.network.name,
+        )  # fmt: skip
+
+    @property
+    def inputs(self) -> Given:
+        """Return the inputs, which `take` took."""
+        assert self.given is not None  # noqa: S101
+        return self.given
+
+    def cost(self, ways: Sequence[Way], /) -> Cost:
+        """Tell what the cells of some ways would take."""
+        cells = cells_of(self.network.module, self.parts, ways)
+        total = sum(map(len, cells.values()))
+        seconds = seconds_of_a_pass(self.network.module, self.inputs)
+        inputs = self.inputs.feed.examples
+        passes = None if inputs is None else math.ceil(inputs / self.inputs.feed.batch)
+        return Cost(
+            layers=len(self.parts), cells=total, inputs=inputs,
+            seconds=None if passes is None else seconds * passes * (total + 1),
+        )  # fmt: skip
+
+    def estimates(self, counted: Counted, chance: float | None, /) -> Estimates:
+        """Return what tallies mean."""
+        judge = self.inputs.judge
+        own = chance if chance is not None or judge.metric is not None else judge.chance
+        return Estimates(
+            method=self.inputs.method, judge=judge, whole=counted.whole, chance=own,
+            sets=self.inputs.sets,
+        )  # fmt: skip
+
+    def work(self) -> dict[str, int | None]:
+        """Count the multiply-adds of each layer for one input."""
+        batch = self.inputs.first
+        module = self.network.module
+
+        def run() -> Any:
+            return module(*batch.args, **batch.kwargs)
+
+        return dict(count_work(module, self.parts, run, batch.size))
+
+    def sensitivity(
+        self, ways: Sequence[Way], *, chance: float | None, on_cell: OnCell | None
+    ) -> Sensitivity:
+        """Evaluate all ways in all layers; `planescope.sensitivity` says what is raised."""
+        work = self.work()
+        cells = cells_of(self.network.module, self.parts, ways)
+        counted = count(
+            self.network.module, self.inputs, cells, device=self.device, memory=self.memory,
+            on_cell=on_cell,
+        )  # fmt: skip
+        found = self.estimates(counted, chance)
+        layers = []
+        for part in self.parts:
+            name, layer = part.layer.name, part.layer
+            by_way: dict[str, Estimate | None] = {}
+            for way in ways:
+                draws = counted.draws.get((name, way.key))
+                scope = "branch" if way.kind is WayKind.FILTERS else None
+                by_way[way.key] = None if draws is None else found.of(draws, scope=scope)
+            layers.append(
+                LayerSensitivity(
+                    name=name, kind=layer.kind, multiply_adds=work[name],
+                    parameters=layer.filters * (layer.fan_in + bool(part.bias)), ways=by_way,
+                )
+            )  # fmt: skip
+        return Sensitivity(
+            source=self.network.source,
+            network=self.network.name,
+            method=self.inputs.method,
+            data=self.inputs.feed.name,
+            inputs=counted.whole.examples,
+            layers=tuple(layers),
+            input_shape=self.inputs.shape,
+            assumed=self.inputs.assumed,
+            skipped=tuple(self.skipped),
+            notes=tuple(self.notes(counted, found, ways)),
+            **self.whole(found),
+        )
+
+    def whole(self, found: Estimates, /) -> dict[str, Any]:
+        """Return what is said of the network as it is."""
+        is_measured = found.method is Method.MEASURED
+        is_expected = found.method is Method.UNLABELLED and self.inputs.judge.is_softmax
+        mean = found.mean if found.mean is not None and math.isfinite(found.mean) else None
+        return {
+            "metric": self.inputs.judge.name if is_measured else None,
+            "trained": mean if is_measured else None,
+            "expected": mean if is_expected else None,
+            "chance": found.chance if is_measured or is_expected else None,
+        }
+
+    def notes(self, counted: Counted, found: Estimates, ways: Sequence[Way], /) -> Iterator[str]:
+        """Return what a reader should know."""
+        given = self.inputs
+        if given.feed.preprocessing is not None:
+            yield f"inputs: {given.feed.preprocessing}"
+        yield from given.notes
+        yield from given.feed.notes
+        if counted.note:
+            yield counted.note
+        is_told = found.method is Method.MEASURED or (
+            found.method is Method.UNLABELLED and given.judge.is_softmax
+        )
+        if is_told and not found.learned:
+            what = "accuracy" if given.judge.counts_right else "metric"
+            yield (
+                f"no losses: the network's {what} cannot be told from chance; is its input "
+                "prepared as in training?"
+                if found.chance is not None
+                else f"no losses: give chance=, what {given.judge.name} is by chance"
+            )
+        coupled = [part.layer.name for part in self.parts if part.is_coupled]
+        if coupled and any(way.kind is WayKind.FILTERS for way in ways):
+            yield (
+                f"filters of one branch alone went; channels are coupled with others' behind "
+                f"{_some(coupled)}"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more layers"
+
+
+def _device(name: str, network: Network) -> torch.device:
+    held = next(network.module.parameters(), None)
+    if name == "auto":
+        if network.stays and held is not None:
+            return held.device
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as exc:
+        reason = str(exc).partition("\n")[0]
+        raise UsageError(f"device {name!r} cannot be used ({reason}); cpu always can") from exc
+    return device

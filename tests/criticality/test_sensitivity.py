@@ -1,0 +1,179 @@
+"""What other weights in a layer cost equals loading them, evaluating, and putting the old back."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+import planescope as ps
+from planescope.criticality.sensitivity.record import Sensitivity
+from planescope.files.errors import CheckpointError, UsageError
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+
+IMAGES = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 3
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network that is sure, and gives all of its four classes."""
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(32, 4),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        made[8].weight *= 30
+        made[8].bias -= made(IMAGES).mean(0)
+    return made
+
+
+@pytest.fixture(scope="module")
+def examples(network):
+    with torch.no_grad():
+        labels = network(IMAGES).argmax(1)
+    assert len(labels.unique()) == 4
+    return IMAGES, labels
+
+
+def outputs(network, images, **tensors):
+    own = copy.deepcopy(network)
+    own.load_state_dict({**own.state_dict(), **tensors})
+    with torch.no_grad():
+        return own(images)
+
+
+def without_filters(network):
+    """The first layer without half its filters, by hand."""
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    which = state["0.weight"].flatten(1).norm(dim=1).argsort()[:3]
+    for name in ("0.weight", "0.bias", "1.weight", "1.bias"):
+        state[name][which] = 0
+    return state
+
+
+def test_a_measured_loss_is_that_of_the_plain_loop(network, examples):
+    images, labels = examples
+    before = copy.deepcopy(network.state_dict())
+    found = ps.sensitivity(
+        network, ways="filters:0.5,bits:2,prune:0.9", data=(images, labels), kinds="all"
+    )
+    right = (outputs(network, images, **without_filters(network)).argmax(1) == labels).float()
+    chance = float(labels.bincount().max()) / len(labels)
+    cell = found.layers[0].ways["filters:0.5"]
+    assert found.method == "measured"
+    assert found.trained == 1.0
+    assert cell.loss == pytest.approx((1 - float(right.mean())) / (1 - chance))
+    assert cell.drop == pytest.approx(1 - float(right.mean()))
+    assert cell.lower <= cell.loss <= cell.upper
+    assert cell.scope == "branch"
+    assert found.layers[2].ways["filters:0.5"] is None  # the output layer keeps its classes
+    assert found.layers[0].multiply_adds == 6 * 9 * 64
+    assert found.layers[0].parameters == 6 * 9 + 6
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+
+
+def test_without_labels_the_network_s_own_probabilities_are_counted(network, examples):
+    images, labels = examples
+    p = outputs(network, images).softmax(1).double()
+    answers = outputs(network, images, **without_filters(network)).argmax(1)
+    given = p.gather(1, answers[:, None]).sum()
+    expected = 1 - float(given / p.max(1).values.sum())
+    surest = float(p.max(1).values.mean())
+    found = ps.sensitivity(network, ways="filters:0.5", data=(images, labels), labelled=False)
+    cell = found.layers[0].ways["filters:0.5"]
+    assert found.method == "unlabelled"
+    assert cell.score == pytest.approx(expected, rel=1e-5)
+    assert cell.loss == pytest.approx(expected / (1 - 0.25 / surest), rel=1e-5)
+    assert cell.drop is None
+
+
+def test_noise_is_the_mean_over_its_draws_and_an_own_way_is_called(network, examples):
+    images, labels = examples
+    ways = {"noise": "noise:1.5", "same": lambda weight: weight, "none": lambda weight: weight * 0}
+    found = ps.sensitivity(network, ways=ways, data=(images, labels)).layers[1].ways
+    assert found["same"].loss == 0
+    assert found["none"].loss > 0
+    rng, state = np.random.default_rng(0), network.state_dict()
+    weight = state["4.weight"].double().numpy()
+    right = []
+    for _ in range(5):
+        draw = rng.standard_normal(weight.shape)
+        draw *= 1.5 * np.linalg.norm(weight) / np.linalg.norm(draw)
+        changed = torch.from_numpy(weight + draw).float()
+        answers = outputs(network, images, **{"4.weight": changed}).argmax(1)
+        right.append(float((answers == labels).float().mean()))
+    assert found["noise"].drop == pytest.approx(1 - np.mean(right))
+
+
+def test_with_nothing_but_the_network_synthetic_pictures_rank(network):
+    found = ps.sensitivity(network, ways="prune:0.1,prune:1", input_shape=(1, 8, 8))
+    assert (found.method, found.assumed, found.input_shape) == ("synthetic", False, (1, 8, 8))
+    for layer in found.layers:
+        little, all_of_it = (layer.ways[key] for key in ("prune:0.1", "prune:1"))
+        assert little.score < all_of_it.score
+        assert (little.loss, little.lower, little.upper) == (None, None, None)
+    assert "no loss" in found.sentence
+
+
+def test_outputs_that_are_no_classes_are_ranked_by_their_change(examples):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 1))
+    found = ps.sensitivity(network, ways="prune:1", data=examples[0])
+    whole = outputs(network, examples[0])
+    weight = {"1.weight": torch.zeros(8, 64)}
+    change = (outputs(network, examples[0], **weight) - whole).norm() / whole.norm()
+    assert found.layers[0].ways["prune:1"].score == pytest.approx(float(change), rel=1e-4)
+    assert found.layers[0].ways["prune:1"].loss is None
+    assert any("no classes" in note for note in found.notes)
+
+
+def test_a_normed_weight_is_taken_as_it_acts(examples):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 6, 3)), nn.ReLU(), nn.Flatten(),
+        nn.Linear(216, 3),
+    ).eval()  # fmt: skip
+    found = ps.sensitivity(network, ways={"same": lambda weight: weight}, data=examples[0])
+    assert found.layers[0].ways["same"].score == 0
+
+
+def test_files_hold_what_was_found(network, examples, tmp_path):
+    found = ps.sensitivity(network, ways="bits:3", data=examples)
+    found.save(tmp_path / "worth.json")
+    assert Sensitivity.load(tmp_path / "worth.json") == found
+    data = json.loads((tmp_path / "worth.json").read_text())
+    assert data["schema"] == "planescope.sensitivity/1"
+    assert set(data["layers"][0]["ways"]["bits:3"]) >= {"score", "loss", "lower", "upper"}
+    found.save(tmp_path / "worth.csv")
+    assert (tmp_path / "worth.csv").read_text().startswith("schema,path,method,layer")
+
+
+def test_a_dry_run_tells_the_cells(network, examples):
+    cost = ps.sensitivity(network, ways="bits:3,noise:1", data=examples, dry_run=True)
+    assert (cost.layers, cost.cells, cost.inputs) == (2, 12, 200)
+
+
+def test_bad_input_is_a_sentence(network, examples, tmp_path):
+    images, _ = examples
+    np.save(tmp_path / "bytes.npy", np.zeros((4, 1, 8, 8), dtype=np.uint8))
+    for data, sentence in (
+        (torch.zeros(8, 1, 8, 8), "all inputs are alike"),
+        (torch.zeros(8, 3, 8, 8), "does not take its batches"),
+        (str(tmp_path / "bytes.npy"), "scale them first"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            ps.sensitivity(network, ways="bits:3", data=data)
+    broken = copy.deepcopy(network)
+    broken[0].weight.data[0] = float("nan")
+    with pytest.raises(CheckpointError, match="not finite"):
+        ps.sensitivity(broken, ways="bits:3", data=images)
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    with pytest.raises(UsageError, match="give --network NAME"):
+        ps.sensitivity(tmp_path / "net.pt")
