@@ -117,7 +117,7 @@ BAD = {
     ),
     "figure of several": (
         lambda d: [CHECKPOINT, INITIAL, "--figure", d / "f.pdf"],
-        r"--figure draws one network",
+        r"--figure shows one network",
     ),
     "initial of another network": (
         lambda d: [CHECKPOINT, "--init", npz(d)],
