@@ -42,8 +42,8 @@ def images(count: int):
     return torch.randn(count, 3, 10, 10, generator=torch.Generator().manual_seed(1)) * 2
 
 
-def graph_of(network, *, batch=None, behind=(), outputs=("logits",), stored_as=None):
-    """The same network as an ONNX graph: Gemm for one linear layer, MatMul and Add for the other."""
+def graph_of(network, *, batch=None, behind=(), outputs=("logits",)):
+    """The same network as an ONNX graph; one linear layer is a Gemm, the other MatMul and Add."""
     state = {name: t.detach().numpy() for name, t in network.state_dict().items()}
     make = onnx.helper.make_node
     conv = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
@@ -146,7 +146,7 @@ def test_a_graph_that_takes_too_much_is_stopped_with_a_sentence(network, tmp_pat
     ]
     model = graph_of(network, behind=behind, outputs=("y",))
     model.graph.initializer.append(size)
-    with pytest.raises((RunError, CheckpointError), match="memory|does not run"):
+    with pytest.raises(RunError, match="memory"):
         ps.sensitivity(saved(model, tmp_path / "net.onnx"), ways="bits:2", data=images(4))
 
 

@@ -27,7 +27,7 @@ from planescope.criticality.synthetic import choose
 from planescope.data.load import Files, Images, load
 from planescope.data.loaders import Batch, Loader, call_loader, open_loader
 from planescope.data.pictures import LEAST_SIDE, Bank
-from planescope.files.errors import CheckpointError, UsageError, one_line
+from planescope.files.errors import CheckpointError, RunError, UsageError, one_line
 from planescope.files.reading import size_of
 from planescope.hyperplanes.layer import Kind, Layer
 
@@ -220,7 +220,7 @@ def _shape(
             if min(shape[1:]) < LEAST_SIDE:
                 raise ValueError(f"pictures have {LEAST_SIDE} pixels a side or more")
             output = run(np.zeros((2, *shape), dtype=np.float32))
-        except UsageError:
+        except RunError:
             raise
         except Exception as exc:  # forward is anybody's code, and takes one size alone
             reason = one_line(exc)

@@ -436,7 +436,7 @@ def _part(one: Replaceable, names: Sequence[str]) -> Part | None:
     layer, weight, (bias, *norm) = one.layer, names[0], names[1:]
     stored, acting = one.weight.tensor.read(), np.asarray(layer.weight.read())
     for first, back in layouts(stored.shape, acting.shape, layer):
-        if np.array_equal(first(stored), acting):
+        if np.array_equal(first(stored), acting, equal_nan=True):
             return Part(
                 layer=layer, weight=weight, bias=bias, norm=tuple(norm), filters_first=first,
                 as_held=back, is_output=one.is_output or not one.takes_filters,
