@@ -37,6 +37,7 @@ def quickstart(*, out: str, epochs: int) -> None:
     from planescope.cli.relate import print_relation
     from planescope.cli.reset import print_resets
     from planescope.cli.tables import print_measurement
+    from planescope.training.processor import keep_memory
 
     out_of = console()
     published = parts.measure_published(out)
@@ -51,6 +52,7 @@ def quickstart(*, out: str, epochs: int) -> None:
         out_of.print()
         out_of.print("To train a network too: pip install '.[train]'")
         return
+    keep_memory()
     out_of.print()
     out_of.print(f"A LeNet on 4,000 real digits, {epochs} epochs:", style="bold")
     with layer_progress() as progress:
