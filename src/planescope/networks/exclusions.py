@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
-from planescope.hyperplanes.layer import Tensor
+from planescope.hyperplanes.layer import Kind, Layer, Tensor
 
 _RECURRENT_TORCH = re.compile(r"(^|[._/])weight_(ih|hh|hr)(_l\d+)?(_reverse)?$")
 _ATTENTION = re.compile(r"(^|[._/])in_proj_weight$")
@@ -32,6 +32,7 @@ _ADAPTERS = (
     re.compile(r"(^|[._/])lora[._]"),
 )
 # Tensors beside a weight that leave it as it is.
+_STATISTICS = ("running_mean", "moving_mean", "avg_mean", "_mean", ".mean")
 _HARMLESS = frozenset(
     {"running_mean", "running_var", "num_batches_tracked", "scale", "zero_point", "total_ops"}
     | {"total_params", "input_scale", "output_scale", "k_scale", "v_scale", "act_scale"}
@@ -165,6 +166,36 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
     if len(shape) == 5 and shape[0] == 1 and shape[2] > max(shape[3:]):
         return "a modulated weight: it is scaled anew for each input"
     return None
+
+
+def of_standardised(
+    layers: Iterable[Layer], tensors: Mapping[str, Tensor], known: Container[str], /
+) -> Iterator[str]:
+    """Say where a class may standardise its weights, of which a state dict holds nothing.
+
+    Such convolutions have no bias, and a norm without statistics of its own behind them. Beside
+    batch norms they would be centred without; nobody has been seen to do both.
+    """
+    if any(name.endswith(_STATISTICS) for name in tensors):
+        return
+    scales = {
+        tensor.shape
+        for name, tensor in tensors.items()
+        if name.endswith((".weight", ".scale")) and f"{_split(name)[0]}.bias" in tensors
+    }
+    open_to = [
+        layer
+        for layer in layers
+        if layer.kind in (Kind.CONV, Kind.POINTWISE) and layer.name not in known
+    ]
+    bare = [layer for layer in open_to if layer.bias is None and (layer.filters,) in scales]
+    if len(bare) * 2 > len(open_to):
+        yield (
+            f"{len(bare)} convolutions without a bias stand beside norms that keep no statistics: "
+            "some networks of this form (BiT, ViT hybrids) standardise their weights when they "
+            "run, which a state dict does not tell; measured is what is stored (the module or "
+            "--network settles it)"
+        )
 
 
 def of_siblings(names: Iterable[str], /) -> str | None:

@@ -163,7 +163,12 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
     listed = {x.name for x in skipped} | {layer.name for layer in layers}
     skipped += [Skipped(name=n, reason=r) for n, r in reasons.items() if n not in listed]
     skipped += [x for x in state.skipped if x.name not in listed]
-    notes = [*laid.notes, *alias_notes, *_unpaired(layers, norms, state)]
+    notes = [
+        *laid.notes,
+        *alias_notes,
+        *_unpaired(layers, norms, state),
+        *exclusions.of_standardised(layers, tensors, state.places),
+    ]
     return Described(layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
 
 

@@ -34,8 +34,9 @@ def borrowed(module: nn.Module, /) -> nn.Module:
     Raises
     ------
     UsageError
-        If it cannot be copied.
+        If it cannot be copied, or its weights are quantised.
     """
+    _refuse_quantised(module)
     held = [(vars(part), name) for part in module.modules() for name in _OF_A_TRAINER]
     kept = [(attributes, name, attributes[name]) for attributes, name in held if name in attributes]
     try:
@@ -57,6 +58,21 @@ def borrowed(module: nn.Module, /) -> nn.Module:
                 del hooks[key]
         _with_whole_weights(part)
     return own.eval()
+
+
+def _refuse_quantised(module: nn.Module) -> None:
+    """Refuse packed weights, which can be measured and not changed in part."""
+    for name, part in module.named_modules():
+        held = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        packed = type(part).__module__.startswith("torch.ao.nn") and (
+            hasattr(part, "_packed_params") or hasattr(part, "_weight_bias")
+        )
+        if packed or any(tensor.is_quantized for tensor in held):
+            raise UsageError(
+                f"{name or type(module).__name__} is quantised (a {type(part).__name__}): its "
+                "weights are packed, and nothing can be put in their place; give the network "
+                "before it was quantised"
+            )
 
 
 def _with_whole_weights(part: nn.Module) -> None:

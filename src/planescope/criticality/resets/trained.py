@@ -548,7 +548,11 @@ def fitting(
     CheckpointError
         If one is missing, or is none of the network's.
     """
-    own = {name: t.shape for name, t in module.state_dict().items() if not name.endswith(COUNTER)}
+    own = {
+        name: held.shape
+        for name, held in module.state_dict().items()
+        if not name.endswith(COUNTER) and hasattr(held, "shape")  # a module may keep what it likes
+    }
     tensors = _named_alike(tensors, own)
     odd: dict[str, str] = {}
     for name, shape in own.items():

@@ -223,7 +223,8 @@ def _plain(module: nn.Module) -> nn.Module:
                 elif isinstance(hook, prune.BasePruningMethod):
                     prune.remove(part, name)
     for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        is_floating = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+        if is_floating and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
                 f"{name} holds values that are not finite: nothing can be said of such a network"
             )

@@ -43,9 +43,14 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
                 self._network = _live(self.model, choice)
                 self._step = int(self.model.optimizer.iterations)
                 self._measure()
+            self._before = self._step
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            self._step += 1
+            # Not called for each where several are executed at once.
+            whole = (self.params or {}).get("steps")
+            done = batch + 1 if whole is None else min(batch + 1, whole)
+            self._step = self._before + done
+            self._epoch += done == whole
             if tracker.every != "epoch" and recorder.is_due(self._step):
                 self._measure()
 

@@ -163,9 +163,10 @@ class Recorder:
         """Measure layers that were found, whatever framework they are of; no step twice."""
 
         def kept() -> None:
+            if self._starts.follow(network.owners):
+                self._last_step = None  # of another network
             if step != self._last_step:
                 self._live = network
-                self._starts.follow(network.owners)
                 self._keep(network, step, epoch, {}, threads=1)
                 name = network.found.source.path
                 empty = Structure(network=name, names=(), places={}, note=NO_WEIGHTS)
@@ -193,6 +194,11 @@ class Recorder:
         if step and not self.history.records:
             self._starts.note(
                 f"the first update was at step {step}: distances are from the weights of then"
+            )
+        elif self._last_step is not None and step < self._last_step:
+            self._starts.note(
+                f"step {step} came after step {self._last_step}: distances go on from the first "
+                "weights of all"
             )
         view, notes = self._choice.view, self._starts.notes
 

@@ -296,7 +296,7 @@ class Tracker(_Callback):
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Measure the network as it starts; where there is nothing to measure, stop here."""
-        self.begin(pl_module, _steps(trainer), epoch=trainer.current_epoch)
+        self.begin(pl_module, _steps_at_start(trainer), epoch=trainer.current_epoch)
         self._log(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *_: Any) -> None:
@@ -304,7 +304,8 @@ class Tracker(_Callback):
         # Lightning counts the step when all callbacks have been called.
         step = _steps(trainer) + (not trainer.fit_loop._should_accumulate())
         if self.every != "epoch":
-            self.update(pl_module, step, epoch=trainer.current_epoch)
+            done = trainer.current_epoch + bool(trainer.is_last_batch)
+            self.update(pl_module, step, epoch=done)
             if trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0:
                 self._log(trainer)
 
@@ -381,3 +382,17 @@ class Tracker(_Callback):
 def _steps(trainer: Any) -> int:
     """Count the batches stepped on, by which losses are logged: once, for all optimisers."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def _steps_at_start(trainer: Any) -> int:
+    """Count them as a fit begins: a checkpoint may lack the last, which Lightning adds later."""
+    loop = trainer.fit_loop.epoch_loop
+    is_behind = (
+        getattr(loop, "restarting", False)
+        and not loop._should_accumulate()
+        and (
+            getattr(loop, "restarted_on_train_batch_end", False)
+            or not getattr(loop, "restarted_on_last", False)
+        )
+    )
+    return _steps(trainer) + bool(is_behind)
