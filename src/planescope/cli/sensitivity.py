@@ -79,7 +79,7 @@ def sensitivity(
         raise UsageError("give --inputs, whose labels are not looked at, or --data, not both")
     if out is not None:
         check_target(out, FORMS)
-    options = _options(choices, synthetic=inputs is None and data is None)
+    options = of_inputs(choices, synthetic=inputs is None and data is None)
     with layer_progress() as advance:
         found = find(
             model, data=data or inputs, labelled=data is not None, on_cell=advance, **options
@@ -95,14 +95,21 @@ def sensitivity(
         print_sensitivity(found)
 
 
-def _options(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
+def of_inputs(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
+    """Give what the library takes of --input-shape, --mean and --std.
+
+    Raises
+    ------
+    UsageError
+        If they are not understood, or are not of such inputs.
+    """
     from planescope.data.load import DataOptions
     from planescope.files.errors import UsageError
 
     shape = choices.pop("input_shape")
     mean, std = (numbers(f"--{name}", choices.pop(name)) for name in ("mean", "std"))
     if synthetic:
-        choices |= {"mean": mean or (0.0,), "std": std or (1.0,)}
+        choices |= {name: value for name, value in (("mean", mean), ("std", std)) if value}
     elif mean or std:
         choices["data_options"] = DataOptions(mean=mean, std=std)
     if shape is not None:
