@@ -24,6 +24,7 @@ import pandas as pd
 
 import planescope as ps
 from planescope.criticality import ranks
+from planescope.data.load import DataOptions
 from planescope.files.errors import PlanescopeError
 from planescope.files.writing import replacing
 from planescope.study.folder import Study
@@ -50,11 +51,13 @@ def rows_of(run: ps.Run) -> Iterator[dict[str, Any]]:
     kinds = {layer.name: layer for layer in resets.layers}
     names = ",".join(name for name in cells if name in kinds)
     began = time.perf_counter()
-    synthetic = ps.predict_critical(run, layers=names, input_shape=_shape(config))
+    shape = _shape(config)
+    synthetic = ps.predict_critical(run, layers=names, input_shape=shape)
     seconds = time.perf_counter() - began
     unlabelled = ps.predict_critical(
         run, layers=names, data=config.data, data_path=config.data_path, split="train",
         examples=INPUTS,
+        data_options=DataOptions(resize="pad-32" if shape == (1, 32, 32) else "native"),
     )  # fmt: skip
     files = run.snapshots
     measured = ps.measure(files[max(files)], init=files[0], kinds="all", network=config.network)
