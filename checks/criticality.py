@@ -24,7 +24,7 @@ import pandas as pd
 
 import planescope as ps
 from planescope.criticality import ranks
-from planescope.data.load import DataOptions
+from planescope.data.load import DataOptions, Resize
 from planescope.files.errors import PlanescopeError
 from planescope.files.writing import replacing
 from planescope.study.folder import Study
@@ -57,7 +57,7 @@ def rows_of(run: ps.Run) -> Iterator[dict[str, Any]]:
     unlabelled = ps.predict_critical(
         run, layers=names, data=config.data, data_path=config.data_path, split="train",
         examples=INPUTS,
-        data_options=DataOptions(resize="pad-32" if shape == (1, 32, 32) else "native"),
+        data_options=DataOptions(resize=Resize.PAD_32 if shape == (1, 32, 32) else Resize.NATIVE),
     )  # fmt: skip
     files = run.snapshots
     measured = ps.measure(files[max(files)], init=files[0], kinds="all", network=config.network)
