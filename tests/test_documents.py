@@ -34,7 +34,7 @@ NOT_RUN = {
     "docs/index.md": ["installs packages"],
     "docs/guides/paper.md": ["takes half an hour"],
     "docs/results/index.md": [
-        "takes half an hour", "takes three quarters of an hour", "takes ten minutes",
+        "takes half an hour", "takes three quarters of an hour",
     ],
     "docs/results/drift.md": ["takes half an hour"],
     "docs/atlas.md": ["fetches packages"],

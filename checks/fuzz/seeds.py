@@ -505,13 +505,6 @@ def _run() -> Seeds:
     yield "csv", {**kept, "run/measurements.csv": Path("table.csv").read_bytes()}
 
 
-def _model() -> Seeds:
-    yield (
-        "shipped",
-        {INPUT: (ROOT / "src" / "planescope" / "criticality" / "critical-model.json").read_bytes()},
-    )
-
-
 def _progress() -> Seeds:
     from planescope.criticality.resets.progress import Progress
 
@@ -660,7 +653,6 @@ MAKERS: dict[str, Callable[[], Seeds]] = {
     "measurement": _result("measurement"),
     "resets": _result("resets"),
     "relation": _result("relation"),
-    "model": _model,
     "progress": _progress,
     "run": _run,
     "state": trees.state_seeds,

@@ -8,14 +8,11 @@ import pkgutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import numpy as np
-
 import planescope as ps
 from checks.fuzz import trees
 from checks.fuzz.seeds import INPUT
 from planescope import checkpoints
 from planescope.checkpoints import read_contents
-from planescope.criticality.prediction import CriticalModel
 from planescope.criticality.resets.progress import Progress
 from planescope.data import files as datafiles
 from planescope.files.errors import PlanescopeError
@@ -76,15 +73,6 @@ def _resets(folder: Path, case: int, _: Collection[str]) -> None:
 
 def _relation(folder: Path, case: int, _: Collection[str]) -> None:
     _use(ps.Relation.load(folder / INPUT), case)
-
-
-def _model(folder: Path, *_: object) -> None:
-    """Load the model and let it predict, a layer like those that it was fitted on and another."""
-    model = CriticalModel.load(folder / INPUT)
-    rows = np.array([model.centre, [0.0] * len(model.centre)])
-    if not isinstance(model.fitted_on, str) or model.probabilities(rows).shape != (2,):
-        raise AssertionError("the model does not predict")
-    model.far(rows)
 
 
 def _progress(folder: Path, *_: object) -> None:
@@ -173,7 +161,6 @@ TARGETS: dict[str, Read] = {
     "measurement": _measurement,
     "resets": _resets,
     "relation": _relation,
-    "model": _model,
     "progress": _progress,
     "run": _run,
     "state": trees.state,

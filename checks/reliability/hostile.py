@@ -63,7 +63,6 @@ ON_RUN: dict[str, Args] = {
     "report": ("report", "run", "--out", "page.html"),
     "figures": ("figures", "run", "--out", "drawn", "--format", "png"),
     "relate": ("relate", "run", "--draws", "99", "--out", "related.csv"),
-    "fit": ("fit", "run", "--out", "model.json"),
     "report --watch": ("report", "run", "--watch", "--out", "page.html"),
     "measure": ("measure", f"run/{SNAPSHOT}", "--out", "measured.csv"),
     "predict": ("predict", f"run/{SNAPSHOT}", "--out", "predicted.csv"),
@@ -246,8 +245,6 @@ def streams(prepared: Path, *, quick: bool) -> Tally:
     tally = Tally()
     commands = _some(ON_RUN | ON_STUDY, quick, ("status", "measure"))
     for name, args in commands.items():
-        if name == "fit":  # refuses so few runs
-            continue
         with _copied(prepared) as place:
             ended = _ended(warm(_quietly(args), place, first=partial(os.close, 1)), place)
             wanted = 0 if "--out" in args and "--status" not in args else 2

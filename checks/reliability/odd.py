@@ -35,7 +35,7 @@ MODULES = (
     "planescope.cli.app", "planescope.measurement.measure", "planescope.training.recording",
     "planescope.training.task", "planescope.data.load", "planescope.criticality.resets",
     "planescope.criticality.relate", "planescope.figures", "planescope.figures.report.watch",
-    "planescope.study.make", "planescope.study.claims", "planescope.criticality.fitting",
+    "planescope.study.make", "planescope.study.claims",
     "planescope.criticality.prediction", "planescope.cli.tables", "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg", "pandas",
     "pyarrow.parquet", "rich.table", "filelock", "yaml", "jinja2",
@@ -173,7 +173,7 @@ def _inputs(good: str) -> dict[str, Callable[[str], Args]]:
             "measure", good, "--network", "lenet", "--data", "mnist", "--data-path", odd
         ),
         "predict": lambda odd: ("predict", odd),
-        "predict --model": lambda odd: ("predict", good, "--model", odd),
+        "predict --init": lambda odd: ("predict", good, "--init", odd, "--network", "lenet"),
         "train --config": lambda odd: ("train", "--config", odd, *small),
         "train --data": lambda odd: ("train", "--data", f"folder:{odd}", *small),
         "train --data-path": lambda odd: ("train", "--data", "cifar10", "--data-path", odd, *small),
@@ -183,7 +183,6 @@ def _inputs(good: str) -> dict[str, Callable[[str], Args]]:
         "reset --trained": lambda odd: ("reset", "--trained", odd, "--snapshot", good, *known),
         "reset --snapshot": lambda odd: ("reset", "--trained", good, "--snapshot", odd, *known),
         "relate": lambda odd: ("relate", odd),
-        "fit": lambda odd: ("fit", odd, "--out", "model.json"),
         "figures": lambda odd: ("figures", odd, "--out", "figures"),
         "figures --style": lambda odd: ("figures", good, "--style", odd, "--out", "figures"),
         "report": lambda odd: ("report", odd),
@@ -200,7 +199,7 @@ def inputs(prepared: Path, *, quick: bool) -> Tally:
     good = str(prepared / "run" / "snapshots" / "epoch-0002.safetensors")
     few = (
         "measure",
-        "predict --model",
+        "predict --init",
         "train --config",
         "report",
         "study --dry-run",

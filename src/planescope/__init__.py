@@ -15,12 +15,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from planescope import figures
-    from planescope.criticality.fitting import fit_critical
     from planescope.criticality.plan.planned import Plan, PlannedLayer, Rival
     from planescope.criticality.plan.record import Repair, RepairedLayer
     from planescope.criticality.plan.repair import repair
     from planescope.criticality.plan.search import plan
-    from planescope.criticality.prediction import CriticalModel, Prediction, predict_critical
+    from planescope.criticality.prediction import Prediction, predict_critical
     from planescope.criticality.relate import relate
     from planescope.criticality.relation import RelatedLayer, Relation
     from planescope.criticality.resets import ResetOptions, reset
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "Accuracy": "criticality.resets.record",
     "CheckpointError": "files.errors",
-    "CriticalModel": "criticality.prediction",
     "Difference": "measurement.difference",
     "Filters": "hyperplanes.statistics",
     "Input": "hyperplanes.layer",
@@ -97,7 +95,6 @@ _HOMES = {
     "View": "hyperplanes.layer",
     "diff": "measurement.diff",
     "drift_band": "study.drift",
-    "fit_critical": "criticality.fitting",
     "load": "measurement.record",
     "make_study": "study.make",
     "measure": "measurement.measure",
@@ -120,7 +117,6 @@ _MODULES = {
 __all__ = [
     "Accuracy",
     "CheckpointError",
-    "CriticalModel",
     "Difference",
     "Filters",
     "Input",
@@ -163,7 +159,6 @@ __all__ = [
     "diff",
     "drift_band",
     "figures",
-    "fit_critical",
     "geometry",
     "load",
     "make_study",

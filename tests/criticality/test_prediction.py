@@ -1,221 +1,244 @@
-"""Which layers are critical, by a fitted model: calibrated, honest about its reach, and shipped."""
+"""Which layers are critical, without labels: what is counted, and what is said of it."""
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import planescope as ps
-from planescope.criticality.fitting import fit_relation
-from planescope.criticality.prediction import FEATURES, CriticalModel, features_of, shipped_model
-from planescope.criticality.relate import relate_layers
-from planescope.criticality.relation import RelatedLayer, Relation
-from planescope.criticality.scores import SCORES
-from planescope.files.errors import CheckpointError, UsageError
-from planescope.hyperplanes.layer import Kind
+from planescope.criticality.prediction import Prediction, cuts
+from planescope.files.errors import CheckpointError, NoLayersError, UsageError
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
 
 TRAINED = "tests/parity/lenet-epoch-12.tar"
+START = "tests/parity/lenet-epoch-0.pt"
+IMAGES = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 3
 
 
-def simulated(rng, runs, *, weight=6.0) -> Relation:
-    """Runs of five layers whose odds of being critical are `weight` (agreement - 1/2)."""
-    layers = []
-    for run in range(runs):
-        for i in range(5):
-            agreement = float(rng.random())
-            critical = bool(rng.random() < 1 / (1 + np.exp(-weight * (agreement - 0.5))))
-            scores = dict.fromkeys(SCORES, None) | {
-                "agreement": agreement,
-                "mean_cosine": float(rng.normal() / 10),
-                "abs_z": float(rng.exponential(3)),
-                "position": i / 4,
-                "random": float(rng.random()),
-            }
-            drop = 0.5 if critical else 0.01
-            layers.append(
-                RelatedLayer(
-                    run=f"run{run}",
-                    network="net",
-                    name=f"conv{i}",
-                    kind=Kind.CONV,
-                    first=i == 0,
-                    biased=None,
-                    drop=drop,
-                    drop_low=drop,
-                    drop_high=drop,
-                    critical=critical,
-                    robust=not critical,
-                    scores=scores,
-                )
-            )
-    return relate_layers(layers, draws=99)
+def drawn(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(32, 4),
+    ).eval()  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def model() -> CriticalModel:
-    rng = np.random.default_rng(0)
-    return fit_relation(simulated(rng, 80), simulated(rng, 80), data=["made up"])
+def start():
+    return drawn(0).state_dict()
 
 
-def test_a_planted_law_is_found_and_calibrated(model):
-    # 400 layers held out; the slope's standard error is about 0.15: five of them on either side
-    # fail by chance in less than one of a million.
-    tried = model.held_out
-    assert tried.calibration_slope == pytest.approx(1.0, abs=0.75)
-    assert tried.brier < tried.brier_of_position - 0.02
-    assert tried.auc > 0.7
-    assert model.cross_validated.brier == pytest.approx(tried.brier, abs=0.06)
+@pytest.fixture(scope="module")
+def network():
+    """Sure of all its four classes; its first layer has moved a long way, its second hardly."""
+    made, others = drawn(0), drawn(1)
+    with torch.no_grad():
+        made[0].weight += 2 * others[0].weight
+        made[4].weight += 0.02 * others[4].weight
+        made[8].weight *= 30
+        made[8].bias -= made(IMAGES).mean(0)
+    return made
 
 
-def test_probabilities_rise_with_what_was_planted(model):
-    low, high = (np.array([[agreement, 0.05, 1.0, 0.0, 0.0, 0.5, 0.0]]) for agreement in (0.1, 0.9))
-    assert model.probabilities(low)[0] < 0.3 < 0.7 < model.probabilities(high)[0]
+def outputs(network, images, **tensors):
+    own = copy.deepcopy(network)
+    own.load_state_dict({**own.state_dict(), **tensors})
+    with torch.no_grad():
+        return own(images)
 
 
-def test_probabilities_are_the_logistic_function_by_hand():
-    plain = dataclasses.replace(
-        shipped_model(),
-        centre=(0.0,) * 7,
-        scale=(1.0,) * 7,
-        coefficients=(2.0, 0, 0, 0, 0, 0, 0),
-        intercept=-1.0,
-    )
-    rows = np.zeros((3, 7))
-    rows[:, 0] = 0.5, 1.0, 1e6  # odds 0, 1 and endless
-    expected = [0.5, 1 / (1 + np.exp(-1.0)), 1.0]
-    assert plain.probabilities(rows) == pytest.approx(expected)
+def put_back(start, layer):
+    return {name: start[name] for name in (f"{layer}.weight", f"{layer}.bias")}
 
 
-def test_what_lies_beyond_99_percent_of_the_fitted_layers_is_far(model):
-    near = np.array([[0.5, 0.08, 1.1, 0.0, 0.0, 0.5, 0.0]])
-    assert model.far(np.concatenate([near, near + 50])).tolist() == [False, True]
+def test_the_expected_loss_is_that_of_the_plain_loop(network, start):
+    before = copy.deepcopy(network.state_dict())
+    labels = torch.zeros(len(IMAGES), dtype=torch.long)  # which nobody looks at
+    found = ps.predict_critical(network, init=start, data=(IMAGES, labels), kinds="all")
+    p = outputs(network, IMAGES).softmax(1).double()
+    surest = p.max(1).values
+    assert found.method == "unlabelled"
+    assert [layer.name for layer in found.layers] == ["0", "4", "8"]
+    for layer in found.layers:
+        answers = outputs(network, IMAGES, **put_back(start, layer.name)).argmax(1)
+        share = 1 - float(p.gather(1, answers[:, None]).sum() / surest.sum())
+        assert layer.score == pytest.approx(share, rel=1e-4, abs=1e-6)
+        assert layer.loss == pytest.approx(share / (1 - 0.25 / float(surest.mean())), abs=1e-5)
+        assert layer.lower <= layer.loss <= layer.upper
+        by_definition = "yes" if layer.lower > 0.1 else "no" if layer.upper < 0.1 else "undecided"
+        assert layer.critical == by_definition
+    assert (found.layers[0].critical, found.layers[1].critical) == ("yes", "no")
+    assert found.expected == pytest.approx(float(surest.mean()))
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
-def test_a_saved_model_predicts_the_same(model, tmp_path):
-    model.save(tmp_path / "m.json")
-    assert CriticalModel.load(tmp_path / "m.json") == model
+def test_chance_is_what_the_user_knows(network, start):
+    told = ps.predict_critical(network, init=start, data=IMAGES, chance=0.5).layers[0]
+    plain = ps.predict_critical(network, init=start, data=IMAGES).layers[0]
+    mean = outputs(network, IMAGES).softmax(1).max(1).values.double().mean()
+    ratio = (1 - 0.25 / float(mean)) / (1 - 0.5 / float(mean))
+    assert told.loss == pytest.approx(plain.loss * ratio, rel=1e-5)
 
 
-def test_the_shipped_model_says_what_it_was_fitted_on_and_was_tried_on_others():
-    model = shipped_model()
-    assert model.features == FEATURES
-    assert model.cross_validated.runs >= 50
-    assert model.held_out is not None
-    assert model.held_out.runs >= 5
-    assert model.fitted_on.startswith(f"Fitted on {model.cross_validated.runs} runs (")
-
-
-def test_a_checkpoint_gets_a_probability_a_layer():
-    found = ps.predict_critical(ps.measure(TRAINED, network="lenet"))
-    assert [layer.name for layer in found.layers][-1] == "features.12"
-    assert all(0 <= layer.probability <= 1 for layer in found.layers)
-    assert found.fitted_on == shipped_model().fitted_on
-
-
-def test_features_are_those_of_the_measurement():
-    measured = ps.measure(TRAINED, network="lenet")
-    rows = features_of(measured)
-    last = measured.layers[-1]
-    expected = (last.agreement, abs(last.mean_cosine), np.log1p(abs(last.z)), 0, 0, 1, 0)
-    assert rows[-1] == pytest.approx(expected)
-    assert rows[:, -1].tolist() == [1, 0, 0, 0, 0, 0]
-
-
-def test_a_layer_without_filters_has_no_probability():
-    rng = np.random.default_rng(0)
-    weights = {"a": np.zeros((4, 3, 3, 3)), "b": rng.normal(size=(4, 4, 3, 3))}
-    found = ps.predict_critical(ps.measure(weights))
-    assert [layer.probability is None for layer in found.layers] == [True, False]
-
-
-def test_a_network_far_from_those_fitted_gets_a_warning():
-    rng = np.random.default_rng(0)
-    deep = {f"conv{i}": rng.normal(size=(8, 8, 3, 3)) + 1 for i in range(60)}
-    found = ps.predict_critical(ps.measure(deep))
-    assert any("60 layers were measured, and the model was fitted on" in n for n in found.notes)
-    assert any("are unlike those that the model was fitted on" in n for n in found.notes)
-
-
-def test_the_effective_view_gets_a_warning():
-    measured = ps.measure(TRAINED, network="lenet", view="effective")
-    assert any("raw view" in note for note in ps.predict_critical(measured).notes)
-
-
-def test_too_few_or_equal_runs_cannot_be_fitted():
-    with pytest.raises(UsageError, match="3 runs are too few to fit a model to; give 10 or more"):
-        fit_relation(simulated(np.random.default_rng(0), 3), data=[])
-    with pytest.raises(UsageError, match="all layers are alike"):
-        fit_relation(_none_critical(), data=[])
-
-
-def _none_critical() -> Relation:
-    relation = simulated(np.random.default_rng(0), 12)
-    layers = [dataclasses.replace(x, critical=False) for x in relation.layers]
-    return relate_layers(layers, draws=99)
-
-
-def shipped(**changes: object) -> str:
-    """The model that comes with the package, changed."""
-    text = (Path(ps.__file__).parent / "criticality" / "critical-model.json").read_text(
-        encoding="utf-8"
-    )
-    return json.dumps(json.loads(text) | changes)
+def test_synthetic_inputs_rank_and_have_no_loss(network, start):
+    # The second layer as it never moved: it costs nothing.
+    own = {**start, **{name: t for name, t in network.state_dict().items() if name[0] == "4"}}
+    found = ps.predict_critical(network, init=own, input_shape=(1, 8, 8))
+    first, second = found.layers
+    assert found.method == "synthetic"
+    assert (second.score, second.critical) == (0, "no")
+    assert first.score > 0
+    assert first.critical == cuts.verdict(first.score)
+    assert (first.loss, first.lower, first.upper) == (None, None, None)
+    # The cuts were tried on other sizes and numbers of classes, which is said.
+    assert any("4 classes and pictures of 8×8" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{}", "its schema is None"),
-        ("[]", "its schema is None"),
-        ('{"schema": "planescope.critical-model/1"}', "holds no whole model"),
-        ("nothing", "holds no model"),
-        (shipped(scale=[0.0] * len(FEATURES)), "it has a scale that is 0 or too small"),
-        (shipped(intercept=-1e300), "it has a number beyond all measure"),
-        (shipped(centre=[0.0]), "its numbers are not one a feature"),
-        (shipped(intercept="none"), "the intercept of a CriticalModel is 'none'"),
-        (shipped(features=["other"]), "its features are others"),
-    ],
+    ("score", "critical"),
+    [(0.0, "no"), (cuts.LOWER, "undecided"), (cuts.UPPER, "undecided"), (1.0, "yes")],
 )
-def test_a_damaged_model_is_refused(text, message, tmp_path):
-    (tmp_path / "m.json").write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        CriticalModel.load(tmp_path / "m.json")
+def test_the_cuts_leave_what_lies_between_undecided(score, critical):
+    assert cuts.verdict(score) == critical
+
+
+def test_a_fresh_draw_is_told_from_the_own_initialisation(network, start):
+    def notes(init):
+        found = ps.predict_critical(network, init=init, data=IMAGES)
+        return [note for note in found.notes if "fresh draw" in note]
+
+    assert notes(start) == []
+    assert len(notes(drawn(7).state_dict())) == 1
+
+
+def test_layers_that_the_initialisation_has_not_are_left_out_by_name(network, start):
+    other_head = {**start, "8.weight": torch.zeros(7, 32), "8.bias": torch.zeros(7)}
+    found = ps.predict_critical(network, init=other_head, data=IMAGES, kinds="all")
+    assert [layer.name for layer in found.layers] == ["0", "4"]
+    assert [(one.name, one.reason) for one in found.skipped] == [
+        ("8", "init has no 8.weight of its shape")
+    ]
+
+
+def test_the_weights_alone_have_their_agreement_and_no_verdict():
+    found = ps.predict_critical(TRAINED, network="lenet")
+    measured = ps.measure(TRAINED, network="lenet")
+    assert found.method == "weights"
+    assert [layer.score for layer in found.layers] == [x.agreement for x in measured.layers]
+    assert {(x.loss, x.lower, x.upper, x.critical) for x in found.layers} == {(None,) * 4}
+    assert len(found.notes) == 1
+    assert ps.predict_critical(measured).layers == found.layers
+
+
+def test_linear_layers_are_taken_where_there_is_nothing_else():
+    rng = np.random.default_rng(0)
+    weights = {"a.weight": rng.normal(size=(8, 5)), "b.weight": np.zeros((4, 8))}
+    found = ps.predict_critical(weights)
+    assert [layer.name for layer in found.layers] == ["a"]
+    assert [(one.name, one.reason) for one in found.skipped] == [
+        ("b", "no filter of it faces a side: it has no agreement")
+    ]
+
+
+def test_outputs_that_are_no_classes_have_no_verdict():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 1))
+    start = {name: tensor * 0.5 for name, tensor in network.state_dict().items()}
+    for data in (IMAGES, None):
+        found = ps.predict_critical(network, init=start, data=data)
+        assert all(layer.score > 0 for layer in found.layers)
+        assert {(layer.loss, layer.critical) for layer in found.layers} == {(None, None)}
+        assert any("no classes" in note for note in found.notes)
+
+
+def test_files_hold_what_was_found(network, start, tmp_path):
+    found = ps.predict_critical(network, init=start, data=IMAGES)
+    found.save(tmp_path / "p.json")
+    assert Prediction.load(tmp_path / "p.json") == found
+    data = json.loads((tmp_path / "p.json").read_text(), parse_constant=pytest.fail)
+    assert data["schema"] == "planescope.prediction/1"
+    assert set(data["layers"][0]) == {
+        "name", "kind", "score", "loss", "lower", "upper", "critical",
+    }  # fmt: skip
+    found.save(tmp_path / "p.csv")
+    head = "schema,path,method,name,kind,score,loss,lower,upper,critical"
+    assert (tmp_path / "p.csv").read_text().splitlines()[0] == head
+
+
+def test_a_dry_run_tells_the_cells(network, start):
+    cost = ps.predict_critical(network, init=start, data=IMAGES, dry_run=True)
+    assert (cost.layers, cost.cells, cost.inputs) == (2, 2, 300)
+
+
+def with_value(state, value):
+    changed = copy.deepcopy(state)
+    changed["0.weight"][0] = value
+    return changed
+
+
+def test_bad_input_is_a_sentence(network, start, tmp_path):
+    def refused(error, sentence, model=network, **options):
+        with pytest.raises(error, match=sentence):
+            ps.predict_critical(model, **({"init": start} | options))
+
+    refused(
+        CheckpointError, "init'?: is of another network: it has no 0", init={"a": torch.zeros(3)}
+    )
+    refused(CheckpointError, "init: 0.weight holds values that are not finite",
+            init=with_value(start, float("nan")))  # fmt: skip
+    refused(UsageError, "equals its initialisation init in every layer", init=network)
+    refused(UsageError, "all inputs are alike", data=torch.zeros(8, 1, 8, 8))
+    refused(UsageError, "does not take its batches", data=torch.zeros(8, 3, 8, 8))
+    refused(UsageError, "no layer is called 'x'", layers="x")
+    refused(UsageError, "data needs init=", init=None, data=IMAGES)
+    broken = copy.deepcopy(network)
+    broken.load_state_dict(with_value(network.state_dict(), float("inf")))
+    refused(CheckpointError, "0.weight holds values that are not finite", broken)
+    refused(CheckpointError, "0 holds values that are not finite", broken, init=None)
+    refused(NoLayersError, "no layer", nn.ReLU(), init=None)
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    refused(UsageError, "does not tell its network; give --network", tmp_path / "net.pt")
 
 
 def predict(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "planescope", *args], capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-m", "planescope", "predict", *args],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
-def test_the_command_prints_a_table_and_json(tmp_path):
-    done = predict("predict", TRAINED, "--network", "lenet", "--out", str(tmp_path / "p.csv"))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "features.12" in done.stdout
-    assert "Fitted on" in done.stdout
-    assert len((tmp_path / "p.csv").read_text().splitlines()) == 7
-    done = predict("predict", TRAINED, "--network", "lenet", "--json")
+def test_the_command_takes_an_initialisation_and_inputs(tmp_path):
+    images = np.random.default_rng(0).normal(size=(64, 1, 28, 28))
+    np.save(tmp_path / "x.npy", images)  # of float64
+    done = predict(
+        TRAINED, "--network", "lenet", "--init", START, "--inputs", str(tmp_path / "x.npy"),
+        "--examples", "50", "--json", "--out", str(tmp_path / "p.csv"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout, parse_constant=pytest.fail)
-    assert found["schema"] == "planescope.critical/1"
-    assert found["layers"][0]["name"] == "features.0"
+    assert (found["method"], found["inputs"], found["init"]) == ("unlabelled", 50, START)
+    assert found["layers"][0]["critical"] in ("yes", "no", "undecided")
+    assert any("cast to the network's float32" in note for note in found["notes"])
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 7
 
 
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (("predict", "missing.pt"), "missing.pt"),
-        (("predict", TRAINED, "--model", "missing.json"), "missing.json: cannot be read"),
-        (("fit", "missing", "--out", "m.json"), "missing: is no run"),
-        (("fit", "missing", "--out", "m.txt"), "must end in"),
+        (("missing.pt",), "missing.pt"),
+        ((TRAINED, "--network", "lenet", "--init", "missing.pt"), "missing.pt"),
+        ((TRAINED, "--inputs", "digits"), "data needs init="),
     ],
 )
-def test_bad_input_gives_a_sentence_and_status_2(args, sentence):
+def test_bad_options_give_a_sentence_and_status_2(args, sentence):
     done = predict(*args)
     assert done.returncode == 2
     assert sentence in done.stderr

@@ -151,10 +151,7 @@ def test_what_is_predicted_does_not_depend_on_the_format(formats, name):
     folder, _ = formats
 
     def predicted(source):
-        return {
-            layer.name: layer.probability
-            for layer in ps.predict_critical(ps.measure(source)).layers
-        }
+        return {layer.name: layer.score for layer in ps.predict_critical(source).layers}
 
     assert predicted(folder / name) == pytest.approx(predicted(network()), abs=1e-4)
 

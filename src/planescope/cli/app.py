@@ -10,7 +10,7 @@ from planescope import __version__
 
 # Each is a module of this package with a command of its own name.
 COMMANDS = (
-    "claims", "diff", "figures", "fit", "measure", "plan", "predict", "quickstart", "relate",
+    "claims", "diff", "figures", "measure", "plan", "predict", "quickstart", "relate",
     "repair", "report", "reset", "sensitivity", "status", "study", "train",
 )  # fmt: skip
 

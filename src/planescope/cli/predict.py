@@ -3,54 +3,92 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import KINDS
+from planescope.cli.options import TRUST
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from planescope.criticality.prediction import Prediction
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE|RUN...")
+@click.option(
+    "--init",
+    metavar="FILE",
+    help="The initialisation that this very network started from; or timm:NAME. Of a run, its own.",
+)
 @click.option(
     "--network",
     "--model",
     metavar="NAME",
-    help="Network of a state dict (lenet, vgg16_bn, ...): tells what feeds each layer, and norms.",
+    help="Of a checkpoint: lenet, vgg16_bn, timm:NAME, package.module:callable, ...",
 )
-@KINDS
-@click.option("--model", metavar="FILE", help="Another model, as planescope fit writes it.")
+@click.option(
+    "--inputs",
+    metavar="DATA",
+    help="Inputs whose labels are not looked at: a folder, FILE.npy, a data set by name, or "
+    "package.module:callable.",
+)
+@click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
+@click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures.")
+@click.option("--mean", metavar="X,..", help="Of the inputs that the network takes, by channel.")
+@click.option("--std", metavar="X,..", help="Likewise their standard deviation.")
+@click.option("--examples", metavar="N", type=click.IntRange(1), help="Take the first N inputs.")
+@click.option(
+    "--kinds",
+    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+    multiple=True,
+    help="Which layers; repeatable.  [default: conv, or linear where there is none]",
+)
+@click.option("--layers", metavar="NAMES", help="Only these; names or patterns, commas between.")
+@click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True)
+@click.option("--device", default="auto", show_default=True, metavar="NAME")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of synthetic pictures.")
+@TRUST
+@click.option("--dry-run", is_flag=True, help="Tell cells and time, and do nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 def predict(
     files: tuple[str, ...],
     *,
-    network: str | None,
-    kinds: tuple[str, ...],
-    model: str | None,
+    inputs: str | None,
     as_json: bool,
     out: str | None,
+    **choices: Any,
 ) -> None:
-    """Say how likely each layer of a checkpoint is critical, without data.
+    """Say which layers a network cannot do without, without labels.
 
-    A layer is critical where putting it back to its initialisation costs much accuracy. The model
-    was fitted on small networks whose layers were reset; a network far from those gets a warning.
-    FILE is as for planescope measure.
+    Each layer is put back to the initialisation. With nothing but that, synthetic pictures rank
+    layers and tell the clear cases; inputs without labels tell the loss that the network itself
+    expects. Without the initialisation there is no verdict: layers have their agreement.
     """
-    from planescope.criticality import prediction
+    from planescope.cli.progress import layer_progress
+    from planescope.cli.sensitivity import of_inputs, print_cost
+    from planescope.criticality.prediction import predict_critical
+    from planescope.criticality.sensitivity import Cost
     from planescope.files import results
+    from planescope.files.optional import search_working_folder
     from planescope.files.writing import check_targets
-    from planescope.measurement.measure import measure
 
     check_targets((out, results.FORMS))
-    fitted = None if model is None else prediction.CriticalModel.load(model)
-    predictions = [
-        prediction.predict_critical(measure(file, network=network, kinds=kinds), model=fitted)
-        for file in files
-    ]
+    if choices["trust"]:
+        search_working_folder()
+    options = of_inputs(choices, synthetic=inputs is None)
+    predictions = []
+    for file in files:
+        with layer_progress() as advance:
+            found = predict_critical(file, data=inputs, on_cell=advance, **options)
+        if isinstance(found, Cost):
+            print_cost(found)
+        else:
+            predictions.append(found)
+    if not predictions:
+        return
     if out is not None:
         results.save(predictions, out)
     if as_json:
@@ -60,18 +98,46 @@ def predict(
         print_prediction(one)
 
 
-def print_prediction(prediction: Prediction) -> None:
-    """Print the probabilities, what they were fitted on, and warnings."""
+def print_prediction(found: Prediction) -> None:
+    """Print scores and verdicts, what the scores are, and warnings."""
     from rich.text import Text
 
-    from planescope.cli.printing import console, plain_table
+    from planescope.cli.printing import console
+    from planescope.cli.tables import skipped_lines
 
     out = console()
-    out.print(Text(prediction.source, style="bold"))
-    table = plain_table("layer", f"P(drop > {prediction.critical:.0%})", "")
-    for layer in prediction.layers:
-        shown = "" if layer.probability is None else f"{layer.probability:.2f}"
-        table.add_row(layer.name, shown, "unlike those fitted on" if layer.far else "")
-    out.print(table)
-    for line in (*prediction.notes, prediction.fitted_on):
+    where = "" if found.init is None else f" put back to {found.init}, on {found.data}"
+    out.print(Text(f"{found.source}: {found.network}{where}", style="bold"))
+    if found.expected is not None:
+        out.print(Text(f"whole network: expects itself to be right in {found.expected:.1%}"))
+    out.print(_table(found))
+    out.print(Text(found.sentence))
+    for line in (*found.notes, *skipped_lines(found.skipped)):
         out.print(Text(line, style="dim"))
+
+
+_STYLES = {"yes": "red", "no": "green", "undecided": "yellow"}
+
+
+def _table(found: Prediction) -> Table:
+    from rich.text import Text
+
+    from planescope.cli.printing import plain_table
+
+    losses = ("loss", "95 % interval") if found.has_loss else ()
+    verdicts = ("critical",) if any(layer.critical for layer in found.layers) else ()
+    table = plain_table(
+        "layer", "kind", "score", *losses, *verdicts, left=("layer", "kind", "critical")
+    )
+    for layer in found.layers:
+        cells: list[str | Text] = [layer.name, layer.kind.value, f"{layer.score:.3g}"]
+        if losses and layer.loss is not None:
+            span = "" if layer.lower is None else f"{layer.lower:.1%} to {layer.upper:.1%}"
+            cells += [f"{layer.loss:.1%}", span]
+        elif losses:
+            cells += ["", ""]
+        if verdicts:
+            text = "" if layer.critical is None else layer.critical.value
+            cells.append(Text(text, style=_STYLES.get(text, "")))
+        table.add_row(*cells)
+    return table

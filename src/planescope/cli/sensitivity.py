@@ -95,7 +95,7 @@ def sensitivity(
     check_targets(
         (out, FORMS), (figure, FIGURE_FORMS), (curves, FIGURE_FORMS), (page, (".html", ".htm"))
     )
-    options = _options(choices, synthetic=inputs is None and data is None)
+    options = of_inputs(choices, synthetic=inputs is None and data is None)
     with layer_progress() as advance:
         found = find(
             model, data=data or inputs, labelled=data is not None, on_cell=advance, **options
@@ -128,14 +128,21 @@ def _draw(found: Sensitivity, *, figure: str | None, curves: str | None) -> None
         figures.save(figures.sensitivity(found), curves)
 
 
-def _options(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
+def of_inputs(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
+    """Give what the library takes of --input-shape, --mean and --std.
+
+    Raises
+    ------
+    UsageError
+        If they are not understood, or are not of such inputs.
+    """
     from planescope.data.load import DataOptions
     from planescope.files.errors import UsageError
 
     shape = choices.pop("input_shape")
     mean, std = (numbers(f"--{name}", choices.pop(name)) for name in ("mean", "std"))
     if synthetic:
-        choices |= {"mean": mean or (0.0,), "std": std or (1.0,)}
+        choices |= {name: value for name, value in (("mean", mean), ("std", std)) if value}
     elif mean or std:
         choices["data_options"] = DataOptions(mean=mean, std=std)
     if shape is not None:

@@ -343,11 +343,19 @@ def of_module(
 
 
 def _targets(states: Mapping[int | str, Any], module: nn.Module) -> tuple[Target, ...]:
-    return tuple(_of_state(name, state, module) for name, state in states.items())
+    return tuple(target_of(name, state, module) for name, state in states.items())
 
 
-def _of_state(name: int | str, state: Any, module: nn.Module) -> Target:
-    """Return the weights of a state dict, a module, a file, or published ones."""
+def target_of(name: int | str, state: Any, module: nn.Module, /) -> Target:
+    """Return the weights of a state dict, a module, a file, or published ones.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or damaged, or they are of another network.
+    UsageError
+        If it is none of these.
+    """
     if isinstance(state, str) and state.startswith(LIBRARIES):
         state = load_pretrained(state)
     if isinstance(state, str | os.PathLike):

@@ -152,13 +152,16 @@ class Job:
     def cost(self, ways: Sequence[Way], /) -> Cost:
         """Tell what the cells of some ways would take."""
         cells = cells_of(self.network.module, self.parts, ways)
-        total = sum(map(len, cells.values()))
+        return self.cost_of(len(self.parts), sum(map(len, cells.values())))
+
+    def cost_of(self, layers: int, cells: int, /) -> Cost:
+        """Tell what so many cells of so many layers would take."""
         seconds = seconds_of_a_pass(self.network.module, self.inputs)
         inputs = self.inputs.feed.examples
         passes = None if inputs is None else math.ceil(inputs / self.inputs.feed.batch)
         return Cost(
-            layers=len(self.parts), cells=total, inputs=inputs,
-            seconds=None if passes is None else seconds * passes * (total + 1),
+            layers=layers, cells=cells, inputs=inputs,
+            seconds=None if passes is None else seconds * passes * (cells + 1),
         )  # fmt: skip
 
     def estimates(self, counted: Counted, chance: float | None, /) -> Estimates:
