@@ -71,7 +71,12 @@ def difference(difference: Difference, /, *, width: Width = "page") -> Figure:
 def _masses(axes: Axes, difference: Difference) -> None:
     layers = difference.layers
     y = np.arange(len(layers))
-    mass_bands(axes, [layer.filters for layer in layers])
+    mass_bands(
+        axes,
+        [layer.filters for layer in layers],
+        [chance.LEVEL] * len(layers),
+        label="chance, 95 %, of one layer",
+    )
     before, after = (
         np.array([math.nan if (m := getattr(layer, key)) is None else m for layer in layers])
         for key in ("mass_before", "mass_after")
