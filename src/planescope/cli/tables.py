@@ -132,9 +132,7 @@ def print_measurement(
         out.print(Text(told, style="dim"))
     if dropped:
         titles = ", ".join(column.title.replace("\n", " ") for column in dropped)
-        out.print(
-            Text(f"left out at {out.width} columns: {titles}; --json has them", style="dim")
-        )
+        out.print(Text(f"left out at {out.width} columns: {titles}; --json has them", style="dim"))
     out.print(Text(measurement.verdict))
     if pairing:
         for layer in measurement.layers:

@@ -19,7 +19,6 @@ from planescope.hyperplanes.chance import wilson as wilson
 Values = NDArray[np.bool_] | Floats
 
 
-
 def accuracy_bounds(right: int, seen: int, total: int, /) -> tuple[float, float]:
     """Bounds of the accuracy over all examples, from those seen so far in a random order.
 

@@ -18,6 +18,7 @@ from planescope.figures.canvas import (
     styled,
 )
 from planescope.figures.layers import FRAME, MASS_PITCH, NAME_PITCH, legend, mass_bands, row_pitch
+from planescope.hyperplanes import chance
 from planescope.measurement.difference import Difference
 
 if TYPE_CHECKING:

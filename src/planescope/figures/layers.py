@@ -167,9 +167,7 @@ def mass_panel(axes: Axes, measurement: Measurement) -> None:
     axes.set_xticks((0.25, 0.75), minor=True)
 
 
-def mass_bands(
-    axes: Axes, filters: Sequence[int], levels: Sequence[float], *, label: str
-) -> None:
+def mass_bands(axes: Axes, filters: Sequence[int], levels: Sequence[float], *, label: str) -> None:
     """Draw the masses that chance gives so many filters, a row each, and their axis.
 
     `levels` are how seldom chance leaves the band of each row.

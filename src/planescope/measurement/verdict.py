@@ -53,9 +53,9 @@ def finding(layer: LayerMeasurement, /) -> Finding:
     if layer.q_mass is not None and layer.q_mass < LEVEL and mass is not None:
         by["mass"] = mass > 0.5
     # Cosines that spread more than they did at initialisation, to both sides, face no way.
-    if layer.q_cosine is not None and layer.q_cosine < LEVEL and z is not None:
-        if abs(z) > NORMAL_95:
-            by["cosine"] = z < 0
+    faces = z is not None and abs(z) > NORMAL_95
+    if z is not None and faces and layer.q_cosine is not None and layer.q_cosine < LEVEL:
+        by["cosine"] = z < 0
     if layer.q_centre is not None and layer.q_centre < LEVEL and centre is not None:
         by["centre"] = centre > 0.5
     usable = layer.filters - layer.degenerate - layer.non_finite
@@ -76,11 +76,13 @@ def _counted(share: float, p_value: float | None, most: int) -> int:
 
     Filters whose norm has a beta or gamma of 0 have no centre; how many is in the p-value alone.
     """
+    if p_value is None:
+        return 0
     for count in range(most, 0, -1):
         negative = round(share * count)
-        if math.isclose(negative / count, share) and p_value is not None:
-            if math.isclose(mass_p_value(negative, count), p_value, rel_tol=1e-6):
-                return count
+        is_whole = math.isclose(negative / count, share)
+        if is_whole and math.isclose(mass_p_value(negative, count), p_value, rel_tol=1e-6):
+            return count
     return 0
 
 
@@ -108,7 +110,9 @@ def _said(inner: Sequence[Finding], known: bool) -> str:
         return f"Undecided in {of}: nothing is beyond chance {tests}, and filters are too few."
     if not turned:
         rest = len(inner) - len(plain)
-        more = f", and {rest} {'is' if rest == 1 else 'are'} undecided: too few filters" * bool(rest)
+        more = f", and {rest} {'is' if rest == 1 else 'are'} undecided: too few filters" * bool(
+            rest
+        )
         return (
             f"Does not hold: none of {of} faces one way beyond chance {tests} (corrected "
             f"p >= {LEVEL:g}){more}."
@@ -126,9 +130,7 @@ def _said(inner: Sequence[Finding], known: bool) -> str:
     )
 
 
-def _rest(
-    inner: Sequence[Finding], turned: Sequence[Finding], plain: Sequence[Finding]
-) -> str:
+def _rest(inner: Sequence[Finding], turned: Sequence[Finding], plain: Sequence[Finding]) -> str:
     undecided = len(inner) - len(turned) - len(plain)
     parts = []
     if plain:
