@@ -16,6 +16,7 @@ from planescope.figures.report.filters import Arrays, filters_shown
 from planescope.figures.report.relation import RelationShown, relation_shown, scores_shown
 from planescope.figures.report.resets import ResetsShown, resets_shown
 from planescope.figures.report.rounding import rounded
+from planescope.figures.report.sensitivity import sensitivity_shown
 from planescope.figures.sources import Subject
 from planescope.files.errors import UsageError
 from planescope.hyperplanes import chance
@@ -46,21 +47,32 @@ def contents_of(
     made: Mapping[str, str],
     follows: bool = False,
 ) -> Contents:
-    """Gather what a page shows of some networks, and of resets and relations of these.
+    """Gather what a page shows of some networks, and of resets, relations and sensitivities.
 
     Raises
     ------
     UsageError
-        If there is none, or resets or a relation are of none of them.
+        If there is none, or a result is of none of them.
     CheckpointError
         If a file of a run is missing or damaged.
     """
     found, others = networks_of(subjects)
     if not found:
-        raise UsageError("nothing to report: give a run, a checkpoint or a saved measurement")
+        raise UsageError(
+            "nothing to report: give a run, a checkpoint or a saved measurement"
+            f"{' too' if others else ''}"
+        )
     relations = [other.relation for other in others if other.relation is not None]
     networks = tuple(_shown(subject, relations, len(found)) for subject in found)
-    return Contents(networks=networks, verdict=_verdict(networks), made=dict(made), follows=follows)
+    worth = [
+        (place, sensitivity_shown(subject.sensitivity))
+        for place, subject in enumerate(found)
+        if subject.sensitivity is not None
+    ]
+    return Contents(
+        networks=networks, verdict=_verdict(networks), made=dict(made), follows=follows,
+        sensitivities=tuple(worth),
+    )  # fmt: skip
 
 
 def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Subject]]:
@@ -69,13 +81,13 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
     Raises
     ------
     UsageError
-        If resets or a relation belong to none of the networks.
+        If resets, a relation or a sensitivity belong to none of the networks.
     """
     networks = [each for each in subjects if each.run is not None or each.measurement is not None]
     others = [each for each in subjects if each not in networks]
     for other in others if networks else ():
         owners = [i for i, each in enumerate(networks) if _belongs(other, each)]
-        if not owners and len(networks) == 1 and other.resets is not None:
+        if not owners and len(networks) == 1 and other.relation is None:
             owners = [0]  # a file that was moved no longer tells
         if not owners:
             raise UsageError(
@@ -84,12 +96,15 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
             )
         if other.resets is not None:
             networks[owners[0]] = replace(networks[owners[0]], resets=other.resets)
+        if other.sensitivity is not None:
+            networks[owners[0]] = replace(networks[owners[0]], sensitivity=other.sensitivity)
     return networks, others
 
 
 def _belongs(other: Subject, network: Subject) -> bool:
-    if other.resets is not None:
-        return Path(other.resets.source).resolve() == Path(network.path).resolve()
+    apart = other.resets or other.sensitivity
+    if apart is not None:
+        return Path(apart.source).resolve() == Path(network.path).resolve()
     return other.relation is not None and _run_in(other.relation, network) is not None
 
 
