@@ -133,7 +133,8 @@ def print_measurement(
     if dropped:
         titles = ", ".join(column.title.replace("\n", " ") for column in dropped)
         out.print(Text(f"left out at {out.width} columns: {titles}; --json has them", style="dim"))
-    out.print(Text(measurement.verdict))
+    # A pipe has no edge at which to break a sentence.
+    out.print(Text(measurement.verdict), soft_wrap=not out.is_terminal)
     if pairing:
         for layer in measurement.layers:
             told = "no norm" if layer.norm is None else f"{layer.norm} (told by {layer.pairing})"
