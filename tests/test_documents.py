@@ -139,7 +139,7 @@ def test_the_readme_begins_with_what_a_newcomer_needs(clone):
     first, *_ = [block for block in blocks("README.md") if block.language == "sh"]
     assert lines(first.text)[0].startswith("planescope measure ")
     (shown,) = [block for block in blocks("README.md") if block.language == "text"]
-    assert "6 of 6 layers are biased" in shown.text
+    assert "Holds in 5 of 5 layers behind a ReLU: " in shown.text
 
 
 def test_what_the_readme_links_to_is_there():
@@ -204,7 +204,7 @@ def test_the_notebook_runs_and_says_what_it_shows():
             cell.outputs = []
     NotebookClient(fresh, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
     assert list(map(texts, fresh.cells)) == list(map(texts, shown.cells))
-    assert any("10 of 17 layers are biased" in "".join(texts(cell)) for cell in shown.cells)
+    assert any("Holds in 16 of 17 layers: " in "".join(texts(cell)) for cell in shown.cells)
 
 
 def texts(cell) -> list[str]:

@@ -36,7 +36,7 @@ def test_measure_prints_a_table_on_standard_output_and_nothing_else():
     done = run("measure", CHECKPOINT)
     assert (done.returncode, done.stderr) == (0, "")
     assert "features.12" in done.stdout
-    assert "6 of 6 layers are biased" in done.stdout
+    assert "Holds in 6 of 6 layers: " in done.stdout
     assert "3 layers (a linear layer; measured with --kinds linear)" in done.stdout
     assert "\x1b" not in done.stdout  # no colours in a pipe
 

@@ -120,15 +120,26 @@ def test_first_layers_are_looked_at_apart_and_together(planted):
 
 
 def test_the_verdict_says_what_was_found_and_what_to_do(planted):
-    assert planted.verdict.startswith("Agreement ranks the layers behind a ReLU as the resets do")
+    assert planted.verdict.startswith(
+        "Holds: agreement ranks the layers behind a ReLU as the resets do"
+    )
     assert "6 runs" in planted.verdict
 
 
 def test_where_the_claim_does_not_show_the_verdict_says_so():
     nothing = relate_layers(simulated(np.random.default_rng(2), planted=0.0), draws=199)
     assert nothing.at("agreement", Selection.INNER).rho_p >= LEVEL
-    assert nothing.verdict.startswith("Agreement does not rank the layers behind a ReLU")
-    assert "beyond chance" in nothing.verdict
+    assert nothing.verdict.startswith(("Does not hold: agreement", "Undecided: agreement"))
+    assert "does not rank the layers behind a ReLU as the resets do, beyond chance" in (
+        nothing.verdict
+    )
+    high = nothing.at("agreement", Selection.INNER).rho_high
+    assert nothing.verdict.startswith("Does not hold") == (high < 0.5)
+
+
+def test_words_tell_what_resets_cost_and_give_no_other_advice(planted):
+    for word in ("prune", "freeze", "quantise", "spare", "first:"):
+        assert word not in planted.verdict
 
 
 def test_both_directions_of_the_claim_are_counted_apart():
@@ -153,9 +164,9 @@ def test_advice_follows_the_interval_of_the_drop():
     layers = [layer("run", i, 0.5, drop) for i, drop in enumerate((0.5, 0.11, 0.0, 0.09))]
     advice = {a.layer: a.decision for a in relate_layers(layers, draws=99).advice}
     assert advice == {
-        "conv0": Decision.KEEP,
+        "conv0": Decision.CRITICAL,
         "conv1": Decision.UNDECIDED,  # 9 % to 13 %
-        "conv2": Decision.SPARE,
+        "conv2": Decision.NOT_CRITICAL,
         "conv3": Decision.UNDECIDED,  # 7 % to 11 %
     }
 
@@ -177,7 +188,7 @@ def test_two_layers_have_no_rank_correlation_but_a_table():
     relation = relate_layers([layer("run", i, 0.5 + i / 10, 0.2) for i in range(2)], draws=99)
     assert relation.at("agreement", Selection.ALL).rho is None
     assert len(relation.to_pandas()) == 2
-    assert relation.verdict.startswith("Not decidable")
+    assert relation.verdict.startswith("Undecided: no run has three layers")
     assert any("fewer than 3 layers" in note for note in relation.notes)
 
 

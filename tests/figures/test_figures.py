@@ -130,10 +130,12 @@ def test_the_bands_are_those_of_chance_for_the_usable_filters(damaged):
     (axes,) = figures.negative_mass(damaged).axes
     (band,) = labelled(axes, "chance, 95 %")
     rows = [*damaged.layers, damaged.network]
+    tested = chance.called_level([layer.p_mass for layer in damaged.layers])
+    levels = [*[tested] * len(damaged.layers), chance.LEVEL]
     corners = band.get_paths()[0].vertices
-    for i, row in enumerate(rows):
+    for i, (row, level) in enumerate(zip(rows, levels, strict=True)):
         usable = row.filters - row.degenerate - row.non_finite - row.sideless
-        wanted = chance.mass_band(usable) if usable else (0.5, 0.5)
+        wanted = chance.mass_band(usable, level=1 - level) if usable else (0.5, 0.5)
         inside = corners[np.abs(corners[:, 1] - i) <= 0.5, 0]
         assert {wanted[0], wanted[1]} <= set(inside)
 

@@ -27,10 +27,11 @@ from planescope.criticality.relate import relate_layers
 from planescope.criticality.relation import RelatedLayer
 from planescope.criticality.scores import SCORES
 from planescope.figures.report import filters as filters_module
-from planescope.figures.report.gather import STATISTICS
+from planescope.figures.report.gather import BAND, STATISTICS
 from planescope.figures.report.render import embedded
 from planescope.figures.report.watch import watch
 from planescope.files.errors import OutputError, UsageError, printable
+from planescope.hyperplanes import chance
 from planescope.hyperplanes.layer import Kind
 from planescope.training.config import RunConfig
 from planescope.training.run import Run, State, Status
@@ -78,13 +79,21 @@ def test_statistics_through_the_epochs_are_those_of_the_run(page, run):
     assert network.epochs == EPOCHS
     assert [layer.name for layer in network.layers] == list(map(printable, NAMES))
     for epoch, layers in enumerate(run.measured_layers.values()):
+        level = chance.called_level([layer.p_mass for layer in layers])
+        bands = [chance.mass_band(layer.filters, level=1 - level) for layer in layers]
+        for side, key in enumerate(BAND):
+            assert_allclose(
+                network.statistics[key][epoch], [band[side] for band in bands], rtol=5e-6
+            )
         for key, table in network.statistics.items():
+            if key in BAND:
+                continue
             expected = [getattr(layer, key) for layer in layers]
             if isinstance(expected[0], float):
                 assert_allclose(table[epoch], expected, rtol=5e-6, atol=0)  # six digits
             else:
                 assert table[epoch] == expected
-    assert set(network.statistics) <= set(STATISTICS)
+    assert set(network.statistics) <= {*STATISTICS, *BAND}
 
 
 def test_all_filters_together_are_the_pool_of_the_measurement(page):
@@ -227,7 +236,7 @@ def test_a_relation_is_shown_with_its_numbers_and_advice(tmp_path, kept):
     found = relation.at("agreement", relation.selection)
     association = next(s.association for s in shown.scores if s.key == "agreement")
     assert association["rho"] == pytest.approx(found.rho)
-    assert shown.decisions == ["spare", "not decidable", "keep", "keep", "keep"]
+    assert shown.decisions == ["not critical", "undecided", *["critical"] * 3]
 
 
 def test_resets_that_came_apart_from_a_checkpoint_find_it(tmp_path):

@@ -154,6 +154,6 @@ def test_text_that_utf_8_has_not_costs_no_table(tmp_path):
 
 def test_parquet_without_pyarrow_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'planescope\[parquet\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[parquet\]'"):
         write(tmp_path / "a.parquet", {".parquet": lambda d: write_parquet(d, {"a": [1]}, {})})
     assert not list(tmp_path.iterdir())

@@ -247,7 +247,7 @@ def test_broken_filters_give_no_warnings(recwarn):
 def test_the_keys_are_those_of_the_plan_in_its_order(network):
     data = json.loads(network.to_json())
     assert list(data) == [
-        *("schema", "source", "view", "layers", "stages", "network", "skipped"),
+        *("schema", "verdict", "source", "view", "layers", "stages", "network", "skipped"),
         "notes",  # beyond the plan: what had to be assumed
     ]
     assert data["schema"] == "planescope.measurement/1"
@@ -484,5 +484,5 @@ def test_any_other_parquet_file_is_refused(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_install(network, tmp_path, monkeypatch, use):
     network.save(tmp_path / "a.parquet")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(ps.MissingDependencyError, match=r"pip install 'planescope\[parquet\]'"):
+    with pytest.raises(ps.MissingDependencyError, match=r"pip install '\.\[parquet\]'"):
         use(network, tmp_path / "a.parquet")

@@ -164,6 +164,7 @@ def test_metrics_are_named_after_layers_and_the_pool_has_no_layer():
     measured = ps.measure(model)
     first, second = measured.layers
     assert tracker.metrics() == {
+        "planescope/biased_share": measured.network.biased_layers / 2,
         "planescope/0/negative_mass": first.negative_mass,
         "planescope/0/l2": 0.0,
         "planescope/4/negative_mass": second.negative_mass,

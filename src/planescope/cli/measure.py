@@ -55,6 +55,10 @@ from planescope.cli.options import ENTRY, KINDS, LAYERS
     "validation examples. Needs torch and --network.",
 )
 @click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
+@click.option(
+    "--top", type=click.IntRange(min=1), metavar="N", help="Show the N layers turned most."
+)
+@click.option("--by-stage", is_flag=True, help="Show a row a stage in place of a row a layer.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 @click.option(
@@ -80,6 +84,8 @@ def measure(
     init: str | None,
     data: str | None,
     data_path: str | None,
+    top: int | None,
+    by_stage: bool,
     as_json: bool,
     out: str | None,
     filters: str | None,
@@ -135,7 +141,7 @@ def measure(
     from planescope.cli.tables import print_measurement
 
     for one in measured:
-        print_measurement(one, pairing=pairing)
+        print_measurement(one, pairing=pairing, top=top, by_stage=by_stage)
 
 
 def _check_outputs(

@@ -185,7 +185,7 @@ def _advice_table(advice: tuple[Advice, ...]) -> Table:
     from planescope.cli.printing import plain_table
 
     several = len({one.network for one in advice}) > 1
-    titles = ("layer", "drop", "95 % interval", "critical", "robust", "")
+    titles = ("layer", "drop", "95 % interval", "critical", "robust", "verdict")
     table = plain_table(*(("network",) if several else ()), *titles)
     for one in advice:
         name = (one.network, one.layer) if several else (one.layer,)
@@ -195,7 +195,7 @@ def _advice_table(advice: tuple[Advice, ...]) -> Table:
             f"{one.low:.1%} to {one.high:.1%}",
             f"{one.critical} of {one.runs}",
             f"{one.robust} of {one.runs}",
-            {"spare": "reset, freeze or prune"}.get(one.decision, one.decision),
+            one.decision,
         )
     return table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -67,6 +67,14 @@ def _left_out(row: Row) -> str:
     return ", ".join(f"{count} {what}" for count, what in parts if count)
 
 
+def _name(row: Row) -> str:
+    if isinstance(row, LayerMeasurement):
+        return row.name
+    if row.stage is None:
+        return "network"
+    return f"stage {row.stage}, {row.layers} {'layer' if row.layers == 1 else 'layers'}"
+
+
 def _verdict(row: Row) -> str:
     """Return a word and a sign, so that colour is not all that tells."""
     if isinstance(row, PoolMeasurement):
@@ -77,7 +85,7 @@ def _verdict(row: Row) -> str:
 
 
 _COLUMNS = (
-    _Column("layer", lambda row: getattr(row, "name", "network")),
+    _Column("layer", lambda row: _name(row)),
     _Column("kind", _text("kind"), lambda m: len({layer.kind for layer in m.layers}) > 1, rank=2),
     _Column("stage", _text("stage"), _any("stage"), rank=3),
     _Column("input", _text("input"), _any("stage"), rank=2),
@@ -100,18 +108,33 @@ _COLUMNS = (
 _LEFT_ALIGNED = ("layer", "kind", "input", "left\nout", "biased")
 
 
-def print_measurement(measurement: Measurement, *, pairing: bool = False) -> None:
+def print_measurement(
+    measurement: Measurement,
+    *,
+    pairing: bool = False,
+    top: int | None = None,
+    by_stage: bool = False,
+) -> None:
     """Print the table of a network, its pool last, and what it says in a sentence.
 
-    With `pairing` the norm behind each layer follows, and what told it.
+    With `pairing` the norm behind each layer follows, and what told it. `top` is how many layers
+    are shown, those that are turned most; with `by_stage` stages take the place of layers.
     """
     from rich.text import Text
 
     out = console()
     source = measurement.source
     out.print(Text(f"{source.path} ({source.format}), {measurement.view} view", style="bold"))
-    out.print(_fitting_table(measurement, out))
-    out.print(Text(measurement.verdict))
+    rows, told = _rows(measurement, top, by_stage=by_stage)
+    fitting, dropped = _fitting_table(measurement, rows, out)
+    out.print(fitting)
+    if told:
+        out.print(Text(told, style="dim"))
+    if dropped:
+        titles = ", ".join(column.title.replace("\n", " ") for column in dropped)
+        out.print(Text(f"left out at {out.width} columns: {titles}; --json has them", style="dim"))
+    # A pipe has no edge at which to break a sentence.
+    out.print(Text(measurement.verdict), soft_wrap=not out.is_terminal)
     if pairing:
         for layer in measurement.layers:
             told = "no norm" if layer.norm is None else f"{layer.norm} (told by {layer.pairing})"
@@ -120,20 +143,47 @@ def print_measurement(measurement: Measurement, *, pairing: bool = False) -> Non
         out.print(Text(line, style="dim"))
 
 
-def _fitting_table(measurement: Measurement, out: Console) -> Table:
-    """Return the table with as many columns as the terminal has room for."""
-    columns = [column for column in _COLUMNS if column.needed(measurement)]
+def _rows(
+    measurement: Measurement, top: int | None, *, by_stage: bool
+) -> tuple[Sequence[Row], str]:
+    """Return what the table has a row of, and what is said of the rest."""
+    if by_stage:
+        if not measurement.stages:
+            return measurement.layers, "no graph tells the stages; give --network"
+        return measurement.stages, f"by stage: {len(measurement.layers)} layers"
+    layers = measurement.layers
+    if top is None or top >= len(layers):
+        return layers, ""
+
+    def strength(layer: LayerMeasurement) -> tuple[float, float, float]:
+        share = layer.negative_centre
+        return (
+            max(layer.agreement or 0.0, 0.0 if share is None else abs(2 * share - 1)),
+            abs(layer.z or 0.0),
+            layer.filters,
+        )
+
+    chosen = sorted(layers, key=strength, reverse=True)[:top]
+    told = f"the {top} of {len(layers)} layers that are turned most, by mass or centre"
+    return [layer for layer in layers if layer in chosen], told
+
+
+def _fitting_table(
+    measurement: Measurement, rows: Sequence[Row], out: Console
+) -> tuple[Table, list[_Column]]:
+    """Return the table with as many columns as the terminal has room for, and those left out."""
+    wanted_columns = columns = [column for column in _COLUMNS if column.needed(measurement)]
     while True:
-        fitting = _table(measurement, columns)
+        fitting = _table(measurement, rows, columns)
         rank = max(column.rank for column in columns)
         # Measured against an endless line: against the terminal's own, every table fits, folded.
         wanted = out.measure(fitting, options=out.options.update(width=PIPE_WIDTH)).maximum
         if rank == 0 or wanted <= out.width:
-            return fitting
+            return fitting, [column for column in wanted_columns if column not in columns]
         columns = [column for column in columns if column.rank < rank]
 
 
-def _table(measurement: Measurement, columns: list[_Column]) -> Table:
+def _table(measurement: Measurement, rows: Sequence[Row], columns: list[_Column]) -> Table:
     from rich import box
 
     made = table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -142,10 +192,10 @@ def _table(measurement: Measurement, columns: list[_Column]) -> Table:
         # A name that does not fit is folded: cut, two layers could look the same.
         justify: Literal["left", "right"] = "left" if left else "right"
         made.add_column(column.title, justify=justify, overflow="fold")
-    last = len(measurement.layers) - 1
-    for i, layer in enumerate(measurement.layers):
-        style = "bold" if layer.biased else None
-        cells = [column.show(layer) for column in columns]
+    last = len(rows) - 1
+    for i, row in enumerate(rows):
+        style = "bold" if getattr(row, "biased", False) else None
+        cells = [column.show(row) for column in columns]
         made.add_row(*cells, style=style, end_section=i == last)
     made.add_row(*(column.show(measurement.network) for column in columns))
     return made

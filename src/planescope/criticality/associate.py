@@ -281,7 +281,7 @@ def _share(
 
 
 def advise(layers: Sequence[RelatedLayer], /, *, critical: float) -> Iterator[Advice]:
-    """Advise what to do with each layer of each network, by its cost."""
+    """Tell whether each layer of each network is critical, by what resetting it costs."""
     same: dict[tuple[str, str], list[RelatedLayer]] = defaultdict(list)
     for layer in layers:
         same[layer.network, layer.name].append(layer)
@@ -289,9 +289,9 @@ def advise(layers: Sequence[RelatedLayer], /, *, critical: float) -> Iterator[Ad
         drop, low, high = _mean_drop(several)
         decision = Decision.UNDECIDED
         if low > critical:
-            decision = Decision.KEEP
+            decision = Decision.CRITICAL
         elif high < critical:
-            decision = Decision.SPARE
+            decision = Decision.NOT_CRITICAL
         yield Advice(
             network=network,
             layer=name,

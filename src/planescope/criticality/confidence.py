@@ -9,40 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planescope.hyperplanes.arrays import Floats
-from planescope.hyperplanes.chance import CONFIDENCE, log_fair_binomial, mass_p_value
+from planescope.hyperplanes.chance import (
+    CONFIDENCE,
+    log_fair_binomial,
+    mass_p_value,
+)
+from planescope.hyperplanes.chance import wilson as wilson
 
 Values = NDArray[np.bool_] | Floats
-
-
-# Two-sided normal quantile of 95 %.
-_Z = 1.959963984540054
-
-
-def wilson(successes: int, trials: int, /) -> tuple[float, float]:
-    """Return 95 % interval of a share (Wilson 1927).
-
-    Parameters
-    ----------
-    successes, trials : int
-        ``0 <= successes <= trials``, at least one trial.
-
-    Returns
-    -------
-    low, high : float
-        In [0, 1]. They hold for a number of trials that was fixed beforehand.
-
-    Raises
-    ------
-    ValueError
-        If the counts contradict each other.
-    """
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"{successes} of {trials} is no share")
-    share, square = successes / trials, _Z * _Z / trials
-    middle = (share + square / 2) / (1 + square)
-    half = math.sqrt(share * (1 - share) * square + square * square / 4) / (1 + square)
-    # Rounding must not exclude what was seen.
-    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
 
 
 def accuracy_bounds(right: int, seen: int, total: int, /) -> tuple[float, float]:

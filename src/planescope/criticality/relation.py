@@ -24,11 +24,19 @@ class Selection(StrEnum):
 
 
 class Decision(StrEnum):
-    """Advice on a layer."""
+    """The answer to whether a layer is critical: what resetting it costs, and no more."""
 
-    KEEP = "keep"  # it is critical beyond noise
-    SPARE = "spare"  # it is not critical beyond noise: reset, freeze or prune it first
-    UNDECIDED = "not decidable"
+    CRITICAL = "critical"
+    NOT_CRITICAL = "not critical"
+    UNDECIDED = "undecided"
+
+
+# The words of files that were written before.
+_FORMER = {
+    "keep": Decision.CRITICAL, "spare": Decision.NOT_CRITICAL, "not decidable": Decision.UNDECIDED
+}  # fmt: skip
+# Where the interval of rho reaches no further, the ranks have at most a quarter in common.
+_WEAK = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +189,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """The cost of a layer over all runs of its network, and what to do with it.
+    """The cost of resetting a layer over all runs of its network, and whether it is critical.
 
     Attributes
     ----------
@@ -191,8 +199,8 @@ class Advice:
     drop, low, high : float
         Mean relative drop and 95 % interval: Student's over runs, or that of the only run.
     decision : Decision
-        "keep" where the whole interval is above the threshold of critical, "spare" where it is
-        below.
+        "critical" where the whole interval is above the threshold of critical, "not critical" where
+        it is below.
     """
 
     network: str
@@ -254,7 +262,7 @@ class Relation(Table):
 
     @property
     def verdict(self) -> str:
-        """Return whether the bias ranks the layers as resets do, and what follows, in sentences."""
+        """Return whether the bias ranks the layers as resets do, and what resets cost."""
         return " ".join((self.claim, *self._advised()))
 
     @property
@@ -265,18 +273,28 @@ class Relation(Table):
     def _ranking(self) -> str:
         found = self.at("agreement", self.selection)
         if found is None or found.rho is None or found.rho_p is None:
-            return "Not decidable: no run has three layers or more whose agreement differs."
+            return "Undecided: no run has three layers or more whose agreement differs."
         where = "the layers" if self.selection is Selection.ALL else "the layers behind a ReLU"
         rho = f"{_mean(found.runs)}{found.rho:.2f}{_span(found.rho_low, found.rho_high)}"
         numbers = f"Spearman's rho {rho}, p = {found.rho_p:.2g}, {_count(found.runs, 'run')}"
-        if found.rho_p < LEVEL:
-            how = "as" if found.rho > 0 else "in the reverse order of what"
-            text = f"Agreement ranks {where} {how} the resets do ({numbers})."
+        high = found.rho_high
+        if found.rho_p < LEVEL and found.rho > 0:
+            text = f"Holds: agreement ranks {where} as the resets do ({numbers})."
+        elif found.rho_p < LEVEL:
+            text = f"Does not hold: agreement ranks {where} in the reverse order ({numbers})."
+        elif high is not None and high < _WEAK:
+            text = (
+                f"Does not hold: agreement does not rank {where} as the resets do, beyond chance "
+                f"({numbers})."
+            )
         else:
-            text = f"Agreement does not rank {where} as the resets do, beyond chance ({numbers})."
+            text = (
+                f"Undecided: agreement does not rank {where} as the resets do, beyond chance, but "
+                f"may do so ({numbers})."
+            )
         if found.runs < FEWEST_RUNS:
             text += (
-                f" Not decidable beyond {'this run' if found.runs == 1 else 'these runs'}: an "
+                f" Undecided beyond {'this run' if found.runs == 1 else 'these runs'}: an "
                 f"interval over runs needs {FEWEST_RUNS} or more."
             )
         return text
@@ -298,13 +316,13 @@ class Relation(Table):
             of = f"In {network}: " if len(networks) > 1 else ""
             parts = []
             for decision, opening in (
-                (Decision.SPARE, "reset, freeze or prune first"),
-                (Decision.KEEP, "keep"),
-                (Decision.UNDECIDED, "not decidable"),
+                (Decision.CRITICAL, "critical when put back to the start"),
+                (Decision.NOT_CRITICAL, "not critical"),
+                (Decision.UNDECIDED, "undecided"),
             ):
                 chosen = [a for a in self.advice if (a.network, a.decision) == (network, decision)]
-                # The safest first: what costs least to spare, what costs most to lose.
-                chosen.sort(key=lambda one: one.drop, reverse=decision is Decision.KEEP)
+                # The surest first: of the critical what costs most, of the others what least.
+                chosen.sort(key=lambda one: one.drop, reverse=decision is Decision.CRITICAL)
                 if chosen:
                     told = decision is not Decision.UNDECIDED
                     named = ", ".join(
@@ -314,6 +332,19 @@ class Relation(Table):
                     parts.append(f"{opening}: {named}")
             text = of + "; ".join(parts)
             yield text[:1].upper() + text[1:] + "."
+
+    @classmethod
+    def _renewed(cls, data: Any) -> Any:
+        advice = data.get("advice") if isinstance(data, dict) else None
+        if not isinstance(advice, list):
+            return data
+        renewed = [
+            one | {"decision": _FORMER[one["decision"]]}
+            if isinstance(one, dict) and str(one.get("decision")) in _FORMER
+            else one
+            for one in advice
+        ]
+        return data | {"advice": renewed}
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table's columns: a row a layer of a run: what it is, its drop, its scores."""

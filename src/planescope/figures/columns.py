@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.resets.record import CELL_KEYS, Resets
 from planescope.criticality.sensitivity.record import Sensitivity
-from planescope.figures.comparisons import Group, mass_range
+from planescope.figures.comparisons import Group, mass_range, tested_level
 from planescope.figures.dynamics import CURVES, METRICS, PANELS
+from planescope.hyperplanes.chance import LEVEL
 from planescope.hyperplanes.statistics import Statistics
 from planescope.measurement.record import Measurement, filters_table
 from planescope.training.run import Run
@@ -55,8 +56,10 @@ def dynamics_numbers(run: Run, statistics: Iterable[str], /) -> Columns:
 def layers_numbers(measurement: Measurement, /) -> Columns:
     """A row a layer, with what chance gives its negative mass; the network's pool is the last."""
     columns: Columns = {key: [] for key in _LAYER_COLUMNS}
-    for number, row in enumerate((*measurement.layers, measurement.network), 1):
-        _add(columns, _layer(number, row))
+    level = tested_level(measurement)
+    for number, layer in enumerate(measurement.layers, 1):
+        _add(columns, _layer(number, layer, level))
+    _add(columns, _layer(len(measurement.layers) + 1, measurement.network))
     return columns
 
 
@@ -109,13 +112,14 @@ def sensitivity_numbers(found: Sensitivity, /) -> Columns:
 
 def _add_group(columns: Columns, group: Sequence[Measurement], head: Mapping[str, Any]) -> None:
     for measurement in group:
+        level = tested_level(measurement)
         for number, layer in enumerate(measurement.layers, 1):
-            row = {**head, "source": measurement.source.path, **_layer(number, layer)}
+            row = {**head, "source": measurement.source.path, **_layer(number, layer, level)}
             _add(columns, row)
 
 
-def _layer(number: int, row: Statistics) -> dict[str, Any]:
-    low, high = mass_range(row)
+def _layer(number: int, row: Statistics, level: float = LEVEL) -> dict[str, Any]:
+    low, high = mass_range(row, level)
     values = {key: getattr(row, key, None) for key in _LAYER_KEYS}
     name = getattr(row, "name", "all layers")
     return {"number": number, "layer": name, **values, "chance_low": low, "chance_high": high}

@@ -217,10 +217,18 @@ def _values(measurement: Measurement, statistic: str) -> Floats:
     return np.array([math.nan if value is None else value for value in found])
 
 
-def mass_range(row: Statistics) -> tuple[float, float]:
-    """Return the 95 % range of a negative mass by chance; 1/2 where no filter is usable."""
+def mass_range(row: Statistics, level: float = chance.LEVEL) -> tuple[float, float]:
+    """Return the range of a negative mass by chance; 1/2 where no filter is usable.
+
+    `level` is how seldom chance leaves it: of a layer `tested_level`.
+    """
     usable = usable_filters(row)
-    return chance.mass_band(usable) if usable else (0.5, 0.5)
+    return chance.mass_band(usable, level=1 - level) if usable else (0.5, 0.5)
+
+
+def tested_level(measurement: Measurement) -> float:
+    """Return the p-value below which a layer of a measurement is biased."""
+    return chance.called_level([layer.p_mass for layer in measurement.layers])
 
 
 def _mean_range(layer: LayerMeasurement) -> tuple[float, float]:
@@ -231,8 +239,12 @@ def _mean_range(layer: LayerMeasurement) -> tuple[float, float]:
 
 
 def _chance_band(axes: Axes, measurement: Measurement, statistic: str) -> None:
-    ranges = {"negative_mass": mass_range, "mean_cosine": _mean_range}
-    low, high = np.array([ranges[statistic](layer) for layer in measurement.layers]).T
+    level = tested_level(measurement)
+    ranges = [
+        mass_range(layer, level) if statistic == "negative_mass" else _mean_range(layer)
+        for layer in measurement.layers
+    ]
+    low, high = np.array(ranges).T
     steps = np.add.outer(np.arange(1, len(low) + 1), (-0.5, 0.5)).ravel()
     axes.fill_between(
         steps, low.repeat(2), high.repeat(2), color=CHANCE, linewidth=0, label="chance, 95 %"

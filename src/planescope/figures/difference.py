@@ -18,6 +18,7 @@ from planescope.figures.canvas import (
     styled,
 )
 from planescope.figures.layers import FRAME, MASS_PITCH, NAME_PITCH, legend, mass_bands, row_pitch
+from planescope.hyperplanes import chance
 from planescope.measurement.difference import Difference
 
 if TYPE_CHECKING:
@@ -71,7 +72,12 @@ def difference(difference: Difference, /, *, width: Width = "page") -> Figure:
 def _masses(axes: Axes, difference: Difference) -> None:
     layers = difference.layers
     y = np.arange(len(layers))
-    mass_bands(axes, [layer.filters for layer in layers])
+    mass_bands(
+        axes,
+        [layer.filters for layer in layers],
+        [chance.LEVEL] * len(layers),
+        label="chance, 95 %, of one layer",
+    )
     before, after = (
         np.array([math.nan if (m := getattr(layer, key)) is None else m for layer in layers])
         for key in ("mass_before", "mass_after")

@@ -148,7 +148,14 @@ def mass_panel(axes: Axes, measurement: Measurement) -> None:
     rows = [*measurement.layers, measurement.network]
     looks = np.array([*map(look, measurement.layers), POOL])
     mass = np.array([math.nan if row.negative_mass is None else row.negative_mass for row in rows])
-    mass_bands(axes, [usable_filters(row) for row in rows])
+    # The band that was tested, corrected over the layers; all filters together are one test.
+    level = chance.called_level([layer.p_mass for layer in measurement.layers])
+    mass_bands(
+        axes,
+        [usable_filters(row) for row in rows],
+        [*([level] * len(measurement.layers)), chance.LEVEL],
+        label="chance, 95 %",
+    )
     y = np.arange(len(rows))
     axes.hlines(y, 0.5, mass, colors=[look.color for look in looks], linewidth=0.8)
     for kind in (AWAY_BIASED, TOWARD_BIASED, UNBIASED, POOL):
@@ -160,12 +167,20 @@ def mass_panel(axes: Axes, measurement: Measurement) -> None:
     axes.set_xticks((0.25, 0.75), minor=True)
 
 
-def mass_bands(axes: Axes, filters: Sequence[int]) -> None:
-    """Draw the masses that chance gives so many filters, 95 %, a row each, and their axis."""
-    low, high = np.array([chance.mass_band(n) if n else (0.5, 0.5) for n in filters]).T
+def mass_bands(axes: Axes, filters: Sequence[int], levels: Sequence[float], *, label: str) -> None:
+    """Draw the masses that chance gives so many filters, a row each, and their axis.
+
+    `levels` are how seldom chance leaves the band of each row.
+    """
+    low, high = np.array(
+        [
+            chance.mass_band(count, level=1 - level) if count else (0.5, 0.5)
+            for count, level in zip(filters, levels, strict=True)
+        ]
+    ).T
     steps = np.add.outer(np.arange(len(filters)), (-0.5, 0.5)).ravel()
     band = low.repeat(2), high.repeat(2)
-    axes.fill_betweenx(steps, *band, color=CHANCE, linewidth=0, label="chance, 95 %")
+    axes.fill_betweenx(steps, *band, color=CHANCE, linewidth=0, label=label)
     axes.axvline(0.5, color=NEUTRAL, linewidth=0.5)
     axes.set(xlim=(0, 1), xlabel="negative mass m")
     axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))

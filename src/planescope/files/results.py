@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from planescope.files.errors import CheckpointError, one_line
+from planescope.files.errors import CheckpointError, one_line, printable
 from planescope.files.reading import open_binary, read_text
 from planescope.files.records import record
 from planescope.files.writing import (
@@ -172,6 +173,11 @@ class Table(Result):
         """Return a sentence, and the columns that a notebook shows below it."""
         return getattr(self, "verdict", self.WHAT), self.columns()
 
+    def __str__(self) -> str:
+        """Return the table as text, as wide as the terminal, and what is said of it below."""
+        sentence, columns = self._summary()
+        return f"{_as_text(columns)}\n{printable(sentence)}"
+
     def _repr_html_(self) -> str:
         sentence, columns = self._summary()
         head = "".join(f"<th>{escape(key)}</th>" for key in columns)
@@ -254,6 +260,39 @@ def _write_json(results: Sequence[Result], draft: Path) -> None:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _as_text(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Return a table of as many columns as there is room for; a line names those left out."""
+    room = shutil.get_terminal_size().columns
+    texts = {
+        key: ["" if value is None else printable(_short(value)) for value in values]
+        for key, values in columns.items()
+    }
+    widths = {key: max(len(key), *map(len, column), 0) for key, column in texts.items()}
+    kept = list(texts)
+    while len(kept) > 1 and sum(widths[key] + 2 for key in kept) - 2 > room:
+        kept.pop()
+
+    def line(cells: Iterable[tuple[str, str]]) -> str:
+        # Names and sentences stand to the left, numbers to the right.
+        made = (
+            text.ljust(widths[key]) if _is_text(columns[key]) else text.rjust(widths[key])
+            for key, text in cells
+        )
+        return "  ".join(made).rstrip()
+
+    rows = zip(*(texts[key] for key in kept), strict=True)
+    lines = [line((key, key) for key in kept), "  ".join("-" * widths[key] for key in kept)]
+    lines += [line(zip(kept, row, strict=True)) for row in rows]
+    if len(kept) < len(texts):
+        left = ", ".join(list(texts)[len(kept) :])
+        lines.append(f"left out at {room} columns: {left}; to_pandas() has them")
+    return "\n".join(lines)
+
+
+def _is_text(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, str) and value[:1].isalpha() for value in values)
 
 
 def check_schema(path: str | os.PathLike[str], data: Any, /, *, schema: str, remedy: str) -> None:

@@ -32,6 +32,9 @@ _TAIL = 9.0
 # Up to this count binomial coefficients are small enough integers to be exact and quick.
 _EXACT_COUNT = 500
 
+# The standard normal leaves 95 % of its mass within this of 0.
+NORMAL_95 = 1.959963984540054
+
 # Where chance alone would call one in twenty so (METHOD, section 3), corrected where several are
 # tested. Intervals are of the confidence that this leaves.
 LEVEL = 0.05
@@ -102,6 +105,33 @@ def mass_band(filters: int, /, *, level: float = 0.95) -> tuple[float, float]:
     return inside / filters, (filters - inside) / filters
 
 
+def wilson(successes: int, trials: int, /) -> tuple[float, float]:
+    """Return 95 % interval of a share (Wilson 1927).
+
+    Parameters
+    ----------
+    successes, trials : int
+        ``0 <= successes <= trials``, at least one trial.
+
+    Returns
+    -------
+    low, high : float
+        In [0, 1]. They hold for a number of trials that was fixed beforehand.
+
+    Raises
+    ------
+    ValueError
+        If the counts contradict each other.
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"{successes} of {trials} is no share")
+    share, square = successes / trials, NORMAL_95 * NORMAL_95 / trials
+    middle = (share + square / 2) / (1 + square)
+    half = math.sqrt(share * (1 - share) * square + square * square / 4) / (1 + square)
+    # Rounding must not exclude what was seen.
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
+
+
 def cosine_cdf(cosines: ArrayLike, fan_in: ArrayLike, /) -> Floats:
     """Distribution function of c_i at initialisation: (c + 1)/2 ~ Beta((d-1)/2, (d-1)/2).
 
@@ -168,6 +198,17 @@ def benjamini_hochberg(p_values: Sequence[float | None], /) -> list[float | None
         smallest = min(smallest, p * (len(ranked) / rank))
         corrected[i] = smallest
     return corrected
+
+
+def called_level(p_values: Sequence[float | None], /) -> float:
+    """Return the p-value below which `benjamini_hochberg` leaves one below `LEVEL`.
+
+    A band of `mass_band` at ``level=1 - called_level(...)`` is the one that was tested: a mass lies
+    outside it where its corrected p-value is below `LEVEL`, and nowhere else.
+    """
+    corrected = [q for q in benjamini_hochberg(p_values) if q is not None]
+    called = sum(q < LEVEL for q in corrected)
+    return LEVEL * max(1, called) / max(1, len(corrected))
 
 
 def _fair_binomial(k: int, n: int) -> float:

@@ -24,11 +24,14 @@ LOGGABLE = tuple(
 def by_key(measurement: Measurement, names: Iterable[str] = LOGGED, /) -> dict[str, float]:
     """Statistics by key: ``planescope/LAYER/NAME``, and ``planescope/NAME`` of all filters.
 
-    What a layer does not have is left out.
+    What a layer does not have is left out. ``planescope/biased_share``, the share of layers that
+    are biased, sums them up where anything is named.
     """
     names = tuple(names)
     parts = [(f"planescope/{layer.name}", vars(layer)) for layer in measurement.layers]
-    return {
+    tested = [layer.biased for layer in measurement.layers if layer.biased is not None]
+    summary = {"planescope/biased_share": sum(tested) / len(tested)} if names and tested else {}
+    return summary | {
         f"{prefix}/{name}": float(values[name])
         for prefix, values in [*parts, ("planescope", vars(measurement.network))]
         for name in names

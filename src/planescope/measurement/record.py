@@ -16,6 +16,7 @@ from planescope.files.results import Table, plain
 from planescope.files.writing import write, write_csv, write_parquet
 from planescope.hyperplanes.layer import Input, Kind, Pairing, Skipped, View
 from planescope.hyperplanes.statistics import Filters, Statistics
+from planescope.measurement.verdict import verdict
 
 SCHEMA = "planescope.measurement/1"
 
@@ -130,6 +131,7 @@ class Measurement(Table):
     WHAT: ClassVar[str] = "measurement"
     REMEDY: ClassVar[str] = "measure the checkpoint again"
     INDEX: ClassVar[str] = "name"
+    DERIVED: ClassVar[tuple[str, ...]] = ("verdict",)
 
     source: Source
     view: View
@@ -141,7 +143,7 @@ class Measurement(Table):
 
     @property
     def verdict(self) -> str:
-        """Return which layers are biased, in a sentence."""
+        """Return whether layers face one way beyond chance, and to which side, in sentences."""
         return verdict(self.layers)
 
     def columns(self) -> dict[str, list[Any]]:
@@ -172,26 +174,6 @@ class Measurement(Table):
         keys = ("name", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")
         sentence = f"{self.source.path} ({self.view} view): {self.verdict}"
         return sentence, {key: columns[key] for key in keys}
-
-
-def verdict(layers: Sequence[LayerMeasurement], /) -> str:
-    """Return which layers of a network are biased, in a sentence."""
-    biased = [layer for layer in layers if layer.biased]
-    if not biased:
-        return f"None of {len(layers)} layers is biased beyond chance (corrected p >= 0.05)."
-    away = sum((layer.negative_mass or 0.0) > 0.5 for layer in biased)
-    sides = (
-        (away, "away from the positive orthant (negative mass above 1/2)"),
-        (len(biased) - away, "toward the positive orthant (negative mass below 1/2)"),
-    )
-    strongest = max(biased, key=lambda layer: (layer.agreement or 0.0, layer.filters))
-    return (
-        f"{len(biased)} of {len(layers)} layers are biased beyond chance "
-        "(corrected p < 0.05); the normals of "
-        + " and of ".join(f"{count} point {where}" for count, where in sides if count)
-        + f"; most of all in {strongest.name}, with a negative mass of "
-        f"{strongest.negative_mass:.3f}."
-    )
 
 
 def load(path: str | os.PathLike[str]) -> Measurement:

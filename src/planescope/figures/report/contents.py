@@ -35,7 +35,8 @@ class LayerShown:
     weights : int
         Filters times fan-in.
     band : tuple of float
-        Negative masses that chance gives to so many filters, 95 %.
+        Negative masses that chance gives to so many filters of one layer alone, 95 %; those that
+        were tested, corrected over the layers, are the statistics band_low and band_high.
     """
 
     name: str

@@ -22,7 +22,8 @@ from planescope.files.errors import UsageError
 from planescope.hyperplanes import chance
 from planescope.hyperplanes.layer import Skipped, View
 from planescope.measurement.measure import measure
-from planescope.measurement.record import LayerMeasurement, Measurement, verdict
+from planescope.measurement.record import LayerMeasurement, Measurement
+from planescope.measurement.verdict import verdict
 from planescope.training.run import Run
 
 # Statistics of a layer that a page has, at each epoch, in the order of its tables.
@@ -32,6 +33,8 @@ STATISTICS = (
     "p_cosine", "q_cosine", "biased", "negative_centre", "mean_centre", "q_centre",
     "activation_rate", "l2", "linf", "degenerate", "non_finite", "sideless",
 )  # fmt: skip
+# The ends of the band of masses that was tested at an epoch, corrected over the layers.
+BAND = ("band_low", "band_high")
 METRICS = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
 LONGEST_LABEL = 34
@@ -231,6 +234,11 @@ def _through(epochs: Sequence[Sequence[LayerMeasurement]]) -> dict[str, Any]:
     statistics = {
         key: [[value(row, layer.name, key) for layer in last] for row in rows] for key in STATISTICS
     }
+    levels = [chance.called_level([layer.p_mass for layer in layers]) for layers in epochs]
+    for side, key in enumerate(BAND):
+        statistics[key] = [
+            [rounded(_band(_usable(layer), level)[side]) for layer in last] for level in levels
+        ]
     there = {key: table for key, table in statistics.items() if _any(table)}
     pools = [_pool(layers) for layers in epochs]
     return {
@@ -246,7 +254,6 @@ def _any(table: Iterable[Iterable[Any]]) -> bool:
 
 
 def _layer(layer: LayerMeasurement) -> LayerShown:
-    usable = _usable(layer)
     return LayerShown(
         name=layer.name,
         label=shown(layer.name, LONGEST_LABEL),
@@ -258,14 +265,14 @@ def _layer(layer: LayerMeasurement) -> LayerShown:
         filters=layer.filters,
         fan_in=layer.fan_in,
         weights=layer.filters * layer.fan_in,
-        band=_band(usable) if usable else (0.5, 0.5),
+        band=_band(_usable(layer)),
     )
 
 
 @functools.cache
-def _band(filters: int) -> tuple[float, float]:
-    """Return the layers of one width, and a network through its epochs, share it."""
-    return chance.mass_band(filters)
+def _band(filters: int, level: float = chance.LEVEL) -> tuple[float, float]:
+    """Return the masses that chance gives; layers of one width share it."""
+    return chance.mass_band(filters, level=1 - level) if filters else (0.5, 0.5)
 
 
 def _usable(layer: LayerMeasurement) -> int:

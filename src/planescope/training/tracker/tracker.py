@@ -95,7 +95,7 @@ class Tracker(_Callback):
     -----
     The keys that are logged are ``planescope/LAYER/STATISTIC``, for example
     ``planescope/features.0/negative_mass``, and ``planescope/STATISTIC`` for the filters of all
-    layers together.
+    layers together; ``planescope/biased_share``, the share of layers that are biased, sums them up.
 
     An update queues its work on the device of the network and waits for nothing, unless there are
     `data`. What it took is brought to the host when it is logged, read or saved, and at the latest

@@ -11,10 +11,11 @@ function massFigure(view) {
   const colors = sides.map((side) => color[side.key]);
   const biased = sides.filter((side) => side !== SIDES.none).length;
   const pool = network.pool.negative_mass[epoch];
+  const bands = rows.map((i) => testedBand(network, epoch, i));
   const data = [
     {
-      type: "bar", orientation: "h", y: rows, base: layers.map((layer) => layer.band[0]),
-      x: layers.map((layer) => layer.band[1] - layer.band[0]), width: 1, hoverinfo: "skip",
+      type: "bar", orientation: "h", y: rows, base: bands.map(([low]) => low),
+      x: bands.map(([low, high]) => high - low), width: 1, hoverinfo: "skip",
       marker: { color: color.band, line: { width: 0 } },
     },
     // Stems, one colour a side.
@@ -62,7 +63,7 @@ function massFigure(view) {
     numbers: {
       columns: ["layer", "filters", "negative mass", "chance from", "chance to", "q mass", "biased"],
       rows: rows.map((i) => [
-        layers[i].name, layers[i].filters, masses[i], ...layers[i].band,
+        layers[i].name, layers[i].filters, masses[i], ...bands[i],
         network.value("q_mass", epoch, i), network.value("biased", epoch, i) ? "yes" : "no",
       ]),
       chosen,
@@ -71,11 +72,16 @@ function massFigure(view) {
   };
 }
 
+// The band that was tested: a mass lies outside it where its layer is biased, and nowhere else.
+function testedBand(network, epoch, layer) {
+  return ["band_low", "band_high"].map((key) => network.value(key, epoch, layer));
+}
+
 function massSentence(network, epoch, chosen) {
   const layer = network.layers[chosen];
   const mass = network.value("negative_mass", epoch, chosen);
   if (mass === null) return [[layer.label], " has no usable filter."];
-  const [low, high] = layer.band;
+  const [low, high] = testedBand(network, epoch, chosen);
   return [[layer.label], ` has ${fixed(mass)}; chance gives ${fixed(low)} to ${fixed(high)}.`];
 }
 

@@ -118,7 +118,7 @@ function relationNumbers(network, chosen) {
     columns: ["score", ...keys.map(scoreName), ...network.layers.map(({ label }) => `of ${label}`)],
     rows: [
       ["relative drop in %", ...keys.map(() => null), ...relation.drops.map((drop) => drop?.[0] ?? null)],
-      ["advice", ...keys.map(() => null), ...(relation.decisions ?? []).map((decision) => decision ?? "")],
+      ["critical?", ...keys.map(() => null), ...(relation.decisions ?? []).map((decision) => decision ?? "")],
       ...scores.map(({ key, association, values }) => [scoreName(key), ...keys.map((number) => association?.[number] ?? null), ...values]),
     ],
   };

@@ -79,7 +79,7 @@ class Strip {
       ["kind", `${KINDS[layer.kind] ?? layer.kind}${layer.kernel ? ` ${layer.kernel}` : ""}${layer.groups > 1 ? `, ${layer.groups} groups` : ""}`],
       ["filters × fan-in", `${layer.filters} × ${layer.fan_in}`],
       ["input", INPUTS[layer.input] ?? layer.input],
-      ["negative mass", fixed(at("negative_mass")), `chance ${fixed(layer.band[0], 2)} to ${fixed(layer.band[1], 2)}`],
+      ["negative mass", fixed(at("negative_mass")), `chance ${testedBand(network, epoch, chosen).map((end) => fixed(end, 2)).join(" to ")}`],
       ["mean cosine", signed(at("mean_cosine"), 4)],
       ["verdict", `${side.sign} ${side.text}`.trim(), `q = ${pValue(at("q_mass"))}`, side.key],
       ["negative centre", fixed(at("negative_centre"))],
