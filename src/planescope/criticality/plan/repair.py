@@ -108,7 +108,7 @@ def repair(
     given, source = opened(network, architecture, "network")
     whole, name = opened(reference, architecture, "reference")
     with same_random_states(*generators_of(data)), torch.no_grad():
-        own, other = borrowed(given), borrowed(whole)
+        own, other = borrowed(given, whole=False), borrowed(whole, whole=False)
         check_pair(own, other)
         device = next((t.device for t in other.parameters()), torch.device("cpu"))
         notes: list[str] = []

@@ -117,7 +117,7 @@ def plan(
     asked = _asked(way, size, bits, budget)
     given, source = opened(model, network, "network")
     with same_random_states(*generators_of(data)), torch.no_grad():
-        whole = borrowed(given)
+        whole = borrowed(given, whole=False)
         check_finite(acting(whole), f"{source}:")
         notes: list[str] = []
         inputs = data
