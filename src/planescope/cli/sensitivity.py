@@ -79,7 +79,7 @@ def sensitivity(
         raise UsageError("give --inputs, whose labels are not looked at, or --data, not both")
     if out is not None:
         check_target(out, FORMS)
-    options = _options(choices, synthetic=inputs is None and data is None)
+    options = data_choices(choices, synthetic=inputs is None and data is None)
     with layer_progress() as advance:
         found = find(
             model, data=data or inputs, labelled=data is not None, on_cell=advance, **options
@@ -95,7 +95,8 @@ def sensitivity(
         print_sensitivity(found)
 
 
-def _options(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
+def data_choices(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
+    """Give what a call takes of --input-shape, --mean and --std."""
     from planescope.data.load import DataOptions
     from planescope.files.errors import UsageError
 
