@@ -62,9 +62,9 @@ def repair(
 ) -> None:
     """Put the layers of a pruned, quantised or reset network back to where its data lie.
 
-    CHANGED and FILE are checkpoints of one network, or runs. Nothing is trained; shapes, names and zeros
-    stay, and a layer is repaired only where that brings the network nearer to FILE's on inputs that
-    the repair did not see.
+    CHANGED and FILE are checkpoints of one network, or runs. Nothing is trained; shapes, names and
+    zeros stay, and a layer is repaired only where that brings the network nearer to FILE's on
+    inputs that the repair did not see.
     """
     from planescope.cli.progress import layer_progress
     from planescope.cli.sensitivity import data_choices

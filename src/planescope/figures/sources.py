@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from planescope.criticality.plan.planned import Plan
 from planescope.criticality.relation import Relation
 from planescope.criticality.resets.record import Resets
 from planescope.files.errors import CheckpointError, UsageError
@@ -47,6 +48,8 @@ class Subject:
         What its layers, put back, cost, where that was looked at.
     relation : Relation or None
         How scores of some networks relate to resets; such a subject has nothing else.
+    plan : Plan or None
+        A smaller network made out of one; such a subject has nothing else.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Subject:
     config: RunConfig | None = field(default=None, repr=False)
     resets: Resets | None = None
     relation: Relation | None = None
+    plan: Plan | None = None
 
 
 def open_subjects(
@@ -71,7 +75,7 @@ def open_subjects(
 
     Parameters
     ----------
-    sources : iterable of path, Run, Measurement, Resets, Relation, or input of `measure`
+    sources : iterable of path, Run, Measurement, Resets, Relation, Plan, or input of `measure`
         A run's folder; a study's, of which all runs that are made are opened; a file that holds a
         measurement, resets or a relation; or a checkpoint, which is measured, as is a run's last
         snapshot.
@@ -137,6 +141,8 @@ def _opened(source: Any, remeasure: bool) -> Subject:
         return Subject(name=_short(source.source), path=source.source, resets=source)
     if isinstance(source, Relation):
         return Subject(name="relation", path=", ".join(source.runs), relation=source)
+    if isinstance(source, Plan):
+        return Subject(name="plan", path=source.source, plan=source)
     if isinstance(source, Run):
         return _run(source, remeasure)
     if not isinstance(source, (str, os.PathLike)):
@@ -145,7 +151,7 @@ def _opened(source: Any, remeasure: bool) -> Subject:
     schema = _schema(path)
     if schema is None:
         return replace(_measured(measure(source)), path=str(source))
-    loaded: Measurement | Resets | Relation
+    loaded: Measurement | Resets | Relation | Plan
     match schema.partition("/")[0]:
         case "planescope.measurement":
             loaded = load(path)
@@ -153,10 +159,12 @@ def _opened(source: Any, remeasure: bool) -> Subject:
             loaded = Resets.load(path)
         case "planescope.relation":
             loaded = Relation.load(path)
+        case "planescope.plan":
+            loaded = Plan.load(path)
         case _:
             raise CheckpointError(
-                f"{path}: holds {schema!r}; give a run, a measurement, resets, a relation or a "
-                "checkpoint"
+                f"{path}: holds {schema!r}; give a run, a measurement, resets, a relation, a "
+                "plan or a checkpoint"
             )
     return replace(_opened(loaded, remeasure), name=path.stem, path=str(path))
 

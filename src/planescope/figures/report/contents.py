@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from planescope.criticality.plan.planned import Plan
 from planescope.figures.report.filters import FiltersShown
 from planescope.figures.report.relation import RelationShown
 from planescope.figures.report.resets import ResetsShown
@@ -113,6 +114,8 @@ class Contents:
         Whether the page is of a training that goes on, and looks for news.
     difference : Difference or None
         What moved between the first two networks; it stands in the page's text, not in its data.
+    plans : tuple of (Plan, str)
+        Smaller networks made out of these, and the address of the picture of each; likewise.
     """
 
     networks: tuple[NetworkShown, ...]
@@ -120,11 +123,12 @@ class Contents:
     made: Mapping[str, str]
     follows: bool = False
     difference: Difference | None = None
+    plans: tuple[tuple[Plan, str], ...] = ()
 
     def to_json(self) -> str:
         """Return JSON text by the schema ``planescope.page/1``; no value of it is NaN."""
         fields = {"schema": SCHEMA, **vars(self)}
-        del fields["difference"]
+        del fields["difference"], fields["plans"]
         return json.dumps(fields, default=vars, allow_nan=False, separators=(",", ":"))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from planescope.criticality.relation import Relation
 from planescope.figures.canvas import shown
+from planescope.figures.plan import picture
 from planescope.figures.report.contents import Contents, LayerShown, NetworkShown
 from planescope.figures.report.filters import Arrays, filters_shown
 from planescope.figures.report.relation import RelationShown, relation_shown, scores_shown
@@ -43,12 +44,12 @@ def contents_of(
     made: Mapping[str, str],
     follows: bool = False,
 ) -> Contents:
-    """Gather what a page shows of some networks, and of resets and relations of these.
+    """Gather what a page shows of some networks, and of resets, relations and plans of these.
 
     Raises
     ------
     UsageError
-        If there is none, or resets or a relation are of none of them.
+        If there is none, or resets, a relation or a plan are of none of them.
     CheckpointError
         If a file of a run is missing or damaged.
     """
@@ -57,7 +58,10 @@ def contents_of(
         raise UsageError("nothing to report: give a run, a checkpoint or a saved measurement")
     relations = [other.relation for other in others if other.relation is not None]
     networks = tuple(_shown(subject, relations, len(found)) for subject in found)
-    return Contents(networks=networks, verdict=_verdict(networks), made=dict(made), follows=follows)
+    plans = tuple((other.plan, picture(other.plan)) for other in others if other.plan is not None)
+    return Contents(
+        networks=networks, verdict=_verdict(networks), made=dict(made), follows=follows, plans=plans
+    )
 
 
 def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Subject]]:
@@ -66,13 +70,13 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
     Raises
     ------
     UsageError
-        If resets or a relation belong to none of the networks.
+        If resets, a relation or a plan belong to none of the networks.
     """
     networks = [each for each in subjects if each.run is not None or each.measurement is not None]
     others = [each for each in subjects if each not in networks]
     for other in others if networks else ():
         owners = [i for i, each in enumerate(networks) if _belongs(other, each)]
-        if not owners and len(networks) == 1 and other.resets is not None:
+        if not owners and len(networks) == 1 and other.relation is None:
             owners = [0]  # a file that was moved no longer tells
         if not owners:
             raise UsageError(
@@ -87,6 +91,8 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
 def _belongs(other: Subject, network: Subject) -> bool:
     if other.resets is not None:
         return Path(other.resets.source).resolve() == Path(network.path).resolve()
+    if other.plan is not None:
+        return Path(other.plan.source).resolve() == Path(network.path).resolve()
     return other.relation is not None and _run_in(other.relation, network) is not None
 
 
