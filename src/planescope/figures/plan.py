@@ -109,7 +109,7 @@ def _costs(axes: Axes, plan: Plan) -> None:
     chosen = getattr(plan.chosen, key)
     if chosen is not None:
         axes.plot(
-            [plan.chosen.size], [scale * chosen], marker="D", markersize=10, linestyle="",
+            [plan.chosen.size], [scale * chosen], marker="D", markersize=8, linestyle="",
             markerfacecolor="none", color=NEUTRAL, zorder=4, clip_on=False, label="the plan",
         )  # fmt: skip
     axes.axhline(0, color=NEUTRAL, linewidth=0.5)
