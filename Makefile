@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test lint docs bench fuzz mutants reliability odd hostile audit dist clean
+.PHONY: install quickstart test matrix lint docs bench fuzz mutants reliability odd hostile audit dist release clean
 
 # pyproject.toml is the one list of what is needed; the stamps follow it.
 $(VENV)/made:
@@ -30,6 +30,10 @@ $(VENV)/dev: $(VENV)/core
 	$(PIP) --editable '.[all]' --group dev
 	@touch $@
 
+$(VENV)/matrix: $(VENV)/made pyproject.toml
+	$(PIP) --group matrix
+	@touch $@
+
 $(VENV)/mutants: $(VENV)/dev
 	$(PIP) --group mutants
 	@touch $@
@@ -50,11 +54,16 @@ quickstart: $(VENV)/example
 test: $(VENV)/dev
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
+# Hours: the suite on each Python, with the newest and the lowest dependencies; ARGS='--session core'.
+matrix: $(VENV)/matrix
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nox $(ARGS)
+
 lint: $(VENV)/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/zizmor --offline --quiet .github
 
 # The variable silences a notice that would end in nothing to do here.
 docs: $(VENV)/docs
@@ -96,6 +105,13 @@ dist: $(VENV)/audit
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library \
 	    --output-reproducible --output-file $(VENV)/bill.json $(BIN)/python
 	$(BIN)/python -m checks.reliability.supply sbom $(VENV)/bill.json dist/planescope.cdx.json
+
+# make release VERSION=0.2.0: all that names the version is looked at and tested, then the commit is
+# tagged. The tag is pushed by hand; .github/workflows/release.yml builds and publishes it.
+release: $(VENV)/dev
+	$(BIN)/python -m checks.release "$(VERSION)"
+	$(MAKE) lint test docs audit
+	git tag --annotate "v$(VERSION)" --message "planescope $(VERSION)"
 
 clean:
 	rm -rf $(VENV) dist build site mutants

@@ -3,7 +3,8 @@
     python studies/keep.py STUDY studies/results/NAME
 
 A finished run keeps its config, environment, metrics and measurements, and counts as made; runs
-that are not finished are left out.
+that are not finished are left out. Parquet files are written anew, with the same values in about
+half the bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from planescope import Run
 from planescope.training.run import State
@@ -33,8 +38,30 @@ def keep(study: Path, out: Path) -> None:
         kept.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
             if (folder / name).is_file():
-                shutil.copyfile(folder / name, kept / name)
-        shutil.copyfile(part, out / "table" / part.name)
+                copy = _rewrite if name.endswith(".parquet") else shutil.copyfile
+                copy(folder / name, kept / name)
+        # What a part of the table lacks is read as empty.
+        filled = [
+            name for name, column in _columns(part).items() if any(v is not None for v in column)
+        ]
+        _rewrite(part, out / "table" / part.name, filled)
+
+
+def _columns(file: Path, names: list[str] | None = None) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = pq.read_table(file, columns=names).to_pydict()
+    return columns
+
+
+def _rewrite(source: Path, target: Path, names: list[str] | None = None) -> None:
+    """Write a table, or some of its columns, without what speeds up searches in large ones."""
+    table = pq.read_table(source, columns=names)
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    pq.write_table(
+        table, target, compression="zstd", compression_level=19, write_statistics=False,
+        use_dictionary=False, use_byte_stream_split=floats, store_schema=False,
+    )  # fmt: skip
+    if _columns(target) != _columns(source, names):
+        raise SystemExit(f"{source}: did not come out as it went in")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def installed(tmp_path_factory):
     (wheel,) = folder.glob("planescope-*.whl")
     venv.create(folder / "env", with_pip=False)
     programs = folder / "env" / ("Scripts" if os.name == "nt" else "bin")
-    target = [*pip, "--python", programs / "python", "install", wheel]
+    target = [*pip, "--python", programs / "python", "install", "--no-compile", wheel]
     subprocess.run(target, check=True)
     return programs
 

@@ -121,7 +121,7 @@ def _table(folder: Path) -> None:
         columns["name"] = [f"features.{n % LAYERS}" for n in range(rows)]
         columns["epoch"] = np.arange(rows) // LAYERS
         save_part(columns, study.table_folder / f"{spec.name}.parquet")
-    seconds, peak = run([sys.executable, "-c", SUMMARY, str(study.path)])
+    seconds, _, peak = run([sys.executable, "-c", SUMMARY, str(study.path)])
     print(
         f"{'table of 1,000,000 rows':34} {seconds:7.1f} s   bound {TABLE_S:.0f} s; peak "
         f"{peak / 2**20:.0f} MiB, bound {TABLE_BYTES / 2**20:.0f} MiB (whole process)"

@@ -115,7 +115,7 @@ def main() -> None:
     from planescope.training.config import RunConfig
 
     base = RunConfig(
-        data="benchmarks.train_epoch:cifar_like",
+        data="checks.benchmarks.train_epoch:cifar_like",
         augment=True,
         epochs=ROUNDS + 1,
         learning_rate=1e-4,
@@ -124,7 +124,7 @@ def main() -> None:
     )
     cases = {"LeNet, batches of 64": base}
     if torch.cuda.is_available():
-        large = "benchmarks.train_epoch:cifar_like_large"
+        large = "checks.benchmarks.train_epoch:cifar_like_large"
         cases["VGG19, bf16, batches of 512"] = base.but(
             {"network": "vgg19", "precision": "bf16-mixed", "batch_size": 512, "data": large}
         )

@@ -153,6 +153,8 @@ def run(
     job = _Job(read, list(seeds.values()), give, limits)
     shares = [list(cases[i::workers]) for i in range(workers)]
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
+        gc.freeze()  # a worker's collector leaves alone, and so shares, what is here already
+        stack.callback(gc.unfreeze)
         for share in filter(None, shares):
             _start(job, share, selector, stack)
         while selector.get_map():

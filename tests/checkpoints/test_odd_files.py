@@ -328,15 +328,19 @@ ENVIRONMENTS = {
 
 
 @pytest.fixture(scope="module")
-def usual() -> str:
-    return run("measure", CHECKPOINT, "--json").stdout
+def usual(tmp_path_factory) -> bytes:
+    """The table in usual surroundings."""
+    path = tmp_path_factory.mktemp("usual") / "a.json"
+    ps.measure(CHECKPOINT).save(path)
+    return path.read_bytes()
 
 
 @posix
 @pytest.mark.parametrize("case", ENVIRONMENTS)
-def test_surroundings_change_no_number(case, usual):
-    assert run("measure", CHECKPOINT, env=ENVIRONMENTS[case]).returncode == 0
-    assert run("measure", CHECKPOINT, "--json", env=ENVIRONMENTS[case]).stdout == usual
+def test_surroundings_change_no_number(case, usual, tmp_path):
+    out = tmp_path / "a.json"  # beside the table, which is printed in these surroundings
+    assert run("measure", CHECKPOINT, "--out", out, env=ENVIRONMENTS[case]).returncode == 0
+    assert out.read_bytes() == usual
 
 
 COMMA = """
@@ -355,22 +359,18 @@ def test_commas_for_decimal_points_change_no_file(tmp_path):
     made = tmp_path / "locales" / "de_DE.UTF-8"
     made.parent.mkdir()
     subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", str(made)], check=True)  # noqa: S607
-    outputs = ("t.csv", "t.json", "f.csv")
-    folders = [tmp_path / name for name in ("comma", "point")]
-    for folder, code in zip(
-        folders, (COMMA, "from planescope.cli import main; main()"), strict=True
-    ):
-        folder.mkdir()
-        args = ("--out", folder / "t.csv", "--filters", folder / "f.csv")
-        env = os.environ | {"LOCPATH": str(made.parent), "LC_ALL": "de_DE.UTF-8"}
-        for more in (args, ("--out", folder / "t.json")):
-            done = subprocess.run(
-                [sys.executable, "-c", code, "measure", CHECKPOINT, *map(str, more)],
-                capture_output=True, text=True, env=env, timeout=300,
-            )  # fmt: skip
-            assert (done.returncode, done.stderr) == (0, "")
-    for name in outputs:
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    args = ("--json", "--out", tmp_path / "t.csv", "--filters", tmp_path / "f.csv")
+    env = os.environ | {"LOCPATH": str(made.parent), "LC_ALL": "de_DE.UTF-8"}
+    written = []
+    for code in (COMMA, "from planescope.cli import main; main()"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "measure", CHECKPOINT, *map(str, args)],
+            capture_output=True, text=True, env=env, timeout=300,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        files = [(tmp_path / name).read_bytes() for name in ("t.csv", "f.csv")]
+        written.append([done.stdout, *files])
+    assert written[0] == written[1]
 
 
 def test_a_clock_set_back_makes_no_run_unreadable(copied):

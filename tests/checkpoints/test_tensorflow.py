@@ -10,7 +10,12 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
 import pytest
+import torch
+from torch import nn
 
 import planescope as ps
 from checks.fuzz.structures import table as index_of
@@ -398,6 +403,76 @@ def test_a_weight_that_is_used_twice_is_one_layer(tmp_path):
     graph.add("Conv2D", value, kernel)
     (layer,) = graph.read(tmp_path).layers
     assert (layer.input, layer.stage) == (Input.OTHER, 0)
+
+
+class Octaves(nn.Module):
+    """A filter bank that each half of a signal goes through, as of a constant-Q transform."""
+
+    def __init__(self):
+        super().__init__()
+        self.bank = nn.Conv2d(2, 4, 3, bias=False)
+
+    def forward(self, x):
+        return self.bank(torch.relu(x)).sum() + self.bank(nn.functional.max_pool2d(x, 2)).sum()
+
+
+def octaves(container, net, folder):
+    """The network in a container whose converter wrote the bank anew for each of its calls."""
+    if container == "torch-export":
+        torch.export.save(torch.export.export(net, (torch.ones(1, 2, 16, 16),)), folder / "net.pt2")
+        return folder / "net.pt2"
+    weight = net.bank.weight.detach().numpy()
+    if container == "tfjs":
+        graph = Graph()
+        for value in (graph.add("Relu", graph.image), graph.add("MaxPool", graph.image)):
+            graph.add("Conv2D", value, graph.constant(weight.transpose(2, 3, 1, 0)))
+        graph.read(folder)
+        return folder / "model.json"
+    node = onnx.helper.make_node
+    nodes = [
+        node("Relu", ["image"], ["r"]), node("Conv", ["r", "w"], ["a"], name="Conv_4"),
+        node("MaxPool", ["image"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", ["p", "w_1"], ["b"], name="Conv_6"),
+    ]  # fmt: skip
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, n, None, None])
+        for name, n in (("image", 2), ("a", 4), ("b", 4))
+    ]
+    weights = [onnx.numpy_helper.from_array(weight, name) for name in ("w", "w_1")]
+    graph = onnx.helper.make_graph(nodes, "net", values[:1], values[1:], weights)
+    onnx.save(onnx.helper.make_model(graph), folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+@pytest.mark.parametrize("container", ["tfjs", "onnx", "torch-export"])
+def test_a_weight_that_is_written_for_each_call_is_one_layer(container, tmp_path):
+    torch.manual_seed(0)
+    net = Octaves().eval()
+    rows = [
+        [(x.kind, x.stage, x.input, x.filters, x.negative_mass, x.mean_cosine) for x in m.layers]
+        for m in (ps.measure(net), ps.measure(octaves(container, net, tmp_path)))
+    ]
+    assert rows[0] == rows[1]
+    assert [row[:4] for row in rows[0]] == [("conv", 0, "other", 4)]
+
+
+def test_a_bank_that_is_written_for_each_call_is_told_by_its_other_name(tmp_path):
+    measured = ps.measure(octaves("tfjs", Octaves().eval(), tmp_path))
+    assert measured.notes[-1] == "Conv2D_4 also stands under Conv2D_6: one layer"
+
+
+def test_the_norms_of_two_calls_are_not_taken_for_one(tmp_path):
+    graph = Graph()
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 2))
+    for beta in (1.0, 2.0):
+        value = graph.add("Conv2D", graph.image, graph.constant(kernel))
+        parts = [graph.constant([v, v]) for v in (1.0, beta, 0.0, 1.0)]
+        graph.add("FusedBatchNormV3", value, *parts, is_training={"b": False})
+    graph.read(tmp_path)
+    measured = ps.measure(tmp_path)
+    (layer,) = measured.layers
+    assert layer.mean_centre is None
+    assert "with a bias or norm of its own, which is not measured" in measured.notes[-1]
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ BAD = {
     ),
     "figure of several": (
         lambda d: [CHECKPOINT, INITIAL, "--figure", d / "f.pdf"],
-        r"--figure draws one network",
+        r"--figure shows one network",
     ),
     "initial of another network": (
         lambda d: [CHECKPOINT, "--init", npz(d)],
@@ -161,7 +161,7 @@ def test_wrong_usage_gives_status_2(args):
 
 def test_quickstart_measures_a_published_network_trains_one_and_resets_it(tmp_path):
     out = tmp_path / "quick start"
-    done = run("quickstart", "--out", out, "--epochs", "2")
+    done = warm.run("quickstart", "--out", out, "--epochs", "2")
     assert (done.returncode, done.stderr) == (0, "")
     assert "_blocks.14._depthwise_conv" in done.stdout
     assert "Before training 0 of 6 layers were biased" in done.stdout

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
+import planescope
+from planescope.files import errors
 from planescope.files.errors import MAX_MESSAGE, CheckpointError, one_line
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -37,3 +44,49 @@ def test_of_a_long_message_beginning_and_end_are_kept():
 def test_lines_of_a_library_are_joined():
     assert one_line(ValueError("No more data\n  to read.\n")) == "No more data to read."
     assert one_line(KeyError()) == "KeyError"
+
+
+def test_the_page_of_errors_lists_every_class_with_its_status_and_remedy():
+    """What a user can meet is in the table, by the words of its docstring."""
+    page = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
+    rows = {
+        cells[0].strip("`"): cells
+        for line in page.splitlines()
+        if (cells := [cell.strip() for cell in line.strip("|").split("|")])[0].endswith("Error`")
+    }
+    every = dict(classes())
+    found = {name: node for name, node in every.items() if descends(name)}
+    assert set(found) == set(rows)
+    for name, node in found.items():
+        _, status, what, remedy = rows[name]
+        assert remedy
+        kind = getattr(errors, name, errors.UsageError)
+        assert status == str(kind.status)
+        if hasattr(errors, name):
+            assert ast.get_docstring(node).startswith(what)
+    assert {name for name in planescope.__all__ if name.endswith("Error")} <= {
+        *rows, "PlanescopeError",
+    }  # fmt: skip
+
+
+def test_the_page_of_errors_names_every_status_of_the_command_line():
+    page = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
+    for status in ("0", "1", "2", "129", "130", "143"):
+        assert re.search(rf"^\|[^|]*\b{status}\b", page, re.MULTILINE)
+
+
+BASES: dict[str, list[str]] = {}
+
+
+def classes():
+    """Classes of the package whose names end as those of errors do, underscores left out."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Error"):
+                BASES[node.name] = [ast.unparse(base) for base in node.bases]
+                yield node.name, node
+
+
+def descends(name: str) -> bool:
+    is_ours = any(base == "PlanescopeError" or descends(base) for base in BASES.get(name, ()))
+    return is_ours and not name.startswith("_")

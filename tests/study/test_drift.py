@@ -43,6 +43,9 @@ def test_runs_are_held_against_the_prediction_of_one_more_run_on_noise():
     assert (layer.initial, layer.mass) == pytest.approx((0.5, (0.87 + 0.99 + 0.5) / 3))
     assert (layer.beyond, layer.runs) == (1, 3)
     assert found.sentence.startswith("1 of 3 masses lie beyond")
+    assert "For 3 of them the band reaches 1, so that no turn away" in found.sentence
+    few = drift_of(table(noise={**NOISE, "masses": [0.50, 0.51, 0.52]}, plain={"masses": [0.9]}))
+    assert "reaches 1" not in few.sentence
 
 
 def test_runs_that_happen_to_agree_do_not_make_a_band_without_width():
@@ -59,7 +62,9 @@ def test_random_labels_are_a_condition_and_centred_filters_have_no_mass_to_compa
         random={"masses": [0.9], "labels": "random"},
         centred={"masses": [0.5], "centred": True},
     )
-    assert [layer.condition for layer in drift_of(whole).layers] == ["random labels"]
+    found = drift_of(whole)
+    assert [layer.condition for layer in found.layers] == ["random labels"]
+    assert found.notes == ("1 runs with centred filters are left out: these have no side",)
 
 
 @pytest.mark.parametrize(

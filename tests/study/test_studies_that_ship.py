@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import pickle
 import re
+import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from data_files import put, put_cifar10, put_folder, put_mnist, random_bytes
 
+from planescope.study import table
 from planescope.study.costs import GPU, THREAD, estimate, forward_flops
-from planescope.study.folder import Study
+from planescope.study.folder import RunRecord, Study
 from planescope.study.forecast import forecast
 from planescope.study.plan import Plan, read_plan
 from planescope.study.spec import DEFAULTS, Spec
 from planescope.study.worker import make_run
+from planescope.training.run import Run
 
 FOLDER = Path(__file__).parents[2] / "studies"
 PLANS = {path.stem: read_plan(path) for path in sorted(FOLDER.glob("*.yaml"))}
@@ -49,6 +54,63 @@ def test_the_digits_have_what_each_claim_asks_for():
         assert {spec.get("classes") for spec in own} == {None, 2, 5}
         assert {spec.get("label_noise") for spec in own} == {0, 0.2, 0.5, 1}
         assert {spec.get("shuffle_pixels") for spec in own} == {False, True}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
+def test_the_studies_on_real_images_have_what_each_claim_asks_for(name):
+    specs = PLANS[name].specs
+    assert {spec.get("data") for spec in specs} == {name}
+    assert {spec.make for spec in specs} == {("train", "measure")}  # reset in a second part
+    assert {dict(spec.reset)["kinds"] for spec in specs} == {("conv", "linear")}
+    for network, width in (("lenet", 1), ("vgg11", 0.25), ("vgg11_bn", 0.25), ("mlp", 0.125)):
+        own = [spec for spec in specs if spec.get("network") == network]
+        assert {spec.get("width") for spec in own} == {width}
+        varied = ("classes", "label_noise", "labels", "shuffle_pixels")
+        seeds: dict[tuple[Any, ...], list[int]] = {}
+        for spec in own:
+            seeds.setdefault(tuple(map(spec.get, varied)), []).append(spec.get("seed"))
+        assert {key: sorted(of) for key, of in seeds.items()} == {
+            (None, 0, "given", False): [0, 1, 2, 3, 4],
+            (2, 0, "given", False): [0, 1, 2],
+            (None, 0.2, "given", False): [0, 1, 2],
+            (None, 0.5, "given", False): [0, 1, 2],
+            (None, 0, "random", False): [0, 1, 2],
+            (None, 0, "given", True): [0, 1, 2],
+        }
+
+
+def test_the_second_part_of_a_study_resets_what_the_first_trained(tmp_path):
+    text = (FOLDER / "cifar10.yaml").read_text(encoding="utf-8")
+    later = text.replace("\nmake: [train, measure]\n", "\nmake: [train, measure, reset]\n")
+    assert later != text
+    (tmp_path / "later.yaml").write_text(later, encoding="utf-8")
+    second_part = read_plan(tmp_path / "later.yaml").specs
+    record = RunRecord(name="x", made={"train": 1.0, "measure": 1.0})
+    for first, second in zip(PLANS["cifar10"].specs, second_part, strict=True):
+        assert first.name == second.name
+        assert record.missing(second, in_table=True) == ["reset", "measure"]
+        assert record.missing(first, in_table=True) == []
+
+
+def test_what_is_kept_of_a_study_is_read_as_the_study_is(tmp_path):
+    study = FOLDER / "results" / "drift"
+    few = sorted(path.name for path in (study / "table").iterdir())[:2]
+    (tmp_path / "a" / "table").mkdir(parents=True)
+    for name in few:
+        shutil.copytree(study / "runs" / Path(name).stem, tmp_path / "a" / "runs" / Path(name).stem)
+        run = Run(tmp_path / "a" / "runs" / Path(name).stem)
+        table.write_part(run, Path(name).stem, tmp_path / "a" / "table")
+    shutil.copyfile(study / "study.yaml", tmp_path / "a" / "study.yaml")
+    runpy.run_path(str(FOLDER / "keep.py"))["keep"](tmp_path / "a", tmp_path / "b")
+    whole, kept = (Study(tmp_path / name) for name in "ab")
+    pd.testing.assert_frame_equal(whole.table(), kept.table())
+    assert len(kept.runs) == 2
+    for run in whole.runs:
+        again = kept.run(run.path.name)
+        assert again.measured_layers == run.measured_layers
+        assert again.metrics == run.metrics
+    sizes = [sum(f.stat().st_size for f in (tmp_path / n).glob("table/*")) for n in "ab"]
+    assert sizes[1] < 0.7 * sizes[0]
 
 
 def test_held_out_networks_are_of_other_seeds_architectures_and_data():

@@ -13,8 +13,8 @@ from planescope.networks.build import build
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
 
-SEEDS = (0, 1, 2)
-EPOCHS = 12
+SEEDS = (0, 1)
+EPOCHS = 7
 
 
 @pytest.mark.parametrize("name", ["lenet", "vgg11"])
@@ -36,11 +36,12 @@ def trained(tmp_path_factory):
 @pytest.mark.slow
 def test_after_training_the_last_convolution_faces_away_from_the_orthant(trained):
     for run in trained:
-        assert run.metrics[-1].val_accuracy > 0.93
+        assert run.metrics[-1].val_accuracy > 0.9
         last = ps.measure(run.snapshots[EPOCHS]).layers[-1]
         assert last.name == "features.12"
-        assert last.negative_mass > 0.9
-        assert last.p_mass < 1e-6
+        # Seven epochs: it goes on turning afterwards.
+        assert last.negative_mass > 0.75
+        assert last.p_mass < 1e-4
 
 
 @pytest.mark.slow

@@ -51,9 +51,6 @@ DTYPES = {
     "C64": "complex64",
 }
 
-# First bytes of a tensor by which those of the same contents are told.
-_DIGEST_BYTES = 256
-
 _DAMAGED = "the file is damaged, get it again"
 
 
@@ -169,12 +166,7 @@ def _tensor(path: Path, name: str, entry: Any, begin: int) -> tuple[Tensor, tupl
             f"{where} of shape {shape} and dtype {spelling} takes {size} bytes, but its offsets "
             f"hold {end - start}; {_DAMAGED}"
         )
-    tensor = stored_tensor(path, begin + start, dtype, tuple(shape))
-
-    def digest() -> bytes:
-        return read_exactly(path, begin + start, min(size, _DIGEST_BYTES))
-
-    return dataclasses.replace(tensor, digest=digest), (start, end)
+    return stored_tensor(path, begin + start, dtype, tuple(shape)), (start, end)
 
 
 def _check_cover(path: Path, spans: list[tuple[int, int, str]], begin: int) -> None:

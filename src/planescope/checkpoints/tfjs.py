@@ -39,6 +39,8 @@ NAME = "tfjs"
 # The largest published ones have a few MB; parsed, JSON takes twenty times its bytes.
 MAX_BYTES = 1 << 24
 
+_DIGEST_BYTES = 256
+
 _DTYPES = {"float32": "float32", "float16": "float16", "int32": "int32", "bool": "bool"}
 _QUANTISED = {"uint8": "uint8", "uint16": "uint16", "float16": "float16"}
 # Names of DataType that attributes of operations use.
@@ -189,16 +191,7 @@ def _tensor(
     known = scale is not None and least is not None
 
     def read() -> np.ndarray:
-        raw = np.empty(end - begin, dtype=np.uint8)
-        at = 0
-        for shard in shards:
-            first, last = max(begin - at, 0), min(end - at, shard.size)
-            if first < last:
-                piece = read_exactly(shard.path, first, last - first)
-                into = at + first - begin
-                raw[into : into + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
-            at += shard.size
-        values = decode(raw, dtype).reshape(shape)
+        values = decode(_bytes_of(shards, begin, end), dtype).reshape(shape)
         if not is_integer or scale is None or least is None:
             return values
         # As JavaScript computes it: in float64, rounded once.
@@ -206,10 +199,25 @@ def _tensor(
             numbers: np.ndarray = (values.astype(np.float64) * scale + least).astype(np.float32)
         return numbers
 
-    if not is_integer:
-        return Tensor(shape, dtype, read)
-    is_number = known and quantised.get("original_dtype") != "int32"
-    return Tensor(shape, "float32" if is_number else dtype, read)
+    def digest() -> bytes:
+        return _bytes_of(shards, begin, min(end, begin + _DIGEST_BYTES)).tobytes()
+
+    is_number = is_integer and known and quantised.get("original_dtype") != "int32"
+    return Tensor(shape, "float32" if is_number else dtype, read, digest=digest)
+
+
+def _bytes_of(shards: tuple[_Shard, ...], begin: int, end: int) -> np.ndarray:
+    """Read a stretch of what the shards, one behind the other, hold."""
+    raw = np.empty(end - begin, dtype=np.uint8)
+    at = 0
+    for shard in shards:
+        first, last = max(begin - at, 0), min(end - at, shard.size)
+        if first < last:
+            piece = read_exactly(shard.path, first, last - first)
+            into = at + first - begin
+            raw[into : into + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+        at += shard.size
+    return raw
 
 
 # Layers models.

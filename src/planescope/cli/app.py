@@ -28,7 +28,23 @@ class _Commands(click.Group):
         return command
 
 
+def _about(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from planescope.cli.about import about
+
+        click.echo(about())
+        ctx.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="planescope", message="%(prog)s %(version)s")
+@click.option(
+    "--about",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_about,
+    help="Show versions and platform, for a report of a fault, and exit.",
+)
 def app() -> None:
     """Measure how the hyperplanes of a trained network face its data."""

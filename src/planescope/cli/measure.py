@@ -61,6 +61,9 @@ from planescope.cli.options import ENTRY, KINDS, LAYERS
     "--filters", metavar="FILE", help="Write the values of each filter: .npz, .csv or .parquet."
 )
 @click.option("--figure", metavar="FILE", help="Draw the network: .pdf, .svg or .png.")
+@click.option(
+    "--card", metavar="FILE", help="Write a section for a model card: .md, and a .png beside it."
+)
 def measure(
     files: tuple[str, ...],
     *,
@@ -81,6 +84,7 @@ def measure(
     out: str | None,
     filters: str | None,
     figure: str | None,
+    card: str | None,
 ) -> None:
     """Measure the hyperplanes of checkpoints: no data, no GPU; nothing in a file is executed.
 
@@ -92,7 +96,7 @@ def measure(
     from planescope.measurement.measure import measure as measure_one
     from planescope.measurement.record import save_filters
 
-    _check_outputs(files, out=out, filters=filters, figure=figure)
+    _check_outputs(files, out=out, filters=filters, figure=figure, card=card)
     with layer_progress() as advance:
         measured = [
             measure_one(
@@ -121,6 +125,10 @@ def measure(
         from planescope import figures
 
         figures.save(figures.overview(measured[0]), figure)
+    if card is not None:
+        from planescope.figures.card import write_card
+
+        write_card(measured[0], card)
     if as_json:
         sys.stdout.write(results.to_json(measured) + "\n")
         return
@@ -131,7 +139,12 @@ def measure(
 
 
 def _check_outputs(
-    files: tuple[str, ...], *, out: str | None, filters: str | None, figure: str | None
+    files: tuple[str, ...],
+    *,
+    out: str | None,
+    filters: str | None,
+    figure: str | None,
+    card: str | None,
 ) -> None:
     """Refuse what could not be written before the files are read."""
     from planescope.files.errors import UsageError
@@ -139,6 +152,7 @@ def _check_outputs(
     from planescope.files.writing import FIGURE_FORMS, check_targets
     from planescope.measurement.record import FILTER_FORMS
 
-    check_targets((out, FORMS), (filters, FILTER_FORMS), (figure, FIGURE_FORMS))
-    if figure is not None and len(files) > 1:
-        raise UsageError("--figure draws one network; give one file")
+    check_targets((out, FORMS), (filters, FILTER_FORMS), (figure, FIGURE_FORMS), (card, (".md",)))
+    for option, target in (("--figure", figure), ("--card", card)):
+        if target is not None and len(files) > 1:
+            raise UsageError(f"{option} shows one network; give one file")

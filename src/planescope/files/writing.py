@@ -100,7 +100,8 @@ def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str
     path = Path(target)
     *others, last = suffixes
     if path.suffix.lower() not in (*others, last):
-        raise UsageError(f"{target}: the name must end in {', '.join(others)} or {last}")
+        forms = f"{', '.join(others)} or {last}" if others else last
+        raise UsageError(f"{target}: the name must end in {forms}")
     if path.is_dir():
         raise OutputError(f"{target}: is a folder; give the name of a file")
     if not path.parent.is_dir():

@@ -7,7 +7,7 @@ when asked for, so that nothing holds two layers' weights at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -176,6 +176,14 @@ class Layer:
     def kernel(self) -> tuple[int, ...]:
         """Extent in each dimension; () for a linear layer."""
         return self.weight.shape[2:]
+
+
+def joint_digest(tensors: Sequence[Tensor], /) -> Callable[[], Hashable] | None:
+    """Return the digest of what is computed of tensors alone; None where one of them has none."""
+    digests = [tensor.digest for tensor in tensors if tensor.digest is not None]
+    if len(digests) != len(tensors):
+        return None
+    return digests[0] if len(digests) == 1 else lambda: tuple(digest() for digest in digests)
 
 
 def with_tensors(layer: Layer, change: Callable[[Tensor], Tensor], /) -> Layer:

@@ -57,7 +57,7 @@ class Opened:
         """Find the layers; their weights stay unread."""
         source, contents = self.source, self.contents
         if isinstance(contents, Described):
-            layers, joined = shared(contents.layers)
+            layers, joined = shared(contents.layers, by_content=True)
             return Found(
                 source=source,
                 layers=tuple(layers),

@@ -490,4 +490,6 @@ def _permuted(array: Array, order: tuple[int, ...]) -> Array:
 
 
 def _reordered(weight: Tensor, shape: Shape, reorder: Callable[[Array], Array]) -> Tensor:
-    return Tensor(shape, weight.dtype, lambda: reorder(weight.read()), weight.identity)
+    return Tensor(
+        shape, weight.dtype, lambda: reorder(weight.read()), weight.identity, weight.digest
+    )

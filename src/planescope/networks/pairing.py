@@ -12,7 +12,7 @@ import functools
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from planescope.files.errors import UsageError
@@ -33,6 +33,20 @@ NORMS = (
 
 _SEPARATORS = "./"
 _AFFIX = r"(bn|norm|batch_?norm(alization)?|batch)"
+
+
+# As converters name what has a norm within it.
+_FOLDED = re.compile(r"batch_?norm|_bn_offset", re.IGNORECASE)
+
+
+def folded_notes(names: Iterable[str], /) -> tuple[str, ...]:
+    """Note norms that a converter put into weights, by names of layers' operations and operands."""
+    if not any(map(_FOLDED.search, names)):
+        return ()
+    return (
+        "batch norms were folded into weights and biases when the file was converted: what is "
+        "measured is what convolution and norm cut together",
+    )
 
 
 @dataclass(frozen=True, eq=False, slots=True)

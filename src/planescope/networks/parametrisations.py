@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from planescope.hyperplanes.layer import Array, StateDict, Tensor
+from planescope.hyperplanes.layer import Array, StateDict, Tensor, joint_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -157,4 +157,8 @@ def _old(parts: Mapping[str, Tensor]) -> Tensor | None:
 
 def _tensor(parts: Iterable[Tensor], formula: Callable[..., Array]) -> Tensor:
     parts = list(parts)
-    return Tensor(parts[0].shape, parts[0].dtype, lambda: formula(*(part.read() for part in parts)))
+
+    def read() -> Array:
+        return formula(*(part.read() for part in parts))
+
+    return Tensor(parts[0].shape, parts[0].dtype, read, None, joint_digest(parts))

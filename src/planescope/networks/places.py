@@ -116,8 +116,9 @@ _KEEPS_SIGN = (Role.IDENTITY, Role.VIEW, Role.JOIN, Role.PRODUCT, Role.MAXIMUM)
 def follow(nodes: Sequence[Node], /) -> dict[str, Position]:
     """Tell where each layer stands, by name, in the order of the first calls.
 
-    A layer that is called several times has the stage of the first call, and of the rest what all
-    calls agree on. The image, whatever is done to it, is in stage 0.
+    A layer that is called several times has the least stage of its calls, and of the rest what all
+    calls agree on: formats keep their operations in orders of their own. The image, whatever is
+    done to it, is in stage 0.
     """
     values: list[_Value] = []
     readers: defaultdict[int, list[int]] = defaultdict(list)
@@ -232,6 +233,19 @@ def _agreed(first: Position, again: Position) -> Position:
     """Put the places of a layer that is called several times into one."""
     return replace(
         first,
-        input=first.input if first.input is again.input else Input.OTHER,
+        stage=least_stage(first.stage, again.stage),
+        input=agreed_input(first.input, again.input),
         norm=first.norm if first.norm == again.norm else None,
     )
+
+
+def least_stage(one: int | None, other: int | None, /) -> int | None:
+    """Return the stage of a layer that stands in two places."""
+    return one if other is None else other if one is None else min(one, other)
+
+
+def agreed_input(one: Input, other: Input, /) -> Input:
+    """Return the input of a layer that two values feed."""
+    if Input.UNKNOWN in (one, other):
+        return Input.UNKNOWN
+    return one if one is other else Input.OTHER

@@ -3,49 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
 
 from planescope.hyperplanes.layer import Array, Layer, Tensor
 from planescope.networks.layout import named
+from planescope.networks.places import agreed_input, least_stage
 
 
-def shared(layers: Sequence[Layer], /) -> tuple[list[Layer], list[str]]:
+def shared(
+    layers: Sequence[Layer], /, *, by_content: bool = False
+) -> tuple[list[Layer], list[str]]:
     """Join layers of one weight into the first of them.
+
+    Parameters
+    ----------
+    by_content : bool
+        Whether tensors of the same contents are one where nothing else tells: in the file of a
+        network's graph, a converter may have written the weights of a module anew for each call.
 
     Returns
     -------
     layers : list of Layer
-        Each with its other names in `aliases`.
+        Each with its other names in `aliases`, and the place that all of them agree on.
     notes : list of str
         Which names were joined.
     """
-    groups: defaultdict[Hashable, list[Layer]] = defaultdict(list)
-    for layer in layers:
-        groups[_identity(layer)].append(layer)
     joined: dict[str, Layer] = {}
     gone: set[str] = set()
     notes = []
-    for identity, group in groups.items():
-        for same in _alike(group) if identity is not None and len(group) > 1 else []:
-            first, others = same[0], same[1:]
-            names = tuple(other.name for other in others)
-            joined[first.name] = dataclasses.replace(first, aliases=names)
-            gone |= set(names)
-            notes.append(_note(first, others))
+    for same in _groups(layers, by_content=by_content):
+        joined[same[0].name] = _joined(same)
+        gone |= {other.name for other in same[1:]}
+        notes.append(_note(same[0], same[1:]))
     return [joined.get(x.name, x) for x in layers if x.name not in gone], notes
 
 
-def _identity(layer: Layer) -> Hashable:
-    weight = layer.weight
+def _groups(layers: Sequence[Layer], *, by_content: bool) -> Iterator[list[Layer]]:
+    """Yield the layers of each weight that has several."""
+    alike: defaultdict[Hashable, list[Layer]] = defaultdict(list)
+    for layer in layers:
+        alike[layer.weight.shape, layer.weight.dtype, layer.kind].append(layer)
+    for possible in alike.values():
+        groups: defaultdict[Hashable, list[Layer]] = defaultdict(list)
+        for layer in possible if len(possible) > 1 else ():
+            groups[_identity(layer.weight, by_content=by_content)].append(layer)
+        for identity, group in groups.items():
+            yield from _same_layers(group) if identity is not None and len(group) > 1 else ()
+
+
+def _identity(weight: Tensor, *, by_content: bool) -> Hashable:
     if weight.identity is not None:
-        return (weight.shape, layer.kind, weight.identity)
-    return (
-        None if weight.digest is None else (weight.shape, weight.dtype, layer.kind, weight.digest())
-    )
+        return weight.identity
+    if weight.digest is not None:
+        return weight.digest()
+    if by_content:
+        return hashlib.sha256(np.asarray(weight.read()).tobytes()).digest()
+    return None
 
 
-def _alike(group: Sequence[Layer]) -> list[list[Layer]]:
+def _same_layers(group: Sequence[Layer]) -> list[list[Layer]]:
     """Part layers that may be the same into those that are."""
     if group[0].weight.identity is not None:
         return [list(group)]
@@ -61,6 +82,20 @@ def _alike(group: Sequence[Layer]) -> list[list[Layer]]:
         else:
             found.append((values, [layer]))
     return [members for _, members in found if len(members) > 1]
+
+
+def _joined(same: Sequence[Layer]) -> Layer:
+    """Put layers of one weight into one, as a layer that is called several times."""
+    first, others = same[0], same[1:]
+    # Which norm acts a graph tells of each place; names tell it of one alone.
+    is_open = first.pairing is None and not all(_same_norm(first, other) for other in others)
+    return dataclasses.replace(
+        first,
+        aliases=tuple(other.name for other in others),
+        stage=functools.reduce(least_stage, (layer.stage for layer in same)),
+        input=functools.reduce(agreed_input, (layer.input for layer in same)),
+        norm=None if is_open else first.norm,
+    )
 
 
 def _note(first: Layer, others: Sequence[Layer]) -> str:

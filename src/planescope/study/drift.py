@@ -109,10 +109,16 @@ class Drift(Table):
     def sentence(self) -> str:
         """Return how many of the masses lie beyond drift, in words."""
         beyond, whole = (sum(getattr(x, key) for x in self.layers) for key in ("beyond", "runs"))
-        return (
+        text = (
             f"{beyond} of {whole} masses lie beyond what drift alone gives with a probability of "
             f"{COVERAGE:.0%}. Within it, that a layer turned does not show that it learned."
         )
+        if wide := sum(layer.runs for layer in self.layers if layer.high >= 1):
+            text += (
+                f" For {wide} of them the band reaches 1, so that no turn away from the orthant, "
+                "however far, lies beyond it; more runs on noise make it narrower."
+            )
+        return text
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table's columns: a row a network, condition and layer."""
@@ -162,9 +168,12 @@ def drift_of(table: pd.DataFrame, /, *, study: str = "") -> Drift:
     """
     runs = table.assign(condition=condition_of(table))
     # Where filters are centred the sign of a mass is rounding.
-    runs = runs[~runs["condition"].str.contains(CENTRED)]
-    layers: list[Drifted] = []
+    centred = runs["condition"].str.contains(CENTRED)
     notes: list[str] = []
+    if count := runs.loc[centred, "run"].nunique():
+        notes.append(f"{count} runs with centred filters are left out: these have no side")
+    runs = runs[~centred]
+    layers: list[Drifted] = []
     for _, alike in runs.groupby(list(ALIKE), observed=True, dropna=False, sort=False):
         network = str(alike["network"].iloc[0])
         noise = _ends(alike[alike["condition"] == NOISE])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from planescope.files.errors import CheckpointError
-from planescope.files.reading import open_binary
+from planescope.files.reading import open_binary, read_exactly
 from planescope.hyperplanes.layer import Tensor
 
 # Bytes an element, by the name NumPy or ml_dtypes gives the type. One table for every format; the
@@ -37,6 +37,9 @@ ITEM_SIZES = {
     "complex64": 8,
     "complex128": 16,
 }
+
+# Enough of a tensor to tell it from another, nearly always.
+_DIGEST_BYTES = 256
 
 # NumPy refuses arrays beyond this many dimensions; a header that claims more is a lie.
 MAX_DIMENSIONS = 64
@@ -68,7 +71,11 @@ def stored_tensor(
         array = read_array(path, offset, dtype, shape, strides=strides, big_endian=big_endian)
         return array if finish is None else finish(array)
 
-    return Tensor(shape, dtype, read)
+    def digest() -> bytes:
+        length = math.prod(shape) * ITEM_SIZES[dtype]
+        return read_exactly(path, offset, min(length, _DIGEST_BYTES))
+
+    return Tensor(shape, dtype, read, None, None if strides else digest)
 
 
 def read_array(

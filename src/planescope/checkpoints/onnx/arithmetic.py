@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
-from planescope.hyperplanes.layer import Array, Tensor
+from planescope.hyperplanes.layer import Array, Tensor, joint_digest
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -28,7 +28,8 @@ def mapped(
             return function(*arrays)
 
     first = tensors[0]
-    return Tensor(first.shape if shape is None else shape, dtype or first.dtype, read)
+    shape = first.shape if shape is None else shape
+    return Tensor(shape, dtype or first.dtype, read, None, joint_digest(tensors))
 
 
 def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -21,6 +21,7 @@ from planescope.checkpoints.onnx.words import steps
 from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Layer, Norm, Skipped, Tensor
+from planescope.networks.pairing import folded_notes
 from planescope.networks.places import Position, follow
 
 if TYPE_CHECKING:
@@ -94,7 +95,12 @@ def _described(graph: Graph, constants: Constants) -> Described:
         if position.norm is not None:
             norm = _norm(graph, constants, norms[position.norm], weights.weight)
         layers.append(_layer(name, weights, position, norm))
-    return Described(layers=tuple(layers), skipped=(*skipped, *_shared(found, names)))
+    told = (name for node, held in found.items() for name in (readable(node), *held.names))
+    return Described(
+        layers=tuple(layers),
+        skipped=(*skipped, *_shared(found, names)),
+        notes=folded_notes(told),
+    )
 
 
 def _layer(name: str, weights: Weights, position: Position, norm: Norm | None) -> Layer:

@@ -168,7 +168,7 @@ def _fixed_tensor(
     packed = stored_tensor(
         path, begin, "uint8", (wanted,), finish=lambda packed: _unpacked(packed, dtype, shape)
     )
-    return Tensor(shape, dtype, packed.read)
+    return Tensor(shape, dtype, packed.read, None, packed.digest)
 
 
 def _external_tensor(proto: _Proto, dtype: str, shape: tuple[int, ...]) -> Tensor:

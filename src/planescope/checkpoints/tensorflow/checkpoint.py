@@ -251,7 +251,7 @@ def _tensor(index: Path, key: str, entry: _Entry, shards: int, sizes: dict[int, 
             )
         return decode(np.frombuffer(bytearray(data), dtype=np.uint8), dtype).reshape(shape)
 
-    return Tensor(shape, dtype, read)
+    return Tensor(shape, dtype, read, digest=lambda: entry.checksum)
 
 
 def _objects(index: Path, entry: _Entry, shards: int) -> Iterator[tuple[int, str, str]]:

@@ -22,6 +22,7 @@ from planescope.checkpoints.tensorflow.network import Network
 from planescope.checkpoints.tensorflow.operations import Function, Operation
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Layer, Norm, Tensor
+from planescope.networks.pairing import folded_notes
 from planescope.networks.places import Role
 
 _MAX_FOLDS = 24  # operations in a row on a constant, or between a layer and its norm
@@ -248,11 +249,9 @@ class _Graph:
                 "that the file does not tell to be a batch norm: they are measured without it"
             )
         fused = (each for each in order if each.op in _LAYERS and each.op not in _PLAIN)
-        if any("batchnorm" in each.name.lower().replace("_", "") for each in fused):
-            self.network.notes.append(
-                "batch norms were folded into weights and biases when the file was converted: what "
-                "is measured is what convolution and norm cut together"
-            )
+        self.network.notes += folded_notes(
+            n for each in fused for n in (each.name, *each.inputs[1:])
+        )
         return self.network.described()
 
     def _in_order(self) -> list[Operation]:

@@ -17,6 +17,7 @@ from planescope.checkpoints.tflite.schema import Graph, Operator, Stored, graphs
 from planescope.checkpoints.tflite.weights import DTYPES, LEAST, dequantised, tensor_of
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Kind, Layer, Tensor, kind_of_convolution
+from planescope.networks.pairing import folded_notes
 from planescope.networks.places import Role
 
 if TYPE_CHECKING:
@@ -165,20 +166,10 @@ class _Walk:
                 f"behind {len(self._scaled)} layers ({', '.join(self._scaled[:5])}) stands a scale "
                 "that the file does not tell to be a batch norm: they are measured without it"
             )
-        if any(map(self._has_norm_within, self.graph.operators)):
-            self.network.notes.append(
-                "batch norms were folded into weights and biases when the file was converted: what "
-                "is measured is what convolution and norm cut together"
-            )
+        layers = [operator for operator in self.graph.operators if operator.op in _LAYERS]
+        numbers = [n for each in layers for n in (*each.inputs[1:], *each.outputs[:1])]
+        self.network.notes += folded_notes(s.name for n in numbers if (s := self._stored(n)))
         return self.network.described()
-
-    def _has_norm_within(self, operator: Operator) -> bool:
-        """Tell whether a layer's weights, bias or output are called after a batch norm."""
-        if operator.op not in _LAYERS:
-            return False
-        numbers = (*operator.inputs[1:], *operator.outputs[:1])
-        names = [stored.name.lower() for n in numbers if (stored := self._stored(n))]
-        return any("batchnorm" in name.replace("_", "") for name in names)
 
     # One operator to nodes.
 

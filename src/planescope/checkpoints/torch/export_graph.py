@@ -330,7 +330,7 @@ def _described(
 
 
 def _transposed(tensor: Tensor) -> Tensor:
-    return Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
+    return Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T, None, tensor.digest)
 
 
 def _first(word: str) -> str:
