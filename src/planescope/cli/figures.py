@@ -54,8 +54,8 @@ def figures(
 ) -> None:
     """Write every figure of a paper on some networks, each with its numbers as CSV beside it.
 
-    RUN is the folder of a training or of a study; FILE a checkpoint, or a measurement, resets
-    or a relation that --out of those commands saved. Several are compared.
+    RUN is the folder of a training or of a study; FILE a checkpoint, or a measurement, resets, a
+    relation or a sensitivity that --out of those commands saved. Several are compared.
     """
     from planescope.cli.progress import layer_progress
     from planescope.figures import write_all

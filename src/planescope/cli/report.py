@@ -47,8 +47,8 @@ def report(
 ) -> None:
     """Write one HTML page that shows what is known of networks.
 
-    RUN is the folder of a training or of a study; FILE a checkpoint, or a measurement, resets or a
-    relation that --out of those commands saved. Several networks are compared.
+    RUN is the folder of a training or of a study; FILE a checkpoint, or a measurement, resets, a
+    relation or a sensitivity that --out of those commands saved. Several networks are compared.
     """
     from planescope.figures.report import FORMS
     from planescope.figures.report import report as report_on

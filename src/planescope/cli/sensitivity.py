@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +12,10 @@ import click
 from planescope.cli.options import TRUST
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.table import Table
+    from rich.text import Text
 
     from planescope.criticality.sensitivity import Cost
     from planescope.criticality.sensitivity.record import LayerSensitivity, Sensitivity
@@ -52,15 +57,25 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of synthetic pictures.")
 @TRUST
 @click.option("--dry-run", is_flag=True, help="Tell cells and time, and do nothing else.")
+@click.option(
+    "--top", metavar="N", type=click.IntRange(1), help="Print the N dearest layers alone."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
+@click.option("--figure", metavar="FILE", help="Draw layers × ways: .pdf, .svg or .png.")
+@click.option("--curves", metavar="FILE", help="Draw a curve a layer: .pdf, .svg or .png.")
+@click.option("--page", metavar="FILE", help="Write one HTML page of the network with this in it.")
 def sensitivity(
     model: str,
     *,
     inputs: str | None,
     data: str | None,
+    top: int | None,
     as_json: bool,
     out: str | None,
+    figure: str | None,
+    curves: str | None,
+    page: str | None,
     **choices: Any,
 ) -> None:
     """Say what it costs to prune, thin, factor or quantise each layer alone.
@@ -73,12 +88,13 @@ def sensitivity(
     from planescope.criticality.sensitivity import sensitivity as find
     from planescope.files.errors import UsageError
     from planescope.files.results import FORMS
-    from planescope.files.writing import check_target
+    from planescope.files.writing import FIGURE_FORMS, check_targets
 
     if inputs is not None and data is not None:
         raise UsageError("give --inputs, whose labels are not looked at, or --data, not both")
-    if out is not None:
-        check_target(out, FORMS)
+    check_targets(
+        (out, FORMS), (figure, FIGURE_FORMS), (curves, FIGURE_FORMS), (page, (".html", ".htm"))
+    )
     options = data_choices(choices, synthetic=inputs is None and data is None)
     with layer_progress() as advance:
         found = find(
@@ -89,10 +105,27 @@ def sensitivity(
         return
     if out is not None:
         found.save(out)
+    _draw(found, figure=figure, curves=curves)
+    if page is not None:
+        from planescope.figures.report import report
+
+        command = shlex.join(["planescope", *sys.argv[1:]])
+        report(model, found, command=command).save(page)
     if as_json:
         sys.stdout.write(found.to_json() + "\n")
     else:
-        print_sensitivity(found)
+        print_sensitivity(found, top=top)
+
+
+def _draw(found: Sensitivity, *, figure: str | None, curves: str | None) -> None:
+    if figure is None and curves is None:
+        return
+    from planescope import figures
+
+    if figure is not None:
+        figures.save(figures.sensitivity_map(found), figure)
+    if curves is not None:
+        figures.save(figures.sensitivity(found), curves)
 
 
 def data_choices(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
@@ -137,11 +170,16 @@ def print_cost(cost: Cost) -> None:
     say(f"{cost.layers} layers, {cost.cells} cells on {inputs}{time}")
 
 
-def print_sensitivity(found: Sensitivity) -> None:
-    """Print layers by ways, and what the numbers are."""
+def print_sensitivity(found: Sensitivity, *, top: int | None = None) -> None:
+    """Print layers by ways, and what the numbers are.
+
+    Ways that the terminal has no room for beside one another follow below, so that none is left
+    out; with `top` the layers that cost least are, and their number is told.
+    """
     from rich.text import Text
 
     from planescope.cli.printing import console
+    from planescope.cli.tables import skipped_lines
 
     out = console()
     out.print(Text(f"{found.source}: {found.network} on {found.data}", style="bold"))
@@ -149,29 +187,76 @@ def print_sensitivity(found: Sensitivity) -> None:
         out.print(Text(f"whole network: {found.metric} {found.trained:.4g}"))
     if found.expected is not None:
         out.print(Text(f"whole network: expects itself to be right in {found.expected:.1%}"))
-    out.print(_table(found))
+    layers = _dearest(found, top)
+    for table in _tables(found, layers, out.width):
+        out.print(table)
     out.print(Text(found.sentence))
     for note in found.notes:
         out.print(Text(note, style="dim"))
+    if left := len(found.layers) - len(layers):
+        out.print(Text(f"not shown: the {left} layers that cost least (--top {top})", style="dim"))
+    for line in skipped_lines(found.skipped):
+        out.print(Text(line, style="dim"))
 
 
-def _table(found: Sensitivity) -> Table:
+def _dearest(found: Sensitivity, top: int | None) -> list[LayerSensitivity]:
+    """Return the layers of the largest mean cost, in the order of the network."""
+    if top is None or top >= len(found.layers):
+        return list(found.layers)
+
+    def mean(layer: LayerSensitivity) -> float:
+        values = [v for key in found.ways if (v := found.value(layer, key)) is not None]
+        return sum(values) / len(values) if values else 0.0
+
+    kept = sorted(found.layers, key=mean, reverse=True)[:top]
+    return [layer for layer in found.layers if layer in kept]
+
+
+def _tables(found: Sensitivity, layers: Sequence[LayerSensitivity], width: int) -> Iterator[Table]:
+    """Give tables of all ways, each as wide as there is room for."""
     from planescope.cli.printing import plain_table
 
-    table = plain_table("layer", "parameters", "multiply-adds", *found.ways)
-    for layer in found.layers:
-        work = "" if layer.multiply_adds is None else f"{layer.multiply_adds:,}"
-        cells = [_cell(layer, key, has_loss=found.has_loss) for key in found.ways]
-        table.add_row(layer.name, f"{layer.parameters:,}", work, *cells)
-    return table
+    names = max(5, *(len(layer.name) for layer in layers))
+    sizes = [
+        [f"{layer.parameters:,}", "" if (w := layer.multiply_adds) is None else f"{w:,}"]
+        for layer in layers
+    ]
+    beside = ["parameters", "multiply-adds"]
+    is_narrow = width < names + 28 + sum(len(key) + 2 for key in found.ways)
+    if is_narrow:  # a colon ends a line
+        beside = ["para-\nmeters", "multiply-\nadds"]
+    titles = {key: key.replace(":", ":\n", 1) if is_narrow else key for key in found.ways}
+    left = list(found.ways)
+    while left:
+        room = width - names - sum(_wide(beside, sizes)) - 2
+        taken = 0
+        while taken < len(left):
+            cells = [[_cell(found, layer, left[taken]).plain] for layer in layers]
+            room -= sum(_wide([titles[left[taken]]], cells))
+            if room < 0 and taken:
+                break
+            taken += 1
+        keys, left = left[:taken], left[taken:]
+        table = plain_table("layer", *beside, *(titles[key] for key in keys))
+        for layer, own in zip(layers, sizes, strict=True):
+            table.add_row(layer.name, *own, *(_cell(found, layer, key) for key in keys))
+        yield table
+        sizes, beside = [[] for _ in layers], []
 
 
-def _cell(layer: LayerSensitivity, key: str, *, has_loss: bool) -> Any:
+def _wide(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the widths of columns, with what stands between them."""
+    heads = [max(map(len, title.split("\n"))) for title in titles]
+    return [3 + max([head, *(len(row[i]) for row in rows)]) for i, head in enumerate(heads)]
+
+
+def _cell(found: Sensitivity, layer: LayerSensitivity, key: str) -> Text:
     from rich.text import Text
 
-    one = layer.ways.get(key)
-    value = None if one is None else one.loss if has_loss else one.score
+    value = found.value(layer, key)
     if value is None:
         return Text("")
+    if not found.is_share:
+        return Text(f"{value:.3g}" if value < 1e6 else "∞")
     style = "red" if value > 0.3 else "yellow" if value > 0.1 else "green"
-    return Text(f"{value:.1%}" if abs(value) < 10 else f"{value:.3g}", style=style)
+    return Text(f"{value:.1%}", style=style)

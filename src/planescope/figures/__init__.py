@@ -18,6 +18,7 @@ from planescope.figures.portrait import portrait
 from planescope.figures.relation import ranks, relation, roc, score_against_drop
 from planescope.figures.repetitions import repetitions, write_deviation
 from planescope.figures.resets import heatmap
+from planescope.figures.sensitivity import sensitivity, sensitivity_map
 from planescope.figures.theory import theory
 from planescope.figures.write_all import Written, write_all
 
@@ -43,6 +44,8 @@ __all__ = [
     "roc",
     "save",
     "score_against_drop",
+    "sensitivity",
+    "sensitivity_map",
     "settings",
     "style",
     "theory",

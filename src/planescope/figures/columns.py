@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.resets.record import CELL_KEYS, Resets
+from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.figures.comparisons import Group, mass_range
 from planescope.figures.dynamics import CURVES, METRICS, PANELS
 from planescope.hyperplanes.statistics import Statistics
@@ -99,6 +100,11 @@ def resets_numbers(resets: Resets, /) -> Columns:
     for key in ("negative_mass", "biased"):
         columns[key] = [getattr(layers.get(cell.layer), key, None) for cell in resets.cells]
     return columns
+
+
+def sensitivity_numbers(found: Sensitivity, /) -> Columns:
+    """Return a row a layer and way that applies to it."""
+    return found.columns()
 
 
 def _add_group(columns: Columns, group: Sequence[Measurement], head: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
     """
     rows, columns = resets.rows, resets.snapshots
     pitch = row_pitch(len(rows), PITCH)
-    names = _told_apart(rows)
+    names = told_apart(rows)
     name = 0.075 * max(map(len, names))
     across = max(0.6, inches(width) - name - STRIP - SCALE - 0.7)
     titles = [shown(str(column), LONGEST_SNAPSHOT) for column in columns]
@@ -109,7 +109,7 @@ def _write_cells(axes: Axes, resets: Resets, values: Floats, size: float) -> Non
             if not cells:
                 continue
             noise = any(cell.significant is False for cell in cells)
-            color = _readable(colors, values[i, j] / 100)
+            color = readable(colors, values[i, j] / 100)
             if size >= SMALLEST:
                 number = f"{values[i, j]:.0f}".replace("-0", "0")
                 text = f"({number})" if noise else number
@@ -118,13 +118,13 @@ def _write_cells(axes: Axes, resets: Resets, values: Floats, size: float) -> Non
                 axes.plot(j, i, ".", color=color, markersize=2)
 
 
-def _readable(colors: Colormap, share: float) -> str:
+def readable(colors: Colormap, share: float) -> str:
     """Return the black or white, whichever stands out from the colour of a cell."""
     red, green, blue, _ = colors(share)
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
+def told_apart(names: Sequence[str]) -> list[str]:
     """Return the names that are short enough; of long ones, what all have in common is left out."""
     if len(names) > 1 and max(map(len, names)) > LONGEST_NAME:
         reverse = [name[::-1] for name in names]
@@ -168,7 +168,7 @@ def _draw_strip(axes: Axes, resets: Resets, size: float) -> None:
                 i,
                 f"{mass:.2f}",
                 size=size,
-                color=_readable(colors, mass),
+                color=readable(colors, mass),
                 weight="bold" if layers[row].biased else "normal",
                 ha="center",
                 va="center",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from planescope.criticality.plan.planned import Plan
 from planescope.criticality.relation import Relation
 from planescope.criticality.resets.record import Resets
+from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside
 from planescope.files.reading import open_binary, read_text
@@ -48,6 +49,8 @@ class Subject:
         What its layers, put back, cost, where that was looked at.
     relation : Relation or None
         How scores of some networks relate to resets; such a subject has nothing else.
+    sensitivity : Sensitivity or None
+        What it costs to prune, thin, factor or quantise its layers, where that was looked at.
     plan : Plan or None
         A smaller network made out of one; such a subject has nothing else.
     """
@@ -59,6 +62,7 @@ class Subject:
     config: RunConfig | None = field(default=None, repr=False)
     resets: Resets | None = None
     relation: Relation | None = None
+    sensitivity: Sensitivity | None = None
     plan: Plan | None = None
 
 
@@ -75,10 +79,10 @@ def open_subjects(
 
     Parameters
     ----------
-    sources : iterable of path, Run, Measurement, Resets, Relation, Plan, or input of `measure`
+    sources : iterable of path, Run, or input of `measure`, or of Measurement, Resets and so on
         A run's folder; a study's, of which all runs that are made are opened; a file that holds a
-        measurement, resets or a relation; or a checkpoint, which is measured, as is a run's last
-        snapshot.
+        measurement, resets, a relation or a sensitivity; or a checkpoint, which is measured, as is
+        a run's last snapshot.
     remeasure : bool
         Measure a run's last snapshot, which gives the values of its filters; else a run comes
         without a measurement.
@@ -141,6 +145,8 @@ def _opened(source: Any, remeasure: bool) -> Subject:
         return Subject(name=_short(source.source), path=source.source, resets=source)
     if isinstance(source, Relation):
         return Subject(name="relation", path=", ".join(source.runs), relation=source)
+    if isinstance(source, Sensitivity):
+        return Subject(name=_short(source.source), path=source.source, sensitivity=source)
     if isinstance(source, Plan):
         return Subject(name="plan", path=source.source, plan=source)
     if isinstance(source, Run):
@@ -151,7 +157,7 @@ def _opened(source: Any, remeasure: bool) -> Subject:
     schema = _schema(path)
     if schema is None:
         return replace(_measured(measure(source)), path=str(source))
-    loaded: Measurement | Resets | Relation | Plan
+    loaded: Measurement | Resets | Relation | Sensitivity | Plan
     match schema.partition("/")[0]:
         case "planescope.measurement":
             loaded = load(path)
@@ -161,10 +167,12 @@ def _opened(source: Any, remeasure: bool) -> Subject:
             loaded = Relation.load(path)
         case "planescope.plan":
             loaded = Plan.load(path)
+        case "planescope.sensitivity":
+            loaded = Sensitivity.load(path)
         case _:
             raise CheckpointError(
                 f"{path}: holds {schema!r}; give a run, a measurement, resets, a relation, a "
-                "plan or a checkpoint"
+                "sensitivity, a plan or a checkpoint"
             )
     return replace(_opened(loaded, remeasure), name=path.stem, path=str(path))
 

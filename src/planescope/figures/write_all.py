@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from planescope.criticality.relate import relate
 from planescope.criticality.relation import Relation
+from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.figures.canvas import Width, inches, save, style
 from planescope.figures.columns import (
     Columns,
@@ -21,6 +22,7 @@ from planescope.figures.columns import (
     networks_numbers,
     repetitions_numbers,
     resets_numbers,
+    sensitivity_numbers,
     settings_numbers,
 )
 from planescope.figures.comparisons import Group, networks, networks_room, settings, settings_room
@@ -33,6 +35,7 @@ from planescope.figures.portrait import portrait
 from planescope.figures.relation import relation
 from planescope.figures.repetitions import rate_drops, repetitions, together
 from planescope.figures.resets import heatmap
+from planescope.figures.sensitivity import sensitivity, sensitivity_map
 from planescope.figures.sources import Subject, open_subjects
 from planescope.files.errors import OutputError, UsageError
 from planescope.files.folders import inside, replacing_inside
@@ -100,19 +103,20 @@ def write_all(
 
     Of each network: its statistics through training, beside loss and accuracy (``training``); its
     negative masses (``layers``) and cosines (``cosines``), and the hyperplanes of its most biased
-    layer (``portrait``), once trained; what resets cost (``resets``), and what a plan does at each
-    size (``plan``). Of several: side by side (``networks``); of runs that differ in their seeds
-    alone, each layer's masses through training with the range over runs (``repetitions``); of runs
-    with resets, whether scores that need no data rank the layers as these do (``relation``); and,
-    of runs that differ in the data's complexity or noise, by that (``by-label-noise`` and so on).
-    With several, names of files begin with that of the network.
+    layer (``portrait``), once trained; what resets cost (``resets``); and what it costs to prune,
+    thin, factor or quantise its layers (``sensitivity``, ``sensitivity-map``); and what a plan
+    costs at each size (``plan``). Of several: side by side (``networks``); of runs that differ in
+    their seeds alone, each layer's masses through training with the range over runs
+    (``repetitions``); of runs with resets, whether scores that need no data rank the layers as
+    these do (``relation``); and, of runs that differ in the data's complexity or noise, by that
+    (``by-label-noise`` and so on). With several, names of files begin with that of the network.
 
     Everything is drawn before anything is written, and each file is whole or absent; one of that
     name is replaced.
 
     Parameters
     ----------
-    sources : iterable of path, Run, Measurement, Resets, Relation, Plan, or input of `measure`
+    sources : iterable of path, Run, or input of `measure`, or of Measurement, Resets and so on
     out : path
         The folder; it is made if need be.
     form : {"pdf", "svg", "png"}
@@ -247,6 +251,22 @@ def _of_one(subject: Subject, width: Width) -> Iterator[_Drawing]:
             draw=lambda: heatmap(resets, width=width),
             numbers=lambda: resets_numbers(resets),
         )
+    if subject.sensitivity is not None:
+        yield from _sensitivity(subject.sensitivity, width)
+
+
+def _sensitivity(found: Sensitivity, width: Width) -> Iterator[_Drawing]:
+    if found.ladders:
+        yield _Drawing(
+            name="sensitivity",
+            draw=lambda: sensitivity(found, width=width),
+            numbers=lambda: sensitivity_numbers(found),
+        )
+    yield _Drawing(
+        name="sensitivity-map",
+        draw=lambda: sensitivity_map(found, width=width),
+        numbers=lambda: sensitivity_numbers(found),
+    )
 
 
 def _together(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:

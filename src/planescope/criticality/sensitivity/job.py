@@ -201,6 +201,7 @@ class Job:
             layers=tuple(layers),
             input_shape=self.inputs.shape,
             assumed=self.inputs.assumed,
+            of_classes=self.inputs.judge.is_softmax,
             skipped=tuple(self.skipped),
             notes=tuple(self.notes(counted, found, ways)),
             **self.whole(found),

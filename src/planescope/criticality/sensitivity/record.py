@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from planescope.criticality.replacements import Way, WayKind
+from planescope.files.errors import UsageError
 from planescope.files.results import Table
 from planescope.hyperplanes.layer import Kind, Skipped
 
@@ -97,6 +99,8 @@ class Sensitivity(Table):
         Accuracy that the whole network expects of itself, on inputs of the user's without labels.
     chance : float or None
         What the metric is by chance.
+    of_classes : bool
+        Whether the network's answer is the largest of its outputs.
     layers : tuple of LayerSensitivity
         In the order of the network.
     skipped : tuple of Skipped
@@ -122,6 +126,7 @@ class Sensitivity(Table):
     trained: float | None = None
     expected: float | None = None
     chance: float | None = None
+    of_classes: bool = True
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
@@ -129,6 +134,36 @@ class Sensitivity(Table):
     def ways(self) -> tuple[str, ...]:
         """Return the ways in the order in which they were asked for."""
         return tuple(dict.fromkeys(key for layer in self.layers for key in layer.ways))
+
+    @property
+    def ladders(self) -> dict[str, list[tuple[str, float]]]:
+        """Return the ways and their amounts by kind, what takes least first; none of one's own."""
+        found: dict[str, list[tuple[str, float]]] = {}
+        for key in self.ways:
+            try:
+                way = Way.parse(key)
+            except UsageError:
+                continue  # a name of the user's
+            found.setdefault(way.kind.value, []).append((key, float(way.amount)))
+        for kind, steps in found.items():
+            steps.sort(key=lambda step: step[1], reverse=kind in (WayKind.RANK, WayKind.BITS))
+        return found
+
+    @property
+    def is_share(self) -> bool:
+        """Return whether costs are shares, of which 1 is all; a change of outputs may exceed it."""
+        if self.has_loss:
+            return True
+        if self.method is Method.MEASURED:
+            return self.metric == "accuracy"
+        return self.of_classes
+
+    def value(self, layer: LayerSensitivity, key: str, /) -> float | None:
+        """Return what a table shows of a layer and a way: the loss, or the score where none is."""
+        one = layer.ways.get(key)
+        if one is None:
+            return None
+        return one.loss if self.has_loss else one.score
 
     def columns(self) -> dict[str, list[Any]]:
         """Return a row for each layer and way that applies to it."""
@@ -167,13 +202,20 @@ class Sensitivity(Table):
         """Return what the numbers are, in a sentence."""
         of = f"{self.inputs} inputs"
         match self.method:
+            case Method.SYNTHETIC if not self.of_classes:
+                return (
+                    f"no data: relative change of the output on {of}, synthetic; it ranks layers "
+                    "and ways, and is no loss"
+                )
             case Method.SYNTHETIC:
                 return (
                     f"no data: disagreement on {of}, synthetic; it ranks layers and ways, and is "
                     "no loss of accuracy"
                 )
+            case Method.UNLABELLED if not self.of_classes:
+                return f"no labels: relative change of the output on {of}; there is no loss"
             case Method.UNLABELLED if not self.has_loss:
-                return f"no labels: change of what the network gives, on {of}"
+                return f"no labels: change of the answers' probability on {of}; there is no loss"
             case Method.UNLABELLED:
                 return f"no labels: loss that the network itself expects on {of}"
             case _:

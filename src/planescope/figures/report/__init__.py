@@ -81,10 +81,11 @@ def report(
 
     Parameters
     ----------
-    x, *others : path, Run, Measurement, or what `planescope.measure` takes
+    x, *others : path, Run, Measurement, Sensitivity, or what `planescope.measure` takes
         A training run or its folder; a saved measurement; a checkpoint or a live module, which is
-        measured. A run has all that is known of it on the page: its training, and what resets cost
-        and how the statistics rank the layers, where that was looked at.
+        measured; resets, a relation or a sensitivity of one of these, saved or not. A run has all
+        that is known of it on the page: its training, and what resets cost and how the statistics
+        rank the layers, where that was looked at.
     network, data, trust
         As for a `planescope.training.run.Run`, of all runs that paths lead to.
     command : str, optional

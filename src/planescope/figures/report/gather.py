@@ -17,6 +17,7 @@ from planescope.figures.report.filters import Arrays, filters_shown
 from planescope.figures.report.relation import RelationShown, relation_shown, scores_shown
 from planescope.figures.report.resets import ResetsShown, resets_shown
 from planescope.figures.report.rounding import rounded
+from planescope.figures.report.sensitivity import sensitivity_shown
 from planescope.figures.sources import Subject
 from planescope.files.errors import UsageError
 from planescope.hyperplanes import chance
@@ -44,24 +45,33 @@ def contents_of(
     made: Mapping[str, str],
     follows: bool = False,
 ) -> Contents:
-    """Gather what a page shows of some networks, and of resets, relations and plans of these.
+    """Gather what a page shows of some networks, and of resets, plans and so on of these.
 
     Raises
     ------
     UsageError
-        If there is none, or resets, a relation or a plan are of none of them.
+        If there is none, or a result is of none of them.
     CheckpointError
         If a file of a run is missing or damaged.
     """
     found, others = networks_of(subjects)
     if not found:
-        raise UsageError("nothing to report: give a run, a checkpoint or a saved measurement")
+        raise UsageError(
+            "nothing to report: give a run, a checkpoint or a saved measurement"
+            f"{' too' if others else ''}"
+        )
     relations = [other.relation for other in others if other.relation is not None]
     networks = tuple(_shown(subject, relations, len(found)) for subject in found)
+    worth = [
+        (place, sensitivity_shown(subject.sensitivity))
+        for place, subject in enumerate(found)
+        if subject.sensitivity is not None
+    ]
     plans = tuple((other.plan, picture(other.plan)) for other in others if other.plan is not None)
     return Contents(
-        networks=networks, verdict=_verdict(networks), made=dict(made), follows=follows, plans=plans
-    )
+        networks=networks, verdict=_verdict(networks), made=dict(made), follows=follows,
+        sensitivities=tuple(worth), plans=plans,
+    )  # fmt: skip
 
 
 def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Subject]]:
@@ -70,7 +80,7 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
     Raises
     ------
     UsageError
-        If resets, a relation or a plan belong to none of the networks.
+        If resets, a relation, a sensitivity or a plan belong to none of the networks.
     """
     networks = [each for each in subjects if each.run is not None or each.measurement is not None]
     others = [each for each in subjects if each not in networks]
@@ -85,14 +95,15 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
             )
         if other.resets is not None:
             networks[owners[0]] = replace(networks[owners[0]], resets=other.resets)
+        if other.sensitivity is not None:
+            networks[owners[0]] = replace(networks[owners[0]], sensitivity=other.sensitivity)
     return networks, others
 
 
 def _belongs(other: Subject, network: Subject) -> bool:
-    if other.resets is not None:
-        return Path(other.resets.source).resolve() == Path(network.path).resolve()
-    if other.plan is not None:
-        return Path(other.plan.source).resolve() == Path(network.path).resolve()
+    apart = other.resets or other.sensitivity or other.plan
+    if apart is not None:
+        return Path(apart.source).resolve() == Path(network.path).resolve()
     return other.relation is not None and _run_in(other.relation, network) is not None
 
 

@@ -1,0 +1,1 @@
+"""Scores of `planescope sensitivity` held against labels, on networks that others trained."""
