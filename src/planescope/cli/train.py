@@ -79,6 +79,7 @@ def train(*, config: str | None, out: str, resume: bool, trust: bool, **options:
     RUN gets config.yaml, metrics.csv, snapshots/, measurements and what resuming needs. With
     --resume, options that are not given are those of the run.
     """
+    from planescope.cli.printing import console
     from planescope.cli.progress import layer_progress
     from planescope.cli.status import print_status
     from planescope.training.loop import rank
@@ -98,6 +99,8 @@ def train(*, config: str | None, out: str, resume: bool, trust: bool, **options:
             wanted, out, resume=resume, trust=trust or frozenset(own.values()), progress=advance
         )
     if rank() == 0:
+        if wanted.precision == "auto":
+            console().print(f"precision: {run.config.precision}, chosen for this device")
         print_status([run])
 
 

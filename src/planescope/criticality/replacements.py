@@ -194,7 +194,7 @@ def pruned(weight: Array, share: Fraction | float | str, /) -> Array:
 
     Of equal magnitudes the one of the lowest index goes first, in the order of the array given.
     """
-    result = np.array(weight)
+    result = np.array(weight, order="C")  # of another order, reshape would give a copy
     order = np.argsort(np.abs(result).ravel(), kind="stable")
     result.reshape(-1)[order[: _rounded(share, result.size)]] = 0
     return result

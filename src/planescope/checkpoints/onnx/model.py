@@ -66,16 +66,30 @@ def read(path: Path) -> Described:
         If the file is damaged, or the data of a layer are not where it says.
     """
     with WireFile(path) as wire:
-        parts = list(wire.fields(wire.span))
-        graphs = [part.span for part in parts if part.number == _GRAPH]
-        if not graphs:
-            raise CheckpointError(f"{path}: holds no graph; is it an ONNX model?")
-        functions = [part.span for part in parts if part.number == _FUNCTION]
-        graph = Graph(wire, graphs, functions)
-        return _described(graph, Constants(graph))
+        graph = graph_in(wire)
+        return described(graph, Constants(graph))
 
 
-def _described(graph: Graph, constants: Constants) -> Described:
+def graph_in(wire: WireFile) -> Graph:
+    """Read the graph of a model, but for its weights.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or it is damaged.
+    """
+    parts = list(wire.fields(wire.span))
+    graphs = [part.span for part in parts if part.number == _GRAPH]
+    if not graphs:
+        raise CheckpointError(f"{wire.path}: holds no graph; is it an ONNX model?")
+    functions = [part.span for part in parts if part.number == _FUNCTION]
+    return Graph(wire, graphs, functions)
+
+
+def layers_in(
+    graph: Graph, constants: Constants
+) -> tuple[dict[Node, Weights], dict[Node, str], list[Skipped]]:
+    """Find the nodes that are layers, the names of their layers, and what was left out."""
     found: dict[Node, Weights] = {}
     skipped: list[Skipped] = []
     for node in graph.nodes:
@@ -84,7 +98,12 @@ def _described(graph: Graph, constants: Constants) -> Described:
             found[node] = weights
         elif reason := weights or left_out(graph, constants, node):
             skipped.append(Skipped(name=readable(node), reason=reason))
-    names = _names(found)
+    return found, _names(found), skipped
+
+
+def described(graph: Graph, constants: Constants) -> Described:
+    """Describe the layers of a graph, in its order, and what was left out."""
+    found, names, skipped = layers_in(graph, constants)
     behind = [part for weights in found.values() for part in weights.parts]
     nodes, norms = steps(graph, constants, names, set(behind))
     first = {name: node for node, name in reversed(names.items())}

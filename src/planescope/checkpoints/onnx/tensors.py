@@ -126,6 +126,11 @@ def tensor_at(wire: WireFile, span: Span) -> Tensor:
     return _typed_tensor(proto, dtype, shape)
 
 
+def is_external(wire: WireFile, span: Span) -> bool:
+    """Tell whether the data of a tensor lie in a file beside the model."""
+    return _parse(wire, span).is_external
+
+
 def _parse(wire: WireFile, span: Span) -> _Proto:
     proto = _Proto(wire.path, span)
     for part in wire.fields(span):

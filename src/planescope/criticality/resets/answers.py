@@ -87,6 +87,7 @@ class Judge:
     counts_right: bool = False
     is_softmax: bool = False
     by_example: bool = True
+    gives_probabilities: bool = False
     classes: int = 0
     counts: torch.Tensor | None = field(default=None, repr=False)
 
@@ -119,6 +120,7 @@ class Judge:
         self.classes = output.shape[1] if output.ndim > 1 else 1
         of_classes = labels is None or _are_classes(labels)
         self.is_softmax = output.ndim > 1 and self.classes > 1 and of_classes
+        self.gives_probabilities = self.is_softmax and _are_probabilities(output)
         if self.metric is not None or labels is None:
             return
         wanted = (output.shape[0], *output.shape[2:])
@@ -157,6 +159,16 @@ class Judge:
         if self.counts is not None:
             return int(self.counts.max()) / int(self.counts.sum())
         return 1 / self.classes if self.is_softmax else None
+
+    def logits(self, output: torch.Tensor) -> torch.Tensor:
+        """Return outputs whose softmax is the network's answer, in float32.
+
+        Of a network that ends in a softmax of its own they are the logarithms.
+        """
+        wide = output.float()
+        return (
+            wide.clamp_min(torch.finfo(wide.dtype).tiny).log() if self.gives_probabilities else wide
+        )
 
     def judge(
         self,
@@ -214,7 +226,7 @@ class Judge:
         labels: torch.Tensor | None,
         sizes: Sequence[int],
     ) -> None:
-        logits, trained = output.float(), reference.float()
+        logits, trained = self.logits(output), self.logits(reference)
         columns = {
             "changed": (logits - trained).double().square().flatten(1).sum(1),
             "square": trained.double().square().flatten(1).sum(1),
@@ -255,6 +267,14 @@ def _by_example(values: torch.Tensor) -> NDArray[Any]:
     """Values of examples on the host; of an example with several positions, their mean."""
     array: NDArray[Any] = (_mean(values) if values.ndim > 1 else values).cpu().numpy()
     return array
+
+
+def _are_probabilities(output: torch.Tensor) -> bool:
+    """Tell whether outputs lie in [0, 1] and sum to 1 over the classes, as those of a softmax."""
+    wide = output.detach().double()
+    if not bool(((wide >= 0) & (wide <= 1 + 1e-4)).all()):
+        return False
+    return bool(((wide.sum(1) - 1).abs() < 1e-2 / 4).all())
 
 
 def _are_classes(labels: Any) -> bool:

@@ -476,7 +476,8 @@ def batch_size(module: nn.Module, example: torch.Tensor, memory: int | None, kin
     kind : str
         Of the device that batches will be on: ``"cpu"``, ``"cuda"``.
     """
-    largest = example.nbytes
+    # Of what is no module of torch's, as a graph that another runtime runs.
+    largest = max(example.nbytes, getattr(module, "largest_bytes", 0))
 
     def look(_module: nn.Module, _args: Any, output: Any) -> None:
         nonlocal largest

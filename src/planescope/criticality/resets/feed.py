@@ -18,7 +18,7 @@ from planescope.criticality.resets.cells import batch_size
 from planescope.data.batches import batches
 from planescope.data.load import Images
 from planescope.data.loaders import Batch, Loader, moved
-from planescope.files.errors import UsageError, one_line, own_place
+from planescope.files.errors import RunError, UsageError, one_line, own_place
 
 if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Judge
@@ -155,7 +155,7 @@ def _look_at(module: nn.Module, batch: Batch, judge: Judge, name: str) -> None:
         with torch.inference_mode():
             output = module(*batch.args, **batch.kwargs)
     except Exception as exc:  # forward is anybody's code
-        if ran_out(exc):
+        if ran_out(exc) or isinstance(exc, RunError):
             raise
         if place := own_place(exc):
             raise UsageError(
@@ -184,7 +184,7 @@ def _check_fit(module: nn.Module, data: Data, network: str, judge: Judge) -> Non
         with torch.inference_mode():
             out = module(example)
     except Exception as exc:  # forward is anybody's code
-        if ran_out(exc):
+        if ran_out(exc) or isinstance(exc, RunError):
             raise
         reason = str(exc).partition("\n")[0]
         if place := own_place(exc):

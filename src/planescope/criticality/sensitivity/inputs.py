@@ -27,7 +27,7 @@ from planescope.criticality.synthetic import choose
 from planescope.data.load import Files, Images, load
 from planescope.data.loaders import Batch, Loader, call_loader, open_loader
 from planescope.data.pictures import LEAST_SIDE, Bank
-from planescope.files.errors import CheckpointError, UsageError, one_line
+from planescope.files.errors import CheckpointError, RunError, UsageError, one_line
 from planescope.files.reading import size_of
 from planescope.hyperplanes.layer import Kind, Layer
 
@@ -130,10 +130,16 @@ def synthetic(
         If the network takes no pictures, or gives all of them one answer.
     """
     device, dtype = _home(module)
+    is_last = getattr(module, "channels_last", False)
+
+    def turned(images: torch.Tensor) -> torch.Tensor:
+        return images.permute(0, 2, 3, 1) if is_last else images
 
     def run(pictures: NDArray[Any]) -> torch.Tensor:
         with torch.inference_mode():
-            output = module(torch.from_numpy(np.ascontiguousarray(pictures)).to(device, dtype))
+            output = module(
+                turned(torch.from_numpy(np.ascontiguousarray(pictures)).to(device, dtype))
+            )
         found: torch.Tensor = picked(output, pick)
         return found
 
@@ -145,14 +151,16 @@ def synthetic(
     )  # fmt: skip
     judge.look_at(output, _unlabelled((output,), len(output)))
     chosen = choose(
-        lambda pictures: run(pictures).double().cpu().numpy(), bank, of_classes=judge.is_softmax
+        lambda pictures: judge.logits(run(pictures)).double().cpu().numpy(),
+        bank,
+        of_classes=judge.is_softmax,
     )
     images = torch.from_numpy(chosen.images)
-    size = batch_size(module, images[:1].to(device, dtype), memory, device.type)
+    size = batch_size(module, turned(images[:1].to(device, dtype)), memory, device.type)
 
     def on(where: torch.device) -> Iterator[Batch]:
         for start in range(0, len(images), size):
-            batch = images[start : start + size].to(where, dtype)
+            batch = turned(images[start : start + size].to(where, dtype))
             yield _unlabelled((batch,), len(batch))
 
     notes = []
@@ -212,7 +220,7 @@ def _shape(
             if min(shape[1:]) < LEAST_SIDE:
                 raise ValueError(f"pictures have {LEAST_SIDE} pixels a side or more")
             output = run(np.zeros((2, *shape), dtype=np.float32))
-        except UsageError:
+        except RunError:
             raise
         except Exception as exc:  # forward is anybody's code, and takes one size alone
             reason = one_line(exc)
@@ -233,7 +241,10 @@ def _channels(layers: Sequence[Layer]) -> int:
 
 
 def _configured(module: nn.Module) -> tuple[int, int, int] | None:
-    """What timm's or torchvision's own configuration says."""
+    """Return what the graph of a file, or timm's or torchvision's own configuration says."""
+    told: tuple[int, int, int] | None = getattr(module, "picture_shape", None)
+    if told is not None:
+        return told
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(module, name, None)
         size = config.get("input_size") if isinstance(config, Mapping) else None

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from planescope.checkpoints import read_contents
+from planescope.checkpoints.locate import locate
 from planescope.criticality.replacements import Way, WayKind
 from planescope.criticality.resets.borrow import generators_of, same_random_states
 from planescope.criticality.resets.options import ResetOptions
@@ -27,6 +31,7 @@ from planescope.criticality.sensitivity.engine import (
 from planescope.criticality.sensitivity.estimate import Estimates
 from planescope.criticality.sensitivity.inputs import Given, InputOptions, handed_over, synthetic
 from planescope.criticality.sensitivity.network import (
+    LIBRARIES,
     Network,
     Part,
     count_work,
@@ -92,12 +97,20 @@ class Job:
         """Open the network and find its layers; `planescope.sensitivity` says what is raised."""
         if memory is not None and memory < 1:
             raise UsageError(f"memory must be 1 byte or more, not {memory}")
+        if network is None and (path := _onnx(model)) is not None:
+            from planescope.criticality.sensitivity.onnx import open_onnx
+
+            if device not in ("auto", "cpu"):
+                raise UsageError(f"an ONNX graph is run on the CPU, not on {device}")
+            opened, parts, skipped, every = open_onnx(path, kinds, layers)
+            where = torch.device("cpu")
+            return cls(opened, parts, skipped, every, where, memory, input_options)
         opened = open_network(model, network, trust)
         where = _device(device, opened)
         module = opened.module.to(where)
         parts, skipped = find_parts(module, kinds, layers)
-        every, _ = find_layers(read_module(module))
-        return cls(opened, parts, skipped, list(every), where, memory, input_options)
+        found, _ = find_layers(read_module(module))
+        return cls(opened, parts, skipped, list(found), where, memory, input_options)
 
     @contextlib.contextmanager
     def undisturbed(self, data: Any) -> Iterator[None]:
@@ -161,6 +174,8 @@ class Job:
         """Count the multiply-adds of each layer for one input."""
         batch = self.inputs.first
         module = self.network.module
+        if hasattr(module, "work"):
+            return dict(module.work)
 
         def run() -> Any:
             return module(*batch.args, **batch.kwargs)
@@ -189,7 +204,9 @@ class Job:
             layers.append(
                 LayerSensitivity(
                     name=name, kind=layer.kind, multiply_adds=work[name],
-                    parameters=layer.filters * (layer.fan_in + bool(part.bias)), ways=by_way,
+                    parameters=layer.filters
+                    * (layer.fan_in + (bool(part.bias) or layer.bias is not None)),
+                    ways=by_way,
                 )
             )  # fmt: skip
         return Sensitivity(
@@ -226,8 +243,11 @@ class Job:
             yield f"inputs: {given.feed.preprocessing}"
         yield from given.notes
         yield from given.feed.notes
-        if counted.note:
+        yield from self.network.notes
+        if counted.note and not self.network.notes:
             yield counted.note
+        if given.judge.gives_probabilities:
+            yield "the network gives probabilities, which were taken as such"
         is_told = found.method is Method.MEASURED or (
             found.method is Method.UNLABELLED and given.judge.is_softmax
         )
@@ -250,6 +270,17 @@ class Job:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:4])
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more layers"
+
+
+def _onnx(model: Any) -> Path | None:
+    """Return the path of an ONNX file; None of whatever else."""
+    if not isinstance(model, str | os.PathLike) or str(model).startswith(LIBRARIES):
+        return None
+    if Path(model).is_dir():
+        return None
+    path = locate(model)
+    form, _ = read_contents(path)
+    return path if form == "onnx" else None
 
 
 def _device(name: str, network: Network) -> torch.device:

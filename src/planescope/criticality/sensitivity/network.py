@@ -61,12 +61,15 @@ class Network:
         In evaluation mode, its weights held as they act; nobody else's.
     stays : bool
         Evaluate where the module is.
+    notes : tuple of str
+        What a reader should know of it.
     """
 
     source: str
     name: str
     module: nn.Module
     stays: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,8 +178,10 @@ def load_into(module: nn.Module, state: StateDict, path: str, /) -> None:
 
 
 def _state(path: str | os.PathLike[str]) -> StateDict:
-    _, contents = read_contents(locate(path))
+    form, contents = read_contents(locate(path))
     if not isinstance(contents, StateDict):
+        if form == "onnx":
+            raise UsageError(f"{path}: an ONNX file carries its network; leave out --network")
         raise CheckpointError(f"{path}: holds a graph, not the state dict of a torch network")
     return without_prefix(contents)
 
@@ -239,7 +244,7 @@ def find_parts(
     """
     layers, skipped = find_layers(read_module(module))
     left_out = list(skipped)
-    wanted = _wanted(layers, kinds, pattern)
+    wanted = wanted_layers(layers, kinds, pattern)
     try:
         graph = list(trace_graph(module)[0].nodes)
     except Exception:  # forward is anybody's code, and does anything when it is given symbols
@@ -264,9 +269,16 @@ def find_parts(
     return parts, left_out
 
 
-def _wanted(
-    layers: Sequence[Layer], kinds: Iterable[Kind | str] | str, pattern: str | None
+def wanted_layers(
+    layers: Sequence[Layer], kinds: Iterable[Kind | str] | str, pattern: str | None, /
 ) -> set[str]:
+    """Return the names of the layers that a user asks for.
+
+    Raises
+    ------
+    UsageError
+        If the pattern or a kind is none, or finds nothing.
+    """
     names = [layer.name for layer in layers]
     if pattern:
         parts = [part.strip() for part in pattern.split(",")]
@@ -292,7 +304,7 @@ def _part(module: nn.Module, layer: Layer, places: _Places) -> Part | None:
     if weight not in own or weight.removesuffix(".weight") not in dict(module.named_modules()):
         return None
     held, wanted = own[weight], layer.weight.shape
-    ways = _layouts(tuple(held.shape), wanted, layer)
+    ways = layouts(tuple(held.shape), wanted, layer)
     acting = np.asarray(_numpy(layer.weight.read()))
     stored = _numpy(held)
     for first, back in ways:
@@ -311,10 +323,10 @@ def _part(module: nn.Module, layer: Layer, places: _Places) -> Part | None:
     return None
 
 
-def _layouts(
+def layouts(
     held: tuple[int, ...], wanted: tuple[int, ...], layer: Layer
 ) -> Iterator[tuple[Callable[[Array], Array], Callable[[Array], Array]]]:
-    """Ways in which a weight may be held: filters first, transposed with groups, turned."""
+    """Give the ways in which a weight may be held: filters first, with groups, or turned."""
     if held == wanted:
         yield (lambda a: a), (lambda a: a)
     if len(held) > 2 and layer.kind is Kind.TRANSPOSED:

@@ -1,0 +1,310 @@
+"""Where the weights of an ONNX graph enter it: what has to be fed so that others stand in for them.
+
+A weight is replaced at the input of its operator, so that the one that acts is replaced, however it
+is stored: transposed, cast, quantised, or shared with what is no layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planescope.checkpoints.onnx.constants import Constants
+from planescope.checkpoints.onnx.graph import Graph
+from planescope.checkpoints.onnx.model import described, graph_in, layers_in
+from planescope.checkpoints.onnx.nodes import Name, Node
+from planescope.checkpoints.onnx.tensors import DTYPES, is_external, tensor_at
+from planescope.checkpoints.onnx.weights import Weights
+from planescope.checkpoints.protobuf import VARINT, Span, WireFile
+from planescope.hyperplanes.layer import Layer, Skipped, Tensor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MAIN = 1  # the scope of the model's own graph
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "com.microsoft.FusedConv")
+_NORMS = ("BatchNormalization", "InstanceNormalization")
+_SUMS = ("Add", "Sub", "Sum")
+_GRAPH, _INPUT, _OUTPUT = 7, 11, 12
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Slot:
+    """A tensor as operators read it.
+
+    Attributes
+    ----------
+    places : tuple of (str, int)
+        The operators, by a value that each gives, and the number of their input.
+    tensor : Tensor
+        What they read there, in the layout in which they read it.
+    """
+
+    places: tuple[tuple[str, int], ...]
+    tensor: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Replaceable:
+    """A layer whose weights can be fed.
+
+    Attributes
+    ----------
+    layer : Layer
+    weight : Slot
+    bias : Slot or None
+    norm : tuple of Slot
+        Scale and shift of the norm that belongs to the layer alone.
+    takes_filters : bool
+        Whether all that belongs to a filter can be fed: a bias that another operator adds cannot.
+    is_output, is_coupled : bool
+    sizes : tuple of str
+        Values whose sizes tell at how many positions the layer is applied.
+    """
+
+    layer: Layer
+    weight: Slot
+    bias: Slot | None
+    norm: tuple[Slot, ...]
+    takes_filters: bool
+    is_output: bool
+    is_coupled: bool
+    sizes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """An input of a network: its name, its type, and its extents, None where they are free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Runnable:
+    """A model that can be run with other weights.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        All, in the order of the graph.
+    replaceable : tuple of Replaceable
+    skipped : tuple of Skipped
+        What was left out, or cannot be replaced.
+    inputs : tuple of Port
+    outputs : tuple of str
+    external : mapping of str to Tensor
+        Stored tensors of the model's own graph whose data lie in files beside it.
+    """
+
+    layers: tuple[Layer, ...]
+    replaceable: tuple[Replaceable, ...]
+    skipped: tuple[Skipped, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[str, ...]
+    external: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def read_runnable(path: Path) -> Runnable:
+    """Describe a model's layers, and where their weights enter the graph.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or wants data from outside of its folder.
+    """
+    with WireFile(path) as wire:
+        graph = graph_in(wire)
+        constants = Constants(graph)
+        all_of_it = described(graph, constants)
+        found, names, _ = layers_in(graph, constants)
+        by_name: dict[str, list[Node]] = {}
+        for node, name in names.items():
+            by_name.setdefault(name, []).append(node)
+        finder = _Finder(graph, constants, found)
+        replaceable, skipped = [], list(all_of_it.skipped)
+        for layer in all_of_it.layers:
+            one = finder.replaceable(layer, by_name[layer.name])
+            if isinstance(one, str):
+                skipped.append(Skipped(name=layer.name, reason=one))
+            else:
+                replaceable.append(one)
+        external = {
+            name.text: tensor_at(wire, span)
+            for name, span in graph.stored.items()
+            if name.scope == _MAIN and is_external(wire, span)
+        }
+        return Runnable(
+            layers=all_of_it.layers,
+            replaceable=tuple(replaceable),
+            skipped=tuple(skipped),
+            inputs=tuple(_ports(wire, graph)),
+            outputs=tuple(
+                text for span in _members(wire, _OUTPUT) if (text := _text(wire, span, 1))
+            ),
+            external=external,
+        )
+
+
+@dataclass(eq=False)
+class _Finder:
+    graph: Graph
+    constants: Constants
+    found: Mapping[Node, Weights]
+
+    def __post_init__(self) -> None:
+        self.outputs = self._before(self.graph.outputs)
+
+    def replaceable(self, layer: Layer, nodes: Sequence[Node]) -> Replaceable | str:
+        """Say where the weights of a layer enter, or why they cannot be fed."""
+        first = nodes[0]
+        if any(node.output.scope != _MAIN for node in nodes):
+            return "stands within a loop, a branch or a function of the graph"
+        if any(node.op not in _WEIGHTED for node in nodes):
+            odd = next(node.op for node in nodes if node.op not in _WEIGHTED)
+            return f"its operator {odd} holds weights that cannot be fed as they act"
+        slots = [self._slot(node, self._number(node)) for node in nodes]
+        weight = slots[0]
+        if weight is None or any(slot is None for slot in slots):
+            return "its weights cannot be fed"
+        places = [place for slot in slots if slot is not None for place in slot.places]
+        stored = weight.tensor.read()
+        for slot in slots[1:]:
+            if slot is None or not np.array_equal(stored, slot.tensor.read()):
+                return "its weights are used in several layouts"
+        biases = [self._bias(node) for node in nodes]
+        bias = biases[0] if len(nodes) == 1 else None
+        known = all(
+            one is not None or self.found[node].bias is None
+            for node, one in zip(nodes, biases, strict=True)
+        )
+        # Several places with biases or norms of their own have no one filter to take away.
+        norm = self._norm(first, layer) if len(nodes) == 1 else ()
+        return Replaceable(
+            layer=layer,
+            weight=Slot(places=tuple(places), tensor=weight.tensor),
+            bias=bias,
+            norm=norm,
+            takes_filters=known and (len(nodes) == 1 or not any(biases)),
+            is_output=any(node in self.outputs for node in nodes),
+            is_coupled=any(self._couples(node) for node in nodes),
+            sizes=tuple(self._sized(node) for node in nodes),
+        )
+
+    def _number(self, node: Node) -> int:
+        is_left = node.op == "MatMul" and self.constants.of(node.input(1)) is None
+        return 0 if is_left else 1
+
+    def _slot(self, node: Node, number: int) -> Slot | None:
+        if node.output.scope != _MAIN:
+            return None
+        tensor = self.constants.tensor(node.input(number))
+        if tensor is None or not tensor.is_floating:
+            return None
+        return Slot(places=((node.output.text, number),), tensor=tensor)
+
+    def _bias(self, node: Node) -> Slot | None:
+        weights = self.found[node]
+        if weights.bias is None:
+            return None
+        slot = None
+        if node.op != "MatMul" and node.input(2) is not None:
+            slot = self._slot(node, 2)
+        elif weights.parts and weights.parts[-1].op == "Add":
+            behind = weights.parts[-1]
+            numbers = [i for i in (0, 1) if self.constants.of(behind.input(i)) is not None]
+            slot = self._slot(behind, numbers[0]) if len(numbers) == 1 else None
+        if slot is None or math.prod(slot.tensor.shape) != weights.weight.shape[0]:
+            return None
+        return slot
+
+    def _norm(self, node: Node, layer: Layer) -> tuple[Slot, ...]:
+        behind = self.graph.only_user(self.found[node].value)
+        if behind is None or behind.op not in _NORMS:
+            return ()
+        slots = [self._slot(behind, number) for number in (1, 2)]
+        wanted = layer.weight.shape[:1]
+        return tuple(s for s in slots if s is not None and s.tensor.shape == wanted)
+
+    def _sized(self, node: Node) -> str:
+        """Value of which each element stands for a position, times channels."""
+        fed = node.input(0)
+        return fed.text if node.op == "ConvTranspose" and fed is not None else node.output.text
+
+    def _before(self, values: Iterable[Name]) -> set[Node]:
+        """Find the layers between which and some values nothing has weights."""
+        found: set[Node] = set()
+        seen: set[Name] = set()
+        left = list(values)
+        while left:
+            value = left.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            node = self.graph.makers.get(value)
+            if node is None:
+                continue
+            if node in self.found:
+                found.add(node)
+            else:
+                left += [name for name in node.inputs if name is not None]
+        return found
+
+    def _couples(self, node: Node) -> bool:
+        """Tell whether channels meet those of others, or go on one by one."""
+        seen: set[Name] = set()
+        left = [self.found[node].value]
+        while left:
+            value = left.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            for user in self.graph.users.get(value, ()):
+                if (weights := self.found.get(user)) is not None:
+                    if weights.groups > 1 and weights.weight.shape[1] == 1:
+                        return True
+                    continue
+                live = [name for name in user.inputs if name in self.graph.dynamic]
+                if user.op in _SUMS and len(live) > 1:
+                    return True
+                left += [name for name in user.outputs if name is not None]
+        return False
+
+
+def _members(wire: WireFile, number: int) -> list[Span]:
+    """Return where the parts of the model's graph of some number lie."""
+    graphs = (part.span for part in wire.fields(wire.span) if part.number == _GRAPH)
+    return [p.span for span in graphs for p in wire.fields(span) if p.number == number]
+
+
+def _text(wire: WireFile, span: Span, number: int) -> str:
+    found = wire.find(span, number)
+    return wire.text(found) if found else ""
+
+
+def _ports(wire: WireFile, graph: Graph) -> Iterable[Port]:
+    """Give what has to be fed: the inputs that are not stored."""
+    stored = {name.text for name in graph.stored if name.scope == _MAIN}
+    for span in _members(wire, _INPUT):
+        name = _text(wire, span, 1)
+        if name in stored:
+            continue
+        kind = wire.find(span, 2)
+        tensor = wire.find(kind.span, 1) if kind else None  # TypeProto.tensor_type
+        if tensor is None:
+            yield Port(name=name, dtype="", shape=())
+            continue
+        element, shape = wire.find(tensor.span, 1), wire.find(tensor.span, 2)
+        extents: list[int | None] = []
+        for dim in wire.fields(shape.span) if shape else ():
+            value = wire.find(dim.span, 1) if dim.number == 1 else None
+            # 0 and what is negative are written where an extent is free.
+            known = value.value if value is not None and value.wire == VARINT else 0
+            extents.append(known if 0 < known < 1 << 31 else None)
+        dtype = DTYPES.get(element.value, "") if element else ""
+        yield Port(name=name, dtype=dtype, shape=tuple(extents))

@@ -1,0 +1,445 @@
+"""An ONNX file as a network whose weights can be replaced; its graph runs in another process.
+
+To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import selectors
+import struct
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from planescope.checkpoints.onnx.slots import Port, Replaceable, Runnable, Slot, read_runnable
+from planescope.criticality.sensitivity.network import Network, Part, layouts, wanted_layers
+from planescope.criticality.sensitivity.onnx_server import PLAIN
+from planescope.files.errors import CheckpointError, NoLayersError, RunError, UsageError
+from planescope.files.optional import required
+from planescope.hyperplanes.layer import Kind, Layer, Skipped
+
+Array = NDArray[Any]
+
+# Seconds for a graph to be opened and for the first inputs to go through; later ones may take so
+# many times what the slowest took before.
+SECONDS, TIMES = 120.0, 20.0
+# Bytes of the header of an answer; of onnxruntime itself, beside what a model takes.
+MOST_HEADER, RUNTIME = 1 << 24, 3 << 30
+_UNKNOWN_MEMORY = 8 << 30
+_MOST_FILE = 2**31 - 1  # what protobuf can hold
+
+
+class Process:
+    """A process of its own that runs the graph of one model, within bounds of memory and time."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.memory = _bound()
+        command = [sys.executable, "-P", str(Path(__file__).with_name("onnx_server.py"))]
+        self._child = subprocess.Popen(  # noqa: S603
+            [*command, str(self.memory)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self._end = weakref.finalize(self, _end, self._child)
+
+    def ask(
+        self, header: Mapping[str, Any], arrays: Sequence[Array], seconds: float
+    ) -> tuple[dict[str, Any], list[Array]]:
+        """Send a request, and return its answer.
+
+        Raises
+        ------
+        RunError
+            If it takes longer than so many seconds, or memory runs out.
+        ValueError
+            If onnxruntime refuses; says why.
+        """
+        deadline = time.monotonic() + seconds
+        whole = [np.ascontiguousarray(array) for array in arrays]
+        listed = {**header, "arrays": [[str(a.dtype), list(a.shape)] for a in whole]}
+        text = json.dumps(listed).encode()
+        stdin = self._child.stdin
+        assert stdin is not None  # noqa: S101
+        try:
+            stdin.write(struct.pack("<Q", len(text)) + text)
+            for array in whole:
+                stdin.write(array.reshape(-1).view(np.uint8).data)
+            stdin.flush()
+        except OSError as exc:
+            raise self._died() from exc
+        told, given = self._answer(deadline, seconds)
+        if "error" in told:
+            if told.get("memory"):
+                raise self._ran_out()
+            raise ValueError(str(told["error"]))
+        return told, given
+
+    def _answer(self, deadline: float, seconds: float) -> tuple[dict[str, Any], list[Array]]:
+        (length,) = struct.unpack("<Q", self._read(8, deadline, seconds))
+        if length > MOST_HEADER:
+            raise self._odd()
+        try:
+            told = json.loads(self._read(length, deadline, seconds))
+            arrays = []
+            for dtype, shape in told["arrays"]:
+                if dtype not in PLAIN or any(not 0 <= int(n) < 1 << 40 for n in shape):
+                    raise self._odd()
+                kind = np.dtype(dtype)
+                size = math.prod(int(n) for n in shape) * kind.itemsize
+                if size > self.memory:
+                    raise self._ran_out()
+                raw = self._read(size, deadline, seconds)
+                arrays.append(np.frombuffer(raw, dtype=kind).reshape(shape))
+        except (ValueError, KeyError, TypeError) as exc:
+            raise self._odd() from exc
+        return told, arrays
+
+    def _read(self, size: int, deadline: float, seconds: float) -> bytearray:
+        stdout = self._child.stdout
+        assert stdout is not None  # noqa: S101
+        raw = bytearray(size)
+        at = 0
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while at < size:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    self._end()
+                    raise RunError(
+                        f"{self.path}: its graph ran for more than {seconds:.0f} s on one batch "
+                        "and was stopped; give inputs in smaller batches, or fewer"
+                    )
+                part = os.read(stdout.fileno(), min(size - at, 1 << 24))
+                if not part:
+                    raise self._died()
+                raw[at : at + len(part)] = part
+                at += len(part)
+        return raw
+
+    def _died(self) -> RunError:
+        code = self._child.wait()
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return RunError(
+            f"{self.path}: the process that ran its graph ended ({how}); it may have {_size(self)} "
+            "of memory"
+        )
+
+    def _ran_out(self) -> RunError:
+        return RunError(
+            f"{self.path}: memory ran out while its graph ran, which may take {_size(self)}; give "
+            "inputs in smaller batches, or a smaller --memory"
+        )
+
+    def _odd(self) -> RunError:
+        self._end()
+        return RunError(f"{self.path}: the process that ran its graph gave no answer")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+    child.wait()
+
+
+def _size(process: Process) -> str:
+    return f"{process.memory / 2**30:.0f} GiB"
+
+
+def _bound() -> int:
+    """Return the bytes that a graph may take: half of the machine's memory."""
+    try:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        whole = 2 * _UNKNOWN_MEMORY
+    return max(RUNTIME, whole // 2)
+
+
+class OnnxNetwork(nn.Module):  # type: ignore[misc]
+    """The graph of an ONNX file, as a module whose parameters are the weights that can be replaced.
+
+    Attributes
+    ----------
+    picture_shape : tuple of int or None
+        Channels, height and width of a picture, where the file tells.
+    channels_last : bool
+        Whether pictures enter with their channels behind.
+    largest_bytes : int
+        Of the values between layers, for one input.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        model: Runnable,
+        slots: Sequence[tuple[str, Slot]],
+        layers: Sequence[Replaceable],
+    ) -> None:
+        super().__init__()
+        required("onnxruntime")
+        required("onnx")
+        self._path, self._model, self._layers = str(path), model, layers
+        self._work: dict[str, int | None] | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._held: dict[str, nn.Parameter] = {}
+        for name, slot in slots:
+            stored = slot.tensor.read()
+            if str(stored.dtype) not in PLAIN:
+                raise CheckpointError(f"{path}: weights of {stored.dtype} cannot be run")
+            if not np.isfinite(stored).all():
+                raise CheckpointError(
+                    f"{path}: {name} holds values that are not finite: nothing can be said of such "
+                    "a network"
+                )
+            self._shapes[name] = stored.shape
+            flat = stored.reshape(-1) if name.startswith(("bias", "norm")) else stored
+            own = nn.Parameter(torch.from_numpy(np.array(flat)), requires_grad=False)
+            self.register_parameter(name, own)
+            self._held[name] = own
+        if not slots:
+            self.register_parameter("none", nn.Parameter(torch.zeros(1), requires_grad=False))
+        self.largest_bytes = 0
+        self._slowest = SECONDS / TIMES
+        self._process = Process(self._path)
+        self._open(path, slots)
+        self.picture_shape, self.channels_last = self._picture()
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """Return the inputs of the graph."""
+        return self._model.inputs
+
+    def _open(self, path: Path, slots: Sequence[tuple[str, Slot]]) -> None:
+        size = path.stat().st_size
+        if size > _MOST_FILE:
+            raise CheckpointError(f"{path}: is too large for an ONNX model of one file")
+        external = {name: tensor.read() for name, tensor in self._model.external.items()}
+        for name, array in external.items():
+            if str(array.dtype) not in PLAIN:
+                raise CheckpointError(f"{path}: {name} has type {array.dtype}, which cannot be run")
+        places = [
+            [output, number, f"planescope/{name}"]
+            for name, slot in slots
+            for output, number in slot.places
+        ]
+        own = {f"planescope/{name}": self._as_fed(name, p) for name, p in self._held.items()}
+        header = {
+            "do": "open", "external": list(external), "own": list(own), "places": places,
+            "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        raw = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        try:
+            self._process.ask(header, [raw, *external.values(), *own.values()], SECONDS)
+        except ValueError as exc:
+            raise CheckpointError(f"{path}: onnxruntime does not run it ({exc})") from exc
+
+    def _as_fed(self, name: str, tensor: torch.Tensor) -> Array:
+        array: Array = tensor.detach().cpu().numpy().reshape(self._shapes[name])
+        return array
+
+    def _picture(self) -> tuple[tuple[int, int, int] | None, bool]:
+        if len(self.ports) != 1 or len(self.ports[0].shape) != 4:
+            return None, False
+        _, *extents = self.ports[0].shape
+        layer = next((one for one in self._model.layers if len(one.weight.shape) == 4), None)
+        channels = None if layer is None else layer.weight.shape[1] * (layer.groups or 1)
+        is_last = channels is not None and extents[2] == channels and extents[0] != channels
+        if is_last:
+            extents = [extents[2], *extents[:2]]
+        known = [extent for extent in extents if extent is not None]
+        return ((known[0], known[1], known[2]) if len(known) == 3 else None), is_last
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph, with those weights that are not its own.
+
+        Raises
+        ------
+        UsageError
+            If the inputs are not those of the graph.
+        RunError
+            If it takes more time or memory than it may.
+        """
+        fed = self._inputs(args, kwargs)
+        replaced = {
+            f"planescope/{name}": self._as_fed(name, tensor)
+            for name, own in self._held.items()
+            if (tensor := getattr(self, name)) is not own
+        }
+        batch = self.ports[0].shape[0] if self.ports[0].shape else None
+        count = next(iter(fed.values())).shape[0] if fed else 0
+        if self._work is None:
+            self._work = self._count_work(fed)
+        if batch is None or batch == count:
+            return self._output(self._run(fed, replaced))
+        parts = []
+        for start in range(0, count, batch):
+            own = {name: array[start : start + batch] for name, array in fed.items()}
+            size = len(next(iter(own.values())))
+            if size < batch:  # filled with repetitions, which are cut off again
+                own = {
+                    name: np.concatenate([a, np.repeat(a[-1:], batch - size, axis=0)])
+                    for name, a in own.items()
+                }
+            parts.append({n: a[:size] for n, a in self._run(own, replaced).items()})
+        return self._output(
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        )
+
+    def _inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Array]:
+        ports = self.ports
+        names = ", ".join(port.name for port in ports)
+        given = dict(zip((port.name for port in ports), args, strict=False)) | dict(kwargs)
+        if len(args) > len(ports) or given.keys() != {port.name for port in ports}:
+            raise UsageError(
+                f"the network takes {len(ports)} inputs ({names}), and {len(given)} came; give "
+                "them by --inputs package.module:callable, a dictionary a batch"
+            )
+        return {port.name: self._fed(given[port.name], port) for port in ports}
+
+    def _fed(self, value: Any, port: Port) -> Array:
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        array = np.asarray(array)
+        if port.dtype not in PLAIN:
+            raise UsageError(f"the network's input {port.name} is no tensor of numbers")
+        if array.dtype.kind == "f" and not port.dtype.startswith("float"):
+            raise UsageError(
+                f"the network's input {port.name} is {port.dtype}, and floats came; give inputs of "
+                "its own by --inputs package.module:callable"
+            )
+        if len(port.shape) and array.ndim != len(port.shape):
+            wanted = "×".join("?" if n is None else str(n) for n in port.shape)
+            raise UsageError(
+                f"the network's input {port.name} is {wanted}, and inputs of "
+                f"{'×'.join(map(str, array.shape))} came; give inputs of its own by --inputs"
+            )
+        return array.astype(port.dtype, copy=False)
+
+    def _run(self, fed: Mapping[str, Array], replaced: Mapping[str, Array]) -> dict[str, Array]:
+        names = [*fed, *replaced]
+        began = time.monotonic()
+        try:
+            told, arrays = self._process.ask(
+                {"do": "run", "names": names}, [*fed.values(), *replaced.values()],
+                max(SECONDS, TIMES * self._slowest),
+            )  # fmt: skip
+        except ValueError as exc:
+            raise UsageError(f"onnxruntime refuses them: {exc}") from exc
+        self._slowest = max(self._slowest, time.monotonic() - began)
+        return dict(zip(told["outputs"], arrays, strict=True))
+
+    def _output(self, found: Mapping[str, Array]) -> Any:
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
+        return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+
+    @property
+    def work(self) -> dict[str, int | None]:
+        """Return the multiply-adds of layers for one input, once there was one."""
+        return dict(self._work or {})
+
+    def _count_work(self, fed: Mapping[str, Array]) -> dict[str, int | None]:
+        batch = self.ports[0].shape[0] or 1
+        one = {name: np.repeat(array[:1], batch, axis=0) for name, array in fed.items()}
+        values = [name for layer in self._layers for name in layer.sizes]
+        try:
+            told, _ = self._process.ask(
+                {"do": "sizes", "names": list(one), "values": values}, list(one.values()), SECONDS
+            )
+        except ValueError as exc:
+            raise UsageError(f"onnxruntime refuses them: {exc}") from exc
+        shapes = told["shapes"]
+        found: dict[str, int | None] = {}
+        for each in self._layers:
+            layer = each.layer
+            channels = layer.filters
+            if layer.kind is Kind.TRANSPOSED:
+                channels = layer.weight.shape[1] * (layer.groups or 1)
+            numbers = [math.prod(shapes[name]) // batch for name in each.sizes]
+            found[layer.name] = layer.filters * layer.fan_in * sum(numbers) // max(1, channels)
+            self.largest_bytes = max(self.largest_bytes, *(4 * number for number in numbers))
+        return found
+
+
+def open_onnx(
+    path: Path, kinds: Iterable[Kind | str] | str, pattern: str | None, /
+) -> tuple[Network, list[Part], list[Skipped], list[Layer]]:
+    """Open an ONNX file: its network, the layers that are replaced, what was left out, all layers.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged, or onnxruntime does not run it.
+    MissingDependencyError
+        If onnxruntime or onnx is not installed.
+    NoLayersError
+        If no layer can be replaced.
+    UsageError
+        If the pattern or a kind is invalid, or finds nothing.
+    """
+    model = read_runnable(path)
+    if not model.layers:
+        raise NoLayersError(f"{path}: has no layer that can be replaced")
+    wanted = wanted_layers(model.layers, kinds, pattern)
+    skipped = list(model.skipped)
+    there = {one.layer.name for one in model.replaceable}
+    skipped += [
+        Skipped(name=layer.name, reason=f"{layer.kind.value}; taken with --kinds all")
+        for layer in model.layers
+        if layer.name not in wanted and layer.name in there
+    ]
+    parts, slots, layers = [], [], []
+    for number, one in enumerate(one for one in model.replaceable if one.layer.name in wanted):
+        names = (
+            f"weight{number}",
+            f"bias{number}" if one.bias else "",
+            *(f"norm{number}_{i}" for i in range(len(one.norm))),
+        )
+        part = _part(one, names)
+        if part is None:
+            reason = "its weights lie in a layout that cannot be told"
+            skipped.append(Skipped(name=one.layer.name, reason=reason))
+            continue
+        parts.append(part)
+        layers.append(one)
+        held = [one.weight, *([one.bias] if one.bias else []), *one.norm]
+        slots += list(zip(filter(None, names), held, strict=True))
+    if not parts:
+        raise NoLayersError(f"{path}: no layer can be replaced; --kinds all takes every kind")
+    notes = ["the graph of the file was run, by onnxruntime, as a whole for each cell"]
+    if odd := [one.layer.name for one in layers if not one.takes_filters]:
+        notes.append(
+            f"no filters were taken from {', '.join(odd[:4])}"
+            f"{f' and {len(odd) - 4} more layers' if len(odd) > 4 else ''}: their biases enter in "
+            "a way that cannot be fed"
+        )
+    module = OnnxNetwork(path, model, slots, layers).eval()
+    network = Network(
+        source=str(path), name=path.name, module=module, stays=True, notes=tuple(notes)
+    )
+    return network, parts, skipped, list(model.layers)
+
+
+def _part(one: Replaceable, names: Sequence[str]) -> Part | None:
+    layer, weight, (bias, *norm) = one.layer, names[0], names[1:]
+    stored, acting = one.weight.tensor.read(), np.asarray(layer.weight.read())
+    for first, back in layouts(stored.shape, acting.shape, layer):
+        if np.array_equal(first(stored), acting, equal_nan=True):
+            return Part(
+                layer=layer, weight=weight, bias=bias, norm=tuple(norm), filters_first=first,
+                as_held=back, is_output=one.is_output or not one.takes_filters,
+                is_coupled=one.is_coupled,
+            )  # fmt: skip
+    return None
