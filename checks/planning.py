@@ -20,8 +20,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from planescope.criticality.plan.bench import Bench
+from planescope.criticality.plan.cuts import Knife
 from planescope.criticality.plan.examples import synthetic
-from planescope.criticality.plan.search import Bench
 from planescope.data.files import read_cifar
 from planescope.files.writing import replacing
 
@@ -131,11 +132,9 @@ def main(argv: list[str]) -> None:
         order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
         data = pool[order[:count]] if count else made
         began = time.process_time()
-        bench = Bench.of(
-            whole, data, keep=(), examples=len(data), seed=seed, unpack=None, output=None,
-            data_path=None, data_options=None,
-        )  # fmt: skip
-        tries = bench.tries(way, asked, repair=True, on_try=None)
+        with torch.no_grad():
+            bench = Bench.of(whole, data, Knife(way=way), examples=len(data), seed=seed)
+            tries = bench.tries(asked, repair=True)
         spent = round(time.process_time() - began, 1)
         best = min(tries, key=lambda one: one.checked)
         for one in tries:

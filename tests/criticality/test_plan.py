@@ -15,9 +15,13 @@ from torch import nn
 
 import planescope as ps
 from planescope.criticality.plan.allocation import (
+    global_filters,
     global_magnitude,
+    in_order,
     lamp,
+    lamp_filters,
     uniform_bits,
+    uniform_filters,
     uniform_pruning,
     uniform_rank,
 )
@@ -64,6 +68,27 @@ def test_a_rank_keeps_its_share_in_two_factors() -> None:
 def test_the_smallest_layers_have_the_bits_that_are_over() -> None:
     weights = {"big": np.zeros((6, 1)), "small": np.zeros((2, 1))}
     assert uniform_bits(weights, 2.25) == {"big": 2, "small": 3}
+
+
+@pytest.mark.parametrize(
+    ("allocate", "settings"),
+    [
+        # two filters of 1 and 2 weights stay in "b", 4 of 6 in all
+        pytest.param(uniform_filters, {"a": "1/2", "b": "1/2"}, id="uniform"),
+        # root mean squares: a 1 and 9; b 0.5 (of two) and 2: those of 0.5 and of 1 go
+        pytest.param(global_filters, {"a": "1/2", "b": "1/2"}, id="global"),
+        # a 1/82; b 0.5/8.5: that of a, and then that of b, as more is to go
+        pytest.param(lamp_filters, {"a": "1/2", "b": "1/2"}, id="lamp"),
+    ],
+)
+def test_filters_go_until_no_more_than_the_size_stays(allocate, settings) -> None:
+    weights = {"a": np.array([[1.0], [9.0]]), "b": np.array([[0.5, 0.5], [2.0, 2.0]])}
+    assert allocate(weights, 0.5) == {name: Fraction(s) for name, s in settings.items()}
+
+
+def test_whole_layers_are_put_back_in_order() -> None:
+    # 4 of 8 weights are "a": once it is back, no more than half stays
+    assert in_order(WEIGHTS, ["a", "b"], 0.5) == {"a": 1, "b": 0}
 
 
 @pytest.mark.parametrize("size", [0.1, 0.37, 0.9])
@@ -128,14 +153,14 @@ def test_a_budget_takes_the_smallest_size_within_it() -> None:
 
 
 def test_a_plan_that_is_stopped_keeps_the_best_so_far(monkeypatch) -> None:
-    from planescope.criticality.plan.search import Bench
+    from planescope.criticality.plan.bench import Bench
 
     tried = Bench._try
 
-    def stopping(self, way, asked, name, settings, *, repaired):
+    def stopping(self, asked, name, settings, *, repaired):
         if name == "LAMP":
             raise KeyboardInterrupt
-        return tried(self, way, asked, name, settings, repaired=repaired)
+        return tried(self, asked, name, settings, repaired=repaired)
 
     monkeypatch.setattr(Bench, "_try", stopping)
     made = ps.plan(network(), size=0.3, data=draws(60, 2, 8, 8))
@@ -149,6 +174,74 @@ def test_nothing_but_the_network_is_enough() -> None:
     assert made.chosen.size <= 0.5
 
 
+def test_removed_filters_give_nothing_and_others_stay_whole() -> None:
+    whole, inputs = network(), draws(120, 2, 8, 8, seed=3)
+    made = ps.plan(whole, way="filters", size=0.6, data=inputs, examples=60)
+    assert made.method == "unlabelled"
+    assert [one.name for one in made.skipped] == ["6"]
+    with torch.no_grad():
+        hidden = made.module[:3](inputs)
+    for layer in made.layers:
+        gone = made.module.get_submodule(layer.name).weight.flatten(1).abs().sum(1) == 0
+        assert int(gone.sum()) == round(layer.setting * 8)
+        if layer.name == "0":
+            assert not hidden[:, gone].any()
+        else:
+            assert not made.module[3].bias[gone].any()
+    assert set(made.pruning_ratios()) == {made.module[0], made.module[3]}
+
+
+def test_layers_are_put_back_step_by_step_and_the_others_make_up_for_it() -> None:
+    whole, inputs, start = network(), draws(120, 2, 8, 8, seed=3), network()
+    with torch.no_grad():
+        for layer in (start[0], start[3], start[6]):
+            layer.weight.copy_(draws(*layer.weight.shape, seed=9) * layer.weight.std())
+    made = ps.plan(whole, way="freeze", to=start, size=0.8, data=inputs, examples=60)
+    assert {r.name for r in made.rivals} == {"joint cost, step by step", "cost alone", "distance"}
+    assert made.put_back
+    kept = sum(x.parameters for x in made.layers if x.name not in made.put_back)
+    assert made.chosen.size == kept / sum(x.parameters for x in made.layers) <= 0.8
+    for name in made.put_back:
+        assert torch.equal(made.module.get_submodule(name).weight, start.get_submodule(name).weight)
+
+
+def test_a_plan_is_counted_drawn_and_shown(tmp_path) -> None:
+    from importlib.resources import files
+
+    import jsonschema
+
+    from planescope import figures
+
+    whole, inputs = network(), draws(60, 2, 8, 8)
+    asked = {"size": 0.5, "curve": [0.7], "data": inputs, "examples": 30, "repair": False}
+    cost = ps.plan(whole, **asked, dry_run=True)
+    # 2 sizes of 3 allocations, each on what chooses and on the table; 3 layers alone and jointly
+    assert (cost.layers, cost.tries, cost.passes) == (3, 6, 18)
+    made = ps.plan(whole, **asked)
+    assert len(made.curve) == 3
+    schema = json.loads((files("planescope.files") / "schemas" / "plan-1.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(json.loads(made.to_json()), schema)
+    made.save(tmp_path / "plan.json")
+    written = figures.write_all([tmp_path / "plan.json"], tmp_path / "drawn", form="svg")
+    assert [path.name for path in written.files] == ["plan.svg", "plan.csv"]
+    assert (tmp_path / "drawn" / "plan.csv").read_text().count("LAMP") == 2
+    html = ps.report(whole, tmp_path / "plan.json").html
+    assert '<section id="plan"' in html
+    assert "data:image/svg+xml;base64," in html
+    assert html.count("global magnitude</th>") == 2
+
+
+def test_labels_are_not_looked_at_unless_they_may_be() -> None:
+    whole, inputs = network(), draws(40, 2, 8, 8)
+    made = ps.plan(
+        whole, size=0.5, data=(inputs, torch.zeros(40, dtype=torch.int64)), examples=20,
+        labelled=False, repair=False,
+    )  # fmt: skip
+    assert made.method == "unlabelled"
+    assert made.accuracy is None
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -158,9 +251,21 @@ def test_nothing_but_the_network_is_enough() -> None:
         pytest.param({"size": 0.5, "keep": ["conv9"]}, "there is no layer conv9", id="name"),
         pytest.param(
             {"way": "rank", "budget": 1e-9, "repair": False},
-            "the least that was reached",
+            "the nearest is a loss of 0.*, at size 0.95",
             id="budget",
         ),
+        pytest.param({"way": "filters", "size": 0.01}, "nearest 0.125", id="filters"),
+        pytest.param({"way": "reset", "size": 0.5}, "to= says to which state", id="no-state"),
+        pytest.param(
+            {"way": "reset", "size": 0.5, "to": network()}, "already what it would be", id="same"
+        ),
+        pytest.param(
+            {"way": "reset", "size": 0.5, "to": nn.Linear(2, 2)},
+            "the state to put back to has weight, which the network has not",
+            id="other-network",
+        ),
+        pytest.param({"way": "reset", "size": 0.5, "to": 3}, "epochs are those of a run", id="run"),
+        pytest.param({"size": 0.5, "examples": 1}, "give two or more", id="one-example"),
         pytest.param({"way": "merge", "size": 0.5}, "way 'merge' is not planned", id="way"),
     ],
 )

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from planescope.cli.options import TRUST
+
 if TYPE_CHECKING:
-    from planescope.criticality.plan.planned import Plan
+    from planescope.criticality.plan.planned import Plan, PlanCost
 
 
 @click.command()
-@click.argument("file", metavar="FILE")
-@click.option("--network", required=True, metavar="NAME", help="Of the file: lenet, vgg16_bn, ...")
+@click.argument("model", metavar="FILE|RUN")
+@click.option("--network", metavar="NAME", help="Of a checkpoint: lenet, vgg16_bn, ...")
 @click.option(
     "--data",
-    "--inputs",
-    "data",
     metavar="NAME",
-    help="With labels or without: digits, mnist, cifar10, folder:PATH, package.module:callable.  "
-    "[default: synthetic pictures]",
+    help="With labels, which measure the loss: digits, mnist, cifar10, folder:PATH, "
+    "package.module:callable.  [default: synthetic pictures]",
 )
+@click.option("--inputs", metavar="NAME", help="Likewise, but labels are not looked at.")
 @click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
 @click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures.")
+@click.option("--mean", metavar="X,..", help="Of the inputs that the network takes, by channel.")
+@click.option("--std", metavar="X,..", help="Likewise their standard deviation.")
 @click.option(
-    "--way", type=click.Choice(["prune", "rank", "bits"]), default="prune", show_default=True
+    "--way",
+    type=click.Choice(["prune", "filters", "rank", "bits", "reset", "freeze"]),
+    default="prune",
+    show_default=True,
 )
+@click.option("--to", metavar="FILE|EPOCH", help="Reset or freeze to this state.")
 @click.option("--size", metavar="SHARE", type=float, help="Of the weights that stays.")
 @click.option("--bits", metavar="MEAN", type=float, help="With --way bits: mean over weights.")
 @click.option("--budget", metavar="LOSS", type=float, help="The smallest within this loss.")
+@click.option("--curve", metavar="SIZE,..", help="Tell the cost of these sizes, or bits, too.")
 @click.option("--keep", multiple=True, metavar="NAME", help="Layer that stays whole; repeatable.")
 @click.option("--no-repair", is_flag=True, help="Compare the allocations as they are.")
 @click.option(
@@ -37,74 +45,97 @@ if TYPE_CHECKING:
     help="Inputs to repair on; as many more for the table.",
 )  # fmt: skip
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws.")
+@TRUST
+@click.option("--dry-run", is_flag=True, help="Count passes and tell the time, and do no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the network: .safetensors, .pt or .pth.")
 @click.option("--table", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
+@click.option("--figure", metavar="FILE", help="Draw cost against size: .pdf, .svg or .png.")
+@click.option("--page", metavar="FILE", help="Write an HTML page of the network and the plan.")
 def plan(
-    file: str,
+    model: str,
     *,
-    network: str,
+    network: str | None,
     data: str | None,
-    data_path: str | None,
-    input_shape: str | None,
-    way: str,
-    size: float | None,
-    bits: float | None,
-    budget: float | None,
-    keep: tuple[str, ...],
+    inputs: str | None,
     no_repair: bool,
-    examples: int,
-    seed: int,
+    trust: bool,
     as_json: bool,
     out: str | None,
     table: str | None,
+    figure: str | None,
+    page: str | None,
+    **choices: Any,
 ) -> None:
-    """Make a smaller network out of a checkpoint, within a size or a loss, and say what it costs.
+    """Make a smaller network out of a trained one, within a size or a loss, and say what it costs.
 
-    What others would prune is pruned (or of lower rank, or of fewer bits), each allocation is
-    repaired without training, and the one nearest to the whole network is the plan.
+    Weights, filters or bits go where others would take them, or layers go back to an earlier state;
+    each allocation is repaired without training, and the one nearest to the whole network is the
+    plan.
     """
     from planescope.cli.progress import layer_progress
     from planescope.criticality.plan import export
+    from planescope.criticality.plan.opening import opened
+    from planescope.criticality.plan.planned import PlanCost
     from planescope.criticality.plan.search import plan as make_plan
+    from planescope.files.errors import UsageError
+    from planescope.files.optional import search_working_folder
     from planescope.files.results import FORMS
-    from planescope.files.writing import check_targets
+    from planescope.files.writing import FIGURE_FORMS, check_targets
 
-    check_targets((out, export.FORMS), (table, FORMS))
+    if inputs is not None and data is not None:
+        raise UsageError("give --inputs, whose labels are not looked at, or --data, not both")
+    check_targets(
+        (out, export.FORMS), (table, FORMS), (figure, FIGURE_FORMS), (page, (".html", ".htm"))
+    )
+    options = _options(choices, synthetic=inputs is None and data is None)
+    if trust:
+        search_working_folder()
     with layer_progress() as advance:
         made = make_plan(
-            file,
-            network=network,
-            way=way,
-            size=size,
-            bits=bits,
-            budget=budget,
-            data=data,
-            data_path=data_path,
-            input_shape=None if input_shape is None else _shape(input_shape),
-            repair=not no_repair,
-            keep=keep,
-            examples=examples,
-            seed=seed,
-            on_try=advance,
-        )
+            model, network=network, data=data or inputs, labelled=data is not None,
+            repair=not no_repair, trust=trust, on_try=advance, **options,
+        )  # fmt: skip
+    if isinstance(made, PlanCost):
+        print_cost(made)
+        return
     if out is not None:
-        export.save_network(made.module, out, like=file, architecture=network)
+        given = opened(model, network, "network", trust=trust)
+        export.save_network(made.module, out, like=given.file, architecture=given.architecture)
     if table is not None:
         made.save(table)
+    if figure is not None:
+        from planescope import figures
+
+        figures.save(figures.plan(made), figure)
+    if page is not None:
+        from planescope.figures.report import report
+
+        report(model, made, command=f"planescope plan {model}", trust=trust).save(page)
     if as_json:
         sys.stdout.write(made.to_json() + "\n")
     else:
         print_plan(made)
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    from planescope.files.errors import UsageError
+def _options(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
+    from planescope.cli.sensitivity import numbers, of_inputs
 
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
-        raise UsageError(f"--input-shape {text!r}: give channels, height and width, as in 3,32,32")
-    return tuple(map(int, parts))
+    to = choices.pop("to")
+    if to is not None:
+        choices["to"] = int(to) if to.lstrip("-").isdecimal() else to
+    choices["curve"] = numbers("--curve", choices.pop("curve"))
+    return of_inputs(choices, synthetic=synthetic)
+
+
+def print_cost(cost: PlanCost) -> None:
+    """Print what a plan would take."""
+    from planescope.cli.printing import say
+
+    say(
+        f"{cost.layers} layers, at most {cost.tries} tries, {cost.passes} passes of parts of "
+        f"{cost.examples} examples: about {cost.seconds:.0f} s, and what fitting weights takes"
+    )
 
 
 def print_plan(made: Plan) -> None:
@@ -112,32 +143,35 @@ def print_plan(made: Plan) -> None:
     from rich.text import Text
 
     from planescope.cli.printing import console, plain_table
+    from planescope.cli.tables import skipped_lines
 
     out = console()
     what = "bits" if made.way == "bits" else "size"
     out.print(Text(f"{made.source}: {made.way}, {what} {made.asked:g}", style="bold"))
-    setting = {"prune": "pruned", "rank": "rank", "bits": "bits"}[made.way]
-    rows = plain_table("layer", "weights", setting, "size", f"{made.measure} alone")
+    setting = {
+        "prune": "pruned", "filters": "filters removed", "reset": "reset", "freeze": "frozen",
+    }.get(made.way, made.way)  # fmt: skip
+    rows = plain_table("layer", "weights", setting, "size", f"{made.measure} alone", "jointly")
     for layer in made.layers:
-        alone = "" if layer.alone is None else f"{layer.alone:.3g}"
+        costs = ("" if x is None else f"{x:.3g}" for x in (layer.alone, layer.jointly))
         rows.add_row(
-            layer.name, f"{layer.parameters:,}", f"{layer.setting:.3g}", f"{layer.size:.3f}", alone
+            layer.name, f"{layer.parameters:,}", f"{layer.setting:.3g}", f"{layer.size:.3f}", *costs
         )
     out.print(rows)
     told = "accuracy" if made.method == "measured" else "agreement"
-    rivals = plain_table("allocation", made.measure, told, "loss", left=("allocation",))
-    for rival in made.rivals:
+    rivals = plain_table("allocation", "size", made.measure, told, "loss", left=("allocation",))
+    for rival in (*made.rivals, *made.curve):
         share = rival.accuracy if made.method == "measured" else rival.agreement
         rivals.add_row(
-            f"{rival.name}{', repaired' if rival.repaired else ''}"
-            f"{'  (the plan)' if rival == made.chosen else ''}",
+            f"{rival.title}{'  (the plan)' if rival == made.chosen else ''}",
+            f"{rival.size:.3f}",
             "" if rival.divergence is None else f"{rival.divergence:.4g}",
             "" if share is None else f"{share:.1%}",
             "" if rival.loss is None else f"{rival.loss:.1%}",
         )
     out.print(rivals)
     out.print(Text(made.verdict))
-    if made.method == "synthetic":
-        out.print(Text("loss: expected on synthetic pictures, uncalibrated", style="dim"))
-    for note in made.notes:
-        out.print(Text(note, style="dim"))
+    if made.put_back and made.way == "freeze":
+        out.print(Text(f"requires_grad_(False): {', '.join(made.put_back)}"))
+    for line in (*made.remarks, *made.notes, *skipped_lines(made.skipped, "left whole")):
+        out.print(Text(line, style="dim"))

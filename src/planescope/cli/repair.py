@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from planescope.cli.options import TRUST
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.record import Repair
@@ -13,16 +15,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("changed", metavar="CHANGED")
-@click.option("--reference", required=True, metavar="FILE", help="The whole network.")
-@click.option("--network", required=True, metavar="NAME", help="Of both: lenet, vgg16_bn, ...")
+@click.option("--reference", required=True, metavar="FILE|RUN", help="The whole network.")
+@click.option("--network", metavar="NAME", help="Of checkpoints: lenet, vgg16_bn, ...")
 @click.option(
     "--data",
     "--inputs",
     "data",
     metavar="NAME",
-    help="Inputs, without labels: digits, mnist, cifar10, folder:PATH, package.module:callable.",
+    help="Inputs, whose labels are not looked at: digits, mnist, cifar10, folder:PATH, "
+    "package.module:callable.  [default: synthetic pictures]",
 )
 @click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
+@click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures.")
+@click.option("--mean", metavar="X,..", help="Of the inputs that the network takes, by channel.")
+@click.option("--std", metavar="X,..", help="Likewise their standard deviation.")
 @click.option(
     "--by",
     type=click.Choice(["least squares", "moments"]),
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     help="Take so many inputs; every fourth is kept back.",
 )  # fmt: skip
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws.")
+@TRUST
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
     "--out", metavar="FILE", help="Write the repaired network: .safetensors, .pt or .pth."
@@ -44,43 +51,48 @@ def repair(
     changed: str,
     *,
     reference: str,
-    network: str,
+    network: str | None,
     data: str | None,
-    data_path: str | None,
     by: str,
-    examples: int,
-    seed: int,
+    trust: bool,
     as_json: bool,
     out: str | None,
     table: str | None,
+    **choices: Any,
 ) -> None:
     """Put the layers of a pruned, quantised or reset network back to where its data lie.
 
-    CHANGED and FILE are checkpoints of one network. Nothing is trained; shapes, names and zeros
-    stay, and a layer is repaired only where that brings the network nearer to FILE's on inputs that
-    the repair did not see.
+    CHANGED and FILE are checkpoints of one network, or runs. Nothing is trained; shapes, names and
+    zeros stay, and a layer is repaired only where that brings the network nearer to FILE's on
+    inputs that the repair did not see.
     """
     from planescope.cli.progress import layer_progress
+    from planescope.cli.sensitivity import of_inputs
     from planescope.criticality.plan import export
+    from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.repair import repair as put_right
+    from planescope.files.optional import search_working_folder
     from planescope.files.results import FORMS
     from planescope.files.writing import check_targets
 
     check_targets((out, export.FORMS), (table, FORMS))
+    options = of_inputs(choices, synthetic=data is None)
+    if trust:
+        search_working_folder()
     with layer_progress() as advance:
         done = put_right(
             changed,
             reference,
             architecture=network,
             data=data,
-            data_path=data_path,
             by="moments" if by == "moments" else "least squares",
-            examples=examples,
-            seed=seed,
+            trust=trust,
             on_layer=advance,
+            **options,
         )
     if out is not None and done.module is not None:
-        export.save_network(done.module, out, like=changed, architecture=network)
+        given = opened(changed, network, "network", trust=trust)
+        export.save_network(done.module, out, like=given.file, architecture=given.architecture)
     if table is not None:
         done.save(table)
     if as_json:

@@ -13,6 +13,7 @@ from planescope.figures.difference import difference
 from planescope.figures.dynamics import dynamics
 from planescope.figures.layers import cosines, negative_mass
 from planescope.figures.overview import overview
+from planescope.figures.plan import plan
 from planescope.figures.portrait import portrait
 from planescope.figures.relation import ranks, relation, roc, score_against_drop
 from planescope.figures.repetitions import repetitions, write_deviation
@@ -35,6 +36,7 @@ __all__ = [
     "negative_mass",
     "networks",
     "overview",
+    "plan",
     "portrait",
     "ranks",
     "relation",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from planescope.criticality.plan.planned import Plan
 from planescope.criticality.relation import Relation
 from planescope.criticality.resets.record import Resets
 from planescope.criticality.sensitivity.record import Sensitivity
@@ -50,6 +51,8 @@ class Subject:
         How scores of some networks relate to resets; such a subject has nothing else.
     sensitivity : Sensitivity or None
         What it costs to prune, thin, factor or quantise its layers, where that was looked at.
+    plan : Plan or None
+        A smaller network made out of one; such a subject has nothing else.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Subject:
     resets: Resets | None = None
     relation: Relation | None = None
     sensitivity: Sensitivity | None = None
+    plan: Plan | None = None
 
 
 def open_subjects(
@@ -143,6 +147,8 @@ def _opened(source: Any, remeasure: bool) -> Subject:
         return Subject(name="relation", path=", ".join(source.runs), relation=source)
     if isinstance(source, Sensitivity):
         return Subject(name=_short(source.source), path=source.source, sensitivity=source)
+    if isinstance(source, Plan):
+        return Subject(name="plan", path=source.source, plan=source)
     if isinstance(source, Run):
         return _run(source, remeasure)
     if not isinstance(source, (str, os.PathLike)):
@@ -151,7 +157,7 @@ def _opened(source: Any, remeasure: bool) -> Subject:
     schema = _schema(path)
     if schema is None:
         return replace(_measured(measure(source)), path=str(source))
-    loaded: Measurement | Resets | Relation | Sensitivity
+    loaded: Measurement | Resets | Relation | Sensitivity | Plan
     match schema.partition("/")[0]:
         case "planescope.measurement":
             loaded = load(path)
@@ -159,12 +165,14 @@ def _opened(source: Any, remeasure: bool) -> Subject:
             loaded = Resets.load(path)
         case "planescope.relation":
             loaded = Relation.load(path)
+        case "planescope.plan":
+            loaded = Plan.load(path)
         case "planescope.sensitivity":
             loaded = Sensitivity.load(path)
         case _:
             raise CheckpointError(
                 f"{path}: holds {schema!r}; give a run, a measurement, resets, a relation, a "
-                "sensitivity or a checkpoint"
+                "sensitivity, a plan or a checkpoint"
             )
     return replace(_opened(loaded, remeasure), name=path.stem, path=str(path))
 

@@ -29,6 +29,8 @@ from planescope.figures.comparisons import Group, networks, networks_room, setti
 from planescope.figures.dynamics import PANELS, dynamics
 from planescope.figures.layers import cosines, negative_mass
 from planescope.figures.overview import most_biased
+from planescope.figures.plan import numbers as plan_numbers
+from planescope.figures.plan import plan as plan_of
 from planescope.figures.portrait import portrait
 from planescope.figures.relation import relation
 from planescope.figures.repetitions import rate_drops, repetitions, together
@@ -102,12 +104,12 @@ def write_all(
     Of each network: its statistics through training, beside loss and accuracy (``training``); its
     negative masses (``layers``) and cosines (``cosines``), and the hyperplanes of its most biased
     layer (``portrait``), once trained; what resets cost (``resets``); and what it costs to prune,
-    thin, factor or quantise its layers (``sensitivity``, ``sensitivity-map``). Of several: side by
-    side (``networks``); of runs that differ in their seeds alone, each layer's masses through
-    training with the range over runs (``repetitions``); of runs with resets, whether scores that
-    need no data rank the layers as these do (``relation``); and, of runs that differ in the data's
-    complexity or noise, by that (``by-label-noise`` and so on). With several, names of files begin
-    with that of the network.
+    thin, factor or quantise its layers (``sensitivity``, ``sensitivity-map``); and what a plan
+    costs at each size (``plan``). Of several: side by side (``networks``); of runs that differ in
+    their seeds alone, each layer's masses through training with the range over runs
+    (``repetitions``); of runs with resets, whether scores that need no data rank the layers as
+    these do (``relation``); and, of runs that differ in the data's complexity or noise, by that
+    (``by-label-noise`` and so on). With several, names of files begin with that of the network.
 
     Everything is drawn before anything is written, and each file is whole or absent; one of that
     name is replaced.
@@ -237,6 +239,12 @@ def _of_one(subject: Subject, width: Width) -> Iterator[_Drawing]:
         )
     if subject.relation is not None:
         yield _relation("relation", subject.relation, width)
+    if (planned := subject.plan) is not None:
+        yield _Drawing(
+            name="plan",
+            draw=lambda: plan_of(planned, width=width),
+            numbers=lambda: plan_numbers(planned),
+        )
     if resets is not None:
         yield _Drawing(
             name="resets",

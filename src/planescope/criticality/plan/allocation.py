@@ -5,7 +5,7 @@ Pure functions on arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -16,10 +16,12 @@ from planescope.files.errors import UsageError
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
-# Of a layer: the share that is pruned, the rank that stays, the number of bits.
+# Of a layer: the share of its weights or filters that goes, the rank that stays, the number of
+# bits, 1 where it is put back and 0 where it is not.
 Settings = dict[str, Fraction]
 
 MOST_BITS = 16
+WAYS = ("prune", "filters", "rank", "bits", "reset", "freeze")
 
 
 def uniform_pruning(weights: Weights, size: float, /) -> Settings:
@@ -68,11 +70,57 @@ def uniform_bits(weights: Weights, mean: float, /) -> Settings:
     return {name: found[name] for name in weights}
 
 
+def uniform_filters(weights: Weights, size: float, /) -> Settings:
+    """Remove the same share of the filters of every layer."""
+    steps = []
+    for name, weight in weights.items():
+        steps += [((n + 1) / len(weight), name) for n in range(len(weight) - 1)]
+    return _filter_by_filter(weights, sorted(steps), size)
+
+
+def global_filters(weights: Weights, size: float, /) -> Settings:
+    """Remove the filters of least root mean square, wherever they are."""
+    steps = []
+    for name, weight in weights.items():
+        norms = np.sort(np.sqrt((_rows(weight) ** 2).mean(axis=1)))
+        steps += [(float(norm), name) for norm in norms[:-1]]
+    return _filter_by_filter(weights, sorted(steps), size)
+
+
+def lamp_filters(weights: Weights, size: float, /) -> Settings:
+    """Remove filters by LAMP of their norms: its square over those, in the layer, not smaller."""
+    steps = []
+    for name, weight in weights.items():
+        squares = np.sort((_rows(weight) ** 2).sum(axis=1))
+        rest = np.cumsum(squares[::-1])[::-1]
+        steps += [(float(s / (r or 1.0)), name) for s, r in zip(squares, rest, strict=True)][:-1]
+    return _filter_by_filter(weights, sorted(steps), size)
+
+
+def in_order(weights: Weights, order: Sequence[str], size: float, /) -> Settings:
+    """Put whole layers back, in an order, until no more than a size stays as it was trained."""
+    total = left = sum(w.size for w in weights.values())
+    found: Settings = dict.fromkeys(weights, Fraction(0))
+    for name in order:
+        if left <= size * total:
+            break
+        found[name] = Fraction(1)
+        left -= weights[name].size
+    return found
+
+
+# Ways in which whole layers are put back to an earlier state.
+PUT_BACK = ("reset", "freeze")
 RIVALS: dict[str, dict[str, Callable[[Weights, float], Settings]]] = {
     "prune": {
         "uniform": uniform_pruning,
         "global magnitude": global_magnitude,
         "LAMP": lamp,
+    },
+    "filters": {
+        "uniform": uniform_filters,
+        "global magnitude": global_filters,
+        "LAMP": lamp_filters,
     },
     "rank": {"uniform": uniform_rank},
     "bits": {"uniform": uniform_bits},
@@ -87,17 +135,13 @@ def check_size(way: str, size: float, weights: Weights, /) -> None:
     UsageError
         If there is no such way or size.
     """
-    if way not in RIVALS:
-        raise UsageError(f"way {way!r} is not planned; take one of {', '.join(RIVALS)}")
-    total = sum(w.size for w in weights.values())
+    check_way(way)
     if way == "bits":
         if not 2 <= size <= MOST_BITS:
-            nearest = 2 if size < 2 else MOST_BITS
+            nearest = MOST_BITS if size > MOST_BITS else 2
             raise UsageError(f"{size:g} bits cannot be reached; the nearest is {nearest}")
         return
-    least = 1 / total
-    if way == "rank":
-        least = sum(len(w) + w[0].size for w in weights.values()) / total
+    least = least_share(way, weights)
     if not least <= size < 1:
         nearest_size = f"{least:.4g}" if size < least else "just below 1"
         raise UsageError(
@@ -106,10 +150,32 @@ def check_size(way: str, size: float, weights: Weights, /) -> None:
         )
 
 
+def check_way(way: str, /) -> None:
+    """Refuse a way that is not planned."""
+    if way not in WAYS:
+        raise UsageError(f"way {way!r} is not planned; take one of {', '.join(WAYS)}")
+
+
+def least_share(way: str, weights: Weights, /) -> float:
+    """Tell the smallest share of the weights that a way leaves."""
+    total = sum(w.size for w in weights.values())
+    if way in PUT_BACK:
+        return 0.0
+    if way == "rank":
+        return float(sum(len(w) + w[0].size for w in weights.values()) / total)
+    if way == "filters":  # one of each layer
+        return float(sum(w[0].size for w in weights.values()) / total)
+    return 1 / total
+
+
 def stays(way: str, weight: Array, setting: Fraction, /) -> float:
     """Count the weights that a layer holds: bits count as a share of 32."""
     if way == "prune":
         return float(weight.size - round(setting * weight.size))
+    if way == "filters":
+        return float((len(weight) - round(setting * len(weight))) * weight[0].size)
+    if way in PUT_BACK:
+        return float(weight.size * (1 - setting))
     if way == "rank":
         return float(min(weight.size, int(setting) * (len(weight) + weight[0].size)))
     return float(weight.size * setting / 32)
@@ -124,6 +190,24 @@ def _counted(weights: Weights, wanted: Mapping[str, float], size: float) -> Sett
     for place, name in enumerate(order):
         found[name] = floor[name] + (place < rest)
     return {name: Fraction(found[name], weights[name].size) for name in weights}
+
+
+def _rows(weight: Array) -> Array:
+    return np.asarray(weight, np.float64).reshape(len(weight), -1)
+
+
+def _filter_by_filter(
+    weights: Weights, steps: Sequence[tuple[float, str]], size: float
+) -> Settings:
+    """Remove filters in an order until no more than a size stays; one of each layer stays."""
+    total = left = sum(w.size for w in weights.values())
+    gone = dict.fromkeys(weights, 0)
+    for _, name in steps:
+        if left <= size * total:
+            break
+        gone[name] += 1
+        left -= weights[name][0].size
+    return {name: Fraction(count, len(weights[name])) for name, count in gone.items()}
 
 
 def _least(scores: Mapping[str, Array], weights: Weights, size: float) -> Settings:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planescope.criticality.plan.patches import CONVOLUTIONS
-from planescope.criticality.resets.answers import Pick, picked
-from planescope.criticality.synthetic import choose
+from planescope.criticality.resets.answers import Pick
+from planescope.criticality.sensitivity.inputs import InputOptions
+from planescope.criticality.sensitivity.inputs import synthetic as chosen_for
 from planescope.data.batches import batches
 from planescope.data.load import DataOptions, Files, Images, load
 from planescope.data.loaders import Batch, Loader, call_loader, open_loader
-from planescope.data.pictures import Bank
 from planescope.files.errors import UsageError, one_line, own_place
+from planescope.networks.layers import find_layers
+from planescope.networks.module import read_module
 
 if TYPE_CHECKING:
     import os
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 _FOURTH = 4
 # Examples of a batch that is made here.
 _BATCH = 100
-# Pixels a side of synthetic pictures, where nobody tells.
-_SIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,52 +137,30 @@ def halves(both: Examples, most: int, /) -> tuple[Examples, list[Batch]]:
 
 def synthetic(
     module: nn.Module,
-    shape: tuple[int, ...] | None,
+    shape: Sequence[int] | None,
     /,
     *,
     most: int,
     seed: int = 0,
     pick: Pick | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
 ) -> tuple[torch.Tensor, list[str]]:
-    """Choose synthetic pictures for a network of which no input is known.
-
-    Without a shape, channels are those of the first convolution, and pictures of 32 pixels a side
-    are assumed, which a note says.
+    """Choose synthetic pictures for a network of which no input is known, as `sensitivity` does.
 
     Raises
     ------
     UsageError
         If the network takes no such pictures, or answers the same to all.
     """
-    notes = []
-    if shape is None:
-        first = next((m for m in module.modules() if isinstance(m, CONVOLUTIONS)), None)
-        shape = (3 if first is None else first.in_channels, _SIDE, _SIDE)
-        sizes = "×".join(map(str, shape))
-        notes.append(f"nobody told the size of the inputs: {sizes} was assumed")
-    if len(shape) != 3:
-        raise UsageError("an input shape of pictures has channels, height and width")
-    held = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(1))
-
-    def run(pictures: Any) -> torch.Tensor:
-        with torch.no_grad():
-            given = torch.from_numpy(pictures.copy()).to(held)
-            found: torch.Tensor = picked(module(given), pick)
-        return found
-
-    sizes = "×".join(map(str, shape))
-    bank = Bank(channels=shape[0], height=shape[1], width=shape[2], seed=seed)
-    try:
-        output = run(next(iter(bank))[:2])
-    except (RuntimeError, ValueError, TypeError, IndexError) as exc:
-        raise UsageError(
-            f"the network takes no pictures of {sizes} ({one_line(exc)}); give their size, or "
-            "inputs of its own by --data (data=)"
-        ) from exc
-    of_classes = output.ndim > 1 and output.shape[1] > 1
-    chosen = choose(lambda p: run(p).double().cpu().numpy(), bank, of_classes=of_classes)
-    rows = torch.linspace(0, len(chosen.images) - 1, min(most, len(chosen.images))).long()
-    return torch.from_numpy(chosen.images)[rows].to(held), notes
+    size = None if shape is None else tuple(shape)
+    options = InputOptions(shape=size, mean=mean, std=std, seed=seed)
+    layers, _ = find_layers(read_module(module))
+    given = chosen_for(module, layers, options, pick, None)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    pictures = torch.cat([batch.args[0] for batch in given.feed.on(device)])
+    rows = torch.linspace(0, len(pictures) - 1, min(most, len(pictures))).long()
+    return pictures[rows.to(device)], given.notes
 
 
 def _opened(

@@ -53,12 +53,15 @@ class Form:
         From a filter's largest weight; shape (filters,).
     rank : int or None
         Not to be exceeded.
+    removed : tensor of int or None
+        Filters that give nothing, and are to give nothing.
     """
 
     stays: torch.Tensor
     most: int | None = None
     steps: torch.Tensor | None = None
     rank: int | None = None
+    removed: torch.Tensor | None = None
 
 
 def form_of(changed: torch.Tensor, whole: torch.Tensor, /) -> Form:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from planescope.files.results import Table, columns_of
+from planescope.hyperplanes.layer import Skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +20,14 @@ class PlannedLayer:
     parameters : int
         Of its weight.
     setting : float
-        Share of the weights that is pruned, rank, or number of bits.
+        Share of the weights or filters that goes, rank, number of bits, or 1 where the layer is put
+        back.
     size : float
         Share of the weights that stays; of bits, of 32.
-    alone : float
+    alone : float or None
         The measure with this layer changed alone, not repaired.
+    jointly : float or None
+        The measure with this layer and all those before it changed, not repaired.
     """
 
     name: str
@@ -31,6 +35,7 @@ class PlannedLayer:
     setting: float
     size: float
     alone: float | None
+    jointly: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,8 @@ class Rival:
     Attributes
     ----------
     name : str
-        ``"uniform"``, ``"global magnitude"`` or ``"LAMP"``.
+        ``"uniform"``, ``"global magnitude"`` or ``"LAMP"``; of layers that are put back ``"joint
+        cost, step by step"``, ``"cost alone"`` or ``"distance"``.
     repaired : bool
     size : float
         That it reaches.
@@ -61,6 +67,35 @@ class Rival:
     agreement: float | None = None
     accuracy: float | None = None
     loss: float | None = None
+
+    @property
+    def title(self) -> str:
+        """Return its name, and whether it is repaired."""
+        return f"{self.name}{', repaired' if self.repaired else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCost:
+    """What a plan takes, before it is made.
+
+    Attributes
+    ----------
+    layers : int
+    tries : int
+        Allocations, as they are and repaired; for a budget at most so many.
+    passes : int
+        Of examples through the network, at most.
+    examples : int
+        That weights are fitted to, that choose, and of the table.
+    seconds : float
+        What the passes take, about; fitting weights comes on top.
+    """
+
+    layers: int
+    tries: int
+    passes: int
+    examples: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +121,10 @@ class Plan(Table):
     rivals : tuple of Rival
         All that were tried at that size, the chosen one among them.
     layers : tuple of PlannedLayer
+    curve : tuple of Rival
+        All that were tried at other sizes.
+    skipped : tuple of Skipped
+        Layers that are not planned, and why.
     notes : tuple of str
     module : torch.nn.Module
         The planned network, a copy in the modes of the one given.
@@ -109,6 +148,8 @@ class Plan(Table):
     chosen: Rival
     rivals: tuple[Rival, ...]
     layers: tuple[PlannedLayer, ...]
+    curve: tuple[Rival, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     module: Any = field(default=None, compare=False, repr=False)
 
@@ -131,14 +172,50 @@ class Plan(Table):
         if self.chosen.loss is not None:
             kind = "measured" if self.method == "measured" else "expected"
             loss = f", {kind} loss {self.chosen.loss:.1%}"
-        what = f"{self.chosen.name}{', repaired' if self.chosen.repaired else ''}"
+        what = self.chosen.title
         if (ahead := self.ahead) is not None:
-            other = f"{ahead.name}{', repaired' if ahead.repaired else ''}"
             return (
-                f"not recommended: {other} does better than the plan ({what}{loss}) on "
+                f"not recommended: {ahead.title} does better than the plan ({what}{loss}) on "
                 f"{self.examples} examples that chose neither"
             )
         return f"the plan is {what}{loss}, on {self.examples} examples; no rival does better"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Return what its numbers are not."""
+        found = []
+        if self.method == "synthetic" and self.chosen.loss is not None:
+            found.append("loss: expected on synthetic pictures, uncalibrated")
+        if self.way == "filters":
+            found.append(
+                "size: weights of the filters alone; those that read them in the layers behind go "
+                "too where channels are removed for real"
+            )
+        if self.way == "freeze":
+            found.append(
+                "frozen layers are what this network can do with; whether a training with them "
+                "frozen comes as far was not tested"
+            )
+        return tuple(found)
+
+    @property
+    def put_back(self) -> tuple[str, ...]:
+        """Return the layers that are put back, for ``requires_grad_(False)``."""
+        if self.way not in ("reset", "freeze"):
+            return ()
+        return tuple(layer.name for layer in self.layers if layer.setting)
+
+    def pruning_ratios(self) -> dict[Any, float]:
+        """Give the share of filters that goes by module, as Torch-Pruning takes it.
+
+        ``pruning_ratio_dict`` of its pruners, for the network in `module`; it chooses filters by
+        itself.
+        """
+        return {
+            self.module.get_submodule(layer.name): layer.setting
+            for layer in self.layers
+            if self.way == "filters"
+        }
 
     def masks(self) -> dict[str, Any]:
         """Give of every planned layer which weights stay, as ``torch.nn.utils.prune`` takes it."""

@@ -91,11 +91,13 @@ class Reconstruction:
             at = slice(group * size, (group + 1) * size)
             fitted[at] = _fitted(moments, rows[at], _part(form, at), about_mean=has_mean)
         before: Before = []
-        _overwrite(before, layer, fitted.view_as(weight))
+        overwrite(before, layer, fitted.view_as(weight))
         held = weight_of(layer).flatten(1).double().cpu()  # as it acts, in its own type
         for group, moments in enumerate(gathered):
             shifts.append(moments.shift(held[group * size : (group + 1) * size]))
         shift = torch.cat(shifts)
+        if form.removed is not None:  # a constant in its place would keep the filter
+            shift[form.removed] = 0
         if bias is not None:
             _put(before, bias, shift)
         elif norm is not None:
@@ -103,8 +105,12 @@ class Reconstruction:
             _put(before, mean, mean.double().cpu() - shift)
         return before
 
-    def moments(self, changed: nn.Module, name: str) -> Before | None:
+    def moments(
+        self, changed: nn.Module, name: str, removed: torch.Tensor | None = None
+    ) -> Before | None:
         """Put back mean and deviation of each channel, in the norm behind a layer or in itself.
+
+        Channels of filters that were removed stay as they are.
 
         Raises
         ------
@@ -133,10 +139,12 @@ class Reconstruction:
         scale = torch.where(dead, 1.0, want_std / torch.where(dead, 1.0, std))
         bias = target._parameters["bias"].detach().double().cpu()
         moved = torch.where(dead, want_mean - mean + bias, want_mean + scale * (bias - mean))
+        if removed is not None:
+            scale[removed], moved[removed] = 1.0, bias[removed]
         before: Before = []
         weight = weight_of(target) if place == name else target._parameters["weight"].detach()
         wide = scale.view(-1, *[1] * (weight.ndim - 1))
-        _overwrite(before, target, weight.double().cpu() * wide)
+        overwrite(before, target, weight.double().cpu() * wide)
         _put(before, target._parameters["bias"], moved)
         return before
 
@@ -300,7 +308,8 @@ def _put(before: Before, tensor: torch.Tensor, values: torch.Tensor) -> None:
         tensor.copy_(values)
 
 
-def _overwrite(before: Before, layer: nn.Module, weight: torch.Tensor) -> None:
+def overwrite(before: Before, layer: nn.Module, weight: torch.Tensor, /) -> None:
+    """Put a weight in place, and what it replaces on a list."""
     held = layer._parameters.get("weight_orig", layer._parameters.get("weight"))
     assert held is not None  # noqa: S101
     before.append((held, held.detach().clone()))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from planescope.criticality.plan.opening import check_pair, filled, opened
 from planescope.criticality.plan.record import Repair, RepairedLayer
-from planescope.files.errors import UsageError, nearest
+from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Pick
     from planescope.data.load import DataOptions
     from planescope.data.loaders import Unpack
+    from planescope.training.run import Run
 
 By = Literal["least squares", "moments"]
 WAYS = ("least squares", "moments")
@@ -34,8 +37,8 @@ OnLayer = Callable[[int, int, str], None]
 
 
 def repair(
-    network: nn.Module | str | os.PathLike[str],
-    reference: nn.Module | str | os.PathLike[str],
+    network: nn.Module | Run | str | os.PathLike[str],
+    reference: nn.Module | Run | str | os.PathLike[str],
     *,
     data: Any = None,
     by: By = "least squares",
@@ -46,7 +49,10 @@ def repair(
     architecture: str | nn.Module | None = None,
     data_path: str | os.PathLike[str] | None = None,
     data_options: DataOptions | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: Sequence[int] | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    trust: bool | str | Collection[str] = False,
     on_layer: OnLayer | None = None,
 ) -> Repair:
     """Put each layer of a changed network back to where the data of the whole one lie.
@@ -58,10 +64,10 @@ def repair(
 
     Parameters
     ----------
-    network : torch.nn.Module or path
-        The changed network: pruned (masks of ``torch.nn.utils.prune`` too), quantised in floating
-        point, factored, merged or reset. It is left as it is.
-    reference : torch.nn.Module or path
+    network : torch.nn.Module, Run or path
+        The changed network (of a run the last snapshot): pruned (masks of ``torch.nn.utils.prune``
+        too), quantised in floating point, factored, merged or reset. It is left as it is.
+    reference : torch.nn.Module, Run or path
         The whole network, of the same shapes.
     data : DataLoader, Dataset, tensor, iterable of batches, or str
         Inputs as for `planescope.reset`; labels are not looked at. By default synthetic pictures,
@@ -79,8 +85,10 @@ def repair(
         Of files: a name as for `planescope.networks.build.build`, or a module, which is copied.
     data_path, data_options
         Of a data set by name.
-    input_shape : tuple of int, optional
-        Channels, height and width of synthetic pictures; without it 32 pixels a side.
+    input_shape, mean, std
+        Of synthetic pictures, as for `planescope.sensitivity`.
+    trust
+        Of runs, as for `planescope.sensitivity`.
     on_layer : callable, optional
         Called with (layers done, layers in all, name), to show progress.
 
@@ -105,15 +113,17 @@ def repair(
         raise UsageError(f"by={by!r}: repair by one of {', '.join(WAYS)}")
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")
-    given, source = opened(network, architecture, "network")
-    whole, name = opened(reference, architecture, "reference")
+    given = opened(network, architecture, "network", trust=trust)
+    whole = opened(reference, architecture, "reference", trust=trust)
     with same_random_states(*generators_of(data)), torch.no_grad():
-        own, other = borrowed(given), borrowed(whole)
+        own, other = (borrowed(one.module, whole=False) for one in (given, whole))
         check_pair(own, other)
         device = next((t.device for t in other.parameters()), torch.device("cpu"))
         notes: list[str] = []
         if data is None:
-            inputs, notes = synthetic(other, input_shape, most=examples, seed=seed, pick=output)
+            inputs, notes = synthetic(
+                other, input_shape, most=examples, seed=seed, pick=output, mean=mean, std=std
+            )
         taken = take(
             inputs if data is None else data,
             other,
@@ -128,11 +138,11 @@ def repair(
         mended = Mending.of(other, taken, yardstick, by=by, seed=seed)
         before = yardstick.value(own)
         if before == float("inf"):
-            raise UsageError(f"{source}: gives NaN or an infinity on these inputs")
+            raise UsageError(f"{given.source}: gives NaN or an infinity on these inputs")
         layers, after = mended.repair(own, before, on_layer=on_layer)
     return Repair(
-        source=source,
-        reference=name,
+        source=given.source,
+        reference=whole.source,
         by=by,
         inputs="synthetic pictures" if data is None else taken.name,
         fitted=taken.fitted,
@@ -142,92 +152,8 @@ def repair(
         after=after,
         layers=layers,
         notes=(*notes, *taken.notes),
-        module=filled(given, own),
+        module=filled(given.module, own),
     )
-
-
-def opened(
-    network: Any, architecture: str | nn.Module | None, what: str, /
-) -> tuple[nn.Module, str]:
-    """Return the module that is meant, and what it is called."""
-    from torch import nn
-
-    from planescope.networks.module import unwrapped
-
-    if isinstance(network, nn.Module):
-        module = unwrapped(network)
-        return module, type(module).__name__
-    if not isinstance(network, str | os.PathLike):
-        raise UsageError(f"the {what} is a {type(network).__name__}; give a module or a file")
-    if architecture is None:
-        raise UsageError(f"{network}: a checkpoint does not tell its network; give architecture=")
-    return load_file(network, architecture), str(network)
-
-
-def load_file(path: str | os.PathLike[str], architecture: str | nn.Module, /) -> nn.Module:
-    """Load the weights of a file into the network that they belong to."""
-    from planescope.criticality.resets.trained import state_of, with_weights
-    from planescope.networks.parametrisations import resolved
-
-    return with_weights(architecture, resolved(state_of(path)), path)
-
-
-def check_pair(changed: nn.Module, whole: nn.Module, /) -> None:
-    """Refuse two networks of other shapes, equal ones, and weights that are no numbers."""
-    own, other = acting(changed), acting(whole)
-    for name, tensor in other.items():
-        if name not in own:
-            raise UsageError(
-                f"the reference has {name}, which the network has not; {nearest(name, own)}"
-            )
-        if own[name].shape != tensor.shape:
-            shapes = " and ".join("×".join(map(str, t.shape)) for t in (tensor, own[name]))
-            raise UsageError(f"{name} has shapes {shapes} in the reference and the network")
-    if extra := [name for name in own if name not in other]:
-        raise UsageError(f"the network has {extra[0]}, which the reference has not")
-    check_finite(own, "the network")
-    check_finite(other, "the reference")
-    if all(
-        bool((own[name] == tensor.to(own[name].device)).all()) for name, tensor in other.items()
-    ):
-        raise UsageError(
-            "the network is its reference: no weight differs; give the changed one first, then "
-            "the whole one"
-        )
-
-
-def check_finite(tensors: Mapping[str, torch.Tensor], what: str, /) -> None:
-    """Refuse weights that are no numbers."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UsageError(f"{what} holds NaN or an infinity in {name}")
-
-
-def acting(module: nn.Module, /) -> dict[str, torch.Tensor]:
-    """Tensors of a network by name, a pruned weight as it acts; counters are left out."""
-    from planescope.criticality.plan.holding import weight_of
-    from planescope.criticality.plan.observation import is_pruned
-
-    found = {
-        name: tensor.detach()
-        for name, tensor in module.state_dict().items()
-        if hasattr(tensor, "shape") and not name.endswith("num_batches_tracked")
-    }
-    for name, part in module.named_modules():
-        if is_pruned(part):
-            prefix = f"{name}." if name else ""
-            del found[f"{prefix}weight_orig"], found[f"{prefix}weight_mask"]
-            found[f"{prefix}weight"] = weight_of(part)
-    return found
-
-
-def filled(given: nn.Module, own: nn.Module, /) -> nn.Module:
-    """Copy a network as it is, with the tensors of another of its kind."""
-    from planescope.networks.copies import deep_copy
-
-    made = deep_copy(given)
-    made.load_state_dict(own.state_dict())
-    return made
 
 
 def _is_less(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -276,16 +202,22 @@ class Mending:
         changed: nn.Module,
         before: float,
         *,
-        forms: dict[str, Form] | None = None,
+        forms: Mapping[str, Form | None] | None = None,
         on_layer: OnLayer | None = None,
     ) -> tuple[tuple[RepairedLayer, ...], float]:
-        """Repair a network in place, and give what was done and the measure at the end."""
+        """Repair a network in place, and give what was done and the measure at the end.
+
+        A layer whose form is None stays as it is.
+        """
         names = list(self.anatomy.calls)
         done: dict[str, tuple[str, Before]] = {}
         reasons: dict[str, str | None] = {}
         for number, name in enumerate(names):
             if on_layer is not None:
                 on_layer(number, 2 * len(names), name)
+            if forms is not None and name in forms and forms[name] is None:
+                reasons[name] = "it stays as it was put back"
+                continue
             by, overwritten, reasons[name] = self._tried(changed, name, (forms or {}).get(name))
             if overwritten is not None:
                 done[name] = by, overwritten
@@ -353,17 +285,28 @@ class Mending:
 
         same = "it gives what it gives in the reference"
         reason, by = None, self.by
+        own = weight_of(changed.get_submodule(name))
+        if form is None:
+            form = form_of(own, weight_of(self.reconstruction.whole.get_submodule(name)))
+            form = dataclasses.replace(form, removed=self._gone(changed, name, own))
         if by == "least squares":
-            whole = weight_of(self.reconstruction.whole.get_submodule(name))
-            wanted = form or form_of(weight_of(changed.get_submodule(name)), whole)
             try:
-                done = self.reconstruction.least_squares(changed, name, wanted)
+                done = self.reconstruction.least_squares(changed, name, form)
             except LeftError as exc:
                 reason, by = f"by moments: {exc}", "moments"
             else:
                 return by, done, None if done is not None else same
         try:
-            done = self.reconstruction.moments(changed, name)
+            done = self.reconstruction.moments(changed, name, form.removed)
         except LeftError as exc:
             return by, None, str(exc)
         return by, done, reason if done is not None else same
+
+    def _gone(self, changed: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor | None:
+        """Filters whose weights are 0, as is what is added behind them: somebody removed them."""
+        place = self.anatomy.norms.get(name, name)
+        bias = changed.get_submodule(place)._parameters.get("bias")
+        if bias is None or bias.shape != weight.shape[:1]:
+            return None
+        gone = (weight.flatten(1) == 0).all(1) & (bias == 0)
+        return gone.nonzero()[:, 0].cpu() if bool(gone.any()) else None

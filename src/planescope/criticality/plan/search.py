@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from planescope.criticality.confidence import wilson
-from planescope.criticality.definition import loss
-from planescope.criticality.plan.allocation import RIVALS, Settings, check_size, stays
-from planescope.criticality.plan.planned import Plan, PlannedLayer, Rival
-from planescope.criticality.plan.repair import (
-    EXAMPLES,
-    Mending,
+from planescope.criticality.plan.allocation import PUT_BACK, check_way
+from planescope.criticality.plan.opening import (
+    Opened,
     acting,
     check_finite,
+    check_shapes,
     filled,
+    load_file,
     opened,
 )
-from planescope.criticality.replacements import of_bits, of_rank, pruned
-from planescope.files.errors import UsageError, nearest
+from planescope.criticality.plan.planned import Plan, PlanCost
+from planescope.criticality.plan.repair import EXAMPLES
+from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from planescope.criticality.plan.divergence import Yardstick
-    from planescope.criticality.plan.examples import Examples
-    from planescope.criticality.plan.holding import Form
+    from planescope.criticality.plan.bench import Bench, Try
+    from planescope.criticality.plan.cuts import Knife
     from planescope.criticality.resets.answers import Pick
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Batch, Unpack
+    from planescope.data.loaders import Unpack
+    from planescope.training.run import Run
 
 # Sizes, and bits, that are looked at for a budget.
 _SIZES = tuple(Fraction(n, 20) for n in range(1, 20))
@@ -46,15 +43,18 @@ OnTry = Callable[[int, int, str], None]
 
 
 def plan(
-    model: nn.Module | str | os.PathLike[str],
+    model: nn.Module | Run | str | os.PathLike[str],
     *,
     way: str = "prune",
     size: float | None = None,
     bits: float | None = None,
     budget: float | None = None,
+    to: Any = None,
     data: Any = None,
+    labelled: bool = True,
     repair: bool = True,
     keep: Collection[str] = (),
+    curve: Sequence[float] = (),
     examples: int = EXAMPLES,
     seed: int = 0,
     network: str | nn.Module | None = None,
@@ -62,9 +62,13 @@ def plan(
     output: Pick | None = None,
     data_path: str | os.PathLike[str] | None = None,
     data_options: DataOptions | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: Sequence[int] | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    trust: bool | str | Collection[str] = False,
+    dry_run: bool = False,
     on_try: OnTry | None = None,
-) -> Plan:
+) -> Plan | PlanCost:
     """Make a smaller network out of a trained one, and tell what it costs. Nothing is trained.
 
     The size is shared out among the layers in the ways that others use; each is repaired by least
@@ -73,35 +77,47 @@ def plan(
 
     Parameters
     ----------
-    model : torch.nn.Module or path
-        Trained; of a file with `network`. It is left as it is.
-    way : {"prune", "rank", "bits"}
-        METHOD, section 7.
+    model : torch.nn.Module, Run or path
+        Trained; of a run the last snapshot; of a file with `network`. It is left as it is.
+    way : {"prune", "filters", "rank", "bits", "reset", "freeze"}
+        METHOD, section 7. Whole filters go where their channels belong to one layer alone; layers
+        that are reset or frozen are put back to the state `to`.
     size : float
-        Share of the weights of the planned layers that stays; of a rank, in two factors.
+        Share of the weights of the planned layers that stays: of a rank, in two factors; of filters
+        and layers put back, at most.
     bits : float
         Of ``way="bits"`` in place of a size: mean over weights.
     budget : float
-        In place of either: the smallest network whose loss on the examples of the table is no more
-        (METHOD, section 7: measured with labels, else expected).
+        In place of either: the smallest network, found by halves, whose loss on the examples of the
+        table is no more (METHOD, section 7: measured with labels, else expected).
+    to : module, state dict, path or int
+        Of ``"reset"`` and ``"freeze"``: the initialisation, or an early snapshot; of a run an
+        epoch, by default its first snapshot.
     data : as for `planescope.repair`
-        With labels the loss is measured. By default synthetic pictures.
+        By default synthetic pictures.
+    labelled : bool
+        Whether labels of `data`, where there are any, measure the loss.
     repair : bool
-        False compares the allocations as they are.
+        False compares the allocations as they are. Layers that are put back are not repaired, those
+        about them are.
     keep : collection of str
         Layers that stay whole.
+    curve : sequence of float
+        Other sizes, or bits, to tell the cost of.
     examples : int
         For repairing; as many more for the table.
-    seed, unpack, output, data_path, data_options, input_shape
+    seed, unpack, output, data_path, data_options, input_shape, mean, std, trust
         As for `planescope.repair`.
     network : str or torch.nn.Module, optional
         Of a file.
+    dry_run : bool
+        Tell what it would take, and do nothing else.
     on_try : callable, optional
         Called with (tries done, tries in all, name), to show progress.
 
     Returns
     -------
-    Plan
+    Plan, or PlanCost where `dry_run`
 
     Raises
     ------
@@ -111,37 +127,43 @@ def plan(
     CheckpointError
         If the file is missing, damaged or of another network.
     """
+    asked = _asked(way, size, bits, budget)
     torch = required("torch")
+    from planescope.criticality.plan.bench import Bench
+    from planescope.criticality.plan.examples import synthetic
     from planescope.criticality.resets.borrow import borrowed, generators_of, same_random_states
 
-    asked = _asked(way, size, bits, budget)
-    given, source = opened(model, network, "network")
+    if examples < 2:
+        raise UsageError(f"examples={examples}: give two or more, some to check against")
+    given = opened(model, network, "network", trust=trust)
     with same_random_states(*generators_of(data)), torch.no_grad():
-        whole = borrowed(given)
-        check_finite(acting(whole), f"{source}:")
+        whole = borrowed(given.module, whole=False)
+        check_finite(acting(whole), f"{given.source}:")
+        knife = _knife(way, whole, to, given)
         notes: list[str] = []
         inputs = data
         if data is None:
-            from planescope.criticality.plan.examples import synthetic
-
-            inputs, notes = synthetic(whole, input_shape, most=2 * examples, seed=seed, pick=output)
+            inputs, notes = synthetic(
+                whole, input_shape, most=2 * examples, seed=seed, pick=output, mean=mean, std=std
+            )
         bench = Bench.of(
-            whole, inputs, keep=keep, examples=examples, seed=seed, unpack=unpack, output=output,
-            data_path=data_path, data_options=data_options,
+            whole, inputs, knife, keep=keep, examples=examples, seed=seed, labelled=labelled,
+            unpack=unpack, output=output, data_path=data_path, data_options=data_options,
         )  # fmt: skip
+        if dry_run:
+            return _cost(bench, way, asked, curve, repair=repair)
         if asked is None:
             assert budget is not None  # noqa: S101
-            tries = _within(bench, way, budget, repair=repair, on_try=on_try)
+            tries, others = _within(bench, budget, repair=repair, on_try=on_try)
         else:
-            tries = bench.tries(way, asked, repair=repair, on_try=on_try)
+            tries, others = _at(bench, asked, curve, repair=repair, on_try=on_try)
         best = min(tries, key=lambda one: one.checked)
-        layers = bench.layers(way, best.settings)
-    method = "synthetic" if data is None else bench.method
+        layers = bench.layers(best.settings)
     return Plan(
-        source=source,
+        source=given.source,
         way=way,
         asked=float(best.asked),
-        method=method,
+        method="synthetic" if data is None else bench.method,
         inputs="synthetic pictures" if data is None else bench.taken.name,
         fitted=bench.taken.fitted,
         checked=bench.taken.checked,
@@ -151,15 +173,16 @@ def plan(
         chosen=best.rival,
         rivals=tuple(one.rival for one in tries),
         layers=layers,
+        curve=tuple(one.rival for one in others),
+        skipped=tuple(bench.skipped),
         notes=(*notes, *bench.notes, *bench.taken.notes),
-        module=filled(given, best.module),
+        module=filled(given.module, best.module),
     )
 
 
 def _asked(way: str, size: float | None, bits: float | None, budget: float | None) -> float | None:
     """Size or bits; None where a budget is given."""
-    if way not in RIVALS:
-        raise UsageError(f"way {way!r} is not planned; take one of {', '.join(RIVALS)}")
+    check_way(way)
     if [size, bits, budget].count(None) != 2:
         raise UsageError("give one of size, bits and budget")
     if (bits is not None) != (way == "bits") and budget is None:
@@ -169,265 +192,173 @@ def _asked(way: str, size: float | None, bits: float | None, budget: float | Non
     return size if bits is None else bits
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Try:
-    """One allocation, applied."""
+def _knife(way: str, whole: nn.Module, to: Any, given: Opened) -> Knife:
+    """Find what a way needs to know of the network."""
+    from planescope.criticality.plan.cuts import Knife
 
-    asked: float
-    settings: Settings
-    module: nn.Module
-    checked: float
-    rival: Rival
+    if (to is not None) != (way in PUT_BACK) and not (way in PUT_BACK and _is_run(given)):
+        raise UsageError(
+            "to= says to which state layers are reset or frozen: give it with these ways alone"
+        )
+    if way in PUT_BACK:
+        return Knife(way=way, starts=_starts(to, whole, given))
+    if way != "filters":
+        return Knife(way=way)
+    from planescope.criticality.sensitivity.network import find_parts
 
-
-@dataclass(eq=False)
-class Bench:
-    """A whole network, its inputs, and what changed ones are held against.
-
-    Attributes
-    ----------
-    whole : torch.nn.Module
-    mending : Mending
-    taken : Examples
-    table : Yardstick
-        On examples that choose nothing; else those that check.
-    labels : list of tensor or None
-    weights : dict of str to array
-        Of the layers that are planned.
-    """
-
-    whole: nn.Module
-    mending: Mending
-    taken: Examples
-    table: Yardstick
-    labels: list[torch.Tensor] | None
-    weights: dict[str, np.ndarray[Any, Any]]
-    notes: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(
-        cls, whole: nn.Module, data: Any, /, *, keep: Collection[str], examples: int, seed: int,
-        unpack: Unpack | None, output: Pick | None,
-        data_path: str | os.PathLike[str] | None, data_options: DataOptions | None,
-    ) -> Bench:  # fmt: skip
-        """Take inputs, some for the table, and look at the network."""
-        import torch
-
-        from planescope.criticality.plan.divergence import Yardstick
-        from planescope.criticality.plan.examples import halves, take
-        from planescope.criticality.plan.holding import weight_of
-
-        device = next((t.device for t in whole.parameters()), torch.device("cpu"))
-        both = take(
-            data, whole, most=2 * examples, device=device, unpack=unpack, seed=seed,
-            data_path=data_path, data_options=data_options,
-        )  # fmt: skip
-        taken, rest = halves(both, examples)
-        notes = []
-        if not rest:
-            rest = taken.check
-            notes.append(
-                f"there are {both.fitted + both.checked} examples, none left for the table: it is "
-                "of those that chose the plan"
-            )
-        check = Yardstick.of(whole, taken.check, output)
-        mending = Mending.of(whole, taken, check, by="least squares", seed=seed)
-        names = list(mending.anatomy.calls)
-        for name in keep:
-            if name not in names:
-                raise UsageError(f"there is no layer {name}; {nearest(name, names)}")
-        weights = {
-            name: weight_of(whole.get_submodule(name)).cpu().numpy()
-            for name in names
-            if name not in keep
-        }
-        if not weights:
-            raise UsageError("no layer is left to plan; keep fewer")
-        table = Yardstick.of(whole, rest, output)
-        return cls(whole, mending, taken, table, _labels(rest, table), weights, notes)
-
-    @property
-    def method(self) -> str:
-        """Return the way in which the loss is told."""
-        return "unlabelled" if self.labels is None else "measured"
-
-    def tries(self, way: str, asked: float, *, repair: bool, on_try: OnTry | None) -> list[Try]:
-        """Share a size out in all ways, as they are and repaired."""
-        check_size(way, asked, self.weights)
-        found: list[Try] = []
-        total = len(RIVALS[way]) * (1 + repair)
-        for name, allocate in RIVALS[way].items():
-            settings = allocate(self.weights, asked)
-            for repaired in (False, True)[: 1 + repair]:
-                if on_try is not None:
-                    on_try(len(found), total, f"{name}{', repaired' if repaired else ''}")
-                try:
-                    found.append(self._try(way, asked, name, settings, repaired=repaired))
-                except KeyboardInterrupt:
-                    if not found:
-                        raise
-                    self.notes.append(
-                        f"stopped after {len(found)} of {total} tries: the best of these is taken"
-                    )
-                    return found
-        return found
-
-    def _try(self, way: str, asked: float, name: str, settings: Settings, *, repaired: bool) -> Try:
-        from planescope.networks.copies import deep_copy
-
-        changed = deep_copy(self.whole)
-        forms = {layer: _apply(changed, layer, way, setting) for layer, setting in settings.items()}
-        value = self.mending.yardstick.value(changed)
-        if repaired:
-            _, value = self.mending.repair(changed, value, forms=forms)
-        kept = sum(stays(way, self.weights[n], s) for n, s in settings.items())
-        size = kept / sum(w.size for w in self.weights.values())
-        rival = self._told(changed, name, repaired=repaired, size=size)
-        return Try(asked=asked, settings=settings, module=changed, checked=value, rival=rival)
-
-    def _told(self, changed: nn.Module, name: str, *, repaired: bool, size: float) -> Rival:
-        """Hold a network against the whole one on the examples of the table."""
-        answers = self.table.asked(changed)
-        divergence = float(self.table.compared(answers).mean())
-        shown = divergence if math.isfinite(divergence) else None
-        if not self.table.of_classes:
-            return Rival(name=name, repaired=repaired, size=size, divergence=shown)
-        agreed = given = sure = count = 0.0
-        for out, logs in zip(answers, self.table.answers, strict=True):
-            best = out.argmax(1)
-            p = logs.exp()
-            count += best.numel()
-            agreed += float((best == logs.argmax(1)).sum())
-            given += float(p.gather(1, best.unsqueeze(1)).sum())
-            sure += float(p.amax(1).sum())
-        right = self._accuracy(answers)
-        if right is None:
-            chance = 1 / self.table.answers[0].shape[1]
-            expected = (1 - given / sure) / (1 - chance / (sure / count))
-            return Rival(
-                name=name, repaired=repaired, size=size, divergence=shown,
-                agreement=agreed / count, loss=expected,
-            )  # fmt: skip
-        whole, chance = self.accuracy or 0.0, self._chance()
-        low, _ = wilson(round(whole * count), round(count))
-        # Of a network that knows no more than chance there is nothing to lose.
-        measured = loss(whole, right, chance).value if low > chance else None
-        return Rival(
-            name=name, repaired=repaired, size=size, divergence=shown, agreement=agreed / count,
-            accuracy=right, loss=measured,
-        )  # fmt: skip
-
-    @property
-    def accuracy(self) -> float | None:
-        """Return the whole network's share of right answers on the examples of the table."""
-        return self._accuracy(self.table.answers)
-
-    def _accuracy(self, answers: Sequence[torch.Tensor]) -> float | None:
-        if self.labels is None:
-            return None
-        pairs = list(zip(answers, self.labels, strict=True))
-        right = sum(int((given.argmax(1) == labels).sum()) for given, labels in pairs)
-        count = sum(int(labels.numel()) for _, labels in pairs)
-        return right / count
-
-    def _chance(self) -> float:
-        import torch
-
-        every = torch.cat([labels.flatten() for labels in self.labels or ()])
-        return float(every.bincount().max()) / len(every)
-
-    def layers(self, way: str, settings: Settings) -> tuple[PlannedLayer, ...]:
-        """Tell of each layer what stays, and what it costs alone."""
-        from planescope.criticality.plan.holding import hold, weight_of
-        from planescope.networks.copies import deep_copy
-
-        changed, rows = deep_copy(self.whole), []
-        for name, setting in settings.items():
-            layer = changed.get_submodule(name)
-            whole = weight_of(layer).clone()
-            _apply(changed, name, way, setting)
-            alone = self.mending.yardstick.value(changed)
-            hold(layer, whole)
-            weight = self.weights[name]
-            rows.append(
-                PlannedLayer(
-                    name=name,
-                    parameters=weight.size,
-                    setting=float(setting),
-                    size=stays(way, weight, setting) / weight.size,
-                    alone=alone if math.isfinite(alone) else None,
-                )
-            )
-        return tuple(rows)
+    parts, _ = find_parts(whole, "all", None)
+    return Knife(way=way, parts={part.layer.name: part for part in parts})
 
 
-def _labels(batches: list[Batch], table: Yardstick) -> list[torch.Tensor] | None:
-    """Labels that are classes, a value an answer; None where there are none."""
-    import torch
-
-    found = []
-    for batch, logs in zip(batches, table.answers, strict=True):
-        labels = batch.labels
-        shape = (batch.size, *logs.shape[2:])
-        if not isinstance(labels, torch.Tensor) or tuple(labels.shape) != shape:
-            return None
-        if labels.is_floating_point() or not table.of_classes:
-            return None
-        if int(labels.min()) < 0 or int(labels.max()) >= logs.shape[1]:
-            raise UsageError(
-                f"there are labels from {int(labels.min())} to {int(labels.max())}, but the "
-                f"network has {logs.shape[1]} classes"
-            )
-        found.append(labels.to(logs.device))
-    return found
+def _is_run(given: Opened) -> bool:
+    return given.file is not None and given.source != given.file
 
 
-def _apply(changed: nn.Module, name: str, way: str, setting: Fraction) -> Form:
-    """Take away from a layer, and say what has to stay when it is repaired."""
-    import torch
+def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tensor]:
+    """Tensors of the state that layers are put back to, of the shapes of the network's."""
+    from torch import nn
 
-    from planescope.criticality.plan.holding import Form, hold, weight_of
+    from planescope.networks.copies import deep_copy
 
-    layer = changed.get_submodule(name)
-    held = weight_of(layer)
-    weight = held.cpu().numpy()
-    every = torch.ones(len(weight), weight[0].size, dtype=torch.bool)
-    if way == "prune":
-        new = pruned(weight, setting)
-        form = Form(stays=torch.from_numpy(new != 0).flatten(1))
-    elif way == "bits":
-        new = of_bits(weight, int(setting))
-        most = 2 ** (int(setting) - 1) - 1
-        largest = torch.from_numpy(weight).double().flatten(1).abs().amax(1)
-        form = Form(stays=every, most=most, steps=largest / most)
+    if to is None or (isinstance(to, int) and not isinstance(to, bool)):
+        to = _snapshot(to, given)
+    if isinstance(to, str | os.PathLike):
+        if given.architecture is None:
+            start: nn.Module = load_file(to, given.module)
+        else:
+            start = opened(to, given.architecture, "state to put back to").module
+    elif isinstance(to, nn.Module):
+        start = opened(to, None, "state to put back to").module
+    elif isinstance(to, Mapping):
+        start = deep_copy(given.module)
+        try:
+            start.load_state_dict(dict(to))
+        except (RuntimeError, TypeError, ValueError) as exc:
+            first = str(exc).partition("\n\t")[2].partition("\n")[0] or str(exc)
+            raise UsageError(f"to= is a state dict of another network ({first.strip()})") from exc
     else:
-        rank, largest_rank = int(setting), min(every.shape)
-        new = of_rank(weight, Fraction(rank, largest_rank))
-        form = Form(stays=every, rank=rank if rank < largest_rank else None)
-    hold(layer, torch.from_numpy(np.ascontiguousarray(new)).to(held))
-    return form
+        raise UsageError(f"to= is a {type(to).__name__}; give a module, a state dict or a file")
+    own, tensors = acting(whole), acting(start)
+    check_shapes(own, tensors, "state to put back to")
+    check_finite(tensors, "the state to put back to")
+    if all(bool((own[n] == t.to(own[n].device)).all()) for n, t in tensors.items() if t.ndim > 1):
+        raise UsageError("every layer is already what it would be put back to; give another to=")
+    return tensors
+
+
+def _snapshot(epoch: int | None, given: Opened) -> str:
+    from planescope.training.run import Run
+
+    if not _is_run(given):
+        raise UsageError(f"to={epoch}: epochs are those of a run; give a module or a file")
+    files = Run(given.source).snapshots
+    wanted = min(files) if epoch is None else epoch
+    if wanted not in files:
+        near = min(files, key=lambda one: abs(one - wanted))
+        raise UsageError(
+            f"{given.source}: has no snapshot of epoch {epoch}; the nearest is of {near}"
+        )
+    return str(files[wanted])
+
+
+def _at(
+    bench: Bench, asked: float, curve: Sequence[float], *, repair: bool, on_try: OnTry | None
+) -> tuple[list[Try], list[Try]]:
+    """Try a size, then those of a curve."""
+    from planescope.criticality.plan.allocation import check_size
+
+    sizes = [asked, *(one for one in dict.fromkeys(curve) if one != asked)]
+    for one in sizes:
+        check_size(bench.knife.way, one, bench.weights)
+    count = len(bench.allocations) * (1 + repair)
+    found: list[list[Try]] = []
+    for number, one in enumerate(sizes):
+        found.append(
+            bench.tries(
+                one, repair=repair, on_try=on_try, before=number * count, total=count * len(sizes)
+            )
+        )
+        if bench.stopped:
+            break
+    return found[0], [each for tries in found[1:] for each in tries]
 
 
 def _within(
-    bench: Bench, way: str, budget: float, *, repair: bool, on_try: OnTry | None
-) -> list[Try]:
-    """Find by halves the smallest size whose loss is within a budget."""
+    bench: Bench, budget: float, *, repair: bool, on_try: OnTry | None
+) -> tuple[list[Try], list[Try]]:
+    """Find by halves the smallest size whose loss is within a budget; with it, what was tried."""
     if not bench.table.of_classes:
         raise UsageError("the network's outputs are no classes: there is no loss to hold a budget")
-    sizes = _BITS if way == "bits" else _SIZES
-    low, high, best = 0, len(sizes), None
-    least = math.inf
-    while low < high:
+    sizes = _sizes(bench)
+    low, high, best = 0, len(sizes), -1
+    tried: dict[int, list[Try]] = {}
+    losses: dict[int, float] = {}
+    count = len(bench.allocations) * (1 + repair)
+    total = count * len(sizes).bit_length()
+    while low < high and not bench.stopped:
         middle = (low + high) // 2
-        tries = bench.tries(way, float(sizes[middle]), repair=repair, on_try=on_try)
+        tries = bench.tries(
+            float(sizes[middle]), repair=repair, on_try=on_try, before=count * len(tried),
+            total=total,
+        )  # fmt: skip
+        if not tries:
+            break
+        tried[middle] = tries
         found = min(tries, key=lambda one: one.checked).rival.loss
-        least = least if found is None else min(least, found)
-        if found is not None and found <= budget:
-            high, best = middle, tries
+        losses[middle] = math.inf if found is None else found
+        if losses[middle] <= budget:
+            high = best = middle
         else:
             low = middle + 1
-    if best is None:
-        raise UsageError(
-            f"no size keeps the loss within {budget:g}; the least that was reached is {least:.4g}"
+    if best < 0:
+        nearest = min(losses, key=lambda at: losses[at])
+        what = "bits" if bench.knife.way == "bits" else "size"
+        told = (
+            f"the nearest is a loss of {losses[nearest]:.4g}, at {what} {float(sizes[nearest]):g}"
+            if math.isfinite(losses[nearest])
+            else "the network knows no more than chance on these examples"
         )
-    return best
+        raise UsageError(f"no {what} keeps the loss within {budget:g}; {told}")
+    bench.notes.append("the size was chosen by the loss on the examples of the table")
+    return tried.pop(best), [one for tries in tried.values() for one in tries]
+
+
+def _sizes(bench: Bench) -> tuple[Fraction, ...]:
+    from planescope.criticality.plan.allocation import least_share
+
+    if bench.knife.way == "bits":
+        return _BITS
+    least = least_share(bench.knife.way, bench.weights)
+    return tuple(one for one in _SIZES if one >= least)
+
+
+def _cost(
+    bench: Bench, way: str, asked: float | None, curve: Sequence[float], *, repair: bool
+) -> PlanCost:
+    """Count the passes of all tries, and time one."""
+    layers = len(bench.weights)
+    checked, fitted = bench.taken.checked, bench.taken.fitted
+    told = sum(batch.size for batch in bench.table.batches)
+    sizes = len(_sizes(bench)).bit_length() if asked is None else 1 + len({*curve} - {asked})
+    tries = sizes * len(bench.allocations) * (1 + repair)
+    repaired = tries // 2 if repair else 0
+    every = len(bench.mending.anatomy.calls)
+    # A layer is fitted behind a pass that ends at it, half a network on average; once more, for
+    # the patches, in the whole network.
+    passes = 2 * tries + repaired * (2 * every + 1) + 2 * layers
+    examples = tries * (checked + told) + repaired * every * (fitted / 2 + checked)
+    examples += 2 * layers * checked
+    if way in PUT_BACK:
+        from planescope.criticality.plan.bench import MOST_PASSES
+
+        joint = min(MOST_PASSES, layers * (layers + 1) // 2)
+        passes += joint
+        examples += joint * checked
+    batch = bench.taken.fit[0]
+    bench.whole(*batch.args, **batch.kwargs)
+    began = time.perf_counter()
+    bench.whole(*batch.args, **batch.kwargs)
+    seconds = (time.perf_counter() - began) / batch.size * examples
+    return PlanCost(
+        layers=layers, tries=tries, passes=passes, examples=fitted + checked + told, seconds=seconds
+    )

@@ -11,6 +11,8 @@ import torch
 
 # d of METHOD 7: this times the mean variance of a patch entry.
 RIDGE = 0.01
+# Variance of an input, of its mean square, below which it is constant.
+_CONSTANT = 1e-12
 # Factors of the step from a filter's largest weight that are tried for few bits.
 SHRINKS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.44, 0.36, 0.3)
 
@@ -62,7 +64,11 @@ class Moments:
         if not about_mean:
             return c, b
         mean_u, mean_y = self.u / self.count, self.y / self.count
-        return c - torch.outer(mean_u, mean_u), b - torch.outer(mean_u, mean_y)
+        off_c, off_b = c - torch.outer(mean_u, mean_u), b - torch.outer(mean_u, mean_y)
+        # An input that never varies leaves rounding, in which a matrix may have any sign.
+        constant = off_c.diagonal() <= _CONSTANT * c.diagonal()
+        off_c[constant], off_c[:, constant], off_b[constant] = 0, 0, 0
+        return off_c, off_b
 
     def shift(self, weights: torch.Tensor) -> torch.Tensor:
         """Give the mean of y that weights, shape (filters, fan_in), leave to a bias."""

@@ -28,8 +28,14 @@ _HOOKS = (
 )  # fmt: skip
 
 
-def borrowed(module: nn.Module, /) -> nn.Module:
+def borrowed(module: nn.Module, /, *, whole: bool = True) -> nn.Module:
     """Copy a network, with torch's own hooks alone: nothing of the user's is called.
+
+    Parameters
+    ----------
+    whole : bool
+        Whether weights that are computed from others (masks, norms) are held as they act; else they
+        stay in their parts.
 
     Raises
     ------
@@ -56,7 +62,8 @@ def borrowed(module: nn.Module, /) -> nn.Module:
             hooks = getattr(part, name, {})
             for key in [k for k, hook in hooks.items() if not _is_of_torch(hook)]:
                 del hooks[key]
-        _with_whole_weights(part)
+        if whole:
+            _with_whole_weights(part)
     return own.eval()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from planescope.criticality.plan.planned import Plan
 from planescope.figures.report.filters import FiltersShown
 from planescope.figures.report.relation import RelationShown
 from planescope.figures.report.resets import ResetsShown
@@ -117,6 +118,8 @@ class Contents:
         What moved between the first two networks; it stands in the page's text, not in its data.
     sensitivities : tuple of (int, SensitivityShown)
         What layers are worth, with the place of the network; in the page's text likewise.
+    plans : tuple of (Plan, str)
+        Smaller networks made out of these, and the address of the picture of each; likewise.
     """
 
     networks: tuple[NetworkShown, ...]
@@ -125,11 +128,13 @@ class Contents:
     follows: bool = False
     difference: Difference | None = None
     sensitivities: tuple[tuple[int, SensitivityShown], ...] = ()
+    plans: tuple[tuple[Plan, str], ...] = ()
 
     def to_json(self) -> str:
         """Return JSON text by the schema ``planescope.page/1``; no value of it is NaN."""
         fields = {"schema": SCHEMA, **vars(self)}
-        del fields["difference"], fields["sensitivities"]
+        for key in ("difference", "sensitivities", "plans"):
+            del fields[key]
         return json.dumps(fields, default=vars, allow_nan=False, separators=(",", ":"))
 
 

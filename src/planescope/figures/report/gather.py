@@ -11,6 +11,7 @@ from typing import Any
 
 from planescope.criticality.relation import Relation
 from planescope.figures.canvas import shown
+from planescope.figures.plan import picture
 from planescope.figures.report.contents import Contents, LayerShown, NetworkShown
 from planescope.figures.report.filters import Arrays, filters_shown
 from planescope.figures.report.relation import RelationShown, relation_shown, scores_shown
@@ -47,7 +48,7 @@ def contents_of(
     made: Mapping[str, str],
     follows: bool = False,
 ) -> Contents:
-    """Gather what a page shows of some networks, and of resets, relations and sensitivities.
+    """Gather what a page shows of some networks, and of resets, plans and so on of these.
 
     Raises
     ------
@@ -69,9 +70,10 @@ def contents_of(
         for place, subject in enumerate(found)
         if subject.sensitivity is not None
     ]
+    plans = tuple((other.plan, picture(other.plan)) for other in others if other.plan is not None)
     return Contents(
         networks=networks, verdict=_verdict(networks), made=dict(made), follows=follows,
-        sensitivities=tuple(worth),
+        sensitivities=tuple(worth), plans=plans,
     )  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
     Raises
     ------
     UsageError
-        If resets, a relation or a sensitivity belong to none of the networks.
+        If resets, a relation, a sensitivity or a plan belong to none of the networks.
     """
     networks = [each for each in subjects if each.run is not None or each.measurement is not None]
     others = [each for each in subjects if each not in networks]
@@ -102,7 +104,7 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
 
 
 def _belongs(other: Subject, network: Subject) -> bool:
-    apart = other.resets or other.sensitivity
+    apart = other.resets or other.sensitivity or other.plan
     if apart is not None:
         return Path(apart.source).resolve() == Path(network.path).resolve()
     return other.relation is not None and _run_in(other.relation, network) is not None

@@ -1,0 +1,377 @@
+"""A whole network on its inputs, against which smaller ones are held, allocation by allocation.
+
+To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from planescope.criticality.confidence import wilson
+from planescope.criticality.definition import loss
+from planescope.criticality.plan.allocation import (
+    PUT_BACK,
+    RIVALS,
+    Settings,
+    check_size,
+    in_order,
+    stays,
+)
+from planescope.criticality.plan.cuts import Knife
+from planescope.criticality.plan.divergence import Yardstick
+from planescope.criticality.plan.examples import Examples, halves, take
+from planescope.criticality.plan.holding import weight_of
+from planescope.criticality.plan.observation import Anatomy
+from planescope.criticality.plan.planned import PlannedLayer, Rival
+from planescope.criticality.plan.reconstruction import put_back
+from planescope.criticality.plan.repair import Mending
+from planescope.files.errors import UsageError, nearest
+from planescope.hyperplanes.layer import Skipped
+from planescope.networks.copies import deep_copy
+
+if TYPE_CHECKING:
+    from planescope.criticality.plan.holding import Form
+    from planescope.data.loaders import Batch
+
+# (tries done, tries in all, what is tried)
+OnTry = Callable[[int, int, str], None]
+# Passes of the joint network that choose which layers are put back.
+MOST_PASSES = 300
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Try:
+    """One allocation, applied.
+
+    Attributes
+    ----------
+    asked : float
+    settings : dict of str to Fraction
+    module : torch.nn.Module
+    checked : float
+        The measure on the examples that choose.
+    rival : Rival
+    """
+
+    asked: float
+    settings: Settings
+    module: nn.Module
+    checked: float
+    rival: Rival
+
+
+@dataclass(eq=False)
+class Bench:
+    """A whole network, its inputs, and what changed ones are held against.
+
+    Attributes
+    ----------
+    whole : torch.nn.Module
+    mending : Mending
+    taken : Examples
+    table : Yardstick
+        On examples that choose nothing; else those that check.
+    labels : list of tensor or None
+    weights : dict of str to array
+        Of the layers that are planned.
+    skipped : list of Skipped
+        The others, and why.
+    knife : Knife
+        The way, and what it needs to know.
+    stopped : bool
+        Whether somebody has had enough.
+    """
+
+    whole: nn.Module
+    mending: Mending
+    taken: Examples
+    table: Yardstick
+    labels: list[torch.Tensor] | None
+    weights: dict[str, np.ndarray[Any, Any]]
+    skipped: list[Skipped]
+    knife: Knife
+    notes: list[str] = field(default_factory=list)
+    stopped: bool = False
+    _alone: dict[str, float] = field(default_factory=dict, repr=False)
+    _path: list[str] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def of(
+        cls, whole: nn.Module, data: Any, knife: Knife, /, *, examples: int, seed: int = 0,
+        keep: Collection[str] = (), labelled: bool = True, output: Any = None, **given: Any,
+    ) -> Bench:  # fmt: skip
+        """Take inputs, some for the table, and look at the network.
+
+        Parameters
+        ----------
+        **given
+            `unpack`, `data_path` and `data_options` of `take`.
+        """
+        device = next((t.device for t in whole.parameters()), torch.device("cpu"))
+        both = take(data, whole, most=2 * examples, device=device, seed=seed, **given)
+        taken, rest = halves(both, examples)
+        notes = []
+        if not rest:
+            rest = taken.check
+            notes.append(
+                f"there are {both.fitted + both.checked} examples, none left for the table: it is "
+                "of those that chose the plan"
+            )
+        check = Yardstick.of(whole, taken.check, output)
+        mending = Mending.of(whole, taken, check, by="least squares", seed=seed)
+        weights, skipped = _planned(whole, mending.anatomy, knife, keep)
+        table = Yardstick.of(whole, rest, output)
+        labels = _labels(rest, table) if labelled else None
+        return cls(whole, mending, taken, table, labels, weights, skipped, knife, notes)
+
+    @property
+    def method(self) -> str:
+        """Return the way in which the loss is told."""
+        return "unlabelled" if self.labels is None else "measured"
+
+    @property
+    def allocations(self) -> dict[str, Callable[[float], Settings]]:
+        """Return the ways to share a size out, by name."""
+        if self.knife.way not in PUT_BACK:
+            rivals = RIVALS[self.knife.way]
+            return {name: _of_weights(f, self.weights) for name, f in rivals.items()}
+        return {
+            "joint cost, step by step": lambda size: in_order(
+                self.weights, self._joint_order(size), size
+            ),
+            "cost alone": lambda size: in_order(self.weights, self._alone_order(), size),
+            "distance": lambda size: in_order(self.weights, self._distance_order(), size),
+        }
+
+    def tries(
+        self, asked: float, *, repair: bool, on_try: OnTry | None = None, before: int = 0,
+        total: int | None = None,
+    ) -> list[Try]:  # fmt: skip
+        """Share a size out in all ways, as they are and repaired.
+
+        Parameters
+        ----------
+        before, total : int
+            For `on_try`: tries that were made before these, and all.
+        """
+        check_size(self.knife.way, asked, self.weights)
+        found: list[Try] = []
+        count = len(self.allocations) * (1 + repair)
+        try:
+            for name, allocate in self.allocations.items():
+                self._tell(on_try, before + len(found), total or count, name)
+                settings = allocate(asked)
+                for repaired in (False, True)[: 1 + repair]:
+                    what = f"{name}{', repaired' if repaired else ''}"
+                    self._tell(on_try, before + len(found), total or count, what)
+                    found.append(self._try(asked, name, settings, repaired=repaired))
+        except KeyboardInterrupt:
+            if not found and not before:
+                raise
+            self.stopped = True
+            self.notes.append(
+                f"stopped after {len(found)} of {count} tries at {asked:g}: the best of these is "
+                "taken"
+            )
+        return found
+
+    @staticmethod
+    def _tell(on_try: OnTry | None, done: int, total: int, what: str) -> None:
+        if on_try is not None:
+            on_try(done, total, what)
+
+    def _try(self, asked: float, name: str, settings: Settings, *, repaired: bool) -> Try:
+        changed = deep_copy(self.whole)
+        forms: dict[str, Form | None] = {
+            layer: self.knife.cut(changed, layer, setting)[0] for layer, setting in settings.items()
+        }
+        value = self.mending.yardstick.value(changed)
+        if repaired:
+            _, value = self.mending.repair(changed, value, forms=forms)
+        kept = sum(stays(self.knife.way, self.weights[n], s) for n, s in settings.items())
+        size = kept / sum(w.size for w in self.weights.values())
+        rival = self._told(changed, name, repaired=repaired, size=size)
+        return Try(asked=asked, settings=settings, module=changed, checked=value, rival=rival)
+
+    def _told(self, changed: nn.Module, name: str, *, repaired: bool, size: float) -> Rival:
+        """Hold a network against the whole one on the examples of the table."""
+        answers = self.table.asked(changed)
+        divergence = float(self.table.compared(answers).mean())
+        shown = divergence if math.isfinite(divergence) else None
+        if not self.table.of_classes:
+            return Rival(name=name, repaired=repaired, size=size, divergence=shown)
+        agreed = given = sure = count = 0.0
+        for out, logs in zip(answers, self.table.answers, strict=True):
+            best = out.argmax(1)
+            p = logs.exp()
+            count += best.numel()
+            agreed += float((best == logs.argmax(1)).sum())
+            given += float(p.gather(1, best.unsqueeze(1)).sum())
+            sure += float(p.amax(1).sum())
+        right = self._accuracy(answers)
+        if right is None:
+            chance = 1 / self.table.answers[0].shape[1]
+            expected = (1 - given / sure) / (1 - chance / (sure / count))
+            return Rival(
+                name=name, repaired=repaired, size=size, divergence=shown,
+                agreement=agreed / count, loss=expected,
+            )  # fmt: skip
+        whole, chance = self.accuracy or 0.0, self._chance()
+        low, _ = wilson(round(whole * count), round(count))
+        # Of a network that knows no more than chance there is nothing to lose.
+        measured = loss(whole, right, chance).value if low > chance else None
+        return Rival(
+            name=name, repaired=repaired, size=size, divergence=shown, agreement=agreed / count,
+            accuracy=right, loss=measured,
+        )  # fmt: skip
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the whole network's share of right answers on the examples of the table."""
+        return self._accuracy(self.table.answers)
+
+    def _accuracy(self, answers: Sequence[torch.Tensor]) -> float | None:
+        if self.labels is None:
+            return None
+        pairs = list(zip(answers, self.labels, strict=True))
+        right = sum(int((given.argmax(1) == labels).sum()) for given, labels in pairs)
+        count = sum(int(labels.numel()) for _, labels in pairs)
+        return right / count
+
+    def _chance(self) -> float:
+        every = torch.cat([labels.flatten() for labels in self.labels or ()])
+        return float(every.bincount().max()) / len(every)
+
+    def layers(self, settings: Settings) -> tuple[PlannedLayer, ...]:
+        """Tell of each layer what stays, and what it costs alone and with those before it."""
+        changed, joint, rows = deep_copy(self.whole), deep_copy(self.whole), []
+        for name, setting in settings.items():
+            _, before = self.knife.cut(changed, name, setting)
+            alone = self.mending.yardstick.value(changed)
+            put_back(before)
+            self.knife.cut(joint, name, setting)
+            together = self.mending.yardstick.value(joint)
+            weight = self.weights[name]
+            rows.append(
+                PlannedLayer(
+                    name=name,
+                    parameters=weight.size,
+                    setting=float(setting),
+                    size=stays(self.knife.way, weight, setting) / weight.size,
+                    alone=alone if math.isfinite(alone) else None,
+                    jointly=together if math.isfinite(together) else None,
+                )
+            )
+        return tuple(rows)
+
+    def _alone_order(self) -> list[str]:
+        """Layers by what each costs alone, a weight, from the least."""
+        if not self._alone:
+            changed = deep_copy(self.whole)
+            for name in self.weights:
+                _, before = self.knife.cut(changed, name, Fraction(1))
+                self._alone[name] = self.mending.yardstick.value(changed)
+                put_back(before)
+        return self._by_cost(self._alone)
+
+    def _by_cost(self, costs: Mapping[str, float]) -> list[str]:
+        return sorted(costs, key=lambda name: costs[name] / self.weights[name].size)
+
+    def _joint_order(self, size: float) -> list[str]:
+        """Layers as they are put back one by one, each the cheapest beside those before it.
+
+        What a layer costs is the measure of the joint network, a weight of the layer. Of many
+        layers those are tried that were cheapest in the step before, so that passes stay bounded.
+        """
+        order = self._alone_order()
+        total = sum(w.size for w in self.weights.values())
+        left = total - sum(self.weights[name].size for name in self._path)
+        width = max(1, (MOST_PASSES - len(order)) // max(1, len(order) - 1))
+        changed = deep_copy(self.whole)
+        for name in self._path:
+            self.knife.cut(changed, name, Fraction(1))
+            order.remove(name)
+        while order and left > size * total:
+            costs: dict[str, float] = {}
+            start = self.mending.yardstick.value(changed) if self._path else 0.0
+            for name in order[:width]:
+                _, before = self.knife.cut(changed, name, Fraction(1))
+                costs[name] = self.mending.yardstick.value(changed) - start
+                put_back(before)
+            tried = self._by_cost(costs)
+            best, *rest = tried
+            self.knife.cut(changed, best, Fraction(1))
+            self._path.append(best)
+            left -= self.weights[best].size
+            order = rest + order[width:]
+        return [*self._path, *order]
+
+    def _distance_order(self) -> list[str]:
+        """Layers by the relative distance of their weights from what they are put back to."""
+        distances = {}
+        for name, weight in self.weights.items():
+            start = self.knife.starts[f"{name}.weight"].cpu().numpy()
+            whole = float(np.linalg.norm(start)) or 1.0
+            distances[name] = float(np.linalg.norm(weight - start)) / whole
+        return sorted(distances, key=lambda name: distances[name])
+
+
+def _of_weights(
+    allocate: Callable[[Any, float], Settings], weights: Any
+) -> Callable[[float], Settings]:
+    return lambda size: allocate(weights, size)
+
+
+def _planned(
+    whole: nn.Module, anatomy: Anatomy, knife: Knife, keep: Collection[str]
+) -> tuple[dict[str, np.ndarray[Any, Any]], list[Skipped]]:
+    """Weights of the layers that are planned; the others, with the reason."""
+    names = list(anatomy.calls)
+    for name in keep:
+        if name not in names:
+            raise UsageError(f"there is no layer {name}; {nearest(name, names)}")
+    reasons = dict.fromkeys(keep, "it was to be kept") | anatomy.left
+    for name in names:
+        if knife.way == "filters" and name not in reasons:
+            part = knife.parts.get(name)
+            if part is None:
+                reasons[name] = "its place in the network is not known"
+            elif part.is_output:
+                reasons[name] = "its filters are the network's outputs"
+            elif part.is_coupled:
+                reasons[name] = "its channels are coupled with those of other layers"
+    weights = {
+        name: weight_of(whole.get_submodule(name)).cpu().numpy()
+        for name in names
+        if name not in reasons
+    }
+    if not weights:
+        raise UsageError("no layer is left to plan; keep fewer, or take another way")
+    return weights, [Skipped(name=name, reason=reason) for name, reason in reasons.items()]
+
+
+def _labels(batches: list[Batch], table: Yardstick) -> list[torch.Tensor] | None:
+    """Labels that are classes, a value an answer; None where there are none."""
+    found = []
+    for batch, logs in zip(batches, table.answers, strict=True):
+        labels = batch.labels
+        shape = (batch.size, *logs.shape[2:])
+        if not isinstance(labels, torch.Tensor) or tuple(labels.shape) != shape:
+            return None
+        if labels.is_floating_point() or not table.of_classes:
+            return None
+        if int(labels.min()) < 0 or int(labels.max()) >= logs.shape[1]:
+            raise UsageError(
+                f"there are labels from {int(labels.min())} to {int(labels.max())}, but the "
+                f"network has {logs.shape[1]} classes"
+            )
+        found.append(labels.to(logs.device))
+    return found

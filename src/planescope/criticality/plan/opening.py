@@ -1,0 +1,167 @@
+"""Networks that are repaired or planned: opened, looked at, and given back in their own form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planescope.files.errors import CheckpointError, UsageError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from planescope.training.run import Run
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Opened:
+    """A network as it was given.
+
+    Attributes
+    ----------
+    module : torch.nn.Module
+        The user's own, or built for a file.
+    source : str
+        Where it comes from.
+    file : str or None
+        That its weights are in.
+    architecture : str, torch.nn.Module or None
+        With which that file was read.
+    """
+
+    module: nn.Module
+    source: str
+    file: str | None = None
+    architecture: str | nn.Module | None = None
+
+
+def opened(
+    network: Any,
+    architecture: str | nn.Module | None,
+    what: str,
+    /,
+    *,
+    trust: bool | str | Collection[str] = False,
+) -> Opened:
+    """Open a module, a run, of which the last snapshot is taken, or a checkpoint.
+
+    Raises
+    ------
+    UsageError
+        If its network is not known, or is code that nobody consented to.
+    CheckpointError
+        If the file is missing, damaged or of another network.
+    """
+    from torch import nn
+
+    from planescope.networks.module import unwrapped
+    from planescope.training.run import Run
+
+    if isinstance(network, nn.Module):
+        module = unwrapped(network)
+        return Opened(module=module, source=type(module).__name__)
+    if isinstance(network, Run):
+        return _of_run(network, architecture)
+    if not isinstance(network, str | os.PathLike):
+        raise UsageError(
+            f"the {what} is a {type(network).__name__}; give a module, a run or a file"
+        )
+    if (Path(network) / "config.yaml").is_file():
+        return _of_run(Run.open(network, trust=trust), architecture)
+    if architecture is None:
+        raise UsageError(
+            f"{network}: a checkpoint does not tell its network; give --network NAME (network=; of "
+            "repair, architecture=)"
+        )
+    file = str(network)
+    return Opened(
+        module=load_file(file, architecture), source=file, file=file, architecture=architecture
+    )
+
+
+def _of_run(run: Run, architecture: str | nn.Module | None) -> Opened:
+    files = run.snapshots
+    if not files:
+        raise CheckpointError(f"{run.path}: has no snapshot yet")
+    file = str(files[max(files)])
+    named = run.consented("network") if architecture is None else architecture
+    return Opened(
+        module=load_file(file, named), source=str(run.path), file=file, architecture=named
+    )
+
+
+def load_file(path: str | os.PathLike[str], architecture: str | nn.Module, /) -> nn.Module:
+    """Load the weights of a file into the network that they belong to."""
+    from planescope.criticality.resets.trained import state_of, with_weights
+    from planescope.networks.parametrisations import resolved
+
+    return with_weights(architecture, resolved(state_of(path)), path)
+
+
+def check_pair(changed: nn.Module, whole: nn.Module, /) -> None:
+    """Refuse two networks of other shapes, equal ones, and weights that are no numbers."""
+    own, other = acting(changed), acting(whole)
+    check_shapes(own, other, "reference")
+    check_finite(own, "the network")
+    check_finite(other, "the reference")
+    if all(
+        bool((own[name] == tensor.to(own[name].device)).all()) for name, tensor in other.items()
+    ):
+        raise UsageError(
+            "the network is its reference: no weight differs; give the changed one first, then "
+            "the whole one"
+        )
+
+
+def check_shapes(
+    own: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], what: str, /
+) -> None:
+    """Refuse tensors of another network."""
+    for name, tensor in other.items():
+        if name not in own:
+            raise UsageError(
+                f"the {what} has {name}, which the network has not; {nearest(name, own)}"
+            )
+        if own[name].shape != tensor.shape:
+            shapes = " and ".join("×".join(map(str, t.shape)) for t in (tensor, own[name]))
+            raise UsageError(f"{name} has shapes {shapes} in the {what} and the network")
+    if missing := [name for name in own if name not in other]:
+        raise UsageError(f"the network has {missing[0]}, which the {what} has not")
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], what: str, /) -> None:
+    """Refuse weights that are no numbers."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UsageError(f"{what} holds NaN or an infinity in {name}")
+
+
+def acting(module: nn.Module, /) -> dict[str, torch.Tensor]:
+    """Tensors of a network by name, a pruned weight as it acts; counters are left out."""
+    from planescope.criticality.plan.holding import weight_of
+    from planescope.criticality.plan.observation import is_pruned
+
+    found = {
+        name: tensor.detach()
+        for name, tensor in module.state_dict().items()
+        if hasattr(tensor, "shape") and not name.endswith("num_batches_tracked")
+    }
+    for name, part in module.named_modules():
+        if is_pruned(part):
+            prefix = f"{name}." if name else ""
+            del found[f"{prefix}weight_orig"], found[f"{prefix}weight_mask"]
+            found[f"{prefix}weight"] = weight_of(part)
+    return found
+
+
+def filled(given: nn.Module, own: nn.Module, /) -> nn.Module:
+    """Copy a network as it is, with the tensors of another of its kind."""
+    from planescope.networks.copies import deep_copy
+
+    made = deep_copy(given)
+    made.load_state_dict(own.state_dict())
+    return made
