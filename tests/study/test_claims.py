@@ -18,7 +18,7 @@ from planescope import figures
 from planescope.criticality.relation import Relation
 from planescope.files.errors import UsageError
 from planescope.study.claims import PLAIN, Claims, claims_of, plain_runs, with_conditions
-from planescope.study.effects import ALL
+from planescope.study.effects import ALL, mean, with_all
 from planescope.study.turns import turns
 
 BEFORE = Path(__file__).parents[1] / "before" / "run"
@@ -246,3 +246,14 @@ def test_claims_come_back_from_their_file(tmp_path, form, with_relation):
     found.save(tmp_path / f"claims.{form}")
     assert Claims.load(tmp_path / f"claims.{form}") == found
     assert found.effects[0].network in found._repr_html_()
+
+
+def test_runs_that_happen_to_agree_make_nothing_certain():
+    """Two runs of one network agree but for rounding: no interval of it, and none of the mean."""
+    alike = mean([0.1 + 0.2, 0.3])
+    assert alike.variance == 0
+    assert alike.bounds() == (None, None, None)
+    every = dict(with_all({"mlp": alike, "lenet": mean([0.5, 0.7, 0.6])}))
+    assert every[ALL].value == pytest.approx(0.45)
+    assert every[ALL].bounds() == (None, None, None)
+    assert every["lenet"].bounds()[2] is not None

@@ -141,7 +141,9 @@ class Difference(Table):
             for key in ("biased_before", "biased_after")
         )
         if before == after:
-            return f"the same {len(after)} layers are biased" if after else "no layer is biased"
+            if len(after) > 1:
+                return f"the same {len(after)} layers are biased"
+            return "the same layer is biased" if after else "no layer is biased"
         came = [layer.name for layer in self.layers if layer.name in after - before]
         went = [layer.name for layer in self.layers if layer.name in before - after]
         parts = (("came in", came), ("went in", went))

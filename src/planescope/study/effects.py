@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 ALL = "all networks"
+_ROUNDING = 1e-9  # shares of the largest value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +100,10 @@ class Estimate:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """Estimate a mean over runs."""
+    """Estimate a mean over runs; what differs by rounding alone has no spread to judge by."""
     count = len(values)
-    variance = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
+    differs = np.ptp(values) > _ROUNDING * np.max(np.abs(values))
+    variance = float(np.var(values, ddof=1)) / count if differs else 0.0
     return Estimate(float(np.mean(values)), variance, count - 1)
 
 
@@ -115,6 +117,8 @@ def _average(estimates: Sequence[Estimate]) -> Estimate:
     """Return the mean of independent ones, each counting alike."""
     count = len(estimates)
     value = sum(one.value for one in estimates) / count
+    if not all(one.variance for one in estimates):
+        return Estimate(value, 0.0, 0.0)  # runs that happen to agree do not make it certain
     return Estimate(value, *_pooled(estimates, 1 / count))
 
 
