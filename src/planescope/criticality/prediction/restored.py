@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from planescope.criticality.definition import decide
-from planescope.criticality.prediction.cuts import uncovered, verdict
+from planescope.criticality.prediction.cuts import LEARNED, uncovered, verdict
 from planescope.criticality.prediction.record import LayerPrediction, Method, Prediction
 from planescope.criticality.resets.cells import Cell
 from planescope.criticality.resets.trained import target_of
@@ -187,3 +187,4 @@ def _notes(job: Job, start: Start, found: Estimates) -> Iterator[str]:
         odd = uncovered(found.judge.classes, job.inputs.shape)
         if odd is not None:
             yield odd
+        yield LEARNED
