@@ -20,7 +20,8 @@ CLASSES = (10,)
 SIDES = (28, 32)
 CHANNELS = (1, 3)
 
-# Of the 11 layers wrongly called critical in development, 9 are of networks of 12 and 20 % accuracy.
+# Of the 11 layers wrongly called critical in development, 9 are of two networks of 12 and 20 %
+# accuracy.
 LEARNED = (
     "verdicts of synthetic inputs are for networks that have learned: one that is little better "
     "than chance is unsure everywhere, and layers are called critical that are not"

@@ -71,6 +71,11 @@ def open_start(init: Any, job: Job, /) -> Start:
     """
     module = job.network.module
     name = _name_of(init)
+    if hasattr(module, "work"):  # run by onnxruntime, by the names of its graph
+        raise UsageError(
+            f"{job.network.source}: layers of an ONNX graph cannot be put back to an "
+            "initialisation; give the checkpoint of the torch network"
+        )
     target = target_of(name, init, module)
     own = module.state_dict()
     tensors: dict[str, torch.Tensor] = {}
