@@ -1,8 +1,8 @@
 """Hold what `planescope predict` says of layers against resets with labels.
 
-    planescope study studies/critical-test.yaml --out critical-test
-    python -m checks.criticality table critical-test --out studies/results/critical-test.csv
-    python -m checks.criticality results studies/results/critical-test.csv
+    planescope study studies/critical-development.yaml --out development
+    python -m checks.criticality table development --out studies/results/critical-development.csv
+    python -m checks.criticality results studies/results/critical-development.csv
 
 `table` writes a line a layer of each finished run: the loss of a reset, measured with labels, and
 the scores that look at none. Broken off, the same command goes on behind the last whole run.
@@ -24,6 +24,7 @@ import pandas as pd
 
 import planescope as ps
 from planescope.criticality import ranks
+from planescope.criticality.prediction.cuts import verdict
 from planescope.data.load import DataOptions, Resize
 from planescope.files.errors import PlanescopeError
 from planescope.files.writing import replacing
@@ -37,7 +38,7 @@ TRUTH = ("loss", "lower", "upper", "critical")
 SCORES = ("unlabelled", "synthetic", "l2", "agreement")
 FIELDS = (
     *("run", "network", "width", "data", "optimiser", "rate", "augment", "seed", "layer", "kind"),
-    *("examples", "trained", "chance", *TRUTH, *SCORES, "verdict", "expected"),
+    *("examples", "trained", "chance", *TRUTH, *SCORES, "expected"),
     *("expected_lower", "expected_upper", "seconds"),
 )
 # Layers whose loss is decided by the truth itself.
@@ -75,17 +76,21 @@ def rows_of(run: ps.Run) -> Iterator[dict[str, Any]]:
             "critical": cell.critical.value if cell.critical else "",
             "unlabelled": one.score, "synthetic": by_name[one.name].score,
             "l2": distances[one.name], "agreement": layer.agreement,
-            "verdict": by_name[one.name].critical.value if by_name[one.name].critical else "",
             "expected": one.loss, "expected_lower": one.lower, "expected_upper": one.upper,
             "seconds": round(seconds, 2),
         }  # fmt: skip
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _shape(config: Any) -> tuple[int, int, int]:
     """Channels, height and width of what a run's network takes: of the data sets that are used."""
     if config.data == "cifar10":
         return 3, 32, 32
-    side = 28 if config.network.startswith("lenet") and config.resize is None else 32
+    padded = config.network.startswith("vgg") or config.resize is not None
+    side = 32 if padded else 28
     return 1, side, side
 
 
@@ -106,9 +111,9 @@ def table(study: Path, out: Path) -> None:
         except PlanescopeError as exc:  # such as a network of one answer, which is told
             print(f"{run.path.name}: {exc}", file=sys.stderr)
             continue
-        kept += rows
+        kept += [{key: _short(value) for key, value in row.items()} for row in rows]
         with replacing(out) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(kept)
         print(f"{run.path.name}: {len(rows)} layers", flush=True)
@@ -182,7 +187,7 @@ def verdicts(rows: pd.DataFrame) -> Iterator[Sequence[str]]:
         decided["expected_lower"] > 0.1, "yes",
         np.where(decided["expected_upper"] < 0.1, "no", "undecided"),
     )  # fmt: skip
-    told = {"unlabelled": by_definition, "synthetic": decided["verdict"].to_numpy()}
+    told = {"unlabelled": by_definition, "synthetic": decided["synthetic"].map(verdict).to_numpy()}
     for name, said in told.items():
         for word in DECIDED:
             own = decided[said == word]

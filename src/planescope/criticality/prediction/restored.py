@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from planescope.criticality.definition import decide
-from planescope.criticality.prediction.cuts import uncovered, verdict
+from planescope.criticality.prediction.cuts import LEARNED, uncovered, verdict
 from planescope.criticality.prediction.record import LayerPrediction, Method, Prediction
 from planescope.criticality.resets.cells import Cell
 from planescope.criticality.resets.trained import target_of
@@ -71,6 +71,11 @@ def open_start(init: Any, job: Job, /) -> Start:
     """
     module = job.network.module
     name = _name_of(init)
+    if hasattr(module, "work"):  # run by onnxruntime, by the names of its graph
+        raise UsageError(
+            f"{job.network.source}: layers of an ONNX graph cannot be put back to an "
+            "initialisation; give the checkpoint of the torch network"
+        )
     target = target_of(name, init, module)
     own = module.state_dict()
     tensors: dict[str, torch.Tensor] = {}
@@ -187,3 +192,4 @@ def _notes(job: Job, start: Start, found: Estimates) -> Iterator[str]:
         odd = uncovered(found.judge.classes, job.inputs.shape)
         if odd is not None:
             yield odd
+        yield LEARNED
