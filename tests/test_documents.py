@@ -37,6 +37,7 @@ NOT_RUN = {
         "takes half an hour", "takes three quarters of an hour",
     ],
     "docs/results/drift.md": ["takes half an hour"],
+    "docs/results/cifar10.md": ["takes hours"],
     "docs/results/critical.md": ["takes half an hour"],
     "docs/atlas.md": ["fetches packages"],
     "docs/guides/train.md": ["needs a model and data of yours"],

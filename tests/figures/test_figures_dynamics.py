@@ -349,7 +349,7 @@ def test_titles_say_the_epoch_and_its_accuracy(run):
 @pytest.mark.parametrize("width", [2.5, 3.35, 6.9])
 def test_no_text_of_a_film_is_cut_off_and_no_names_overlap(layers, width):
     shots = [network(layers, epoch) for epoch in (0, 10)]
-    figure = animation._backdrop(shots, [], width)
+    figure = animation._backdrop(shots, [], width, "epoch")
     assert_inside(figure)
     assert figure.get_figheight() < 5.3
     names = [tick.get_window_extent() for tick in figure.axes[0].get_yticklabels()]
@@ -358,7 +358,7 @@ def test_no_text_of_a_film_is_cut_off_and_no_names_overlap(layers, width):
 
 
 def test_the_legend_of_a_film_has_every_look_from_its_first_frame_on():
-    figure = animation._backdrop([network(3, 0)], [], 3.35)
+    figure = animation._backdrop([network(3, 0)], [], 3.35, "epoch")
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     looks = [kind.label for kind in (AWAY_BIASED, TOWARD_BIASED, UNBIASED)]
     assert entries[:4] == [*looks, "chance, density"]

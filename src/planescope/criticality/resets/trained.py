@@ -573,7 +573,7 @@ def fitting(
                 f"{_size(shape)} in the trained one"
             )
     missing = [name for name in odd if name not in tensors]
-    partly = partly and 2 * len(odd) <= len(own)
+    partly = partly and bool(odd) and 2 * len(odd) <= len(own)
     if missing and not partly:
         raise CheckpointError(odd[missing[0]])
     extra = [name for name in tensors if name not in own and not name.endswith(COUNTER)]
