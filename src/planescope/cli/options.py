@@ -11,6 +11,18 @@ from planescope.cli.printing import say
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds options in the order in which they are listed in the help."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 TRUST = click.option(
     "--trust",
     is_flag=True,
@@ -35,24 +47,63 @@ ENTRY = click.option(
 )
 
 
-def code_options(command: F) -> F:
-    """Add --network, --data and --trust to a command that reads runs."""
-    for option in (
-        TRUST,
-        click.option(
-            "--data",
-            metavar="NAME",
-            help="Data of the run: its own name allows code that it names, another replaces it.",
-        ),
-        click.option(
-            "--network",
-            "--model",
-            metavar="NAME",
-            help="Network of the run: its own name allows code that it names, another replaces it.",
-        ),
-    ):
-        command = option(command)
-    return command
+# Of a command that reads runs.
+code_options = _together(
+    click.option(
+        "--network",
+        "--model",
+        metavar="NAME",
+        help="Network of the run: its own name allows code that it names, another replaces it.",
+    ),
+    click.option(
+        "--data",
+        metavar="NAME",
+        help="Data of the run: its own name allows code that it names, another replaces it.",
+    ),
+    TRUST,
+)
+
+# Of a command that runs a network with other weights in its layers: the network, inputs without
+# labels, how inputs are prepared, and which layers on how many of them.
+NETWORK = click.option(
+    "--network",
+    "--model",
+    metavar="NAME",
+    help="Of a checkpoint: lenet, vgg16_bn, timm:NAME, package.module:callable, ...",
+)
+INPUTS = click.option(
+    "--inputs",
+    metavar="DATA",
+    help="Inputs whose labels are not looked at: a folder, FILE.npy, a data set by name, or "
+    "package.module:callable.",
+)
+prepared_options = _together(
+    click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie."),
+    click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures."),
+    click.option(
+        "--mean", metavar="X,..", help="Of the inputs that the network takes, by channel."
+    ),
+    click.option("--std", metavar="X,..", help="Likewise their standard deviation."),
+)
+cell_options = _together(
+    click.option(
+        "--examples", metavar="N", type=click.IntRange(1), help="Take the first N inputs."
+    ),
+    click.option(
+        "--kinds",
+        type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+        multiple=True,
+        help="Which layers; repeatable.  [default: conv, or linear where there is none]",
+    ),
+    click.option(
+        "--layers", metavar="NAMES", help="Only these; names or patterns, commas between."
+    ),
+    click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True),
+    click.option("--device", default="auto", show_default=True, metavar="NAME"),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of synthetic pictures."),
+    TRUST,
+    click.option("--dry-run", is_flag=True, help="Tell cells and time, and do nothing else."),
+)
 
 
 def consent(
@@ -99,3 +150,59 @@ def _replaced(sources: Iterable[str], given: dict[str, str]) -> Iterable[str]:
             for kind, name in given.items():
                 if (had := getattr(config, kind)) != name:
                     yield f"{source}: its {kind} {had} is replaced by {name}"
+
+
+def check_inputs(inputs: str | None, data: str | None) -> None:
+    """Refuse inputs without labels and with them at once.
+
+    Raises
+    ------
+    UsageError
+        If both are given.
+    """
+    from planescope.files.errors import UsageError
+
+    if inputs is not None and data is not None:
+        raise UsageError("give --inputs, whose labels are not looked at, or --data, not both")
+
+
+def of_inputs(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
+    """Give what the library takes of --input-shape, --mean and --std; heed --trust.
+
+    Raises
+    ------
+    UsageError
+        If they are not understood, or are not of such inputs.
+    """
+    from planescope.data.load import DataOptions
+    from planescope.files.errors import UsageError
+    from planescope.files.optional import search_working_folder
+
+    if choices.get("trust"):
+        search_working_folder()
+    shape = choices.pop("input_shape")
+    mean, std = (numbers(f"--{name}", choices.pop(name)) for name in ("mean", "std"))
+    if synthetic:
+        choices |= {name: value for name, value in (("mean", mean), ("std", std)) if value}
+    elif mean or std:
+        choices["data_options"] = DataOptions(mean=mean, std=std)
+    if shape is not None:
+        sizes = numbers("--input-shape", shape)
+        if not synthetic:
+            raise UsageError("--input-shape is of synthetic pictures; inputs have their own")
+        if len(sizes) != 3 or any(size != int(size) for size in sizes):
+            raise UsageError(f"--input-shape {shape!r}: give channels, height and width: 3,32,32")
+        choices["input_shape"] = tuple(int(size) for size in sizes)
+    return choices
+
+
+def numbers(option: str, text: str | None, /) -> tuple[float, ...]:
+    """Read numbers with commas between; none where the option was left out."""
+    from planescope.files.errors import UsageError
+
+    if text is None:
+        return ()
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: give numbers with commas between") from None

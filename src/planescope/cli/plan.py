@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import TRUST
+from planescope.cli.options import TRUST, check_inputs, numbers, of_inputs, prepared_options
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.planned import Plan, PlanCost
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     "package.module:callable.  [default: synthetic pictures]",
 )
 @click.option("--inputs", metavar="NAME", help="Likewise, but labels are not looked at.")
-@click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
-@click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures.")
-@click.option("--mean", metavar="X,..", help="Of the inputs that the network takes, by channel.")
-@click.option("--std", metavar="X,..", help="Likewise their standard deviation.")
+@prepared_options
 @click.option(
     "--way",
     type=click.Choice(["prune", "filters", "rank", "bits", "reset", "freeze"]),
@@ -59,7 +56,6 @@ def plan(
     data: str | None,
     inputs: str | None,
     no_repair: bool,
-    trust: bool,
     as_json: bool,
     out: str | None,
     table: str | None,
@@ -78,29 +74,24 @@ def plan(
     from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.planned import PlanCost
     from planescope.criticality.plan.search import plan as make_plan
-    from planescope.files.errors import UsageError
-    from planescope.files.optional import search_working_folder
     from planescope.files.results import FORMS
     from planescope.files.writing import FIGURE_FORMS, check_targets
 
-    if inputs is not None and data is not None:
-        raise UsageError("give --inputs, whose labels are not looked at, or --data, not both")
+    check_inputs(inputs, data)
     check_targets(
         (out, export.FORMS), (table, FORMS), (figure, FIGURE_FORMS), (page, (".html", ".htm"))
     )
     options = _options(choices, synthetic=inputs is None and data is None)
-    if trust:
-        search_working_folder()
     with layer_progress() as advance:
         made = make_plan(
             model, network=network, data=data or inputs, labelled=data is not None,
-            repair=not no_repair, trust=trust, on_try=advance, **options,
+            repair=not no_repair, on_try=advance, **options,
         )  # fmt: skip
     if isinstance(made, PlanCost):
         print_cost(made)
         return
     if out is not None:
-        given = opened(model, network, "network", trust=trust)
+        given = opened(model, network, "network", trust=options["trust"])
         export.save_network(made.module, out, like=given.file, architecture=given.architecture)
     if table is not None:
         made.save(table)
@@ -111,7 +102,7 @@ def plan(
     if page is not None:
         from planescope.figures.report import report
 
-        report(model, made, command=f"planescope plan {model}", trust=trust).save(page)
+        report(model, made, command=f"planescope plan {model}", trust=options["trust"]).save(page)
     if as_json:
         sys.stdout.write(made.to_json() + "\n")
     else:
@@ -119,8 +110,6 @@ def plan(
 
 
 def _options(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
-    from planescope.cli.sensitivity import numbers, of_inputs
-
     to = choices.pop("to")
     if to is not None:
         choices["to"] = int(to) if to.lstrip("-").isdecimal() else to

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import TRUST
+from planescope.cli.options import INPUTS, NETWORK, cell_options, of_inputs, prepared_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,35 +22,10 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="The initialisation that this very network started from; or timm:NAME. Of a run, its own.",
 )
-@click.option(
-    "--network",
-    "--model",
-    metavar="NAME",
-    help="Of a checkpoint: lenet, vgg16_bn, timm:NAME, package.module:callable, ...",
-)
-@click.option(
-    "--inputs",
-    metavar="DATA",
-    help="Inputs whose labels are not looked at: a folder, FILE.npy, a data set by name, or "
-    "package.module:callable.",
-)
-@click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
-@click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures.")
-@click.option("--mean", metavar="X,..", help="Of the inputs that the network takes, by channel.")
-@click.option("--std", metavar="X,..", help="Likewise their standard deviation.")
-@click.option("--examples", metavar="N", type=click.IntRange(1), help="Take the first N inputs.")
-@click.option(
-    "--kinds",
-    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
-    multiple=True,
-    help="Which layers; repeatable.  [default: conv, or linear where there is none]",
-)
-@click.option("--layers", metavar="NAMES", help="Only these; names or patterns, commas between.")
-@click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True)
-@click.option("--device", default="auto", show_default=True, metavar="NAME")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of synthetic pictures.")
-@TRUST
-@click.option("--dry-run", is_flag=True, help="Tell cells and time, and do nothing else.")
+@NETWORK
+@INPUTS
+@prepared_options
+@cell_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 def predict(
@@ -68,16 +43,13 @@ def predict(
     expects. Without the initialisation there is no verdict: layers have their agreement.
     """
     from planescope.cli.progress import layer_progress
-    from planescope.cli.sensitivity import of_inputs, print_cost
+    from planescope.cli.sensitivity import print_cost
     from planescope.criticality.prediction import predict_critical
     from planescope.criticality.sensitivity import Cost
     from planescope.files import results
-    from planescope.files.optional import search_working_folder
     from planescope.files.writing import check_targets
 
     check_targets((out, results.FORMS))
-    if choices["trust"]:
-        search_working_folder()
     options = of_inputs(choices, synthetic=inputs is None)
     predictions = []
     for file in files:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import TRUST
+from planescope.cli.options import TRUST, of_inputs, prepared_options
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.record import Repair
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     help="Inputs, whose labels are not looked at: digits, mnist, cifar10, folder:PATH, "
     "package.module:callable.  [default: synthetic pictures]",
 )
-@click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
-@click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures.")
-@click.option("--mean", metavar="X,..", help="Of the inputs that the network takes, by channel.")
-@click.option("--std", metavar="X,..", help="Likewise their standard deviation.")
+@prepared_options
 @click.option(
     "--by",
     type=click.Choice(["least squares", "moments"]),
@@ -54,7 +51,6 @@ def repair(
     network: str | None,
     data: str | None,
     by: str,
-    trust: bool,
     as_json: bool,
     out: str | None,
     table: str | None,
@@ -67,18 +63,14 @@ def repair(
     inputs that the repair did not see.
     """
     from planescope.cli.progress import layer_progress
-    from planescope.cli.sensitivity import of_inputs
     from planescope.criticality.plan import export
     from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.repair import repair as put_right
-    from planescope.files.optional import search_working_folder
     from planescope.files.results import FORMS
     from planescope.files.writing import check_targets
 
     check_targets((out, export.FORMS), (table, FORMS))
     options = of_inputs(choices, synthetic=data is None)
-    if trust:
-        search_working_folder()
     with layer_progress() as advance:
         done = put_right(
             changed,
@@ -86,12 +78,11 @@ def repair(
             architecture=network,
             data=data,
             by="moments" if by == "moments" else "least squares",
-            trust=trust,
             on_layer=advance,
             **options,
         )
     if out is not None and done.module is not None:
-        given = opened(changed, network, "network", trust=trust)
+        given = opened(changed, network, "network", trust=options["trust"])
         export.save_network(done.module, out, like=given.file, architecture=given.architecture)
     if table is not None:
         done.save(table)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import TRUST
+from planescope.cli.options import (
+    INPUTS,
+    NETWORK,
+    cell_options,
+    check_inputs,
+    of_inputs,
+    prepared_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,40 +30,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", metavar="FILE|RUN")
-@click.option(
-    "--network",
-    metavar="NAME",
-    help="Of a checkpoint: lenet, vgg16_bn, timm:NAME, package.module:callable, ...",
-)
+@NETWORK
 @click.option(
     "--ways",
     metavar="WAYS",
     help="prune:0.9,filters:0.5,rank:0.25,bits:3,noise:0.5, ...  [default: a short ladder]",
 )
-@click.option(
-    "--inputs",
-    metavar="DATA",
-    help="Inputs whose labels are not looked at: a folder, FILE.npy, a data set by name, or "
-    "package.module:callable.",
-)
+@INPUTS
 @click.option("--data", metavar="DATA", help="Labelled inputs: what is lost is measured.")
-@click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
-@click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures.")
-@click.option("--mean", metavar="X,..", help="Of the inputs that the network takes, by channel.")
-@click.option("--std", metavar="X,..", help="Likewise their standard deviation.")
-@click.option("--examples", metavar="N", type=click.IntRange(1), help="Take the first N inputs.")
-@click.option(
-    "--kinds",
-    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
-    multiple=True,
-    help="Which layers; repeatable.  [default: conv, or linear where there is none]",
-)
-@click.option("--layers", metavar="NAMES", help="Only these; names or patterns, commas between.")
-@click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True)
-@click.option("--device", default="auto", show_default=True, metavar="NAME")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of synthetic pictures.")
-@TRUST
-@click.option("--dry-run", is_flag=True, help="Tell cells and time, and do nothing else.")
+@prepared_options
+@cell_options
 @click.option(
     "--top", metavar="N", type=click.IntRange(1), help="Print the N dearest layers alone."
 )
@@ -86,12 +69,10 @@ def sensitivity(
     from planescope.cli.progress import layer_progress
     from planescope.criticality.sensitivity import Cost
     from planescope.criticality.sensitivity import sensitivity as find
-    from planescope.files.errors import UsageError
     from planescope.files.results import FORMS
     from planescope.files.writing import FIGURE_FORMS, check_targets
 
-    if inputs is not None and data is not None:
-        raise UsageError("give --inputs, whose labels are not looked at, or --data, not both")
+    check_inputs(inputs, data)
     check_targets(
         (out, FORMS), (figure, FIGURE_FORMS), (curves, FIGURE_FORMS), (page, (".html", ".htm"))
     )
@@ -126,45 +107,6 @@ def _draw(found: Sensitivity, *, figure: str | None, curves: str | None) -> None
         figures.save(figures.sensitivity_map(found), figure)
     if curves is not None:
         figures.save(figures.sensitivity(found), curves)
-
-
-def of_inputs(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
-    """Give what the library takes of --input-shape, --mean and --std.
-
-    Raises
-    ------
-    UsageError
-        If they are not understood, or are not of such inputs.
-    """
-    from planescope.data.load import DataOptions
-    from planescope.files.errors import UsageError
-
-    shape = choices.pop("input_shape")
-    mean, std = (numbers(f"--{name}", choices.pop(name)) for name in ("mean", "std"))
-    if synthetic:
-        choices |= {name: value for name, value in (("mean", mean), ("std", std)) if value}
-    elif mean or std:
-        choices["data_options"] = DataOptions(mean=mean, std=std)
-    if shape is not None:
-        sizes = numbers("--input-shape", shape)
-        if not synthetic:
-            raise UsageError("--input-shape is of synthetic pictures; inputs have their own")
-        if len(sizes) != 3 or any(size != int(size) for size in sizes):
-            raise UsageError(f"--input-shape {shape!r}: give channels, height and width: 3,32,32")
-        choices["input_shape"] = tuple(int(size) for size in sizes)
-    return choices
-
-
-def numbers(option: str, text: str | None, /) -> tuple[float, ...]:
-    """Read numbers with commas between; none where the option was left out."""
-    from planescope.files.errors import UsageError
-
-    if text is None:
-        return ()
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} {text!r}: give numbers with commas between") from None
 
 
 def print_cost(cost: Cost) -> None:
