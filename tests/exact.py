@@ -583,7 +583,8 @@ def _():
 
 @case("Wilson intervals and sequential p-values against mpmath, down to 1e-300", bound=1e-12)
 def _():
-    from planescope.criticality.confidence import sequential_change_p_value, wilson
+    from planescope.criticality.confidence import sequential_change_p_value
+    from planescope.hyperplanes.chance import wilson
 
     z = mpf("1.959963984540054235524594430520551")
     for right, seen in ((0, 7), (7, 7), (1, 10**9), (3, 10**6), (999_999, 10**6), (5, 10)):

@@ -10,8 +10,8 @@ from planescope.criticality.confidence import (
     accuracy_bounds,
     change_p_value,
     sequential_change_p_value,
-    wilson,
 )
+from planescope.hyperplanes.chance import wilson
 
 
 @pytest.mark.parametrize(

@@ -177,3 +177,28 @@ def test_bad_input_is_a_sentence(network, examples, tmp_path):
     torch.save(network.state_dict(), tmp_path / "net.pt")
     with pytest.raises(UsageError, match="give --network NAME"):
         ps.sensitivity(tmp_path / "net.pt")
+
+
+def test_attributes_of_a_network_of_the_users_are_the_users(network, examples):
+    """Names that a graph of a file has too say nothing of a torch module."""
+    own = copy.deepcopy(network)
+    own.work, own.channels_last, own.picture_shape, own.largest_bytes = "hard", True, (9, 9), 1e12
+    for data in (examples[0], None):
+        options = {
+            "ways": "prune:0.9",
+            "data": data,
+            "input_shape": None if data is not None else (1, 8, 8),
+        }
+        plain = ps.sensitivity(network, **options)
+        assert ps.sensitivity(own, **options).layers == plain.layers
+
+
+def test_a_run_takes_the_network_that_was_given_with_it(network, examples, tmp_path):
+    tracker = ps.Tracker(out=tmp_path / "run")
+    tracker.update(network, 0)
+    tracker.close()
+    data = examples[0]
+    found = ps.sensitivity(tmp_path / "run", network=network, data=data, ways="prune:0.9")
+    assert found.layers == ps.sensitivity(network, data=data, ways="prune:0.9").layers
+    with pytest.raises(UsageError, match="knows of its network only the class; give network="):
+        ps.sensitivity(tmp_path / "run", data=data, ways="prune:0.9")

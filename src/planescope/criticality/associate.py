@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planescope.criticality import ranks
-from planescope.criticality.confidence import wilson
 from planescope.criticality.ranks import FEWEST, FEWEST_PARTIAL, Block
 from planescope.criticality.relation import (
     Advice,
@@ -23,7 +22,7 @@ from planescope.criticality.relation import (
     Share,
 )
 from planescope.criticality.scores import CONTROL
-from planescope.hyperplanes.chance import benjamini_hochberg
+from planescope.hyperplanes.chance import benjamini_hochberg, wilson
 
 if TYPE_CHECKING:
     from planescope.criticality.ranks import Integers

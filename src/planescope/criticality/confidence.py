@@ -9,12 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planescope.hyperplanes.arrays import Floats
-from planescope.hyperplanes.chance import (
-    CONFIDENCE,
-    log_fair_binomial,
-    mass_p_value,
-)
-from planescope.hyperplanes.chance import wilson as wilson
+from planescope.hyperplanes.chance import CONFIDENCE, log_fair_binomial, mass_p_value
 
 Values = NDArray[np.bool_] | Floats
 

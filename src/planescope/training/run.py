@@ -223,6 +223,22 @@ class Run:
             raise CheckpointError(f"{run.path}: is no run: it has no config.yaml")
         return run
 
+    @classmethod
+    def found(cls, model: Any, /, *, trust: bool | str | Collection[str] = False) -> Run | None:
+        """Return the run that is meant: a `Run`, or the path of one; None of whatever else.
+
+        Raises
+        ------
+        CheckpointError
+            If a `Run` has no folder.
+        """
+        if isinstance(model, Run):
+            return cls.open(model)
+        if not isinstance(model, str | os.PathLike):
+            return None
+        run = cls(model, trust=trust)
+        return run if run.exists else None
+
     @property
     def exists(self) -> bool:
         """Return whether the folder holds a run, of whatever state."""

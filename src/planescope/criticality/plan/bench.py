@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from planescope.criticality.confidence import wilson
 from planescope.criticality.definition import loss
 from planescope.criticality.plan.allocation import (
     PUT_BACK,
@@ -34,6 +33,7 @@ from planescope.criticality.plan.planned import PlannedLayer, Rival
 from planescope.criticality.plan.reconstruction import put_back
 from planescope.criticality.plan.repair import Mending
 from planescope.files.errors import UsageError, nearest
+from planescope.hyperplanes.chance import wilson
 from planescope.hyperplanes.layer import Skipped
 from planescope.networks.copies import deep_copy
 

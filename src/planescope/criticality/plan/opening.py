@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.files.errors import CheckpointError, UsageError, nearest
+from planescope.files.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -64,14 +63,12 @@ def opened(
     if isinstance(network, nn.Module):
         module = unwrapped(network)
         return Opened(module=module, source=type(module).__name__)
-    if isinstance(network, Run):
-        return _of_run(network, architecture)
+    if (run := Run.found(network, trust=trust)) is not None:
+        return _of_run(run, architecture)
     if not isinstance(network, str | os.PathLike):
         raise UsageError(
             f"the {what} is a {type(network).__name__}; give a module, a run or a file"
         )
-    if (Path(network) / "config.yaml").is_file():
-        return _of_run(Run.open(network, trust=trust), architecture)
     if architecture is None:
         raise UsageError(
             f"{network}: a checkpoint does not tell its network; give --network NAME (network=; of "
@@ -84,13 +81,11 @@ def opened(
 
 
 def _of_run(run: Run, architecture: str | nn.Module | None) -> Opened:
-    files = run.snapshots
-    if not files:
-        raise CheckpointError(f"{run.path}: has no snapshot yet")
-    file = str(files[max(files)])
-    named = run.consented("network") if architecture is None else architecture
+    from planescope.criticality.resets.trained import last_of
+
+    file, named = last_of(run, architecture)
     return Opened(
-        module=load_file(file, named), source=str(run.path), file=file, architecture=named
+        module=load_file(file, named), source=str(run.path), file=str(file), architecture=named
     )
 
 

@@ -167,9 +167,9 @@ def _of_run(model: Any, trust: Any) -> Path | None:
         return None
     from planescope.training.run import Run
 
-    if not isinstance(model, str | os.PathLike | Run):
+    run = Run.found(model, trust=trust)
+    if run is None:
         return None
-    run = Run.open(model, trust=trust)
     files = run.snapshots
     if 0 not in files:
         raise CheckpointError(

@@ -22,6 +22,7 @@ from planescope.criticality.resets.trained import target_of
 from planescope.criticality.sensitivity.engine import OnCell, count
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
 from planescope.hyperplanes.layer import Skipped
+from planescope.networks.file_graph import FileGraph
 from planescope.networks.load import tensor_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def open_start(init: Any, job: Job, /) -> Start:
     """
     module = job.network.module
     name = _name_of(init)
-    if hasattr(module, "work"):  # run by onnxruntime, by the names of its graph
+    if isinstance(module, FileGraph):  # its weights have the names of the graph
         raise UsageError(
             f"{job.network.source}: layers of an ONNX graph cannot be put back to an "
             "initialisation; give the checkpoint of the torch network"

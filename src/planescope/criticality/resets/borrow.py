@@ -63,7 +63,7 @@ def borrowed(module: nn.Module, /, *, whole: bool = True) -> nn.Module:
             for key in [k for k, hook in hooks.items() if not _is_of_torch(hook)]:
                 del hooks[key]
         if whole:
-            _with_whole_weights(part)
+            with_whole_weights(part)
     return own.eval()
 
 
@@ -82,7 +82,7 @@ def _refuse_quantised(module: nn.Module) -> None:
             )
 
 
-def _with_whole_weights(part: nn.Module) -> None:
+def with_whole_weights(part: nn.Module, /) -> None:
     """Give a module the weights that act in place of the parts they are computed from.
 
     What is put back is then a weight, whether or not it was pruned or normed where it comes from.

@@ -22,6 +22,8 @@ from torch import nn
 from planescope.criticality.confidence import accuracy_bounds
 from planescope.criticality.resets.answers import picked
 from planescope.criticality.resets.prefix import Inputs, copied, split, stacked, survey
+from planescope.files.errors import UsageError
+from planescope.networks.file_graph import FileGraph
 
 if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Judge
@@ -461,6 +463,35 @@ def default_memory(device: torch.device, /) -> int:
     return min(free // 2, MOST_BYTES)
 
 
+def chosen_device(name: str, module: nn.Module, /, *, stays: bool) -> torch.device:
+    """Return the device that a network is run on.
+
+    Parameters
+    ----------
+    name : str
+        As torch calls it, or ``"auto"``: a GPU where there is one.
+    stays : bool
+        Whether ``"auto"`` is where the module is.
+
+    Raises
+    ------
+    UsageError
+        If there is no such device.
+    """
+    held = next(module.parameters(), None)
+    if name == "auto" and stays and held is not None:
+        return held.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as exc:
+        reason = str(exc).partition("\n")[0]
+        raise UsageError(f"device {name!r} cannot be used ({reason}); cpu always can") from exc
+    return device
+
+
 def batch_size(module: nn.Module, example: torch.Tensor, memory: int | None, kind: str, /) -> int:
     """Return the examples a batch: a power of 2, from the network and what the user allows alone.
 
@@ -476,8 +507,7 @@ def batch_size(module: nn.Module, example: torch.Tensor, memory: int | None, kin
     kind : str
         Of the device that batches will be on: ``"cpu"``, ``"cuda"``.
     """
-    # Of what is no module of torch's, as a graph that another runtime runs.
-    largest = max(example.nbytes, getattr(module, "largest_bytes", 0))
+    largest = example.nbytes
 
     def look(_module: nn.Module, _args: Any, output: Any) -> None:
         nonlocal largest
@@ -490,6 +520,8 @@ def batch_size(module: nn.Module, example: torch.Tensor, memory: int | None, kin
     finally:
         for hook in hooks:
             hook.remove()
+    if isinstance(module, FileGraph):  # its layers are no modules
+        largest = max(largest, module.largest_bytes)
     size, allowed = BATCHES.get(kind, BATCHES["cpu"])
     if memory is not None:
         allowed = min(allowed, memory // 4)

@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from planescope.criticality.resets.cells import Cell, Plan, default_memory, evaluate
+from planescope.criticality.resets.cells import (
+    Cell,
+    Plan,
+    chosen_device,
+    default_memory,
+    evaluate,
+)
 from planescope.criticality.resets.feed import feed_images, feed_loader, ran_out
 from planescope.criticality.resets.identity import code_digest, value_digest
 from planescope.criticality.resets.options import Forecast
@@ -152,7 +158,7 @@ def _prepared(
 ) -> _Prepared:
     layers = _chosen_layers(subject, options)
     rows = _rows(subject.module, layers, options)
-    devices = [_device(name, subject) for name in options.devices]
+    devices = [chosen_device(name, subject.module, stays=subject.stays) for name in options.devices]
     module = subject.module.to(devices[0])
     data = subject.data
     if isinstance(data, Loader):
@@ -361,21 +367,6 @@ def _chosen_examples(data: Data, options: ResetOptions) -> Data:
         return data
     order = torch.randperm(total, generator=torch.Generator().manual_seed(options.seed))[:count]
     return data.take(order if options.tolerance is not None else order.sort().values)
-
-
-def _device(name: str, subject: Subject) -> torch.device:
-    held = next(subject.module.parameters(), None)
-    if name == "auto" and subject.stays and held is not None:
-        return held.device
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as exc:
-        reason = str(exc).partition("\n")[0]
-        raise UsageError(f"device {name!r} cannot be used ({reason}); cpu always can") from exc
-    return device
 
 
 def _plan(feed: Feed, options: ResetOptions, device: torch.device) -> Plan:

@@ -15,7 +15,6 @@ from planescope.criticality.confidence import (
     accuracy_bounds,
     change_p_value,
     sequential_change_p_value,
-    wilson,
 )
 from planescope.criticality.definition import (
     Loss,
@@ -27,7 +26,7 @@ from planescope.criticality.definition import (
     resampled,
 )
 from planescope.criticality.resets.record import Accuracy, ResetCell
-from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg
+from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg, wilson
 
 if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Judge

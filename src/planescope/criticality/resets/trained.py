@@ -114,12 +114,7 @@ def of_run(
 ) -> Subject:
     """Last snapshot of a run, and earlier ones; `planescope.reset` says what is raised."""
     path, status = run.path, run.status
-    if network is None and run.named_network is None:
-        raise UsageError(
-            f"{path}: a Tracker followed this training, and knows of its network only the class; "
-            "give network= (--network package.module:callable)"
-        )
-    name = run.about.network if network is not None else run.consented("network")
+    name = run.about.network if network is not None else name_of(run)
     examples: Callable[[], Images | Files | Loader]
     if data is None:
         # Nobody asked for a download, which would write where the run says.
@@ -161,6 +156,38 @@ def of_run(
         redrawn=to.fresh,
         path=to.path,
     )
+
+
+def name_of(run: Run, /) -> str:
+    """Return the name that a run's network is built by.
+
+    Raises
+    ------
+    UsageError
+        If only its class is known, or the name is of code that nobody consented to.
+    """
+    if run.named_network is None:
+        raise UsageError(
+            f"{run.path}: a Tracker followed this training, and knows of its network only the "
+            "class; give network= (--network package.module:callable)"
+        )
+    return run.consented("network")
+
+
+def last_of(run: Run, network: str | nn.Module | None, /) -> tuple[Path, str | nn.Module]:
+    """Return the last snapshot of a run, and what its network is built by, or copied from.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no snapshot yet.
+    UsageError
+        As `name_of`, where `network` is None.
+    """
+    files = run.snapshots
+    if not files:
+        raise CheckpointError(f"{run.path}: has no snapshot yet")
+    return files[max(files)], name_of(run) if network is None else network
 
 
 def _epochs(

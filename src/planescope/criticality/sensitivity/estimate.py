@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planescope.criticality.confidence import wilson
 from planescope.criticality.definition import Loss, loss_of_examples
 from planescope.criticality.sensitivity.record import Estimate, Method
+from planescope.hyperplanes.chance import wilson
 
 if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Judge

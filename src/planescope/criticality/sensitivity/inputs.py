@@ -30,6 +30,7 @@ from planescope.data.pictures import LEAST_SIDE, Bank
 from planescope.files.errors import CheckpointError, RunError, UsageError, one_line
 from planescope.files.reading import size_of
 from planescope.hyperplanes.layer import Kind, Layer
+from planescope.networks.file_graph import FileGraph
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 _SIDES = (32, 28, 64, 224, 96, 128, 227, 299)
 # The largest array of inputs that is looked at.
 _MOST_DIMENSIONS = 8
+_NO_CLASSES = (
+    "the network's outputs are no classes: layers are ranked by the relative change of its output, "
+    "and there is no loss"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,7 @@ def synthetic(
         If the network takes no pictures, or gives all of them one answer.
     """
     device, dtype = _home(module)
-    is_last = getattr(module, "channels_last", False)
+    is_last = isinstance(module, FileGraph) and module.channels_last
 
     def turned(images: torch.Tensor) -> torch.Tensor:
         return images.permute(0, 2, 3, 1) if is_last else images
@@ -165,10 +170,7 @@ def synthetic(
 
     notes = []
     if not judge.is_softmax:
-        notes.append(
-            "the network's outputs are no classes: layers are ranked by the relative change of its "
-            "output, and there is no loss"
-        )
+        notes.append(_NO_CLASSES)
     elif chosen.answers < judge.classes:
         notes.append(
             f"the network gives {chosen.answers} of its {judge.classes} classes to the synthetic "
@@ -242,9 +244,8 @@ def _channels(layers: Sequence[Layer]) -> int:
 
 def _configured(module: nn.Module) -> tuple[int, int, int] | None:
     """Return what the graph of a file, or timm's or torchvision's own configuration says."""
-    told: tuple[int, int, int] | None = getattr(module, "picture_shape", None)
-    if told is not None:
-        return told
+    if isinstance(module, FileGraph) and module.picture_shape is not None:
+        return module.picture_shape
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(module, name, None)
         size = config.get("input_size") if isinstance(config, Mapping) else None
@@ -316,10 +317,7 @@ def handed_over(
     is_measured = labelled and judge.name is not None
     method = Method.MEASURED if is_measured else Method.UNLABELLED
     if not judge.is_softmax and not is_measured:
-        notes.append(
-            "the network's outputs are no classes: layers are ranked by the relative change of its "
-            "output, and there is no loss"
-        )
+        notes.append(_NO_CLASSES)
     watched = Watched(feed)
     first = watched.first(device)
     images = first.args[0] if first.args else None

@@ -19,6 +19,7 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.criticality.replacements import Way, WayKind
 from planescope.criticality.resets.borrow import generators_of, same_random_states
+from planescope.criticality.resets.cells import chosen_device
 from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity import Cost
 from planescope.criticality.sensitivity.engine import (
@@ -37,6 +38,7 @@ from planescope.criticality.sensitivity.network import (
     count_work,
     find_parts,
     open_network,
+    some_of,
 )
 from planescope.criticality.sensitivity.record import (
     Estimate,
@@ -46,6 +48,7 @@ from planescope.criticality.sensitivity.record import (
 )
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
+from planescope.networks.file_graph import FileGraph
 from planescope.networks.layers import find_layers
 from planescope.networks.module import read_module
 
@@ -106,7 +109,7 @@ class Job:
             where = torch.device("cpu")
             return cls(opened, parts, skipped, every, where, memory, input_options)
         opened = open_network(model, network, trust)
-        where = _device(device, opened)
+        where = chosen_device(device, opened.module, stays=opened.stays)
         module = opened.module.to(where)
         parts, skipped = find_parts(module, kinds, layers)
         found, _ = find_layers(read_module(module))
@@ -177,7 +180,7 @@ class Job:
         """Count the multiply-adds of each layer for one input."""
         batch = self.inputs.first
         module = self.network.module
-        if hasattr(module, "work"):
+        if isinstance(module, FileGraph):
             return dict(module.work)
 
         def run() -> Any:
@@ -266,13 +269,8 @@ class Job:
         if coupled and any(way.kind is WayKind.FILTERS for way in ways):
             yield (
                 f"filters of one branch alone went; channels are coupled with others' behind "
-                f"{_some(coupled)}"
+                f"{some_of(coupled)}"
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more layers"
 
 
 def _onnx(model: Any) -> Path | None:
@@ -284,18 +282,3 @@ def _onnx(model: Any) -> Path | None:
     path = locate(model)
     form, _ = read_contents(path)
     return path if form == "onnx" else None
-
-
-def _device(name: str, network: Network) -> torch.device:
-    held = next(network.module.parameters(), None)
-    if name == "auto":
-        if network.stays and held is not None:
-            return held.device
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as exc:
-        reason = str(exc).partition("\n")[0]
-        raise UsageError(f"device {name!r} cannot be used ({reason}); cpu always can") from exc
-    return device

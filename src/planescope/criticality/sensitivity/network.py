@@ -5,13 +5,11 @@ To import this is to import torch.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +19,13 @@ from torch import fx, nn
 
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
-from planescope.criticality.resets.borrow import borrowed
+from planescope.criticality.resets.borrow import borrowed, with_whole_weights
+from planescope.criticality.resets.trained import last_of, state_of, with_weights
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError, nearest
 from planescope.hyperplanes.layer import Kind, Layer, Skipped, StateDict
 from planescope.measurement.choice import chosen_kinds, compiled
 from planescope.networks.build import load_pretrained
 from planescope.networks.layers import find_layers
-from planescope.networks.load import load_network, tensor_of
 from planescope.networks.module import read_module, unwrapped
 from planescope.networks.parametrisations import resolved
 from planescope.networks.trace import trace_graph
@@ -119,19 +117,14 @@ def open_network(model: Any, network: str | nn.Module | None, trust: Any = False
         return Network(source=name, name=name, module=_plain(borrowed(whole)), stays=True)
     if isinstance(model, str) and model.startswith(LIBRARIES):
         return Network(source=model, name=model, module=_plain(load_pretrained(model).eval()))
-    if not isinstance(model, Run) and not isinstance(model, str | os.PathLike):
+    if (run := Run.found(model, trust=trust)) is not None:
+        file, builder = last_of(run, network)
+        return Network(source=str(run.path), name=_called(builder), module=_loaded(file, builder))
+    if not isinstance(model, str | os.PathLike):
         raise UsageError(
             f"cannot take a {type(model).__name__}; give a module, a run, or a checkpoint with "
             "network="
         )
-    if isinstance(model, Run) or (Path(model).is_dir() and (Path(model) / "config.yaml").exists()):
-        run = Run.open(model, trust=trust)
-        files = run.snapshots
-        if not files:
-            raise CheckpointError(f"{run.path}: has no snapshot yet")
-        called = network if isinstance(network, str) else run.consented("network")
-        module = load_network(called, _state(files[max(files)]))
-        return Network(source=str(run.path), name=called, module=_plain(module))
     if network is None:
         raise UsageError(
             f"{model}: a checkpoint does not tell its network; give --network NAME (network=)"
@@ -140,50 +133,22 @@ def open_network(model: Any, network: str | nn.Module | None, trust: Any = False
 
 
 def _of_checkpoint(path: str | os.PathLike[str], network: str | nn.Module) -> Network:
-    state = _state(path)
-    if isinstance(network, str):
-        try:
-            module = load_network(network, resolved(state))
-        except CheckpointError as exc:
-            raise CheckpointError(f"{path}: {exc}") from exc
-        return Network(source=str(path), name=network, module=_plain(module))
-    module = borrowed(unwrapped(network)).cpu()
-    load_into(module, state, str(path))
-    return Network(source=str(path), name=type(network).__name__, module=_plain(module))
+    try:
+        module = _loaded(path, network)
+    except CheckpointError as exc:
+        if read_contents(locate(path))[0] == "onnx":
+            raise UsageError(
+                f"{path}: an ONNX file carries its network; leave out --network"
+            ) from exc
+        raise
+    return Network(source=str(path), name=_called(network), module=module)
 
 
-def load_into(module: nn.Module, state: StateDict, path: str, /) -> None:
-    """Fill a module with the weights of a file, which are to be all of its own.
-
-    Raises
-    ------
-    CheckpointError
-        If a tensor is missing or has another shape.
-    """
-    own = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
-    if not own.keys() <= state.tensors.keys():
-        state = resolved(state)
-    for name, tensor in own.items():
-        found = state.tensors.get(name)
-        if found is None:
-            raise CheckpointError(f"{path}: is of another network: it has no {name}")
-        if found.shape != tuple(tensor.shape):
-            raise CheckpointError(
-                f"{path}: is of another network: {name} has shape {_size(found.shape)} there, "
-                f"{_size(tensor.shape)} in the network"
-            )
-    module.load_state_dict(
-        {name: tensor_of(state.tensors[name].read()) for name in own}, strict=False
-    )
-
-
-def _state(path: str | os.PathLike[str]) -> StateDict:
-    form, contents = read_contents(locate(path))
-    if not isinstance(contents, StateDict):
-        if form == "onnx":
-            raise UsageError(f"{path}: an ONNX file carries its network; leave out --network")
-        raise CheckpointError(f"{path}: holds a graph, not the state dict of a torch network")
-    return without_prefix(contents)
+def _loaded(path: str | os.PathLike[str], network: str | nn.Module) -> nn.Module:
+    """Return a network of one's own with the weights of a file."""
+    if isinstance(network, nn.Module):
+        network = borrowed(unwrapped(network))
+    return _plain(with_weights(network, resolved(without_prefix(state_of(path))), path))
 
 
 def without_prefix(state: StateDict, /) -> StateDict:
@@ -199,29 +164,14 @@ def without_prefix(state: StateDict, /) -> StateDict:
     return state
 
 
-def _size(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
+def _called(network: str | nn.Module) -> str:
+    return network if isinstance(network, str) else type(unwrapped(network)).__name__
 
 
 def _plain(module: nn.Module) -> nn.Module:
     """Hold weights that are computed from others as they act, so that they can be replaced."""
-    from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-
     for part in module.modules():
-        if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):
-                with torch.no_grad():
-                    parametrize.remove_parametrizations(part, name)
-        for hook in list(part._forward_pre_hooks.values()):
-            name = getattr(hook, "name", getattr(hook, "_tensor_name", None))
-            kind = type(hook).__name__
-            with contextlib.suppress(ValueError):
-                if kind == "WeightNorm":
-                    remove_weight_norm(part, name)
-                elif kind == "SpectralNorm":
-                    remove_spectral_norm(part, name)
-                elif isinstance(hook, prune.BasePruningMethod):
-                    prune.remove(part, name)
+        with_whole_weights(part)
     for name, tensor in module.state_dict().items():
         is_floating = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
         if is_floating and not bool(torch.isfinite(tensor).all()):
@@ -345,6 +295,12 @@ def layouts(
             yield first, back
     if len(held) == 2 and held[::-1] == wanted:
         yield (lambda a: a.T), (lambda a: np.ascontiguousarray(a.T))
+
+
+def some_of(names: Sequence[str], /) -> str:
+    """Name the first of some layers, and count the rest."""
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more layers"
 
 
 def _numpy(values: Any) -> Array:

@@ -25,11 +25,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from planescope.checkpoints.onnx.slots import Port, Replaceable, Runnable, Slot, read_runnable
-from planescope.criticality.sensitivity.network import Network, Part, layouts, wanted_layers
+from planescope.criticality.sensitivity.network import (
+    Network,
+    Part,
+    layouts,
+    some_of,
+    wanted_layers,
+)
 from planescope.criticality.sensitivity.onnx_server import PLAIN
 from planescope.files.errors import CheckpointError, NoLayersError, RunError, UsageError
 from planescope.files.optional import required
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
+from planescope.networks.file_graph import FileGraph
 
 Array = NDArray[Any]
 
@@ -169,18 +176,8 @@ def _bound() -> int:
     return max(RUNTIME, whole // 2)
 
 
-class OnnxNetwork(nn.Module):  # type: ignore[misc]
-    """The graph of an ONNX file, as a module whose parameters are the weights that can be replaced.
-
-    Attributes
-    ----------
-    picture_shape : tuple of int or None
-        Channels, height and width of a picture, where the file tells.
-    channels_last : bool
-        Whether pictures enter with their channels behind.
-    largest_bytes : int
-        Of the values between layers, for one input.
-    """
+class OnnxNetwork(FileGraph):
+    """The graph of an ONNX file: a module whose parameters are the weights that can be replaced."""
 
     def __init__(
         self,
@@ -212,7 +209,6 @@ class OnnxNetwork(nn.Module):  # type: ignore[misc]
             self._held[name] = own
         if not slots:
             self.register_parameter("none", nn.Parameter(torch.zeros(1), requires_grad=False))
-        self.largest_bytes = 0
         self._slowest = SECONDS / TIMES
         self._process = Process(self._path)
         self._open(path, slots)
@@ -421,9 +417,8 @@ def open_onnx(
     notes = ["the graph of the file was run, by onnxruntime, as a whole for each cell"]
     if odd := [one.layer.name for one in layers if not one.takes_filters]:
         notes.append(
-            f"no filters were taken from {', '.join(odd[:4])}"
-            f"{f' and {len(odd) - 4} more layers' if len(odd) > 4 else ''}: their biases enter in "
-            "a way that cannot be fed"
+            f"no filters were taken from {some_of(odd)}: their biases enter in a way that cannot "
+            "be fed"
         )
     module = OnnxNetwork(path, model, slots, layers).eval()
     network = Network(
