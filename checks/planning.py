@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from checks.resnets import MEAN, STD, CifarResNet
 from planescope.criticality.plan.bench import Bench
 from planescope.criticality.plan.cuts import Knife
 from planescope.criticality.plan.examples import synthetic
@@ -42,52 +42,11 @@ FIELDS = (
 )
 
 
-class Block(nn.Module):
-    """Two convolutions and a shortcut that is padded with zeros."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.more = stride, outputs - inputs
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Give the block's output."""
-        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        if self.more:
-            x = x[:, :, :: self.stride, :: self.stride]
-            x = functional.pad(x, (0, 0, 0, 0, self.more // 2, self.more // 2))
-        return functional.relu(x + y)
-
-
-class ResNet(nn.Module):
-    """ResNets of He et al. for CIFAR, 6n + 2 layers."""
-
-    def __init__(self, depth: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        widths = (16, 16, 32, 64)
-        for stage in (1, 2, 3):
-            blocks = [Block(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)]
-            blocks += [Block(widths[stage], widths[stage], 1) for _ in range((depth - 2) // 6 - 1)]
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Give a row of logits an image."""
-        x = functional.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
-
-
 def load(name: str, weights: Path) -> nn.Module:
     """Load a published network."""
     (path,) = weights.glob(f"{name}-*.th")
     state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
-    made = ResNet(int(name.removeprefix("resnet")))
+    made = CifarResNet((int(name.removeprefix("resnet")) - 2) // 6)
     made.load_state_dict({key.removeprefix("module."): t for key, t in state.items()})
     return made.eval()
 
@@ -96,7 +55,7 @@ def images(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Read a file of CIFAR-10 as these networks take it."""
     held, labels = read_cifar([folder / "cifar-10-batches-py" / part])
     pixels = torch.from_numpy(held).float() / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
     return (pixels - mean[:, None, None]) / std[:, None, None], torch.from_numpy(labels)
 
 

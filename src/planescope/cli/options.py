@@ -127,7 +127,7 @@ def tell_data_path(run: str) -> None:
     """Say where data are read that only a run names."""
     from planescope.training.run import Run
 
-    if Run(run).exists and Run(run).tracked is not None:
+    if Run(run).is_tracked:
         return
     if (path := Run(run).config.data_path) is not None:
         say(f"{run}: reads its data from {path}, as its config.yaml says", err=True)

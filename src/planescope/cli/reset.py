@@ -143,6 +143,7 @@ def reset(
     """
     from planescope.cli.progress import layer_progress
     from planescope.files.errors import StoppedError
+    from planescope.files.optional import is_foreign
 
     fresh, path = choices.pop("fresh"), choices.pop("path")
     draws = choices["draws"] or 1
@@ -150,7 +151,7 @@ def reset(
     options = _options(choices, fresh=fresh)
     _check(run, trained, network, data, data_path, prepared, unfinished=unfinished)
     _check_outputs(out, figure)
-    own_data = data is not None and ":" in data and not data.startswith("folder:")
+    own_data = data is not None and is_foreign(data, "data")
     keep = None if out is None or own_data else Path(f"{out}.progress")
     common: dict[str, Any] = {"draws": draws, "path": path, "options": options}
     subject: Run | str = str(trained)
@@ -162,7 +163,7 @@ def reset(
         subject = found = Run(run, **given)
         epochs = _epochs(snapshots)
         common |= {"to": [*(epochs or ()), "fresh"] if fresh else epochs, "unfinished": unfinished}
-        if found.exists and found.tracked is not None:
+        if found.is_tracked:
             common |= {"data_path": data_path, "data_options": prepared}
     else:
         common |= {
@@ -270,6 +271,7 @@ def _check(
     unfinished: bool,
 ) -> None:
     from planescope.files.errors import UsageError
+    from planescope.training.run import Run
 
     if (run is None) == (trained is None):
         raise UsageError("give a run, or a checkpoint with --trained")
@@ -277,18 +279,11 @@ def _check(
         raise UsageError("--trained needs --network and --data; a checkpoint tells neither")
     if trained is not None and unfinished:
         raise UsageError("--unfinished is about runs; a checkpoint is taken as it is")
-    if run is not None and not _is_tracked(run):
+    if run is not None and not Run(run).is_tracked:
         if data_path:
             raise UsageError("a run knows its --data-path; leave it out")
         if prepared is not None:
             raise UsageError("a run knows how its data are prepared; leave out --mean and the like")
-
-
-def _is_tracked(run: str) -> bool:
-    from planescope.training.run import Run
-
-    found = Run(run)
-    return found.exists and found.tracked is not None
 
 
 def _check_outputs(out: str | None, figure: str | None) -> None:

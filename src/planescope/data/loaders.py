@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from planescope.files.errors import UsageError, one_line
-from planescope.files.optional import find_callable
+from planescope.files.optional import find_callable, is_foreign
 
 # Names under which dictionaries hold labels.
 LABELS = ("labels", "label")
@@ -163,14 +163,16 @@ def call_loader(name: str, split: str, /) -> Any:
     Returns
     -------
     object or None
-        What `open_loader` takes; None for a pair of images as bytes, to train and to validate on,
-        which `planescope.data.load.load` prepares.
+        What `open_loader` takes; None of what `planescope.data.load.load` prepares: a data set by
+        name, a folder, or a pair of images as bytes, to train and to validate on.
 
     Raises
     ------
     UsageError
         If there is no such callable, or it wants arguments.
     """
+    if not is_foreign(name, "data"):
+        return None
     module, _, attribute = name.partition(":")
     function = find_callable(module, attribute, "data set", "one that is known, folder:PATH")
     try:

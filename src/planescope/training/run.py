@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -293,6 +294,11 @@ class Run:
         return self.tracked or self.config
 
     @property
+    def is_tracked(self) -> bool:
+        """Tell whether there is a run, and a Tracker wrote it."""
+        return self.exists and self.tracked is not None
+
+    @functools.cached_property  # it never changes, and every file of a run asks for it
     def unit(self) -> str:
         """What its snapshots are numbered by: epochs, or steps where a Tracker counted these."""
         tracked = self.tracked
@@ -394,10 +400,9 @@ class Run:
             If metrics.csv is damaged.
         """
         path = self._part("metrics.csv")
-        keys = (self.unit if key == "epoch" else key for key in ("schema", *_METRICS_KEYS))
-        columns = _read_csv(path, tuple(keys)) if path.is_file() else {}
+        keys = tuple(map(self._key_in_files, ("schema", *_METRICS_KEYS)))
+        columns = self._with_epochs(_read_csv(path, keys)) if path.is_file() else {}
         columns.pop("schema", None)
-        columns = {"epoch" if key == self.unit else key: col for key, col in columns.items()}
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         try:
             return tuple(record(EpochMetrics, row) for row in rows)
@@ -593,8 +598,7 @@ class Run:
         """Write the records of all epochs."""
         columns: dict[str, list[Any]] = {"schema": [METRICS_SCHEMA] * len(metrics)}
         columns |= {
-            self.unit if key == "epoch" else key: [getattr(row, key) for row in metrics]
-            for key in _METRICS_KEYS
+            self._key_in_files(key): [getattr(row, key) for row in metrics] for key in _METRICS_KEYS
         }
         with replacing_inside(self.path, "metrics.csv") as draft:
             write_csv(draft, columns)
@@ -720,11 +724,9 @@ class Run:
         path = self._measurements_file
         if not path.is_file():
             return {}
-        unit = self.unit
-        keys = tuple(unit if key == "epoch" else key for key in _MEASUREMENT_KEYS)
         if path.suffix == ".csv":
-            columns = _read_csv(path, keys, later=_LATER)
-            return {"epoch" if key == unit else key: col for key, col in columns.items()}
+            keys = tuple(map(self._key_in_files, _MEASUREMENT_KEYS))
+            return self._with_epochs(_read_csv(path, keys, later=_LATER))
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -740,7 +742,7 @@ class Run:
             raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
         rows = len(next(iter(columns.values()), ()))
         columns = {key: [value] * rows for key, value in _LATER.items()} | columns
-        columns = {"epoch" if key == unit else key: col for key, col in columns.items()}
+        columns = self._with_epochs(columns)
         if columns.keys() != set(_MEASUREMENT_KEYS):
             raise CheckpointError(f"{path}: is damaged (its columns are others)")
         return {key: columns[key] for key in _MEASUREMENT_KEYS}
@@ -766,9 +768,16 @@ class Run:
         with replacing_inside(self.path, _FILTERS, _file_of(epoch, self.unit)) as draft:
             save_file(arrays, draft, {"planescope": about})
 
+    def _key_in_files(self, key: str) -> str:
+        """Return what files call a column; that of epochs has the name of the unit there."""
+        return self.unit if key == "epoch" else key
+
+    def _with_epochs(self, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return the columns of a file by the names that they have here."""
+        return {"epoch" if key == self.unit else key: col for key, col in columns.items()}
+
     def _save_measured(self, columns: Mapping[str, list[Any]]) -> None:
-        unit = self.unit
-        columns = {unit if key == "epoch" else key: col for key, col in columns.items()}
+        columns = {self._key_in_files(key): col for key, col in columns.items()}
         path = self._measurements_file
         with replacing_inside(self.path, path.name) as draft:
             if path.suffix == ".csv":

@@ -299,15 +299,15 @@ class Bench:
         for name in self._path:
             self.knife.cut(changed, name, Fraction(1))
             order.remove(name)
+        start = self.mending.yardstick.value(changed) if self._path else 0.0
         while order and left > size * total:
-            costs: dict[str, float] = {}
-            start = self.mending.yardstick.value(changed) if self._path else 0.0
+            values: dict[str, float] = {}
             for name in order[:width]:
                 _, before = self.knife.cut(changed, name, Fraction(1))
-                costs[name] = self.mending.yardstick.value(changed) - start
+                values[name] = self.mending.yardstick.value(changed)
                 put_back(before)
-            tried = self._by_cost(costs)
-            best, *rest = tried
+            best, *rest = self._by_cost({name: value - start for name, value in values.items()})
+            start = values[best]
             self.knife.cut(changed, best, Fraction(1))
             self._path.append(best)
             left -= self.weights[best].size

@@ -175,9 +175,7 @@ def _opened(
     seed: int,
 ) -> tuple[str, list[str], Iterator[Batch]]:
     if isinstance(data, str):
-        found = None
-        if ":" in data and not data.startswith("folder:"):
-            found = call_loader(data, split)
+        found = call_loader(data, split)
         if found is None:
             where = None if data_path is None else Path(data_path)
             found = load(data, split=split, path=where, options=data_options or DataOptions())

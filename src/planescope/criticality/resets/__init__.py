@@ -5,10 +5,11 @@ C. Zhang, S. Bengio, Y. Singer, *Are All Layers Created Equal?* (JMLR 23, 2022).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -139,18 +140,16 @@ def reset(
         If memory ran out; finished cells are kept.
     """
     required("torch")
-    from planescope.criticality.resets import borrow, table
+    from planescope.criticality.resets import table
     from planescope.criticality.resets.answers import Judge
 
     options = _options(options, groups, choices)
-    run = _run(model, network, trust)
     judge = Judge(metric=metric, pick=output)
-    with borrow.same_random_states(*borrow.generators_of(data)):
-        subject = _found(
-            model, run, to, data, options,
-            draws=draws, path=path, network=network, data_path=data_path,
-            data_options=data_options, keep=keep, unfinished=unfinished,
-        )  # fmt: skip
+    with _asked(
+        model, to, data, options, trust=trust,
+        draws=draws, path=path, network=network, data_path=data_path,
+        data_options=data_options, keep=keep, unfinished=unfinished,
+    ) as (subject, run):  # fmt: skip
         resets = table.reset(subject, options, judge, on_cell, unpack=unpack, chance=chance)
     if run is not None and (isinstance(data, Own) or run.tracked is not None):
         resets.save(run.resets)
@@ -187,28 +186,27 @@ def forecast(
         As `reset`.
     """
     required("torch")
-    from planescope.criticality.resets import borrow, table
+    from planescope.criticality.resets import table
     from planescope.criticality.resets.answers import Judge
 
     options = _options(options, groups, choices)
-    run = _run(model, network, trust)
     judge = Judge(metric=metric, pick=output)
-    with borrow.same_random_states(*borrow.generators_of(data)):
-        subject = _found(
-            model, run, to, data, options,
-            draws=draws, path=path, network=network, data_path=data_path,
-            data_options=data_options, keep=None, unfinished=unfinished,
-        )  # fmt: skip
+    with _asked(
+        model, to, data, options, trust=trust,
+        draws=draws, path=path, network=network, data_path=data_path,
+        data_options=data_options, keep=None, unfinished=unfinished,
+    ) as (subject, _):  # fmt: skip
         return table.forecast(subject, options, judge, unpack=unpack)
 
 
-def _found(
+@contextlib.contextmanager
+def _asked(
     model: Any,
-    run: Run | None,
     to: Any,
     data: Any,
     options: ResetOptions,
     *,
+    trust: bool | str | Collection[str],
     draws: int,
     path: int | None,
     network: str | nn.Module | None,
@@ -216,18 +214,24 @@ def _found(
     data_options: DataOptions | None,
     keep: str | os.PathLike[str] | None,
     unfinished: bool,
-) -> Subject:
-    """Network, what it is put back to and data, as they were asked for."""
+) -> Iterator[tuple[Subject, Run | None]]:
+    """Give the network, what it is put back to and its data, as asked for; and the run, if one is.
+
+    Random states are as they were when the block ends.
+    """
+    from planescope.criticality.resets import borrow
     from planescope.criticality.resets.trained import To
 
-    wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
-    if data is None:
-        raise UsageError(
-            "data=None asks for synthetic inputs, which there are none of yet; give inputs, with "
-            "labels or without"
-        )
-    opened = _opened(data, data_path, data_options, network, options, run)
-    return _subject(model, run, wanted, opened, network, keep, options, unfinished)
+    run = _run(model, network, trust)
+    with borrow.same_random_states(*borrow.generators_of(data)):
+        wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
+        if data is None:
+            raise UsageError(
+                "data=None asks for synthetic inputs, which there are none of yet; give inputs, "
+                "with labels or without"
+            )
+        opened = _opened(data, data_path, data_options, network, options, run)
+        yield _subject(model, run, wanted, opened, network, keep, options, unfinished), run
 
 
 def _options(
@@ -288,7 +292,7 @@ def _opened(
         return None
     if isinstance(data, Images | Files):
         return data
-    if isinstance(data, str) and ":" in data and not data.startswith("folder:"):
+    if isinstance(data, str):
         from planescope.data.loaders import call_loader
 
         called = call_loader(data, options.split)

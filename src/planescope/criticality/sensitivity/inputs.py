@@ -340,7 +340,7 @@ def _opened(
         return data
     if isinstance(data, os.PathLike) or (isinstance(data, str) and Path(data).is_dir()):
         data = f"folder:{os.fspath(data)}"
-    if isinstance(data, str) and ":" in data and not data.startswith("folder:"):
+    if isinstance(data, str):
         called = call_loader(data, options.split)
         if called is not None:
             found = open_loader(called, split=options.split)

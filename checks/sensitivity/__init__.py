@@ -1,1 +1,0 @@
-"""Scores of `planescope sensitivity` held against labels, on networks that others trained."""
