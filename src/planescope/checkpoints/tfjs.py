@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, decode
+from planescope.checkpoints.arrays.raw import DIGEST_BYTES, ITEM_SIZES, MAX_DIMENSIONS, decode
 from planescope.checkpoints.keras.config import ConfigLayer, snake_case, trace
 from planescope.checkpoints.keras.layers import FORMS
 from planescope.checkpoints.keras.variables import Variables
@@ -38,8 +38,6 @@ NAME = "tfjs"
 
 # The largest published ones have a few MB; parsed, JSON takes twenty times its bytes.
 MAX_BYTES = 1 << 24
-
-_DIGEST_BYTES = 256
 
 _DTYPES = {"float32": "float32", "float16": "float16", "int32": "int32", "bool": "bool"}
 _QUANTISED = {"uint8": "uint8", "uint16": "uint16", "float16": "float16"}
@@ -200,7 +198,7 @@ def _tensor(
         return numbers
 
     def digest() -> bytes:
-        return _bytes_of(shards, begin, min(end, begin + _DIGEST_BYTES)).tobytes()
+        return _bytes_of(shards, begin, min(end, begin + DIGEST_BYTES)).tobytes()
 
     is_number = is_integer and known and quantised.get("original_dtype") != "int32"
     return Tensor(shape, "float32" if is_number else dtype, read, digest=digest)

@@ -400,9 +400,11 @@ class Run:
             If metrics.csv is damaged.
         """
         path = self._part("metrics.csv")
+        if not path.is_file():
+            return ()
         keys = tuple(map(self._key_in_files, ("schema", *_METRICS_KEYS)))
-        columns = self._with_epochs(_read_csv(path, keys)) if path.is_file() else {}
-        columns.pop("schema", None)
+        columns = self._with_epochs(_read_csv(path, keys))
+        columns.pop("schema")
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         try:
             return tuple(record(EpochMetrics, row) for row in rows)

@@ -39,7 +39,7 @@ ITEM_SIZES = {
 }
 
 # Enough of a tensor to tell it from another, nearly always.
-_DIGEST_BYTES = 256
+DIGEST_BYTES = 256
 
 # NumPy refuses arrays beyond this many dimensions; a header that claims more is a lie.
 MAX_DIMENSIONS = 64
@@ -73,7 +73,7 @@ def stored_tensor(
 
     def digest() -> bytes:
         length = math.prod(shape) * ITEM_SIZES[dtype]
-        return read_exactly(path, offset, min(length, _DIGEST_BYTES))
+        return read_exactly(path, offset, min(length, DIGEST_BYTES))
 
     return Tensor(shape, dtype, read, None, None if strides else digest)
 

@@ -67,7 +67,8 @@ def read(path: Path) -> Described:
     """
     with WireFile(path) as wire:
         graph = graph_in(wire)
-        return described(graph, Constants(graph))
+        constants = Constants(graph)
+        return described(graph, constants, layers_in(graph, constants))
 
 
 def graph_in(wire: WireFile) -> Graph:
@@ -86,9 +87,11 @@ def graph_in(wire: WireFile) -> Graph:
     return Graph(wire, graphs, functions)
 
 
-def layers_in(
-    graph: Graph, constants: Constants
-) -> tuple[dict[Node, Weights], dict[Node, str], list[Skipped]]:
+# Nodes that are layers, the names of their layers, and what was left out.
+Listed = tuple[dict[Node, Weights], dict[Node, str], list[Skipped]]
+
+
+def layers_in(graph: Graph, constants: Constants) -> Listed:
     """Find the nodes that are layers, the names of their layers, and what was left out."""
     found: dict[Node, Weights] = {}
     skipped: list[Skipped] = []
@@ -101,9 +104,9 @@ def layers_in(
     return found, _names(found), skipped
 
 
-def described(graph: Graph, constants: Constants) -> Described:
-    """Describe the layers of a graph, in its order, and what was left out."""
-    found, names, skipped = layers_in(graph, constants)
+def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
+    """Describe what `layers_in` gave: layers in the order of the graph, and what was left out."""
+    found, names, skipped = listed
     behind = [part for weights in found.values() for part in weights.parts]
     nodes, norms = steps(graph, constants, names, set(behind))
     first = {name: node for node, name in reversed(names.items())}

@@ -121,8 +121,8 @@ def read_runnable(path: Path) -> Runnable:
     with WireFile(path) as wire:
         graph = graph_in(wire)
         constants = Constants(graph)
-        all_of_it = described(graph, constants)
-        found, names, _ = layers_in(graph, constants)
+        found, names, _ = listed = layers_in(graph, constants)
+        all_of_it = described(graph, constants, listed)
         by_name: dict[str, list[Node]] = {}
         for node, name in names.items():
             by_name.setdefault(name, []).append(node)

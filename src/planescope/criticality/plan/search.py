@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -336,6 +335,8 @@ def _cost(
     bench: Bench, way: str, asked: float | None, curve: Sequence[float], *, repair: bool
 ) -> PlanCost:
     """Count the passes of all tries, and time one."""
+    from planescope.criticality.resets.cells import seconds_of_a_pass
+
     layers = len(bench.weights)
     checked, fitted = bench.taken.checked, bench.taken.fitted
     told = sum(batch.size for batch in bench.table.batches)
@@ -355,10 +356,7 @@ def _cost(
         passes += joint
         examples += joint * checked
     batch = bench.taken.fit[0]
-    bench.whole(*batch.args, **batch.kwargs)
-    began = time.perf_counter()
-    bench.whole(*batch.args, **batch.kwargs)
-    seconds = (time.perf_counter() - began) / batch.size * examples
+    seconds = seconds_of_a_pass(bench.whole, batch) / batch.size * examples
     return PlanCost(
         layers=layers, tries=tries, passes=passes, examples=fitted + checked + told, seconds=seconds
     )

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -28,6 +27,7 @@ from planescope.criticality.resets.cells import (
     chosen_device,
     default_memory,
     evaluate,
+    seconds_of_a_pass,
 )
 from planescope.criticality.resets.feed import feed_images, feed_loader, ran_out
 from planescope.criticality.resets.identity import code_digest, value_digest
@@ -210,15 +210,7 @@ def forecast(
     with scratch() as folder:
         cells, left_out = _cells(subject, options, work.rows, folder)
     first = next(iter(work.feed.on(work.devices[0])))
-    started = 0.0
-    for _ in range(2):  # the first call of a network makes ready what others find there
-        started = time.perf_counter()
-        with torch.inference_mode():
-            held = work.module(*first.args, **first.kwargs)
-        del held
-        if work.devices[0].type == "cuda":
-            torch.cuda.synchronize(work.devices[0])
-    seconds = time.perf_counter() - started
+    seconds = seconds_of_a_pass(work.module, first)
     examples = work.feed.examples
     passes = None if examples is None else examples / first.size * seconds
     return Forecast(

@@ -6,7 +6,6 @@ To import this is to import torch.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -200,13 +199,3 @@ def count(
         raise UsageError(f"{given.feed.name}: all inputs are alike, which tell nothing of layers")
     draws = {key: [progress[cell.key] for cell in several] for key, several in cells.items()}
     return Counted(whole=progress[WHOLE.key], draws=draws, note=note)
-
-
-def seconds_of_a_pass(module: nn.Module, given: Given, /) -> float:
-    """Measure what it takes to send the first batch through the whole network."""
-    batch = given.first
-    with torch.inference_mode():
-        module(*batch.args, **batch.kwargs)
-        began = time.perf_counter()
-        module(*batch.args, **batch.kwargs)
-    return time.perf_counter() - began

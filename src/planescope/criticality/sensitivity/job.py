@@ -19,7 +19,7 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.criticality.replacements import Way, WayKind
 from planescope.criticality.resets.borrow import generators_of, same_random_states
-from planescope.criticality.resets.cells import chosen_device
+from planescope.criticality.resets.cells import chosen_device, seconds_of_a_pass
 from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity import Cost
 from planescope.criticality.sensitivity.engine import (
@@ -27,7 +27,6 @@ from planescope.criticality.sensitivity.engine import (
     OnCell,
     cells_of,
     count,
-    seconds_of_a_pass,
 )
 from planescope.criticality.sensitivity.estimate import Estimates
 from planescope.criticality.sensitivity.inputs import Given, InputOptions, handed_over, synthetic
@@ -159,7 +158,7 @@ class Job:
 
     def cost_of(self, layers: int, cells: int, /) -> Cost:
         """Tell what so many cells of so many layers would take."""
-        seconds = seconds_of_a_pass(self.network.module, self.inputs)
+        seconds = seconds_of_a_pass(self.network.module, self.inputs.first)
         inputs = self.inputs.feed.examples
         passes = None if inputs is None else math.ceil(inputs / self.inputs.feed.batch)
         return Cost(

@@ -166,9 +166,9 @@ def has_external(message: Any, known: set[str]) -> bool:
     """Tell whether anything within a message wants data from a file, but for the known tensors."""
     from google.protobuf.message import Message  # type: ignore[import-untyped]
 
-    left = [(message, True)]
+    left = [message]
     while left:
-        one, _ = left.pop()
+        one = left.pop()
         if one.DESCRIPTOR.name == "TensorProto" and one.data_location == 1:
             if one.name not in known:
                 return True
@@ -176,7 +176,7 @@ def has_external(message: Any, known: set[str]) -> bool:
         for _, value in one.ListFields():
             several = [value] if isinstance(value, Message) else value
             if not isinstance(several, (str, bytes, int, float)):
-                left += [(each, False) for each in several if isinstance(each, Message)]
+                left += [each for each in several if isinstance(each, Message)]
     return False
 
 
