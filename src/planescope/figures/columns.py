@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.resets.record import CELL_KEYS, Resets
 from planescope.criticality.sensitivity.record import Sensitivity
-from planescope.figures.comparisons import Group, mass_range, tested_level
+from planescope.figures.comparisons import Group, mass_range
 from planescope.figures.dynamics import CURVES, METRICS, PANELS
+from planescope.figures.layers import tested_level
 from planescope.hyperplanes.chance import LEVEL
 from planescope.hyperplanes.statistics import Statistics
 from planescope.measurement.record import Measurement, filters_table
@@ -56,7 +57,7 @@ def dynamics_numbers(run: Run, statistics: Iterable[str], /) -> Columns:
 def layers_numbers(measurement: Measurement, /) -> Columns:
     """A row a layer, with what chance gives its negative mass; the network's pool is the last."""
     columns: Columns = {key: [] for key in _LAYER_COLUMNS}
-    level = tested_level(measurement)
+    level = tested_level(measurement.layers)
     for number, layer in enumerate(measurement.layers, 1):
         _add(columns, _layer(number, layer, level))
     _add(columns, _layer(len(measurement.layers) + 1, measurement.network))
@@ -112,7 +113,7 @@ def sensitivity_numbers(found: Sensitivity, /) -> Columns:
 
 def _add_group(columns: Columns, group: Sequence[Measurement], head: Mapping[str, Any]) -> None:
     for measurement in group:
-        level = tested_level(measurement)
+        level = tested_level(measurement.layers)
         for number, layer in enumerate(measurement.layers, 1):
             row = {**head, "source": measurement.source.path, **_layer(number, layer, level)}
             _add(columns, row)

@@ -27,6 +27,7 @@ from planescope.figures.layers import (
     UNBIASED,
     legend,
     look,
+    tested_level,
     usable_filters,
 )
 from planescope.files.errors import UsageError
@@ -69,7 +70,7 @@ def _columns(width: Width, panel: float) -> int:
 
 @styled
 def networks(groups: Mapping[str, Group], /, *, width: Width = "page") -> Figure:
-    """Negative mass by layer, a panel a network, over the exact 95 % band of chance.
+    """Negative mass by layer, a panel a network, over the band of chance that was tested.
 
     Parameters
     ----------
@@ -226,11 +227,6 @@ def mass_range(row: Statistics, level: float = chance.LEVEL) -> tuple[float, flo
     return chance.mass_band(usable, level=1 - level) if usable else (0.5, 0.5)
 
 
-def tested_level(measurement: Measurement) -> float:
-    """Return the p-value below which a layer of a measurement is biased."""
-    return chance.called_level([layer.p_mass for layer in measurement.layers])
-
-
 def _mean_range(layer: LayerMeasurement) -> tuple[float, float]:
     """Return the same of a mean cosine."""
     usable = usable_filters(layer)
@@ -239,7 +235,7 @@ def _mean_range(layer: LayerMeasurement) -> tuple[float, float]:
 
 
 def _chance_band(axes: Axes, measurement: Measurement, statistic: str) -> None:
-    level = tested_level(measurement)
+    level = tested_level(measurement.layers)
     ranges = [
         mass_range(layer, level) if statistic == "negative_mass" else _mean_range(layer)
         for layer in measurement.layers

@@ -78,8 +78,9 @@ def look(layer: LayerMeasurement) -> Look:
 
 @styled
 def negative_mass(measurement: Measurement, /, *, width: Width = "column") -> Figure:
-    """Negative mass of each layer, over the exact 95 % band of chance.
+    """Negative mass of each layer, over the band of chance that was tested.
 
+    It is exact, and corrected over the layers: 5 % of the layers called biased may be so by chance.
     One row a layer in the order of the network, the network's pool last. Biased layers are filled,
     in the colour of the side that their normals face. A dagger marks layers with filters left out.
 
@@ -149,7 +150,7 @@ def mass_panel(axes: Axes, measurement: Measurement) -> None:
     looks = np.array([*map(look, measurement.layers), POOL])
     mass = np.array([math.nan if row.negative_mass is None else row.negative_mass for row in rows])
     # The band that was tested, corrected over the layers; all filters together are one test.
-    level = chance.called_level([layer.p_mass for layer in measurement.layers])
+    level = tested_level(measurement.layers)
     mass_bands(
         axes,
         [usable_filters(row) for row in rows],
@@ -165,6 +166,11 @@ def mass_panel(axes: Axes, measurement: Measurement) -> None:
     for row in np.flatnonzero(np.isnan(mass)):  # no usable filter
         axes.text(0.5, float(row), "none", ha="center", va="center", style="italic")
     axes.set_xticks((0.25, 0.75), minor=True)
+
+
+def tested_level(layers: Sequence[LayerMeasurement]) -> float:
+    """Return the p-value below which a layer is biased, beside the others."""
+    return chance.called_level([layer.p_mass for layer in layers])
 
 
 def mass_bands(axes: Axes, filters: Sequence[int], levels: Sequence[float], *, label: str) -> None:

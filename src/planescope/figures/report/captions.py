@@ -34,8 +34,9 @@ READINGS = (
         "Negative mass by layer",
         "A point is the share of a layer's filters whose weights sum to 0 or less, so that their "
         "normals face away from the positive orthant, where the data behind a ReLU lie; the grey "
-        "band is where chance leaves it in 95 of 100 layers of that size. A filled diamond outside "
-        "the band is biased after correction for the number of layers, and a hollow circle is not.",
+        "band is what the test, corrected for the number of layers, leaves to chance: of layers "
+        "outside it, 5 in 100 may be there by chance. A filled diamond outside the band is biased, "
+        "and a hollow circle is not.",
     ),
     Reading(
         "cosines",

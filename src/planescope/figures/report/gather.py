@@ -11,6 +11,7 @@ from typing import Any
 
 from planescope.criticality.relation import Relation
 from planescope.figures.canvas import shown
+from planescope.figures.layers import tested_level
 from planescope.figures.plan import picture
 from planescope.figures.report.contents import Contents, LayerShown, NetworkShown
 from planescope.figures.report.filters import Arrays, filters_shown
@@ -236,7 +237,7 @@ def _through(epochs: Sequence[Sequence[LayerMeasurement]]) -> dict[str, Any]:
     statistics = {
         key: [[value(row, layer.name, key) for layer in last] for row in rows] for key in STATISTICS
     }
-    levels = [chance.called_level([layer.p_mass for layer in layers]) for layers in epochs]
+    levels = [tested_level(layers) for layers in epochs]
     for side, key in enumerate(BAND):
         statistics[key] = [
             [rounded(_band(_usable(layer), level)[side]) for layer in last] for level in levels
