@@ -31,6 +31,7 @@ BEGINNING = (
 )
 # Blocks that are not run, by page, with the reason that the page gives; nothing else is left out.
 NOT_RUN = {
+    "README.md": ["installs packages"],
     "docs/index.md": ["installs packages"],
     "docs/guides/paper.md": ["takes half an hour"],
     "docs/results/index.md": [
@@ -138,10 +139,17 @@ def test_yaml_of_a_study_is_one_that_can_be_made(tmp_path):
 
 
 def test_the_readme_begins_with_what_a_newcomer_needs(clone):
-    first, *_ = [block for block in blocks("README.md") if block.language == "sh"]
-    assert lines(first.text)[0].startswith("planescope measure ")
-    (shown,) = [block for block in blocks("README.md") if block.language == "text"]
-    assert "Holds in 5 of 5 layers behind a ReLU: " in shown.text
+    install, python, printed, *rest = blocks("README.md")
+    assert lines(install.text)[0].startswith("pip install planescope ")
+    # At most five lines, and under them what they print.
+    assert (python.language, printed.language) == ("python", "text")
+    assert len(lines(python.text)) <= 5
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(python.text, "README.md", "exec"), {})  # noqa: S102
+    assert stripped(printed.text) == stripped(out.getvalue())
+    assert next(block for block in rest if block.language == "sh").text.startswith(
+        "planescope measure "
+    )
 
 
 def test_what_the_readme_links_to_is_there():
