@@ -154,7 +154,7 @@ class Study:
     def save_plan(self) -> None:
         """Keep the YAML that the study is made by."""
         with replacing_inside(self.path, "study.yaml") as draft:
-            draft.write_text(self.plan.document.text, encoding="utf-8")
+            draft.write_text(self.plan.document.text, encoding="utf-8", newline="\n")
 
     @property
     def plan(self) -> Plan:
@@ -317,7 +317,7 @@ class Study:
         fields = {"schema": RECORD_SCHEMA, **dataclasses.asdict(record)}
         make_inside(self.path, "runs", record.name)
         with replacing_inside(self.path, "runs", record.name, "study.json") as draft:
-            draft.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            draft.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8", newline="\n")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

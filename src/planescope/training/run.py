@@ -694,7 +694,7 @@ class Run:
 
     def _write(self, name: str, text: str) -> None:
         with replacing_inside(self.path, name) as draft:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_text(text, encoding="utf-8", newline="\n")
 
     @property
     def _measurements_file(self) -> Path:
