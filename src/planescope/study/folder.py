@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from planescope.files import records
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside, make_inside, names_inside, replacing_inside
+from planescope.files.locks import held, is_locked
 from planescope.files.reading import read_text
 from planescope.files.results import Result
 from planescope.study.plan import Plan, StudyConfig, read_plan
-from planescope.training.run import Run, held, is_locked
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
