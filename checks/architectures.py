@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from checks.resnets import Block
+from planescope.networks.residual_module import Block
 
 # Filters of the convolutions of a ConvNet; behind those at even places the image is halved.
-FILTERS = (16, 32, 32, 64, 64)
+FILTERS = (8, 16, 16, 32, 32)
 
 
 class ResNet8(nn.Module):
@@ -58,6 +58,9 @@ class ConvNet(nn.Module):
                 layers.append(nn.MaxPool2d(2))
             channels = filters
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):  # torch's own weights are too small without a norm
+                nn.init.kaiming_normal_(layer.weight)
         hidden = nn.Linear(4 * channels, 64)
         self.classifier = nn.Sequential(
             hidden, nn.GELU() if gelu else nn.ReLU(), nn.Linear(64, classes)
