@@ -30,7 +30,6 @@ from planescope.data.load import DataOptions, Resize
 from planescope.files.errors import PlanescopeError
 from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind
-from planescope.study.folder import Study
 from planescope.training.run import State
 
 # Unlabelled inputs: of the training examples, so that none is one on which the truth was measured.
@@ -114,23 +113,24 @@ def table(study: Path, out: Path, *, plain: bool = False) -> None:
         with out.open(newline="", encoding="utf-8") as file:
             kept = list(csv.DictReader(file))
     there = {row["run"] for row in kept}
-    for run in Study(study).runs:
-        if run.path.name in there or not run.exists or run.status.state is not State.FINISHED:
+    for path in sorted((study / "runs").iterdir()):
+        # Of a study's own architectures, which lie beside this module.
+        run = ps.Run(path, trust=True)
+        if path.name in there or not run.exists or run.status.state is not State.FINISHED:
             continue
         if not run.resets.is_file() or (plain and not _is_plain(run.config)):
             continue
         try:
-            # Of a study's own architectures, which lie beside this module.
-            rows = list(rows_of(ps.Run(run.path, trust=True)))
+            rows = list(rows_of(run))
         except PlanescopeError as exc:  # such as a network of one answer, which is told
-            print(f"{run.path.name}: {exc}", file=sys.stderr)
+            print(f"{path.name}: {exc}", file=sys.stderr)
             continue
         kept += [{key: _short(value) for key, value in row.items()} for row in rows]
         with replacing(out) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(kept)
-        print(f"{run.path.name}: {len(rows)} layers", flush=True)
+        print(f"{path.name}: {len(rows)} layers", flush=True)
 
 
 # --- what the rows say ---------------------------------------------------------------------------
