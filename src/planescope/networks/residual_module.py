@@ -18,14 +18,14 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.padding = stride, (outputs - inputs) // 2
+        self.stride, self.more = stride, outputs - inputs
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Add what the convolutions give to the shortcut."""
         inner = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(images)))))
-        if self.padding:
-            thinned = images[:, :, :: self.stride, :: self.stride]
-            images = functional.pad(thinned, (0, 0, 0, 0, self.padding, self.padding))
+        if self.more:
+            thinned, below = images[:, :, :: self.stride, :: self.stride], self.more // 2
+            images = functional.pad(thinned, (0, 0, 0, 0, below, self.more - below))
         return functional.relu(images + inner)
 
 
