@@ -9,7 +9,7 @@ from torch.nn import functional
 from planescope.networks.residual import FILTERS, RESNETS, STAGES
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc]
     """Two convolutions, and a shortcut that is thinned and padded with zeros where sizes change."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -29,7 +29,7 @@ class Block(nn.Module):
         return functional.relu(images + inner)
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(nn.Module):  # type: ignore[misc]
     """A convolution, three stages of blocks, and a linear layer.
 
     Parameters
