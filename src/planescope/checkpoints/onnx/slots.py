@@ -1,4 +1,4 @@
-"""Where the weights of an ONNX graph enter it: what has to be fed so that others stand in for them.
+"""Slots of an ONNX graph's weights: the initialisers to feed so that other weights stand in.
 
 A weight is replaced at the input of its operator, so that the one that acts is replaced, however it
 is stored: transposed, cast, quantised, or shared with what is no layer.

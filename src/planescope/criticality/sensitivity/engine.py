@@ -46,7 +46,7 @@ WHOLE = Cell(
 
 @dataclass(eq=False)
 class Counted:
-    """What was counted.
+    """The counts of a pass.
 
     Attributes
     ----------

@@ -329,7 +329,7 @@ _FLOATS = ("float16", "float32", "float64")
 
 
 class _Places:
-    """What a graph tells of layers: whose output is the network's, whose channels are coupled."""
+    """Facts of a graph about layers: whose output is the network's, whose channels are coupled."""
 
     def __init__(
         self, module: nn.Module, nodes: Sequence[fx.Node], layers: Sequence[Layer]
@@ -364,7 +364,7 @@ class _Places:
         return found
 
     def _couples(self, name: str) -> bool:
-        """Whether channels meet those of others, or go on one by one, before the next layer."""
+        """Tell whether channels meet others, or go on one by one, before the next layer."""
         left, seen = [user for node in self._of[name] for user in node.users], set()
         while left:
             node = left.pop()
