@@ -48,6 +48,29 @@ class Slot:
     tensor: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """An operator with a layer's weights: what it reads and gives, and how a kernel moves.
+
+    Attributes
+    ----------
+    op : str
+    reads, gives : str
+        Values; what it gives is with the layer's bias.
+    strides, dilations, pads : tuple of int
+        Of a convolution as ONNX writes them; empty where they are not given.
+    auto_pad : str
+    """
+
+    op: str
+    reads: str
+    gives: str
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    auto_pad: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Replaceable:
     """A layer whose weights can be fed.
@@ -64,6 +87,9 @@ class Replaceable:
     is_output, is_coupled : bool
     sizes : tuple of str
         Values whose sizes tell at how many positions the layer is applied.
+    calls : tuple of Call
+    mean : Slot or None
+        Running mean of the batch norm that belongs to the layer alone.
     """
 
     layer: Layer
@@ -74,6 +100,8 @@ class Replaceable:
     is_output: bool
     is_coupled: bool
     sizes: tuple[str, ...]
+    calls: tuple[Call, ...]
+    mean: Slot | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +222,20 @@ class _Finder:
             is_output=any(node in self.outputs for node in nodes),
             is_coupled=any(self._couples(node) for node in nodes),
             sizes=tuple(self._sized(node) for node in nodes),
+            calls=tuple(self._call(node) for node in nodes),
+            mean=self._mean(first, layer) if len(nodes) == 1 else None,
+        )
+
+    def _call(self, node: Node) -> Call:
+        read = node.input(1 - self._number(node))
+        return Call(
+            op=node.op,
+            reads="" if read is None else read.text,
+            gives=self.found[node].value.text,
+            strides=node.integers("strides"),
+            dilations=node.integers("dilations"),
+            pads=node.integers("pads"),
+            auto_pad=node.text("auto_pad"),
         )
 
     def _number(self, node: Node) -> int:
@@ -230,6 +272,13 @@ class _Finder:
         slots = [self._slot(behind, number) for number in (1, 2)]
         wanted = layer.weight.shape[:1]
         return tuple(s for s in slots if s is not None and s.tensor.shape == wanted)
+
+    def _mean(self, node: Node, layer: Layer) -> Slot | None:
+        behind = self.graph.only_user(self.found[node].value)
+        if behind is None or behind.op != "BatchNormalization":
+            return None
+        slot = self._slot(behind, 3)
+        return slot if slot is not None and slot.tensor.shape == layer.weight.shape[:1] else None
 
     def _sized(self, node: Node) -> str:
         """Value of which each element stands for a position, times channels."""
