@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 @TRUST
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
-    "--out", metavar="FILE", help="Write the repaired network: .safetensors, .pt or .pth; of ONNX, .onnx."
+    "--out",
+    metavar="FILE",
+    help="Write the repaired network: .safetensors, .pt or .pth; of ONNX, .onnx.",
 )
 @click.option("--table", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 def repair(

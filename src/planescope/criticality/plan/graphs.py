@@ -1,7 +1,7 @@
 """ONNX files as networks that are repaired and planned: their graphs run, with layers of torch.
 
-A layer is a module that holds the weights and knows how its operator applies them. The graph is run by
-onnxruntime; a layer that somebody watches is called with what its operator reads there.
+A layer is a module that holds the weights and knows how its operator applies them. onnxruntime runs
+the graph; a layer that somebody watches is called with what its operator reads there.
 
 To import this is to import torch.
 """
@@ -120,8 +120,8 @@ class GraphNetwork(FileGraph):
             raise NoLayersError(f"{path}: has no layer that can be repaired or planned")
         graph = OnnxNetwork(path, model, slots, there).eval()
         self.picture_shape, self.channels_last = graph.picture_shape, graph.channels_last
-        for one in held:
-            for name in one.part.norm:
+        for each in held:
+            for name in each.part.norm:
                 tensor = graph.get_parameter(name).detach().clone()
                 self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         self._shared = _Shared(graph, held)
@@ -189,12 +189,12 @@ class GraphNetwork(FileGraph):
         graph = self._shared.graph
         fed = graph.fed(args, kwargs)
         weights = self.weights()
-        found = graph.output(graph.run(fed, weights))
-        self.largest_bytes = graph.largest_bytes
-        if self._watched():
+        if self._watched():  # first: who has seen enough ends the pass
             if not self._shared.looked:
                 self._look(fed, weights)
             self._show(fed, weights)
+        found = graph.output(graph.run(fed, weights))
+        self.largest_bytes = graph.largest_bytes
         return found
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -245,7 +245,7 @@ class GraphNetwork(FileGraph):
         """Call layers that are watched with what their operators read, so many as fit in memory."""
         shared, watched = self._shared, self._watched()
         examples = len(next(iter(fed.values()), ()))
-        size = max(1, _AT_ONCE // max(1, self.largest_bytes * examples))
+        size = max(1, _AT_ONCE // max(1, shared.graph.largest_bytes * examples))
         for start in range(0, len(watched), size):
             some = watched[start : start + size]
             reads = list(dict.fromkeys(call.reads for one in some for call in one.calls))
@@ -293,13 +293,14 @@ def _module(one: Replaceable, *, has_bias: bool) -> Any:
         return nn.Linear(shape[1], shape[0], bias=has_bias)
     if first.op != "Conv" or len(shape) - 2 not in _CONVOLUTIONS:
         return f"its operator {first.op} is no convolution as torch has it"
-    if any(dataclasses.replace(c, reads="", gives="") != dataclasses.replace(first, reads="", gives="")
-           for c in one.calls):  # fmt: skip
+    if any(
+        dataclasses.replace(c, reads=first.reads, gives=first.gives) != first for c in one.calls
+    ):
         return "its operators move their kernels in different ways"
     if first.auto_pad not in ("", "NOTSET", "VALID"):
         return f"its padding is told by {first.auto_pad} alone"
     rank, groups = len(shape) - 2, layer.groups or 1
-    made = _CONVOLUTIONS[rank](
+    made: Any = _CONVOLUTIONS[rank](
         shape[1] * groups, shape[0], shape[2:], stride=first.strides or (1,) * rank,
         dilation=first.dilations or (1,) * rank, groups=groups, bias=has_bias,
     )  # fmt: skip

@@ -341,6 +341,7 @@ class OnnxNetwork(FileGraph):
         return raw.tobytes()
 
     def fed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Array]:
+        """Return what is fed of the arguments of a call, by the names of the graph's inputs."""
         ports = self.ports
         names = ", ".join(port.name for port in ports)
         given = dict(zip((port.name for port in ports), args, strict=False)) | dict(kwargs)

@@ -200,10 +200,11 @@ class Server:
                     places, sources = [(maker, 0)], {behind}
             one = stored.get(source)
             new = onnx.numpy_helper.from_array(np.ascontiguousarray(array), source)
-            if one is not None and len(sources) == 1 and read.count(source) == len(places):
-                if (one.data_type, list(one.dims)) == (new.data_type, list(new.dims)):
-                    one.CopyFrom(new)
-                    continue
+            is_alone = len(sources) == 1 and read.count(source) == len(places)
+            kind = (new.data_type, list(new.dims))
+            if one is not None and is_alone and (one.data_type, list(one.dims)) == kind:
+                one.CopyFrom(new)
+                continue
             number = 0
             while (own := f"{source}/new{number or ''}") in taken:
                 number += 1
