@@ -270,6 +270,12 @@ class Job:
                 f"filters of one branch alone went; channels are coupled with others' behind "
                 f"{some_of(coupled)}"
             )
+        left = [part.layer.name for part in self.parts if part.leaves_norm]
+        if left and any(way.kind is WayKind.FILTERS for way in ways):
+            yield (
+                "filters went without scale and shift of the norm, which is not of one layer's "
+                f"channels alone, behind {some_of(left)}"
+            )
 
 
 def onnx_file(model: Any, /) -> Path | None:

@@ -146,7 +146,7 @@ class Process:
     def _ran_out(self) -> RunError:
         return RunError(
             f"{self.path}: memory ran out while its graph ran, which may take {_size(self)}; give "
-            "inputs in smaller batches, or a smaller --memory"
+            "inputs in smaller batches"
         )
 
     def _odd(self) -> RunError:
@@ -485,6 +485,6 @@ def part_of(one: Replaceable, names: Sequence[str], /) -> Part | None:
             return Part(
                 layer=layer, weight=weight, bias=bias, norm=tuple(norm), filters_first=first,
                 as_held=back, is_output=one.is_output or not one.takes_filters,
-                is_coupled=one.is_coupled,
+                is_coupled=one.is_coupled, leaves_norm=one.leaves_norm,
             )  # fmt: skip
     return None

@@ -6,6 +6,7 @@ header, the header, and the bytes of the arrays that it lists.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -24,7 +25,8 @@ def bound(memory: int) -> None:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses a bound of addresses
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
 def receive(stream: BinaryIO) -> tuple[dict[str, Any], list[Any]]:
