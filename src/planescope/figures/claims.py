@@ -220,7 +220,7 @@ def write_claims(
     files.append(inside(folder, "claims.md"))
     with replacing_inside(folder, "claims.md") as draft:
         names = {claim: f"claim-{claim}.{form}" for claim in drawn}
-        draft.write_text(_markdown(found, names), encoding="utf-8")
+        draft.write_text(_markdown(found, names), encoding="utf-8", newline="\n")
     return found, tuple(files)
 
 
