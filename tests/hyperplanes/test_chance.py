@@ -128,7 +128,14 @@ def test_cosine_cdf_is_the_beta_law(fan_in):
     cosines = np.concatenate([np.linspace(-1, 1, 501), np.linspace(-tail, tail, 501)])
     half = (fan_in - 1) / 2
     wanted = scipy.special.betainc(half, half, (cosines + 1) / 2)
-    np.testing.assert_allclose(chance.cosine_cdf(cosines, fan_in), wanted, rtol=0, atol=1e-13)
+    # Before 1.16 or so SciPy's own values are off by up to 1e-11 for large parameters.
+    atol = 1e-13 if scipy_version() >= (1, 16) else 1e-11
+    np.testing.assert_allclose(chance.cosine_cdf(cosines, fan_in), wanted, rtol=0, atol=atol)
+
+
+def scipy_version() -> tuple[int, int]:
+    major, minor, *_ = scipy.__version__.split(".")
+    return int(major), int(minor)
 
 
 @pytest.mark.parametrize(

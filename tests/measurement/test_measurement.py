@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -24,6 +25,9 @@ from planescope.hyperplanes import chance, geometry
 from planescope.hyperplanes.layer import Input, Kind, Layer, Norm, Skipped, Tensor, View
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.record import LAYER_KEYS, Source, save_filters
+
+# By default pandas reads decimals to 15 digits or so, in some versions.
+read_csv = functools.partial(pd.read_csv, float_precision="round_trip")
 
 PARITY = Path(__file__).parents[1] / "parity"
 EXPECTED = json.loads((PARITY / "expected.json").read_text(encoding="utf-8"))
@@ -298,7 +302,13 @@ def test_a_file_whose_name_is_no_text_is_measured_and_saved(tmp_path, suffix):
     assert list(dataclasses.replace(found, layers=(other,)).to_pandas().index) == [r"a\udcff"]
 
 
-@pytest.mark.parametrize(("suffix", "read"), [(".csv", pd.read_csv), (".parquet", pd.read_parquet)])
+@pytest.mark.parametrize(
+    ("suffix", "read"),
+    [
+        pytest.param(".csv", read_csv, id=".csv"),
+        pytest.param(".parquet", pd.read_parquet, id=".parquet"),
+    ],
+)
 def test_tables_are_read_by_pandas(network, tmp_path, suffix, read):
     network.save(tmp_path / f"table{suffix}")
     table = read(tmp_path / f"table{suffix}").set_index("name")
@@ -337,7 +347,7 @@ def read_filters(path):
         with np.load(path, allow_pickle=False) as arrays:
             assert arrays["schema"] == "planescope.filters/1"
             return pd.DataFrame({name: arrays[name] for name in arrays if name != "schema"})
-    return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    return read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])

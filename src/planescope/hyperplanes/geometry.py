@@ -35,6 +35,7 @@ from planescope.hyperplanes.sums import (
     numpy_view,
     row_blocks,
     row_sums,
+    some_rows,
     widest_float,
 )
 from planescope.hyperplanes.sums import (
@@ -170,7 +171,7 @@ def sideless(
         wholes = []
         for first in range(0, len(near), step := max(1, sums.BLOCK_ELEMENTS // normals.shape[1])):
             rows = near[first : first + step]
-            block = next(row_blocks(normals[rows, :], whole=True))
+            block = next(row_blocks(some_rows(normals, rows), whole=True))
             scaled = block if unit is None else block / unit[rows, None]
             wholes.append(np.abs(scaled).sum(axis=1, dtype=np.float64))
         found[near] = np.abs(projection[near]) <= ROUNDINGS * eps * np.concatenate(wholes)

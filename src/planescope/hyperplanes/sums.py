@@ -100,6 +100,14 @@ def row_blocks(normals: Array, *, whole: bool = False) -> Iterator[Array]:
             yield rows
 
 
+def some_rows(normals: Array, rows: NDArray[np.intp]) -> Array:
+    """Return rows by their numbers; torch before 2.7 indexes no float8, but its bytes."""
+    if is_torch(normals) and normals.dtype.itemsize == 1:
+        torch = sys.modules["torch"]
+        return normals.view(torch.uint8)[rows, :].view(normals.dtype)
+    return normals[rows, :]
+
+
 def numpy_view(rows: Array) -> Array:
     """NumPy's view of a tensor on the CPU; types that NumPy has not, as bfloat16, stay tensors."""
     torch = sys.modules["torch"]
@@ -199,7 +207,8 @@ def length_and_peak(values: Array) -> tuple[Array, Array]:
     if is_torch(values) and values.dtype != wide:
         norm = xp.linalg.vector_norm
         return norm(values, dtype=wide), norm(values, ord=math.inf, dtype=wide)
-    peak = xp.astype(xp.maximum(xp.max(values), -xp.min(values)), wide)
+    # NumPy 2.0 converts arrays alone, and no scalars.
+    peak = xp.astype(xp.asarray(xp.maximum(xp.max(values), -xp.min(values))), wide)
     if wide == xp.float64 and values.dtype != wide:  # as in `row_sums`: no square leaves the range
         values = xp.astype(values, wide)
         return xp.sqrt(xp.sum(xp.vecdot(values, values))), peak
