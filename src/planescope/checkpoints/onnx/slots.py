@@ -51,6 +51,29 @@ class Slot:
     tensor: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """An operator with a layer's weights: what it reads and gives, and how a kernel moves.
+
+    Attributes
+    ----------
+    op : str
+    reads, gives : str
+        Values; what it gives is with the layer's bias.
+    strides, dilations, pads : tuple of int
+        Of a convolution as ONNX writes them; empty where they are not given.
+    auto_pad : str
+    """
+
+    op: str
+    reads: str
+    gives: str
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    auto_pad: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Replaceable:
     """A layer whose weights can be fed.
@@ -69,6 +92,9 @@ class Replaceable:
         Whether a norm behind it has a scale and shift that are not taken with its filters.
     sizes : tuple of str
         Values whose sizes tell at how many positions the layer is applied.
+    calls : tuple of Call
+    mean : Slot or None
+        Running mean of the batch norm that belongs to the layer alone.
     """
 
     layer: Layer
@@ -80,6 +106,8 @@ class Replaceable:
     is_coupled: bool
     leaves_norm: bool
     sizes: tuple[str, ...]
+    calls: tuple[Call, ...]
+    mean: Slot | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +229,20 @@ class _Finder:
             is_coupled=any(self._couples(node) for node in nodes),
             leaves_norm=not norm and any(self._leaves_norm(node) for node in nodes),
             sizes=tuple(self._sized(node) for node in nodes),
+            calls=tuple(self._call(node) for node in nodes),
+            mean=self._mean(first, layer) if len(nodes) == 1 else None,
+        )
+
+    def _call(self, node: Node) -> Call:
+        read = node.input(1 - self._number(node))
+        return Call(
+            op=node.op,
+            reads="" if read is None else read.text,
+            gives=self.found[node].value.text,
+            strides=node.integers("strides"),
+            dilations=node.integers("dilations"),
+            pads=node.integers("pads"),
+            auto_pad=node.text("auto_pad"),
         )
 
     def _number(self, node: Node) -> int:
@@ -266,6 +308,13 @@ class _Finder:
                 return False
             behind = self.graph.only_user(behind.output)
         return False
+
+    def _mean(self, node: Node, layer: Layer) -> Slot | None:
+        behind = self.graph.only_user(self.found[node].value)
+        if behind is None or behind.op != "BatchNormalization":
+            return None
+        slot = self._slot(behind, 3)
+        return slot if slot is not None and slot.tensor.shape == layer.weight.shape[:1] else None
 
     def _sized(self, node: Node) -> str:
         """Value of which each element stands for a position, times channels."""

@@ -99,7 +99,7 @@ class Job:
         """Open the network and find its layers; `planescope.sensitivity` says what is raised."""
         if memory is not None and memory < 1:
             raise UsageError(f"memory must be 1 byte or more, not {memory}")
-        if network is None and (path := _onnx(model)) is not None:
+        if network is None and (path := onnx_file(model)) is not None:
             from planescope.criticality.sensitivity.onnx import open_onnx
 
             if device not in ("auto", "cpu"):
@@ -278,7 +278,7 @@ class Job:
             )
 
 
-def _onnx(model: Any) -> Path | None:
+def onnx_file(model: Any, /) -> Path | None:
     """Return the path of an ONNX file; None of whatever else."""
     if not isinstance(model, str | os.PathLike) or str(model).startswith(LIBRARIES):
         return None
