@@ -48,6 +48,11 @@ def examples(count=24):
     return images, torch.arange(count) % 4
 
 
+class DataModule(pl.LightningDataModule):
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(*examples()), batch_size=8)
+
+
 def train(model, tracker=None, steps=6, *, learning_rate=0.1):
     """Train in a loop of one's own."""
     images, labels = (part.split(4) for part in examples())
@@ -445,6 +450,14 @@ def images():
         pytest.param(
             lambda: DataLoader(TensorDataset(*examples()), batch_size=8), [slice(0, 8)], id="loader"
         ),
+        pytest.param(lambda: TensorDataset(*examples()), [slice(0, 24)], id="dataset"),
+        pytest.param(
+            lambda: dict(zip(("input", "labels"), examples(), strict=True)),
+            [slice(0, 24)],
+            id="dictionary",
+        ),
+        pytest.param(lambda: [examples()[0].numpy()], [slice(0, 24)], id="arrays"),
+        pytest.param(lambda: DataModule(), [slice(0, 8)], id="lightning"),
     ],
 )
 def test_data_give_centre_and_activation_rate_of_any_layer(data, used):
@@ -465,7 +478,7 @@ def test_data_give_centre_and_activation_rate_of_any_layer(data, used):
     [
         ([], "data= has no batch"),
         (iter([]), "data= is a list_iterator, which can be read only once; give tensors"),
-        ([{"pixels": 1}], "data= has a batch of type dict; give tensors, or tuples"),
+        ([{"pixels": 1}], "data= has a batch of type dict without tensors; give tensors"),
     ],
 )
 def test_data_that_are_none_are_refused_at_the_start(data, message):

@@ -219,11 +219,11 @@ def _asked(
 
     Random states are as they were when the block ends.
     """
-    from planescope.criticality.resets import borrow
     from planescope.criticality.resets.trained import To
+    from planescope.data.random_states import generators_of, same_random_states
 
     run = _run(model, network, trust)
-    with borrow.same_random_states(*borrow.generators_of(data)):
+    with same_random_states(*generators_of(data)):
         wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
         if data is None:
             raise UsageError(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from planescope.data.loaders import Unpack
     from planescope.training.tracked import TrackedConfig
 
 
@@ -61,12 +62,15 @@ class Tracker(_Callback):
         As for `planescope.measure`.
     layers : str, optional
         Regular expression; only layers in whose name it is found.
-    data : tensor, tuple, list of these, or other iterable of them, optional
-        A batch of inputs, or a tuple that begins with one. From them the centre and the activation
-        rate are measured for any layer; without them the centre comes from a batch norm's
-        parameters. All batches of a list are used, and of a DataLoader or any other iterable that
-        can be read again the first one. They are taken at once, without a draw from anybody's
-        generators, and are the same at each update, which then waits for the device.
+    data : DataLoader, Dataset, LightningDataModule, tensors, list of batches, or str, optional
+        What `planescope.reset` takes; batches go to the network as they come, floating ones in the
+        type of its weights. From them the centre and the activation rate are measured for any
+        layer; without them the centre comes from a batch norm's parameters. Tensors, and all
+        batches of a list, are used whole; of a DataLoader or anything else that can be read again
+        the first batch. They are taken at once, without a draw from anybody's generators, and are
+        the same at each update, which then waits for the device.
+    unpack : callable, optional
+        Gives inputs and labels (or None) of a batch of another kind.
     log : iterable of str
         Statistics to log, by the names of the columns of `to_pandas`; () logs nothing.
     reference : {"device", "cpu"} or None
@@ -117,6 +121,7 @@ class Tracker(_Callback):
         kinds: Iterable[Kind | str] | str = DEFAULT_KINDS,
         layers: str | None = None,
         data: Any = None,
+        unpack: Unpack | None = None,
         log: Iterable[str] = LOGGED,
         reference: str | None = "device",
         filters: bool = False,
@@ -139,7 +144,8 @@ class Tracker(_Callback):
             every=every,
             choice=self._choice,
             reference=None if reference is None else member(Reference, reference, "reference"),
-            inputs=None if data is None else inputs.take(data),
+            inputs=None if data is None else inputs.take(data, has_unpack=unpack is not None),
+            unpack=unpack,
             filters=filters,
             errors=member(Errors, errors, "errors"),
             folder=None if out is None else Folder(Path(out), self._config),
