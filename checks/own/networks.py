@@ -1,6 +1,6 @@
 """Hold resets of networks that others made against load, evaluate, restore.
 
-    python -m checks.own.networks [--table]
+    python -m checks.own.networks [--table] [NAME...]
 
 Of timm, torchvision, transformers and segmentation-models-pytorch, with weights as they are drawn:
 every layer is put back to another draw on random inputs, and outputs are compared through
@@ -181,8 +181,7 @@ def check(case: Case) -> Found:
 
 def main() -> None:
     """Print a line a network, or with --table the table of docs/reliability.md."""
-    torch.set_num_threads(2)
-    as_table = "--table" in sys.argv
+    as_table, names = "--table" in sys.argv, {a for a in sys.argv[1:] if a != "--table"}
     if as_table:
         print(
             "| network | package | layers | compared | disagreement differs | relative L2 differs |"
@@ -190,6 +189,8 @@ def main() -> None:
         print("| --- | --- | ---: | ---: | ---: | ---: |")
     failed = []
     for case in CASES:
+        if names and case.name not in names:
+            continue
         found = check(case)
         version = importlib.metadata.version(case.package)
         if found.refusal:

@@ -15,7 +15,7 @@ from planescope.measurement.metrics import LOGGABLE, LOGGED, by_key
 from planescope.measurement.record import Measurement
 from planescope.training.tracker import distributed, inputs
 from planescope.training.tracker.folder import Folder, checked_metrics, known_metrics
-from planescope.training.tracker.history import SCHEMA
+from planescope.training.tracker.history import SCHEMA, History
 from planescope.training.tracker.recorder import Errors, Recorder
 from planescope.training.tracker.reference import Reference
 
@@ -237,6 +237,11 @@ class Tracker(_Callback):
         self._recorder.begin(model, step, epoch)
 
     # --- what was found
+
+    @property
+    def history(self) -> History:
+        """What was found, as `save` writes it; `planescope.report` and figures take it."""
+        return self._recorder.history
 
     @property
     def measurements(self) -> list[tuple[int, Measurement]]:
