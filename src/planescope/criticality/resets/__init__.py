@@ -227,8 +227,8 @@ def _asked(
         wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
         if data is None:
             raise UsageError(
-                "data=None asks for synthetic inputs, which there are none of yet; give inputs, "
-                "with labels or without"
+                "data=None: a reset is measured on inputs, with labels or without; where there are "
+                "none, planescope.predict_critical(init=) ranks the layers on synthetic pictures"
             )
         opened = _opened(data, data_path, data_options, network, options, run)
         yield _subject(model, run, wanted, opened, network, keep, options, unfinished), run

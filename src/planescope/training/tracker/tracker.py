@@ -16,6 +16,7 @@ from planescope.measurement.record import Measurement
 from planescope.training.tracker import distributed, inputs
 from planescope.training.tracker.folder import Folder, checked_metrics, known_metrics
 from planescope.training.tracker.history import SCHEMA, History
+from planescope.training.tracker.picture import log_picture
 from planescope.training.tracker.recorder import Errors, Recorder
 from planescope.training.tracker.reference import Reference
 
@@ -100,6 +101,8 @@ class Tracker(_Callback):
     The keys that are logged are ``planescope/LAYER/STATISTIC``, for example
     ``planescope/features.0/negative_mass``, and ``planescope/STATISTIC`` for the filters of all
     layers together; ``planescope/biased_share``, the share of layers that are biased, sums them up.
+    As Lightning's fit ends, loggers that take pictures (TensorBoard, Weights & Biases, MLflow) get
+    one, ``planescope/negative_mass_by_layer``: layers by updates.
 
     An update queues its work on the device of the network and waits for nothing, unless there are
     `data`. What it took is brought to the host when it is logged, read or saved, and at the latest
@@ -331,6 +334,8 @@ class Tracker(_Callback):
         """Measure the network as it ends."""
         self.record(pl_module, _steps(trainer), epoch=trainer.current_epoch)
         self._log(trainer)
+        if self._logged and distributed.is_first():
+            log_picture(trainer.loggers, self.history, _steps(trainer))
         self.close()
 
     def _log(self, trainer: Any) -> None:
