@@ -5,7 +5,8 @@
     python -m checks.criticality results studies/results/critical-development.csv
 
 `table` writes a line a layer of each finished run: the loss of a reset, measured with labels, and
-the scores that look at none. Broken off, the same command goes on behind the last whole run.
+the scores that look at none; `--plain` takes only runs of all classes, labels and pixels as given.
+Broken off, the same command goes on behind the last whole run.
 `results` makes the tables of docs/results/critical.md from that file alone, without the weights.
 """
 
@@ -28,7 +29,7 @@ from planescope.criticality.prediction.cuts import verdict
 from planescope.data.load import DataOptions, Resize
 from planescope.files.errors import PlanescopeError
 from planescope.files.writing import replacing
-from planescope.study.folder import Study
+from planescope.hyperplanes.layer import Kind
 from planescope.training.run import State
 
 # Unlabelled inputs: of the training examples, so that none is one on which the truth was measured.
@@ -49,7 +50,10 @@ def rows_of(run: ps.Run) -> Iterator[dict[str, Any]]:
     """Give a row for each layer of a run whose layers were put back to epoch 0."""
     resets, config = ps.Resets.load(run.resets), run.config
     cells = {cell.layer: cell for cell in resets.cells if cell.snapshot == 0}
-    kinds = {layer.name: layer for layer in resets.layers}
+    kinds = {
+        layer.name: layer for layer in resets.layers
+        if layer.kind is not Kind.LINEAR or config.network.startswith("mlp")
+    }  # fmt: skip
     names = ",".join(name for name in cells if name in kinds)
     began = time.perf_counter()
     shape = _shape(config)
@@ -61,7 +65,7 @@ def rows_of(run: ps.Run) -> Iterator[dict[str, Any]]:
         data_options=DataOptions(resize=Resize.PAD_32 if shape == (1, 32, 32) else Resize.NATIVE),
     )  # fmt: skip
     files = run.snapshots
-    measured = ps.measure(files[max(files)], init=files[0], kinds="all", network=config.network)
+    measured = ps.measure(files[max(files)], init=files[0], kinds="all", network=run.structure)
     distances = {layer.name: layer.l2 for layer in measured.layers}
     by_name = {layer.name: layer for layer in synthetic.layers}
     for one in unlabelled.layers:
@@ -94,29 +98,39 @@ def _shape(config: Any) -> tuple[int, int, int]:
     return 1, side, side
 
 
-def table(study: Path, out: Path) -> None:
+def _is_plain(config: Any) -> bool:
+    """Tell whether labels and pixels of a run are as given, and of all classes."""
+    return (
+        config.classes is None and config.labels == "given" and not config.label_noise
+        and not config.shuffle_pixels and not config.data.startswith("noise:")
+    )  # fmt: skip
+
+
+def table(study: Path, out: Path, *, plain: bool = False) -> None:
     """Write the rows of all finished runs that the file has not yet."""
     kept: list[dict[str, Any]] = []
     if out.is_file():
         with out.open(newline="", encoding="utf-8") as file:
             kept = list(csv.DictReader(file))
     there = {row["run"] for row in kept}
-    for run in Study(study).runs:
-        if run.path.name in there or not run.exists or run.status.state is not State.FINISHED:
+    for path in sorted((study / "runs").iterdir()):
+        # Of a study's own architectures, which lie beside this module.
+        run = ps.Run(path, trust=True)
+        if path.name in there or not run.exists or run.status.state is not State.FINISHED:
             continue
-        if not run.resets.is_file():
+        if not run.resets.is_file() or (plain and not _is_plain(run.config)):
             continue
         try:
             rows = list(rows_of(run))
         except PlanescopeError as exc:  # such as a network of one answer, which is told
-            print(f"{run.path.name}: {exc}", file=sys.stderr)
+            print(f"{path.name}: {exc}", file=sys.stderr)
             continue
         kept += [{key: _short(value) for key, value in row.items()} for row in rows]
         with replacing(out) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(kept)
-        print(f"{run.path.name}: {len(rows)} layers", flush=True)
+        print(f"{path.name}: {len(rows)} layers", flush=True)
 
 
 # --- what the rows say ---------------------------------------------------------------------------
@@ -260,11 +274,12 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     of_study = commands.add_parser("table")
     of_study.add_argument("study", type=Path)
+    of_study.add_argument("--plain", action="store_true")
     of_study.add_argument("--out", type=Path, required=True)
     commands.add_parser("results").add_argument("tables", type=Path, nargs="+")
     given = parser.parse_args()
     if given.command == "table":
-        table(given.study, given.out)
+        table(given.study, given.out, plain=given.plain)
     else:
         results(given.tables)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import io
@@ -31,6 +32,7 @@ BEGINNING = (
 )
 # Blocks that are not run, by page, with the reason that the page gives; nothing else is left out.
 NOT_RUN = {
+    "README.md": ["installs packages"],
     "docs/index.md": ["installs packages"],
     "docs/guides/paper.md": ["takes half an hour"],
     "docs/results/index.md": [
@@ -147,10 +149,17 @@ def test_yaml_of_a_study_is_one_that_can_be_made(tmp_path):
 
 
 def test_the_readme_begins_with_what_a_newcomer_needs(clone):
-    first, *_ = [block for block in blocks("README.md") if block.language == "sh"]
-    assert lines(first.text)[0].startswith("planescope measure ")
-    (shown,) = [block for block in blocks("README.md") if block.language == "text"]
-    assert "Holds in 5 of 5 layers behind a ReLU: " in shown.text
+    install, python, printed, *rest = blocks("README.md")
+    assert lines(install.text)[0].startswith("pip install planescope ")
+    # At most five lines, and under them what they print.
+    assert (python.language, printed.language) == ("python", "text")
+    assert len(lines(python.text)) <= 5
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(python.text, "README.md", "exec"), {})  # noqa: S102
+    assert stripped(printed.text) == stripped(out.getvalue())
+    assert next(block for block in rest if block.language == "sh").text.startswith(
+        "planescope measure "
+    )
 
 
 def test_what_the_readme_links_to_is_there():
@@ -250,3 +259,17 @@ def test_the_pictures_are_made_by_the_script_beside_them(tmp_path):
     there = {str(p.relative_to(DOCS)) for folder in folders for p in folder.glob("*.*g")}
     # Training takes minutes; a package of the front picture may be missing.
     assert made | {"front.png"} == there - {"pictures/training.svg", "pictures/resets.svg"}
+
+
+def test_docstrings_say_what_is_done():
+    """Their first line is no question: it begins with a verb, or names what a class is."""
+    questions = {"What", "Whether", "Where", "How", "Which", "Why"}
+    asked = [
+        f"{path.name}: {text.splitlines()[0]}"
+        for path in sorted((ROOT / "src").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and (text := ast.get_docstring(node)) is not None
+        and text.split()[0] in questions
+    ]
+    assert asked == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -53,3 +54,70 @@ def test_from_file_to_table_nothing_heavy_is_imported(options):
     code = f"import sys; sys.argv = ['planescope', 'measure', {CHECKPOINT!r}, *{options!r}]\n"
     code += "from planescope.cli import main\ntry:\n    main()\nexcept SystemExit: pass"
     assert imported_by(code, "rich" if options else "jax", *HEAVY) == []
+
+
+# A model of each format, and what opening it may import; in one process, the last ones last.
+LIBRARIES = {
+    "parity/lenet-epoch-12.tar": "",
+    "parity/lenet-epoch-12-stream.tar": "",
+    "keras/residual.keras": "",
+    "keras/residual.h5": "",
+    "formats/flax.msgpack": "",
+    "formats/haiku.pkl": "",
+    "formats/net.pdparams": "",
+    "formats/newest.caffemodel": "",
+    "tensorflow_files/layers-plain/model.json": "",
+    "tensorflow_files/graph-plain/model.json": "",
+    "tensorflow_files/net.pb": "",
+    "net.safetensors": "",
+    "net.npz": "",
+    "net.hdf5": "",
+    "net.onnx": "",
+    "formats/flax-bfloat16.msgpack": "",
+    "tensorflow_files/checkpoint/net.ckpt.index": "google_crc32c",
+    "tensorflow_files/saved/saved_model.pb": "",
+    "tensorflow_files/net.tflite": "tflite flatbuffers",
+}
+
+
+def test_a_formats_library_is_imported_when_its_file_is_opened(tmp_path):
+    make_one_of_each(tmp_path)
+    paths = [
+        str(tmp_path / name if name.startswith("net.") else f"tests/{name}") for name in LIBRARIES
+    ]
+    code = f"""
+import sys, numpy, planescope as ps
+def known():
+    return {{name.partition(".")[0] for name in sys.modules}} - sys.stdlib_module_names
+before = known()
+for path in {paths!r}:
+    table = ps.measure(path, kinds="all")
+    assert table.layers, path
+    print(*(known() - before - {{"planescope"}}))
+    before = known()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = zip(LIBRARIES, done.stdout.split("\n"), strict=False)
+    assert {name: set(line.split()) for name, line in told} == {
+        name: set(line.split()) for name, line in LIBRARIES.items()
+    }
+
+
+def make_one_of_each(folder):
+    """Files of the formats that no folder of the tests holds."""
+    import h5py
+    import numpy as np
+    import torch
+    from safetensors.numpy import save_file
+
+    net = torch.nn.Conv2d(2, 4, 3)
+    arrays = {f"conv.{name}": tensor.numpy() for name, tensor in net.state_dict().items()}
+    save_file(arrays, folder / "net.safetensors")
+    np.savez(folder / "net.npz", **arrays)
+    with h5py.File(folder / "net.hdf5", "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the older exporter, which needs no other package
+        torch.onnx.export(net, (torch.zeros(1, 2, 8, 8),), folder / "net.onnx", dynamo=False)

@@ -311,6 +311,15 @@ def _tensorflow(*seeds: tuple[str, str]) -> Callable[[], Seeds]:
     return made
 
 
+def _tfjs() -> Seeds:
+    kinds = ("layers-plain", "layers-uint8", "graph-uint8")
+    for name, files in _tensorflow(*((f"{n}/model.json", "*.bin") for n in kinds))():
+        yield name, files
+        if "uint8" in name:  # a manifest alone, as face-api.js keeps it
+            manifest = json.loads(files[INPUT])["weightsManifest"]
+            yield f"{name}-manifest", {**files, INPUT: json.dumps(manifest).encode()}
+
+
 def _hdf5() -> Seeds:
     import h5py
 
@@ -643,9 +652,7 @@ MAKERS: dict[str, Callable[[], Seeds]] = {
     ),
     "saved-model": _tensorflow(("by-hand/saved_model.pb", "variables/*")),
     "tflite": _tensorflow(*((f"{n}.tflite", "") for n in ("net", "int8", "sparse", "grouped"))),
-    "tfjs": _tensorflow(
-        *((f"{n}/model.json", "*.bin") for n in ("layers-plain", "layers-uint8", "graph-uint8"))
-    ),
+    "tfjs": _tfjs,
     "sharded": _sharded,
     "pickle": _pickle,
     "config": _config,

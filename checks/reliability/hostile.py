@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from checks.reliability.odd import (
@@ -34,7 +35,7 @@ from checks.reliability.odd import (
     problems_of,
     without_privileges,
 )
-from checks.reliability.starting import Place, import_all, warm
+from checks.reliability.starting import Place, import_all, in_child, warm
 
 # A title for the window, a cleared screen, C1, a turned direction, a line of its own, a NUL.
 CONTROLS = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2028next\x00"
@@ -56,6 +57,8 @@ reset: {snapshots: [0], subset: 50}
 grid: {learning_rate: [0.02, 0.01]}
 """
 SNAPSHOT = "snapshots/epoch-0002.safetensors"
+START, TRACKED = "snapshots/epoch-0000.safetensors", "snapshots/step-0000.safetensors"
+INPUTS = ("--inputs", "given.npy", "--examples", "8", "--layers", "features.0")
 # What takes a run; `run` stands for its folder.
 ON_RUN: dict[str, Args] = {
     "status": ("status", "run"),
@@ -68,6 +71,24 @@ ON_RUN: dict[str, Args] = {
     "predict": ("predict", f"run/{SNAPSHOT}", "--out", "predicted.csv"),
     "reset": ("reset", "run", "--subset", "50", "--layers", "features.0", "--out", "lost.csv"),
     "train --resume": ("train", "--resume", "--out", "run"),
+    "predict RUN": ("predict", "run", *INPUTS, "--out", "predicted.csv"),
+    "sensitivity": ("sensitivity", "run", *INPUTS, "--ways", "prune:0.9", "--out", "ways.csv"),
+    "plan": ("plan", "run", "--size", "0.5", "--examples", "8", "--table", "plan.csv"),
+    "repair": ("repair", "start", "--reference", "run", "--examples", "8", "--table", "put.csv"),
+    "repair, changed": ("repair", "run", "--reference", "start", "--examples", "8"),
+    "diff": ("diff", f"start/{START}", f"run/{SNAPSHOT}", "--out", "moved.csv", "--page", "d.html"),
+}
+# Pictures of their own take seconds: asked of what tells the network alone.
+SLOW = ("plan", "repair", "repair, changed")
+ABOUT_NETWORKS = ("config.yaml", "network.json")
+# Likewise what takes a run that a Tracker wrote.
+ON_TRACKED: dict[str, Args] = {
+    name: tuple(arg.replace("run", "tracked", 1) for arg in args)
+    for name, args in ON_RUN.items()
+    if name in ("status", "status --json", "report", "figures", "relate", "plan")
+} | {
+    "reset": ("reset", "tracked", "--network", "lenet", "--data", "digits"),
+    "measure": ("measure", f"tracked/{TRACKED}", "--out", "measured.csv"),
 }
 ON_STUDY: dict[str, Args] = {
     "study --status": ("study", "study.yaml", "--out", "study", "--status"),
@@ -77,12 +98,15 @@ ON_STUDY: dict[str, Args] = {
     "relate of a study": ("relate", "study", "--draws", "99"),
 }
 ON_FILE: dict[str, Args] = {
-    "report of a result": ("report", "m.json", "--out", "page.html"),
+    "report of a result": ("report", f"run/{SNAPSHOT}", "m.json", "--out", "page.html"),
     "figures of a result": ("figures", "m.json", "--out", "drawn", "--format", "png"),
 }
 RECORDS = (
     "config.yaml", "state.json", "environment.json", "network.json", "resets.json", "relation.json",
 )  # fmt: skip
+TRACKED_RECORDS = ("config.yaml", "state.json", "environment.json", "network.json")
+# Saved by `measure`, `sensitivity`, `plan` and `reset`, which pages and figures are made of.
+RESULTS = ("m.json", "ways.json", "plan.json", "lost.json")
 PARTS = (
     *RECORDS, "metrics.csv", "measurements.parquet", "last.ckpt", "resets-progress.json", ".lock",
     "snapshots", "filters", SNAPSHOT, "filters/epoch-0002.safetensors",
@@ -157,20 +181,43 @@ def _planted(file: Path) -> Iterator[tuple[str, str]]:
 def records(prepared: Path, *, quick: bool) -> Tally:
     """Every text in every record of a run, a study and a result, before every command."""
     tally = Tally()
+    for file in _files(prepared, quick=quick):
+        counted = _record(prepared, file, quick=quick)
+        tally.cases += counted.cases
+        tally.fallen += counted.fallen
+    return tally
+
+
+def _files(prepared: Path, *, quick: bool) -> list[str]:
     files = [f"run/{name}" for name in (("config.yaml", "state.json") if quick else RECORDS)]
     if not quick:
+        files += [f"tracked/{name}" for name in TRACKED_RECORDS]
+        files += list(RESULTS)
         run = next((prepared / "study" / "runs").iterdir()).name
         parts = ("study.json", "config.yaml", "state.json")
-        files += ["study/study.yaml", "study/relation.json", "m.json"]
+        files += ["study/study.yaml", "study/relation.json"]
         files += [f"study/runs/{run}/{part}" for part in parts]
-    for file in files:
-        commands = {"run": ON_RUN, "study": ON_STUDY}.get(file.partition("/")[0], ON_FILE)
-        for what, text in list(_planted(prepared / file))[:: 5 if quick else 1]:
-            for name, args in _some(commands, quick, ("status", "reset")).items():
-                with _copied(prepared) as place:
-                    (place.work / file).write_text(text, encoding="utf-8")
-                    ended = command(_quietly(args), place)
-                    tally.count(f"{name}: {what} of {file}", list(found_in(place, ended)), ended)
+    return files
+
+
+def _record(prepared: Path, file: str, *, quick: bool) -> Tally:
+    """Every text in one record, before every command that takes what it belongs to."""
+    tally = Tally()
+    root = file.partition("/")[0]
+    commands = {"run": ON_RUN, "tracked": ON_TRACKED, "study": ON_STUDY}.get(root)
+    if commands is None:
+        commands = {
+            name: tuple(arg.replace("m.json", file) for arg in args)
+            for name, args in ON_FILE.items()
+        }
+    for what, text in list(_planted(prepared / file))[:: 5 if quick else 1]:
+        for name, args in _some(commands, quick, ("status", "reset")).items():
+            if name in SLOW and not file.endswith(ABOUT_NETWORKS):
+                continue
+            with _copied(prepared) as place:
+                (place.work / file).write_text(text, encoding="utf-8")
+                ended = command(_quietly(args), place)
+                tally.count(f"{name}: {what} of {file}", list(found_in(place, ended)), ended)
     return tally
 
 
@@ -230,7 +277,6 @@ def names(prepared: Path, *, quick: bool) -> Tally:
 
 
 def _checkpoint(path: Path, name: str) -> None:
-    import numpy as np
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(0)
@@ -261,10 +307,14 @@ def _heed() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+LADDER = ",".join(f"prune:0.{number:04}" for number in range(1, 2000))
 LONG: dict[str, Args] = {
     "train": ("train", *SMALL, "--epochs", "500", "--out", "new"),
     "reset --rand": ("reset", "run", "--rand", "--draws", "500", "--out", "lost.csv"),
     "measure": ("measure", *[f"run/{SNAPSHOT}"] * 3000, "--out", "measured.csv"),
+    "sensitivity": ("sensitivity", "run", "--ways", LADDER, "--out", "ways.csv"),
+    "plan": ("plan", "run", "--size", "0.5", "--examples", "4000", "--table", "plan.csv"),
+    "report --watch": ("report", "run", "--watch", "--out", "page.html"),
 }
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -275,11 +325,12 @@ def signals(prepared: Path, *, quick: bool) -> Tally:
     for name, args in _some(LONG, quick, ("measure",)).items():
         for number, status in list(STATUS.items())[1 if quick else 0 : 2 if quick else 3]:
             with _copied(prepared) as place:
-                before = contents(place.work)
-                started = warm(args, place, first=_heed)
-                time.sleep(2)
-                started.send(number)
-                ended = _ended(started, place)
+                with _going_on(place) if "--watch" in args else contextlib.nullcontext():
+                    before = contents(place.work)
+                    started = warm(args, place, first=_heed)
+                    time.sleep(2)
+                    started.send(number)
+                    ended = _ended(started, place)
                 after = contents(place.work)
                 problems = list(lost(before, after, may_write=True))
                 if ended.status != status or ended.complained.count("planescope: ") != 1:
@@ -288,6 +339,17 @@ def signals(prepared: Path, *, quick: bool) -> Tally:
                     problems.append(f"left {left}")
                 tally.count(f"{name}: {number.name}", problems, ended)
     return tally
+
+
+@contextlib.contextmanager
+def _going_on(place: Place) -> Iterator[None]:
+    """Hold a run as a training that goes on does."""
+    from planescope.training.run import Run, State, Status
+
+    run = Run(place.work / "run")
+    with run.lock():
+        run.save_status(Status(state=State.RUNNING))
+        yield
 
 
 def _ended(started: Any, place: Place) -> Ended:
@@ -317,6 +379,8 @@ def _copied(prepared: Path) -> Iterator[Place]:
 def _prepare(place: Place, *, quick: bool) -> Path:
     """A run with all its parts, a study of two, and a result."""
     (place.work / "study.yaml").write_text(STUDY, encoding="utf-8")
+    images = np.random.default_rng(0).random((8, 1, 28, 28), dtype=np.float32)
+    np.save(place.work / "given.npy", images)
     commands: list[Args] = [
         ("train", *SMALL, "--out", "run"),
         ("reset", "run", "--subset", "200", "--snapshot", "0"),
@@ -325,13 +389,37 @@ def _prepare(place: Place, *, quick: bool) -> Path:
     if not quick:
         commands += [
             ("measure", f"run/{SNAPSHOT}", "--out", "m.json"),
+            (*ON_RUN["sensitivity"][:-1], "ways.json"),
+            (*ON_RUN["plan"][:-1], "plan.json"),
             ("study", "study.yaml", "--out", "study", "--workers", "1"),
         ]
     for args in commands:
         started = warm(args, place, first=without_privileges)
         if (status := started.wait(600)) != 0:
             raise RuntimeError(f"{args}: {status}: {place.complained}")
+    shutil.copy(place.work / "run" / "resets.json", place.work / "lost.json")
+    shutil.copytree(place.work / "run", place.work / "start")
+    (place.work / "start" / SNAPSHOT).unlink()  # so that it ends with another state
+    in_child(_follow, place.work / "tracked")
     return place.work
+
+
+def _follow(folder: Path) -> None:
+    """Write the run of a Tracker, of a network that trains for two steps."""
+    import torch
+
+    from planescope.networks.build import build
+    from planescope.training.tracker.tracker import Tracker
+
+    torch.set_num_threads(1)
+    net = build("lenet", in_channels=1, image_size=28, classes=10, width=0.5, seed=0)
+    tracker = Tracker(out=folder)
+    for step in range(3):
+        tracker.update(net, step=step)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(1.01)
+    tracker.close()
 
 
 SWEEPS = {

@@ -36,7 +36,9 @@ MODULES = (
     "planescope.training.task", "planescope.data.load", "planescope.criticality.resets",
     "planescope.criticality.relate", "planescope.figures", "planescope.figures.report.watch",
     "planescope.study.make", "planescope.study.claims",
-    "planescope.criticality.prediction", "planescope.cli.tables", "matplotlib.backends.backend_agg",
+    "planescope.criticality.prediction", "planescope.criticality.sensitivity.job",
+    "planescope.criticality.plan", "planescope.measurement.diff", "planescope.cli.tables",
+    "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg", "pandas",
     "pyarrow.parquet", "rich.table", "filelock", "yaml", "jinja2",
 )  # fmt: skip

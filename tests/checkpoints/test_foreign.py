@@ -52,6 +52,11 @@ FILES = {
     "flatbuffer-of-torch": (b"0\0\0\0PTMF" + bytes(64), "PyTorch Mobile.*flatbuffer form; .*ptl"),
     "onnxruntime": (b"0\0\0\0ORTM" + bytes(64), "an ORT model.*measure the .onnx"),
     "gguf": (b"GGUF\3\0\0\0", "a GGUF file.*gguf.GGUFReader"),
+    "dlib": (
+        b"\1\1\1\x0dloss_metric_2\3\x0a" + bytes(64),
+        "a network of dlib's; .*PyTorch or ONNX",
+    ),
+    "dlib-detector": (b"\1\x0aloss_mmod_\1\1" + bytes(64), "a network of dlib's"),
     "tensorrt": (b"ftrt" + bytes(64), "TensorRT engine.*ONNX"),
     "ncnn": (b"7767517\n75 83\n", "an NCNN network"),
     "mxnet": (struct.pack("<3Q", 0x112, 0, 1), "MXNet parameter file; load it by mxnet.nd.load"),

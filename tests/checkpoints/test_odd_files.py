@@ -21,11 +21,12 @@ import pytest
 
 import planescope as ps
 from planescope.files.errors import CheckpointError, OutputError
+from planescope.files.locks import is_locked
 from planescope.files.reading import open_binary, read_text
 from planescope.files.writing import check_target, replacing
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
-from planescope.training.run import Run, State, is_locked
+from planescope.training.run import Run, State
 
 CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
 posix = pytest.mark.skipif(os.name == "nt", reason="files and streams as POSIX has them")

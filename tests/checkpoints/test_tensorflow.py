@@ -244,6 +244,53 @@ def test_a_model_is_named_by_its_folder_or_by_what_its_files_begin_with(target, 
     assert source.bytes == sum(f.stat().st_size for f in every)
 
 
+def test_a_manifest_without_a_network_is_named_arrays(tmp_path):
+    """As face-api.js keeps them: quantised, and called filters."""
+    rng = np.random.default_rng(0)
+    stored = {
+        "conv0/filters": rng.integers(0, 256, (3, 3, 3, 16), np.uint8),
+        "conv0/bias": rng.normal(size=16).astype(np.float32),
+        "conv1/depthwise_filter": rng.integers(0, 256, (3, 3, 16, 1), np.uint8),
+        "conv1/pointwise_filter": rng.integers(0, 256, (1, 1, 16, 8), np.uint8),
+        "conv1/bias": rng.normal(size=8).astype(np.float32),
+        "fc/weights": rng.normal(size=(8, 2)).astype(np.float32),
+        "fc/bias": rng.normal(size=2).astype(np.float32),
+    }
+    coded = {"quantization": {"dtype": "uint8", "scale": 0.25, "min": -31.5}}
+    weights = [
+        {"name": name, "shape": list(array.shape), "dtype": "float32"}
+        | (coded if array.dtype == np.uint8 else {})
+        for name, array in stored.items()
+    ]
+    (tmp_path / "net.bin").write_bytes(b"".join(array.tobytes() for array in stored.values()))
+    path = tmp_path / "net-weights_manifest.json"
+    path.write_text(json.dumps([{"weights": weights, "paths": ["net.bin"]}]))
+
+    layers, skipped = layers_of(path)
+    assert skipped == []
+    assert [(layer.name, layer.kind, layer.groups) for layer in layers] == [
+        ("conv0", Kind.CONV, None),
+        ("conv1/depthwise", Kind.CONV, 16),
+        ("conv1/pointwise", Kind.POINTWISE, None),
+        ("fc", Kind.LINEAR, None),
+    ]
+    numbers = {name: array * np.float32(0.25) - np.float32(31.5) for name, array in stored.items()}
+    assert_same(layers[0].weight, numbers["conv0/filters"].transpose(3, 2, 0, 1))
+    assert_same(layers[0].bias, stored["conv0/bias"])
+    assert_same(layers[1].weight, numbers["conv1/depthwise_filter"].transpose(2, 3, 0, 1))
+    assert layers[1].bias is None
+    assert_same(layers[2].weight, numbers["conv1/pointwise_filter"].transpose(3, 2, 0, 1))
+    assert_same(layers[2].bias, stored["conv1/bias"])
+    assert_same(layers[3].weight, stored["fc/weights"].T)
+
+    measured = ps.measure(tmp_path, kinds="all")  # the folder: shards are no models of their own
+    assert (measured.source.format, len(measured.layers)) == ("tfjs", 4)
+    assert "without its network" in measured.notes[0]
+    (tmp_path / "net.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"its shard net.bin is missing"):
+        ps.measure(path)
+
+
 # What a graph tells: small ones, as a graph model of TensorFlow.js has them.
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -168,6 +169,10 @@ def test_files_hold_what_was_found(network, start, tmp_path):
     assert set(data["layers"][0]) == {
         "name", "kind", "score", "loss", "lower", "upper", "critical",
     }  # fmt: skip
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = (files("planescope.files") / "schemas" / "prediction-1.json").read_text("utf-8")
+    for one in (found, ps.predict_critical(TRAINED, network="lenet")):
+        jsonschema.validate(one.to_dict(), json.loads(schema))
     found.save(tmp_path / "p.csv")
     head = "schema,path,method,name,kind,score,loss,lower,upper,critical"
     assert (tmp_path / "p.csv").read_text().splitlines()[0] == head
@@ -243,3 +248,62 @@ def test_bad_options_give_a_sentence_and_status_2(args, sentence):
     assert done.returncode == 2
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+_SEVERAL = """
+import json, sys
+from planescope.cli import _run
+for args in json.loads(sys.argv[1]):
+    sys.argv = ["planescope", *args]
+    status = _run()
+    print(status, flush=True)
+    print("--", file=sys.stderr, flush=True)
+"""
+
+
+def test_each_bad_input_of_the_commands_is_one_sentence_and_status_2(tmp_path):
+    """In one process, since each would load torch anew."""
+    whole = torch.load(TRAINED, weights_only=True)
+    held_in = (v for v in (whole, *whole.values()) if isinstance(v, dict))
+    state = next(v for v in held_in if "features.0.weight" in v)
+    broken = {**state, "features.2.weight": torch.full_like(state["features.2.weight"], np.nan)}
+    for name, held in (("nan", broken), ("other", {"a.weight": torch.zeros(4, 3, 3, 3)})):
+        torch.save(held, tmp_path / f"{name}.pt")
+    rng = np.random.default_rng(0)
+    arrays = {
+        "colour": rng.normal(size=(8, 3, 28, 28)), "small": rng.normal(size=(8, 1, 3)),
+        "alike": np.ones((8, 1, 28, 28)), "bytes": np.zeros((8, 1, 28, 28), np.uint8),
+        "objects": np.array([{}, {}]),
+    }  # fmt: skip
+    paths = {name: str(tmp_path / f"{name}.npy") for name in arrays}
+    for name, array in arrays.items():
+        np.save(paths[name], array)
+    lenet, start = [TRAINED, "--network", "lenet"], ["--init", START]
+    cases = [
+        (["predict", *lenet, "--init", str(tmp_path / "other.pt")], "is of another network"),
+        (["predict", TRAINED, *start], "give --network"),
+        (["predict", *lenet, *start, "--inputs", paths["colour"]], "does not take its batches"),
+        (["predict", *lenet, *start, "--inputs", paths["small"]], "does not take its batches"),
+        (["predict", *lenet, *start, "--inputs", paths["alike"]], "all inputs are alike"),
+        (["predict", *lenet, *start, "--inputs", paths["bytes"]], "scale them first"),
+        (["predict", *lenet, *start, "--inputs", paths["objects"]], "cannot be read"),
+        (["predict", START, "--network", "lenet", *start], "equals its initialisation"),
+        (["predict", str(tmp_path / "nan.pt"), "--network", "lenet", *start], "not finite"),
+        (["predict", *lenet, *start, "--input-shape", "3"], "give channels, height and width"),
+        (["sensitivity", *lenet, "--ways", "shrink:0.5"], "shrink"),
+        (["sensitivity", *lenet, "--ways", "prune:1.5"], "prune"),
+        (["sensitivity", *lenet, "--memory", "much"], "give bytes, as in 500M or 4G"),
+        (["sensitivity", TRAINED], "give --network"),
+        (["sensitivity", str(tmp_path / "nan.pt"), "--network", "lenet"], "not finite"),
+        (["sensitivity", *lenet, "--inputs", "x.npy", "--data", "digits"], "not both"),
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", _SEVERAL, json.dumps([args for args, _ in cases])],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    said = done.stderr.split("--\n")
+    for (args, sentence), status, text in zip(cases, done.stdout.split(), said, strict=False):
+        assert (status, text.count("\n")) == ("2", 1), (args, status, text)
+        assert text.startswith("planescope: "), (args, text)
+        assert sentence in text, (args, text)
+    assert len(done.stdout.split()) == len(cases), done.stderr

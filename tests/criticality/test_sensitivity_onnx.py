@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 nn = torch.nn
+sensitivity_onnx = importlib.import_module("planescope.criticality.sensitivity.onnx")
 
 WAYS = "prune:0.5,filters:0.5,rank:0.5,bits:2,noise:0.5"
 
@@ -148,6 +151,137 @@ def test_a_graph_that_takes_too_much_is_stopped_with_a_sentence(network, tmp_pat
     model.graph.initializer.append(size)
     with pytest.raises(RunError, match="memory"):
         ps.sensitivity(saved(model, tmp_path / "net.onnx"), ways="bits:2", data=images(4))
+
+
+def test_a_graph_that_does_not_end_is_stopped_with_a_sentence(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(sensitivity_onnx, "SECONDS", 1.0)
+    monkeypatch.setattr(sensitivity_onnx, "TIMES", 1.0)
+    make, array = onnx.helper.make_node, onnx.numpy_helper.from_array
+    value = onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [make("Identity", ["on"], ["still"]), make("Add", ["sum", "one"], ["more"])], "body",
+        [value("i", onnx.TensorProto.INT64, []), value("on", onnx.TensorProto.BOOL, []),
+         value("sum", onnx.TensorProto.FLOAT, [])],
+        [value("still", onnx.TensorProto.BOOL, []), value("more", onnx.TensorProto.FLOAT, [])],
+    )  # fmt: skip
+    behind = [make("Loop", ["times", "yes", "zero"], ["end"], body=body),
+              make("Add", ["logits", "end"], ["y"])]  # fmt: skip
+    model = graph_of(network, behind=behind, outputs=("y",))
+    model.graph.initializer.extend([
+        array(np.array(1 << 60), "times"), array(np.array(True), "yes"),
+        array(np.array(0, np.float32), "zero"), array(np.array(1, np.float32), "one"),
+    ])  # fmt: skip
+    began = time.monotonic()
+    with pytest.raises(RunError, match="ran for more than 1 s on one batch and was stopped"):
+        ps.sensitivity(saved(model, tmp_path / "net.onnx"), ways="bits:2", data=images(4))
+    assert time.monotonic() - began < 20
+
+
+class Gated(nn.Module):
+    """A group norm, a squeeze and excitation, and a gate of the layer's own output."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.squeeze, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.a(x)))
+        x = x * torch.sigmoid(self.squeeze(x.mean((2, 3), keepdim=True)))
+        x = self.b(x)
+        return self.out((x * torch.sigmoid(x)).mean((2, 3)))
+
+
+def gated_graph(state):
+    """`Gated` as PyTorch exports it: a group norm is an instance norm between reshapes."""
+    make, array = onnx.helper.make_node, onnx.numpy_helper.from_array
+    conv, one = {"pads": [1] * 4, "kernel_shape": [3, 3]}, {"kernel_shape": [1, 1]}
+    nodes = [
+        make("Conv", ["x", "a.weight", "a.bias"], ["c0"], **conv),
+        make("Reshape", ["c0", "grouped"], ["r"]),
+        make("InstanceNormalization", ["r", "ones", "zeros"], ["i"], epsilon=1e-5),
+        make("Reshape", ["i", "back"], ["r2"]),
+        make("Mul", ["r2", "scale"], ["m"]), make("Add", ["m", "shift"], ["n"]),
+        make("Relu", ["n"], ["h"]),
+        make("ReduceMean", ["h"], ["p"], axes=[2, 3], keepdims=1),
+        make("Conv", ["p", "squeeze.weight", "squeeze.bias"], ["f"], **one),
+        make("Sigmoid", ["f"], ["gate"]), make("Mul", ["h", "gate"], ["h2"]),
+        make("Conv", ["h2", "b.weight", "b.bias"], ["y"], **conv),
+        make("Sigmoid", ["y"], ["own"]), make("Mul", ["y", "own"], ["y2"]),
+        make("ReduceMean", ["y2"], ["q"], axes=[2, 3], keepdims=0),
+        make("Gemm", ["q", "out.weight", "out.bias"], ["z"], transB=1),
+    ]  # fmt: skip
+    stored = {k: t.detach().numpy() for k, t in state.items() if not k.startswith("norm.")} | {
+        "grouped": np.array([0, 2, -1]), "back": np.array([-1, 8, 10, 10]),
+        "ones": np.ones(2, np.float32), "zeros": np.zeros(2, np.float32),
+        "scale": state["norm.weight"].numpy().reshape(8, 1, 1),
+        "shift": state["norm.bias"].numpy().reshape(8, 1, 1),
+    }  # fmt: skip
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes, "g", [value("x", onnx.TensorProto.FLOAT, [None, 3, 10, 10])],
+        [value("z", onnx.TensorProto.FLOAT, None)], [array(a, n) for n, a in stored.items()],
+    )  # fmt: skip
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )
+
+
+def test_gates_couple_channels_where_they_are_others_and_group_norms_go_with_filters(tmp_path):
+    torch.manual_seed(0)
+    network = Gated().eval()
+    with torch.no_grad():
+        network.norm.weight.uniform_(0.5, 1.5)
+        network.norm.bias.uniform_(-0.5, 0.5)
+        network.out.weight *= 30
+        network.out.bias -= network(images(64)).mean(0)
+    options = {"ways": "filters:0.5", "kinds": "all", "data": images(60)}
+    of_torch = ps.sensitivity(network, **options)
+    path = saved(gated_graph(network.state_dict()), tmp_path / "net.onnx")
+    of_file = ps.sensitivity(path, **options)
+    wanted, found = table(of_torch), table(of_file)
+    assert {k: v for k, v in wanted.items() if v} == pytest.approx(
+        {k: v for k, v in found.items() if v}, abs=1e-5
+    )
+    assert wanted["a", "filters:0.5"] > 0.05
+    for one in (of_torch, of_file):
+        assert one.notes[-1].endswith("channels are coupled with others' behind a, squeeze")
+
+
+def test_a_norm_that_stays_when_filters_go_is_named(tmp_path):
+    class Turned(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Turned(8), nn.Flatten(), nn.Linear(512, 4)).eval()
+    found = ps.sensitivity(network, ways="filters:0.5", data=images(20))
+    sentence = "without scale and shift of the norm"
+    assert sentence in found.notes[-1]
+    make, array = onnx.helper.make_node, onnx.numpy_helper.from_array
+    nodes = [
+        make("Conv", ["x", "w"], ["c"], kernel_shape=[3, 3]),
+        make("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1]),
+        make("LayerNormalization", ["t", "s", "b"], ["n"], axis=-1),
+        make("ReduceMean", ["n"], ["z"], axes=[1, 2], keepdims=0),
+    ]
+    stored = {
+        "w": network[0].weight.detach().numpy(), "s": np.ones(8, np.float32),
+        "b": np.zeros(8, np.float32),
+    }  # fmt: skip
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [*nodes, make("Gemm", ["z", "o"], ["y"], transB=1)], "g",
+        [value("x", onnx.TensorProto.FLOAT, [None, 3, 10, 10])],
+        [value("y", onnx.TensorProto.FLOAT, None)],
+        [array(a, n) for n, a in stored.items()] + [array(np.eye(4, 8, dtype=np.float32), "o")],
+    )  # fmt: skip
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )
+    path = saved(model, tmp_path / "net.onnx")
+    of_file = ps.sensitivity(path, ways="filters:0.5", data=images(20))
+    assert any(sentence in note for note in of_file.notes)
 
 
 def test_what_cannot_be_is_said(network, tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from planescope.files import pickles
 from planescope.files.errors import CheckpointError
-from planescope.files.pickles import Call, Global, Key, Persistent
+from planescope.files.pickles import Call, Global, Key, Persistent, machine
 
 ANY_PROTOCOL = st.integers(0, pickle.HIGHEST_PROTOCOL)
 
@@ -240,13 +240,13 @@ def test_a_damaged_stream_is_refused_with_the_reason(stream, sentence):
 
 
 def test_a_stream_of_too_many_instructions_is_refused(monkeypatch):
-    monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr(machine, "MAX_INSTRUCTIONS", 1000)
     with pytest.raises(CheckpointError, match="more than 1000 instructions"):
         read(b"]" * 1000 + b".")
 
 
 def test_a_stream_is_read_as_far_as_a_pickle_may_reach(monkeypatch):
-    monkeypatch.setattr(pickles, "MAX_BYTES", 10)
+    monkeypatch.setattr(machine, "MAX_BYTES", 10)
     with pytest.raises(CheckpointError, match="wants 20 bytes where 8 are left"):
         read(b"U\x14" + b"a" * 20 + b".")
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from planescope.hyperplanes import geometry
+from planescope.hyperplanes import geometry, sums
 
 NAN = math.nan
 INF = math.inf
@@ -321,7 +321,7 @@ def test_filters_without_weights_are_degenerate(xp):
 def test_blocks_of_rows_make_no_difference(monkeypatch, elements):
     rows = np.random.default_rng(0).standard_normal((7, 6)).astype(np.float32)
     whole, apart = geometry.arrangement(rows), geometry.distances(rows, rows + 1)
-    monkeypatch.setattr(geometry, "_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(sums, "BLOCK_ELEMENTS", elements)
     planes = geometry.arrangement(rows)
     np.testing.assert_array_equal(planes.projection, whole.projection)
     np.testing.assert_array_equal(planes.norm, whole.norm)
@@ -330,8 +330,8 @@ def test_blocks_of_rows_make_no_difference(monkeypatch, elements):
 
 
 def test_a_layer_larger_than_a_block_is_whole(xp, monkeypatch):
-    monkeypatch.setattr(geometry, "_DEVICE_BLOCK_ELEMENTS", geometry._BLOCK_ELEMENTS)
-    ones = np.ones((2, geometry._BLOCK_ELEMENTS), np.float32)
+    monkeypatch.setattr(sums, "DEVICE_BLOCK_ELEMENTS", sums.BLOCK_ELEMENTS)
+    ones = np.ones((2, sums.BLOCK_ELEMENTS), np.float32)
     ones[1] *= -2
     projection, _, cosine = values(xp, geometry.arrangement(xp(ones, np.float32)))
     np.testing.assert_array_equal(projection, ones.sum(axis=1, dtype=float))

@@ -9,10 +9,12 @@ import torch
 import torchvision
 from torch import nn
 
+from planescope.criticality.resets.trained import state_of
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import Input, StateDict, Tensor
 from planescope.networks import paper as networks
 from planescope.networks.build import build, load_pretrained
+from planescope.networks.load import load_network
 from planescope.networks.module import read_module
 from planescope.networks.paper import NETWORKS
 
@@ -34,7 +36,7 @@ def shapes_of(name, **options):
 # --- the table
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, "resnet20", "resnet56"])
 def test_places_are_those_that_the_graph_of_the_built_network_shows(name):
     traced = read_module(build(name, width=0.05, image_size=64))
     assert traced.note == ""
@@ -505,3 +507,25 @@ def test_a_callable_in_the_working_folder_is_found_and_hides_no_library(tmp_path
     monkeypatch.chdir(tmp_path)
     assert build("homemade:net").out_channels == 4
     assert str(tmp_path) not in sys.path
+
+
+def test_resnets_of_cifar_load_again_from_any_order_and_no_other():
+    module = build("resnet20", classes=7, width=0.2, seed=0).eval()
+    shapes = {f"module.{name}": t.shape for name, t in module.state_dict().items()}
+    backwards = stored({name: shapes[name] for name in sorted(shapes, reverse=True)})
+    assert networks.match("resnet20", backwards).places == networks.places("resnet20")
+    with pytest.raises(CheckpointError, match=r"no resnet32: layer1.3.conv1 should have shape"):
+        networks.match("resnet32", backwards)
+    with pytest.raises(CheckpointError, match=r"has a layer extra of shape .*, which resnet20 has"):
+        networks.match("resnet20", stored({**shapes, "module.extra.weight": (2, 2)}))
+    with pytest.raises(UsageError, match="nearest are resnet"):
+        networks.network("resnet2")
+
+
+def test_a_published_resnet_gives_the_same_outputs_under_its_name(tmp_path):
+    module = build("resnet20", width=0.25, seed=1).eval()
+    torch.save({"state_dict": nn.DataParallel(module).state_dict()}, tmp_path / "net.th")
+    again = load_network("resnet20", state_of(tmp_path / "net.th"))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(images), module(images))

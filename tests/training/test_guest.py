@@ -371,6 +371,12 @@ if keras.backend.backend() != "torch":
     model.compile("sgd", "mse", steps_per_execution=2)
     fit(model, epochs=2)
     print([s for s, _ in tracker.measurements], tracker.to_pandas()["epoch"].tolist())
+    tracker, model = ps.Tracker(every=2), made()
+    model.compile(keras.optimizers.SGD(gradient_accumulation_steps=2), "mse")
+    fit(model, epochs=2)
+    fit(model, epochs=4, initial_epoch=2)
+    print([s for s, _ in tracker.measurements], tracker.to_pandas()["epoch"].tolist(),
+        tracker.to_pandas()["l2"].is_unique)
     sys.exit()
 fit(made(), epochs=1)
 last = [m for _, m in tracker.measurements][-2:]
@@ -390,10 +396,12 @@ def test_epochs_of_keras_are_counted_on_by_a_second_fit(backend):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second, *rest = done.stdout.splitlines()
     assert first == "[0, 3, 6, 9, 12] [0, 1, 2, 3, 4]"
     if backend == "jax":  # two batches are executed at once, and the last of an epoch alone
         assert second == "[0, 2, 5, 6] [0, 0, 1, 2]"
+        # Gradients of two batches make a step, and three batches an epoch.
+        assert rest == ["[0, 2, 3, 4, 6] [0, 1, 2, 2, 4] True"]
         return
     assert second == (
         "[0, 3, 6, 9, 12, 0, 3] [False, True] ('stem was replaced: its distances are from the "

@@ -28,7 +28,7 @@ _MODEL = re.compile(
     r"[^.].*\.(safetensors|index\.json|pt|pth|bin|tar|ckpt|onnx|keras|h5|npz|tflite|pb|"
     r"pt2|ptl|hdf5|caffemodel|msgpack|pkl|pickle|pdparams|joblib|npy)"
     # A checkpoint of TensorFlow that was saved without a name is `.index` alone.
-    r"|([^.].*)?\.index|model\.json",
+    r"|([^.].*)?\.index|model\.json|(.*-)?weights_manifest\.json",
     re.IGNORECASE,
 )
 # What trainers leave beside a model, under a model's suffix.
@@ -47,8 +47,13 @@ def models_among(names: Iterable[str]) -> list[str]:
     # Shards of TensorFlow.js, which their model.json lists.
     shards = re.compile(r"(.*/)?group\d+-shard\d+of\d+(\.bin)?")
     lists = any(PurePosixPath(name).name == "model.json" for name in models)
+    # face-api.js calls them as their manifest.
+    ends = "-weights_manifest.json"
+    listed = {f"{name.removesuffix(ends)}.bin" for name in models if name.endswith(ends)}
     return [
-        name for name in models if name not in twins[1:] and not (lists and shards.fullmatch(name))
+        name
+        for name in models
+        if name not in twins[1:] and name not in listed and not (lists and shards.fullmatch(name))
     ]
 
 

@@ -17,7 +17,8 @@ from planescope.files.errors import CheckpointError
 NAME = "foreign"
 
 KNOWN = (
-    "safetensors, PyTorch, ONNX, Keras, Flax, Caffe, HDF5, NumPy and pickled arrays can be measured"
+    "safetensors, PyTorch, ONNX, Keras, TensorFlow, TensorFlow Lite, TensorFlow.js, Flax, Caffe, "
+    "HDF5, NumPy and pickled arrays can be measured"
 )
 
 _SAVED = "and save the arrays by numpy.savez"
@@ -40,6 +41,11 @@ _SIGNS = tuple(
         ),
         (rb"lmgg|tjgg|fmgg", "a ggml file of llama.cpp's", SOURCE),
         (rb"[fp]trt", "a TensorRT engine, compiled for one GPU", "measure the ONNX file behind it"),
+        (
+            rb"(\x01[\0-\x09])?\x01[\x06-\x40]loss_[a-z]",
+            "a network of dlib's",
+            "measure a version of the model for PyTorch or ONNX",
+        ),
         (rb"RKNN", "an RKNN model, compiled for one chip", SOURCE),
         (rb"7767517\s|\xdd\x85\x76\0", "an NCNN network, whose weights lie beside it", SOURCE),
         (

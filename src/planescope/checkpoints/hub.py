@@ -65,7 +65,7 @@ def _parts(name: str, path: Path, names: Sequence[str]) -> set[str]:
     beside = PurePosixPath(name).parent
     if name.endswith(".index.json"):
         return {str(beside / shard) for shard in shard_names(path)}.intersection(names)
-    if beside.joinpath("model.json") == PurePosixPath(name):
+    if name.endswith("weights_manifest.json") or beside / "model.json" == PurePosixPath(name):
         from planescope.checkpoints import tfjs
 
         return {str(beside / shard) for shard in tfjs.shard_names(path)}.intersection(names)

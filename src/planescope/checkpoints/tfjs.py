@@ -1,7 +1,7 @@
 """TensorFlow.js models: a `model.json`, which describes the network, and shards of its weights.
 
 A layers model holds Keras' config, a graph model the operations of a TensorFlow graph. Weights may
-be quantised.
+be quantised. A manifest alone, as face-api.js keeps it, lists named arrays.
 https://github.com/tensorflow/tfjs/blob/master/tfjs-core/src/io/types.ts
 """
 
@@ -29,7 +29,7 @@ from planescope.checkpoints.tensorflow.graph import describe
 from planescope.checkpoints.tensorflow.operations import Function, Operation, values_of
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import open_binary, read_exactly
-from planescope.hyperplanes.layer import Described, Skipped, Tensor
+from planescope.hyperplanes.layer import Described, Skipped, StateDict, Tensor
 
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
@@ -108,15 +108,26 @@ class _Weights:
             return _Shard(path, os.fstat(file.fileno()).st_size)
 
 
+# The names that face-api.js gives to what other files for TensorFlow call kernels.
+_KERNELS = {
+    "filters": "kernel",
+    "depthwise_filter": "depthwise_kernel",
+    "pointwise_filter": "pointwise_kernel",
+}
+
+
 def recognises(probe: Probe) -> bool:
-    """Tell a JSON object with a manifest of weights."""
-    if not probe.head.lstrip().startswith(b"{") or probe.size > MAX_BYTES:
+    """Tell a JSON object with a manifest of weights, or a manifest by itself."""
+    head = probe.head.lstrip()
+    if not head.startswith((b"{", b"[")) or probe.size > MAX_BYTES:
         return False
-    return b'"weightsManifest"' in read_exactly(probe.path, 0, probe.size)
+    marks = (b'"weightsManifest"',) if head[:1] == b"{" else (b'"weights"', b'"paths"')
+    whole = read_exactly(probe.path, 0, probe.size)
+    return all(mark in whole for mark in marks)
 
 
-def read(path: Path) -> Described:
-    """Describe the layers of a model.
+def read(path: Path) -> StateDict | Described:
+    """Describe the layers of a model; the arrays of a manifest that comes without one.
 
     Raises
     ------
@@ -126,6 +137,8 @@ def read(path: Path) -> Described:
     model = _parsed(path)
     weights = _Weights(path, model.get("weightsManifest"))
     topology = _mapping(model.get("modelTopology"))
+    if not topology:
+        return _arrays(weights.tensors)
     if "node" in topology:
         return _graph(path, topology, weights.tensors)
     config = topology.get("model_config", topology)
@@ -136,6 +149,16 @@ def read(path: Path) -> Described:
             f"{path}: the model's config makes no sense ({exc}); is the download complete?"
         ) from exc
     return _layers(path, described, weights.tensors)
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> StateDict:
+    """Return named arrays, in the order of the manifest."""
+    known: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        place, slash, last = name.rpartition("/")
+        known[place + slash + _KERNELS.get(last, last)] = tensor
+    note = "a manifest of weights without its network: layers are judged by names and shapes"
+    return StateDict(tensors=known, note=note)
 
 
 def files(path: Path) -> list[Path]:
@@ -158,7 +181,10 @@ def _parsed(path: Path) -> dict[str, Any]:
         size = os.fstat(file.fileno()).st_size
     if size > MAX_BYTES:
         raise CheckpointError(f"{path}: {size} bytes are too long for a description of a model")
-    return parse_object(read_exactly(path, 0, size), f"{path}: the model")
+    text = read_exactly(path, 0, size)
+    if text.lstrip().startswith(b"["):
+        text = b'{"weightsManifest":' + text + b"}"
+    return parse_object(text, f"{path}: the model")
 
 
 def _number(value: object) -> float | None:

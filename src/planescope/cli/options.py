@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -46,6 +47,28 @@ ENTRY = click.option(
     "--entry", metavar="NAME", help="Which of several state dicts in a file, as ema."
 )
 
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _bytes(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+    """Read bytes, as in 500M or 4G."""
+    from planescope.files.errors import UsageError
+
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"--memory {text!r}: give bytes, as in 500M or 4G")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+MEMORY = click.option(
+    "--memory",
+    metavar="BYTES",
+    callback=_bytes,
+    help="For what is kept, as in 500M or 4G.  [default: by what is free]",
+)
 
 # Of a command that reads runs.
 code_options = _together(
@@ -112,6 +135,7 @@ cell_options = _together(
     click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True),
     click.option("--device", default="auto", show_default=True, metavar="NAME"),
     click.option("--seed", type=int, default=0, show_default=True, help="Of synthetic pictures."),
+    MEMORY,
     TRUST,
     click.option("--dry-run", is_flag=True, help="Tell cells and time, and do nothing else."),
 )

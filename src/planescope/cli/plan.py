@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 @TRUST
 @click.option("--dry-run", is_flag=True, help="Count passes and tell the time, and do no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--out", metavar="FILE", help="Write the network: .safetensors, .pt or .pth.")
+@click.option(
+    "--out", metavar="FILE", help="Write the network: .safetensors, .pt or .pth; of ONNX, .onnx."
+)
 @click.option("--table", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 @click.option("--figure", metavar="FILE", help="Draw cost against size: .pdf, .svg or .png.")
 @click.option("--page", metavar="FILE", help="Write an HTML page of the network and the plan.")
@@ -79,7 +81,10 @@ def plan(
 
     check_inputs(inputs, data)
     check_targets(
-        (out, export.FORMS), (table, FORMS), (figure, FIGURE_FORMS), (page, (".html", ".htm"))
+        (out, () if out is None else export.forms(model)),
+        (table, FORMS),
+        (figure, FIGURE_FORMS),
+        (page, (".html", ".htm")),
     )
     options = _options(choices, synthetic=inputs is None and data is None)
     with layer_progress() as advance:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     help="Of the bootstrap and of shuffles.",
 )
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of these draws.")
+@click.option("--alpha", is_flag=True, help="WeightWatcher's alpha too, which takes a while.")
 @code_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--out", metavar="FILE", help="Write the relation: .json, .csv or .parquet.")
@@ -56,6 +57,7 @@ def relate(
     unfinished: bool,
     draws: int,
     seed: int,
+    alpha: bool,
     network: str | None,
     data: str | None,
     trust: bool,
@@ -85,6 +87,7 @@ def relate(
             unfinished=unfinished,
             draws=draws,
             seed=seed,
+            alpha=alpha,
             on_run=advance,
         )
     if out is not None:
@@ -118,6 +121,9 @@ def print_relation(relation: Relation) -> None:
     out.print(_advice_table(relation.advice))
     for line in _best(relation):
         out.print(Text(line))
+    if relation.areas:
+        out.print(Text(_AREAS, style="bold"))
+        out.print(_areas_table(relation))
     out.print(Text("both directions of the claim", style="bold"))
     out.print(_shares_table([s for s in relation.shares if s.selection is relation.selection]))
     out.print(Text(relation.verdict))
@@ -197,6 +203,40 @@ def _advice_table(advice: tuple[Advice, ...]) -> Table:
             f"{one.robust} of {one.runs}",
             one.decision,
         )
+    return table
+
+
+_AREAS = "ROC AUC, critical by the loss of what is known beyond chance (above 10 %)"
+
+
+def _areas_table(relation: Relation) -> Table:
+    """Return areas: over all pairs, within networks, on decided layers, and ahead of rivals."""
+    from planescope.cli.printing import plain_table
+
+    by = {(area.score, area.over.value): area for area in relation.areas}
+    rivals = [r for r in ("l2", "alpha") if (r, "pooled") in by]
+    table = plain_table(
+        "score",
+        "all pairs",
+        "within networks",
+        "decided",
+        "random",
+        *(f"minus {r}" for r in rivals),
+    )
+    for score in dict.fromkeys(area.score for area in relation.areas):
+        found = [by.get((score, over)) for over in ("pooled", "within", "decided")]
+        cells = ["" if a is None else _with_interval(a.auc, a.low, a.high) for a in found]
+        whole = found[0]
+        if whole is None:
+            continue
+        span = (
+            "" if whole.random_low is None else f"{whole.random_low:.2f} to {whole.random_high:.2f}"
+        )
+        ahead = [
+            _with_interval(*(getattr(whole, f"over_{r}{end}") for end in ("", "_low", "_high")))
+            for r in rivals
+        ]
+        table.add_row(score, *cells, span, *ahead)
     return table
 
 

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 @TRUST
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
-    "--out", metavar="FILE", help="Write the repaired network: .safetensors, .pt or .pth."
+    "--out",
+    metavar="FILE",
+    help="Write the repaired network: .safetensors, .pt or .pth; of ONNX, .onnx.",
 )
 @click.option("--table", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 def repair(
@@ -69,7 +71,7 @@ def repair(
     from planescope.files.results import FORMS
     from planescope.files.writing import check_targets
 
-    check_targets((out, export.FORMS), (table, FORMS))
+    check_targets((out, () if out is None else export.forms(changed)), (table, FORMS))
     options = of_inputs(choices, synthetic=data is None)
     with layer_progress() as advance:
         done = put_right(

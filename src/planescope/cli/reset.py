@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import TRUST, consent, tell_data_path
+from planescope.cli.options import MEMORY, TRUST, consent, tell_data_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from planescope.training.run import Run
 
 FORECAST_SCHEMA = "planescope.reset-forecast/1"
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @click.command()
@@ -96,11 +94,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     default="32-true",
     show_default=True,
 )
-@click.option(
-    "--memory",
-    metavar="BYTES",
-    help="For what is kept, as in 500M or 4G.  [default: by what is free]",
-)
+@MEMORY
 @click.option(
     "--tolerance",
     metavar="X",
@@ -242,22 +236,12 @@ def _options(choices: dict[str, Any], *, fresh: bool) -> ResetOptions:
     rand, draws = choices.pop("rand"), choices.pop("draws")
     if draws is not None and not rand and not fresh:
         raise UsageError("--draws says how many draws --fresh or --rand takes; give one of them")
-    memory, devices = choices.pop("memory"), choices.pop("devices")
+    devices = choices.pop("devices")
     return ResetOptions(
         **choices,
         draws=(draws or 1) if rand else 0,
-        memory=None if memory is None else _bytes(memory),
         devices=tuple(name.strip() for name in devices.split(",")),
     )
-
-
-def _bytes(text: str) -> int:
-    from planescope.files.errors import UsageError
-
-    match = re.fullmatch(r"(\d+)([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise UsageError(f"--memory {text!r}: give bytes, as in 500M or 4G")
-    return int(match[1]) * _UNITS[match[2].upper()]
 
 
 def _check(

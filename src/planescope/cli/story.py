@@ -100,7 +100,7 @@ def _in_package(package: str, pattern: str, remedy: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What was found of the published networks.
+    """Findings on the published networks.
 
     Attributes
     ----------

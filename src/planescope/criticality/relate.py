@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from planescope.criticality.areas import areas
 from planescope.criticality.relation import (
     FEWEST_RUNS,
     Association,
@@ -30,7 +31,7 @@ from planescope.training.run import Run, State
 # (runs done, runs in all, path of the next one)
 OnRun = Callable[[int, int, str], None]
 
-# Draws for what is said of each of several runs alone.
+# Draws for what is said of each of several runs alone, and for areas.
 DRAWS_A_RUN = 999
 
 
@@ -43,6 +44,7 @@ def relate(
     unfinished: bool = False,
     draws: int = 9999,
     seed: int = 0,
+    alpha: bool = False,
     trust: bool | str | Collection[str] = False,
     on_run: OnRun | None = None,
 ) -> Relation:
@@ -63,6 +65,9 @@ def relate(
         said of one of several runs alone at most 999.
     seed : int
         Of these draws, and of the random control.
+    alpha : bool
+        Take WeightWatcher's alpha among the scores, which takes a singular value decomposition of
+        each layer.
     trust
         As for a `Run`; of those given as paths.
     on_run : callable, optional
@@ -99,7 +104,9 @@ def relate(
         resets = _resets(run, unfinished=unfinished)
         if run.unknown:
             notes.append(run.unknown)
-        related = list(_related(run, resets, critical=critical, robust=robust, rng=rng))
+        related = list(
+            _related(run, resets, critical=critical, robust=robust, rng=rng, with_alpha=alpha)
+        )
         if not related:
             notes.append(f"{run.path} is left out: its network is no better than chance")
         layers += related
@@ -169,6 +176,7 @@ def relate_layers(
         shares=tuple(shares(layers, draws=draws, rng=rng)),
         comparisons=tuple(comparisons),
         advice=tuple(advise(layers, critical=critical)),
+        areas=tuple(areas(layers, [*SCORES], draws=min(draws, DRAWS_A_RUN), rng=rng)),
         seed=seed,
         draws=draws,
         notes=(*notes, *_notes(layers)),
@@ -250,7 +258,13 @@ def _resets(run: Run, *, unfinished: bool) -> Resets:
 
 
 def _related(
-    run: Run, resets: Resets, *, critical: float, robust: float, rng: np.random.Generator
+    run: Run,
+    resets: Resets,
+    *,
+    critical: float,
+    robust: float,
+    rng: np.random.Generator,
+    with_alpha: bool,
 ) -> Iterator[RelatedLayer]:
     """Layers of a run in order; none where the trained network is no better than chance."""
     names = [layer.name for layer in resets.layers]
@@ -291,7 +305,10 @@ def _related(
                 weights[layer.name],
                 position=i / max(1, len(names) - 1),
                 random=float(rng.random()),
+                with_alpha=with_alpha,
             ),
+            loss=cell.loss,
+            decision=cell.critical,
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from planescope.criticality.definition import Critical
 from planescope.files.results import Table, columns_of
 from planescope.hyperplanes.chance import LEVEL
 from planescope.hyperplanes.layer import Kind
@@ -21,6 +22,14 @@ class Selection(StrEnum):
     ALL = "all"
     INNER = "inner"  # without those whose input is an image, of which the theory does not speak
     FIRST = "first"  # those alone
+
+
+class Over(StrEnum):
+    """Pairs of layers that an area under the ROC curve is taken over."""
+
+    POOLED = "pooled"  # all
+    WITHIN = "within"  # of one run each
+    DECIDED = "decided"  # all of layers whose loss is told from the threshold
 
 
 class Decision(StrEnum):
@@ -62,6 +71,10 @@ class RelatedLayer:
         not above the threshold.
     scores : dict of str to (float or None)
         By the names of `planescope.criticality.scores.SCORES`.
+    loss : float or None
+        Share of what the network knows beyond chance that is gone (METHOD, section 7).
+    decision : {"yes", "no", "undecided"} or None
+        Whether the layer is critical by the interval of that loss.
     """
 
     run: str
@@ -76,6 +89,8 @@ class RelatedLayer:
     critical: bool
     robust: bool
     scores: dict[str, float | None]
+    loss: float | None = None
+    decision: Critical | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +147,46 @@ class Association:
     average_precision: float | None = None
     average_precision_low: float | None = None
     average_precision_high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """The area under the ROC curve of a score for "critical" by the definition (METHOD, section 7).
+
+    A layer is critical where its loss is above 0.1; of `over` "decided", where the interval is.
+
+    Attributes
+    ----------
+    score : str
+    over : {"pooled", "within", "decided"}
+    runs, layers, critical : int
+        How many runs and layers have the score, and how many of these are critical.
+    auc, low, high : float or None
+        And 95 % interval, runs drawn anew; None of one run.
+    random_low, random_high : float or None
+        What 95 % of scores that are drawn at random have.
+    over_l2, over_l2_low, over_l2_high : float or None
+        How much larger it is than that of the distance from initialisation, paired.
+    over_alpha, over_alpha_low, over_alpha_high : float or None
+        And than that of WeightWatcher's alpha.
+    """
+
+    score: str
+    over: Over
+    runs: int
+    layers: int
+    critical: int
+    auc: float
+    low: float | None
+    high: float | None
+    random_low: float | None
+    random_high: float | None
+    over_l2: float | None = None
+    over_l2_low: float | None = None
+    over_l2_high: float | None = None
+    over_alpha: float | None = None
+    over_alpha_low: float | None = None
+    over_alpha_high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +279,8 @@ class Relation(Table):
         Paths.
     critical, robust : float
         Thresholds of these words for the relative drop.
-    layers, associations, shares, comparisons, advice
-        In the order of runs, layers and scores.
+    layers, associations, shares, comparisons, advice, areas
+        In the order of runs, layers and scores; areas are none where no layer has a loss.
     seed, draws : int
         Of bootstrap, shuffles and the random control; how many of each.
     notes : tuple of str
@@ -247,6 +302,7 @@ class Relation(Table):
     advice: tuple[Advice, ...]
     seed: int
     draws: int
+    areas: tuple[Area, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from planescope.criticality.alpha import alpha
 from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.layer import Layer
 from planescope.measurement.record import LayerMeasurement
@@ -22,6 +23,7 @@ SCORES = {
     "frobenius": "Frobenius norm of the weights",
     "spectral": "largest singular value of the weights, a filter a row",
     "stable_rank": "squared Frobenius norm over squared spectral norm",
+    "alpha": "exponent of the spectrum, WeightWatcher's; where it was asked for",
     "position": "place in the network, 0 for the first layer and 1 for the last",
     "random": "a number drawn at random, to compare with",
 }
@@ -32,7 +34,13 @@ CONTROL = "random"
 
 
 def layer_scores(
-    measured: LayerMeasurement, layer: Layer, /, *, position: float, random: float
+    measured: LayerMeasurement,
+    layer: Layer,
+    /,
+    *,
+    position: float,
+    random: float,
+    with_alpha: bool = False,
 ) -> dict[str, float | None]:
     """Return all scores of a layer by name; None where a score has no meaning (no norm, no filter).
 
@@ -44,6 +52,8 @@ def layer_scores(
         Whose weights are read.
     position, random : float
         As they are to be told.
+    with_alpha : bool
+        Whether to compute alpha, which takes a while for wide layers.
     """
     frobenius, spectral = _norms(layer)
     return {
@@ -56,6 +66,7 @@ def layer_scores(
         "frobenius": frobenius,
         "spectral": spectral,
         "stable_rank": (frobenius / spectral) ** 2 if frobenius and spectral else None,
+        "alpha": alpha(np.asarray(layer.weight.read())) if with_alpha else None,
         "position": position,
         "random": random,
     }

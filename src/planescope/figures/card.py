@@ -43,7 +43,7 @@ def write_card(measurement: Measurement, path: str | os.PathLike[str], /) -> Non
     picture = picture_of(path)
     save(overview(measurement), picture)
     with replacing(path) as draft:
-        draft.write_text(card(measurement, picture.name), encoding="utf-8")
+        draft.write_text(card(measurement, picture.name), encoding="utf-8", newline="\n")
 
 
 def picture_of(path: str | os.PathLike[str], /) -> Path:

@@ -37,7 +37,7 @@ ENTRY = 2.2
 
 @styled
 def plan(plan: Plan, /, *, width: Width = "page") -> Figure:
-    """What is lost at each size that was tried, and what stays of each layer.
+    """Draw the loss at each size that was tried, and the share of each layer that stays.
 
     A line is an allocation, dashed as it is and drawn through where it is repaired; the diamond is
     the plan. The loss is METHOD's where there is one, else the measure that the plan names.

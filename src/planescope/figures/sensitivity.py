@@ -1,4 +1,4 @@
-"""What each layer is worth: a curve a layer, and a map of layers × ways beside what layers take."""
+"""Figures of sensitivity: a curve a layer, and a map of layers × ways beside layers' sizes."""
 
 from __future__ import annotations
 

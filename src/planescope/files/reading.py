@@ -28,16 +28,17 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     CheckpointError
         If it is none, or cannot be opened.
     """
-    if (opener := _ELSEWHERE.get(Path(path))) is not None:
+    where = path if isinstance(path, Path) else Path(path)
+    if (opener := _ELSEWHERE.get(where)) is not None:
         return opener()
     try:
-        mode = Path(path).stat().st_mode
+        mode = where.stat().st_mode
         if stat.S_ISDIR(mode):
             raise CheckpointError(f"{path}: cannot be read: is a folder, not a file")
         # Opening a pipe would block, and reading a device might never end.
         if not stat.S_ISREG(mode):
             raise CheckpointError(f"{path}: is not a regular file; copy it into one first")
-        return Path(path).open("rb")
+        return where.open("rb")
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         reason = getattr(exc, "strerror", None) or exc
         raise CheckpointError(f"{path}: cannot be read: {reason}") from exc

@@ -255,7 +255,7 @@ def save(results: Sequence[Table], path: str | os.PathLike[str], /) -> None:
 
 
 def _write_json(results: Sequence[Result], draft: Path) -> None:
-    draft.write_text(to_json(results) + "\n", encoding="utf-8")
+    draft.write_text(to_json(results) + "\n", encoding="utf-8", newline="\n")
 
 
 def _short(value: Any) -> str:

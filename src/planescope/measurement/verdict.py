@@ -1,4 +1,4 @@
-"""What can be concluded of a measured network, in a sentence (METHOD, sections 2 to 4)."""
+"""The verdict on a measured network, in a sentence (METHOD, sections 2 to 4)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _APART = {Input.IMAGE: "whose input is an image", Input.OTHER: "behind something
 
 @dataclass(frozen=True)
 class Finding:
-    """What the tests of one layer say.
+    """The outcome of the tests of one layer.
 
     Attributes
     ----------

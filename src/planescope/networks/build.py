@@ -25,6 +25,7 @@ from planescope.networks.paper import (
     network,
     smallest_image,
 )
+from planescope.networks.residual import RESNETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,9 +51,9 @@ def build(
     Parameters
     ----------
     name : str
-        One of the paper's networks (METHOD, section 8), ``torchvision:NAME``, ``timm:NAME``, or
-        ``package.module:callable``, which gets those of `in_channels`, `classes` and `image_size`
-        that it has parameters for.
+        One of the paper's networks (METHOD, section 8), ``resnet20`` to ``resnet110`` of CIFAR,
+        ``torchvision:NAME``, ``timm:NAME``, or ``package.module:callable``, which gets those of
+        `in_channels`, `classes` and `image_size` that it has parameters for.
     width : float
         Multiplies the number of filters of every layer but the last, rounded, at least 1; of the
         paper's networks alone.
@@ -85,6 +86,12 @@ def build(
         )
     required("torch")
     with _drawing_from(seed):
+        if name in RESNETS:
+            from planescope.networks import residual_module
+
+            return residual_module.build(
+                name, in_channels=in_channels, classes=classes, width=width
+            )
         if not colon:
             return _paper(name, in_channels, classes, width, image_size, drawn=drawn)
         if library == "torchvision":

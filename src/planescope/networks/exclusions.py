@@ -5,6 +5,7 @@ Each function gives a reason, half a sentence for a reader, or None.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -31,6 +32,8 @@ _ADAPTERS = (
     ),
     re.compile(r"(^|[._/])lora[._]"),
 )
+# Any of what begins a part of an adapter, to tell at once that a name has none.
+_OF_ADAPTERS = re.compile("lora|hada_w|lokr_w|oft_|vera_lambda|ia3_l|dora_scale")
 # Tensors beside a weight that leave it as it is.
 _STATISTICS = ("running_mean", "moving_mean", "avg_mean", "_mean", ".mean")
 _HARMLESS = frozenset(
@@ -67,23 +70,27 @@ def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[s
         parent, _, last = _split(module)
         children[parent].add(last)
     cells = {parent for parent, held in children.items() if any(g <= held for g in _GATES)}
+    kernels = [name.removesuffix(":0") for name in tensors if "recurrent_kernel" in name]
+    keras = {
+        name.removesuffix("recurrent_kernel")[:-1]
+        for name in kernels
+        if name.endswith(tuple(f"{s}recurrent_kernel" for s in "./_"))
+    }
+    is_cell = functools.cache(lambda part: bool(_CELL.search(part)))
     found = set()
     for module in modules:
         parent, _, last = _split(module)
         is_gate = parent in cells and bool(_GATE.fullmatch(last))
-        is_keras = any(
-            f"{module}{s}recurrent_kernel{end}" in tensors for s in "./_" for end in ("", ":0")
-        )
-        is_torch = any(f"{module}{s}weight" in tensors for s in "./")
-        above = [last] if is_torch else re.split(r"[./]", module)
-        if is_gate or is_keras or any(_CELL.search(part) for part in above):
+        is_torch = f"{module}.weight" in tensors or f"{module}/weight" in tensors
+        above = [last] if is_torch else module.replace("/", ".").split(".")
+        if is_gate or module in keras or any(map(is_cell, above)):
             found.add(module)
     return found
 
 
 def _split(module: str) -> tuple[str, str, str]:
-    match = re.fullmatch(r"(?:(.*)([./]))?([^./]*)", module)
-    return (match[1] or "", match[2] or "", match[3]) if match else ("", "", module)
+    at = max(module.rfind("."), module.rfind("/"))
+    return (module[: max(at, 0)], module[at] if at >= 0 else "", module[at + 1 :])
 
 
 def adapted(names: Iterable[str], /) -> tuple[dict[str, str], list[str]]:
@@ -97,7 +104,7 @@ def adapted(names: Iterable[str], /) -> tuple[dict[str, str], list[str]]:
         All modules that are changed.
     """
     parts = {}
-    for name in names:
+    for name in filter(_OF_ADAPTERS.search, names):
         match = next((m for p in _ADAPTERS if (m := p.search(name)) is not None), None)
         if match is not None:
             module = name[: match.start()].removesuffix(".base_layer")

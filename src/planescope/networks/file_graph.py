@@ -21,11 +21,17 @@ class FileGraph(nn.Module):  # type: ignore[misc]
         Whether pictures enter with their channels behind.
     largest_bytes : int
         Of the values between layers, for one input, once there was one.
+    left : dict of str to str
+        Layers of the file that are no modules within this one, and why.
     """
 
     picture_shape: tuple[int, int, int] | None = None
     channels_last: bool = False
     largest_bytes: int = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: dict[str, str] = {}
 
     @property
     def work(self) -> Mapping[str, int | None]:

@@ -17,6 +17,7 @@ from typing import Any
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import (
     Described,
+    Input,
     Kind,
     Layer,
     Layout,
@@ -277,13 +278,14 @@ def _beside(stored: Sequence[_Stored], tensors: Mapping[str, Tensor]) -> dict[st
     modules = {each.module: each for each in stored}
     found: defaultdict[str, list[str]] = defaultdict(list)
     for name, tensor in tensors.items():
-        match = re.fullmatch(r"(.*)[./]([^./]*)", name, re.DOTALL)
-        if match is None or match[1] not in modules:
+        at = max(name.rfind("."), name.rfind("/"))
+        module, last = name[: max(at, 0)], name[at + 1 :]
+        if at < 0 or module not in modules:
             continue
-        known = modules[match[1]]
-        is_own = match[2] == known.ending or match[2] in WEIGHTS.get(known.ending, ())
+        known = modules[module]
+        is_own = last == known.ending or last in WEIGHTS.get(known.ending, ())
         if not is_own and (tensor.is_floating or len(tensor.shape) > 0):
-            found[match[1]].append(match[2])
+            found[module].append(last)
     return found
 
 
@@ -336,10 +338,11 @@ def _layer(
         name=each.module,
         kind=axes.kind,
         weight=reordered(each.tensor, axes),
+        bias=None if each.bias is None else _flat(each.bias),
         groups=axes.groups,
+        stage=None if place is None else place.stage,
+        input=Input.UNKNOWN if place is None else place.input,
     )
-    if place is not None:
-        layer = dataclasses.replace(layer, stage=place.stage, input=place.input)
     if each.bias is None:
         return layer
     if each.outputs != layer.filters:
@@ -353,7 +356,7 @@ def _layer(
             reason=f"read as it was given it has {layer.filters} filters, but its bias has "
             f"{each.outputs} values",
         )
-    return dataclasses.replace(layer, bias=_flat(each.bias))
+    return layer
 
 
 def _flat(bias: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ name, and then how the shapes follow from layer to layer.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -224,6 +225,7 @@ def _links(members: Sequence[Weight]) -> tuple[int, int]:
     return first, last
 
 
+@functools.lru_cache(maxsize=256)
 def _by_form(shape: Shape) -> Layout | None:
     """Tell the side of the filters by the other axes being a kernel: small, and as wide as high."""
     if len(shape) < 3:
@@ -412,8 +414,9 @@ def _hint(weight: Weight) -> int:
     """Score how far the name and a kernel of even extents speak for a transposed convolution."""
     if _TRANSPOSED.search(weight.module):
         return 2
-    is_even = all(extent in (2, 4) for extent in weight.shape[2:])
-    return int(bool(_UP.search(weight.module))) + int(is_even and bool(_UP.search(weight.module)))
+    if not _UP.search(weight.module):
+        return 0
+    return 2 if all(extent in (2, 4) for extent in weight.shape[2:]) else 1
 
 
 def _score(

@@ -10,6 +10,7 @@ from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import StateDict
 from planescope.networks import paper
 from planescope.networks.build import build
+from planescope.networks.residual import FILTERS, FIRST, RESNETS
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +96,8 @@ def _image(first: tuple[int, ...]) -> dict[str, int]:
 
 def _width(name: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
     """Return the factor that gives every layer its number of filters, each rounded."""
+    if name in RESNETS:
+        return shapes[f"{FIRST}.weight"][0] / FILTERS
     low, high = 0.0, math.inf
     for operation in paper.network(name).operations:
         if isinstance(operation, paper.Convolution | paper.Linear) and operation.filters:

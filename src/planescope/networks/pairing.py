@@ -32,6 +32,7 @@ NORMS = (
 )
 
 _SEPARATORS = "./"
+_MEANS = tuple({mean for mean, *_ in NORMS})
 _AFFIX = r"(bn|norm|batch_?norm(alization)?|batch)"
 
 
@@ -84,7 +85,8 @@ def find_norms(tensors: Mapping[str, Tensor], /) -> Norms:
     found: dict[str, FoundNorm] = {}
     broken: dict[str, str] = {}
     parts: set[str] = set()
-    for at, (name, mean) in enumerate(tensors.items()):
+    means = [(at, *item) for at, item in enumerate(tensors.items()) if item[0].endswith(_MEANS)]
+    for at, name, mean in means:
         for mean_name, variance_name, gamma_name, beta_name, eps in NORMS:
             stem = name.removesuffix(mean_name)
             variance = tensors.get(stem + variance_name)
@@ -244,6 +246,8 @@ class _Index:
 
     def __init__(self, norms: Mapping[str, FoundNorm]) -> None:
         self.norms = norms
+        # Blocks of a network repeat the names of their parts.
+        self.rule = functools.cache(_rule)
         self.alike: defaultdict[tuple[object, ...], list[tuple[str, FoundNorm]]] = defaultdict(list)
         self.below: defaultdict[str, list[FoundNorm]] = defaultdict(list)
         for name, norm in norms.items():
@@ -260,7 +264,7 @@ class _Index:
         for at, part in enumerate(parts):
             where = f"{at} of {len(parts)}"
             for other, norm in self.alike[(at, *parts[:at], None, *parts[at + 1 :])]:
-                if (rule := _rule(part, other, is_last=at == len(parts) - 1)) is not None:
+                if (rule := self.rule(part, other, is_last=at == len(parts) - 1)) is not None:
                     yield (rule[0], where, *rule[1:]), norm
 
 
@@ -295,7 +299,7 @@ def _words(part: str) -> tuple[str, list[str]]:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    return tuple(re.split(r"[./]", name))
+    return tuple(name.replace("/", ".").split("."))
 
 
 def _joined(parts: Sequence[str]) -> str:

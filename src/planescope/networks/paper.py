@@ -1,5 +1,8 @@
 """The paper's networks (METHOD, section 8): one table, to build, place and check them by.
 
+ResNets of CIFAR, which are no sequences, have a table of their own (`residual`); their names work
+here too.
+
 Modules are named as torchvision names them, those of `mlp` as the authors of the paper do, so that
 state dicts are interchangeable. Nothing here needs torch.
 """
@@ -13,7 +16,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from planescope.files.errors import CheckpointError, UsageError, nearest, published
 from planescope.hyperplanes.layer import Kind, Place, StateDict
+from planescope.networks import residual
 from planescope.networks.places import Node, Position, Role, follow
+from planescope.networks.residual import RESNETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -291,9 +296,8 @@ def network(name: str, /) -> Network:
         If there is none; the message has the nearest names.
     """
     if name not in NETWORKS:
-        raise UsageError(
-            f"no network is called {name!r}; {nearest(name, NETWORKS)}{published(name)}"
-        )
+        known = (*NETWORKS, *RESNETS)
+        raise UsageError(f"no network is called {name!r}; {nearest(name, known)}{published(name)}")
     return NETWORKS[name]
 
 
@@ -323,6 +327,8 @@ def places(name: str, /) -> dict[str, Place]:
     UsageError
         If there is no such network.
     """
+    if name in RESNETS:
+        return residual.places(name)
     operations = network(name).operations
     nodes = [Node(role=Role.IMAGE)]
     for operation in operations:
@@ -389,9 +395,10 @@ def match(name: str, state: StateDict, /) -> StateDict:
 
 def _without_prefix(name: str, state: StateDict) -> StateDict:
     first = next(iter(places(name))) + ".weight"
-    prefixed = (key for key in state.tensors if key.endswith(f".{first}"))
-    if first in state.tensors or (key := next(prefixed, None)) is None:
+    prefixed = [key for key in state.tensors if key.endswith(f".{first}")]
+    if first in state.tensors or not prefixed:
         return state
+    key = min(prefixed, key=len)  # blocks of a ResNet have a layer of that name too
     prefix = key.removesuffix(first)
     tensors = {key.removeprefix(prefix): tensor for key, tensor in state.tensors.items()}
     return dataclasses.replace(state, tensors=tensors)
@@ -413,9 +420,12 @@ def check(name: str, state: StateDict, /) -> None:
         for key, tensor in state.tensors.items()
         if key.endswith(".weight")
     }
-    operations = network(name).operations
-    known = {operation.name for operation in operations if isinstance(operation, WithWeight)}
-    fault = _misfit(operations, shapes)
+    if name in RESNETS:
+        known, fault = residual.modules(name), residual.misfit(name, shapes)
+    else:
+        operations = network(name).operations
+        known = {operation.name for operation in operations if isinstance(operation, WithWeight)}
+        fault = _misfit(operations, shapes)
     extra = next((module for module in shapes if module not in known), None)
     if fault is None and extra is not None:
         fault = f"it has a layer {extra} of shape {shapes[extra]}, which {name} has not"

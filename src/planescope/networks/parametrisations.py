@@ -22,6 +22,10 @@ _ORIGINAL = re.compile(r"original\d?$")
 _SPECTRAL = re.compile(r"(\d+)\.(_u|_v)$")
 _OLD = re.compile(r"(?:^|(?P<module>.*)\.)(?P<name>[^.]+)_(?P<part>orig|mask|g|v|u)$")
 
+# Most names have nothing of these, and are told so at once.
+_MARK = "parametrizations."
+_ENDS = ("_orig", "_mask", "_g", "_v", "_u")
+
 NOT_TOLD = "{} is computed from parts by a formula that a state dict does not tell; give the module"
 
 
@@ -31,6 +35,8 @@ def resolved(state: StateDict, /) -> StateDict:
     The parts stay unread until the weight is. Parts that make no weight by a formula we know stay
     as they are, and `reasons` tells why their module is no layer to be measured.
     """
+    if not any(_MARK in name or name.endswith(_ENDS) for name in state.tensors):
+        return state
     tensors = _unmasked(state.tensors)
     chains: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     olds: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -71,7 +77,7 @@ def _last(whole: str) -> str:
 
 def is_part(name: str, /) -> bool:
     """Return whether a tensor is a part of one that is computed."""
-    return bool(_STEPS.fullmatch(name)) or bool(re.search(r"_(orig|mask)$", name))
+    return name.endswith(("_orig", "_mask")) or (_MARK in name and bool(_STEPS.fullmatch(name)))
 
 
 def _unmasked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from planescope.files import records
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside, make_inside, names_inside, replacing_inside
+from planescope.files.locks import held, is_locked
 from planescope.files.reading import read_text
 from planescope.files.results import Result
 from planescope.study.plan import Plan, StudyConfig, read_plan
-from planescope.training.run import Run, held, is_locked
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +155,7 @@ class Study:
     def save_plan(self) -> None:
         """Keep the YAML that the study is made by."""
         with replacing_inside(self.path, "study.yaml") as draft:
-            draft.write_text(self.plan.document.text, encoding="utf-8")
+            draft.write_text(self.plan.document.text, encoding="utf-8", newline="\n")
 
     @property
     def plan(self) -> Plan:
@@ -317,7 +318,7 @@ class Study:
         fields = {"schema": RECORD_SCHEMA, **dataclasses.asdict(record)}
         make_inside(self.path, "runs", record.name)
         with replacing_inside(self.path, "runs", record.name, "study.json") as draft:
-            draft.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            draft.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8", newline="\n")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

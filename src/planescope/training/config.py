@@ -82,7 +82,8 @@ class RunConfig(BaseModel):
         "lenet",
         description="One of the paper's networks (lenet, alexnet, vgg11 ... vgg19_bn, vgg19_orig, "
         "mlp, mlp_bn), lenet or vgg11 with _bn or _gn (batch, group norm) and _leaky, _gelu or "
-        "_tanh behind the name, torchvision:NAME, timm:NAME or package.module:callable.",
+        "_tanh behind the name, resnet20 to resnet110 of CIFAR, torchvision:NAME, timm:NAME or "
+        "package.module:callable.",
     )
     width: float = Field(
         1.0, gt=0, description="Multiplies the number of filters of each layer but the last."

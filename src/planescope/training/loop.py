@@ -408,7 +408,7 @@ def _fit(trainer: pl.Trainer, task: Task, recorder: Recorder, run: Run) -> None:
     except BaseException:
         launcher = trainer.strategy.launcher
         if launcher is not None:  # the other processes wait for this one, for ever
-            launcher.kill(signal.SIGKILL)
+            launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no SIGKILL
         raise
 
 

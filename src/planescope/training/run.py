@@ -20,14 +20,11 @@ resumed.
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import functools
-import io
 import json
 import os
 import re
-import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -46,10 +43,11 @@ from planescope.files.folders import (
     remove_inside,
     replacing_inside,
 )
+from planescope.files.locks import held, is_locked
 from planescope.files.optional import consented
 from planescope.files.reading import open_binary, read_text
 from planescope.files.records import record
-from planescope.files.writing import from_cell, is_utf8, write_csv, write_parquet
+from planescope.files.writing import is_utf8, write_csv
 from planescope.hyperplanes.layer import Structure
 from planescope.measurement.record import (
     LAYER_KEYS,
@@ -58,6 +56,8 @@ from planescope.measurement.record import (
     layer_from_dict,
     layers_table,
 )
+from planescope.training import columns
+from planescope.training.columns import MEASUREMENT_KEYS, MEASUREMENTS_SCHEMA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,6 @@ if TYPE_CHECKING:
     from planescope.training.tracked import TrackedConfig
 
 METRICS_SCHEMA = "planescope.metrics/1"
-MEASUREMENTS_SCHEMA = "planescope.run-measurements/1"
 SNAPSHOT_SCHEMA = "planescope.snapshot/1"
 FILTERS_SCHEMA = "planescope.run-filters/1"
 ENVIRONMENT_SCHEMA = "planescope.environment/1"
@@ -87,10 +86,6 @@ REPETITION = frozenset(
 )  # fmt: skip
 
 _EPOCH_FILE = re.compile(r"(?:epoch|step)-(\d{4,})\.safetensors")
-_MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
-# What later versions measure too, and what a file of before has in its place.
-_LATER = {"sideless": 0}
-_TEXT_KEYS = ("schema", "view", "name", "kind", "input", "kernel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +268,7 @@ class Run:
 
     @property
     def tracked(self) -> TrackedConfig | None:
-        """What a Tracker knew of the training; None of a run that planescope trained.
+        """Return what a Tracker knew of the training; None for a run that planescope trained.
 
         Raises
         ------
@@ -290,7 +285,7 @@ class Run:
 
     @property
     def about(self) -> RunConfig | TrackedConfig:
-        """What is known of the training: `tracked`, or else `config`."""
+        """Return all that is known of the training: `tracked`, or else `config`."""
         return self.tracked or self.config
 
     @property
@@ -300,18 +295,18 @@ class Run:
 
     @functools.cached_property  # it never changes, and every file of a run asks for it
     def unit(self) -> str:
-        """What its snapshots are numbered by: epochs, or steps where a Tracker counted these."""
+        """Return the unit of its snapshots: epochs, or steps where a Tracker counted these."""
         tracked = self.tracked
         return "epoch" if tracked is None else tracked.unit
 
     @property
     def named_data(self) -> str | None:
-        """What somebody said that its data are; None where nobody did."""
+        """Return the name that was given to its data; None where nobody gave one."""
         return self._given.get("data") if self.tracked is not None else self.config.data
 
     @property
     def named_network(self) -> str | None:
-        """What its network is built by; None where only its class is known."""
+        """Return the name that its network is built by; None where only its class is known."""
         return self._given.get("network") if self.tracked is not None else self.config.network
 
     def consented(self, kind: Kind, /) -> str:
@@ -402,10 +397,9 @@ class Run:
         path = self._part("metrics.csv")
         if not path.is_file():
             return ()
-        keys = tuple(map(self._key_in_files, ("schema", *_METRICS_KEYS)))
-        columns = self._with_epochs(_read_csv(path, keys))
-        columns.pop("schema")
-        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        found = columns.read_csv(path, ("schema", *_METRICS_KEYS), self.unit)
+        found.pop("schema")
+        rows = (dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True))
         try:
             return tuple(record(EpochMetrics, row) for row in rows)
         except ValueError as exc:
@@ -447,10 +441,10 @@ class Run:
         CheckpointError
             As `measurements`.
         """
-        columns = self._whole_table()
+        table = self._whole_table()
         found: dict[int, list[LayerMeasurement]] = {}
-        for values in zip(*columns.values(), strict=True):
-            row = dict(zip(columns, values, strict=True))
+        for values in zip(*table.values(), strict=True):
+            row = dict(zip(table, values, strict=True))
             fields = {key: row[key] for key in LAYER_KEYS}
             try:
                 fields["kernel"] = [
@@ -598,12 +592,13 @@ class Run:
 
     def save_metrics(self, metrics: Sequence[EpochMetrics]) -> None:
         """Write the records of all epochs."""
-        columns: dict[str, list[Any]] = {"schema": [METRICS_SCHEMA] * len(metrics)}
-        columns |= {
-            self._key_in_files(key): [getattr(row, key) for row in metrics] for key in _METRICS_KEYS
+        table: dict[str, list[Any]] = {"schema": [METRICS_SCHEMA] * len(metrics)}
+        table |= {
+            columns.key_in_files(key, self.unit): [getattr(row, key) for row in metrics]
+            for key in _METRICS_KEYS
         }
         with replacing_inside(self.path, "metrics.csv") as draft:
-            write_csv(draft, columns)
+            write_csv(draft, table)
 
     def save_snapshot(
         self, epoch: int, weights: Mapping[str, torch.Tensor], about: Mapping[str, Any]
@@ -662,8 +657,8 @@ class Run:
         new = layers_table([measurement])
         rows = len(new["name"])
         new |= {"schema": [MEASUREMENTS_SCHEMA] * rows, "epoch": [epoch] * rows}
-        known = self._measured() or {key: [] for key in _MEASUREMENT_KEYS}
-        self._save_measured({key: [*known[key], *new[key]] for key in _MEASUREMENT_KEYS})
+        known = self._measured() or {key: [] for key in MEASUREMENT_KEYS}
+        self._save_measured({key: [*known[key], *new[key]] for key in MEASUREMENT_KEYS})
 
     def cut(self, epoch: int) -> None:
         """Remove what was written after an epoch; -1 leaves nothing."""
@@ -694,7 +689,7 @@ class Run:
 
     def _write(self, name: str, text: str) -> None:
         with replacing_inside(self.path, name) as draft:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_text(text, encoding="utf-8", newline="\n")
 
     @property
     def _measurements_file(self) -> Path:
@@ -704,8 +699,8 @@ class Run:
 
     def _whole_table(self) -> dict[str, list[Any]]:
         """Columns of the measurements; an error where there are none that this version reads."""
-        columns = self._measured()
-        if not columns:
+        measured = self._measured()
+        if not measured:
             if self.status.state is State.FINISHED:
                 raise CheckpointError(
                     f"{self._measurements_file}: is lost; planescope measure "
@@ -715,39 +710,16 @@ class Run:
                 f"{self.path}: nothing was measured yet; planescope train --resume --out "
                 f"{self.path} goes on with it"
             )
-        if others := {str(schema) for schema in columns["schema"]} - {MEASUREMENTS_SCHEMA}:
+        if others := {str(schema) for schema in measured["schema"]} - {MEASUREMENTS_SCHEMA}:
             raise CheckpointError(
                 f"{self._measurements_file}: holds rows of the schema {min(others)!r}, and this "
                 f"version of planescope reads {MEASUREMENTS_SCHEMA!r}; train the run again"
             )
-        return columns
+        return measured
 
     def _measured(self) -> dict[str, list[Any]]:
         path = self._measurements_file
-        if not path.is_file():
-            return {}
-        if path.suffix == ".csv":
-            keys = tuple(map(self._key_in_files, _MEASUREMENT_KEYS))
-            return self._with_epochs(_read_csv(path, keys, later=_LATER))
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            # One file as it is: what reads several together imports pandas, half a second.
-            with open_binary(path) as file:
-                table = pq.ParquetFile(file)
-                # Packed, a few bytes can stand for a billion rows; each of ours takes hundreds.
-                if table.metadata.num_rows > os.fstat(file.fileno()).st_size:
-                    raise ValueError("it claims more rows than bytes")
-                columns = table.read().to_pydict()
-        except (OSError, ValueError, pa.ArrowException) as exc:
-            raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
-        rows = len(next(iter(columns.values()), ()))
-        columns = {key: [value] * rows for key, value in _LATER.items()} | columns
-        columns = self._with_epochs(columns)
-        if columns.keys() != set(_MEASUREMENT_KEYS):
-            raise CheckpointError(f"{path}: is damaged (its columns are others)")
-        return {key: columns[key] for key in _MEASUREMENT_KEYS}
+        return columns.read_measurements(path, self.unit) if path.is_file() else {}
 
     def _save_filters(self, epoch: int, measurement: Measurement) -> None:
         """Single precision, for pictures; a snapshot of a large network is a thousand times this.
@@ -770,138 +742,11 @@ class Run:
         with replacing_inside(self.path, _FILTERS, _file_of(epoch, self.unit)) as draft:
             save_file(arrays, draft, {"planescope": about})
 
-    def _key_in_files(self, key: str) -> str:
-        """Return what files call a column; that of epochs has the name of the unit there."""
-        return self.unit if key == "epoch" else key
-
-    def _with_epochs(self, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """Return the columns of a file by the names that they have here."""
-        return {"epoch" if key == self.unit else key: col for key, col in columns.items()}
-
-    def _save_measured(self, columns: Mapping[str, list[Any]]) -> None:
-        columns = {self._key_in_files(key): col for key, col in columns.items()}
+    def _save_measured(self, measured: Mapping[str, list[Any]]) -> None:
         path = self._measurements_file
         with replacing_inside(self.path, path.name) as draft:
-            if path.suffix == ".csv":
-                write_csv(draft, columns)
-            else:
-                write_parquet(draft, columns, {"schema": MEASUREMENTS_SCHEMA})
-
-
-@contextlib.contextmanager
-def held(path: Path, /, *, timeout: float = -1) -> Iterator[bool]:
-    """Hold a lock; give False where another process still has it after so many seconds.
-
-    Raises
-    ------
-    UsageError
-        If what is there cannot be a lock.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(_lockable(path), timeout=timeout)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    except OSError as exc:
-        raise _no_lock(path, exc) from exc
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def is_locked(path: Path, /) -> bool:
-    """Tell whether a process is known to hold a lock.
-
-    Raises
-    ------
-    UsageError
-        As `held`.
-    """
-    from filelock import FileLock, Timeout
-
-    if not path.exists():
-        return False
-    try:
-        with FileLock(_lockable(path), timeout=0):
-            return False
-    except Timeout:
-        return True
-    except PermissionError:
-        return _is_held_by_another(path)
-    except OSError as exc:
-        raise _no_lock(path, exc) from exc
-
-
-def _lockable(path: Path) -> Path:
-    """Refuse a file that is another one too: whoever takes a lock empties it."""
-    with contextlib.suppress(FileNotFoundError):
-        about = path.lstat()
-        if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
-            raise UsageError(f"{path}: is no file of its own and cannot be a lock; remove it")
-    return path
-
-
-def _no_lock(path: Path, exc: OSError) -> UsageError:
-    return UsageError(f"{path}: cannot be locked: {exc.strerror or one_line(exc)}")
-
-
-def _is_held_by_another(path: Path) -> bool:
-    """Return the same of a file that may be read alone, as a colleague's run is."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
-        return False
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+            columns.write_measurements(draft, measured, self.unit)
 
 
 def _file_of(epoch: int, unit: str) -> str:
     return f"{unit}-{epoch:04d}.safetensors"
-
-
-def _read_csv(
-    path: Path, keys: Sequence[str], *, later: Mapping[str, Any] | None = None
-) -> dict[str, list[Any]]:
-    """Read the columns of a table that `write_csv` wrote; an empty cell is None.
-
-    Columns of `later` may be missing, and then have its value.
-
-    Raises
-    ------
-    CheckpointError
-        If its columns are others, or a row is not whole.
-    """
-    try:
-        head, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
-        missing = {key: value for key, value in (later or {}).items() if key not in head}
-        if sorted([*head, *missing]) != sorted(keys):
-            raise ValueError("its columns are others")
-        columns = zip(*rows, strict=True) if rows else [()] * len(head)
-        found = {
-            key: [_value(key, cell) for cell in column]
-            for key, column in zip(head, columns, strict=True)
-        }
-        found |= {key: [value] * len(rows) for key, value in missing.items()}
-        return {key: found[key] for key in keys}
-    except (OSError, ValueError, csv.Error) as exc:
-        raise CheckpointError(f"{path}: is damaged ({exc})") from exc
-
-
-def _value(key: str, cell: str) -> Any:
-    if cell == "" or key in _TEXT_KEYS:
-        return from_cell(cell) or None
-    if cell in ("True", "False"):
-        return cell == "True"
-    with contextlib.suppress(ValueError):
-        return int(cell)
-    return float(cell)

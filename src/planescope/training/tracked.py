@@ -1,4 +1,4 @@
-"""What is known of a training that was somebody else's, and that a Tracker followed: its record."""
+"""The record of a training that was somebody else's and that a Tracker followed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA = "planescope.tracked/1"
 
 
 class TrackedConfig(BaseModel):
-    """What a Tracker knows of the training that it follows, as ``config.yaml`` of its run has it.
+    """A Tracker's knowledge of the training that it follows, as ``config.yaml`` of its run has it.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Where the weights of an ONNX graph enter it: what has to be fed so that others stand in for them.
+"""Slots of an ONNX graph's weights: the initialisers to feed so that other weights stand in.
 
 A weight is replaced at the input of its operator, so that the one that acts is replaced, however it
 is stored: transposed, cast, quantised, or shared with what is no layer.
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 _MAIN = 1  # the scope of the model's own graph
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "com.microsoft.FusedConv")
 _NORMS = ("BatchNormalization", "InstanceNormalization")
-_SUMS = ("Add", "Sub", "Sum")
+# Norms whose scale and shift lie elsewhere, or are not of one channel each.
+_OTHER_NORMS = ("LayerNormalization", "GroupNormalization", "MeanVarianceNormalization")
+# Where channels meet those of others one by one.
+_JOINS = ("Add", "Sub", "Sum", "Mul", "Div", "Max", "Min", "Mean")
 _GRAPH, _INPUT, _OUTPUT = 7, 11, 12
 
 
@@ -48,6 +51,29 @@ class Slot:
     tensor: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """An operator with a layer's weights: what it reads and gives, and how a kernel moves.
+
+    Attributes
+    ----------
+    op : str
+    reads, gives : str
+        Values; what it gives is with the layer's bias.
+    strides, dilations, pads : tuple of int
+        Of a convolution as ONNX writes them; empty where they are not given.
+    auto_pad : str
+    """
+
+    op: str
+    reads: str
+    gives: str
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    auto_pad: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Replaceable:
     """A layer whose weights can be fed.
@@ -62,8 +88,13 @@ class Replaceable:
     takes_filters : bool
         Whether all that belongs to a filter can be fed: a bias that another operator adds cannot.
     is_output, is_coupled : bool
+    leaves_norm : bool
+        Whether a norm behind it has a scale and shift that are not taken with its filters.
     sizes : tuple of str
         Values whose sizes tell at how many positions the layer is applied.
+    calls : tuple of Call
+    mean : Slot or None
+        Running mean of the batch norm that belongs to the layer alone.
     """
 
     layer: Layer
@@ -73,7 +104,10 @@ class Replaceable:
     takes_filters: bool
     is_output: bool
     is_coupled: bool
+    leaves_norm: bool
     sizes: tuple[str, ...]
+    calls: tuple[Call, ...]
+    mean: Slot | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +227,22 @@ class _Finder:
             takes_filters=known and (len(nodes) == 1 or not any(biases)),
             is_output=any(node in self.outputs for node in nodes),
             is_coupled=any(self._couples(node) for node in nodes),
+            leaves_norm=not norm and any(self._leaves_norm(node) for node in nodes),
             sizes=tuple(self._sized(node) for node in nodes),
+            calls=tuple(self._call(node) for node in nodes),
+            mean=self._mean(first, layer) if len(nodes) == 1 else None,
+        )
+
+    def _call(self, node: Node) -> Call:
+        read = node.input(1 - self._number(node))
+        return Call(
+            op=node.op,
+            reads="" if read is None else read.text,
+            gives=self.found[node].value.text,
+            strides=node.integers("strides"),
+            dilations=node.integers("dilations"),
+            pads=node.integers("pads"),
+            auto_pad=node.text("auto_pad"),
         )
 
     def _number(self, node: Node) -> int:
@@ -224,12 +273,48 @@ class _Finder:
         return slot
 
     def _norm(self, node: Node, layer: Layer) -> tuple[Slot, ...]:
+        """Find where scale and shift of a norm enter that is of the layer's own channels."""
         behind = self.graph.only_user(self.found[node].value)
-        if behind is None or behind.op not in _NORMS:
-            return ()
-        slots = [self._slot(behind, number) for number in (1, 2)]
-        wanted = layer.weight.shape[:1]
-        return tuple(s for s in slots if s is not None and s.tensor.shape == wanted)
+        if behind is not None and behind.op in _NORMS:
+            slots = [self._slot(behind, number) for number in (1, 2)]
+        else:
+            slots = self._of_groups(behind)
+        filters = layer.weight.shape[0]
+        return tuple(s for s in slots if s is not None and math.prod(s.tensor.shape) == filters)
+
+    def _of_groups(self, node: Node | None) -> list[Slot | None]:
+        """Scale and shift of a group norm as it is exported: they follow an instance norm."""
+        for op in ("Reshape", "InstanceNormalization", "Reshape"):
+            if node is None or node.op != op:
+                return []
+            node = self.graph.only_user(node.output)
+        slots = []
+        for op in ("Mul", "Add"):
+            if node is None or node.op != op:
+                break
+            numbers = [i for i in (0, 1) if self.constants.of(node.input(i)) is not None]
+            slots.append(self._slot(node, numbers[0]) if len(numbers) == 1 else None)
+            node = self.graph.only_user(node.output)
+        return slots
+
+    def _leaves_norm(self, node: Node) -> bool:
+        """Tell whether an affine norm behind a layer is one that `_norm` does not find."""
+        behind = self.graph.only_user(self.found[node].value)
+        while behind is not None and behind not in self.found:
+            if behind.op in (*_NORMS, *_OTHER_NORMS):
+                return True
+            live = [name for name in behind.inputs if name in self.graph.dynamic]
+            if behind.op in _JOINS and len(live) > 1:
+                return False
+            behind = self.graph.only_user(behind.output)
+        return False
+
+    def _mean(self, node: Node, layer: Layer) -> Slot | None:
+        behind = self.graph.only_user(self.found[node].value)
+        if behind is None or behind.op != "BatchNormalization":
+            return None
+        slot = self._slot(behind, 3)
+        return slot if slot is not None and slot.tensor.shape == layer.weight.shape[:1] else None
 
     def _sized(self, node: Node) -> str:
         """Value of which each element stands for a position, times channels."""
@@ -270,10 +355,25 @@ class _Finder:
                         return True
                     continue
                 live = [name for name in user.inputs if name in self.graph.dynamic]
-                if user.op in _SUMS and len(live) > 1:
+                if user.op in _JOINS and not all(self._is_of(name, node) for name in live):
                     return True
                 left += [name for name in user.outputs if name is not None]
         return False
+
+    def _is_of(self, value: Name, node: Node) -> bool:
+        """Tell whether a value follows from one layer's output alone, as the gate of a SiLU."""
+        seen: set[Name] = set()
+        left = [value]
+        while left:
+            one = left.pop()
+            if one in seen or one == self.found[node].value or one not in self.graph.dynamic:
+                continue
+            seen.add(one)
+            maker = self.graph.makers.get(one)
+            if maker is None or (maker in self.found and maker is not node):
+                return False
+            left += [name for name in maker.inputs if name is not None]
+        return True
 
 
 def _members(wire: WireFile, number: int) -> list[Span]:

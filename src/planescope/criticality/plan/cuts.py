@@ -1,4 +1,4 @@
-"""What is taken away from a layer, in each way, and what has to stay when it is repaired.
+"""Cuts: the weights that each way takes from a layer, and those that a repair has to keep.
 
 To import this is to import torch.
 """

@@ -5,6 +5,7 @@ To import this is to import torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from planescope.criticality.resets.answers import Pick
-from planescope.criticality.sensitivity.inputs import InputOptions
+from planescope.criticality.sensitivity.inputs import InputOptions, read_array
 from planescope.criticality.sensitivity.inputs import synthetic as chosen_for
 from planescope.data.batches import batches
 from planescope.data.load import DataOptions, Files, Images, load
@@ -24,8 +25,6 @@ from planescope.networks.layers import find_layers
 from planescope.networks.module import read_module
 
 if TYPE_CHECKING:
-    import os
-
     from planescope.data.images import Split
     from planescope.data.loaders import Unpack
 
@@ -174,6 +173,11 @@ def _opened(
     split: Split,
     seed: int,
 ) -> tuple[str, list[str], Iterator[Batch]]:
+    if isinstance(data, str | os.PathLike) and os.fspath(data).endswith(".npy"):
+        name = str(data)
+        data = torch.from_numpy(read_array(data))
+        loader = open_loader(data, split=split, batch=_BATCH)
+        return name, loader.notes, loader.batches(module, device, unpack)
     if isinstance(data, str):
         found = call_loader(data, split)
         if found is None:

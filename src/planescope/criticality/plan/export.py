@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 FORMS = (".safetensors", ".pt", ".pth")
 
 
+def forms(source: str, /) -> tuple[str, ...]:
+    """Return the suffixes that a file with the weights of another may have: of ONNX its own."""
+    from planescope.criticality.sensitivity.job import onnx_file
+
+    return FORMS if onnx_file(source) is None else (".onnx",)
+
+
 def save_network(
     module: nn.Module,
     path: str | os.PathLike[str],
@@ -24,7 +31,7 @@ def save_network(
     like: str | os.PathLike[str] | None = None,
     architecture: str | nn.Module | None = None,
 ) -> None:
-    """Write the state dict of a network.
+    """Write the state dict of a network; of one that came as ONNX, the file with its weights.
 
     Parameters
     ----------
@@ -43,6 +50,11 @@ def save_network(
     """
     import torch
 
+    from planescope.criticality.plan.graphs import GraphNetwork
+
+    if isinstance(module, GraphNetwork):
+        module.save(path)
+        return
     tensors = {n: t.detach().cpu().contiguous() for n, t in module.state_dict().items()}
     if like is not None:
         tensors = _as_in(tensors, like, architecture)

@@ -16,6 +16,7 @@ from torch import nn
 
 from planescope.criticality.plan.patches import CONVOLUTIONS
 from planescope.data.loaders import Batch
+from planescope.networks.file_graph import FileGraph
 
 # Norms that scale and shift each channel behind what they do, and the axis of those channels.
 NORMS: dict[type[nn.Module], int] = {
@@ -97,6 +98,8 @@ def look_at(module: nn.Module, batch: Batch, /) -> Anatomy:
         elif shared[id(layer.weight)] > 1:
             found.left[name] = "it shares its weight with another layer"
     found.left.update(_odd(module))
+    if isinstance(module, FileGraph):
+        found.left.update(module.left)
     for name in found.left:
         found.calls.pop(name, None)
     return found

@@ -46,7 +46,7 @@ def opened(
     *,
     trust: bool | str | Collection[str] = False,
 ) -> Opened:
-    """Open a module, a run, of which the last snapshot is taken, or a checkpoint.
+    """Open a module, a run, of which the last snapshot is taken, a checkpoint or an ONNX file.
 
     Raises
     ------
@@ -57,6 +57,7 @@ def opened(
     """
     from torch import nn
 
+    from planescope.criticality.sensitivity.job import onnx_file
     from planescope.networks.module import unwrapped
     from planescope.training.run import Run
 
@@ -70,6 +71,10 @@ def opened(
             f"the {what} is a {type(network).__name__}; give a module, a run or a file"
         )
     if architecture is None:
+        if (path := onnx_file(network)) is not None:
+            from planescope.criticality.plan.graphs import GraphNetwork
+
+            return Opened(module=GraphNetwork(path), source=str(network), file=str(network))
         raise UsageError(
             f"{network}: a checkpoint does not tell its network; give --network NAME (network=; of "
             "repair, architecture=)"

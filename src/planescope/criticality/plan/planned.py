@@ -76,7 +76,7 @@ class Rival:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCost:
-    """What a plan takes, before it is made.
+    """The cost of making a plan, told beforehand.
 
     Attributes
     ----------

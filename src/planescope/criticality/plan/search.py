@@ -77,7 +77,8 @@ def plan(
     Parameters
     ----------
     model : torch.nn.Module, Run or path
-        Trained; of a run the last snapshot; of a file with `network`. It is left as it is.
+        Trained; of a run the last snapshot; of a checkpoint with `network`; ONNX files tell
+        theirs. It is left as it is.
     way : {"prune", "filters", "rank", "bits", "reset", "freeze"}
         METHOD, section 7. Whole filters go where their channels belong to one layer alone; layers
         that are reset or frozen are put back to the state `to`.
@@ -204,8 +205,11 @@ def _knife(way: str, whole: nn.Module, to: Any, given: Opened) -> Knife:
         return Knife(way=way, starts=_starts(to, whole, given))
     if way != "filters":
         return Knife(way=way)
+    from planescope.criticality.plan.graphs import GraphNetwork
     from planescope.criticality.sensitivity.network import find_parts
 
+    if isinstance(whole, GraphNetwork):
+        return Knife(way=way, parts=whole.parts)
     parts, _ = find_parts(whole, "all", None)
     return Knife(way=way, parts={part.layer.name: part for part in parts})
 
@@ -223,7 +227,7 @@ def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tens
     if to is None or (isinstance(to, int) and not isinstance(to, bool)):
         to = _snapshot(to, given)
     if isinstance(to, str | os.PathLike):
-        if given.architecture is None:
+        if given.architecture is None and given.file is None:
             start: nn.Module = load_file(to, given.module)
         else:
             start = opened(to, given.architecture, "state to put back to").module

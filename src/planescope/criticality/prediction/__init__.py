@@ -1,4 +1,4 @@
-"""Which layers a network cannot do without: put back to the initialisation, without labels.
+"""Predict, without labels, which layers are critical when they are put back to the initialisation.
 
 METHOD, section 7. With inputs of the network's own kind its own probabilities tell the loss to be
 expected; with the initialisation and nothing else, pictures that the network is sure of rank its

@@ -1,4 +1,4 @@
-"""Which layers a network cannot do without, without labels: records."""
+"""Records of predictions: which layers are critical, told without labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from planescope.hyperplanes.layer import Kind, Skipped
 
 
 class Method(StrEnum):
-    """What a prediction rests on."""
+    """The basis of a prediction."""
 
     SYNTHETIC = "synthetic"  # the initialisation, and pictures that the network itself chose
     UNLABELLED = "unlabelled"  # the initialisation, and inputs of the user's
@@ -22,7 +22,7 @@ class Method(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPrediction:
-    """What is said of a layer.
+    """A prediction for one layer.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class LayerPrediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(Table):
-    """Which layers of a network are critical, as far as can be told without labels.
+    """The predicted criticality of each layer, as far as it can be told without labels.
 
     Attributes
     ----------

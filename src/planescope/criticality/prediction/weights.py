@@ -1,4 +1,4 @@
-"""What weights alone tell of critical layers: next to nothing, and that is said."""
+"""The fallback from weights alone: it tells next to nothing of critical layers, and says so."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class ResetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What resets would take.
+    """The cost of resets, told beforehand.
 
     Attributes
     ----------

@@ -150,7 +150,7 @@ class Progress:
             kept = {name: tally.to_dict() for name, tally in self._tallies.items()}
             data = {"schema": SCHEMA, "protocols": {**self._all, self._protocol: kept}}
             with replacing(self._path) as draft:
-                draft.write_text(json.dumps(data) + "\n", encoding="utf-8")
+                draft.write_text(json.dumps(data) + "\n", encoding="utf-8", newline="\n")
             # Seldom where it takes long.
             self._saved = time.monotonic() + 50 * (time.monotonic() - began)
 

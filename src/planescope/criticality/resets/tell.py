@@ -124,7 +124,7 @@ class Table:
             )
 
     def _counted(self, found: Accuracy) -> str:
-        """How many are right; of several positions an example, their share."""
+        """Count the right answers; where an example has several positions, take their share."""
         if self.trained.columns["right"][0].dtype == bool:
             return f"{self.trained.right} of {self.trained.examples}"
         return f"{found.value:.1%}"

@@ -1,4 +1,4 @@
-"""What each layer is worth to a network: the cost of other weights in it, without labels or data.
+"""Sensitivity: the cost of other weights in a layer, with labels, without, or without data.
 
 METHOD, section 7: a cell is a layer and what stands in for its weights. On inputs of the user's
 with labels the cost is measured, without labels the network's own probabilities estimate it, and
@@ -32,7 +32,7 @@ OnCell = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a call would take, before it is made.
+    """The cost of a call, told beforehand.
 
     Attributes
     ----------

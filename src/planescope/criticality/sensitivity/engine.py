@@ -46,7 +46,7 @@ WHOLE = Cell(
 
 @dataclass(eq=False)
 class Counted:
-    """What was counted.
+    """The counts of a pass.
 
     Attributes
     ----------
@@ -194,7 +194,7 @@ def count(
     except (RuntimeError, MemoryError) as exc:
         if not ran_out(exc):
             raise
-        raise RunError("memory ran out; give a smaller --memory") from exc
+        raise RunError("memory ran out; give a smaller --memory (memory=)") from exc
     if given.watched is not None and given.watched.alike and given.watched.examples > 1:
         raise UsageError(f"{given.feed.name}: all inputs are alike, which tell nothing of layers")
     draws = {key: [progress[cell.key] for cell in several] for key, several in cells.items()}

@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Estimates:
-    """What tallies mean, held against that of the whole network.
+    """Estimates from tallies, held against the tally of the whole network.
 
     Attributes
     ----------

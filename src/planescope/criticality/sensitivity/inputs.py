@@ -1,4 +1,4 @@
-"""What a network is run on: synthetic pictures, inputs without labels, or with them.
+"""Inputs to run a network on: synthetic pictures, or the user's with labels or without.
 
 To import this is to import torch.
 """
@@ -51,7 +51,7 @@ _NO_CLASSES = (
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """What the inputs are, where nobody hands any over.
+    """Options of the inputs, where the caller hands none over.
 
     Attributes
     ----------
@@ -194,7 +194,7 @@ def _unlabelled(args: tuple[Any, ...], size: int) -> Batch:
 
 
 def _home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the network is, and the type that it computes in."""
+    """Return the device of a network and the dtype that it computes in."""
     held = next((p for p in module.parameters() if p.is_floating_point()), None)
     if held is None:
         return torch.device("cpu"), torch.float32

@@ -99,7 +99,7 @@ class Job:
         """Open the network and find its layers; `planescope.sensitivity` says what is raised."""
         if memory is not None and memory < 1:
             raise UsageError(f"memory must be 1 byte or more, not {memory}")
-        if network is None and (path := _onnx(model)) is not None:
+        if network is None and (path := onnx_file(model)) is not None:
             from planescope.criticality.sensitivity.onnx import open_onnx
 
             if device not in ("auto", "cpu"):
@@ -270,9 +270,15 @@ class Job:
                 f"filters of one branch alone went; channels are coupled with others' behind "
                 f"{some_of(coupled)}"
             )
+        left = [part.layer.name for part in self.parts if part.leaves_norm]
+        if left and any(way.kind is WayKind.FILTERS for way in ways):
+            yield (
+                "filters went without scale and shift of the norm, which is not of one layer's "
+                f"channels alone, behind {some_of(left)}"
+            )
 
 
-def _onnx(model: Any) -> Path | None:
+def onnx_file(model: Any, /) -> Path | None:
     """Return the path of an ONNX file; None of whatever else."""
     if not isinstance(model, str | os.PathLike) or str(model).startswith(LIBRARIES):
         return None

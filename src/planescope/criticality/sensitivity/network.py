@@ -44,7 +44,12 @@ _NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d,
     nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
-_SUMS = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}
+# Where channels meet those of others one by one.
+_JOINS = {
+    operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, operator.truediv,
+    torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum,
+}  # fmt: skip
+_JOINING_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "maximum", "minimum"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +92,8 @@ class Part:
         Whether nothing but what has no weights stands between it and the network's output.
     is_coupled : bool
         Whether its channels are added to those of others, or go on one by one.
+    leaves_norm : bool
+        Whether scale and shift of a norm behind it are not taken with its filters.
     """
 
     layer: Layer
@@ -97,6 +104,7 @@ class Part:
     as_held: Callable[[Array], Array]
     is_output: bool
     is_coupled: bool
+    leaves_norm: bool = False
 
 
 def open_network(model: Any, network: str | nn.Module | None, trust: Any = False, /) -> Network:
@@ -270,6 +278,7 @@ def _part(module: nn.Module, layer: Layer, places: _Places) -> Part | None:
                 as_held=back,
                 is_output=layer.name in places.outputs,
                 is_coupled=layer.name in places.coupled,
+                leaves_norm=places.leaves_norm(layer),
             )
     return None
 
@@ -320,7 +329,7 @@ _FLOATS = ("float16", "float32", "float64")
 
 
 class _Places:
-    """What a graph tells of layers: whose output is the network's, whose channels are coupled."""
+    """Facts of a graph about layers: whose output is the network's, whose channels are coupled."""
 
     def __init__(
         self, module: nn.Module, nodes: Sequence[fx.Node], layers: Sequence[Layer]
@@ -355,7 +364,7 @@ class _Places:
         return found
 
     def _couples(self, name: str) -> bool:
-        """Whether channels meet those of others, or go on one by one, before the next layer."""
+        """Tell whether channels meet others, or go on one by one, before the next layer."""
         left, seen = [user for node in self._of[name] for user in node.users], set()
         while left:
             node = left.pop()
@@ -367,11 +376,52 @@ class _Places:
                 if layer.groups and layer.groups > 1 and layer.weight.shape[1] == 1:
                     return True
                 continue
-            is_sum = node.target in _SUMS or (node.op == "call_method" and node.target == "add")
-            if is_sum and len(node.all_input_nodes) > 1:
+            if self._is_join(node) and not all(
+                self._is_of(one, name) for one in node.all_input_nodes
+            ):
                 return True
             left += node.users
         return False
+
+    def _is_join(self, node: fx.Node) -> bool:
+        called = _JOINING_METHODS if node.op == "call_method" else _JOINS
+        return node.target in called and len(node.all_input_nodes) > 1
+
+    def _is_of(self, node: fx.Node, name: str) -> bool:
+        """Tell whether a value follows from one layer's output alone, as the gate of a SiLU."""
+        left, seen = [node], set()
+        while left:
+            one = left.pop()
+            if one in seen or one.op == "get_attr":
+                continue
+            seen.add(one)
+            if one.op == "placeholder" or self._is_layer(one):
+                if str(one.target) != name:
+                    return False
+                continue
+            left += one.all_input_nodes
+        return True
+
+    def leaves_norm(self, layer: Layer) -> bool:
+        """Tell whether an affine norm behind the layer is not taken away with its filters."""
+        if self.norm(layer):
+            return False
+        for call in self._of.get(layer.name, []):
+            node = call
+            while len(node.users) == 1:
+                (node,) = node.users
+                if self._is_layer(node) or self._is_join(node):
+                    break
+                if self._is_affine_norm(node):
+                    return True
+        return False
+
+    def _is_affine_norm(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            part = self._modules.get(str(node.target))
+            return "Norm" in type(part).__name__ and getattr(part, "weight", None) is not None
+        name = getattr(node.target, "__name__", "")
+        return name.endswith("_norm") and len(node.all_input_nodes) > 1
 
     def norm(self, layer: Layer) -> tuple[str, ...]:
         """Names of weight and bias of the affine norm that is this layer's alone."""

@@ -146,7 +146,7 @@ class Process:
     def _ran_out(self) -> RunError:
         return RunError(
             f"{self.path}: memory ran out while its graph ran, which may take {_size(self)}; give "
-            "inputs in smaller batches, or a smaller --memory"
+            "inputs in smaller batches"
         )
 
     def _odd(self) -> RunError:
@@ -193,6 +193,7 @@ class OnnxNetwork(FileGraph):
         self._work: dict[str, int | None] | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._held: dict[str, nn.Parameter] = {}
+        self._slots = tuple(slots)
         for name, slot in slots:
             stored = slot.tensor.read()
             if str(stored.dtype) not in PLAIN:
@@ -244,7 +245,8 @@ class OnnxNetwork(FileGraph):
             raise CheckpointError(f"{path}: onnxruntime does not run it ({exc})") from exc
 
     def _as_fed(self, name: str, tensor: torch.Tensor) -> Array:
-        array: Array = tensor.detach().cpu().numpy().reshape(self._shapes[name])
+        held = tensor.detach().to(self._held[name].dtype)
+        array: Array = held.cpu().numpy().reshape(self._shapes[name])
         return array
 
     def _picture(self) -> tuple[tuple[int, int, int] | None, bool]:
@@ -269,18 +271,36 @@ class OnnxNetwork(FileGraph):
         RunError
             If it takes more time or memory than it may.
         """
-        fed = self._inputs(args, kwargs)
         replaced = {
-            f"planescope/{name}": self._as_fed(name, tensor)
+            name: tensor
             for name, own in self._held.items()
             if (tensor := getattr(self, name)) is not own
         }
+        return self.output(self.run(self.fed(args, kwargs), replaced))
+
+    def run(
+        self, fed: Mapping[str, Array], weights: Mapping[str, torch.Tensor],
+        values: Sequence[str] = (), every: Sequence[str] = (),
+    ) -> dict[str, Array]:  # fmt: skip
+        """Run the graph on inputs, in batches as large as it takes.
+
+        Parameters
+        ----------
+        weights : mapping of str to torch.Tensor
+            By parameter, what stands in for it.
+        values : sequence of str
+            What is wanted: by default the graph's outputs, else these of `every`.
+        every : sequence of str
+            Values within the graph that are wanted at one time or another.
+        """
+        replaced = {f"planescope/{name}": self._as_fed(name, t) for name, t in weights.items()}
+        told = {"values": list(values), "every": list(every)} if values else {}
         batch = self.ports[0].shape[0] if self.ports[0].shape else None
         count = next(iter(fed.values())).shape[0] if fed else 0
         if self._work is None:
             self._work = self._count_work(fed)
         if batch is None or batch == count:
-            return self._output(self._run(fed, replaced))
+            return self._run(fed, replaced, told)
         parts = []
         for start in range(0, count, batch):
             own = {name: array[start : start + batch] for name, array in fed.items()}
@@ -290,12 +310,38 @@ class OnnxNetwork(FileGraph):
                     name: np.concatenate([a, np.repeat(a[-1:], batch - size, axis=0)])
                     for name, a in own.items()
                 }
-            parts.append({n: a[:size] for n, a in self._run(own, replaced).items()})
-        return self._output(
-            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        )
+            parts.append({n: a[:size] for n, a in self._run(own, replaced, told).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Array]:
+    def written(self, weights: Mapping[str, torch.Tensor]) -> bytes:
+        """Return the file with other weights in place of its own, all else as it is.
+
+        Parameters
+        ----------
+        weights : mapping of str to torch.Tensor
+            By parameter.
+
+        Raises
+        ------
+        RunError
+            If it takes more time or memory than it may, or more than a file can hold.
+        """
+        places = [
+            [output, number, name]
+            for name, slot in self._slots
+            if name in weights
+            for output, number in slot.places
+        ]
+        arrays = [self._as_fed(name, tensor) for name, tensor in weights.items()]
+        header = {"do": "write", "names": list(weights), "places": places}
+        try:
+            _, (raw,) = self._process.ask(header, arrays, SECONDS)
+        except ValueError as exc:
+            raise RunError(f"{self._path}: cannot be written with other weights ({exc})") from exc
+        return raw.tobytes()
+
+    def fed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Array]:
+        """Return what is fed of the arguments of a call, by the names of the graph's inputs."""
         ports = self.ports
         names = ", ".join(port.name for port in ports)
         given = dict(zip((port.name for port in ports), args, strict=False)) | dict(kwargs)
@@ -324,20 +370,23 @@ class OnnxNetwork(FileGraph):
             )
         return array.astype(port.dtype, copy=False)
 
-    def _run(self, fed: Mapping[str, Array], replaced: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(
+        self, fed: Mapping[str, Array], replaced: Mapping[str, Array], told: Mapping[str, Any]
+    ) -> dict[str, Array]:
         names = [*fed, *replaced]
         began = time.monotonic()
         try:
-            told, arrays = self._process.ask(
-                {"do": "run", "names": names}, [*fed.values(), *replaced.values()],
+            found, arrays = self._process.ask(
+                {"do": "run", "names": names, **told}, [*fed.values(), *replaced.values()],
                 max(SECONDS, TIMES * self._slowest),
             )  # fmt: skip
         except ValueError as exc:
             raise UsageError(f"onnxruntime refuses them: {exc}") from exc
         self._slowest = max(self._slowest, time.monotonic() - began)
-        return dict(zip(told["outputs"], arrays, strict=True))
+        return dict(zip(found["outputs"], arrays, strict=True))
 
-    def _output(self, found: Mapping[str, Array]) -> Any:
+    def output(self, found: Mapping[str, Array]) -> Any:
+        """Return outputs as a network gives them: one tensor, or several by name."""
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
         return next(iter(tensors.values())) if len(tensors) == 1 else tensors
 
@@ -403,7 +452,7 @@ def open_onnx(
             f"bias{number}" if one.bias else "",
             *(f"norm{number}_{i}" for i in range(len(one.norm))),
         )
-        part = _part(one, names)
+        part = part_of(one, names)
         if part is None:
             reason = "its weights lie in a layout that cannot be told"
             skipped.append(Skipped(name=one.layer.name, reason=reason))
@@ -427,7 +476,8 @@ def open_onnx(
     return network, parts, skipped, list(model.layers)
 
 
-def _part(one: Replaceable, names: Sequence[str]) -> Part | None:
+def part_of(one: Replaceable, names: Sequence[str], /) -> Part | None:
+    """Return a layer with the names of its weight, bias and norm; None of a layout of its own."""
     layer, weight, (bias, *norm) = one.layer, names[0], names[1:]
     stored, acting = one.weight.tensor.read(), np.asarray(layer.weight.read())
     for first, back in layouts(stored.shape, acting.shape, layer):
@@ -435,6 +485,6 @@ def _part(one: Replaceable, names: Sequence[str]) -> Part | None:
             return Part(
                 layer=layer, weight=weight, bias=bias, norm=tuple(norm), filters_first=first,
                 as_held=back, is_output=one.is_output or not one.takes_filters,
-                is_coupled=one.is_coupled,
+                is_coupled=one.is_coupled, leaves_norm=one.leaves_norm,
             )  # fmt: skip
     return None

@@ -6,6 +6,7 @@ header, the header, and the bytes of the arrays that it lists.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -24,7 +25,8 @@ def bound(memory: int) -> None:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses a bound of addresses
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
 def receive(stream: BinaryIO) -> tuple[dict[str, Any], list[Any]]:
@@ -75,6 +77,8 @@ class Server:
     def __init__(self) -> None:
         self._model: Any = None
         self._session: Any = None
+        self._wide: Any = None
+        self._raw = b""
         self._threads = 1
         self._own: dict[str, Any] = {}
         self._external: dict[str, Any] = {}
@@ -84,7 +88,8 @@ class Server:
         import onnx
 
         model = onnx.ModelProto()
-        model.ParseFromString(arrays[0].tobytes())
+        self._raw = arrays[0].tobytes()
+        model.ParseFromString(self._raw)
         external = dict(zip(header["external"], arrays[1:], strict=False))
         self._own = dict(zip(header["own"], arrays[1 + len(external) :], strict=True))
         self._threads = header["threads"]
@@ -125,8 +130,18 @@ class Server:
         )
 
     def run(self, header: dict[str, Any], arrays: list[Any]) -> tuple[dict[str, Any], list[Any]]:
-        """Run the graph on inputs, with some weights in place of its own."""
+        """Run the graph on inputs, with some weights in place of its own.
+
+        Of values that are asked for within it, `every` lists all that may be in later requests.
+        """
         fed = dict(zip(header["names"], arrays, strict=True))
+        if wanted := header.get("values"):
+            given = [name for name in wanted if name in fed]
+            inner = [name for name in wanted if name not in fed]
+            if self._wide is None:
+                self._wide = self._made(self._with_outputs(header["every"]))
+            found = self._wide.run(inner, {**self._own, **fed}) if inner else []
+            return {"outputs": [*inner, *given]}, [*found, *(fed[name] for name in given)]
         found = self._session.run(None, {**self._own, **fed})
         names = [one.name for one in self._session.get_outputs()]
         plain = [hasattr(array, "dtype") and str(array.dtype) in PLAIN for array in found]
@@ -135,20 +150,89 @@ class Server:
 
     def sizes(self, header: dict[str, Any], arrays: list[Any]) -> tuple[dict[str, Any], list[Any]]:
         """Run the graph once, and give the shapes of some values within it."""
+        fed = dict(zip(header["names"], arrays, strict=True))
+        shapes = {name: list(array.shape) for name, array in fed.items()}
+        wanted = [name for name in dict.fromkeys(header["values"]) if name not in shapes]
+        found = self._made(self._with_outputs(wanted)).run(wanted, {**self._own, **fed})
+        shapes |= {name: list(array.shape) for name, array in zip(wanted, found, strict=True)}
+        return {"shapes": shapes}, []
+
+    def _with_outputs(self, names: list[str]) -> Any:
         import onnx
 
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
-        there = {one.name for one in model.graph.output}
-        fed = dict(zip(header["names"], arrays, strict=True))
-        shapes = {name: list(array.shape) for name, array in fed.items()}
-        wanted = [name for name in dict.fromkeys(header["values"]) if name not in shapes]
-        for name in wanted:
+        there = {one.name for one in (*model.graph.output, *model.graph.input)}
+        for name in dict.fromkeys(names):
             if name not in there:
                 model.graph.output.append(onnx.ValueInfoProto(name=name))
-        found = self._made(model).run(wanted, {**self._own, **fed})
-        shapes |= {name: list(array.shape) for name, array in zip(wanted, found, strict=True)}
-        return {"shapes": shapes}, []
+        return model
+
+    def write(self, header: dict[str, Any], arrays: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+        """Give the bytes of the model with other weights, each under the name of the one before.
+
+        A weight that something else reads too, or that nodes made of a stored one, gets a name of
+        its own. What lay in files beside the model is in it then.
+        """
+        import numpy as np
+        import onnx
+
+        model = onnx.ModelProto()
+        model.ParseFromString(self._raw)
+        graph = model.graph
+        stored = {one.name: one for one in graph.initializer}
+        for name, array in self._external.items():
+            stored[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
+        nodes = {name: node for node in graph.node for name in node.output if name}
+        read = texts(graph) + [one.name for one in graph.output]
+        taken = set(read) | set(stored) | nodes.keys()
+        left = []
+        for name, array in zip(header["names"], arrays, strict=True):
+            places = [(nodes[o], n) for o, n, own in header["places"] if own == name]
+            sources = {node.input[number] for node, number in places}
+            source = min(sources)
+            # As exporters hold the weights of a linear layer: turned, read by a Transpose alone.
+            maker = nodes.get(source)
+            if maker is not None and maker.op_type == "Transpose" and len(sources) == 1:
+                behind = maker.input[0]
+                if behind in stored and read.count(source) == len(places):
+                    axes = [list(one.ints) for one in maker.attribute if one.name == "perm"]
+                    order = axes[0] if axes else list(range(array.ndim))[::-1]
+                    array, source = array.transpose(np.argsort(order)), behind
+                    places, sources = [(maker, 0)], {behind}
+            one = stored.get(source)
+            new = onnx.numpy_helper.from_array(np.ascontiguousarray(array), source)
+            is_alone = len(sources) == 1 and read.count(source) == len(places)
+            kind = (new.data_type, list(new.dims))
+            if one is not None and is_alone and (one.data_type, list(one.dims)) == kind:
+                one.CopyFrom(new)
+                continue
+            number = 0
+            while (own := f"{source}/new{number or ''}") in taken:
+                number += 1
+            taken.add(own)
+            new.name = own
+            graph.initializer.append(new)
+            for node, at in places:
+                left.append(node.input[at])
+                node.input[at] = own
+        _without(graph, left)
+        return {}, [np.frombuffer(model.SerializeToString(), dtype=np.uint8)]
+
+
+def _without(graph: Any, values: list[str]) -> None:
+    """Take values out of a graph that nothing reads any more, and what they alone were made of."""
+    while values:
+        name = values.pop()
+        if name in texts(graph) or any(one.name == name for one in graph.output):
+            continue
+        for field in (graph.initializer, graph.input):
+            for one in [one for one in field if one.name == name]:
+                field.remove(one)
+        for node in [node for node in graph.node if name in node.output]:
+            if len([one for one in node.output if one]) == 1:
+                graph.node.remove(node)
+                values += node.input
 
 
 def texts(graph: Any) -> list[str]:
@@ -190,7 +274,7 @@ def main() -> None:
     while True:
         header, arrays = receive(sys.stdin.buffer)
         try:
-            if header["do"] not in ("open", "run", "sizes"):
+            if header["do"] not in ("open", "run", "sizes", "write"):
                 raise ValueError(header["do"])
             told, given = getattr(server, header["do"])(header, arrays)
         except MemoryError:

@@ -1,4 +1,4 @@
-"""What it costs a network when other weights stand in for a layer's: records."""
+"""Records of sensitivity: the cost when other weights stand in for a layer's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from planescope.hyperplanes.layer import Kind, Skipped
 
 
 class Method(StrEnum):
-    """What the inputs were that a cost was found on."""
+    """The kind of inputs that a cost was found on."""
 
     SYNTHETIC = "synthetic"  # chosen from synthetic pictures by the network itself
     UNLABELLED = "unlabelled"
@@ -23,7 +23,7 @@ class Method(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What one replacement costs (METHOD, section 7).
+    """The cost of one replacement (METHOD, section 7).
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSensitivity:
-    """What a layer is worth.
+    """The sensitivity of one layer.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class LayerSensitivity:
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity(Table):
-    """What it costs a network to change its layers, one at a time.
+    """The cost to a network of changing its layers, one at a time.
 
     Attributes
     ----------

@@ -54,7 +54,7 @@ class Report:
         check_target(path, FORMS)
         with replacing(path) as draft:
             # The name of a file may be no text.
-            draft.write_text(self.html, encoding="utf-8", errors="backslashreplace")
+            draft.write_text(self.html, encoding="utf-8", errors="backslashreplace", newline="\n")
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own, from which it can reach nothing of the notebook."""

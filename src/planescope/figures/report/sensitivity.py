@@ -1,4 +1,4 @@
-"""What each layer is worth, as a page has it: a table in colours, and curves, both plain text."""
+"""Sensitivity on the page: a table in colours, and curves, both plain text."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class PanelShown:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityShown:
-    """What a page shows of a sensitivity.
+    """The part of a sensitivity that a page shows.
 
     `heights` are the marks of the upright axis of all panels: where, and what stands there.
     """

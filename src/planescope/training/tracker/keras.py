@@ -55,17 +55,23 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
             self._epoch = epoch  # a resumed fit begins with another than 0
             if self._network is None:
                 self._network = _live(self.model, choice)
-                self._step = int(self.model.optimizer.iterations)
+                optimizer = self.model.optimizer
+                # Batches whose gradients make one step, as the optimiser counts them.
+                self._accumulated = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+                self._batches = int(getattr(optimizer, "_iterations", optimizer.iterations))
+                self._step = self._batches // self._accumulated
                 self._measure()
-            self._before = self._step
+            self._before = self._batches
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             # Not called for each where several are executed at once.
             whole = (self.params or {}).get("steps")
             done = batch + 1 if whole is None else min(batch + 1, whole)
-            self._step = self._before + done
+            before, self._batches = self._step, self._before + done
+            self._step = self._batches // self._accumulated
             self._epoch += done == whole
-            if tracker.every != "epoch" and recorder.is_due(self._step):
+            is_new = self._step > before
+            if is_new and tracker.every != "epoch" and recorder.is_due(self._step):
                 self._measure()
 
         def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -316,7 +316,7 @@ class Recorder:
 
 
 def _weights(root: nn.Module) -> dict[str, torch.Tensor]:
-    """What a snapshot keeps of a network: all of its state that is a plain tensor."""
+    """Return the state that a snapshot keeps of a network: all that is a plain tensor."""
     held = root.state_dict().items()
     return {
         name: value
@@ -326,7 +326,7 @@ def _weights(root: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _structure(root: nn.Module) -> Structure:
-    """Where the layers of a network stand, to be kept beside its weights."""
+    """Return the places of a network's layers, to be kept beside its weights."""
     state = read_module(root)
     return Structure(
         network=type(root).__name__,

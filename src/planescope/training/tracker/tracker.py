@@ -156,7 +156,7 @@ class Tracker(_Callback):
         self._has_data = data is not None
 
     def _config(self, network: str, unit: str) -> TrackedConfig:
-        """What is known of a training that begins."""
+        """Return the record of a training that begins."""
         from planescope.training.tracked import TrackedConfig
 
         return TrackedConfig(
