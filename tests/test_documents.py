@@ -49,6 +49,11 @@ NOT_RUN = {
     ],
 }  # fmt: skip
 
+# Whole programs that train under a framework: `make slow`.
+SLOW = tuple(f"docs/guides/{name}.md" for name in ("lightning", "huggingface", "timm", "keras"))
+# Keras has one backend a process, and other tests have another.
+ALONE = ("docs/guides/keras.md",)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -104,7 +109,9 @@ def lines(text: str) -> list[str]:
     return [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in PAGES]
+)
 def test_every_block_of_a_page_runs(clone, page):
     names: dict = {"__name__": "__main__"}
     found = blocks(page)
@@ -116,6 +123,8 @@ def test_every_block_of_a_page_runs(clone, page):
             case "sh":
                 for line in lines(block.text):
                     shell(line, clone)
+            case "python" if page in ALONE:
+                subprocess.run([sys.executable, "-c", block.text], check=True, timeout=300)
             case "python":
                 with contextlib.redirect_stdout(io.StringIO()):
                     exec(compile(block.text, page, "exec"), names)  # noqa: S102
