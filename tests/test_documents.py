@@ -35,18 +35,24 @@ NOT_RUN = {
     "README.md": ["installs packages"],
     "docs/index.md": ["installs packages"],
     "docs/guides/paper.md": ["takes half an hour"],
+    "docs/guides/plan.md": ["there is no such file"],
     "docs/results/index.md": [
         "takes half an hour", "takes three quarters of an hour",
     ],
     "docs/results/drift.md": ["takes half an hour"],
     "docs/results/cifar10.md": ["takes hours"],
-    "docs/results/critical.md": ["takes half an hour"],
+    "docs/results/critical.md": ["needs the runs of the studies", "takes half an hour"],
     "docs/atlas.md": ["fetches packages"],
     "docs/guides/train.md": ["needs a model and data of yours"],
     "docs/studies.md": [
         "takes half an hour", "needs that study", "needs a queue", "needs Kubernetes",
     ],
 }  # fmt: skip
+
+# Whole programs that train under a framework: `make slow`.
+SLOW = tuple(f"docs/guides/{name}.md" for name in ("lightning", "huggingface", "timm", "keras"))
+# Keras has one backend a process, and other tests have another.
+ALONE = ("docs/guides/keras.md",)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,9 @@ def lines(text: str) -> list[str]:
     return [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in PAGES]
+)
 def test_every_block_of_a_page_runs(clone, page):
     names: dict = {"__name__": "__main__"}
     found = blocks(page)
@@ -115,6 +123,8 @@ def test_every_block_of_a_page_runs(clone, page):
             case "sh":
                 for line in lines(block.text):
                     shell(line, clone)
+            case "python" if page in ALONE:
+                subprocess.run([sys.executable, "-c", block.text], check=True, timeout=300)
             case "python":
                 with contextlib.redirect_stdout(io.StringIO()):
                     exec(compile(block.text, page, "exec"), names)  # noqa: S102

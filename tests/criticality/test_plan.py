@@ -191,6 +191,22 @@ def test_removed_filters_give_nothing_and_others_stay_whole() -> None:
     assert set(made.pruning_ratios()) == {made.module[0], made.module[3]}
 
 
+def test_removed_filters_are_taken_out_and_the_network_answers_the_same() -> None:
+    pytest.importorskip("torch_pruning")
+    inputs = draws(60, 2, 8, 8, seed=3)
+    made = ps.plan(network(), way="filters", size=0.6, data=inputs, examples=30)
+    smaller = made.thinned(inputs[:2])
+    left = {layer.name: round((1 - layer.setting) * 8) for layer in made.layers}
+    assert {name: smaller.get_submodule(name).out_channels for name in left} == left
+    assert [layer.filters for layer in ps.measure(smaller).layers] == list(left.values())
+    with torch.no_grad():
+        assert torch.allclose(smaller(inputs), made.module(inputs), atol=1e-4)
+    assert made.module[0].out_channels == 8
+    pruned = ps.plan(network(), size=0.5, data=inputs, examples=30, repair=False)
+    with pytest.raises(ps.UsageError, match="a plan by prune removes no filters"):
+        pruned.thinned(inputs[:2])
+
+
 def test_layers_are_put_back_step_by_step_and_the_others_make_up_for_it() -> None:
     whole, inputs, start = network(), draws(120, 2, 8, 8, seed=3), network()
     with torch.no_grad():

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -168,6 +169,10 @@ def test_files_hold_what_was_found(network, start, tmp_path):
     assert set(data["layers"][0]) == {
         "name", "kind", "score", "loss", "lower", "upper", "critical",
     }  # fmt: skip
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = (files("planescope.files") / "schemas" / "prediction-1.json").read_text("utf-8")
+    for one in (found, ps.predict_critical(TRAINED, network="lenet")):
+        jsonschema.validate(one.to_dict(), json.loads(schema))
     found.save(tmp_path / "p.csv")
     head = "schema,path,method,name,kind,score,loss,lower,upper,critical"
     assert (tmp_path / "p.csv").read_text().splitlines()[0] == head

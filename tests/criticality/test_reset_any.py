@@ -286,7 +286,7 @@ def test_regression_wants_a_metric_and_tells_how_far_outputs_move():
 
 
 SENTENCES = [
-    pytest.param({"data": None}, "synthetic inputs", id="none"),
+    pytest.param({"data": None}, r"predict_critical\(init=\)", id="none"),
     pytest.param({}, "give data=", id="nothing"),
     pytest.param({"data": [(1, 2, 3)]}, "give unpack=", id="three-parts"),
     pytest.param({"data": [{"image": 1}]}, "forward takes x; give unpack=", id="names"),
@@ -422,3 +422,41 @@ def test_a_forecast_tells_cells_and_evaluates_none(case):
     assert (told.cells, told.examples) == (len(done.cells), len(y))
     assert told.layers == len(done.rows) == 3
     assert 0 < told.pass_seconds < told.at_most_seconds
+
+
+class Keeping(nn.Conv2d):
+    """A layer with more in its state dict than tensors."""
+
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        assert state == {"calls": 3}
+
+
+def test_extra_state_of_a_module_is_left_where_it_is(case):
+    _, _, x, y = case
+    network = nn.Sequential(Keeping(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 10))
+    start = copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += torch.randn_like(parameter)
+    found = ps.reset(network, data=(x, y), to={"init": start}, kinds="all")
+    assert [cell.layer for cell in found.cells] == ["0", "3"]
+    for cell in found.cells:
+        own = copy.deepcopy(network)
+        own.load_state_dict(
+            own.state_dict() | {n: t for n, t in start.items() if n.startswith(cell.layer)}
+        )
+        with torch.no_grad():
+            assert cell.value == pytest.approx((own(x).argmax(1) == y).double().mean().item())
+
+
+def test_a_quantised_network_is_refused_in_a_sentence(case):
+    _, _, x, y = case
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 10))
+    start = network.state_dict()
+    packed = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+    sentence = "3 is quantised .*: its weights are packed, .*; give the network before"
+    with pytest.raises(ps.UsageError, match=sentence):
+        ps.reset(packed, data=(x, y), to={"init": start})

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import planescope
 from planescope.files.errors import UsageError
 from planescope.measurement.activations import measure_activations
 
@@ -184,3 +186,48 @@ def test_a_wrapped_network_is_measured_by_the_names_of_its_parts():
 def test_what_cannot_be_measured(batches, names, message):
     with pytest.raises(UsageError, match=message):
         measure_activations(network(), batches, names)
+
+
+class Unused(nn.Module):
+    """A network with a layer that only training uses, and options of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.auxiliary = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, pixels, mask=None):
+        return self.used(pixels if mask is None else pixels * mask)
+
+
+def test_measure_takes_what_resets_take_and_names_layers_without_data():
+    torch.manual_seed(0)
+    model, x = Unused(), torch.randn(10, 3, 6, 6)
+    labels = torch.arange(10)
+    forms = [
+        DataLoader(TensorDataset(x, labels), 4, shuffle=True),
+        TensorDataset(x, labels),
+        (x, labels),
+        (x.numpy(), labels.numpy()),
+        {"pixels": x, "labels": labels},
+        [{"pixels": x, "mask": torch.ones(10, 1, 1, 1), "id": 7}],
+        iter([x]),
+    ]
+    state = torch.get_rng_state()
+    rates = []
+    for form in forms:
+        found = planescope.measure(model, data=form)
+        assert [layer.activation_rate is None for layer in found.layers] == [False, True]
+        assert any(note.startswith("data did not come through auxiliary") for note in found.notes)
+        rates.append(found.layers[0].activation_rate)
+    assert rates == [rates[0]] * len(forms)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    given = planescope.measure(model, data=[("odd", x)], unpack=lambda raw: (raw[1], None))
+    assert given.layers[0].activation_rate == rates[0]
+    for data, message in [
+        ((x[:5], x[5:]), "two batches"),
+        ([x[:, :1]], "data= do not fit the network"),
+        (7, "cannot take batches from a int"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            planescope.measure(model, data=data)

@@ -1,12 +1,14 @@
 """Each layer of a live module has the weight that acts when the network runs in evaluation."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
 import timm.layers
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 from torch.ao import quantization
 from torch.nn import functional as F
@@ -219,6 +221,50 @@ def test_a_standardised_network_is_measured_as_the_weights_that_it_hands_over():
     mass = ps.measure(nn.Sequential(std)).layers[0]
     assert abs(mass.mean_cosine) < 1e-6
     assert ps.measure(nn.Sequential(nn.Conv2d(3, 8, 3))).layers[0].mean_cosine is not None
+
+
+@pytest.mark.parametrize("container", ["net.pt", "net.safetensors"])
+def test_a_bare_state_dict_that_may_be_standardised_says_so(tmp_path, container):
+    def notes(convolution, norm):
+        parts = [convolution(3, 8, 3), norm(8), nn.ReLU(), convolution(8, 8, 3), norm(8)]
+        state = nn.Sequential(*parts).state_dict()
+        (torch.save if container == "net.pt" else save_file)(state, tmp_path / container)
+        return " ".join(ps.measure(tmp_path / container).notes)
+
+    plain = functools.partial(nn.Conv2d, bias=False)
+    std, group = timm.layers.StdConv2d, functools.partial(nn.GroupNorm, 2)
+    assert "2 convolutions without a bias" in notes(std, group)
+    assert "standardise their weights when they run" in notes(plain, group)  # it cannot be told
+    assert "standardise" not in notes(plain, nn.BatchNorm2d)
+    assert "standardise" not in notes(nn.Conv2d, group)
+    # A module and a pickled one tell their class.
+    net = nn.Sequential(std(3, 8, 3), nn.GroupNorm(2, 8))
+    assert "standardise" not in " ".join(ps.measure(net).notes)
+
+
+class Counting(nn.Conv2d):
+    """A layer that keeps something beside its tensors in the state dict."""
+
+    calls = 3
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+
+def test_extra_state_beside_a_weight_is_no_tensor_and_hides_none(tmp_path):
+    net = nn.Sequential(Counting(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    assert "0._extra_state" in net.state_dict()
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    live, saved = ps.measure(net), ps.measure(tmp_path / "net.pt")
+    given = ps.measure(net.state_dict())
+    masses = [layer.negative_mass for layer in live.layers]
+    assert len(masses) == 2
+    for measured in (saved, given):
+        assert [layer.negative_mass for layer in measured.layers] == masses
+        assert measured.skipped == ()
 
 
 class Bent(nn.Linear):

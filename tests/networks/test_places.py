@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import planescope as ps
@@ -137,6 +138,36 @@ def test_one_network_gives_one_table_in_every_format(formats, name):
     expected = table(ps.measure(network(), kinds="all", view="effective"))
     assert [row[:4] for row in expected] == PLACES
     assert table(ps.measure(folder / name, kinds="all", view="effective")) == expected
+
+
+@pytest.mark.parametrize(
+    "container", ["state-dict", "safetensors", "npz", "module", "scripted", "traced"]
+)
+def test_a_file_without_a_graph_gives_the_table_but_for_the_places(tmp_path, container):
+    """Epsilons too: modules and TorchScript hold them, and of a bare state dict they are given."""
+    net, path = network(), tmp_path / "net.pt"
+    state = net.state_dict()
+    if container == "state-dict":
+        torch.save(state, path)
+    elif container == "safetensors":
+        save_file(state, path)
+    elif container == "npz":
+        np.savez(path.open("wb"), **{name: tensor.numpy() for name, tensor in state.items()})
+    elif container == "module":
+        torch.save(net, path)
+    else:
+        image = torch.zeros(1, 2, 16, 16)
+        torch.jit.save(
+            torch.jit.script(net) if container == "scripted" else torch.jit.trace(net, image), path
+        )
+    # The norm of the image stands before the first layer, which such a file does not tell.
+    bare = container in ("state-dict", "safetensors", "npz")
+    options = {"eps": 1e-3, "norms": {"1": "2"}} if bare else {}
+    measured = ps.measure(path, kinds="all", view="effective", **options)
+    assert all((layer.stage, layer.input) == (None, "unknown") for layer in measured.layers)
+    wanted = table(ps.measure(network(), kinds="all", view="effective"))
+    told = [(*row[:2], None, "unknown", *row[4:]) for row in wanted]
+    assert table(measured) == told
 
 
 def test_a_live_keras_model_gives_what_its_file_gives(formats):

@@ -48,6 +48,11 @@ def examples(count=24):
     return images, torch.arange(count) % 4
 
 
+class DataModule(pl.LightningDataModule):
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(*examples()), batch_size=8)
+
+
 def train(model, tracker=None, steps=6, *, learning_rate=0.1):
     """Train in a loop of one's own."""
     images, labels = (part.split(4) for part in examples())
@@ -445,6 +450,14 @@ def images():
         pytest.param(
             lambda: DataLoader(TensorDataset(*examples()), batch_size=8), [slice(0, 8)], id="loader"
         ),
+        pytest.param(lambda: TensorDataset(*examples()), [slice(0, 24)], id="dataset"),
+        pytest.param(
+            lambda: dict(zip(("input", "labels"), examples(), strict=True)),
+            [slice(0, 24)],
+            id="dictionary",
+        ),
+        pytest.param(lambda: [examples()[0].numpy()], [slice(0, 24)], id="arrays"),
+        pytest.param(lambda: DataModule(), [slice(0, 8)], id="lightning"),
     ],
 )
 def test_data_give_centre_and_activation_rate_of_any_layer(data, used):
@@ -465,7 +478,7 @@ def test_data_give_centre_and_activation_rate_of_any_layer(data, used):
     [
         ([], "data= has no batch"),
         (iter([]), "data= is a list_iterator, which can be read only once; give tensors"),
-        ([{"pixels": 1}], "data= has a batch of type dict; give tensors, or tuples"),
+        ([{"pixels": 1}], "data= has a batch of type dict without tensors; give tensors"),
     ],
 )
 def test_data_that_are_none_are_refused_at_the_start(data, message):
@@ -847,3 +860,49 @@ def test_a_keras_model_is_measured_as_its_file_will_be(tmp_path, backend, every,
 def test_data_do_not_go_through_keras():
     with pytest.raises(ps.UsageError, match="data= needs a torch module"):
         ps.Tracker(data=images()).for_keras()
+
+
+class Courteous(pl.LightningModule):
+    """A network that Lightning trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(*examples()), batch_size=8)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit_with(tracker, folder, *loggers):
+    trainer = pl.Trainer(
+        max_epochs=2, callbacks=[tracker], logger=list(loggers), accelerator="cpu",
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(Courteous())
+
+
+def test_a_logger_that_takes_pictures_gets_one_of_all_layers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = pl.loggers.TensorBoardLogger(tmp_path)
+    fit_with(ps.Tracker(), tmp_path, logger, pl.loggers.CSVLogger(tmp_path))
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert events.Tags()["images"] == ["planescope/negative_mass_by_layer"]
+    (image,) = events.Images("planescope/negative_mass_by_layer")
+    assert image.step == 6
+    assert image.width > 500
+
+
+def test_a_callback_of_another_trainer_says_which_to_give(tmp_path):
+    with pytest.raises(ps.UsageError, match="give Lightning's trainer the Tracker itself"):
+        fit_with(ps.Tracker().for_transformers(), tmp_path)
+    with pytest.raises(ps.UsageError, match=r"give Keras tracker.for_keras\(\)"):
+        ps.Tracker().for_transformers().set_params({})

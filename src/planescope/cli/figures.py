@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from planescope.cli.options import code_options, consent
+from planescope.cli.options import code_options, consent, measured_options
 from planescope.cli.printing import say
 
 SCHEMA = "planescope.figures/1"
@@ -38,6 +38,7 @@ SCHEMA = "planescope.figures/1"
     help="Figures of every network, and of several together; or only the latter.",
 )
 @code_options
+@measured_options
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def figures(
     sources: tuple[str, ...],
@@ -49,13 +50,16 @@ def figures(
     network: str | None,
     data: str | None,
     trust: bool,
+    init: str | None,
+    kinds: tuple[str, ...],
     as_json: bool,
     **widths: Any,
 ) -> None:
     """Write every figure of a paper on some networks, each with its numbers as CSV beside it.
 
-    RUN is the folder of a training or of a study; FILE a checkpoint, or a measurement, resets, a
-    relation or a sensitivity that --out of those commands saved. Several are compared.
+    RUN is the folder of a training or of a study; FILE a checkpoint, measured as --network, --init
+    and --kinds say, or a measurement, resets, a relation or a sensitivity that --out of those
+    commands saved, or what a Tracker saved. Several are compared.
     """
     from planescope.cli.progress import layer_progress
     from planescope.figures import write_all
@@ -71,6 +75,8 @@ def figures(
             style_sheet=style,
             each=each,
             progress=advance,
+            init=init,
+            kinds=kinds,
             **given,
         )
     if as_json:

@@ -86,6 +86,17 @@ code_options = _together(
     TRUST,
 )
 
+# Of a command that measures the checkpoints that it is given, beside runs.
+measured_options = _together(
+    click.option("--init", metavar="FILE", help="Of checkpoints: the same at initialisation."),
+    click.option(
+        "--kinds",
+        type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+        multiple=True,
+        help="Of checkpoints: which layers; repeatable.  [default: conv]",
+    ),
+)
+
 # Of a command that runs a network with other weights in its layers: the network, inputs without
 # labels, how inputs are prepared, and which layers on how many of them.
 NETWORK = click.option(

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 @cell_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
+@click.option("--figure", metavar="FILE", help="Draw it, of one network: .pdf, .svg or .png.")
 def predict(
     files: tuple[str, ...],
     *,
     inputs: str | None,
     as_json: bool,
     out: str | None,
+    figure: str | None,
     **choices: Any,
 ) -> None:
     """Say which layers a network cannot do without, without labels.
@@ -47,9 +49,12 @@ def predict(
     from planescope.criticality.prediction import predict_critical
     from planescope.criticality.sensitivity import Cost
     from planescope.files import results
-    from planescope.files.writing import check_targets
+    from planescope.files.errors import UsageError
+    from planescope.files.writing import FIGURE_FORMS, check_targets
 
-    check_targets((out, results.FORMS))
+    check_targets((out, results.FORMS), (figure, FIGURE_FORMS))
+    if figure is not None and len(files) > 1:
+        raise UsageError("--figure draws one network; give one FILE, or draw them one by one")
     options = of_inputs(choices, synthetic=inputs is None)
     predictions = []
     for file in files:
@@ -63,6 +68,10 @@ def predict(
         return
     if out is not None:
         results.save(predictions, out)
+    if figure is not None:
+        from planescope import figures
+
+        figures.save(figures.prediction(predictions[0]), figure)
     if as_json:
         sys.stdout.write(results.to_json(predictions) + "\n")
         return

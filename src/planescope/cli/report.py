@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import code_options, consent
+from planescope.cli.options import code_options, consent, measured_options
 from planescope.cli.printing import say
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ SCHEMA = "planescope.report/1"
     "--watch", is_flag=True, help="Follow a run: the page is made anew until training has ended."
 )
 @code_options
+@measured_options
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def report(
     sources: tuple[str, ...],
@@ -43,12 +44,15 @@ def report(
     network: str | None,
     data: str | None,
     trust: bool,
+    init: str | None,
+    kinds: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write one HTML page that shows what is known of networks.
 
-    RUN is the folder of a training or of a study; FILE a checkpoint, or a measurement, resets, a
-    relation or a sensitivity that --out of those commands saved. Several networks are compared.
+    RUN is the folder of a training or of a study; FILE a checkpoint, measured as --network, --init
+    and --kinds say, or a measurement, resets, a relation or a sensitivity that --out of those
+    commands saved, or what a Tracker saved. Several networks are compared.
     """
     from planescope.figures.report import FORMS
     from planescope.figures.report import report as report_on
@@ -56,6 +60,8 @@ def report(
     from planescope.files.writing import check_target
 
     check_target(out, FORMS)
+    if watch and (init is not None or kinds):
+        raise UsageError("--init and --kinds are of checkpoints; --watch follows a run")
     if watch and len(sources) != 1:
         raise UsageError("--watch follows one run; give one")
     given = consent(sources, network=network, data=data, trust=trust)
@@ -75,7 +81,7 @@ def report(
 
         page = follow(Run(sources[0], **given), out, command=command, on_page=on_page)
     else:
-        page = report_on(*sources, command=command, **given)
+        page = report_on(*sources, command=command, init=init, kinds=kinds, **given)
         page.save(out)
         if show:
             _open(out)

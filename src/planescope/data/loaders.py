@@ -86,7 +86,7 @@ class Loader:
         UsageError
             If there is none, or it is not plain what in a batch is what.
         """
-        reader = _Reader(module, unpack)
+        reader = Reader(module, unpack)
         count = 0
         for raw in self.source:
             yield reader.read(moved(raw, device))
@@ -130,7 +130,7 @@ def open_loader(
     """
     name = _name(data)
     if callable(getattr(data, f"{split}_dataloader", None)):
-        loader = open_loader(_of_module(data, split, name), subset=subset, seed=seed)
+        loader = open_loader(of_module(data, split, name), subset=subset, seed=seed)
         return replace(loader, name=name, has_splits=True)
     if isinstance(data, np.ndarray | torch.Tensor):
         data = _Rows(data)
@@ -140,7 +140,7 @@ def open_loader(
         data = _of_mapping(data, name)
     if isinstance(data, DataLoader):
         return _of_dataloader(data, name, subset)
-    if _is_indexed(data):
+    if is_indexed(data):
         return _of_dataset(data, name, batch, subset, seed)
     if subset is not None:
         raise UsageError(
@@ -196,7 +196,7 @@ def _is_bytes(part: Any) -> bool:
     """Return whether examples are images as bytes, which no network takes as they are."""
     if isinstance(part, tuple) and len(part) == 2:
         first = part[0]
-    elif _is_indexed(part) and not isinstance(part, DataLoader) and len(part):
+    elif is_indexed(part) and not isinstance(part, DataLoader) and len(part):
         first = part[0]
         first = first[0] if isinstance(first, tuple | list) and len(first) else first
     else:
@@ -215,12 +215,13 @@ def _has_rows(part: Any) -> bool:
     return isinstance(part, np.ndarray | torch.Tensor) and part.ndim > 0
 
 
-def _is_indexed(data: Any) -> bool:
+def is_indexed(data: Any) -> bool:
+    """Return whether it is a data set, whose examples have numbers."""
     is_set = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     return is_set and not isinstance(data, str | bytes | list | tuple | Mapping)
 
 
-def _of_module(data: Any, split: str, name: str) -> Any:
+def of_module(data: Any, split: str, name: str) -> Any:
     """Return the loader of a LightningDataModule, prepared and set up as its trainer would."""
     for call, args in (("prepare_data", ()), ("setup", ("fit",))):
         if callable(getattr(data, call, None)):
@@ -324,8 +325,14 @@ class _Rows:
         return self._parts[index]
 
 
-class _Reader:
-    """The roles of the parts of a batch, for a network."""
+class Reader:
+    """The roles of the parts of a batch, for a network.
+
+    Attributes
+    ----------
+    left : set of str
+        Parts of dictionaries that `forward` does not take.
+    """
 
     def __init__(self, module: nn.Module, unpack: Unpack | None) -> None:
         self._module, self._unpack = module, unpack
@@ -333,13 +340,32 @@ class _Reader:
         self.left: set[str] = set()
 
     def read(self, raw: Any) -> Batch:
+        """Take a batch apart.
+
+        Raises
+        ------
+        UsageError
+            If it is not plain what in it is what.
+        """
         inputs, labels = self._parts(raw)
-        args: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
-        kwargs: dict[str, Any] = {}
-        if isinstance(inputs, Mapping):
-            args, kwargs = (), dict(inputs)
+        args, kwargs = _arguments(inputs)
         size = _size((*args, *kwargs.values()), labels)
         return Batch(args=args, kwargs=kwargs, labels=labels, raw=raw, size=size)
+
+    def inputs_of(self, raw: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what `forward` is called with, where labels play no part.
+
+        A sequence begins with the inputs, however long it is.
+
+        Raises
+        ------
+        UsageError
+            As `read`.
+        """
+        is_sequence = isinstance(raw, Sequence) and not isinstance(raw, str | bytes)
+        if self._unpack is None and is_sequence and raw:
+            return _arguments(self._inputs(raw[0]))
+        return _arguments(self._parts(raw)[0])
 
     def _parts(self, raw: Any) -> tuple[Any, Any]:
         if self._unpack is not None:
@@ -387,6 +413,12 @@ class _Reader:
             names = {p.name for p in parameters if p.kind in by_name}
             self._taken = names, any(p.kind is p.VAR_KEYWORD for p in parameters)
         return self._taken
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return inputs if isinstance(inputs, tuple) else (inputs,), {}
 
 
 def _left_note(left: set[str]) -> str:

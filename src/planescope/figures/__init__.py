@@ -15,6 +15,7 @@ from planescope.figures.layers import cosines, negative_mass
 from planescope.figures.overview import overview
 from planescope.figures.plan import plan
 from planescope.figures.portrait import portrait
+from planescope.figures.prediction import prediction
 from planescope.figures.relation import ranks, relation, roc, score_against_drop
 from planescope.figures.repetitions import repetitions, write_deviation
 from planescope.figures.resets import heatmap
@@ -38,6 +39,7 @@ __all__ = [
     "overview",
     "plan",
     "portrait",
+    "prediction",
     "ranks",
     "relation",
     "repetitions",

@@ -24,7 +24,17 @@ from planescope.figures.canvas import (
 from planescope.figures.relation import relation
 from planescope.files.folders import inside, make_inside, replacing_inside
 from planescope.hyperplanes import chance
-from planescope.study.claims import CLAIMS, PLAIN, WRONG, Claims, claims, with_conditions
+from planescope.study.claims import (
+    CLAIMS,
+    NOISE,
+    PLAIN,
+    RANDOM,
+    UNLEARNED,
+    WRONG,
+    Claims,
+    claims,
+    with_conditions,
+)
 from planescope.study.effects import ALL, COLUMNS, Effect
 
 if TYPE_CHECKING:
@@ -88,7 +98,8 @@ def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") ->
 def agreement_through_training(table: pd.DataFrame, /, *, width: Width = "page") -> Figure:
     """Draw the mean agreement of the layers behind a ReLU over the epochs, by network.
 
-    Thin lines are runs, thick ones their means: with true labels, and where all labels are wrong.
+    Thin lines are runs, thick ones their means: with true labels, and where nothing that holds of
+    other images can be learned (all labels wrong, random labels, noise), each where there are such.
 
     Parameters
     ----------
@@ -101,12 +112,16 @@ def agreement_through_training(table: pd.DataFrame, /, *, width: Width = "page")
     UsageError
         If `width` is invalid.
     """
-    chosen = _inner_of(table, (PLAIN, WRONG))
+    chosen = _inner_of(table, (PLAIN, *UNLEARNED))
     figure, panels = _panels(sorted(set(chosen["network"])), width)
     looks: dict[str, dict[str, Any]] = {
         PLAIN: {"color": AWAY, "linestyle": "-"},
         WRONG: {"color": TOWARD, "linestyle": (0, (3, 1))},
+        RANDOM: {"color": NEUTRAL, "linestyle": (0, (1, 1))},
+        NOISE: {"color": TOWARD, "linestyle": (0, (3, 1, 1, 1))},
     }
+    there = set(chosen["condition"])
+    looks = {condition: look for condition, look in looks.items() if condition in there}
     for network, axes in panels.items():
         for condition, look in looks.items():
             own = chosen[(chosen["network"] == network) & (chosen["condition"] == condition)]
@@ -117,8 +132,8 @@ def agreement_through_training(table: pd.DataFrame, /, *, width: Width = "page")
             axes.plot(means.index, means, linewidth=1.6, **look)
         axes.set(ylim=(0, 1.03), xlabel="epoch")
     _label_first(panels, "agreement")
-    labels = ("true labels", WRONG)
-    _legend(figure, [{**look, "label": x} for look, x in zip(looks.values(), labels, strict=True)])
+    titles = {PLAIN: "true labels"}
+    _legend(figure, [{**look, "label": titles.get(name, name)} for name, look in looks.items()])
     return figure
 
 

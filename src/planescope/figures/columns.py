@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from planescope.criticality.resets.record import CELL_KEYS, Resets
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.figures.comparisons import Group, mass_range
-from planescope.figures.dynamics import CURVES, METRICS, PANELS
+from planescope.figures.dynamics import CURVES, METRICS, PANELS, table_of
 from planescope.figures.layers import tested_level
 from planescope.hyperplanes.chance import LEVEL
 from planescope.hyperplanes.statistics import Statistics
 from planescope.measurement.record import Measurement, filters_table
 from planescope.training.run import Run
+from planescope.training.tracker.history import History
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,7 @@ _LAYER_KEYS = (
 _LAYER_COLUMNS = ("number", "layer", *_LAYER_KEYS, "chance_low", "chance_high")
 
 
-def dynamics_numbers(run: Run, statistics: Iterable[str], /) -> Columns:
+def dynamics_numbers(run: Run | History, statistics: Iterable[str], /) -> Columns:
     """Return a row a point: of loss and accuracy by curve, of each statistic by layer.
 
     `q` is the corrected p-value by which a point is filled.
@@ -41,14 +42,15 @@ def dynamics_numbers(run: Run, statistics: Iterable[str], /) -> Columns:
 
     for metric in METRICS:
         for curve in CURVES:
-            for row in run.metrics:
+            for row in run.metrics if isinstance(run, Run) else ():
                 value = getattr(row, f"{curve}_{metric}")
                 if value is not None:
                     add(metric, f"{curve}", row.epoch, value, None)
-    table = run.measurements
+    table = run.measurements if isinstance(run, Run) else table_of(run)
+    numbers = table[unit if isinstance(run, Run) else "epoch"]
     for statistic in statistics:
         tests = table[PANELS[statistic].test] if PANELS[statistic].test else [None] * len(table)
-        rows = zip(table["name"], table[unit], table[statistic], tests, strict=True)
+        rows = zip(table["name"], numbers, table[statistic], tests, strict=True)
         for name, epoch, value, q in rows:
             add(statistic, name, epoch, value, q)
     return columns

@@ -27,7 +27,9 @@ from planescope.files.errors import UsageError
 from planescope.hyperplanes import chance
 from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.chance import LEVEL
+from planescope.measurement.record import layers_table
 from planescope.training.run import Run
+from planescope.training.tracker.history import History
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +93,7 @@ CURVES: dict[str, dict[str, Any]] = {
 
 @styled
 def dynamics(
-    run: Run | str | os.PathLike[str] | pd.DataFrame,
+    run: Run | History | str | os.PathLike[str] | pd.DataFrame,
     metrics: pd.DataFrame | None = None,
     /,
     *,
@@ -108,9 +110,10 @@ def dynamics(
 
     Parameters
     ----------
-    run : Run, path or DataFrame
-        A training run or its folder; or a table with a column `epoch` and those of a measurement's
-        table, ``pandas.concat({0: m0.to_pandas(), ...}, names=["epoch"]).reset_index()``.
+    run : Run, path, Tracker, its history, or DataFrame
+        A training run or its folder; what a Tracker saw; or a table with a column `epoch` and
+        those of a measurement's table, ``pandas.concat({0: m0.to_pandas(), ...},
+        names=["epoch"]).reset_index()``.
     metrics : DataFrame, optional
         Beside a table: `epoch`, and any of `train_loss`, `val_loss`, `train_accuracy` and
         `val_accuracy`.
@@ -137,7 +140,11 @@ def dynamics(
         unit = run.unit
         table = run.measurements.rename(columns={unit: "epoch"})
         metrics = pd.DataFrame(map(vars, run.metrics))
+    elif isinstance(history := getattr(run, "history", run), History):
+        unit = history.unit
+        table, metrics = table_of(history), pd.DataFrame()
     else:
+        assert not isinstance(run, History)  # noqa: S101  handled above
         table, metrics = run, pd.DataFrame() if metrics is None else metrics
         unit = "epoch"
     _check(table)
@@ -158,6 +165,14 @@ def dynamics(
         lines = legend(figure, across, title, entry=entry)
         figure.set_figheight(figure.get_figheight() + HEAD + lines * LINE)
     return figure
+
+
+def table_of(history: History, /) -> pd.DataFrame:
+    """Return the layers at each update, with the number that tells these apart as `epoch`."""
+    import pandas as pd
+
+    parts = {number: pd.DataFrame(layers_table([one])) for number, one in history.numbered.items()}
+    return pd.concat(parts, names=["epoch"]).reset_index(level="epoch")
 
 
 def _check(table: pd.DataFrame) -> None:

@@ -17,10 +17,12 @@ from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside
 from planescope.files.reading import open_binary, read_text
 from planescope.files.writing import read_parquet_metadata
+from planescope.hyperplanes.layer import Kind
 from planescope.measurement.measure import measure
 from planescope.measurement.record import SCHEMA as MEASUREMENT
 from planescope.measurement.record import Measurement, load
 from planescope.training.run import Run
+from planescope.training.tracker.history import History
 
 if TYPE_CHECKING:
     from planescope.training.config import RunConfig
@@ -53,6 +55,8 @@ class Subject:
         What it costs to prune, thin, factor or quantise its layers, where that was looked at.
     plan : Plan or None
         A smaller network made out of one; such a subject has nothing else.
+    history : History or None
+        The updates of a Tracker; `measurement` is the last of them.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Subject:
     relation: Relation | None = None
     sensitivity: Sensitivity | None = None
     plan: Plan | None = None
+    history: History | None = None
 
 
 def open_subjects(
@@ -74,20 +79,26 @@ def open_subjects(
     network: str | None = None,
     data: str | None = None,
     trust: bool | str | Collection[str] = False,
+    init: Any = None,
+    kinds: Iterable[Kind | str] | str = (),
 ) -> tuple[Subject, ...]:
     """Open each of some sources.
 
     Parameters
     ----------
-    sources : iterable of path, Run, or input of `measure`, or of Measurement, Resets and so on
+    sources : iterable of path, Run, Tracker, input of `measure`, or Measurement, Resets and so on
         A run's folder; a study's, of which all runs that are made are opened; a file that holds a
-        measurement, resets, a relation or a sensitivity; or a checkpoint, which is measured, as is
-        a run's last snapshot.
+        measurement, resets, a relation, a sensitivity or what a Tracker saved; or a checkpoint,
+        which is measured, as is a run's last snapshot.
     remeasure : bool
         Measure a run's last snapshot, which gives the values of its filters; else a run comes
         without a measurement.
-    network, data, trust
+    network : str, optional
+        As for a `Run`, of all runs that paths lead to; of checkpoints as `measure` takes it.
+    data, trust
         As for a `Run`, of all runs that paths lead to.
+    init, kinds
+        Of checkpoints and networks in memory, as `measure` takes them.
 
     Returns
     -------
@@ -103,9 +114,21 @@ def open_subjects(
         As `planescope.measure`.
     """
     given = {"network": network, "data": data, "trust": trust}
-    found = [_opened(one, remeasure) for source in sources for one in _parts(source, given)]
-    if (network or data) and all(subject.run is None for subject in found):
-        raise UsageError("--network and --data are about runs, and none was given; leave them out")
+    asked = {"network": network, "init": init, "kinds": kinds or None}
+    how = {name: value for name, value in asked.items() if value is not None}
+    parts = [one for source in sources for one in _parts(source, given)]
+    found = [_opened(one, remeasure, how) for one in parts]
+    if data and all(subject.run is None for subject in found):
+        raise UsageError("--data is about runs, and none was given; leave it out")
+    if how and not any(map(_is_measured, parts)):
+        about = " and ".join(
+            f"--{name}" for name in how if name != "network" or not _any_run(found)
+        )
+        if about:
+            raise UsageError(
+                f"{about}: nothing that was given is measured here, a checkpoint or a network; "
+                "leave it out"
+            )
     return tuple(_apart(found))
 
 
@@ -138,7 +161,23 @@ def _apart(subjects: list[Subject]) -> Iterable[Subject]:
         yield replace(subject, name=name)
 
 
-def _opened(source: Any, remeasure: bool) -> Subject:
+def _any_run(subjects: Iterable[Subject]) -> bool:
+    return any(subject.run is not None for subject in subjects)
+
+
+def _is_measured(source: Any) -> bool:
+    """Return whether a source is a checkpoint or a network: nothing that was found before."""
+    if isinstance(source, str | os.PathLike):
+        return _schema(Path(source)) is None
+    found_before = Measurement | Resets | Relation | Sensitivity | Plan | Run | History
+    return not isinstance(source, found_before) and not _is_tracker(source)
+
+
+def _is_tracker(source: Any) -> bool:
+    return isinstance(getattr(source, "history", None), History)
+
+
+def _opened(source: Any, remeasure: bool, how: Mapping[str, Any]) -> Subject:
     if isinstance(source, Measurement):
         return _measured(source)
     if isinstance(source, Resets):
@@ -151,13 +190,17 @@ def _opened(source: Any, remeasure: bool) -> Subject:
         return Subject(name="plan", path=source.source, plan=source)
     if isinstance(source, Run):
         return _run(source, remeasure)
+    if isinstance(source, History):
+        return _followed(source)
+    if _is_tracker(source):
+        return _followed(source.history)
     if not isinstance(source, (str, os.PathLike)):
-        return _measured(measure(source))
+        return _measured(measure(source, **how))
     path = Path(source)
     schema = _schema(path)
     if schema is None:
-        return replace(_measured(measure(source)), path=str(source))
-    loaded: Measurement | Resets | Relation | Sensitivity | Plan
+        return replace(_measured(measure(source, **how)), path=str(source))
+    loaded: Measurement | Resets | Relation | Sensitivity | Plan | History
     match schema.partition("/")[0]:
         case "planescope.measurement":
             loaded = load(path)
@@ -169,17 +212,26 @@ def _opened(source: Any, remeasure: bool) -> Subject:
             loaded = Plan.load(path)
         case "planescope.sensitivity":
             loaded = Sensitivity.load(path)
+        case "planescope.track":
+            loaded = History.load(path)
         case _:
             raise CheckpointError(
                 f"{path}: holds {schema!r}; give a run, a measurement, resets, a relation, a "
-                "sensitivity, a plan or a checkpoint"
+                "sensitivity, a plan, what a Tracker saved, or a checkpoint"
             )
-    return replace(_opened(loaded, remeasure), name=path.stem, path=str(path))
+    return replace(_opened(loaded, remeasure, how), name=path.stem, path=str(path))
 
 
 def _measured(measurement: Measurement) -> Subject:
     path = measurement.source.path
     return Subject(name=_short(path), path=path, measurement=measurement)
+
+
+def _followed(history: History) -> Subject:
+    """What a Tracker saw: its last update is the network."""
+    if not history.records:
+        raise UsageError("the Tracker has no update yet; train with it first")
+    return replace(_measured(history.records[-1].read()), history=history)
 
 
 def _short(path: str) -> str:

@@ -26,7 +26,7 @@ from planescope.figures.columns import (
     settings_numbers,
 )
 from planescope.figures.comparisons import Group, networks, networks_room, settings, settings_room
-from planescope.figures.dynamics import PANELS, dynamics
+from planescope.figures.dynamics import PANELS, dynamics, table_of
 from planescope.figures.layers import cosines, negative_mass
 from planescope.figures.overview import most_biased
 from planescope.figures.plan import numbers as plan_numbers
@@ -40,8 +40,10 @@ from planescope.figures.sources import Subject, open_subjects
 from planescope.files.errors import OutputError, UsageError
 from planescope.files.folders import inside, replacing_inside
 from planescope.files.writing import FIGURE_FORMS, write_csv
+from planescope.hyperplanes.layer import Kind
 from planescope.measurement.record import Measurement
 from planescope.training.run import REPETITION
+from planescope.training.tracker.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,6 +99,8 @@ def write_all(
     network: str | None = None,
     data: str | None = None,
     trust: bool | str | Collection[str] = False,
+    init: Any = None,
+    kinds: Iterable[Kind | str] | str = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Written:
     """Write every figure that can be made of some networks, each with its numbers as CSV.
@@ -116,7 +120,7 @@ def write_all(
 
     Parameters
     ----------
-    sources : iterable of path, Run, or input of `measure`, or of Measurement, Resets and so on
+    sources : iterable of path, Run, Tracker, input of `measure`, or Measurement, Resets and so on
     out : path
         The folder; it is made if need be.
     form : {"pdf", "svg", "png"}
@@ -126,7 +130,10 @@ def write_all(
     each : bool
         False leaves out the figures of single networks.
     network, data, trust
-        As for a `planescope.training.run.Run`, of all runs that paths lead to.
+        As for a `planescope.training.run.Run`, of all runs that paths lead to; `network` also of
+        checkpoints, as `planescope.measure` takes it.
+    init, kinds
+        Of checkpoints and networks in memory, as `planescope.measure` takes them.
     progress : callable, optional
         Called with (figures drawn, figures in all, name of the next).
 
@@ -144,7 +151,9 @@ def write_all(
     if f".{form}" not in FIGURE_FORMS:
         raise UsageError(f"form {form!r}: give {', '.join(f[1:] for f in FIGURE_FORMS)}")
     with style(style_sheet):
-        subjects = open_subjects(sources, network=network, data=data, trust=trust)
+        subjects = open_subjects(
+            sources, network=network, data=data, trust=trust, init=init, kinds=kinds
+        )
         if not subjects:
             raise UsageError("nothing to draw: give a run or a file")
         drawings = [*(_each(subjects, width) if each else ()), *_together(subjects, width)]
@@ -211,13 +220,14 @@ def _slugs(subjects: Sequence[Subject]) -> list[str]:
 
 def _of_one(subject: Subject, width: Width) -> Iterator[_Drawing]:
     run, measurement, resets = subject.run, subject.measurement, subject.resets
-    if run is not None:
-        table = run.measurements
+    followed = run if run is not None else subject.history
+    if followed is not None:
+        table = table_of(followed) if isinstance(followed, History) else followed.measurements
         there = [s for s in TRAINING if s in PANELS and table[s].notna().any()]
         yield _Drawing(
             name="training",
-            draw=lambda: dynamics(run, statistics=there, width=width),
-            numbers=lambda: dynamics_numbers(run, there),
+            draw=lambda: dynamics(followed, statistics=there, width=width),
+            numbers=lambda: dynamics_numbers(followed, there),
         )
     if measurement is not None:
         yield _Drawing(

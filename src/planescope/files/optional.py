@@ -82,7 +82,8 @@ def required(package: str) -> ModuleType:
     except ModuleNotFoundError as exc:
         if exc.name != package:
             raise  # it is there, what it imports is not: its own message is the useful one
-        wanted = "timm" if package == "timm" else "'.[train]'"
+        own = {"timm": "timm", "torch_pruning": "torch-pruning"}
+        wanted = own.get(package, "'.[train]'")
         raise MissingDependencyError(f"{package} is not installed: pip install {wanted}") from exc
 
 

@@ -29,6 +29,8 @@ _SURE = 0.18
 _JUMP = 24
 # Terms of a sum at a time: some arrays of them stay below 2 MB.
 _TERMS = 1 << 15
+# Multiplications in a product of matrices that OpenBLAS leaves to one thread (interface/gemm.c).
+_ONE_THREAD = 1 << 18
 
 
 def kolmogorov_smirnov(uniforms: ArrayLike, /) -> float:
@@ -216,14 +218,25 @@ def _scaled_power(matrix: Floats, n: int) -> tuple[Floats, int]:
     result, result_exponent, exponent = np.eye(len(matrix)), 0, 0
     while n:
         if n & 1:
-            result = result @ matrix
+            result = _product(result, matrix)
             result_exponent += exponent
             result, result_exponent = _rescaled(result, result_exponent)
-        matrix = matrix @ matrix
+        matrix = _product(matrix, matrix)
         exponent *= 2
         matrix, exponent = _rescaled(matrix, exponent)
         n >>= 1
     return result, result_exponent
+
+
+def _product(one: Floats, other: Floats) -> Floats:
+    """Multiply by blocks of rows, each small enough for the library not to start threads.
+
+    Where other processes are at work its threads wait for one another: a product of some
+    microseconds then costs milliseconds.
+    """
+    rows = max(1, _ONE_THREAD // other.size)
+    parts = [one[start : start + rows] @ other for start in range(0, len(one), rows)]
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _rescaled(matrix: Floats, exponent: int) -> tuple[Floats, int]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from planescope.data.loaders import Unpack
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Activation:
@@ -48,29 +50,33 @@ def measure_activations(
     /,
     *,
     device: torch.device | str | None = None,
+    unpack: Unpack | None = None,
 ) -> dict[str, Activation]:
     """Measure the preactivations of layers on data, in one pass.
 
     Parameters
     ----------
     batches : iterable
-        Of inputs, or of tuples that begin with the inputs.
+        Of inputs, of sequences that begin with the inputs, or of dictionaries, whose parts are
+        given by name as far as `forward` takes them.
     names : mapping of str to str
         For each layer the name of the module whose output enters the ReLU: the norm behind the
         layer where there is one, else the layer itself.
     device : torch.device, optional
         Where the inputs go; by default where the module's first parameter is.
+    unpack : callable, optional
+        Gives inputs and labels (or None) of a batch of any other kind.
 
     Returns
     -------
     dict of str to Activation
-        In the order of `names`. A module that is called several times in a pass is measured over
-        all of its calls.
+        In the order of `names`, without those that no batch reached. A module that is called
+        several times in a pass is measured over all of its calls.
 
     Raises
     ------
     UsageError
-        If a module does not exist, or is not called by any batch.
+        If a module does not exist, none is called by any batch, or a batch is not understood.
 
     Notes
     -----
@@ -78,6 +84,8 @@ def measure_activations(
     float64, those of batches merged by Chan's update. Nothing waits for the device before the end.
     """
     import torch
+
+    from planescope.data.loaders import Reader, moved
 
     # A compiled module would neither run hooks on its parts nor name them alike.
     network = unwrapped(module)
@@ -87,12 +95,17 @@ def measure_activations(
             raise UsageError(f"the network has no module {name!r}; {nearest(name, parts)}")
     if device is None:
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    device, reader = torch.device(device), Reader(network, unpack)
     moments = {name: _Moments(parts[name]) for name in names.values()}
     with _evaluation(network), _hooks(parts, moments), torch.no_grad():
         for batch in batches:
-            inputs = batch[0] if isinstance(batch, tuple | list) else batch
-            network(inputs.to(device, non_blocking=True))
-    return {layer: moments[name].result(layer) for layer, name in names.items()}
+            args, kwargs = reader.inputs_of(moved(batch, device))
+            network(*args, **kwargs)
+    if names and not any(moments[name].count for name in names.values()):
+        raise UsageError(
+            f"no data came through layer {next(iter(names))!r}; are there batches, is it used?"
+        )
+    return {layer: moments[name].result() for layer, name in names.items() if moments[name].count}
 
 
 class _Moments:
@@ -127,11 +140,7 @@ class _Moments:
         self.positive = self.positive + (outputs > 0).sum(others)
         self.count = total
 
-    def result(self, layer: str) -> Activation:
-        if self.count == 0:
-            raise UsageError(
-                f"no data came through layer {layer!r}; are there batches, is it used?"
-            )
+    def result(self) -> Activation:
         mean, squares, positive = (
             values.cpu().numpy().astype(np.float64)
             for values in (self.mean, self.squares, self.positive)

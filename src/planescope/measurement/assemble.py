@@ -53,7 +53,7 @@ def measure_layers(
     initial : mapping of str to Layer, optional
         The layers at initialisation by name; gives `l2` and `linf`.
     observed : mapping of str to Observed, optional
-        What data told about each layer; its centre is taken instead of the norm's.
+        What data told about layers; its centre is taken instead of the norm's.
     on_layer : callable, optional
         Called with (layers done, layers in all, name of the next one), to show progress.
 
@@ -70,7 +70,7 @@ def measure_layers(
         for done, layer in enumerate(layers):
             if on_layer is not None:
                 on_layer(done, len(layers), layer.name)
-            seen = None if observed is None else observed[layer.name]
+            seen = None if observed is None else observed.get(layer.name)
             measured.append(_measure_layer(layer, view, initial, seen))
     return assemble(measured, source=source, view=view, skipped=skipped, notes=notes)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.files.errors import CheckpointError
+from planescope.files.errors import CheckpointError, PlanescopeError, UsageError, one_line
 from planescope.hyperplanes.layer import Kind, Layer, Structure, View
 from planescope.measurement.activations import measure_activations
 from planescope.measurement.assemble import Observed, measure_layers
@@ -18,6 +18,8 @@ from planescope.measurement.source import find, open_source
 
 if TYPE_CHECKING:
     import torch
+
+    from planescope.data.loaders import Unpack
 
 # A small file may repeat or pack weights, but not claim more filters than this.
 MAX_FILTERS = 1 << 22
@@ -37,8 +39,9 @@ def measure(
     entry: str | None = None,
     network: str | Structure | None = None,
     init: Any = None,
-    data: str | Iterable[Any] | None = None,
+    data: Any = None,
     data_path: str | os.PathLike[str] | None = None,
+    unpack: Unpack | None = None,
     on_layer: Callable[[int, int, str], None] | None = None,
 ) -> Measurement:
     """Measure the hyperplanes of a network.
@@ -77,12 +80,15 @@ def measure(
         state dict. Or what a run recorded of them, `planescope.training.run.Run.structure`.
     init : same as `x`, optional
         The network at initialisation; gives the distances `l2` and `linf`.
-    data : str or iterable, optional
-        Measures centre and activation rate of each layer (METHOD, section 4): the name of a data
-        set (``digits``, ``cifar10``, ...), whose validation examples are taken, or batches of
-        inputs. Needs torch, and a module or `network`.
+    data : DataLoader, Dataset, LightningDataModule, tensors, iterable of batches, or str, optional
+        Measures centre and activation rate of each layer (METHOD, section 4), on what
+        `planescope.reset` takes: batches go to the network exactly as they come, labels play no
+        part. Of a data set by name (``digits``, ``cifar10``, ...) the validation examples are
+        taken. Needs torch, and a module or `network`. Layers that no batch reaches are named.
     data_path : path, optional
         Where the files of the data set lie.
+    unpack : callable, optional
+        Gives inputs and labels (or None) of a batch of another kind.
     on_layer : callable, optional
         Called with (layers done, layers in all, name of the next one), to show progress.
 
@@ -114,8 +120,8 @@ def measure(
     notes = [*found.notes, *norm_notes(measured, choice.view)]
     observed = None
     if data is not None:
-        observed = _observe(opened.runnable(), measured, data, data_path)
-        notes.append("centre and activation rate were measured from data")
+        observed = _observe(opened.runnable(), measured, data, data_path, unpack)
+        notes += data_notes([layer.name for layer in measured], observed)
     return measure_layers(
         measured,
         source=found.source,
@@ -131,19 +137,62 @@ def measure(
 def _observe(
     module: torch.nn.Module,
     layers: Sequence[Layer],
-    data: str | Iterable[Any],
+    data: Any,
     path: str | os.PathLike[str] | None,
+    unpack: Unpack | None,
 ) -> Mapping[str, Observed]:
-    if isinstance(data, str):
-        from planescope.data.batches import batches
-        from planescope.data.load import load
+    from planescope.data.random_states import generators_of, same_random_states
 
-        data = batches(
-            load(data, split="val", path=None if path is None else Path(path)), batch_size=100
-        )
     # z is what enters the ReLU: the norm's output where there is a norm.
     names = {layer.name: layer.name if layer.norm is None else layer.norm.name for layer in layers}
-    return measure_activations(module, data, names)
+    with same_random_states(*generators_of(data)):
+        batches = _batches(data, path)
+        try:
+            return measure_activations(module, batches, names, unpack=unpack)
+        except (RuntimeError, TypeError, ValueError) as exc:  # forward is anybody's code
+            if isinstance(exc, PlanescopeError):
+                raise
+            raise UsageError(f"data= do not fit the network: {one_line(exc)}") from exc
+
+
+def _batches(data: Any, path: str | os.PathLike[str] | None) -> Iterable[Any]:
+    """Return what a user handed over, as batches."""
+    from planescope.data.loaders import call_loader, open_loader
+
+    if isinstance(data, str):
+        called = call_loader(data, "val")
+        if called is None:
+            from planescope.data.batches import batches
+            from planescope.data.load import load
+
+            where = None if path is None else Path(path)
+            return batches(load(data, split="val", path=where), batch_size=100)
+        data = called
+    if _are_two_batches(data):
+        raise UsageError(
+            "data= is a tuple of two tensors of one shape: it is not plain whether they are inputs "
+            "and labels or two batches; give a list of batches, or the inputs alone"
+        )
+    return open_loader(data).source
+
+
+def _are_two_batches(data: Any) -> bool:
+    if not isinstance(data, tuple) or len(data) != 2:
+        return False
+    shapes = [tuple(getattr(part, "shape", ()))[1:] for part in data]
+    return len(shapes[0]) > 1 and shapes[0] == shapes[1]
+
+
+def data_notes(layers: Sequence[str], observed: Mapping[str, Observed], /) -> list[str]:
+    """Say what was measured from data, and which layers no batch reached."""
+    unseen = [name for name in layers if name not in observed]
+    notes = ["centre and activation rate were measured from data"]
+    if unseen:
+        notes.append(
+            f"data did not come through {', '.join(unseen)}: no activation rate, and a centre only "
+            "from the parameters of a norm"
+        )
+    return notes
 
 
 def refuse_claims(source: Source, layers: Sequence[Layer], /) -> None:

@@ -217,6 +217,34 @@ class Plan(Table):
             if self.way == "filters"
         }
 
+    def thinned(self, example: Any, /) -> Any:
+        """Take the removed filters out of the network, with what is coupled to them.
+
+        By Torch-Pruning (``pip install 'planescope[pruning]'``). Nothing but filters that give
+        exactly 0 goes, so that the smaller network answers as `module` does, which is looked at.
+
+        Parameters
+        ----------
+        example : torch.Tensor
+            Inputs that the network takes.
+
+        Returns
+        -------
+        torch.nn.Module
+
+        Raises
+        ------
+        UsageError
+            If the plan is not by the way ``"filters"``, or of an ONNX file.
+        RunError
+            If the network cannot be taken apart, or would answer otherwise.
+        MissingDependencyError
+            If torch-pruning is not installed.
+        """
+        from planescope.criticality.plan.thinning import thinned
+
+        return thinned(self, example)
+
     def masks(self) -> dict[str, Any]:
         """Give of every planned layer which weights stay, as ``torch.nn.utils.prune`` takes it."""
         return {

@@ -107,7 +107,8 @@ def repair(
     torch = required("torch")
     from planescope.criticality.plan.divergence import Yardstick
     from planescope.criticality.plan.examples import synthetic, take
-    from planescope.criticality.resets.borrow import borrowed, generators_of, same_random_states
+    from planescope.criticality.resets.borrow import borrowed
+    from planescope.data.random_states import generators_of, same_random_states
 
     if by not in WAYS:
         raise UsageError(f"by={by!r}: repair by one of {', '.join(WAYS)}")

@@ -131,7 +131,8 @@ def plan(
     torch = required("torch")
     from planescope.criticality.plan.bench import Bench
     from planescope.criticality.plan.examples import synthetic
-    from planescope.criticality.resets.borrow import borrowed, generators_of, same_random_states
+    from planescope.criticality.resets.borrow import borrowed
+    from planescope.data.random_states import generators_of, same_random_states
 
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")

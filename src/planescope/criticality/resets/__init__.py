@@ -219,16 +219,16 @@ def _asked(
 
     Random states are as they were when the block ends.
     """
-    from planescope.criticality.resets import borrow
     from planescope.criticality.resets.trained import To
+    from planescope.data.random_states import generators_of, same_random_states
 
     run = _run(model, network, trust)
-    with borrow.same_random_states(*borrow.generators_of(data)):
+    with same_random_states(*generators_of(data)):
         wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
         if data is None:
             raise UsageError(
-                "data=None asks for synthetic inputs, which there are none of yet; give inputs, "
-                "with labels or without"
+                "data=None: a reset is measured on inputs, with labels or without; where there are "
+                "none, planescope.predict_critical(init=) ranks the layers on synthetic pictures"
             )
         opened = _opened(data, data_path, data_options, network, options, run)
         yield _subject(model, run, wanted, opened, network, keep, options, unfinished), run

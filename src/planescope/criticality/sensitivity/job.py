@@ -18,7 +18,6 @@ import torch
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.criticality.replacements import Way, WayKind
-from planescope.criticality.resets.borrow import generators_of, same_random_states
 from planescope.criticality.resets.cells import chosen_device, seconds_of_a_pass
 from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity import Cost
@@ -45,6 +44,7 @@ from planescope.criticality.sensitivity.record import (
     Method,
     Sensitivity,
 )
+from planescope.data.random_states import generators_of, same_random_states
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
 from planescope.networks.file_graph import FileGraph

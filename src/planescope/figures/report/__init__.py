@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from planescope.figures.report.render import render
 from planescope.figures.sources import open_subjects
 from planescope.files.versions import made_by
 from planescope.files.writing import check_target, replacing
+from planescope.hyperplanes.layer import Kind
 from planescope.measurement.difference import Difference
 
 FORMS = (".html", ".htm")
@@ -73,6 +74,8 @@ def report(
     network: str | None = None,
     data: str | None = None,
     trust: bool | str | Collection[str] = False,
+    init: Any = None,
+    kinds: Iterable[Kind | str] | str = (),
     command: str | None = None,
     follows: bool = False,
     difference: Difference | None = None,
@@ -81,13 +84,16 @@ def report(
 
     Parameters
     ----------
-    x, *others : path, Run, Measurement, Sensitivity, or what `planescope.measure` takes
-        A training run or its folder; a saved measurement; a checkpoint or a live module, which is
-        measured; resets, a relation or a sensitivity of one of these, saved or not. A run has all
-        that is known of it on the page: its training, and what resets cost and how the statistics
-        rank the layers, where that was looked at.
+    x, *others : path, Run, Tracker, Measurement, Sensitivity, or what `planescope.measure` takes
+        A training run or its folder; a Tracker or what it saved; a saved measurement; a
+        checkpoint or a live module, which is measured; resets, a relation or a sensitivity of one
+        of these, saved or not. A run has all that is known of it on the page: its training, and
+        what resets cost and how the statistics rank the layers, where that was looked at.
     network, data, trust
-        As for a `planescope.training.run.Run`, of all runs that paths lead to.
+        As for a `planescope.training.run.Run`, of all runs that paths lead to; `network` also of
+        checkpoints, as `planescope.measure` takes it.
+    init, kinds
+        Of checkpoints and networks in memory, as `planescope.measure` takes them.
     command : str, optional
         What the page says it was made by.
     follows : bool
@@ -111,7 +117,15 @@ def report(
     MissingDependencyError
         If Jinja2 or Plotly is not installed.
     """
-    subjects = open_subjects((x, *others), remeasure=False, network=network, data=data, trust=trust)
+    subjects = open_subjects(
+        (x, *others),
+        remeasure=False,
+        network=network,
+        data=data,
+        trust=trust,
+        init=init,
+        kinds=kinds,
+    )
     contents = contents_of(subjects, made=made_by(command), follows=follows)
     if difference is not None:  # the networks themselves are subjects
         moved = dataclasses.replace(difference, measurements=None)

@@ -27,6 +27,7 @@ from planescope.measurement.measure import measure
 from planescope.measurement.record import LayerMeasurement, Measurement
 from planescope.measurement.verdict import verdict
 from planescope.training.run import Run
+from planescope.training.tracker.history import History
 
 # Statistics of a layer that a page has, at each epoch, in the order of its tables.
 STATISTICS = (
@@ -122,6 +123,8 @@ def _run_in(relation: Relation, subject: Subject) -> str | None:
 def _shown(subject: Subject, relations: Sequence[Relation], networks: int) -> NetworkShown:
     if subject.run is not None:
         return _of_run(subject, subject.run, relations, networks)
+    if subject.history is not None:
+        return _of_history(subject, subject.history, networks)
     if subject.measurement is not None:
         return _of_measurement(subject, subject.measurement, networks)
     raise TypeError("a subject without a run or a measurement is no network")
@@ -141,6 +144,22 @@ def _of_measurement(subject: Subject, measurement: Measurement, networks: int) -
         relation=None if resets is None else scores_shown(layers, resets),
         notes=measurement.notes,
         skipped=_by_reason(measurement.skipped),
+    )
+
+
+def _of_history(subject: Subject, history: History, networks: int) -> NetworkShown:
+    """What a Tracker saw of a training, at each of its updates."""
+    updates = history.numbered
+    last = list(updates.values())[-1]
+    each = [measurement.layers for measurement in updates.values()]
+    shown = _of_measurement(subject, last, networks)
+    return replace(
+        shown,
+        about=f"{last.source.format}, {len(updates)} updates, {_view(last.view)}",
+        **_through(each),
+        epochs=tuple(updates),
+        unit=history.unit,
+        filters=filters_shown(last.layers, [_arrays(one) for one in each], networks=networks),
     )
 
 

@@ -47,6 +47,7 @@ class History(Table):
 
     SCHEMA: ClassVar[str] = SCHEMA
     WHAT: ClassVar[str] = "updates of a Tracker"
+    REMEDY: ClassVar[str] = "save the Tracker again"
 
     records: list[Record] = field(default_factory=list)
 
@@ -74,6 +75,44 @@ class History(Table):
         columns["layer"] = table.pop("name")
         left_out = ("schema", "path", "view")
         return columns | {key: table[key] for key in table if key not in left_out}
+
+    @property
+    def unit(self) -> str:
+        """What tells updates apart: the epoch where each has one of its own, else the step."""
+        epochs = [record.epoch for record in self.records]
+        known = [epoch for epoch in epochs if epoch is not None]
+        return "epoch" if len(set(known)) == len(epochs) else "step"
+
+    @property
+    def numbered(self) -> dict[int, Measurement]:
+        """Return the measurements by epoch or step, as `unit` says; of several the last one."""
+        by_epoch = self.unit == "epoch"
+        return {
+            r.epoch if by_epoch and r.epoch is not None else r.step: r.read() for r in self.records
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], /) -> Self:
+        """Make the record of what `to_dict` gave.
+
+        Raises
+        ------
+        ValueError
+            If a part is missing or of another type.
+        """
+        updates = data.get("updates")
+        if not isinstance(updates, list):
+            raise ValueError("updates is no list")
+        history = cls()
+        for update in updates:
+            if not isinstance(update, dict) or not isinstance(update.get("measurement"), dict):
+                raise ValueError("an update is no measurement")
+            step, epoch = update.get("step"), update.get("epoch")
+            if type(step) is not int or not (epoch is None or type(epoch) is int):
+                raise ValueError("an update has no step")
+            measured = Measurement.from_dict(update["measurement"])
+            history.records.append(Record(step, epoch, measured, is_logged=True))
+        return history
 
     @classmethod
     def file_columns(cls, results: Sequence[Self], /) -> dict[str, list[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
+from planescope.data.loaders import BATCH, call_loader, is_indexed, of_module, open_loader
 from planescope.files.errors import UsageError
 
 # How deep in a data set a generator of its own is looked for.
@@ -20,8 +21,8 @@ _DEPTH = 4
 _TENSORS = "give tensors, or a list of batches"
 
 
-def take(data: Any, /) -> list[torch.Tensor]:
-    """Take the inputs that are used of `data`; it and all random generators stay as they are.
+def take(data: Any, /, *, has_unpack: bool = False) -> list[Any]:
+    """Take the batches that are used of `data`; it and all random generators stay as they are.
 
     Raises
     ------
@@ -33,30 +34,55 @@ def take(data: Any, /) -> list[torch.Tensor]:
         batches = list(_batches(data))
         if not batches:
             raise UsageError("data= has no batch")
-        return [_inputs(batch) for batch in batches]
+        if not has_unpack:
+            for batch in batches:
+                _check(batch)
+        return batches
 
 
-def _inputs(batch: Any) -> torch.Tensor:
-    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(inputs, torch.Tensor):
+def _check(batch: Any) -> None:
+    """Refuse a batch that holds no inputs, before the training."""
+    parts = batch.values() if isinstance(batch, Mapping) else [batch]
+    if isinstance(batch, tuple | list):
+        inputs = batch[0] if batch else None
+        parts = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    if not any(isinstance(part, torch.Tensor | np.ndarray) for part in parts):
         raise UsageError(
-            f"data= has a batch of type {type(batch).__name__}; give tensors, or tuples that "
-            "begin with one"
+            f"data= has a batch of type {type(batch).__name__} without tensors; give tensors, "
+            "tuples that begin with one, dictionaries of them, or unpack="
         )
-    return inputs
 
 
 def _batches(data: Any) -> Iterable[Any]:
-    if isinstance(data, torch.Tensor | tuple):
+    if isinstance(data, str):
+        return _named(data)
+    if callable(getattr(data, "val_dataloader", None)):
+        data = of_module(data, "val", type(data).__name__)
+    if isinstance(data, torch.Tensor | np.ndarray | tuple | Mapping):
         return [data]
     if isinstance(data, list):
         return data
     if hasattr(data, "dataset") and hasattr(data, "collate_fn"):
         return islice(_loader(data), 1)
+    if isinstance(data, IterableDataset):
+        return islice(DataLoader(_twice_readable(data), batch_size=BATCH), 1)
+    if is_indexed(data):
+        return islice(open_loader(data).source, 1)
     if hasattr(data, "__next__") or not isinstance(data, Iterable):
         kind = type(data).__name__
         raise UsageError(f"data= is a {kind}, which can be read only once; {_TENSORS}")
     return islice(data, 1)
+
+
+def _named(name: str) -> Iterable[Any]:
+    """The first validation examples of a data set by name, prepared as when planescope trains."""
+    called = call_loader(name, "val")
+    if called is not None:
+        return _batches(called)
+    from planescope.data.batches import batches
+    from planescope.data.load import load
+
+    return islice(batches(load(name, split="val"), batch_size=BATCH), 1)
 
 
 def _loader(theirs: Any) -> DataLoader[Any]:

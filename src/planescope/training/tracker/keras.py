@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from planescope.checkpoints.keras.live import read_model
-from planescope.files.errors import MissingDependencyError
+from planescope.files.errors import MissingDependencyError, UsageError
 from planescope.measurement.choice import Choice, select
 from planescope.measurement.record import Source
 from planescope.measurement.source import Found
 from planescope.training.tracker.live import Live
+from planescope.training.tracker.transformers import FOR_LIGHTNING
 
 if TYPE_CHECKING:
     from planescope.training.tracker.recorder import Recorder
@@ -34,6 +35,19 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
         raise MissingDependencyError("a callback for Keras needs it: pip install keras") from exc
 
     class TrackerCallback(keras.callbacks.Callback):
+        state_key = "planescope"  # of Lightning's callbacks, as what follows
+
+        def on_exception(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def setup(self, *_: Any, **__: Any) -> None:
+            raise UsageError(FOR_LIGHTNING.format("Keras"))
+
+        def on_init_end(self, *_: Any, **__: Any) -> None:
+            raise UsageError(
+                "this callback is for Keras; give transformers' Trainer tracker.for_transformers()"
+            )
+
         def on_train_begin(self, logs: Any = None) -> None:
             self._network: Live | None = None
 

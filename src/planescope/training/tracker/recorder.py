@@ -9,12 +9,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import numpy as np
 import torch
 
 from planescope.files.errors import PlanescopeError, UsageError
 from planescope.hyperplanes.layer import Structure
 from planescope.measurement.activations import measure_activations
 from planescope.measurement.choice import Choice
+from planescope.measurement.measure import data_notes
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.copies import without_autocast
 from planescope.networks.module import read_module, unwrapped
@@ -25,6 +27,7 @@ from planescope.training.tracker.reference import Reference, Starts
 if TYPE_CHECKING:
     from torch import nn
 
+    from planescope.data.loaders import Unpack
     from planescope.measurement.assemble import Observed
     from planescope.training.tracker.folder import Folder
 
@@ -57,10 +60,11 @@ class Recorder:
         every: int | str,
         choice: Choice,
         reference: Reference | None,
-        inputs: list[torch.Tensor] | None,
+        inputs: list[Any] | None,
         filters: bool,
         errors: Errors,
         folder: Folder | None = None,
+        unpack: Unpack | None = None,
     ) -> None:
         self.history = History()
         self.folder = folder
@@ -68,6 +72,7 @@ class Recorder:
         self._every, self._choice = every, choice
         self._starts = Starts(reference)
         self._inputs, self._filters, self._errors = inputs, filters, errors
+        self._unpack = unpack
         self._live: live.Live | None = None
         self._last_step: int | None = None
         self._root: ref[nn.Module] | None = None  # the network of the last update
@@ -279,13 +284,19 @@ class Recorder:
         if self._inputs is None:
             return {}
         with distributed.unchanged_random_state(like.device):
-            batches = (x.to(like.dtype) if x.is_floating_point() else x for x in self._inputs)
+            batches = (_typed(batch, like.dtype) for batch in self._inputs)
             try:
-                return measure_activations(model, batches, network.parts, device=like.device)
+                seen = measure_activations(
+                    model, batches, network.parts, device=like.device, unpack=self._unpack
+                )
             except PlanescopeError:
                 raise
             except Exception as exc:  # forward is anybody's code
                 raise UsageError(f"data= do not fit the network: {_reason(exc)}") from exc
+        for note in data_notes(list(network.parts), seen)[1:]:
+            if note not in self._starts.notes:
+                self._starts.notes += (note,)
+        return seen
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
@@ -341,6 +352,19 @@ def _like(model: nn.Module) -> torch.Tensor:
 def _reason(exc: Exception) -> str:
     text = str(exc).partition("\n")[0]
     return text if isinstance(exc, PlanescopeError) else f"{type(exc).__name__}: {text}"
+
+
+def _typed(batch: Any, dtype: torch.dtype) -> Any:
+    """Return a batch with what is floating in the type of the network."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    if isinstance(batch, np.ndarray):
+        return _typed(torch.from_numpy(batch), dtype)
+    if isinstance(batch, Mapping):
+        return {name: _typed(part, dtype) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        return [_typed(part, dtype) for part in batch]
+    return batch
 
 
 class _SecondNetworkError(UsageError):

@@ -15,7 +15,8 @@ from planescope.measurement.metrics import LOGGABLE, LOGGED, by_key
 from planescope.measurement.record import Measurement
 from planescope.training.tracker import distributed, inputs
 from planescope.training.tracker.folder import Folder, checked_metrics, known_metrics
-from planescope.training.tracker.history import SCHEMA
+from planescope.training.tracker.history import SCHEMA, History
+from planescope.training.tracker.picture import log_picture
 from planescope.training.tracker.recorder import Errors, Recorder
 from planescope.training.tracker.reference import Reference
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from planescope.data.loaders import Unpack
     from planescope.training.tracked import TrackedConfig
 
 
@@ -61,12 +63,15 @@ class Tracker(_Callback):
         As for `planescope.measure`.
     layers : str, optional
         Regular expression; only layers in whose name it is found.
-    data : tensor, tuple, list of these, or other iterable of them, optional
-        A batch of inputs, or a tuple that begins with one. From them the centre and the activation
-        rate are measured for any layer; without them the centre comes from a batch norm's
-        parameters. All batches of a list are used, and of a DataLoader or any other iterable that
-        can be read again the first one. They are taken at once, without a draw from anybody's
-        generators, and are the same at each update, which then waits for the device.
+    data : DataLoader, Dataset, LightningDataModule, tensors, list of batches, or str, optional
+        What `planescope.reset` takes; batches go to the network as they come, floating ones in the
+        type of its weights. From them the centre and the activation rate are measured for any
+        layer; without them the centre comes from a batch norm's parameters. Tensors, and all
+        batches of a list, are used whole; of a DataLoader or anything else that can be read again
+        the first batch. They are taken at once, without a draw from anybody's generators, and are
+        the same at each update, which then waits for the device.
+    unpack : callable, optional
+        Gives inputs and labels (or None) of a batch of another kind.
     log : iterable of str
         Statistics to log, by the names of the columns of `to_pandas`; () logs nothing.
     reference : {"device", "cpu"} or None
@@ -96,6 +101,8 @@ class Tracker(_Callback):
     The keys that are logged are ``planescope/LAYER/STATISTIC``, for example
     ``planescope/features.0/negative_mass``, and ``planescope/STATISTIC`` for the filters of all
     layers together; ``planescope/biased_share``, the share of layers that are biased, sums them up.
+    As Lightning's fit ends, loggers that take pictures (TensorBoard, Weights & Biases, MLflow) get
+    one, ``planescope/negative_mass_by_layer``: layers by updates.
 
     An update queues its work on the device of the network and waits for nothing, unless there are
     `data`. What it took is brought to the host when it is logged, read or saved, and at the latest
@@ -117,6 +124,7 @@ class Tracker(_Callback):
         kinds: Iterable[Kind | str] | str = DEFAULT_KINDS,
         layers: str | None = None,
         data: Any = None,
+        unpack: Unpack | None = None,
         log: Iterable[str] = LOGGED,
         reference: str | None = "device",
         filters: bool = False,
@@ -139,7 +147,8 @@ class Tracker(_Callback):
             every=every,
             choice=self._choice,
             reference=None if reference is None else member(Reference, reference, "reference"),
-            inputs=None if data is None else inputs.take(data),
+            inputs=None if data is None else inputs.take(data, has_unpack=unpack is not None),
+            unpack=unpack,
             filters=filters,
             errors=member(Errors, errors, "errors"),
             folder=None if out is None else Folder(Path(out), self._config),
@@ -233,6 +242,11 @@ class Tracker(_Callback):
     # --- what was found
 
     @property
+    def history(self) -> History:
+        """What was found, as `save` writes it; `planescope.report` and figures take it."""
+        return self._recorder.history
+
+    @property
     def measurements(self) -> list[tuple[int, Measurement]]:
         """Step and measurement of each update."""
         return [(record.step, record.read()) for record in self._recorder.history.records]
@@ -320,6 +334,8 @@ class Tracker(_Callback):
         """Measure the network as it ends."""
         self.record(pl_module, _steps(trainer), epoch=trainer.current_epoch)
         self._log(trainer)
+        if self._logged and distributed.is_first():
+            log_picture(trainer.loggers, self.history, _steps(trainer))
         self.close()
 
     def _log(self, trainer: Any) -> None:

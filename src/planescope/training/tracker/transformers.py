@@ -8,10 +8,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.files.errors import MissingDependencyError
+from planescope.files.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from planescope.training.tracker.tracker import Tracker
+
+FOR_LIGHTNING = "this callback is for {}; give Lightning's trainer the Tracker itself"
 
 
 def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
@@ -32,6 +34,21 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
         ) from exc
 
     class TrackerCallback(TrainerCallback):
+        state_key = "planescope"  # of Lightning's callbacks, as what follows
+
+        def on_exception(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def setup(self, *_: Any, **__: Any) -> None:
+            raise UsageError(FOR_LIGHTNING.format("transformers' Trainer"))
+
+        def set_params(self, *_: Any, **__: Any) -> None:
+            raise UsageError(
+                "this callback is for transformers' Trainer; give Keras tracker.for_keras()"
+            )
+
+        set_model = set_params
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step and not tracker.measurements:
                 _resume(tracker, args, state.global_step)

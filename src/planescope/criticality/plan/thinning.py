@@ -1,0 +1,86 @@
+"""Filters that a plan removed, taken out of the network: it gets smaller, and answers the same.
+
+To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from planescope.criticality.plan.holding import weight_of
+from planescope.files.errors import RunError, UsageError, one_line
+from planescope.files.optional import required
+from planescope.networks.copies import deep_copy
+from planescope.networks.file_graph import FileGraph
+
+if TYPE_CHECKING:
+    from planescope.criticality.plan.planned import Plan
+
+# How far answers may be off, of the largest.
+_NEAR = 1e-3
+
+
+def thinned(plan: Plan, example: Any, /) -> nn.Module:
+    """Take out the filters that a plan removed, with what is coupled to them, by Torch-Pruning.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of ``way="filters"``.
+    example : torch.Tensor
+        Inputs that the network takes, by which its parts are told.
+
+    Returns
+    -------
+    torch.nn.Module
+        A smaller copy of the planned network, which answers to `example` as that does.
+
+    Raises
+    ------
+    UsageError
+        If the plan is of another way, or its network is the graph of a file.
+    RunError
+        If the network is none that Torch-Pruning takes apart, or would answer otherwise.
+    MissingDependencyError
+        If torch-pruning is not installed.
+    """
+    pruning = required("torch_pruning")
+    if plan.way != "filters":
+        raise UsageError(f"a plan by {plan.way} removes no filters; plan by the way filters")
+    if isinstance(plan.module, FileGraph):
+        raise UsageError("the graph of a file cannot be taken apart; plan the network it is of")
+    whole = deep_copy(plan.module).eval()
+    made = deep_copy(whole)
+    with torch.no_grad():
+        wanted = whole(example)
+    try:
+        for layer in plan.layers:
+            _take_out(pruning, made, layer.name, example)
+        with torch.no_grad():
+            given = made(example)
+    except Exception as exc:  # a network is anybody's code, and so is what takes it apart
+        raise RunError(f"Torch-Pruning does not take it apart ({one_line(exc)})") from exc
+    limit = _NEAR * float(wanted.abs().max())
+    if not float((given - wanted).abs().max()) <= limit:
+        raise RunError(
+            "without its removed filters the network answers otherwise: something behind them "
+            "makes a value of nothing"
+        )
+    return made
+
+
+def _take_out(pruning: Any, module: nn.Module, name: str, example: Any) -> None:
+    layer = module.get_submodule(name)
+    gone = (weight_of(layer).flatten(1) == 0).all(1).nonzero()[:, 0].tolist()
+    if not gone:
+        return
+    graph = pruning.DependencyGraph().build_dependency(module, example_inputs=example)
+    is_linear = isinstance(layer, nn.Linear)
+    cut = pruning.prune_linear_out_channels if is_linear else pruning.prune_conv_out_channels
+    group = graph.get_pruning_group(layer, cut, idxs=gone)
+    if not graph.check_pruning_group(group):
+        raise ValueError(f"of {name} nothing would be left")
+    group.prune()

@@ -1,0 +1,105 @@
+"""Which layers are critical, as far as is told without labels: a row a layer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from planescope.criticality.definition import THRESHOLD, Critical
+from planescope.criticality.prediction.cuts import LOWER, UPPER
+from planescope.criticality.prediction.record import Method, Prediction
+from planescope.figures.canvas import AWAY, CHANCE, NEUTRAL, TOWARD, Width, canvas, styled
+from planescope.figures.layers import NAME_PITCH, row_pitch
+from planescope.figures.resets import told_apart
+from planescope.files.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Inches: a row, and what stands above and below.
+PITCH, FRAME, LEAST = 0.2, 1.0, 1.2
+_LOOKS = {
+    Critical.YES: (AWAY, "D", "critical"),
+    Critical.NO: (TOWARD, "o", "not critical"),
+    Critical.UNDECIDED: (NEUTRAL, "s", "undecided"),
+    None: (NEUTRAL, "o", "no verdict"),
+}
+
+
+@styled
+def prediction(found: Prediction, /, *, width: Width = "column") -> Figure:
+    """Draw what each layer is expected to cost when it is put back, with its verdict.
+
+    With inputs: the expected loss, its 95 % interval, and the threshold of the definition. Without
+    a loss: the score, and for synthetic pictures the two cuts of the verdict.
+
+    Parameters
+    ----------
+    found : Prediction
+    width : "column", "page" or inches
+
+    Raises
+    ------
+    UsageError
+        If `width` is invalid, or no layer was predicted.
+    """
+    if not found.layers:
+        raise UsageError(f"{found.source}: has no predicted layer to draw")
+    rows = found.layers
+    pitch = row_pitch(len(rows), PITCH)
+    figure = canvas(width, max(LEAST, len(rows) * pitch) + FRAME)
+    axes = figure.subplots()
+    _marks(axes, found)
+    values = [layer.loss if found.has_loss else layer.score for layer in rows]
+    for verdict, (color, marker, label) in _LOOKS.items():
+        own = [i for i, layer in enumerate(rows) if layer.critical is verdict]
+        there = [i for i in own if values[i] is not None]
+        if not there:
+            continue
+        for i in there:
+            low, high = rows[i].lower, rows[i].upper
+            if found.has_loss and low is not None and high is not None:
+                axes.plot([low, high], [i, i], color=color, linewidth=1)
+        axes.plot([values[i] or 0.0 for i in there], there, marker, color=color, linestyle="none",
+                  markersize=4, label=label, clip_on=False, zorder=3)  # fmt: skip
+    names = told_apart([layer.name for layer in rows])
+    every = math.ceil(NAME_PITCH / pitch)
+    axes.set_yticks(range(0, len(rows), every), names[::every])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(_words(found))
+    _limits(axes, found, [value for value in values if value is not None])
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def _marks(axes: Axes, found: Prediction) -> None:
+    if found.has_loss:
+        axes.axvline(THRESHOLD, color=CHANCE, linewidth=0.8, linestyle="--")
+    elif found.method is Method.SYNTHETIC and any(layer.critical for layer in found.layers):
+        for cut in (LOWER, UPPER):
+            axes.axvline(cut, color=CHANCE, linewidth=0.8, linestyle="--")
+
+
+def _limits(axes: Axes, found: Prediction, values: list[float]) -> None:
+    is_share = found.has_loss or found.method is Method.SYNTHETIC
+    ends = [
+        *values,
+        *(x for layer in found.layers for x in (layer.lower, layer.upper) if x is not None),
+    ]
+    low, high = min(0.0, *ends), max(1.0 if is_share else 0.0, *ends)
+    axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+    if is_share:
+        from matplotlib.ticker import PercentFormatter
+
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def _words(found: Prediction) -> str:
+    if found.has_loss:
+        return "expected loss when put back"
+    return {
+        Method.SYNTHETIC: "answers that change when put back,\nsynthetic pictures",
+        Method.UNLABELLED: "relative change of the output",
+        Method.WEIGHTS: "agreement of the hyperplanes",
+    }[found.method]

@@ -1,0 +1,83 @@
+"""One picture of a training for loggers that take one: negative mass, layers × updates."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from planescope.files.errors import one_line
+
+if TYPE_CHECKING:
+    from planescope.training.tracker.history import History
+
+KEY = "planescope/negative_mass_by_layer"
+# Inches: of a row, of what surrounds all of them, and across; dots an inch.
+ROW, AROUND, ACROSS, DOTS = 0.16, 0.9, 7.0, 120
+# With more layers a row is thinner, and some names are left out.
+MOST_NAMES = 60
+
+
+def picture_of(history: History, /) -> np.ndarray:
+    """Draw the negative mass of each layer at each update.
+
+    Returns
+    -------
+    array, uint8, shape (height, width, 3)
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    updates = history.numbered
+    last = list(updates.values())[-1]
+    names = [layer.name for layer in last.layers]
+    rows = {name: i for i, name in enumerate(names)}
+    masses = np.full((len(names), len(updates)), np.nan)
+    for column, measurement in enumerate(updates.values()):
+        for layer in measurement.layers:
+            if layer.name in rows and layer.negative_mass is not None:
+                masses[rows[layer.name], column] = layer.negative_mass
+    height = AROUND + ROW * min(max(len(names), 4), MOST_NAMES)
+    figure = Figure(figsize=(ACROSS, height), dpi=DOTS, layout="constrained")
+    canvas: Any = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shown = axes.imshow(masses, aspect="auto", cmap="RdBu_r", vmin=0, vmax=1, interpolation="none")
+    every = -(-len(names) // MOST_NAMES)
+    axes.set_yticks(range(0, len(names), every), names[::every], fontsize=7)
+    numbers = list(updates)
+    apart = -(-len(numbers) // 10)
+    axes.set_xticks(range(0, len(numbers), apart), list(map(str, numbers[::apart])), fontsize=7)
+    axes.set_xlabel(history.unit, fontsize=8)
+    bar = figure.colorbar(shown, ax=axes, pad=0.01)
+    bar.set_label("negative mass; chance gives 1/2", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def log_picture(loggers: list[Any], history: History, step: int, /) -> None:
+    """Give the picture to those of Lightning's loggers that take one; none ends a training."""
+    takers = [take for logger in loggers if (take := _taker(logger)) is not None]
+    if not takers or len(history.numbered) < 2:
+        return
+    picture = picture_of(history)
+    for take in takers:
+        try:
+            take(picture, step)
+        except Exception as exc:  # a logger is anybody's code
+            warnings.warn(f"a logger did not take planescope's picture: {one_line(exc)}",
+                          stacklevel=2)  # fmt: skip
+
+
+def _taker(logger: Any) -> Any:
+    if callable(getattr(logger, "log_image", None)):  # Weights & Biases, and those alike
+        return lambda picture, step: logger.log_image(key=KEY, images=[picture], step=step)
+    experiment: Any = getattr(logger, "experiment", None)
+    if callable(getattr(experiment, "add_image", None)):  # TensorBoard
+        return lambda picture, step: experiment.add_image(KEY, picture, step, dataformats="HWC")
+    if callable(getattr(experiment, "log_image", None)) and hasattr(logger, "run_id"):  # MLflow
+        return lambda picture, step: experiment.log_image(
+            logger.run_id, picture, key=KEY.replace("/", "."), step=step
+        )
+    return None
