@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test matrix lint docs bench fuzz mutants reliability odd hostile audit dist release clean
+.PHONY: install quickstart test slow matrix lint docs bench fuzz mutants reliability odd hostile audit dist release clean
 
 # pyproject.toml is the one list of what is needed; the stamps follow it.
 $(VENV)/made:
@@ -54,6 +54,10 @@ quickstart: $(VENV)/example
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+
+# What would not fit into ten minutes: more cases of what `test` has one of.
+slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m long --numprocesses auto --dist loadfile $(ARGS)
 
 # Hours: the suite on each Python, with the newest and the lowest dependencies; ARGS='--session core'.
 matrix: $(VENV)/matrix

@@ -12,7 +12,8 @@ from __future__ import annotations
 import nox
 
 PYTHONS = ["3.11", "3.12", "3.13"]
-SUITE = ["python", "-m", "pytest", "--numprocesses", "auto", "--dist", "loadfile"]
+SUITE = ["python", "-m", "pytest", "-m", "long or not long"]
+SUITE += ["--numprocesses", "auto", "--dist", "loadfile"]
 
 nox.options.default_venv_backend = "uv"
 nox.options.sessions = ["newest", "lowest", "core"]

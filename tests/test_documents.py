@@ -49,8 +49,8 @@ NOT_RUN = {
     ],
 }  # fmt: skip
 
-# Whole programs that train under a framework: `make slow`.
-SLOW = tuple(f"docs/guides/{name}.md" for name in ("lightning", "huggingface", "timm", "keras"))
+# A whole program that loads two frameworks.
+LONG = ("docs/guides/keras.md",)
 # Keras has one backend a process, and other tests have another.
 ALONE = ("docs/guides/keras.md",)
 
@@ -110,7 +110,7 @@ def lines(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in PAGES]
+    "page", [pytest.param(p, marks=pytest.mark.long if p in LONG else ()) for p in PAGES]
 )
 def test_every_block_of_a_page_runs(clone, page):
     names: dict = {"__name__": "__main__"}

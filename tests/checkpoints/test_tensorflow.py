@@ -756,3 +756,44 @@ def test_the_smallest_file_of_lite_is_called_damaged(tmp_path):
         CheckpointError, match="TensorFlow Lite model, whose tables lead out of the file"
     ):
         ps.measure(tmp_path / "a.tflite")
+
+
+def test_layers_of_tensorflow_js_that_are_not_followed_are_named(tmp_path):
+    """An embedding, whose weights are a matrix, and a layer whose weights the manifest lacks."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "words/embeddings": rng.normal(size=(9, 4)),
+        "conv/kernel": rng.normal(size=(3, 4, 8)),
+        "conv/bias": np.zeros(8),
+    }
+    config = [
+        {"class_name": "Embedding", "config": {"name": "words", "batch_input_shape": [None, 12]}},
+        {"class_name": "Conv1D", "config": {"name": "conv", "activation": "relu"}},
+        {"class_name": "Conv1D", "config": {"name": "lost", "activation": "relu"}},
+    ]
+    told = {
+        "format": "layers-model",
+        "modelTopology": {
+            "model_config": {"class_name": "Sequential", "config": {"name": "n", "layers": config}}
+        },
+        "weightsManifest": [
+            {
+                "paths": ["shard.bin"],
+                "weights": [
+                    {"name": name, "shape": list(array.shape), "dtype": "float32"}
+                    for name, array in arrays.items()
+                ],
+            }
+        ],
+    }
+    (tmp_path / "model.json").write_text(json.dumps(told))
+    raw = b"".join(array.astype("<f4").tobytes() for array in arrays.values())
+    (tmp_path / "shard.bin").write_bytes(raw)
+    measured = ps.measure(tmp_path / "model.json")
+    (layer,) = measured.layers
+    sums = arrays["conv/kernel"].astype("f4").sum(axis=(0, 1))
+    assert (layer.name, layer.negative_mass) == ("conv", np.mean(sums <= 0))
+    assert {one.name: one.reason for one in measured.skipped} == {
+        "words": "an embedding: its rows are looked up, they cut nothing",
+        "lost": "its weights are not in the manifest",
+    }

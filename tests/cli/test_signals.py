@@ -65,8 +65,17 @@ def ended(
     return process.returncode, said
 
 
-@pytest.mark.parametrize("twice", [False, True])
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize(
+    ("name", "status", "twice"),
+    [
+        ("SIGINT", 130, True),
+        ("SIGTERM", 143, False),
+        pytest.param("SIGINT", 130, False, marks=pytest.mark.long),
+        pytest.param("SIGTERM", 143, True, marks=pytest.mark.long),
+        pytest.param("SIGHUP", 129, False, marks=pytest.mark.long),
+        pytest.param("SIGHUP", 129, True, marks=pytest.mark.long),
+    ],
+)
 def test_a_training_ends_as_by_ctrl_c(tmp_path: Path, name: str, status: int, twice: bool) -> None:
     last = tmp_path / "run" / "last.ckpt"
     code, said = ended(tmp_path, TRAIN, getattr(signal, name), last.exists, twice=twice)
@@ -83,7 +92,10 @@ def test_nohup_stays_ignored(tmp_path: Path) -> None:
     assert "run: interrupted" in said
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [("SIGTERM", 143), pytest.param("SIGHUP", 129, marks=pytest.mark.long)],
+)
 def test_a_study_ends_with_its_workers(tmp_path: Path, name: str, status: int) -> None:
     (tmp_path / "s.yaml").write_text(STUDY)
     arguments = ("study", "s.yaml", "--out", "out", "--workers", "2")

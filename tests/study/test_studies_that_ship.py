@@ -187,7 +187,15 @@ def two_steps(spec: Spec, data: Path, draws: int) -> Spec:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in PLANS if n == "held-out" or n.startswith("paper-")])
+# Of the others `make slow`.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in ("held-out", "paper-mnist") else pytest.mark.long)
+        for n in PLANS
+        if n == "held-out" or n.startswith("paper-")
+    ],
+)
 def test_each_network_and_option_of_a_study_runs(name, data, tmp_path):
     study = Study.create(tmp_path, PLANS[name])
     for index, spec in enumerate(of_each_kind(PLANS[name])):

@@ -254,7 +254,7 @@ def worker(address: str, *args: str, code: str = "", **env: str):
     return dask("worker", address, *options, code=code, **env)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_scheduler_that_goes_away_and_comes_back_loses_nothing(six, tmp_path):
     port = free_port()
     address, out = f"tcp://127.0.0.1:{port}", tmp_path / "out"

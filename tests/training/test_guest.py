@@ -385,7 +385,9 @@ print([s for s, _ in tracker.measurements], [m.layers[0].l2 > 0 for m in last], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("torch", marks=pytest.mark.long), "jax"], ids=["torch", "jax"]
+)
 def test_epochs_of_keras_are_counted_on_by_a_second_fit(backend):
     if importlib.util.find_spec("keras") is None:  # to import it here would choose its backend
         pytest.skip("keras is not installed")

@@ -839,8 +839,10 @@ for run in (lambda: ps.reset(model, data=(x, y)), lambda: ps.sensitivity(model))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "every", "steps"),
-    [("torch", "epoch", [0, 3, 6]), ("jax", 2, [0, 2, 4, 6])],
-    ids=["torch", "jax"],
+    [
+        pytest.param("torch", "epoch", [0, 3, 6], id="torch", marks=pytest.mark.long),
+        pytest.param("jax", 2, [0, 2, 4, 6], id="jax"),
+    ],
 )
 def test_a_keras_model_is_measured_as_its_file_will_be(tmp_path, backend, every, steps):
     for package in ("keras", backend):  # to import keras here would choose its backend

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planescope.checkpoints.arrays.raw import DIGEST_BYTES, ITEM_SIZES, MAX_DIMENSIONS, decode
-from planescope.checkpoints.keras.config import ConfigLayer, snake_case, trace
-from planescope.checkpoints.keras.layers import FORMS
+from planescope.checkpoints.keras.config import ConfigLayer, trace
+from planescope.checkpoints.keras.left_out import reason_for, reason_for_class
 from planescope.checkpoints.keras.variables import Variables
 from planescope.checkpoints.safetensors import parse_object
 from planescope.checkpoints.sharded import stays_inside
@@ -298,12 +298,21 @@ def _rest(
     taken: set[str],
 ) -> Iterator[Skipped]:
     """Tell of what has weights and is no layer here."""
+    from planescope.checkpoints.keras.model import is_known
+
     for layer in described:
-        known = layer.is_norm or snake_case(layer.class_name) in FORMS
-        if layer.name not in owned or known:
+        if layer.name not in owned:
+            if is_known(layer) and not layer.is_norm:
+                yield Skipped(name=layer.name, reason="its weights are not in the manifest")
+            continue
+        if is_known(layer):
             continue
         if any(len(tensors[key].shape) > 1 for key in owned[layer.name].keys.values()):
-            yield Skipped(name=layer.name, reason=f"a {layer.class_name}, which is not followed")
+            told = (
+                reason_for_class(layer.class_name) if layer.is_foreign else reason_for(layer.kind)
+            )
+            if told is not None:
+                yield Skipped(name=layer.name, reason=told)
     for module, keys in by_module.items():
         shapes = [tensors[key].shape for key in keys.values()]
         if module not in taken and any(len(shape) > 1 for shape in shapes):

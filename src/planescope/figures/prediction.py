@@ -1,4 +1,4 @@
-"""Which layers are critical, as far as is told without labels: a row a layer."""
+"""Predictions drawn: a row a layer, as far as is told without labels."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def _measured(measurement: Measurement) -> Subject:
 
 
 def _followed(history: History) -> Subject:
-    """What a Tracker saw: its last update is the network."""
+    """Return the network that a Tracker saw: that of its last update."""
     if not history.records:
         raise UsageError("the Tracker has no update yet; train with it first")
     return replace(_measured(history.records[-1].read()), history=history)

@@ -90,7 +90,7 @@ def describe(
     owned = {
         layer.name: replace(variables, name=layer.name)
         for layer in described
-        if _is_known(layer) and (variables := weights.of(layer))
+        if is_known(layer) and (variables := weights.of(layer))
     }
     skipped = list(_left_out(file, described, owned, weights, missing))
     accounted = {variables.group for variables in owned.values()} | _accounted(described, weights)
@@ -131,12 +131,13 @@ def _described(path: Path, config: str | bytes) -> list[ConfigLayer]:
         ) from exc
 
 
-def _is_known(layer: ConfigLayer) -> bool:
+def is_known(layer: ConfigLayer, /) -> bool:
     """Return whether the class says what the variables are."""
     return layer.is_norm or _is_measured(layer)
 
 
 def _is_measured(layer: ConfigLayer) -> bool:
+    """Return whether layers of this class are hyperplanes of ours."""
     return layer.kind in FORMS or layer.einsum is not None
 
 
@@ -146,7 +147,7 @@ def _accounted(described: Sequence[ConfigLayer], weights: Weights) -> set[tuple[
     for layer in described:
         if layer.is_foreign and (variables := weights.own(layer)):
             groups.add(variables.group)
-        elif not layer.is_foreign and not _is_known(layer):
+        elif not layer.is_foreign and not is_known(layer):
             groups.update(variables.group for variables in weights.within(layer))
     return groups
 
@@ -202,7 +203,7 @@ def described_layers(
     for layer in described:
         variables = owned.get(layer.name)
         # A layer that two models share is saved with the first of them.
-        if layer.is_norm or variables is None or layer.quantisation not in _MODES:
+        if variables is None or not _is_measured(layer) or layer.quantisation not in _MODES:
             continue
         layers = _layers_of(file, layer, variables)
         if not layers:

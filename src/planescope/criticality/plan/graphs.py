@@ -59,7 +59,7 @@ def _spread(layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any) -> tup
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Held:
-    """How a layer's tensors are held in the graph.
+    """The initialisers that hold a layer's tensors in the graph.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class _Held:
 
 
 class _Shared:
-    """What copies of a network have in common: the graph and its process."""
+    """The graph and its process, which copies of a network have in common."""
 
     def __init__(self, graph: OnnxNetwork, held: Sequence[_Held]) -> None:
         self.graph, self.held = graph, tuple(held)

@@ -148,7 +148,7 @@ def _of_measurement(subject: Subject, measurement: Measurement, networks: int) -
 
 
 def _of_history(subject: Subject, history: History, networks: int) -> NetworkShown:
-    """What a Tracker saw of a training, at each of its updates."""
+    """Gather what a Tracker saw of a training, at each of its updates."""
     updates = history.numbered
     last = list(updates.values())[-1]
     each = [measurement.layers for measurement in updates.values()]

@@ -78,7 +78,7 @@ class History(Table):
 
     @property
     def unit(self) -> str:
-        """What tells updates apart: the epoch where each has one of its own, else the step."""
+        """Return what tells updates apart: the epoch where each has its own, else the step."""
         epochs = [record.epoch for record in self.records]
         known = [epoch for epoch in epochs if epoch is not None]
         return "epoch" if len(set(known)) == len(epochs) else "step"

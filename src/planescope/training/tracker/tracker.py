@@ -243,7 +243,7 @@ class Tracker(_Callback):
 
     @property
     def history(self) -> History:
-        """What was found, as `save` writes it; `planescope.report` and figures take it."""
+        """Return what was found, as `save` writes it; `planescope.report` and figures take it."""
         return self._recorder.history
 
     @property
