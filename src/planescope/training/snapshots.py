@@ -1,4 +1,4 @@
-"""What the snapshots of a run say of the network besides its weights."""
+"""Snapshots of a run: what their files say of the network besides its weights."""
 
 from __future__ import annotations
 
