@@ -51,7 +51,14 @@ def exported(net, *, decomposed=False):
     return program.run_decompositions() if decomposed else program
 
 
-@pytest.fixture(scope="module", params=["as-it-is", "decomposed", "older"])
+# Up to 2.7 torch writes a torch file beside the program, later a file for each weight.
+WRITES_NEWER = tuple(map(int, torch.__version__.split(".")[:2])) > (2, 7)
+newer = pytest.mark.skipif(not WRITES_NEWER, reason="this torch writes the older layout itself")
+
+
+@pytest.fixture(
+    scope="module", params=["as-it-is", "decomposed", pytest.param("older", marks=newer)]
+)
 def path(request, net, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "net.pt2"
     torch.export.save(exported(net, decomposed=request.param == "decomposed"), path)
@@ -140,6 +147,7 @@ DAMAGE = {
 }  # fmt: skip
 
 
+@newer
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_program_is_refused_with_the_reason(net, tmp_path, damage):
     name, change, match = DAMAGE[damage]

@@ -43,7 +43,8 @@ def test_all_values_of_float8_are_those_of_ml_dtypes_and_torch(dtype):
     raw = np.arange(256, dtype=np.uint8)
     found = decode(raw, dtype)
     same_bits(found, raw.view(getattr(ml_dtypes, dtype)).astype(np.float32))
-    same_bits(found, torch.from_numpy(raw).view(getattr(torch, dtype)).float().numpy())
+    if hasattr(torch, dtype):  # float8_e8m0fnu from torch 2.7 on
+        same_bits(found, torch.from_numpy(raw).view(getattr(torch, dtype)).float().numpy())
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
