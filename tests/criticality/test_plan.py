@@ -290,6 +290,16 @@ def test_bad_input_is_one_sentence(options, sentence: str) -> None:
         ps.plan(network(), data=draws(20, 2, 8, 8), **options)
 
 
+def test_a_file_of_inputs_is_named_and_cast(tmp_path) -> None:
+    np.save(tmp_path / "wide.npy", draws(20, 2, 8, 8).double().numpy())
+    np.save(tmp_path / "alike.npy", np.ones((20, 2, 8, 8)))
+    options = {"size": 0.5, "labelled": False, "repair": False}
+    made = ps.plan(network(), data=tmp_path / "wide.npy", **options)
+    assert "inputs are float64, cast to the network's float32" in made.notes
+    with pytest.raises(ps.UsageError, match=r"alike\.npy: all inputs are alike"):
+        ps.plan(network(), data=tmp_path / "alike.npy", **options)
+
+
 def test_the_command_writes_the_planned_file(tmp_path) -> None:
     from planescope.networks.build import build
 

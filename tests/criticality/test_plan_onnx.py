@@ -117,3 +117,10 @@ def test_the_command_writes_onnx_and_nothing_else(folder) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "planescope: planned.pt: the name must end in .onnx\n"
     assert not (folder / "planned.pt").exists()
+
+
+def test_a_file_needs_no_other_network(folder) -> None:
+    with pytest.raises(
+        ps.UsageError, match="an ONNX file carries its network; leave out --network"
+    ):
+        ps.plan(folder / "n.onnx", network="lenet", size=0.5, data=images(20))

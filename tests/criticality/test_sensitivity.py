@@ -163,10 +163,12 @@ def test_a_dry_run_tells_the_cells(network, examples):
 def test_bad_input_is_a_sentence(network, examples, tmp_path):
     images, _ = examples
     np.save(tmp_path / "bytes.npy", np.zeros((4, 1, 8, 8), dtype=np.uint8))
+    np.save(tmp_path / "alike.npy", np.zeros((4, 1, 8, 8), dtype=np.float32))
     for data, sentence in (
         (torch.zeros(8, 1, 8, 8), "all inputs are alike"),
         (torch.zeros(8, 3, 8, 8), "does not take its batches"),
         (str(tmp_path / "bytes.npy"), "scale them first"),
+        (str(tmp_path / "alike.npy"), "alike.npy: all inputs are alike"),
     ):
         with pytest.raises(UsageError, match=sentence):
             ps.sensitivity(network, ways="bits:3", data=data)
@@ -202,3 +204,38 @@ def test_a_run_takes_the_network_that_was_given_with_it(network, examples, tmp_p
     assert found.layers == ps.sensitivity(network, data=data, ways="prune:0.9").layers
     with pytest.raises(UsageError, match="knows of its network only the class; give network="):
         ps.sensitivity(tmp_path / "run", data=data, ways="prune:0.9")
+
+
+def test_a_run_says_on_what_size_its_network_was_trained(network, tmp_path):
+    from planescope.training.config import RunConfig
+    from planescope.training.run import Run
+
+    run = Run.create(tmp_path / "run", RunConfig())
+    start = {n: t.roll(1) if n == "4.weight" else t for n, t in network.state_dict().items()}
+    for epoch, state in enumerate((start, network.state_dict())):
+        run.save_snapshot(epoch, state, {"network": "own", "input": (1, 8, 10)})
+    for given in (run, run.snapshots[1]):
+        found = ps.sensitivity(given, network=network, ways="prune:0.9")
+        assert (found.input_shape, found.assumed) == ((1, 8, 10), False)
+    told = ps.sensitivity(run, network=network, input_shape=(1, 8, 8), ways="prune:0.9")
+    assert (told.input_shape, told.assumed) == ((1, 8, 8), False)
+    predicted = ps.predict_critical(run, network=network)
+    assert (predicted.input_shape, predicted.assumed) == ((1, 8, 10), False)
+    for made in (
+        ps.plan(run, network=network, size=0.5, repair=False, examples=20),
+        ps.repair(run.snapshots[0], run, architecture=network, examples=20),
+    ):
+        assert not [note for note in made.notes if "assumed" in note]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_classes_count_only_where_labels_do(labelled):
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 26 * 26, 2))
+    options = {"data": "digits", "labelled": labelled, "examples": 20}
+    if labelled:
+        with pytest.raises(UsageError, match="digits has 10 classes"):
+            ps.sensitivity(own, ways="prune:0.9", **options)
+    else:
+        assert ps.sensitivity(own, ways="prune:0.9", **options).method == "unlabelled"
+        assert ps.plan(own, size=0.5, repair=False, **options).method == "unlabelled"

@@ -41,6 +41,12 @@ def test_the_conclusion_comes_first(layers, first):
     assert ps.measure(layers).verdict.startswith(first)
 
 
+def test_layers_called_by_a_number_are_not_read_as_counts():
+    text = ps.measure({"0": filters(2, 2), "2": filters(64, 0), "fc1": filters(2, 2)}).verdict
+    assert "most of all layer 2, with" in text
+    assert "Undecided in layer 0 and fc1: too few filters to tell." in text
+
+
 def test_behind_a_norm_the_centre_tells():
     torch.manual_seed(0)
     net = torch.nn.Sequential(

@@ -828,6 +828,11 @@ for ours, theirs in zip(last.layers, wanted.layers, strict=True):
     a, b = vars(ours), vars(theirs)
     print(all(a[k] == b[k] for k in a if k not in ("l2", "linf", "values")), ours.name)
 print(len(history.history["planescope/stem/negative_mass"]))
+for run in (lambda: ps.reset(model, data=(x, y)), lambda: ps.sensitivity(model)):
+    try:
+        run()
+    except ps.UsageError as exc:
+        print(exc)
 """
 
 
@@ -856,6 +861,9 @@ def test_a_keras_model_is_measured_as_its_file_will_be(tmp_path, backend, every,
         f"{steps} {[False, *(True for _ in steps[1:])]}",
         *(f"True {name}" for name in names),
         "2",
+        "a Keras network cannot be reset here; export it to ONNX and use planescope sensitivity, "
+        "or give its torch version",
+        "a Keras network cannot be run here; export it to ONNX, or give its torch version",
     ]
 
 

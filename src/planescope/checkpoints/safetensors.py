@@ -74,20 +74,36 @@ def read(path: Path) -> StateDict:
     CheckpointError
         If the header is damaged, claims more than the file holds, or names an unknown dtype.
     """
-    length = int.from_bytes(read_exactly(path, 0, 8), "little")
-    if length > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{path}: claims a header of {length} bytes; {_DAMAGED}")
-    header = parse_object(read_exactly(path, 8, length), f"{path}: the header")
-    metadata = header.pop("__metadata__", None)
-    _check_metadata(path, metadata)
-    begin = 8 + length
+    header, metadata, begin = _header(path)
     spans: list[tuple[int, int, str]] = []
     tensors = {}
     for name, entry in header.items():
         tensors[name], span = _tensor(path, name, entry, begin)
         spans.append((*span, name))
     _check_cover(path, spans, begin)
-    return StateDict(tensors=_with_aliases(path, tensors, metadata or {}), in_order=False)
+    return StateDict(tensors=_with_aliases(path, tensors, metadata), in_order=False)
+
+
+def read_metadata(path: Path, /) -> dict[str, str]:
+    """Return the texts that a file's writer put beside its tensors, by name.
+
+    Raises
+    ------
+    CheckpointError
+        If the header is damaged, or claims more than the file holds.
+    """
+    return _header(path)[1]
+
+
+def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """Return the entries of the tensors, the metadata, and where the data begin."""
+    length = int.from_bytes(read_exactly(path, 0, 8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{path}: claims a header of {length} bytes; {_DAMAGED}")
+    header = parse_object(read_exactly(path, 8, length), f"{path}: the header")
+    metadata = header.pop("__metadata__", None)
+    _check_metadata(path, metadata)
+    return header, metadata or {}, 8 + length
 
 
 def _with_aliases(

@@ -104,9 +104,9 @@ def dynamics(
 
     Colours go with depth; up to twelve layers are numbered at the ends of their lines, more have a
     colour bar. In panels of statistics that have a test, a point is filled where the layer is
-    beyond chance (corrected p < 0.05). The bands are those of 95 % that chance gives to the layers
-    with the fewest and the most filters. Where there are many epochs, their axis is logarithmic
-    from epoch 1 on.
+    beyond chance (corrected p < 0.05). The bands are those that were tested, corrected over the
+    layers of each epoch, for the layers with the fewest and the most filters. Where there are many
+    epochs, their axis is logarithmic from epoch 1 on.
 
     Parameters
     ----------
@@ -286,15 +286,31 @@ def _draw_points(axes: Axes, epochs: Any, lines: Floats, beyond: Any, colors: An
 
 
 def _draw_bands(axes: Axes, table: pd.DataFrame, name: str) -> None:
-    """Return the bands of chance for the layers with the fewest and the most filters."""
+    """Draw the tested bands of chance for the layers with the fewest and the most filters.
+
+    Each epoch is tested by itself, corrected over its layers.
+    """
     usable = table["filters"] - sum(table[name] for name in ASIDE if name in table)
     counts = usable[usable > 0]
+    found = {epoch: _tested_level(rows["q_mass"]) for epoch, rows in table.groupby("epoch")}
+    levels = list(found.values())
+    epochs = np.array(list(found), dtype=float)
+    edges = np.concatenate([epochs[:1], (epochs[1:] + epochs[:-1]) / 2, epochs[-1:]])
+    if len(epochs) == 1:
+        edges += (-0.5, 0.5)
     for filters, color in ((counts.min(), FAINT), (counts.max(), CHANCE)):
-        low, high = chance.mass_band(int(filters))
+        low, high = np.array([chance.mass_band(int(filters), level=1 - x) for x in levels]).T
         if name == "agreement":
-            low, high = 0.0, 2.0 * high - 1.0
-        label = f"chance, 95 %, N = {filters}"
-        axes.axhspan(low, high, color=color, linewidth=0, label=label, zorder=0)
+            low, high = np.zeros_like(low), 2.0 * high - 1.0
+        label = f"chance, tested, N = {filters}"
+        look: dict[str, Any] = {"fill": True, "color": color, "linewidth": 0, "zorder": 0}
+        axes.stairs(high, edges, baseline=low, label=label, **look)
+
+
+def _tested_level(corrected: pd.Series[float]) -> float:
+    """Return the p-value below which one of these corrected p-values is below `LEVEL`."""
+    called = int((corrected.astype(float) < LEVEL).sum())
+    return LEVEL * max(1, called) / max(1, int(corrected.notna().sum()))
 
 
 def _number_ends(axes: Axes, lines: Floats, colors: Any) -> None:

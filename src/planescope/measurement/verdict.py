@@ -159,12 +159,12 @@ def _strongest(turned: Sequence[Finding]) -> str:
         return sure, abs(2 * (0.5 if share is None else share) - 1), layer.filters
 
     best = max(turned, key=strength)
-    layer = best.layer
+    layer, name = best.layer, _name(best.layer)
     if "centre" in best.by:
-        return f"{layer.name}, with a negative centre in {layer.negative_centre:.3f} of its filters"
+        return f"{name}, with a negative centre in {layer.negative_centre:.3f} of its filters"
     if "mass" in best.by:
-        return f"{layer.name}, with a negative mass of {layer.negative_mass:.3f}"
-    return f"{layer.name}, whose mean cosine has z = {layer.z:+.1f}"
+        return f"{name}, with a negative mass of {layer.negative_mass:.3f}"
+    return f"{name}, whose mean cosine has z = {layer.z:+.1f}"
 
 
 def _apart(found: Sequence[Finding]) -> Iterator[str]:
@@ -195,7 +195,12 @@ def _has_centre(one: Finding) -> bool:
 def _named(found: Sequence[Finding]) -> str:
     if len(found) > _NAMED:
         return _count(len(found))
-    return _and([one.layer.name for one in found])
+    return _and([_name(one.layer) for one in found])
+
+
+def _name(layer: LayerMeasurement) -> str:
+    """Return the name of a layer, such that one that is a number is not read as a count."""
+    return f"layer {layer.name}" if layer.name.isdecimal() else layer.name
 
 
 def _and(parts: Sequence[str]) -> str:

@@ -58,6 +58,7 @@ from planescope.measurement.record import (
 )
 from planescope.training import columns
 from planescope.training.columns import MEASUREMENT_KEYS, MEASUREMENTS_SCHEMA
+from planescope.training.snapshots import SCHEMA as SNAPSHOT_SCHEMA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +70,6 @@ if TYPE_CHECKING:
     from planescope.training.tracked import TrackedConfig
 
 METRICS_SCHEMA = "planescope.metrics/1"
-SNAPSHOT_SCHEMA = "planescope.snapshot/1"
 FILTERS_SCHEMA = "planescope.run-filters/1"
 ENVIRONMENT_SCHEMA = "planescope.environment/1"
 STATE_SCHEMA = "planescope.run-state/1"

@@ -13,6 +13,7 @@ import numpy as np
 from planescope.checkpoints.keras.config import ConfigLayer, is_of_keras, trace
 from planescope.checkpoints.keras.model import describe
 from planescope.checkpoints.keras.variables import Variables, Weights
+from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Described, Tensor
 
 _LIBRARIES = ("keras", "tf_keras")
@@ -28,6 +29,20 @@ def is_model(x: object, /) -> bool:
     libraries = (sys.modules.get(name) for name in _LIBRARIES)
     layers = (getattr(getattr(library, "layers", None), "Layer", None) for library in libraries)
     return any(isinstance(x, layer) for layer in layers if isinstance(layer, type))
+
+
+def refuse(model: object, done: str, instead: str, /) -> None:
+    """Refuse a model of Keras where networks are run, which is done with those of torch and ONNX.
+
+    Raises
+    ------
+    UsageError
+        If it is one: that it cannot be `done` here, and what to do.
+    """
+    if is_model(model):
+        raise UsageError(
+            f"a Keras network cannot be {done} here; {instead}, or give its torch version"
+        )
 
 
 def read_model(model: Any, /) -> Described:

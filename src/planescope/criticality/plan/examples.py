@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from planescope.criticality.resets.answers import Pick
-from planescope.criticality.sensitivity.inputs import InputOptions, read_array
+from planescope.criticality.sensitivity.inputs import InputOptions, read_rows
 from planescope.criticality.sensitivity.inputs import synthetic as chosen_for
 from planescope.data.batches import batches
 from planescope.data.load import DataOptions, Files, Images, load
@@ -82,8 +82,8 @@ def take(
     Raises
     ------
     UsageError
-        If there are fewer than two, one holds a number that is none, or the network does not take
-        them.
+        If there are fewer than two, all are alike, one holds a number that is none, or the network
+        does not take them.
     """
     name, notes, source = _opened(
         data, module, most, device, unpack, data_path, data_options, split, seed
@@ -174,10 +174,10 @@ def _opened(
     seed: int,
 ) -> tuple[str, list[str], Iterator[Batch]]:
     if isinstance(data, str | os.PathLike) and os.fspath(data).endswith(".npy"):
-        name = str(data)
-        data = torch.from_numpy(read_array(data))
-        loader = open_loader(data, split=split, batch=_BATCH)
-        return name, loader.notes, loader.batches(module, device, unpack)
+        rows, notes = read_rows(data, module)
+        loader = open_loader(rows, split=split, batch=_BATCH)
+        loader.name, loader.notes = str(data), [*notes, *loader.notes]
+        return loader.name, loader.notes, loader.batches(module, device, unpack)
     if isinstance(data, str):
         found = call_loader(data, split)
         if found is None:
@@ -224,12 +224,26 @@ def rows_of(batch: Batch, rows: torch.Tensor, /) -> Batch:
     )
 
 
+def _are_alike(taken: Sequence[Batch]) -> bool:
+    """Tell whether a tensor that has a row an example, the first input, has one row throughout."""
+    inputs = [batch.args[0] for batch in taken if batch.args]
+    if len(inputs) < len(taken) or not all(
+        isinstance(rows, torch.Tensor) and len(rows) == batch.size
+        for rows, batch in zip(inputs, taken, strict=True)
+    ):
+        return False
+    one = inputs[0][0]
+    return all(rows.shape[1:] == one.shape and bool((rows == one).all()) for rows in inputs)
+
+
 def _check(taken: Sequence[Batch], module: nn.Module, name: str) -> None:
     for batch in taken:
         for value in (*batch.args, *batch.kwargs.values()):
             is_number = isinstance(value, torch.Tensor) and value.is_floating_point()
             if is_number and not bool(value.isfinite().all()):
                 raise UsageError(f"{name}: an input holds NaN or an infinity; leave it out")
+    if _are_alike(taken):
+        raise UsageError(f"{name}: all inputs are alike, which tell nothing of layers")
     try:
         with torch.no_grad():
             module(*taken[0].args, **taken[0].kwargs)

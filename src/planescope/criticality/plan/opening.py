@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from planescope.checkpoints.keras.live import refuse
 from planescope.files.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -30,12 +31,15 @@ class Opened:
         That its weights are in.
     architecture : str, torch.nn.Module or None
         With which that file was read.
+    input_shape : tuple of int or None
+        Channels, height and width that it was trained on, where the file says so.
     """
 
     module: nn.Module
     source: str
     file: str | None = None
     architecture: str | nn.Module | None = None
+    input_shape: tuple[int, int, int] | None = None
 
 
 def opened(
@@ -61,6 +65,7 @@ def opened(
     from planescope.networks.module import unwrapped
     from planescope.training.run import Run
 
+    refuse(network, "run", "export it to ONNX")
     if isinstance(network, nn.Module):
         module = unwrapped(network)
         return Opened(module=module, source=type(module).__name__)
@@ -79,27 +84,33 @@ def opened(
             f"{network}: a checkpoint does not tell its network; give --network NAME (network=; of "
             "repair, architecture=)"
         )
-    file = str(network)
-    return Opened(
-        module=load_file(file, architecture), source=file, file=file, architecture=architecture
-    )
+    return _of_file(network, architecture, str(network))
 
 
 def _of_run(run: Run, architecture: str | nn.Module | None) -> Opened:
     from planescope.criticality.resets.trained import last_of
 
     file, named = last_of(run, architecture)
+    return _of_file(file, named, str(run.path))
+
+
+def _of_file(path: str | os.PathLike[str], architecture: str | nn.Module, source: str) -> Opened:
+    from planescope.training.snapshots import input_shape_of
+
     return Opened(
-        module=load_file(file, named), source=str(run.path), file=str(file), architecture=named
-    )
+        module=load_file(path, architecture), source=source, file=str(path),
+        architecture=architecture, input_shape=input_shape_of(path),
+    )  # fmt: skip
 
 
 def load_file(path: str | os.PathLike[str], architecture: str | nn.Module, /) -> nn.Module:
     """Load the weights of a file into the network that they belong to."""
     from planescope.criticality.resets.trained import state_of, with_weights
+    from planescope.criticality.sensitivity.network import no_graph
     from planescope.networks.parametrisations import resolved
 
-    return with_weights(architecture, resolved(state_of(path)), path)
+    with no_graph(path):
+        return with_weights(architecture, resolved(state_of(path)), path)
 
 
 def check_pair(changed: nn.Module, whole: nn.Module, /) -> None:

@@ -123,8 +123,9 @@ def repair(
         notes: list[str] = []
         if data is None:
             inputs, notes = synthetic(
-                other, input_shape, most=examples, seed=seed, pick=output, mean=mean, std=std
-            )
+                other, input_shape or whole.input_shape or given.input_shape, most=examples,
+                seed=seed, pick=output, mean=mean, std=std,
+            )  # fmt: skip
         taken = take(
             inputs if data is None else data,
             other,

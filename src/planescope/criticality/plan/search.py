@@ -145,8 +145,9 @@ def plan(
         inputs = data
         if data is None:
             inputs, notes = synthetic(
-                whole, input_shape, most=2 * examples, seed=seed, pick=output, mean=mean, std=std
-            )
+                whole, input_shape or given.input_shape, most=2 * examples, seed=seed, pick=output,
+                mean=mean, std=std,
+            )  # fmt: skip
         bench = Bench.of(
             whole, inputs, knife, keep=keep, examples=examples, seed=seed, labelled=labelled,
             unpack=unpack, output=output, data_path=data_path, data_options=data_options,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from planescope.checkpoints.keras.live import refuse
 from planescope.criticality.resets.options import Forecast, ResetOptions
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
@@ -222,6 +223,7 @@ def _asked(
     from planescope.criticality.resets.trained import To
     from planescope.data.random_states import generators_of, same_random_states
 
+    refuse(model, "reset", "export it to ONNX and use planescope sensitivity")
     run = _run(model, network, trust)
     with same_random_states(*generators_of(data)):
         wanted = To.of(to, draws=draws, path=path, is_run=run is not None)

@@ -60,16 +60,23 @@ class Feed:
 
 
 def feed_images(
-    data: Data, module: nn.Module, judge: Judge, options: ResetOptions, kind: str, network: str
+    data: Data,
+    module: nn.Module,
+    judge: Judge,
+    options: ResetOptions,
+    kind: str,
+    network: str,
+    *,
+    labelled: bool = True,
 ) -> Feed:
     """Feed a data set of planescope's, prepared as `planescope.data.load.load` says.
 
     Raises
     ------
     UsageError
-        If the network does not take its images or has other classes.
+        If the network does not take its images or, where `labelled`, has other classes.
     """
-    _check_fit(module, data, network, judge)
+    _check_fit(module, data, network, judge, labelled=labelled)
     example = torch.zeros(1, *data.input_shape, device=_device_of(module))
     size = batch_size(module, example, options.memory, kind)
     judge.counts = data.labels.bincount(minlength=len(data.classes))
@@ -168,7 +175,9 @@ def _look_at(module: nn.Module, batch: Batch, judge: Judge, name: str) -> None:
     judge.look_at(picked(output, judge.pick), batch)
 
 
-def _check_fit(module: nn.Module, data: Data, network: str, judge: Judge) -> None:
+def _check_fit(
+    module: nn.Module, data: Data, network: str, judge: Judge, *, labelled: bool
+) -> None:
     """Send an empty image through the network."""
     shape, classes = data.input_shape, len(data.classes)
     images = f"{data.name} has images of {'×'.join(map(str, shape))}"
@@ -195,11 +204,11 @@ def _check_fit(module: nn.Module, data: Data, network: str, judge: Judge) -> Non
         raise UsageError(f"{images}, which {network} does not take ({reason})") from exc
     answer = picked(out, judge.pick)
     found = tuple(getattr(answer, "shape", ()))
-    if found != (1, classes) and judge.metric is None:
+    if labelled and found != (1, classes) and judge.metric is None:
         raise UsageError(
             f"{data.name} has {classes} classes, but {network} gives an output of shape {found} "
             f"for an image, not (1, {classes}); give the data that it was trained on"
         )
-    labels = torch.zeros(1, dtype=torch.int64, device=example.device)
+    labels = torch.zeros(1, dtype=torch.int64, device=example.device) if labelled else None
     raw = (example, labels)
     judge.look_at(answer, Batch(args=(example,), kwargs={}, labels=labels, raw=raw, size=1))

@@ -289,19 +289,19 @@ def handed_over(
         If a file is missing or damaged.
     """
     judge = Judge(metric=metric, pick=pick)
-    device, dtype = _home(module)
+    device, _ = _home(module)
     notes: list[str] = []
     if isinstance(data, str | os.PathLike) and str(data).endswith(".npy"):
-        array = read_array(data)
-        own = str(dtype).removeprefix("torch.")
-        if str(array.dtype) != own:
-            notes.append(f"inputs are {array.dtype}, cast to the network's {own}")
-        data = torch.from_numpy(array).to(dtype)
-    source = _opened(data, data_path, data_options, resets)
+        rows, notes = read_rows(data, module)
+        source = _opened(rows, data_path, data_options, resets)
+        if isinstance(source, Loader):
+            source.name = str(data)
+    else:
+        source = _opened(data, data_path, data_options, resets)
     if isinstance(source, Images | Files):
         if options.examples is not None:
             source = source.take(torch.arange(min(options.examples, len(source.labels))))
-        feed = feed_images(source, module, judge, resets, device.type, network)
+        feed = feed_images(source, module, judge, resets, device.type, network, labelled=labelled)
         if not labelled:
             judge = Judge(pick=pick)
         feed = feed if labelled else _without_labels(feed, module, judge, device)
@@ -350,6 +350,21 @@ def _opened(
         where = None if data_path is None else Path(data_path)
         return load(data, split=options.split, path=where, options=data_options or PLAIN)
     return open_loader(data, split=options.split)
+
+
+def read_rows(path: str | os.PathLike[str], module: nn.Module, /) -> tuple[torch.Tensor, list[str]]:
+    """Read a NumPy file of inputs for a network, and say where that computes in another dtype.
+
+    Raises
+    ------
+    CheckpointError, UsageError
+        As `read_array`.
+    """
+    array, (_, dtype) = read_array(path), _home(module)
+    own = str(dtype).removeprefix("torch.")
+    is_own = str(array.dtype) == own
+    notes = [] if is_own else [f"inputs are {array.dtype}, cast to the network's {own}"]
+    return torch.from_numpy(array).to(dtype), notes
 
 
 def read_array(path: str | os.PathLike[str], /) -> NDArray[Any]:

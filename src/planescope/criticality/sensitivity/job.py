@@ -6,6 +6,7 @@ To import this is to import torch.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -137,7 +138,10 @@ class Job:
         if data is None:
             if metric is not None:
                 raise UsageError("a metric needs data; synthetic pictures have no labels")
-            self.given = synthetic(module, self.every, self.input_options, pick, self.memory)
+            options = self.input_options
+            if options.shape is None:
+                options = dataclasses.replace(options, shape=self.network.input_shape)
+            self.given = synthetic(module, self.every, options, pick, self.memory)
             return
         self.given = handed_over(
             data, module, self.input_options, labelled=labelled, metric=metric, pick=pick,

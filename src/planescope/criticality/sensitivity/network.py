@@ -5,6 +5,7 @@ To import this is to import torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import operator
 import os
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from planescope.checkpoints import read_contents
+from planescope.checkpoints.keras.live import refuse
 from planescope.checkpoints.locate import locate
 from planescope.criticality.resets.borrow import borrowed, with_whole_weights
 from planescope.criticality.resets.trained import last_of, state_of, with_weights
@@ -29,6 +31,7 @@ from planescope.networks.layers import find_layers
 from planescope.networks.module import read_module, unwrapped
 from planescope.networks.parametrisations import resolved
 from planescope.networks.trace import trace_graph
+from planescope.training.snapshots import input_shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,6 +69,8 @@ class Network:
         Evaluate where the module is.
     notes : tuple of str
         What a reader should know of it.
+    input_shape : tuple of int or None
+        Channels, height and width that it was trained on, where its file says so.
     """
 
     source: str
@@ -73,6 +78,7 @@ class Network:
     module: nn.Module
     stays: bool = False
     notes: tuple[str, ...] = ()
+    input_shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,6 +125,7 @@ def open_network(model: Any, network: str | nn.Module | None, trust: Any = False
     """
     from planescope.training.run import Run
 
+    refuse(model, "run", "export it to ONNX")
     if isinstance(model, nn.Module):
         whole = unwrapped(model)
         name = type(whole).__name__
@@ -127,7 +134,10 @@ def open_network(model: Any, network: str | nn.Module | None, trust: Any = False
         return Network(source=model, name=model, module=_plain(load_pretrained(model).eval()))
     if (run := Run.found(model, trust=trust)) is not None:
         file, builder = last_of(run, network)
-        return Network(source=str(run.path), name=_called(builder), module=_loaded(file, builder))
+        return Network(
+            source=str(run.path), name=_called(builder), module=_loaded(file, builder),
+            input_shape=input_shape_of(file),
+        )  # fmt: skip
     if not isinstance(model, str | os.PathLike):
         raise UsageError(
             f"cannot take a {type(model).__name__}; give a module, a run, or a checkpoint with "
@@ -141,22 +151,36 @@ def open_network(model: Any, network: str | nn.Module | None, trust: Any = False
 
 
 def _of_checkpoint(path: str | os.PathLike[str], network: str | nn.Module) -> Network:
-    try:
-        module = _loaded(path, network)
-    except CheckpointError as exc:
-        if read_contents(locate(path))[0] == "onnx":
-            raise UsageError(
-                f"{path}: an ONNX file carries its network; leave out --network"
-            ) from exc
-        raise
-    return Network(source=str(path), name=_called(network), module=module)
+    module = _loaded(path, network)
+    shape = input_shape_of(path)
+    return Network(source=str(path), name=_called(network), module=module, input_shape=shape)
 
 
 def _loaded(path: str | os.PathLike[str], network: str | nn.Module) -> nn.Module:
     """Return a network of one's own with the weights of a file."""
     if isinstance(network, nn.Module):
         network = borrowed(unwrapped(network))
-    return _plain(with_weights(network, resolved(without_prefix(state_of(path))), path))
+    with no_graph(path):
+        return _plain(with_weights(network, resolved(without_prefix(state_of(path))), path))
+
+
+@contextlib.contextmanager
+def no_graph(path: str | os.PathLike[str], /) -> Iterator[None]:
+    """Say of an ONNX file that does not fit into a network that it carries its own.
+
+    Raises
+    ------
+    UsageError
+        In place of a CheckpointError.
+    """
+    try:
+        yield
+    except CheckpointError as exc:
+        if read_contents(locate(path))[0] == "onnx":
+            raise UsageError(
+                f"{path}: an ONNX file carries its network; leave out --network"
+            ) from exc
+        raise
 
 
 def without_prefix(state: StateDict, /) -> StateDict:
