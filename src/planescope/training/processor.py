@@ -59,6 +59,7 @@ def fitting_precision(accelerator: str, /) -> Precision:
     if accelerator != "cpu" and torch.cuda.is_available():
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = torch.cpu.get_capabilities()
+        # From torch 2.9 or so on; before, nothing tells.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         has_bfloat16 = any(capabilities.get(name, False) for name in _BFLOAT16)
     return "bf16-mixed" if has_bfloat16 else "32-true"
