@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+import planescope as ps
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import Input, Kind, Place, StateDict, Tensor
 from planescope.networks.layers import describe, find_layers, natural
@@ -523,3 +524,14 @@ def test_parts_that_do_not_fit_make_no_weight(parts):
     shapes = {f"c.{name}": shape for name, shape in parts.items()}
     layers, _ = find_layers(state({**shapes, "fc.weight": (2, 2)}))
     assert [layer.name for layer in layers] == ["fc"]
+
+
+def test_a_bias_without_values_is_no_bias_of_one_filter():
+    rng = np.random.default_rng(0)
+    state = {"a.weight": rng.normal(size=(1, 8, 3, 3)), "a.bias": np.zeros(0)}
+    state |= {"b.weight": rng.normal(size=(8, 4, 3, 3)), "b.bias": np.zeros(8)}
+    measured = ps.measure(state)
+    assert [layer.name for layer in measured.layers] == ["b"]
+    (left,) = measured.skipped
+    assert left.name == "a"
+    assert "its bias of length 0 fits no axis" in left.reason

@@ -106,7 +106,9 @@ class _Stored:
     @property
     def outputs(self) -> int | None:
         """Return the length of the bias."""
-        return None if self.bias is None else max(1, *self.bias.shape, 1)
+        if self.bias is None:
+            return None
+        return 0 if 0 in self.bias.shape else max(1, *self.bias.shape, 1)
 
 
 def find_layers(
