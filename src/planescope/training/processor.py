@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from planescope.training.config import Precision
@@ -60,6 +60,6 @@ def fitting_precision(accelerator: str, /) -> Precision:
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # From torch 2.9 or so on; before, nothing tells.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         has_bfloat16 = any(capabilities.get(name, False) for name in _BFLOAT16)
     return "bf16-mixed" if has_bfloat16 else "32-true"
