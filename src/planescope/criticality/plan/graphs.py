@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from planescope.checkpoints.onnx.slots import Call, Replaceable, Slot, read_runnable
 from planescope.criticality.sensitivity.network import Part
-from planescope.criticality.sensitivity.onnx import OnnxNetwork, part_of
+from planescope.criticality.sensitivity.onnx import OnnxNetwork, part_of, slots_of
 from planescope.files.errors import NoLayersError, UsageError
 from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind, Layer
@@ -33,28 +32,7 @@ _AT_ONCE, _FEW = 256 << 20, 2
 _NEAR = 1e-3
 
 
-class _Padded1d(nn.Conv1d):  # type: ignore[misc]
-    def _conv_forward(self, x: Any, weight: Any, bias: Any) -> Any:
-        return functional.conv1d(*_spread(self, x, weight, bias))
-
-
-class _Padded2d(nn.Conv2d):  # type: ignore[misc]
-    def _conv_forward(self, x: Any, weight: Any, bias: Any) -> Any:
-        return functional.conv2d(*_spread(self, x, weight, bias))
-
-
-class _Padded3d(nn.Conv3d):  # type: ignore[misc]
-    def _conv_forward(self, x: Any, weight: Any, bias: Any) -> Any:
-        return functional.conv3d(*_spread(self, x, weight, bias))
-
-
-_CONVOLUTIONS = {1: _Padded1d, 2: _Padded2d, 3: _Padded3d}
-
-
-def _spread(layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any) -> tuple[Any, ...]:
-    """Arguments of a convolution whose padding, another on each side, is put about its input."""
-    padded = functional.pad(x, layer._reversed_padding_repeated_twice)
-    return padded, weight, bias, layer.stride, 0, layer.dilation, layer.groups
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,12 +109,7 @@ class GraphNetwork(FileGraph):
         self, number: int, one: Replaceable, slots: list[tuple[str, Slot]], held: list[_Held]
     ) -> str | None:
         """Make a module of a layer; give the reason where it is left."""
-        names = (
-            f"weight{number}",
-            f"bias{number}" if one.bias else "",
-            *(f"norm{number}_{i}" for i in range(len(one.norm))),
-        )
-        part = part_of(one, names)
+        part = part_of(one, number)
         if part is None:
             return "its weights lie in a layout that cannot be told"
         mean = f"norm{number}_mean" if one.mean is not None and not one.bias else ""
@@ -155,9 +128,7 @@ class GraphNetwork(FileGraph):
                 layer.bias.zero_()
         if not _put(self, name, layer.requires_grad_(False)):
             return "its name cannot be that of a module"
-        slots.append((part.weight, one.weight))
-        slots += [(part.bias, one.bias)] if one.bias else []
-        slots += list(zip(part.norm, one.norm, strict=True))
+        slots += slots_of(part, one)
         if mean and one.mean is not None:
             slots.append((mean, one.mean))
         held.append(_Held(name=name, part=part, calls=one.calls, mean=mean))
@@ -307,6 +278,8 @@ def _module(one: Replaceable, *, has_bias: bool) -> Any:
     pads = first.pads if first.auto_pad != "VALID" else ()
     pads = pads or (0,) * 2 * rank
     pairs = zip(reversed(pads[:rank]), reversed(pads[rank:]), strict=True)
+    # Zeros, another number on each side, which the padding of torch's own has not.
+    made.padding_mode = "constant"
     made._reversed_padding_repeated_twice = [side for pair in pairs for side in pair]
     return made
 

@@ -445,22 +445,18 @@ def open_onnx(
         for layer in model.layers
         if layer.name not in wanted and layer.name in there
     ]
-    parts, slots, layers = [], [], []
+    parts: list[Part] = []
+    slots: list[tuple[str, Slot]] = []
+    layers: list[Replaceable] = []
     for number, one in enumerate(one for one in model.replaceable if one.layer.name in wanted):
-        names = (
-            f"weight{number}",
-            f"bias{number}" if one.bias else "",
-            *(f"norm{number}_{i}" for i in range(len(one.norm))),
-        )
-        part = part_of(one, names)
+        part = part_of(one, number)
         if part is None:
             reason = "its weights lie in a layout that cannot be told"
             skipped.append(Skipped(name=one.layer.name, reason=reason))
             continue
         parts.append(part)
         layers.append(one)
-        held = [one.weight, *([one.bias] if one.bias else []), *one.norm]
-        slots += list(zip(filter(None, names), held, strict=True))
+        slots += slots_of(part, one)
     if not parts:
         raise NoLayersError(f"{path}: no layer can be replaced; --kinds all takes every kind")
     notes = ["the graph of the file was run, by onnxruntime, as a whole for each cell"]
@@ -476,15 +472,24 @@ def open_onnx(
     return network, parts, skipped, list(model.layers)
 
 
-def part_of(one: Replaceable, names: Sequence[str], /) -> Part | None:
-    """Return a layer with the names of its weight, bias and norm; None of a layout of its own."""
-    layer, weight, (bias, *norm) = one.layer, names[0], names[1:]
+def part_of(one: Replaceable, number: int, /) -> Part | None:
+    """Return a layer, its parameters named by its number; None of a layout of its own."""
+    layer, weight = one.layer, f"weight{number}"
+    bias = f"bias{number}" if one.bias else ""
+    norm = tuple(f"norm{number}_{i}" for i in range(len(one.norm)))
     stored, acting = one.weight.tensor.read(), np.asarray(layer.weight.read())
     for first, back in layouts(stored.shape, acting.shape, layer):
         if np.array_equal(first(stored), acting, equal_nan=True):
             return Part(
-                layer=layer, weight=weight, bias=bias, norm=tuple(norm), filters_first=first,
+                layer=layer, weight=weight, bias=bias, norm=norm, filters_first=first,
                 as_held=back, is_output=one.is_output or not one.takes_filters,
                 is_coupled=one.is_coupled, leaves_norm=one.leaves_norm,
             )  # fmt: skip
     return None
+
+
+def slots_of(part: Part, one: Replaceable, /) -> list[tuple[str, Slot]]:
+    """Return where the tensors of a layer enter the graph, by the names of its parameters."""
+    names = [part.weight, *([part.bias] if part.bias else []), *part.norm]
+    held = [one.weight, *([one.bias] if one.bias else []), *one.norm]
+    return list(zip(names, held, strict=True))
