@@ -32,9 +32,10 @@ TRUST = click.option(
 )
 
 
+KIND = click.Choice(["conv", "pointwise", "transposed", "linear", "all"])
 KINDS = click.option(
     "--kinds",
-    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+    type=KIND,
     multiple=True,
     default=["conv"],
     show_default=True,
@@ -91,7 +92,7 @@ measured_options = _together(
     click.option("--init", metavar="FILE", help="Of checkpoints: the same at initialisation."),
     click.option(
         "--kinds",
-        type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+        type=KIND,
         multiple=True,
         help="Of checkpoints: which layers; repeatable.  [default: conv]",
     ),
@@ -125,7 +126,7 @@ cell_options = _together(
     ),
     click.option(
         "--kinds",
-        type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+        type=KIND,
         multiple=True,
         help="Which layers; repeatable.  [default: conv, or linear where there is none]",
     ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import MEMORY, TRUST, consent, tell_data_path
+from planescope.cli.options import KIND, MEMORY, TRUST, consent, tell_data_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,7 @@ FORECAST_SCHEMA = "planescope.reset-forecast/1"
 )
 @click.option(
     "--kinds",
-    type=click.Choice(["conv", "pointwise", "transposed", "linear", "all"]),
+    type=KIND,
     multiple=True,
     help="Which layers; repeatable.  [default: conv, or linear where there is none]",
 )

@@ -55,7 +55,8 @@ def layer_scores(
     with_alpha : bool
         Whether to compute alpha, which takes a while for wide layers.
     """
-    frobenius, spectral = _norms(layer)
+    weight = np.array(layer.weight.read(), dtype=np.float64)
+    frobenius, spectral = _norms(weight.reshape(layer.filters, layer.fan_in))
     return {
         "agreement": measured.agreement,
         "abs_z": None if measured.z is None else abs(measured.z),
@@ -66,22 +67,20 @@ def layer_scores(
         "frobenius": frobenius,
         "spectral": spectral,
         "stable_rank": (frobenius / spectral) ** 2 if frobenius and spectral else None,
-        "alpha": alpha(np.asarray(layer.weight.read())) if with_alpha else None,
+        "alpha": alpha(weight) if with_alpha else None,
         "position": position,
         "random": random,
     }
 
 
-def _norms(layer: Layer) -> tuple[float | None, float | None]:
+def _norms(rows: Floats) -> tuple[float | None, float | None]:
     """Return the frobenius and spectral norm; None where an entry is not finite."""
-    weight = np.array(layer.weight.read(), dtype=np.float64)  # a copy
-    rows = weight.reshape(layer.filters, layer.fan_in)
     largest = float(np.abs(rows).max(initial=0.0))
     if not np.isfinite(largest):
         return None, None
     if not largest:
         return 0.0, 0.0
-    rows /= largest  # so that squares neither overflow nor vanish
+    rows = rows / largest  # so that squares neither overflow nor vanish
     return largest * float(np.linalg.norm(rows)), largest * spectral_norm(rows)
 
 

@@ -292,7 +292,8 @@ def _draw_bands(axes: Axes, table: pd.DataFrame, name: str) -> None:
     """
     usable = table["filters"] - sum(table[name] for name in ASIDE if name in table)
     counts = usable[usable > 0]
-    found = {epoch: _tested_level(rows["q_mass"]) for epoch, rows in table.groupby("epoch")}
+    tests = table.groupby("epoch")["q_mass"]
+    found = {epoch: chance.level_of(q.dropna().astype(float)) for epoch, q in tests}
     levels = list(found.values())
     epochs = np.array(list(found), dtype=float)
     edges = np.concatenate([epochs[:1], (epochs[1:] + epochs[:-1]) / 2, epochs[-1:]])
@@ -305,12 +306,6 @@ def _draw_bands(axes: Axes, table: pd.DataFrame, name: str) -> None:
         label = f"chance, tested, N = {filters}"
         look: dict[str, Any] = {"fill": True, "color": color, "linewidth": 0, "zorder": 0}
         axes.stairs(high, edges, baseline=low, label=label, **look)
-
-
-def _tested_level(corrected: pd.Series[float]) -> float:
-    """Return the p-value below which one of these corrected p-values is below `LEVEL`."""
-    called = int((corrected.astype(float) < LEVEL).sum())
-    return LEVEL * max(1, called) / max(1, int(corrected.notna().sum()))
 
 
 def _number_ends(axes: Axes, lines: Floats, colors: Any) -> None:

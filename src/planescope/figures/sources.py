@@ -118,12 +118,11 @@ def open_subjects(
     how = {name: value for name, value in asked.items() if value is not None}
     parts = [one for source in sources for one in _parts(source, given)]
     found = [_opened(one, remeasure, how) for one in parts]
-    if data and all(subject.run is None for subject in found):
+    has_run = any(subject.run is not None for subject in found)
+    if data and not has_run:
         raise UsageError("--data is about runs, and none was given; leave it out")
     if how and not any(map(_is_measured, parts)):
-        about = " and ".join(
-            f"--{name}" for name in how if name != "network" or not _any_run(found)
-        )
+        about = " and ".join(f"--{name}" for name in how if name != "network" or not has_run)
         if about:
             raise UsageError(
                 f"{about}: nothing that was given is measured here, a checkpoint or a network; "
@@ -159,10 +158,6 @@ def _apart(subjects: list[Subject]) -> Iterable[Subject]:
                 name = f"{subject.name}-{counts[subject.name]}"
             taken.add(name)
         yield replace(subject, name=name)
-
-
-def _any_run(subjects: Iterable[Subject]) -> bool:
-    return any(subject.run is not None for subject in subjects)
 
 
 def _is_measured(source: Any) -> bool:

@@ -16,10 +16,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows, where a file that a process has open cannot be removed
-    fcntl = None  # type: ignore[assignment]
+from planescope.files import locks
 
 LOCK = ".planescope-lock"
 DRAFT, SCRATCH = ".planescope-", "planescope-scratch-"
@@ -101,22 +98,9 @@ def _made(parent: Path, prefix: str) -> tuple[Path, int]:
         # Another process may have taken it for one left behind, before the lock was held.
         with contextlib.suppress(FileNotFoundError):
             handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-            if _locks(handle) is not False and _is_there(folder / LOCK, handle):
+            if locks.take(handle) is not False and _is_there(folder / LOCK, handle):
                 return folder, handle
             os.close(handle)
-
-
-def _locks(handle: int) -> bool | None:
-    """Take the lock of an open file: whether that was possible; None where there are no locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _is_there(path: Path, handle: int) -> bool:
@@ -147,13 +131,13 @@ def _remove_if_unheld(folder: Path) -> None:
         folder.rmdir()  # its maker was killed, or is about to make the lock and then finds out
     elif LOCK not in there:
         return
-    elif fcntl is None:
+    elif not locks.HAS_LOCKS:
         (folder / LOCK).unlink()  # refused while a process has it open
         shutil.rmtree(folder)
     else:
         handle = os.open(folder / LOCK, os.O_RDWR)
         try:
-            if _locks(handle):
+            if locks.take(handle):
                 _empty(folder)
                 _remove_empty(folder)
         finally:

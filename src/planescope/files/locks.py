@@ -9,6 +9,26 @@ from pathlib import Path
 
 from planescope.files.errors import UsageError, one_line
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows, where a file that a process has open cannot be removed
+    fcntl = None  # type: ignore[assignment]
+
+HAS_LOCKS = fcntl is not None
+
+
+def take(handle: int, /, *, shared: bool = False) -> bool | None:
+    """Take the lock of an open file: whether that was possible; None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
 
 @contextlib.contextmanager
 def held(path: Path, /, *, timeout: float = -1) -> Iterator[bool]:
@@ -73,15 +93,6 @@ def _no_lock(path: Path, exc: OSError) -> UsageError:
 
 def _is_held_by_another(path: Path) -> bool:
     """Return the same of a file that may be read alone, as a colleague's run is."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
-        return False
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return take(file.fileno(), shared=True) is False
     return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -206,9 +206,13 @@ def called_level(p_values: Sequence[float | None], /) -> float:
     A band of `mass_band` at ``level=1 - called_level(...)`` is the one that was tested: a mass lies
     outside it where its corrected p-value is below `LEVEL`, and nowhere else.
     """
-    corrected = [q for q in benjamini_hochberg(p_values) if q is not None]
-    called = sum(q < LEVEL for q in corrected)
-    return LEVEL * max(1, called) / max(1, len(corrected))
+    return level_of(q for q in benjamini_hochberg(p_values) if q is not None)
+
+
+def level_of(corrected: Iterable[float], /) -> float:
+    """Return the same of p-values that are corrected already."""
+    found = [float(q) for q in corrected]
+    return LEVEL * max(1, sum(q < LEVEL for q in found)) / max(1, len(found))
 
 
 def _fair_binomial(k: int, n: int) -> float:

@@ -67,7 +67,7 @@ def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[s
     modules = list(modules)
     children: defaultdict[str, set[str]] = defaultdict(set)
     for module in modules:
-        parent, _, last = _split(module)
+        parent, _, last = split(module)
         children[parent].add(last)
     cells = {parent for parent, held in children.items() if any(g <= held for g in _GATES)}
     kernels = [name.removesuffix(":0") for name in tensors if "recurrent_kernel" in name]
@@ -79,7 +79,7 @@ def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[s
     is_cell = functools.cache(lambda part: bool(_CELL.search(part)))
     found = set()
     for module in modules:
-        parent, _, last = _split(module)
+        parent, _, last = split(module)
         is_gate = parent in cells and bool(_GATE.fullmatch(last))
         is_torch = f"{module}.weight" in tensors or f"{module}/weight" in tensors
         above = [last] if is_torch else module.replace("/", ".").split(".")
@@ -88,9 +88,10 @@ def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[s
     return found
 
 
-def _split(module: str) -> tuple[str, str, str]:
-    at = max(module.rfind("."), module.rfind("/"))
-    return (module[: max(at, 0)], module[at] if at >= 0 else "", module[at + 1 :])
+def split(name: str, /) -> tuple[str, str, str]:
+    """Return what stands before the last separator of a name, it, and what stands behind it."""
+    at = max(name.rfind("."), name.rfind("/"))
+    return (name[: max(at, 0)], name[at] if at >= 0 else "", name[at + 1 :])
 
 
 def adapted(names: Iterable[str], /) -> tuple[dict[str, str], list[str]]:
@@ -125,7 +126,7 @@ def of_adapters(changed: Iterable[str], modules: Iterable[str], /) -> dict[str, 
     held = list(modules)
     below: defaultdict[str, list[str]] = defaultdict(list)
     for module in held:
-        below[_split(module)[0]].append(module)
+        below[split(module)[0]].append(module)
     known = set(held)
     reasons: dict[str, str] = {}
     for name in changed:
@@ -188,7 +189,7 @@ def of_standardised(
     scales = {
         tensor.shape
         for name, tensor in tensors.items()
-        if name.endswith((".weight", ".scale")) and f"{_split(name)[0]}.bias" in tensors
+        if name.endswith((".weight", ".scale")) and f"{split(name)[0]}.bias" in tensors
     }
     open_to = [
         layer

@@ -280,9 +280,8 @@ def _beside(stored: Sequence[_Stored], tensors: Mapping[str, Tensor]) -> dict[st
     modules = {each.module: each for each in stored}
     found: defaultdict[str, list[str]] = defaultdict(list)
     for name, tensor in tensors.items():
-        at = max(name.rfind("."), name.rfind("/"))
-        module, last = name[: max(at, 0)], name[at + 1 :]
-        if at < 0 or module not in modules:
+        module, separator, last = exclusions.split(name)
+        if not separator or module not in modules:
             continue
         known = modules[module]
         is_own = last == known.ending or last in WEIGHTS.get(known.ending, ())

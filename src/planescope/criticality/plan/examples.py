@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from planescope.criticality.resets.answers import Pick
-from planescope.criticality.sensitivity.inputs import InputOptions, read_rows
+from planescope.criticality.sensitivity.inputs import Alike, InputOptions, read_rows
 from planescope.criticality.sensitivity.inputs import synthetic as chosen_for
 from planescope.data.batches import batches
 from planescope.data.load import DataOptions, Files, Images, load
@@ -224,26 +224,15 @@ def rows_of(batch: Batch, rows: torch.Tensor, /) -> Batch:
     )
 
 
-def _are_alike(taken: Sequence[Batch]) -> bool:
-    """Tell whether a tensor that has a row an example, the first input, has one row throughout."""
-    inputs = [batch.args[0] for batch in taken if batch.args]
-    if len(inputs) < len(taken) or not all(
-        isinstance(rows, torch.Tensor) and len(rows) == batch.size
-        for rows, batch in zip(inputs, taken, strict=True)
-    ):
-        return False
-    one = inputs[0][0]
-    return all(rows.shape[1:] == one.shape and bool((rows == one).all()) for rows in inputs)
-
-
 def _check(taken: Sequence[Batch], module: nn.Module, name: str) -> None:
+    seen = Alike()
     for batch in taken:
+        seen.look_at(batch)
         for value in (*batch.args, *batch.kwargs.values()):
             is_number = isinstance(value, torch.Tensor) and value.is_floating_point()
             if is_number and not bool(value.isfinite().all()):
                 raise UsageError(f"{name}: an input holds NaN or an infinity; leave it out")
-    if _are_alike(taken):
-        raise UsageError(f"{name}: all inputs are alike, which tell nothing of layers")
+    seen.refuse(name)
     try:
         with torch.no_grad():
             module(*taken[0].args, **taken[0].kwargs)

@@ -195,7 +195,7 @@ def count(
         if not ran_out(exc):
             raise
         raise RunError("memory ran out; give a smaller --memory (memory=)") from exc
-    if given.watched is not None and given.watched.alike and given.watched.examples > 1:
-        raise UsageError(f"{given.feed.name}: all inputs are alike, which tell nothing of layers")
+    if given.watched is not None:
+        given.watched.seen.refuse(given.feed.name)
     draws = {key: [progress[cell.key] for cell in several] for key, several in cells.items()}
     return Counted(whole=progress[WHOLE.key], draws=draws, note=note)

@@ -423,15 +423,43 @@ def _without_labels(feed: Feed, module: nn.Module, judge: Judge, device: torch.d
     return dataclasses.replace(feed, on=on)
 
 
+class Alike:
+    """Tells of inputs that go by whether all are alike, example by example."""
+
+    def __init__(self) -> None:
+        self._one: torch.Tensor | None = None
+        self._are, self._examples = True, 0
+
+    def look_at(self, batch: Batch) -> None:
+        """Hold the first input of a batch, where it has a row an example, against those before."""
+        self._examples += batch.size
+        rows = batch.args[0] if batch.args else None
+        if not self._are or not isinstance(rows, torch.Tensor) or len(rows) != batch.size:
+            self._are = False
+            return
+        if self._one is None:
+            self._one = rows[0].clone()
+        self._are = rows.shape[1:] == self._one.shape and bool((rows == self._one).all())
+
+    def refuse(self, name: str) -> None:
+        """Refuse inputs that were all alike.
+
+        Raises
+        ------
+        UsageError
+            If they were, and more than one.
+        """
+        if self._are and self._examples > 1:
+            raise UsageError(f"{name}: all inputs are alike, which tell nothing of layers")
+
+
 class Watched:
     """Batches of a feed as they come, looked at on the way: whether all inputs are alike."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self._batches: Iterator[Batch] | None = None
-        self._one: torch.Tensor | None = None
-        self.alike = True
-        self.examples = 0
+        self.seen = Alike()
 
     def first(self, device: torch.device) -> Batch:
         """Return the first batch, which is given again by `on`."""
@@ -443,20 +471,10 @@ class Watched:
     def on(self, device: torch.device) -> Iterator[Batch]:
         """Give all batches; once, or as often as the feed does."""
         batches, self._batches = self._batches or self._feed.on(device), None
-        self.examples = 0
+        self.seen = Alike()
         for batch in batches:
-            self._look_at(batch)
+            self.seen.look_at(batch)
             yield batch
-
-    def _look_at(self, batch: Batch) -> None:
-        self.examples += batch.size
-        images = batch.args[0] if batch.args else None
-        if not self.alike or not isinstance(images, torch.Tensor) or len(images) != batch.size:
-            self.alike = False
-            return
-        if self._one is None:
-            self._one = images[0].clone()
-        self.alike = bool((images == self._one).all())
 
 
 class _First:
