@@ -14,7 +14,6 @@ import copy
 import functools
 import json
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets, transforms
 
 import planescope as ps
+from checks.architectures import resnet8_16
+from planescope.data.files import read_cifar
 
 ROOT = "PLANESCOPE_DATA"
 BATCH = 125
@@ -48,11 +49,10 @@ class Cifar10(Dataset[Any]):
     def __init__(self, root: str, *, train: bool, transform: Any) -> None:
         names = [f"data_batch_{n}" for n in range(1, 6)] if train else ["test_batch"]
         folder = Path(root) / "cifar-10-batches-py"
-        # Files of the user's own.
-        packed = [pickle.loads((folder / n).read_bytes(), encoding="bytes") for n in names]
-        pixels = np.concatenate([batch[b"data"] for batch in packed])
-        self.images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        self.labels = [label for batch in packed for label in batch[b"labels"]]
+        # Not torchvision's reader: it refuses files that other programs packed.
+        images, labels = read_cifar([folder / name for name in names])
+        self.images = np.asarray(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        self.labels = np.asarray(labels).tolist()
         self.transform = transform
 
     def __len__(self) -> int:
@@ -61,41 +61,6 @@ class Cifar10(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Return an image, prepared, and its label."""
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
-
-
-class Block(nn.Module):
-    """Two convolutions beside a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Add both ways."""
-        inner = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        return functional.relu(inner + self.shortcut(x))
-
-
-class ResNet(nn.Module):
-    """A convolution, three blocks and a linear layer."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        )
-        self.blocks = nn.Sequential(Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2))
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits."""
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
 def data_of(kind: str, *, train: bool) -> Dataset[Any]:
@@ -113,13 +78,15 @@ def loader_of(kind: str) -> DataLoader[Any]:
 
 # What the command line calls, without arguments.
 cifar10, fashion = (functools.partial(loader_of, kind) for kind in KINDS)
-cifar10_network, fashion_network = (functools.partial(ResNet, KINDS[kind][0]) for kind in KINDS)
+cifar10_network, fashion_network = (
+    functools.partial(resnet8_16, KINDS[kind][0], 10) for kind in KINDS
+)
 
 
 def trained(kind: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """Train a network in the plain way; with its weights at the start."""
     torch.manual_seed(0)
-    network = ResNet(KINDS[kind][0])
+    network = resnet8_16(KINDS[kind][0], 10)
     start = copy.deepcopy(network.state_dict())
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     some = Subset(data_of(kind, train=True), range(STEPS * BATCH))
@@ -142,7 +109,7 @@ def on_command_line(kind: str, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "planescope", "reset", "--json"]
     files = ["--trained", str(folder / "trained.pt"), "--snapshot", str(folder / "start.pt")]
     own = ["--network", f"{__name__}:{kind}_network", "--data", f"{__name__}:{kind}"]
-    more = ["--layers", "stem"]
+    more = ["--layers", "^conv1$"]
     made = subprocess.run([*command, *files, *own, *more], check=True, stdout=subprocess.PIPE)
     return json.loads(made.stdout)
 
@@ -157,7 +124,7 @@ def check(kind: str) -> None:
     network.train()  # as a user's loop leaves it
     from_loader = ps.reset(network, to={"start": start}, data=loader, kinds="all")
     assert network.training
-    from_set = ps.reset(network, to={"start": start}, data=loader.dataset, layers="stem")
+    from_set = ps.reset(network, to={"start": start}, data=loader.dataset, layers="^conv1$")
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         torch.save(network.state_dict(), folder / "trained.pt")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn.functional import interpolate, pad
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from planescope.data.images import LARGE
-from planescope.data.load import Files, Images, Resize, pixel_permutation
+from planescope.data.load import Files, Images, Resize, load, pixel_permutation
 from planescope.files.errors import CheckpointError, UsageError, one_line
 from planescope.files.reading import open_binary
 
@@ -29,6 +30,17 @@ if TYPE_CHECKING:
 CROP_PADDING = 4
 # Of inputs that are prepared at once on a GPU.
 _PREPARED_BYTES = 64 << 20
+
+
+def validation(name: str, path: Path | None = None, /, *, batch_size: int) -> Batches:
+    """Prepare the validation examples of a data set by its name, by batches.
+
+    Raises
+    ------
+    UsageError, CheckpointError
+        As `planescope.data.load.load`.
+    """
+    return batches(load(name, split="val", path=path), batch_size=batch_size)
 
 
 def batches(

@@ -441,16 +441,20 @@ def _shown(raw: Any) -> str:
     return f"a {type(raw).__name__}"
 
 
-def moved(value: Any, device: torch.device, /) -> Any:
-    """Put all tensors of a batch on a device; arrays become tensors of the same type."""
+def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None, /) -> Any:
+    """Put all tensors of a batch on a device; arrays become tensors of the same type.
+
+    With a `dtype`, what is floating is cast to it.
+    """
     if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
+        cast = dtype if value.is_floating_point() else None
+        return value.to(device, cast, non_blocking=True)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return torch.from_numpy(np.ascontiguousarray(value)).to(device)
+        return moved(torch.from_numpy(np.ascontiguousarray(value)), device, dtype)
     if isinstance(value, Mapping):  # transformers' BatchEncoding too, whose `to` changes it
-        return {name: moved(part, device) for name, part in value.items()}
+        return {name: moved(part, device, dtype) for name, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(moved(part, device) for part in value))
+        return type(value)(*(moved(part, device, dtype) for part in value))
     if isinstance(value, list | tuple):
-        return type(value)(moved(part, device) for part in value)
+        return type(value)(moved(part, device, dtype) for part in value)
     return value.to(device) if callable(getattr(value, "to", None)) else value

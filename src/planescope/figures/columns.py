@@ -46,11 +46,10 @@ def dynamics_numbers(run: Run | History, statistics: Iterable[str], /) -> Column
                 value = getattr(row, f"{curve}_{metric}")
                 if value is not None:
                     add(metric, f"{curve}", row.epoch, value, None)
-    table = run.measurements if isinstance(run, Run) else table_of(run)
-    numbers = table[unit if isinstance(run, Run) else "epoch"]
+    table = table_of(run)
     for statistic in statistics:
         tests = table[PANELS[statistic].test] if PANELS[statistic].test else [None] * len(table)
-        rows = zip(table["name"], numbers, table[statistic], tests, strict=True)
+        rows = zip(table["name"], table["epoch"], table[statistic], tests, strict=True)
         for name, epoch, value, q in rows:
             add(statistic, name, epoch, value, q)
     return columns

@@ -134,19 +134,18 @@ def dynamics(
     import pandas as pd
 
     across, title = inches(width), None
-    if isinstance(run, (Run, str, os.PathLike)):
-        run = run if isinstance(run, Run) else Run.open(run)
-        title = fitted(run.path.resolve().name, across)
-        unit = run.unit
-        table = run.measurements.rename(columns={unit: "epoch"})
-        metrics = pd.DataFrame(map(vars, run.metrics))
-    elif isinstance(history := getattr(run, "history", run), History):
-        unit = history.unit
-        table, metrics = table_of(history), pd.DataFrame()
+    if isinstance(run, (str, os.PathLike)):
+        run = Run.open(run)
+    elif isinstance(history := getattr(run, "history", None), History):  # a Tracker's
+        run = history
+    if isinstance(run, (Run, History)):
+        unit, table, metrics = run.unit, table_of(run), pd.DataFrame()
     else:
-        assert not isinstance(run, History)  # noqa: S101  handled above
-        table, metrics = run, pd.DataFrame() if metrics is None else metrics
-        unit = "epoch"
+        unit, table = "epoch", run
+        metrics = pd.DataFrame() if metrics is None else metrics
+    if isinstance(run, Run):
+        title = fitted(run.path.resolve().name, across)
+        metrics = pd.DataFrame(map(vars, run.metrics))
     _check(table)
     chosen = _chosen(table, statistics)
     curves = [name for name in METRICS if _columns(metrics, name)]
@@ -167,11 +166,14 @@ def dynamics(
     return figure
 
 
-def table_of(history: History, /) -> pd.DataFrame:
+def table_of(followed: Run | History, /) -> pd.DataFrame:
     """Return the layers at each update, with the number that tells these apart as `epoch`."""
     import pandas as pd
 
-    parts = {number: pd.DataFrame(layers_table([one])) for number, one in history.numbered.items()}
+    if isinstance(followed, Run):
+        return followed.measurements.rename(columns={followed.unit: "epoch"})
+    updates = followed.numbered.items()
+    parts = {number: pd.DataFrame(layers_table([one])) for number, one in updates}
     return pd.concat(parts, names=["epoch"]).reset_index(level="epoch")
 
 

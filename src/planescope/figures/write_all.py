@@ -43,7 +43,6 @@ from planescope.files.writing import FIGURE_FORMS, write_csv
 from planescope.hyperplanes.layer import Kind
 from planescope.measurement.record import Measurement
 from planescope.training.run import REPETITION
-from planescope.training.tracker.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -222,7 +221,7 @@ def _of_one(subject: Subject, width: Width) -> Iterator[_Drawing]:
     run, measurement, resets = subject.run, subject.measurement, subject.resets
     followed = run if run is not None else subject.history
     if followed is not None:
-        table = table_of(followed) if isinstance(followed, History) else followed.measurements
+        table = table_of(followed)
         there = [s for s in TRAINING if s in PANELS and table[s].notna().any()]
         yield _Drawing(
             name="training",

@@ -157,16 +157,13 @@ def _observe(
 
 def _batches(data: Any, path: str | os.PathLike[str] | None) -> Iterable[Any]:
     """Return what a user handed over, as batches."""
+    from planescope.data.batches import validation
     from planescope.data.loaders import call_loader, open_loader
 
     if isinstance(data, str):
         called = call_loader(data, "val")
         if called is None:
-            from planescope.data.batches import batches
-            from planescope.data.load import load
-
-            where = None if path is None else Path(path)
-            return batches(load(data, split="val", path=where), batch_size=100)
+            return validation(data, None if path is None else Path(path), batch_size=100)
         data = called
     if _are_two_batches(data):
         raise UsageError(

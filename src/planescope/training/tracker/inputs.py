@@ -79,10 +79,9 @@ def _named(name: str) -> Iterable[Any]:
     called = call_loader(name, "val")
     if called is not None:
         return _batches(called)
-    from planescope.data.batches import batches
-    from planescope.data.load import load
+    from planescope.data.batches import validation
 
-    return islice(batches(load(name, split="val"), batch_size=BATCH), 1)
+    return islice(validation(name, batch_size=BATCH), 1)
 
 
 def _loader(theirs: Any) -> DataLoader[Any]:

@@ -11,8 +11,8 @@ from planescope.files.errors import MissingDependencyError, UsageError
 from planescope.measurement.choice import Choice, select
 from planescope.measurement.record import Source
 from planescope.measurement.source import Found
+from planescope.training.tracker.elsewhere import NotForLightning
 from planescope.training.tracker.live import Live
-from planescope.training.tracker.transformers import FOR_LIGHTNING
 
 if TYPE_CHECKING:
     from planescope.training.tracker.recorder import Recorder
@@ -34,14 +34,8 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
             raise
         raise MissingDependencyError("a callback for Keras needs it: pip install keras") from exc
 
-    class TrackerCallback(keras.callbacks.Callback):
-        state_key = "planescope"  # of Lightning's callbacks, as what follows
-
-        def on_exception(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def setup(self, *_: Any, **__: Any) -> None:
-            raise UsageError(FOR_LIGHTNING.format("Keras"))
+    class TrackerCallback(NotForLightning, keras.callbacks.Callback):
+        meant_for = "Keras"
 
         def on_init_end(self, *_: Any, **__: Any) -> None:
             raise UsageError(

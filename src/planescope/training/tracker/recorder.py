@@ -9,9 +9,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-import numpy as np
 import torch
 
+from planescope.data.loaders import moved
 from planescope.files.errors import PlanescopeError, UsageError
 from planescope.hyperplanes.layer import Structure
 from planescope.measurement.activations import measure_activations
@@ -284,7 +284,7 @@ class Recorder:
         if self._inputs is None:
             return {}
         with distributed.unchanged_random_state(like.device):
-            batches = (_typed(batch, like.dtype) for batch in self._inputs)
+            batches = (moved(batch, like.device, like.dtype) for batch in self._inputs)
             try:
                 seen = measure_activations(
                     model, batches, network.parts, device=like.device, unpack=self._unpack
@@ -352,19 +352,6 @@ def _like(model: nn.Module) -> torch.Tensor:
 def _reason(exc: Exception) -> str:
     text = str(exc).partition("\n")[0]
     return text if isinstance(exc, PlanescopeError) else f"{type(exc).__name__}: {text}"
-
-
-def _typed(batch: Any, dtype: torch.dtype) -> Any:
-    """Return a batch with what is floating in the type of the network."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(dtype) if batch.is_floating_point() else batch
-    if isinstance(batch, np.ndarray):
-        return _typed(torch.from_numpy(batch), dtype)
-    if isinstance(batch, Mapping):
-        return {name: _typed(part, dtype) for name, part in batch.items()}
-    if isinstance(batch, tuple | list):
-        return [_typed(part, dtype) for part in batch]
-    return batch
 
 
 class _SecondNetworkError(UsageError):

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import MissingDependencyError, UsageError
+from planescope.training.tracker.elsewhere import NotForLightning
 
 if TYPE_CHECKING:
     from planescope.training.tracker.tracker import Tracker
-
-FOR_LIGHTNING = "this callback is for {}; give Lightning's trainer the Tracker itself"
 
 
 def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
@@ -33,14 +32,8 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
             "a callback for transformers needs it: pip install transformers"
         ) from exc
 
-    class TrackerCallback(TrainerCallback):
-        state_key = "planescope"  # of Lightning's callbacks, as what follows
-
-        def on_exception(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def setup(self, *_: Any, **__: Any) -> None:
-            raise UsageError(FOR_LIGHTNING.format("transformers' Trainer"))
+    class TrackerCallback(NotForLightning, TrainerCallback):
+        meant_for = "transformers' Trainer"
 
         def set_params(self, *_: Any, **__: Any) -> None:
             raise UsageError(
