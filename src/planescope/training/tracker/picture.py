@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 KEY = "planescope/negative_mass_by_layer"
 # Inches: of a row, of what surrounds all of them, and across; dots an inch.
-ROW, AROUND, ACROSS, DOTS = 0.16, 0.9, 7.0, 120
+ROW, AROUND, ACROSS, DOTS = 0.16, 1.1, 7.0, 120
 # With more layers a row is thinner, and some names are left out.
 MOST_NAMES = 60
 
@@ -50,7 +50,8 @@ def picture_of(history: History, /) -> np.ndarray:
     axes.set_xticks(range(0, len(numbers), apart), list(map(str, numbers[::apart])), fontsize=7)
     axes.set_xlabel(history.unit, fontsize=8)
     bar = figure.colorbar(shown, ax=axes, pad=0.01)
-    bar.set_label("negative mass; chance gives 1/2", fontsize=8)
+    # Not beside the bar, which is short where there are few layers.
+    axes.set_title("negative mass; chance gives 1/2", fontsize=8, loc="left")
     bar.ax.tick_params(labelsize=7)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
