@@ -29,8 +29,8 @@ import planescope as ps
 from planescope.files.writing import write_csv
 
 LAYER_KEYS = (
-    "layer", "kind", "stage", "input", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass",
-    "biased", "negative_centre",
+    "layer", "kind", "stage", "input", "filters", "fan_in", "negative_mass", "mean_cosine",
+    "q_mass", "biased", "negative_centre",
 )  # fmt: skip
 
 

@@ -139,8 +139,8 @@ class Deviation(Table):
 
 # What `Deviation.rows` gives.
 COLUMNS = (
-    "number", "layer", "points", "mean |deviation|", "last epoch", "reference", "runs' mean", "range",
-    "deviation",
+    "number", "layer", "points", "mean |deviation|", "last epoch", "reference", "runs' mean",
+    "range", "deviation",
 )  # fmt: skip
 
 
