@@ -29,6 +29,7 @@ from planescope.networks.copies import (
 from planescope.networks.module import named_tensor, read_script
 from planescope.networks.plain import dtype_name, is_plain, plain
 from planescope.networks.trace import place_of
+from planescope.networks.trial import Acting
 
 _EMBEDDING = "an embedding: its rows are looked up, they cut nothing"
 _RECURRENT = "a recurrent layer: it acts on its own output"
@@ -372,7 +373,7 @@ def _why_not(module: nn.Module, reason: str) -> str:
     return _no_layer(base_layer(module)) or reason
 
 
-def _is_fixed(module: nn.Module, acting: affine.Acting) -> bool:
+def _is_fixed(module: nn.Module, acting: Acting) -> bool:
     if any(True for _ in module.parameters()) or acting.form.groups < 2:
         return False
     return bool((acting.weight == acting.weight[:1]).all())
@@ -381,13 +382,13 @@ def _is_fixed(module: nn.Module, acting: affine.Acting) -> bool:
 class Solved:
     """Weight and bias of a module with a forward of its own, found anew at each look."""
 
-    def __init__(self, module: nn.Module, name: str, acting: affine.Acting) -> None:
+    def __init__(self, module: nn.Module, name: str, acting: Acting) -> None:
         self._module, self._name = module, name
         self._form, self._shape = acting.form, acting.weight.shape
         self._like = dataclasses.replace(acting, weight=torch.empty(0), bias=None)
         self._kept: tuple[list[tuple[int, int, int]], torch.Tensor | None] | None = None
 
-    def tensors(self, acting: affine.Acting) -> tuple[Tensor, Tensor | None]:
+    def tensors(self, acting: Acting) -> tuple[Tensor, Tensor | None]:
         """Describe both; the type is that in which most of the weights are stored."""
         stored = [t for t in own_tensors(self._module) if t.is_floating_point()]
         widest = max(stored, key=lambda t: t.numel(), default=acting.weight)
@@ -416,7 +417,7 @@ class Solved:
     def _state(self) -> list[tuple[int, int, int]]:
         return [(id(t), t._version, t.data_ptr()) for t in own_tensors(self._module)]
 
-    def _solve(self) -> affine.Acting:
+    def _solve(self) -> Acting:
         try:
             acting = affine.solve(self._module, like=self._like)
         except NotAffineError as exc:

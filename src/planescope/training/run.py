@@ -47,6 +47,7 @@ from planescope.files.locks import held, is_locked
 from planescope.files.optional import consented
 from planescope.files.reading import open_binary, read_text
 from planescope.files.records import record
+from planescope.files.results import COLUMN_OF
 from planescope.files.writing import is_utf8, write_csv
 from planescope.hyperplanes.layer import Structure
 from planescope.measurement.record import (
@@ -445,7 +446,7 @@ class Run:
         found: dict[int, list[LayerMeasurement]] = {}
         for values in zip(*table.values(), strict=True):
             row = dict(zip(table, values, strict=True))
-            fields = {key: row[key] for key in LAYER_KEYS}
+            fields = {key: row[COLUMN_OF.get(key, key)] for key in LAYER_KEYS}
             try:
                 fields["kernel"] = [
                     int(extent) for extent in (row["kernel"] or "").split("x") if extent
@@ -655,7 +656,7 @@ class Run:
         """Add the layers of a snapshot to the table, and keep what their filters are."""
         self._save_filters(epoch, measurement)
         new = layers_table([measurement])
-        rows = len(new["name"])
+        rows = len(new["layer"])
         new |= {"schema": [MEASUREMENTS_SCHEMA] * rows, "epoch": [epoch] * rows}
         known = self._measured() or {key: [] for key in MEASUREMENT_KEYS}
         self._save_measured({key: [*known[key], *new[key]] for key in MEASUREMENT_KEYS})
