@@ -186,7 +186,9 @@ def records(prepared: Path, *, quick: bool) -> Tally:
         tally.cases += counted.cases
         tally.fallen += counted.fallen
         if not quick:  # an hour or more in all: what is known so far
-            print(f"records: {file}: {counted.cases} cases", *counted.fallen, sep="\n    ", flush=True)
+            print(
+                f"records: {file}: {counted.cases} cases", *counted.fallen, sep="\n    ", flush=True
+            )
     return tally
 
 
