@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
 
 from planescope.hyperplanes.layer import Kind
@@ -39,14 +39,23 @@ def find_transposed(
     margins = {
         w.module: margin
         for w, margin in zip(row, _margins(row, kinds, free), strict=True)
-        if w.module in free and w.shape[0] != w.shape[1] and margin > 0
+        if w.module in free and w.shape[0] != w.shape[1] and margin >= (w.shape[1] > 1)
     }
-    surely = {_pattern(module) for module, margin in margins.items() if margin >= _MARGIN}
+    # Branches side by side would link if every second one were transposed; they are alike.
+    torn = {(_pattern(w.module), w.shape) for w in row if w.module not in margins}
+    shapes = {w.module: w.shape for w in row}
+    surely = {
+        _pattern(module)
+        for module, margin in margins.items()
+        if margin >= _MARGIN and (_pattern(module), shapes[module]) not in torn
+    }
+    patterns = Counter(_pattern(w.module) for w in row)
     for module in margins:
         if _pattern(module) in surely:
             found[module] = Axes(Kind.TRANSPOSED, FIRST, 1)
             told[_AS_TRANSPOSED].append(module)
-        else:
+        # One filter for each channel seldom comes last, to one channel people do go back.
+        elif margins[module] > 0 or (module == row[-1].module and patterns[_pattern(module)] == 1):
             told[_MAYBE_TRANSPOSED].append(module)
     sure = kinds | dict.fromkeys(found, Kind.TRANSPOSED)
     alike = defaultdict(set)
@@ -59,7 +68,7 @@ def find_transposed(
         if alike[_pattern(weight.module)] == {Kind.TRANSPOSED} or _hint(weight) > 1:
             found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, 1)
             told[_AS_TRANSPOSED].append(weight.module)
-        elif _hint(weight) and kinds[weight.module] is Kind.CONV:
+        elif (_hint(weight) or _is_even(weight)) and kinds[weight.module] is Kind.CONV:
             told[_MAYBE_TRANSPOSED].append(weight.module)
     return found
 
@@ -88,7 +97,7 @@ def _hint(weight: Weight) -> int:
         return 2
     if not _UP.search(weight.module):
         return 0
-    return 2 if all(extent in (2, 4) for extent in weight.shape[2:]) else 1
+    return 2 if _is_even(weight) else 1
 
 
 def _margins(row: Sequence[Weight], kinds: Mapping[str, Kind], free: Container[str]) -> list[int]:
@@ -136,13 +145,18 @@ def _margins(row: Sequence[Weight], kinds: Mapping[str, Kind], free: Container[s
 def _sides(weight: Weight, turned: bool) -> tuple[int, int]:
     """Return the numbers of inputs and outputs."""
     first, second = weight.shape[:2]
-    return (first, second) if turned else (second, first)
+    if turned:
+        return first, second
+    return (first if second == 1 else second), first  # one input a filter: most likely a group
 
 
 def _own(weight: Weight, turned: bool) -> int:
     fits = int(weight.norm == _sides(weight, turned)[1])
-    even = all(extent in (2, 4) for extent in weight.shape[2:])
-    return fits + (_hint(weight) + int(even) if turned else 0)
+    return fits + (_hint(weight) + int(_is_even(weight)) if turned else 0)
+
+
+def _is_even(weight: Weight) -> bool:
+    return all(extent in (2, 4) for extent in weight.shape[2:])
 
 
 def _fits(before: Weight, behind: Weight, *turned: bool) -> int:
