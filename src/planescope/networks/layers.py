@@ -142,7 +142,8 @@ def _network_order(state: StateDict) -> Callable[[StoredWeight], Any]:
         return lambda each: order.get(each.module, len(order))
     if state.in_order:
         return lambda _: 0
-    return lambda each: natural(each.module)
+    # An encoder comes before its decoder, whatever the alphabet says.
+    return lambda each: natural(each.module.replace("decoder", "encodes"))
 
 
 def _weight(each: StoredWeight, near: Callable[[str], set[int]]) -> Weight:

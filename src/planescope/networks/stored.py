@@ -145,6 +145,7 @@ def sifted(
     """Part weights of layers from other tensors, with the reason."""
     kept: list[StoredWeight] = []
     skipped: list[Skipped] = []
+    heads = exclusions.of_heads({each.module: each.tensor.shape for each in stored})
     recurrent = exclusions.recurrent((each.module for each in stored), tensors)
     beside = _beside(stored, tensors)
     for each in stored:
@@ -155,6 +156,8 @@ def sifted(
             reason = reasons[module]
         elif place is None and module in recurrent:
             reason = exclusions.RECURRENT
+        elif place is None and module in heads:
+            reason = exclusions.HEADS
         elif len(each.tensor.shape) > 5:
             reason = f"a weight of {len(each.tensor.shape)} dimensions"
         else:
