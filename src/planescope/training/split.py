@@ -29,7 +29,7 @@ def load_split(config: RunConfig, split: Split) -> Images | Files:
         As `planescope.data.load.load`.
     """
     data = _load(config, split, config.resize or "native")
-    needed = _smallest_image(config.network)
+    needed = paper.smallest_image(config.network)
     if config.resize is None and min(data.input_shape[1:]) < needed <= 32:
         data = _load(config, split, "pad-32")
     return data
@@ -49,7 +49,3 @@ def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
     return load(
         config.data, split=split, path=config.data_path, options=options, download=config.download
     )
-
-
-def _smallest_image(network: str) -> int:
-    return paper.smallest_image(network) if network in paper.NETWORKS else 1
