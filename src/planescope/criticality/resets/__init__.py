@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from planescope.criticality.resets.targets import To
     from planescope.criticality.resets.trained import Subject
     from planescope.data.load import DataOptions, Files, Images
-    from planescope.data.loaders import Loader, Unpack
+    from planescope.data.loaders import Loader
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 __all__ = ["Forecast", "ResetOptions", "forecast", "reset"]

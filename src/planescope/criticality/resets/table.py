@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Judge
     from planescope.criticality.resets.feed import Feed
     from planescope.criticality.resets.options import ResetOptions
-    from planescope.criticality.resets.prefix import Trace
+    from planescope.criticality.resets.traced import Trace
     from planescope.criticality.resets.trained import Subject
     from planescope.data.load import Files
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
 
     Data = Images | Files
     # (cells done, cells in all, name of what is reset)
