@@ -1,4 +1,4 @@
-"""What a network is called with for one batch, and the tensors that values hold."""
+"""The arguments that a network is called with for one batch, and the tensors that values hold."""
 
 from __future__ import annotations
 
