@@ -34,7 +34,7 @@ from planescope.criticality.resets.identity import code_digest, value_digest
 from planescope.criticality.resets.options import Forecast
 from planescope.criticality.resets.prefix import trace
 from planescope.criticality.resets.progress import Progress
-from planescope.criticality.resets.record import FRESH, ResetLayer, Resets
+from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
 from planescope.criticality.resets.tell import Table
 from planescope.criticality.resets.trained import (
     COUNTER,
@@ -45,6 +45,7 @@ from planescope.criticality.resets.trained import (
     redrawn,
     stepped,
 )
+from planescope.criticality.sensitivity.inputs import InputOptions, synthetic
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
 from planescope.files.drafts import scratch
@@ -77,6 +78,11 @@ if TYPE_CHECKING:
 # What belongs to a layer, behind its name; a weight may be stored in parts.
 _OWN = re.compile(r"(weight|bias)(_(g|v|u|orig|mask))?|parametrizations\.(weight|bias)\..*")
 
+_ON_PICTURES = (
+    "inputs are synthetic: disagreement, the mean over sets of pictures, ranks layers and is no "
+    "loss of accuracy"
+)
+
 # Where the whole network is evaluated as it was trained.
 TRAINED = "the trained network"
 
@@ -100,6 +106,7 @@ def reset(
         If memory ran out.
     """
     work = _prepared(subject, options, judge, unpack)
+    judge = work.judge
     with scratch() as folder:
         feed = work.feed
         cells, left_out = _cells(subject, options, work.rows, folder)
@@ -116,7 +123,7 @@ def reset(
             raise RunError("memory ran out; give a smaller --memory") from exc
         finally:
             progress.save(now=True)
-    table = Table(judge, options, progress[TRAINED], feed.examples, chance)
+    table = Table(judge, options, progress[TRAINED], feed.examples, chance, feed.sets)
     tallies = {place: progress[cell.key] for place, cell in cells.items()}
     found = table.cells(tallies)
     return Resets(
@@ -149,6 +156,7 @@ class _Prepared:
     devices: list[torch.device]
     module: nn.Module
     feed: Feed
+    judge: Judge
     digest: str
     plan: Plan
 
@@ -161,7 +169,15 @@ def _prepared(
     devices = [chosen_device(name, subject.module, stays=subject.stays) for name in options.devices]
     module = subject.module.to(devices[0])
     data = subject.data
-    if isinstance(data, Loader):
+    if isinstance(data, InputOptions):
+        if judge.metric is not None or subject.keep is not None:
+            raise UsageError(
+                "a metric, and finished cells that are kept, need data; synthetic pictures have no "
+                "labels"
+            )
+        feed, judge = _on_pictures(subject, module, data, judge, options)
+        digest = ""
+    elif isinstance(data, Loader):
         _check_loader(subject, data, options)
         feed, digest = feed_loader(data, module, judge, unpack, devices), ""
     else:
@@ -174,9 +190,21 @@ def _prepared(
         devices=devices,
         module=module,
         feed=feed,
+        judge=judge,
         digest=digest,
         plan=_plan(feed, options, devices[0]),
     )
+
+
+def _on_pictures(
+    subject: Subject, module: nn.Module, told: InputOptions, judge: Judge, options: ResetOptions
+) -> tuple[Feed, Judge]:
+    """Return synthetic pictures that a network is sure of, and what there is to count on them."""
+    given = synthetic(module, _found(subject).layers, told, judge.pick, options.memory)
+    feed = dataclasses.replace(
+        given.feed, split=SYNTHETIC, notes=[*given.notes, _ON_PICTURES], sets=given.sets
+    )
+    return feed, given.judge
 
 
 def _cells(

@@ -20,6 +20,7 @@ from torch import nn
 from planescope.checkpoints import read_contents, sharded
 from planescope.checkpoints.locate import locate
 from planescope.criticality.resets.record import FRESH, RAND
+from planescope.criticality.sensitivity.inputs import InputOptions
 from planescope.data.loaders import Loader
 from planescope.files.errors import CheckpointError, OutputError, UsageError, one_line
 from planescope.hyperplanes.layer import StateDict, Tensor
@@ -36,6 +37,8 @@ from planescope.training.run import Run, State
 if TYPE_CHECKING:
     from planescope.criticality.resets.options import ResetOptions
     from planescope.data.load import Files, Images
+
+    Data = Images | Files | Loader | InputOptions
 
 # Batch norm counts batches under this name; no output depends on it.
 COUNTER = "num_batches_tracked"
@@ -77,7 +80,8 @@ class Subject:
     module : torch.nn.Module
         In evaluation mode; nobody else's.
     targets : tuple of Target
-    data : Images, Files or Loader
+    data : Images, Files, Loader or InputOptions
+        The last are of synthetic pictures.
     fresh : callable or None
         Gives the network as its own initialiser draws it, by seed; None where nobody can.
     keep : Path or None
@@ -94,7 +98,7 @@ class Subject:
     network: str
     module: nn.Module
     targets: tuple[Target, ...]
-    data: Images | Files | Loader
+    data: Data
     fresh: Callable[[int], nn.Module] | None
     keep: Path | None
     redrawn: int = 0
@@ -105,7 +109,7 @@ class Subject:
 def of_run(
     run: Run,
     to: To,
-    data: Images | Files | Loader | None,
+    data: Data | None,
     /,
     *,
     network: nn.Module | None = None,
@@ -115,7 +119,7 @@ def of_run(
     """Last snapshot of a run, and earlier ones; `planescope.reset` says what is raised."""
     path, status = run.path, run.status
     name = run.about.network if network is not None else name_of(run)
-    examples: Callable[[], Images | Files | Loader]
+    examples: Callable[[], Data]
     if data is None:
         # Nobody asked for a download, which would write where the run says.
         config = run.config.but({"network": name, "download": False})
@@ -124,7 +128,7 @@ def of_run(
     else:
         given = data
 
-        def examples() -> Images | Files | Loader:
+        def examples() -> Data:
             return given
 
     if run.tracked is None and status.state is not State.FINISHED and not unfinished:
@@ -152,7 +156,7 @@ def of_run(
         ),
         data=examples(),
         fresh=lambda seed: build_like(name, state, seed=seed),
-        keep=None if isinstance(data, Loader) else run.resets_progress,
+        keep=None if isinstance(data, Loader | InputOptions) else run.resets_progress,
         redrawn=to.fresh,
         path=to.path,
     )
@@ -280,7 +284,7 @@ def _short(name: str | os.PathLike[str], every: Any) -> str:
 def of_checkpoint(
     trained: str | os.PathLike[str],
     to: To,
-    data: Images | Files | Loader,
+    data: Data,
     /,
     *,
     network: str | nn.Module,
@@ -343,7 +347,7 @@ def smallest_of(network: str | nn.Module, /) -> int:
 def of_module(
     module: nn.Module,
     to: To,
-    data: Images | Files | Loader,
+    data: Data,
     /,
     *,
     name: str,
