@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from planescope.criticality.resets.answers import Metric, Pick
     from planescope.criticality.resets.record import Resets
-    from planescope.criticality.resets.trained import Subject, To
+    from planescope.criticality.resets.targets import To
+    from planescope.criticality.resets.trained import Subject
     from planescope.criticality.sensitivity.inputs import InputOptions
     from planescope.data.load import DataOptions, Files, Images
     from planescope.data.loaders import Loader, Unpack
@@ -232,7 +233,7 @@ def _asked(
 
     Random states are as they were when the block ends.
     """
-    from planescope.criticality.resets.trained import To
+    from planescope.criticality.resets.targets import To
     from planescope.data.random_states import generators_of, same_random_states
 
     refuse(model, "reset", "export it to ONNX and use planescope sensitivity")
@@ -292,7 +293,7 @@ def _opened(
     run: Run | None,
 ) -> Images | Files | Loader | None:
     """Return the data as they are gone through; None for a run's own."""
-    from planescope.criticality.resets.trained import smallest_of
+    from planescope.criticality.resets.weights import smallest_of
     from planescope.data.load import PLAIN as AS_USUAL
     from planescope.data.load import Files, Images, Resize, load
     from planescope.data.loaders import open_loader

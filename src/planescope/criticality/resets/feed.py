@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from planescope.criticality.resets.answers import picked
-from planescope.criticality.resets.cells import batch_size
+from planescope.criticality.resets.devices import batch_size
 from planescope.data.batches import batches
 from planescope.data.load import Images
 from planescope.data.loaders import Batch, Loader, moved
