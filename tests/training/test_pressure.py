@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import planescope as ps
+from planescope.figures.columns import dynamics_numbers
 from planescope.training.tracker.history import History
 
 
@@ -128,5 +129,7 @@ def test_the_figure_of_a_training_shows_it():
     tracker, _ = tracked()
     titles = [axes.get_title(loc="left") for axes in ps.figures.dynamics(tracker).axes]
     assert "drift pressure a step" in titles
+    numbers = dynamics_numbers(tracker.history, ["drift_pressure"])
+    assert numbers["value"] == [None, -14 / 2 / 3, 0.0]
     (axes,) = ps.figures.dynamics(tracker, statistics=["drift_pressure"]).axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [np.nan, -14 / 2 / 3, 0.0])
