@@ -410,8 +410,9 @@ class Relation(Table):
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: the verdict, and what the layers cost."""
-        keys = ("run", "name", "biased", "drop", "critical", "robust")
-        return self.verdict, {key: [getattr(layer, key) for layer in self.layers] for key in keys}
+        keys = ("run", "layer", "biased", "drop", "critical", "robust")
+        columns = self.columns()
+        return self.verdict, {key: columns[key] for key in keys}
 
 
 def _span(low: float | None, high: float | None) -> str:

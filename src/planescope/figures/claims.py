@@ -71,9 +71,9 @@ def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") ->
     figure, panels = _panels(sorted(set(plain["network"])), width)
     for network, axes in panels.items():
         own = plain[plain["network"] == network]
-        names = list(dict.fromkeys(own["name"]))
+        names = list(dict.fromkeys(own["layer"]))
         for i, name in enumerate(names):
-            layer = own[own["name"] == name]
+            layer = own[own["layer"] == name]
             low, high = chance.mass_band(int(layer["filters"].max()))
             axes.bar(i, high - low, 0.8, low, color=CHANCE, linewidth=0, zorder=0)
             first, last = layer[layer["epoch"] == 0], _last(layer)

@@ -121,7 +121,6 @@ class History(Table):
             columns["step"] += [record.step] * layers
             columns["epoch"] += [record.epoch] * layers
         table = layers_table([record.read() for record in self.records])
-        columns["layer"] = table.pop("name")
         left_out = ("schema", "path", "view")
         columns |= {key: table[key] for key in table if key not in left_out}
         if self.has_drift:
