@@ -1,0 +1,165 @@
+"""Transposed convolutions, found by name, norm and the layers beside where no bias tells."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Container, Mapping, Sequence
+
+from planescope.hyperplanes.layer import Kind
+from planescope.networks.state.axes import FIRST, Axes, Wanted, Weight
+
+_TRANSPOSED = re.compile(
+    r"deconv|transpos|(?<![a-z])up_?conv|conv_?up(?![dg])|conv\w*tr(?![a-z])", re.IGNORECASE
+)
+_UP = re.compile(r"(^|[._/])up(?![a-z])|upsampl", re.IGNORECASE)
+# By so much must a reading as transposed fit better, where no bias tells.
+_MARGIN = 2
+Told = defaultdict[str, list[str]]
+_AS_TRANSPOSED = (
+    "{} read as transposed by name and by the layers beside (--transposed and --layout settle it)"
+)
+_MAYBE_TRANSPOSED = (
+    "whether {} is a transposed convolution cannot be told from its shape; it is read as an "
+    "ordinary one (--transposed)"
+)
+
+
+def find_transposed(
+    weights: Sequence[Weight], axes: Mapping[str, Axes], wanted: Wanted, told: Told
+) -> dict[str, Axes]:
+    """Find transposed convolutions among those of PyTorch's layout whose bias does not tell."""
+    row = [
+        w
+        for w in weights
+        if w.module in axes and len(w.shape) > 2 and axes[w.module].layout is FIRST
+    ]
+    kinds = {w.module: axes[w.module].kind for w in row}
+    free = {w.module for w in row if _is_free(w, wanted)}
+    found: dict[str, Axes] = {}
+    margins = {
+        w.module: margin
+        for w, margin in zip(row, _margins(row, kinds, free), strict=True)
+        if w.module in free and w.shape[0] != w.shape[1] and margin >= (w.shape[1] > 1)
+    }
+    # Branches side by side would link if every second one were transposed; they are alike.
+    torn = {(_pattern(w.module), w.shape) for w in row if w.module not in margins}
+    shapes = {w.module: w.shape for w in row}
+    surely = {
+        _pattern(module)
+        for module, margin in margins.items()
+        if margin >= _MARGIN and (_pattern(module), shapes[module]) not in torn
+    }
+    patterns = Counter(_pattern(w.module) for w in row)
+    for module in margins:
+        if _pattern(module) in surely:
+            found[module] = Axes(Kind.TRANSPOSED, FIRST, 1)
+            told[_AS_TRANSPOSED].append(module)
+        # One filter for each channel seldom comes last, to one channel people do go back.
+        elif margins[module] > 0 or (module == row[-1].module and patterns[_pattern(module)] == 1):
+            told[_MAYBE_TRANSPOSED].append(module)
+    sure = kinds | dict.fromkeys(found, Kind.TRANSPOSED)
+    alike = defaultdict(set)
+    for w in row:
+        if w.shape[0] != w.shape[1]:
+            alike[_pattern(w.module)].add(sure[w.module])
+    for weight in row:
+        if weight.module not in free or weight.shape[0] != weight.shape[1]:
+            continue
+        if alike[_pattern(weight.module)] == {Kind.TRANSPOSED} or _hint(weight) > 1:
+            found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, 1)
+            told[_AS_TRANSPOSED].append(weight.module)
+        elif (_hint(weight) or _is_even(weight)) and kinds[weight.module] is Kind.CONV:
+            told[_MAYBE_TRANSPOSED].append(weight.module)
+    return found
+
+
+def is_called_transposed(module: str, /) -> bool:
+    """Tell whether a name says that it is a transposed convolution."""
+    return bool(_TRANSPOSED.search(module))
+
+
+def _is_free(weight: Weight, wanted: Wanted) -> bool:
+    """Return whether the bias leaves open which of the first two axes has the filters."""
+    if wanted.transposed is not None:  # the user has told
+        return False
+    is_square = weight.shape[0] == weight.shape[1]
+    is_open = weight.outputs is None or (is_square and weight.outputs == weight.shape[0])
+    return is_open and math.prod(weight.shape[2:]) > 1
+
+
+def _pattern(module: str) -> str:
+    return re.sub(r"\d+", "#", module)
+
+
+def _hint(weight: Weight) -> int:
+    """Score how far the name and a kernel of even extents speak for a transposed convolution."""
+    if _TRANSPOSED.search(weight.module):
+        return 2
+    if not _UP.search(weight.module):
+        return 0
+    return 2 if _is_even(weight) else 1
+
+
+def _margins(row: Sequence[Weight], kinds: Mapping[str, Kind], free: Container[str]) -> list[int]:
+    """Count for each weight by how much the best reading of all is better with it transposed.
+
+    A reading takes each open weight as ordinary or transposed. What fits: its own norm, its name,
+    an even kernel, and outputs of a layer that are the inputs of the next.
+    """
+    if not row:
+        return []
+    choices = [
+        (False, True) if w.module in free else (kinds[w.module] is Kind.TRANSPOSED,) for w in row
+    ]
+    steps = range(1, len(row))
+    ahead: list[dict[bool, int]] = [{turned: _own(row[0], turned) for turned in choices[0]}]
+    for at in steps:  # the best of all before, with this one so
+        ahead.append(
+            {
+                turned: _own(row[at], turned)
+                + max(
+                    best + _fits(row[at - 1], row[at], other, turned)
+                    for other, best in ahead[at - 1].items()
+                )
+                for turned in choices[at]
+            }
+        )
+    behind: list[dict[bool, int]] = [dict.fromkeys(each, 0) for each in choices]
+    for at in reversed(steps):
+        behind[at - 1] = {
+            turned: max(
+                _own(row[at], other)
+                + _fits(row[at - 1], row[at], turned, other)
+                + behind[at][other]
+                for other in choices[at]
+            )
+            for turned in choices[at - 1]
+        }
+    totals = [
+        {turned: ahead[at][turned] + behind[at][turned] for turned in choices[at]}
+        for at in range(len(row))
+    ]
+    return [each[True] - each[False] if len(each) > 1 else 0 for each in totals]
+
+
+def _sides(weight: Weight, turned: bool) -> tuple[int, int]:
+    """Return the numbers of inputs and outputs."""
+    first, second = weight.shape[:2]
+    if turned:
+        return first, second
+    return (first if second == 1 else second), first  # one input a filter: most likely a group
+
+
+def _own(weight: Weight, turned: bool) -> int:
+    fits = int(weight.norm == _sides(weight, turned)[1])
+    return fits + (_hint(weight) + int(_is_even(weight)) if turned else 0)
+
+
+def _is_even(weight: Weight) -> bool:
+    return all(extent in (2, 4) for extent in weight.shape[2:])
+
+
+def _fits(before: Weight, behind: Weight, *turned: bool) -> int:
+    return int(_sides(before, turned[0])[1] == _sides(behind, turned[1])[0])
