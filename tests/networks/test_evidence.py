@@ -155,6 +155,13 @@ def test_an_even_kernel_of_one_width_is_told_as_open():
     assert "whether mask is a transposed convolution cannot be told" in " ".join(found.notes)
 
 
+def test_a_group_is_no_upsampling():
+    """As in NextViT: 96 channels in three groups, behind 96 and before 96."""
+    arrays = {"a.weight": drawn(96, 8, 1, 1), "mhca.group_conv.weight": drawn(96, 32, 3, 3)}
+    found, _ = measured(arrays | {"b.weight": drawn(8, 96, 1, 1)})
+    assert [str(layer.kind) for layer in found.layers] == ["pointwise", "conv", "pointwise"]
+
+
 HEADS = {
     "attention/query/kernel": (8, 2, 4),
     "attention/key/kernel": (8, 2, 4),

@@ -217,7 +217,7 @@ def _find(value: object, path: Path) -> list[Found]:
         if is_module(value):
             found.append(walk(value, where, names))
             continue
-        if type(value) in (list, tuple):  # networks are kept in these too; tensors need a name
+        if isinstance(value, list | tuple):  # networks are kept in these too; tensors need a name
             if len(where) < _MAX_DEPTH:
                 queue.extend(
                     ((*where, str(at)), entry)

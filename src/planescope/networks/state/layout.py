@@ -131,9 +131,9 @@ def _usual(
     if votes:
         ahead = by_name if len(votes) > 1 and by_name else votes.most_common(1)[0][0]
         return _Usual(ahead, "biases", divided=len(votes) > 1)
-    votes = Counter(fit for w in members if (fit := _by_norm(w)) is not None)
-    if len(votes) == 1:
-        return _Usual(next(iter(votes)), "norms")
+    beside = {side for w in members if (side := _by_norm(w)) is not None}
+    if len(beside) == 1:
+        return _Usual(beside.pop(), "norms")
     if by_name is not None:
         is_misled = _is_misleading(members, by_name)
         return _Usual(_OTHER[by_name], "shapes") if is_misled else _Usual(by_name, "names")

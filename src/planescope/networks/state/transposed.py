@@ -11,7 +11,7 @@ from planescope.hyperplanes.layer import Kind
 from planescope.networks.state.axes import FIRST, Axes, Wanted, Weight
 
 _TRANSPOSED = re.compile(
-    r"deconv|transpos|(?<![a-z])up_?conv|conv_?up(?![dg])|conv\w*tr(?![a-z])", re.IGNORECASE
+    r"deconv|transpos|(?<!gro)up_?conv|conv_?up(?![dg])|conv\w*tr(?![a-z])", re.IGNORECASE
 )
 _UP = re.compile(r"(^|[._/])up(?![a-z])|upsampl", re.IGNORECASE)
 # By so much must a reading as transposed fit better, where no bias tells.
