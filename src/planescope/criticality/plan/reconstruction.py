@@ -13,6 +13,7 @@ from torch import nn
 
 from planescope.criticality.plan.holding import Form, hold, weight_of
 from planescope.criticality.plan.observation import NORMS, Anatomy, watch
+from planescope.criticality.plan.passage import Passage
 from planescope.criticality.plan.patches import patches_at, rows_of, values_at
 from planescope.criticality.plan.solutions import Moments, least_squares, of_rank, rounded
 from planescope.data.loaders import Batch
@@ -58,8 +59,15 @@ class Reconstruction:
     _moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
     _counted: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
 
-    def least_squares(self, changed: nn.Module, name: str, form: Form) -> Before | None:
+    def least_squares(
+        self, changed: nn.Module, name: str, form: Form, passage: Passage | None = None
+    ) -> Before | None:
         """Fit the weights of a layer that stay; its mean goes into the bias, or the norm behind.
+
+        Parameters
+        ----------
+        passage : Passage, optional
+            Of the changed network on the batches, to save a pass of the layers before.
 
         Returns
         -------
@@ -79,7 +87,7 @@ class Reconstruction:
             raise LeftError(f"its filters have {rows.shape[1]} inputs, more than {MOST_FAN_IN}")
         if groups > 1 and form.rank is not None:
             raise LeftError("it has groups and a lower rank")
-        gathered = self._gathered(changed, name, layer, groups)
+        gathered = self._gathered(changed, name, layer, groups, passage)
         if gathered is None:
             return None
         norm = self._folding_norm(changed, name)
@@ -161,8 +169,9 @@ class Reconstruction:
         return found if isinstance(getattr(found, "running_mean", None), torch.Tensor) else None
 
     def _gathered(
-        self, changed: nn.Module, name: str, layer: nn.Module, groups: int
-    ) -> list[Moments] | None:
+        self, changed: nn.Module, name: str, layer: nn.Module, groups: int,
+        passage: Passage | None,
+    ) -> list[Moments] | None:  # fmt: skip
         """Second moments by groups, of patches in the changed network; None where nothing is off.
 
         The outputs are those of the whole network; where the norm behind is another there, those
@@ -191,7 +200,11 @@ class Reconstruction:
                         columns = slice(group * len(moments.y), (group + 1) * len(moments.y))
                         moments.add(u[:, group], own[:, columns])
 
-            watch(changed, batch, {name: (self.anatomy.calls[name], take)})
+            seen = None if passage is None else passage.before(name, number)
+            if seen is None:
+                watch(changed, batch, {name: (self.anatomy.calls[name], take)})
+            else:
+                take(0, *seen)
         return found if off else None
 
     @staticmethod

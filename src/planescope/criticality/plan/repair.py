@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planescope.criticality.plan.examples import Examples
     from planescope.criticality.plan.holding import Form
     from planescope.criticality.plan.observation import Anatomy
+    from planescope.criticality.plan.passage import Passage
     from planescope.criticality.plan.reconstruction import Before, Reconstruction
     from planescope.criticality.resets.answers import Pick
     from planescope.data.load import DataOptions
@@ -211,7 +212,12 @@ class Mending:
 
         A layer whose form is None stays as it is.
         """
+        from planescope.criticality.plan.passage import Passage
+
         names = list(self.anatomy.calls)
+        passage = None
+        if self.by == "least squares":
+            passage = Passage.of(changed, self.reconstruction.batches, self.anatomy)
         done: dict[str, tuple[str, Before]] = {}
         reasons: dict[str, str | None] = {}
         for number, name in enumerate(names):
@@ -220,7 +226,9 @@ class Mending:
             if forms is not None and name in forms and forms[name] is None:
                 reasons[name] = "it stays as it was put back"
                 continue
-            by, overwritten, reasons[name] = self._tried(changed, name, (forms or {}).get(name))
+            by, overwritten, reasons[name] = self._tried(
+                changed, name, (forms or {}).get(name), passage
+            )
             if overwritten is not None:
                 done[name] = by, overwritten
         told = None if on_layer is None else functools.partial(_second_half, on_layer, len(names))
@@ -280,7 +288,7 @@ class Mending:
         return {name: (False, value) for name, (_, value) in values.items()}, before
 
     def _tried(
-        self, changed: nn.Module, name: str, form: Form | None
+        self, changed: nn.Module, name: str, form: Form | None, passage: Passage | None
     ) -> tuple[str, Before | None, str | None]:
         from planescope.criticality.plan.holding import form_of, weight_of
         from planescope.criticality.plan.reconstruction import LeftError
@@ -293,7 +301,7 @@ class Mending:
             form = dataclasses.replace(form, removed=self._gone(changed, name, own))
         if by == "least squares":
             try:
-                done = self.reconstruction.least_squares(changed, name, form)
+                done = self.reconstruction.least_squares(changed, name, form, passage)
             except LeftError as exc:
                 reason, by = f"by moments: {exc}", "moments"
             else:
