@@ -59,6 +59,29 @@ class Reconstruction:
     _moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
     _counted: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
 
+    def passes(self, repairs: int, *, goes_on: bool) -> float:
+        """Count the passes over the examples that weights are fitted to.
+
+        Parameters
+        ----------
+        repairs : int
+            Of all layers, by least squares.
+        goes_on : bool
+            Whether a `Passage` saves a pass for each layer, of half the network on average.
+        """
+        names = list(self.anatomy.calls)
+        if not names or not repairs:
+            return 0
+        groups, start = 0, 0
+        while start < len(names):
+            start += len(self._together(names[start]))
+            groups += 1
+        wide = [weight_of(self.whole.get_submodule(name))[0].numel() for name in names]
+        by_moments = sum(fan_in > MOST_FAN_IN for fan_in in wide)
+        # Patches are counted once; what the whole network gives is kept where it all fits.
+        whole = groups + (groups if groups == 1 else groups * repairs)
+        return whole + repairs * (1 if goes_on else len(names) / 2) + (repairs + 1) * by_moments
+
     def least_squares(
         self, changed: nn.Module, name: str, form: Form, passage: Passage | None = None
     ) -> Before | None:
@@ -253,16 +276,8 @@ class Reconstruction:
 
     def _record(self, name: str) -> None:
         """Record a layer, and those called behind it as far as memory goes, in one pass."""
-        names = list(self.anatomy.calls)
         self._values.clear()
-        chosen: list[str] = []
-        held = 0
-        for each in names[names.index(name) :]:
-            filters = weight_of(self.whole.get_submodule(each)).shape[0]
-            held += 4 * filters * PATCHES
-            if chosen and held > _KEPT_BYTES:
-                break
-            chosen.append(each)
+        chosen = self._together(name)
         self._count(chosen)
         drawn = {each: [rows for _, rows in self._drawn(each)] for each in chosen}
         self._values.update({each: [] for each in chosen})
@@ -280,6 +295,19 @@ class Reconstruction:
 
                 wanted[each] = (self.anatomy.calls[each], take)
             watch(self.whole, batch, wanted)
+
+    def _together(self, name: str) -> list[str]:
+        """Find a layer, and those behind it, whose outputs fit in memory."""
+        names = list(self.anatomy.calls)
+        chosen: list[str] = []
+        held = 0
+        for each in names[names.index(name) :]:
+            filters = weight_of(self.whole.get_submodule(each)).shape[0]
+            held += 4 * filters * PATCHES
+            if chosen and held > _KEPT_BYTES:
+                break
+            chosen.append(each)
+        return chosen
 
     def _count(self, names: Sequence[str]) -> None:
         """Count the patches of some layers in one pass over each batch."""

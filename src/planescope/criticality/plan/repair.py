@@ -159,14 +159,6 @@ def repair(
     )
 
 
-def _is_less(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Tell whether a mean over examples is lower by two standard errors of the pairs."""
-    off = one - other
-    if not bool(off.isfinite().all()):
-        return bool(one.mean() < other.mean())
-    return bool(off.mean() + 2 * off.std(correction=0) / len(off) ** 0.5 < 0)
-
-
 def _second_half(on_layer: OnLayer, layers: int, number: int, name: str) -> None:
     on_layer(layers + number, 2 * layers, name)
 
@@ -265,6 +257,7 @@ class Mending:
         that is not repaired, the repair of an earlier one may well look like harm. If all of it
         together does not help, all is put back.
         """
+        from planescope.criticality.plan.divergence import is_less
         from planescope.criticality.plan.reconstruction import put_back, swap
 
         values: dict[str, tuple[bool, float]] = {}
@@ -274,7 +267,7 @@ class Mending:
                 on_layer(number, name)
             repaired = swap(overwritten)
             without = self.yardstick.of_examples(changed)
-            kept = not _is_less(without, least)
+            kept = not is_less(without, least)
             if kept:
                 swap(repaired)
             else:
