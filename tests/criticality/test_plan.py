@@ -140,7 +140,8 @@ def test_a_plan_that_is_behind_is_not_recommended_in_words() -> None:
         source="x", way="prune", asked=0.2, method="unlabelled", inputs="i", fitted=3, checked=1,
         examples=4, measure="divergence", accuracy=None, chosen=ps.Rival(**rival),
         rivals=(
-            ps.Rival(**rival), ps.Rival(**rival | {"name": "LAMP", "divergence": 0.1, "better": True})
+            ps.Rival(**rival),
+            ps.Rival(**rival | {"name": "LAMP", "divergence": 0.1, "better": True}),
         ),
         layers=(),
     )  # fmt: skip
@@ -188,10 +189,10 @@ def test_a_plan_that_is_stopped_keeps_the_best_so_far(monkeypatch) -> None:
 
     tried = Bench._try
 
-    def stopping(self, asked, name, settings, *, repaired):
+    def stopping(self, asked, name, settings, **options):
         if name == "LAMP":
             raise KeyboardInterrupt
-        return tried(self, asked, name, settings, repaired=repaired)
+        return tried(self, asked, name, settings, **options)
 
     monkeypatch.setattr(Bench, "_try", stopping)
     made = ps.plan(network(), size=0.3, data=draws(60, 2, 8, 8))

@@ -251,7 +251,9 @@ def test_a_pass_that_goes_on_gives_the_bits_of_whole_passes(whole, monkeypatch) 
     plain = ps.repair(changed, own, data=inputs)
     assert result == plain
     assert result.after < result.before
-    pairs = zip(result.module.state_dict().values(), plain.module.state_dict().values(), strict=True)
+    pairs = zip(
+        result.module.state_dict().values(), plain.module.state_dict().values(), strict=True
+    )
     assert all(torch.equal(one, other) for one, other in pairs)
 
 

@@ -184,9 +184,7 @@ class Bench:
                         self._tell, on_try, before + len(found), total or count
                     )
                     tell(what)
-                    found.append(
-                        self._try(asked, name, settings, repaired=repaired, tell=tell)
-                    )
+                    found.append(self._try(asked, name, settings, repaired=repaired, tell=tell))
         except KeyboardInterrupt:
             if not found and not before:
                 raise

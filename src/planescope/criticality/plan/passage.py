@@ -31,7 +31,8 @@ class _Walk(fx.Interpreter):  # type: ignore[misc]
 
     def start_again(self) -> None:
         """Go back to the inputs, and let go of what was computed."""
-        self.env, self.position = {}, 0
+        self.env: dict[fx.Node, Any] = {}
+        self.position = 0
         # A network may write into its inputs.
         self.args_iter = iter([_copied(value) for value in self.batch.args])
 
@@ -88,7 +89,7 @@ class Passage:
                 return None
             made = cls(module, graph, batches, places)
             made._check(graph)
-        except Exception:  # noqa: BLE001  # forward is anybody's code, given symbols for tensors
+        except Exception:  # forward is anybody's code, given symbols for tensors
             return None
         return made
 

@@ -77,7 +77,7 @@ class Reconstruction:
             start += len(self._together(names[start]))
             groups += 1
         wide = [weight_of(self.whole.get_submodule(name))[0].numel() for name in names]
-        by_moments = sum(fan_in > MOST_FAN_IN for fan_in in wide)
+        by_moments = len([fan_in for fan_in in wide if fan_in > MOST_FAN_IN])
         # Patches are counted once; what the whole network gives is kept where it all fits.
         whole = groups + (groups if groups == 1 else groups * repairs)
         return whole + repairs * (1 if goes_on else len(names) / 2) + (repairs + 1) * by_moments

@@ -206,8 +206,8 @@ def _knife(way: str, whole: nn.Module, to: Any, given: Opened) -> Knife:
 
     if (to is not None) != (way in PUT_BACK) and not (way in PUT_BACK and _is_run(given)):
         raise UsageError(
-            "--to FILE (to=) says to which state layers are reset or frozen: give it with these ways, "
-            "and with no other"
+            "--to FILE (to=) says to which state layers are reset or frozen: give it with these "
+            "ways, and with no other"
         )
     if way in PUT_BACK:
         return Knife(way=way, starts=_starts(to, whole, given))
@@ -254,7 +254,9 @@ def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tens
     check_shapes(own, tensors, "state to put back to")
     check_finite(tensors, "the state to put back to")
     if all(bool((own[n] == t.to(own[n].device)).all()) for n, t in tensors.items() if t.ndim > 1):
-        raise UsageError("every layer is already what it would be put back to; give another --to (to=)")
+        raise UsageError(
+            "every layer is already what it would be put back to; give another --to (to=)"
+        )
     return tensors
 
 
@@ -262,9 +264,7 @@ def _snapshot(epoch: int | None, given: Opened) -> str:
     from planescope.training.run import Run
 
     if not _is_run(given):
-        raise UsageError(
-            f"--to {epoch} (to=): epochs are those of a run; give a module or a file"
-        )
+        raise UsageError(f"--to {epoch} (to=): epochs are those of a run; give a module or a file")
     files = Run(given.source).snapshots
     wanted = min(files) if epoch is None else epoch
     if wanted not in files:
@@ -350,9 +350,8 @@ def _cost(
     bench: Bench, way: str, asked: float | None, curve: Sequence[float], *, repair: bool
 ) -> PlanCost:
     """Count the passes of all tries, and time one."""
-    from planescope.criticality.resets.devices import seconds_of_a_pass
-
     from planescope.criticality.plan.passage import Passage
+    from planescope.criticality.resets.devices import seconds_of_a_pass
 
     layers, every = len(bench.weights), len(bench.mending.anatomy.calls)
     checked, fitted = bench.taken.checked, bench.taken.fitted
