@@ -11,7 +11,9 @@ import planescope as ps
 from planescope.criticality.resets.record import Accuracy, ResetCell, ResetLayer, Resets
 from planescope.hyperplanes.layer import Kind
 from planescope.training.config import RunConfig
-from planescope.training.run import EpochMetrics, Run, State, Status
+from planescope.training.folder.metrics import EpochMetrics
+from planescope.training.folder.status import State, Status
+from planescope.training.run import Run
 
 # Names come from files that anybody may have written.
 HOSTILE = "</script><script>alert(1)</script>"

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import KIND, MEMORY, TRUST, consent, tell_data_path
+from planescope.cli.options import KIND, MEMORY, TRUST, consent, shape_of, tell_data_path
+from planescope.cli.reset_table import print_resets
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from planescope.criticality.resets import ResetOptions
-    from planescope.criticality.resets.record import Resets
     from planescope.data.load import DataOptions
     from planescope.training.run import Run
 
@@ -46,6 +43,12 @@ FORECAST_SCHEMA = "planescope.reset-forecast/1"
     help="With --trained: digits, mnist, cifar10, folder:PATH, or package.module:callable, which "
     "returns a DataLoader or a Dataset. Of a run as --network.",
 )
+@click.option(
+    "--synthetic",
+    is_flag=True,
+    help="On synthetic pictures in place of data: ranks layers; RUN does not get the result.",
+)
+@click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures.")
 @TRUST
 @click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
 @click.option("--rand", is_flag=True, help="Also put layers to fresh draws from the initialiser.")
@@ -122,6 +125,8 @@ def reset(
     network: str | None,
     data: str | None,
     data_path: str | None,
+    synthetic: bool,
+    input_shape: str | None,
     trust: bool,
     unfinished: bool,
     dry_run: bool,
@@ -143,10 +148,13 @@ def reset(
     draws = choices["draws"] or 1
     prepared = _data_options(choices)
     options = _options(choices, fresh=fresh)
-    _check(run, trained, network, data, data_path, prepared, unfinished=unfinished)
+    _check(
+        run, trained, network, data, data_path, prepared,
+        unfinished=unfinished, synthetic=synthetic,
+    )  # fmt: skip
     _check_outputs(out, figure)
     own_data = data is not None and is_foreign(data, "data")
-    keep = None if out is None or own_data else Path(f"{out}.progress")
+    keep = None if out is None or own_data or synthetic else Path(f"{out}.progress")
     common: dict[str, Any] = {"draws": draws, "path": path, "options": options}
     subject: Run | str = str(trained)
     if run is not None:
@@ -157,16 +165,19 @@ def reset(
         subject = found = Run(run, **given)
         epochs = _epochs(snapshots)
         common |= {"to": [*(epochs or ()), "fresh"] if fresh else epochs, "unfinished": unfinished}
-        if found.is_tracked:
+        if synthetic:
+            common |= {"data": None}
+        if found.is_tracked or synthetic:
             common |= {"data_path": data_path, "data_options": prepared}
     else:
         common |= {
             "to": [*snapshots, "fresh"] if fresh else list(snapshots),
             "network": str(network),
-            "data": str(data),
+            "data": data,
             "data_path": data_path,
             "data_options": prepared,
         }
+    common |= {"input_shape": None if input_shape is None else shape_of(input_shape)}
     if dry_run:
         _tell_forecast(subject, common, as_json=as_json)
         return
@@ -253,20 +264,25 @@ def _check(
     prepared: DataOptions | None,
     *,
     unfinished: bool,
+    synthetic: bool,
 ) -> None:
     from planescope.files.errors import UsageError
     from planescope.training.run import Run
 
     if (run is None) == (trained is None):
         raise UsageError("give a run, or a checkpoint with --trained")
-    if trained is not None and (network is None or data is None):
-        raise UsageError("--trained needs --network and --data; a checkpoint tells neither")
+    if synthetic and (data or data_path):
+        raise UsageError("give --synthetic, or --data, not both")
+    if trained is not None and (network is None or (data is None and not synthetic)):
+        raise UsageError(
+            "--trained needs --network and --data (or --synthetic); a checkpoint tells neither"
+        )
     if trained is not None and unfinished:
         raise UsageError("--unfinished is about runs; a checkpoint is taken as it is")
     if run is not None and not Run(run).is_tracked:
         if data_path:
             raise UsageError("a run knows its --data-path; leave it out")
-        if prepared is not None:
+        if prepared is not None and not synthetic:
             raise UsageError("a run knows how its data are prepared; leave out --mean and the like")
 
 
@@ -285,109 +301,3 @@ def _epochs(snapshots: tuple[str, ...]) -> list[int] | None:
         if not snapshot.isdecimal():
             raise UsageError(f"--snapshot {snapshot!r}: give the epoch of a snapshot of the run")
     return [int(snapshot) for snapshot in snapshots] or None
-
-
-def print_resets(resets: Resets) -> None:
-    """Print relative drops, layers × snapshots, and what they say in a sentence."""
-    from rich.text import Text
-
-    from planescope.cli.printing import console
-
-    out = console()
-    out.print(Text(f"{resets.source}: {resets.network} on {resets.data}", style="bold"))
-    out.print(_trained_line(resets))
-    if resets.preprocessing is not None:
-        out.print(Text(f"inputs: {resets.preprocessing}", style="dim"))
-    warnings = [note for note in resets.notes if note.startswith("no relative drops")]
-    for note in warnings:
-        out.print(Text(note, style="bold"))
-    out.print(_fitting_table(resets, out))
-    out.print(Text(resets.verdict))
-    for note in resets.notes:
-        if note not in warnings:
-            out.print(Text(note, style="dim"))
-
-
-def _trained_line(resets: Resets) -> str:
-    trained = resets.trained
-    if trained.value is None:
-        return f"trained: {trained.examples} examples without labels"
-    if trained.top1 is None:
-        interval = "" if trained.low is None else (
-            f" (95 % interval {trained.low:.4g} to {trained.high:.4g})"
-        )  # fmt: skip
-        return (
-            f"trained: {resets.metric} {trained.value:.4g} over {trained.examples} examples"
-            f"{interval}"
-        )
-    return (
-        f"trained: {trained.top1:.1%} of {trained.examples} examples right "
-        f"(95 % interval {trained.low:.1%} to {trained.high:.1%})"
-    )
-
-
-def _fitting_table(resets: Resets, out: Console) -> Table:
-    """The table with as many snapshots as there is room for, the first and the last among them."""
-    every = list(resets.snapshots)
-    for count in range(len(every), 1, -1):
-        shown = [every[round(i * (len(every) - 1) / (count - 1))] for i in range(count)]
-        table = _table(resets, shown, left_out=len(every) - count)
-        if out.measure(table, options=out.options.update(width=1 << 16)).maximum <= out.width:
-            return table
-    return _table(resets, every[:1], left_out=len(every) - 1)
-
-
-def _title(snapshot: int | str) -> str:
-    return f"epoch {snapshot}" if isinstance(snapshot, int) else snapshot
-
-
-def _critical(resets: Resets, row: str, snapshot: int | str) -> str:
-    """Return whether the network needs a layer; of several draws, where these agree."""
-    found = {cell.critical for cell in resets.at(row, snapshot)}
-    if len(found) > 1:
-        return "undecided"
-    return next((str(one) for one in found if one is not None), "")
-
-
-def _kind(resets: Resets) -> str:
-    """Name what the cells of the table show."""
-    if any(cell.relative_drop is not None for cell in resets.cells):
-        return "relative drop in %, in parentheses within noise"
-    if resets.metric is not None:
-        return f"{resets.metric}"
-    of_classes = any(cell.disagreement is not None for cell in resets.cells)
-    return "disagreement with the trained network" if of_classes else "relative change of outputs"
-
-
-def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Table:
-    from rich import box
-
-    from planescope.cli.printing import table as empty_table
-
-    kind = _kind(resets)
-    first = resets.snapshots[0]
-    told = any(cell.critical is not None for cell in resets.cells if cell.snapshot == first)
-    more = f"; critical: of {_title(first)}" if told and len(resets.snapshots) > 1 else ""
-    more += f"; {left_out} snapshots left out, --json has them" if left_out else ""
-    table = empty_table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        caption=f"{kind}{more}",
-        caption_justify="left",
-    )
-    table.add_column("layer", overflow="fold")
-    table.add_column("negative\nmass", justify="right")
-    for snapshot in snapshots:
-        table.add_column(_title(snapshot), justify="right", overflow="fold")
-    if told:
-        table.add_column("critical", justify="right")
-    layers = {layer.name: layer for layer in resets.layers}
-    for row in resets.rows:
-        mass = layers[row].negative_mass if row in layers else None
-        shown = "" if mass is None else f"{mass:.3f}"
-        style = "bold" if row in layers and layers[row].biased else None
-        cells = [resets.shown(row, s) for s in snapshots]
-        if told:
-            cells.append(_critical(resets, row, first))
-        table.add_row(row, shown, *cells, style=style)
-    return table

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from planescope.checkpoints.keras.live import refuse
+from planescope.criticality.resets.data import Own, open_data, synthetic_inputs
 from planescope.criticality.resets.options import Forecast, ResetOptions
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
@@ -21,12 +22,12 @@ from planescope.files.optional import required
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.criticality.resets.answers import Metric, Pick
+    from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.criticality.resets.record import Resets
     from planescope.criticality.resets.targets import To
     from planescope.criticality.resets.trained import Subject
-    from planescope.data.load import DataOptions, Files, Images
-    from planescope.data.loaders import Loader, Unpack
+    from planescope.data.load import DataOptions
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 __all__ = ["Forecast", "ResetOptions", "forecast", "reset"]
@@ -34,14 +35,6 @@ __all__ = ["Forecast", "ResetOptions", "forecast", "reset"]
 # (cells done, cells in all, name of what is reset)
 OnCell = Callable[[int, int, str], None]
 PLAIN = ResetOptions()
-
-
-class Own:
-    """The mark of a run's own validation examples."""
-
-    def __repr__(self) -> str:
-        return "the run's own"
-
 
 OWN: Final = Own()
 
@@ -62,6 +55,7 @@ def reset(
     network: str | nn.Module | None = None,
     data_path: str | os.PathLike[str] | None = None,
     data_options: DataOptions | None = None,
+    input_shape: Sequence[int] | None = None,
     keep: str | os.PathLike[str] | None = None,
     unfinished: bool = False,
     trust: bool | str | Collection[str] = False,
@@ -84,12 +78,15 @@ def reset(
         and ``torchvision:NAME`` stand for published weights. Layers that are missing or of
         another shape there are left out, and a note names them. ``"fresh"`` draws by each module's
         own `reset_parameters`. Of a run also epochs, by default all before the last.
-    data : DataLoader, Dataset, LightningDataModule, tensors, iterable of batches, or str
+    data : DataLoader, Dataset, LightningDataModule, tensors, iterable of batches, str, or None
         Batches go to the network exactly as they come, on its device. A tensor is the input, a pair
         inputs and labels; of a dictionary ``labels`` or ``label`` are the labels, and the rest is
         given by name as far as `forward` takes it. A name is that of one of planescope's data sets
         (`planescope.data.load.load`), prepared as `Resets.preprocessing` says. A run has its own.
         Without labels only what needs none is told: `disagreement`, `expected_drop` and the like.
+        None is synthetic pictures that the network is sure of: `disagreement`, the mean over sets
+        of them, ranks layers, and nothing is expected (METHOD, section 7); a run does not get the
+        result.
     metric : callable, optional
         Of outputs and batch; higher is better. It gives a value an example, or one for the batch,
         which has no interval then. By default the accuracy, where labels are classes.
@@ -110,7 +107,10 @@ def reset(
         Of a checkpoint, or of a run that a Tracker wrote: a name as for
         `planescope.networks.build.build`, or a module, which is copied.
     data_path, data_options
-        Of a data set by name: where its files lie, and how it is prepared.
+        Of a data set by name: where its files lie, and how it is prepared. Of synthetic pictures
+        `data_options` tells mean and std of the inputs that the network takes.
+    input_shape : sequence of int, optional
+        Channels, height and width of synthetic pictures, where no snapshot tells them.
     keep : path, optional
         File in which finished cells are kept: broken off, the same call goes on where it was. Of
         data by name alone; a run keeps them itself.
@@ -143,17 +143,19 @@ def reset(
     """
     required("torch")
     from planescope.criticality.resets import table
-    from planescope.criticality.resets.answers import Judge
+    from planescope.criticality.resets.engine.answers import Judge
 
     options = _options(options, groups, choices)
     judge = Judge(metric=metric, pick=output)
     with _asked(
         model, to, data, options, trust=trust,
         draws=draws, path=path, network=network, data_path=data_path,
-        data_options=data_options, keep=keep, unfinished=unfinished,
+        data_options=data_options, input_shape=input_shape, keep=keep, unfinished=unfinished,
     ) as (subject, run):  # fmt: skip
         resets = table.reset(subject, options, judge, on_cell, unpack=unpack, chance=chance)
-    if run is not None and (isinstance(data, Own) or run.tracked is not None):
+    if run is not None and (
+        isinstance(data, Own) or (data is not None and run.tracked is not None)
+    ):
         resets.save(run.resets)
     return resets
 
@@ -173,6 +175,7 @@ def forecast(
     network: str | nn.Module | None = None,
     data_path: str | os.PathLike[str] | None = None,
     data_options: DataOptions | None = None,
+    input_shape: Sequence[int] | None = None,
     unfinished: bool = False,
     trust: bool | str | Collection[str] = False,
     options: ResetOptions = PLAIN,
@@ -189,14 +192,14 @@ def forecast(
     """
     required("torch")
     from planescope.criticality.resets import table
-    from planescope.criticality.resets.answers import Judge
+    from planescope.criticality.resets.engine.answers import Judge
 
     options = _options(options, groups, choices)
     judge = Judge(metric=metric, pick=output)
     with _asked(
         model, to, data, options, trust=trust,
         draws=draws, path=path, network=network, data_path=data_path,
-        data_options=data_options, keep=None, unfinished=unfinished,
+        data_options=data_options, input_shape=input_shape, keep=None, unfinished=unfinished,
     ) as (subject, _):  # fmt: skip
         return table.forecast(subject, options, judge, unpack=unpack)
 
@@ -214,6 +217,7 @@ def _asked(
     network: str | nn.Module | None,
     data_path: str | os.PathLike[str] | None,
     data_options: DataOptions | None,
+    input_shape: Sequence[int] | None,
     keep: str | os.PathLike[str] | None,
     unfinished: bool,
 ) -> Iterator[tuple[Subject, Run | None]]:
@@ -228,12 +232,15 @@ def _asked(
     run = _run(model, network, trust)
     with same_random_states(*generators_of(data)):
         wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
+        opened: Any
         if data is None:
+            opened = synthetic_inputs(model, run, input_shape, data_options, options)
+        elif input_shape is not None:
             raise UsageError(
-                "data=None: a reset is measured on inputs, with labels or without; where there are "
-                "none, planescope.predict_critical(init=) ranks the layers on synthetic pictures"
+                "input_shape is of synthetic pictures (data=None); data have their own"
             )
-        opened = _opened(data, data_path, data_options, network, options, run)
+        else:
+            opened = open_data(data, data_path, data_options, network, options, run)
         yield _subject(model, run, wanted, opened, network, keep, options, unfinished), run
 
 
@@ -269,59 +276,6 @@ def _run(model: Any, network: Any, trust: bool | str | Collection[str]) -> Run |
     return Run.open(model, trust=trust)
 
 
-def _opened(
-    data: Any,
-    data_path: str | os.PathLike[str] | None,
-    data_options: DataOptions | None,
-    network: str | nn.Module | None,
-    options: ResetOptions,
-    run: Run | None,
-) -> Images | Files | Loader | None:
-    """Return the data as they are gone through; None for a run's own."""
-    from planescope.criticality.resets.weights import smallest_of
-    from planescope.data.load import PLAIN as AS_USUAL
-    from planescope.data.load import Files, Images, Resize, load
-    from planescope.data.loaders import open_loader
-
-    if isinstance(data, Own):
-        if run is not None and run.tracked is not None and run.named_data is not None:
-            own = run.named_data
-            return _opened(own, data_path, data_options, network, options, run)
-        if run is None or run.tracked is not None:
-            raise UsageError(
-                "give data=, what the network is evaluated on: a DataLoader, a Dataset, tensors, "
-                "or the name of a data set"
-            )
-        return None
-    if isinstance(data, Images | Files):
-        return data
-    if isinstance(data, str):
-        from planescope.data.loaders import call_loader
-
-        called = call_loader(data, options.split)
-        if called is not None:
-            given = open_loader(
-                called, split=options.split, subset=options.subset, seed=options.seed
-            )
-            given.name = data
-            if data_options is not None:
-                raise UsageError(f"{data} gives its own inputs, which are taken as they come")
-            return given
-    if isinstance(data, str):
-        name = run.named_network if run is not None else network
-        wanted = data_options or AS_USUAL
-        where = None if data_path is None else Path(data_path)
-        found = load(data, split=options.split, path=where, options=wanted)
-        least = 1 if name is None else smallest_of(name)
-        if data_options is None and min(found.input_shape[1:]) < least <= 32:
-            padded = dataclasses.replace(wanted, resize=Resize.PAD_32)
-            found = load(data, split=options.split, path=where, options=padded)
-        return found
-    if data_options is not None:
-        raise UsageError("data_options are for data sets by name; these are taken as they come")
-    return open_loader(data, split=options.split, subset=options.subset, seed=options.seed)
-
-
 def _subject(
     model: Any,
     run: Run | None,
@@ -333,9 +287,9 @@ def _subject(
     unfinished: bool,
 ) -> Subject:
     """Return the network that is reset, with its data."""
-    from planescope.criticality.resets.borrow import borrowed
+    from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.criticality.resets.trained import of_checkpoint, of_module, of_run
-    from planescope.networks.module import unwrapped
+    from planescope.networks.live.module import unwrapped
 
     if run is not None:
         if keep is not None:
