@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import planescope as ps
 from planescope.criticality.resets import reset
+from planescope.hyperplanes.layer import Input
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
 from planescope.training.run import Run
@@ -46,7 +47,7 @@ def test_the_json_follows_its_schema(runs):
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout, parse_constant=pytest.fail)
     schema = json.loads(
-        (files("planescope.files") / "schemas" / "relation-1.json").read_text("utf-8")
+        (files("planescope.files") / "schemas" / "relation-2.json").read_text("utf-8")
     )
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(found, schema)
@@ -74,9 +75,13 @@ def test_scores_are_those_of_the_measurement_and_of_the_weights(runs):
     assert list(layers) == [layer.name for layer in measured.layers]
     for i, layer in enumerate(measured.layers):
         found, cell = layers[layer.name], resets.at(layer.name, 0)[0]
-        assert found.drop == cell.relative_drop
-        assert found.critical == (cell.relative_drop > 0.1 and cell.significant)
-        assert found.first is (i == 0)
+        assert found.relative_drop == cell.relative_drop
+        assert (found.loss, found.loss_low, found.loss_high) == (
+            cell.loss, cell.loss_low, cell.loss_high,
+        )  # fmt: skip
+        assert found.critical is cell.critical
+        assert (found.trained, found.chance) == (resets.trained.value, resets.chance)
+        assert found.input is (Input.IMAGE if i == 0 else Input.RELU)
         for name in ("agreement", "mean_cosine", "l2", "linf"):
             assert found.scores[name] == getattr(layer, name)
         rows = weights[f"{layer.name}.weight"].double().flatten(1)

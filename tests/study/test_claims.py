@@ -15,7 +15,7 @@ from drawn_text import assert_inside
 from scipy import stats
 
 from planescope import figures
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.record import Relation
 from planescope.files.errors import UsageError
 from planescope.study.claims import PLAIN, Claims, claims_of, plain_runs, with_conditions
 from planescope.study.effects import ALL, mean, with_all

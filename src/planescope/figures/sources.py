@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.plan.planned import Plan
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.record import Relation
 from planescope.criticality.resets.record import Resets
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.errors import CheckpointError, UsageError

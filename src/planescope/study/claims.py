@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from planescope.criticality.relate import relate
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.record import Relation
+from planescope.criticality.relation.relate import relate
 from planescope.files.errors import UsageError
 from planescope.files.results import Table, columns_of, texts_of
 from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from planescope.criticality.definition import Critical
+from planescope.criticality.definition import Critical, agreed
 from planescope.files.results import Table, plain
 from planescope.hyperplanes.layer import Kind
 
@@ -198,6 +198,10 @@ class Resets(Table):
         """Return the cells of a layer and a snapshot: one, or one a draw."""
         return tuple(c for c in self.cells if (c.layer, c.snapshot) == (layer, snapshot))
 
+    def critical(self, layer: str, snapshot: int | str) -> Critical | None:
+        """Return whether a layer is critical; of several draws what these agree on."""
+        return agreed(cell.critical for cell in self.at(layer, snapshot))
+
     def drop(self, layer: str, snapshot: int | str) -> tuple[float, float] | None:
         """Mean of the relative drop over draws, and its standard deviation; None without one."""
         return mean_drop(self.at(layer, snapshot))
@@ -313,6 +317,19 @@ def _renewed(data: dict[str, Any]) -> dict[str, Any]:
         "trained": cell(data.get("trained")),
         "cells": [cell(one) for one in cells] if isinstance(cells, list) else cells,
     }
+
+
+def mean_loss(cells: Sequence[ResetCell], /) -> tuple[float | None, float | None, float | None]:
+    """Mean of the loss over some draws, and the widest of their intervals; None where one lacks."""
+    losses, lows, highs = (
+        [value for cell in cells if (value := getattr(cell, name)) is not None]
+        for name in ("loss", "loss_low", "loss_high")
+    )
+    if not cells or len(losses) < len(cells):
+        return None, None, None
+    if min(len(lows), len(highs)) < len(cells):
+        return statistics.fmean(losses), None, None
+    return statistics.fmean(losses), min(lows), max(highs)
 
 
 def mean_drop(cells: Sequence[ResetCell], /) -> tuple[float, float] | None:

@@ -67,14 +67,16 @@ READINGS = (
         "A cell is the accuracy that is lost, in per cent of the trained network's, when one layer "
         "alone is put back to its weights of an earlier epoch or drawn anew. A bright row is a "
         "layer that the network cannot do without; numbers in parentheses are within the noise of "
-        "the validation examples.",
+        "the validation examples. Point at a cell for its loss, and whether the layer is critical.",
     ),
     Reading(
         "relation",
         "Score against drop",
         "A point is a layer: to the right the score that its weights alone give, upward what "
         "putting it back to the initialisation costs. If the score ranks the layers as the resets "
-        "do, the points rise together; ρ is Spearman's rank correlation.",
+        "do, the points rise together; ρ is Spearman's rank correlation. A dot within a point says "
+        "that the layer is critical: its loss, the share of what the network knows beyond chance "
+        "that is gone, is above the bound with its whole interval; a cross that this is undecided.",
     ),
     Reading(
         "table",
