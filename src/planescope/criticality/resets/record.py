@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from planescope.criticality.definition import Critical, agreed
+from planescope.criticality.resets.verdict import verdict
 from planescope.files.results import Table, plain
 from planescope.hyperplanes.layer import Kind
 
@@ -208,54 +209,8 @@ class Resets(Table):
 
     @property
     def verdict(self) -> str:
-        """Return what resets cost at the earliest snapshot, in a sentence."""
-        first = self.snapshots[0]
-        cells = [cell for cell in self.cells if cell.snapshot == first]
-        where = {
-            RAND: "drawn anew", FRESH: "drawn anew", 0: "put back to epoch 0"
-        }.get(first, f"put back to {first}")  # fmt: skip
-        trained, metric = self.trained.value, self.metric
-        if trained is None or metric is None:
-            return self._without_labels(cells, where)
-        shown = "{:.1%}" if metric == "accuracy" else "{:.4g}"
-        count = len({cell.layer for cell in cells})
-        lower = [c for c in cells if c.value is not None and c.value < trained]
-        if all(cell.significant is None for cell in cells):
-            if not lower:
-                return f"No layer, {where}, lowers {metric}."
-            worst = min(lower, key=lambda cell: cell.value or 0.0)
-            return (
-                f"{metric} is lowest with {worst.layer} {where}: {shown.format(worst.value)} in "
-                f"place of {shown.format(trained)}; it has no value an example, and so no interval."
-            )
-        lost = [cell for cell in lower if cell.significant]
-        if not lost:
-            return f"No layer, {where}, loses {metric} beyond noise."
-        rows = list(dict.fromkeys(cell.layer for cell in lost))
-        worst = min(lost, key=lambda cell: cell.value or 0.0)
-        return (
-            f"{len(rows)} of {count} {'layer' if count == 1 else 'layers'}, {where}, "
-            f"{'loses' if len(rows) == 1 else 'lose'} {metric} "
-            f"beyond noise; most of all {worst.layer}: {shown.format(worst.value)} in place of "
-            f"{shown.format(trained)}."
-        )
-
-    def _without_labels(self, cells: Sequence[ResetCell], where: str) -> str:
-        told = [cell for cell in cells if cell.disagreement is not None]
-        if told:
-            worst = max(told, key=lambda cell: cell.disagreement or 0.0)
-            return (
-                f"Without labels: {worst.layer}, {where}, changes most answers, "
-                f"{worst.disagreement:.1%}."
-            )
-        moved = [cell for cell in cells if cell.relative_l2 is not None]
-        if not moved:
-            return "Nothing can be said: outputs are no numbers."
-        worst = max(moved, key=lambda cell: cell.relative_l2 or 0.0)
-        return (
-            f"Without labels: {worst.layer}, {where}, changes outputs most, by "
-            f"{worst.relative_l2:.1%} of their norm."
-        )
+        """Return in sentences which layers are critical at the earliest snapshot."""
+        return verdict(self)
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table's columns: a row a cell, by the keys of the JSON form."""
