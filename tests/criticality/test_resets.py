@@ -470,12 +470,13 @@ def test_the_verdict_names_the_most_critical_layer(lenet):
 def told(*verdicts: str | None) -> tuple[ResetCell, ...]:
     """Cells of layers a, b, ...: their verdicts, and what goes with these."""
     ends = {"yes": (0.2, 0.4), "no": (0.0, 0.05), "undecided": (0.05, 0.2), None: (0.1, 0.1)}
+    lost = ("loss", "loss_low", "loss_high")
     return tuple(
         ResetCell(
             layer=name, snapshot=0, draw=None, value=0.9 - (found := ends[v])[1],
             low=0.0, high=1.0, examples=100, relative_drop=found[1], p_value=0.01,
             significant=v != "no", critical=None if v is None else Critical(v),
-            **({} if v is None else {"loss": found[1], "loss_low": found[0], "loss_high": found[1]}),
+            **(dict(zip(lost, (found[1], *found), strict=True)) if v else {}),
         )
         for name, v in zip("abcdefg", verdicts, strict=False)
     )  # fmt: skip

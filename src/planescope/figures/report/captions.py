@@ -58,8 +58,9 @@ READINGS = (
         "dynamics",
         "Training dynamics",
         "Each line is a layer, dark for the first and light for the last, and the chosen layer is "
-        "drawn heavier; the vertical line is the chosen epoch. Where a line leaves the grey band, "
-        "which is that of the layer with the fewest filters, chance alone would rarely take it.",
+        "drawn heavier; the vertical line is the chosen epoch. The grey bands of the layers with "
+        "the fewest and the most filters are those that were tested at each epoch, corrected over "
+        "its layers: where a line leaves the band of its width, the layer is biased.",
     ),
     Reading(
         "resets",
