@@ -78,7 +78,7 @@ def test_what_is_assumed_of_norms_is_said_of_each_side():
 def test_nothing_moves_between_a_network_and_itself():
     found = ps.diff(network(), network())
     assert all(layer.same and not layer.turned for layer in found.layers)
-    assert found.verdict.startswith("Does not hold that weights moved: those of 2 layers are the ")
+    assert found.verdict.startswith("Does not hold that weights moved: those of 3 layers are the ")
 
 
 def test_each_weight_is_read_once(monkeypatch):
