@@ -5,9 +5,10 @@
     python -m checks.sensitivity results studies/results/sensitivity.csv
 
 FOLDER of weights holds ``resnet32-*.th`` and the like (Y. Idelbayev), that of CIFAR-10 the folder
-``cifar-10-batches-py``. `make` writes a file a way and kind of inputs; broken off, the same command
-goes on behind the last whole one. `table` needs no network, `results` nothing but the table.
-resnet20 was for development; the others are the test.
+``cifar-10-batches-py``. `make` takes several networks and goes through them way by way, so that a
+part of it is a fair part; broken off, the same command goes on behind the last whole file. `table`
+needs no network, `results` nothing but the table. resnet20 was for development; the others are the
+test. Twenty layers of each network, evenly spaced from the first to the last, are looked at.
 """
 
 from __future__ import annotations
@@ -29,18 +30,20 @@ from planescope.criticality.relation import ranks
 from planescope.criticality.replacements import read_ways, replaced
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.writing import replacing
+from planescope.hyperplanes.arrays import Floats
 
-# Ways whose true losses spread on the network of development.
-WAYS = ("prune:0.9", "prune:0.95", "rank:0.25", "rank:0.1", "bits:2", "filters:0.5")
+# One of each kind first, then a second amount of two kinds.
+WAYS = ("prune:0.95", "rank:0.1", "bits:2", "filters:0.5", "prune:0.9", "rank:0.25")
+LAYERS = 20
 # Labelled test images that tell the truth; unlabelled ones, of the training set; labels on few.
-TRUTH, UNLABELLED, FEW = 2000, 400, (100, 30, 10)
+TRUTH, UNLABELLED, FEW = 5000, 400, (100, 30, 10)
 # Of the inputs that are moved until they have the statistics of the batch norms (ZeroQ).
 DISTILLED, STEPS, RATE = 64, 100, 0.1
-SCORES = (
-    "unlabelled", "synthetic", "distilled", "distance", "magnitude", *(f"labels_{n}" for n in FEW),
-    "agreement", "cosine", "centre",
-)  # fmt: skip
-FIELDS = ("network", "layer", "way", "loss", "lower", "upper", "expected", *SCORES)
+KINDS = ("synthetic", "unlabelled", "distilled", *(f"labels_{n}" for n in FEW))
+OF_WEIGHTS = ("distance", "magnitude", "agreement", "cosine", "centre")
+SCORES = (*KINDS, *OF_WEIGHTS)
+FIELDS = ("network", "layer", "way", "loss", "lower", "upper", "expected", "expected_lower",
+          "expected_upper", *SCORES)  # fmt: skip
 DRAWS = 2000
 # Points between the quartiles of the true losses, from which on a way is one that spreads.
 SPREAD = 0.05
@@ -76,39 +79,73 @@ def distilled(module: nn.Module) -> torch.Tensor:
     return pixels.detach()
 
 
-def make(name: str, weights: Path, cifar: Path, out: Path) -> None:
-    """Write what is not there yet: for each way the truth, and what every kind of inputs says."""
-    module = load(name, weights)
-    folder = out / name
-    folder.mkdir(parents=True, exist_ok=True)
+def make(names: Sequence[str], weights: Path, cifar: Path, out: Path) -> None:
+    """Write what is not there yet: what each kind of inputs says, then the truth way by way."""
     x, labels = images(cifar, "test_batch")
     pool, _ = images(cifar, "data_batch_5")
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
-    few = [(f"labels_{n}", (x[-n:], labels[-n:]), True) for n in FEW]
+    for name in names:
+        _make_scores(name, weights, out / name, pool[order[:UNLABELLED]], (x, labels))
     for way in WAYS:
-        for kind, data, labelled in (
-            ("synthetic", None, False),
-            ("unlabelled", pool[order[:UNLABELLED]], False),
-            *few,
-            ("distilled", None, False),
-            ("measured", (x[:TRUTH], labels[:TRUTH]), True),
-        ):
-            path = folder / f"{way.replace(':', '-')}.{kind}.json"
-            if path.is_file():
-                continue
-            if kind == "distilled":
-                data = _kept(folder / "distilled.pt", module)
-            shape = (3, 32, 32) if data is None else None
-            found = ps.sensitivity(
-                module, ways=way, data=data, labelled=labelled, input_shape=shape, chance=0.1
-            )
-            if isinstance(found, Sensitivity):  # no dry run
-                found.save(path)
-            print(name, way, kind, flush=True)
+        for name in names:
+            path = out / name / f"{way.replace(':', '-')}.measured.json"
+            if not path.is_file():
+                _save(path, _network(name, weights), way, (x[:TRUTH], labels[:TRUTH]))
+
+
+def _make_scores(
+    name: str, weights: Path, folder: Path, pool: torch.Tensor, test: tuple[torch.Tensor, ...]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    module = _network(name, weights)
+    for kind in KINDS:
+        path = folder / f"{kind}.json"
+        if path.is_file():
+            continue
+        if kind == "synthetic":
+            _save(path, module, WAYS, None, input_shape=(3, 32, 32))
+        elif kind == "unlabelled":
+            _save(path, module, WAYS, pool, labelled=False)
+        elif kind == "distilled":
+            made = _kept(folder / "distilled.pt", module)
+            with torch.inference_mode():
+                answers = module(made).log_softmax(1)
+            _save(path, module, WAYS, (made, answers.clone()), metric=_less_divergence)
+        else:
+            n = int(kind.removeprefix("labels_"))
+            _save(path, module, WAYS, tuple(part[-n:] for part in test))
     path = folder / "weights.csv"
     if not path.is_file():
-        _write(path, ("layer", "way", "distance", "magnitude", "agreement", "cosine", "centre"),
-               list(_of_weights(module)))  # fmt: skip
+        _write(path, ("layer", "way", *OF_WEIGHTS), list(_of_weights(module)))
+
+
+def _network(name: str, weights: Path) -> nn.Module:
+    """Load a network, channels last: the same numbers but for rounding, in two thirds the time."""
+    module: nn.Module = load(name, weights).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
+
+
+def _less_divergence(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+    """Return -KL(p, p_l) an example, p of the whole network: what ZeroQ ranks layers by."""
+    whole = batch[1]
+    return -(whole.exp() * (whole - outputs.log_softmax(1))).sum(1)
+
+
+def _chosen(module: nn.Module) -> list[str]:
+    """Return the layers that are looked at, in the order of the network."""
+    every = [layer.name for layer in ps.measure(module).layers]
+    places = np.linspace(0, len(every) - 1, min(LAYERS, len(every))).round().astype(int)
+    return [every[place] for place in places]
+
+
+def _save(path: Path, module: nn.Module, ways: Any, data: Any, **options: Any) -> None:
+    found = ps.sensitivity(
+        module, ways=ways, data=data, layers=",".join(_chosen(module)),
+        **({} if "metric" in options else {"chance": 0.1}), **options,
+    )  # fmt: skip
+    if isinstance(found, Sensitivity):  # no dry run
+        found.save(path)
+    print(path, flush=True)
 
 
 def _kept(path: Path, module: nn.Module) -> torch.Tensor:
@@ -122,7 +159,10 @@ def _kept(path: Path, module: nn.Module) -> torch.Tensor:
 def _of_weights(module: nn.Module) -> Iterator[dict[str, Any]]:
     """What weights alone tell: how far they go, what goes, and how the layer's hyperplanes face."""
     modules = dict(module.named_modules())
+    chosen = _chosen(module)
     for layer in ps.measure(module).layers:
+        if layer.name not in chosen:
+            continue
         weight = modules[layer.name].weight.detach().numpy().astype(np.float64)
         for way in read_ways(",".join(WAYS)):
             changed = np.asarray(replaced(way, weight)[0], dtype=np.float64)
@@ -146,75 +186,121 @@ def _write(path: Path, fields: Sequence[str], rows: Sequence[dict[str, Any]]) ->
 
 
 def table(folder: Path, out: Path) -> None:
-    """Put the files of all networks together, of ways that have all of them."""
+    """Put the files of all networks together, of ways whose truth is there."""
     rows: list[dict[str, Any]] = []
     for own in sorted(folder.iterdir()):
         if not (own / "weights.csv").is_file():
             continue
         alone = pd.read_csv(own / "weights.csv").set_index(["layer", "way"])
+        said = {kind: _by_layer(own / f"{kind}.json") for kind in KINDS}
         for way in WAYS:
-            kinds = ("measured", "unlabelled", "synthetic", "distilled",
-                     *(f"labels_{n}" for n in FEW))  # fmt: skip
-            paths = {kind: own / f"{way.replace(':', '-')}.{kind}.json" for kind in kinds}
-            if not all(path.is_file() for path in paths.values()):
+            path = own / f"{way.replace(':', '-')}.measured.json"
+            if not path.is_file():
                 continue
-            found = {kind: Sensitivity.load(path) for kind, path in paths.items()}
-            by = {k: {layer.name: layer.ways[way] for layer in f.layers} for k, f in found.items()}
-            for layer, truth in by["measured"].items():
+            for layer, ways in _by_layer(path).items():
+                truth, expected = ways[way], said["unlabelled"][layer][way]
                 if truth is None:
                     continue
                 rows.append({
                     "network": own.name, "layer": layer, "way": way, "loss": truth.loss,
-                    "lower": truth.lower, "upper": truth.upper,
-                    "expected": by["unlabelled"][layer].loss,
-                    **{k: by[k][layer].score for k in kinds if k != "measured"},
+                    "lower": truth.lower, "upper": truth.upper, "expected": expected.loss,
+                    "expected_lower": expected.lower, "expected_upper": expected.upper,
+                    **{kind: said[kind][layer][way].score for kind in KINDS},
                     **alone.loc[layer, way].to_dict(),
                 })  # fmt: skip
     _write(out, FIELDS, rows)
 
 
+def _by_layer(path: Path) -> dict[str, dict[str, Any]]:
+    return {layer.name: dict(layer.ways) for layer in Sensitivity.load(path).layers}
+
+
 def results(path: Path) -> None:
     """Print rank correlations over layers by way, networks apart and together, and errors."""
     rows = pd.read_csv(path)
+    tested = rows[rows["network"] != "resnet20"]
     for network, own in rows.groupby("network"):
-        print(f"\n{network}, rank correlation over layers with the true loss\n")
-        ways = [way for way in WAYS if (own["way"] == way).any()]
-        print("| score | " + " | ".join(f"{w} ({_spread(own, w):.2f})" for w in ways) + " |")
-        print("|" + " --- |" * (len(ways) + 1))
-        for score in SCORES:
-            print(f"| {score} | " + " | ".join(_rho(own[own["way"] == w], score) for w in ways)
-                  + " |")  # fmt: skip
-        spreads = own[own["way"].isin([w for w in ways if _spread(own, w) >= SPREAD])]
-        if not len(spreads):
-            continue
-        error = (spreads["expected"] - spreads["loss"]).abs()
-        raw = (spreads["synthetic"] - spreads["loss"]).abs()
-        print(
-            f"\nways that spread: error of the expected loss {error.mean():.3f}, of the "
-            f"disagreement without data, were it a loss {raw.mean():.3f}; mean rho "
-            + ", ".join(f"{s} {_mean(spreads, s):.2f}" for s in SCORES)
-        )
+        _print_network(str(network), own)
+    for title, own in (("resnet20, development", rows[rows["network"] == "resnet20"]),
+                       ("the test, all networks", tested)):  # fmt: skip
+        if len(own):
+            _print_means(title, own)
 
 
-def _spread(rows: pd.DataFrame, way: str) -> float:
-    low, high = np.quantile(rows[rows["way"] == way]["loss"], (0.25, 0.75))
+def _print_network(network: str, own: pd.DataFrame) -> None:
+    print(f"\n{network}: rank correlation over layers with the true loss, by way and between the "
+          "quartiles of its losses\n")  # fmt: skip
+    ways = [way for way in WAYS if (own["way"] == way).any()]
+    by_way = {way: own[own["way"] == way] for way in ways}
+    print("| score | " + " | ".join(f"{w} ({_spread(by_way[w]):.2f})" for w in ways) + " |")
+    print("|" + " --- |" * (len(ways) + 1))
+    for score in SCORES:
+        print(f"| {score} | " + " | ".join(_stated(_drawn([by_way[w]], score)) for w in ways)
+              + " |")  # fmt: skip
+    print("| the truth, measured again | "
+          + " | ".join(f"{_ceiling(by_way[w]):.2f}" for w in ways) + " |")  # fmt: skip
+
+
+def _print_means(title: str, rows: pd.DataFrame) -> None:
+    """Print means over the pairs of network and way that spread, and errors of what is expected."""
+    pairs = [own for _, own in rows.groupby(["network", "way"], sort=False)]
+    spreading = [own for own in pairs if _spread(own) >= SPREAD]
+    print(f"\n{title}: {len(spreading)} of {len(pairs)} pairs of network and way spread\n")
+    if not spreading:
+        return
+    print("| score | mean rho | minus distance |\n| --- | --- | --- |")
+    against = _drawn(spreading, "distance")
+    for score in SCORES:
+        found = _drawn(spreading, score)
+        print(f"| {score} | {_stated(found)} | {_stated(found - against)} |")
+    print(f"| the truth, measured again | {np.mean([_ceiling(p) for p in spreading]):.2f} | |")
+    cells = pd.concat(spreading)
+    error = (cells["expected"] - cells["loss"]).abs()
+    covered = (cells["expected_lower"] <= cells["loss"]) & (
+        cells["loss"] <= cells["expected_upper"]
+    )
+    raw = (cells["synthetic"] - cells["loss"]).abs()
+    print(
+        f"\n{len(cells)} cells: error of the expected loss {error.mean():.3f} (all cells "
+        f"{(rows['expected'] - rows['loss']).abs().mean():.3f}; too high by "
+        f"{(cells['expected'] - cells['loss']).mean():.3f} on average), its intervals hold the "
+        f"true loss in {covered.mean():.0%}; disagreement without data, were it a loss, "
+        f"{raw.mean():.3f}"
+    )
+
+
+def _spread(rows: pd.DataFrame) -> float:
+    low, high = np.quantile(rows["loss"], (0.25, 0.75))
     return float(high - low)
 
 
-def _mean(rows: pd.DataFrame, score: str) -> float:
-    return float(np.mean([
-        ranks.spearman(own[score].to_numpy(float), own["loss"].to_numpy(float))
-        for _, own in rows.groupby("way")
-    ]))  # fmt: skip
+def _drawn(pairs: Sequence[pd.DataFrame], score: str) -> Floats:
+    """Return the mean rho over pairs of network and way, then that of layers drawn anew.
+
+    All ways of a network, and all scores, have the same layers drawn. A score that is the same for
+    all layers tells nothing: its rho is 0.
+    """
+    found = []
+    for own in pairs:
+        rng = np.random.default_rng(int(own["network"].iloc[0].removeprefix("resnet")))
+        values, loss = own[score].to_numpy(float), own["loss"].to_numpy(float)
+        drawn = rng.integers(0, len(own), (DRAWS, len(own)))
+        drawn = np.concatenate([np.arange(len(own))[None], drawn])
+        found.append(np.nan_to_num(ranks.spearman(values[drawn], loss[drawn])))
+    return np.asarray(np.mean(found, axis=0))
 
 
-def _rho(rows: pd.DataFrame, score: str) -> str:
-    """Spearman's rho with its 95 % interval, layers drawn anew."""
-    values, loss = rows[score].to_numpy(float), rows["loss"].to_numpy(float)
-    drawn = np.random.default_rng(0).integers(0, len(rows), (DRAWS, len(rows)))
-    low, high = ranks.interval(ranks.spearman(values[drawn], loss[drawn]))
-    whole = float(ranks.spearman(values, loss))
-    return f"{whole:.2f}" if low is None else f"{whole:.2f} ({low:.2f} to {high:.2f})"
+def _stated(found: Floats) -> str:
+    low, high = ranks.interval(found[1:])
+    return f"{found[0]:.2f}" if low is None else f"{found[0]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _ceiling(rows: pd.DataFrame) -> float:
+    """Return the mean rho of the truth with itself, moved by as much as its intervals are wide."""
+    loss = rows["loss"].to_numpy(float)
+    deviation = (rows["upper"] - rows["lower"]).to_numpy(float) / (2 * 1.96)
+    noise = np.random.default_rng(0).standard_normal((DRAWS, len(rows)))
+    return float(ranks.spearman(loss + noise * deviation, np.tile(loss, (DRAWS, 1))).mean())
 
 
 def main() -> None:
@@ -224,7 +310,9 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     of_network = commands.add_parser("make")
-    of_network.add_argument("network", choices=["resnet20", "resnet32", "resnet44", "resnet56"])
+    of_network.add_argument(
+        "networks", nargs="+", choices=["resnet20", "resnet32", "resnet44", "resnet56"]
+    )
     for option in ("--weights", "--cifar", "--out"):
         of_network.add_argument(option, type=Path, required=True)
     of_folder = commands.add_parser("table")
@@ -233,7 +321,7 @@ def main() -> None:
     commands.add_parser("results").add_argument("table", type=Path)
     given = parser.parse_args()
     run: dict[str, Callable[[], None]] = {
-        "make": lambda: make(given.network, given.weights, given.cifar, given.out),
+        "make": lambda: make(given.networks, given.weights, given.cifar, given.out),
         "table": lambda: table(given.folder, given.out),
         "results": lambda: results(given.table),
     }

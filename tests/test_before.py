@@ -12,7 +12,7 @@ import planescope as ps
 from planescope.figures.sources import open_subjects
 from planescope.study.make import make_study
 from planescope.study.plan import read_plan
-from planescope.training.run import State, Status
+from planescope.training.status import State, Status
 
 BEFORE = Path(__file__).parent / "before"
 
@@ -31,7 +31,7 @@ def test_a_run_tells_what_it_told(run):
     assert list(run.snapshots) == [0, 1, 2, 3]
     table = run.measurements
     assert len(table) == 4 * 6
-    assert table.query("epoch == 3 and name == 'features.12'").negative_mass.item() == 20 / 22
+    assert table.query("epoch == 3 and layer == 'features.12'").negative_mass.item() == 20 / 22
     assert len(run.load_filters(3)["features.12"][0]) == 22
     assert run.environments[0]["revision"].startswith("e0a6625")
 
@@ -74,6 +74,14 @@ def test_a_run_is_resumed_from_its_last_checkpoint(run):
     assert [row.epoch for row in run.metrics] == [0, 1, 2, 3]
 
 
+def test_a_table_of_before_is_drawn_though_its_layers_are_called_name(run):
+    table = run.measurements
+    ours, theirs = (
+        ps.figures.dynamics(one) for one in (table, table.rename(columns={"layer": "name"}))
+    )
+    assert len(ours.axes) == len(theirs.axes) > 1
+
+
 def test_figures_and_pages_open_what_there_is(run):
     (subject,) = open_subjects([run.path])
     assert subject.resets is not None
@@ -86,7 +94,8 @@ def test_a_study_finds_its_runs_by_the_spelling_they_were_named_after(tmp_path):
     plan = read_plan(folder / "study.yaml")
     names = sorted(path.name for path in (folder / "runs").iterdir())
     assert sorted(spec.name for spec in plan.specs) == names
-    assert len(ps.Study(folder).table()) == 2 * 2 * 6
+    assert len(table := ps.Study(folder).table()) == 2 * 2 * 6
+    assert set(table["layer"]) >= {"features.0", "features.12"}
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     make_study(folder / "study.yaml", folder, workers=1)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before

@@ -48,7 +48,7 @@ def test_a_run_is_that_of_the_cpu_but_for_rounding(on_cpu, precision, compiled, 
         went, goes = ((end - start[name]).norm() for end in (theirs[name], weight))
         assert went / 2 <= goes <= 2 * went, name
     assert run.metrics[-1].val_loss == pytest.approx(on_cpu.metrics[-1].val_loss, rel=0.2)
-    figures = run.measurements.set_index(["epoch", "name"])
+    figures = run.measurements.set_index(["epoch", "layer"])
     again = ps.measure(list(run.snapshots.values())[-1])
     for layer in again.layers:
         row = figures.loc[3, layer.name]

@@ -29,8 +29,8 @@ import planescope as ps
 from planescope.files.writing import write_csv
 
 LAYER_KEYS = (
-    "name", "kind", "stage", "input", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass",
-    "biased", "negative_centre",
+    "layer", "kind", "stage", "input", "filters", "fan_in", "negative_mass", "mean_cosine",
+    "q_mass", "biased", "negative_centre",
 )  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def main() -> None:
         for layer in row.measurement.layers:
             columns["network"].append(row.entry.name)
             for key in LAYER_KEYS:
-                columns[key].append(getattr(layer, key))
+                columns[key].append(layer.name if key == "layer" else getattr(layer, key))
     write_csv(given.out.with_suffix(".csv"), columns)
 
 

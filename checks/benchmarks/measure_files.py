@@ -24,8 +24,10 @@ with open(sys.argv[1], "rb") as file:
 """
 
 # For formats that find their bytes at once, and for those whose library must be imported first.
-BOUNDS = {"safetensors": 3.0, "pt": 3.0, "stream.pt": 3.0}
-OTHER_BOUND = 4.0
+BOUNDS = {
+    "safetensors": 1.7, "pt": 1.7, "stream.pt": 1.7, "onnx": 2.0, "keras": 2.5, "weights.h5": 2.5,
+}  # fmt: skip
+OTHER_BOUND = 3.0
 FORMATS = ("safetensors", "pt", "stream.pt", "npz", "onnx", "weights.h5", "keras")
 
 

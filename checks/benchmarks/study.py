@@ -47,7 +47,7 @@ import sys
 import planescope as ps
 table = ps.Study(sys.argv[1]).table()
 assert len(table) == 1_000_000
-means = table.groupby(["name", "epoch"], observed=True)[["negative_mass", "agreement"]].mean()
+means = table.groupby(["layer", "epoch"], observed=True)[["negative_mass", "agreement"]].mean()
 assert len(means) == 1000
 """
 
@@ -118,7 +118,7 @@ def _table(folder: Path) -> None:
             else:
                 columns[field.name] = np.ones(rows, dtype=bool)
         columns["run"] = [spec.name] * rows
-        columns["name"] = [f"features.{n % LAYERS}" for n in range(rows)]
+        columns["layer"] = [f"features.{n % LAYERS}" for n in range(rows)]
         columns["epoch"] = np.arange(rows) // LAYERS
         save_part(columns, study.table_folder / f"{spec.name}.parquet")
     seconds, _, peak = run([sys.executable, "-c", SUMMARY, str(study.path)])

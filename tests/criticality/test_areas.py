@@ -12,7 +12,7 @@ from planescope.criticality.definition import Critical
 from planescope.criticality.relation.areas import areas
 from planescope.criticality.relation.record import Over, RelatedLayer, Relation
 from planescope.criticality.relation.relate import relate_layers
-from planescope.criticality.resets.trained import state_of
+from planescope.criticality.resets.weights import state_of
 from planescope.criticality.scores import SCORES
 from planescope.hyperplanes.layer import Input, Kind
 

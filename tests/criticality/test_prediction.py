@@ -174,7 +174,7 @@ def test_files_hold_what_was_found(network, start, tmp_path):
     for one in (found, ps.predict_critical(TRAINED, network="lenet")):
         jsonschema.validate(one.to_dict(), json.loads(schema))
     found.save(tmp_path / "p.csv")
-    head = "schema,path,method,name,kind,score,loss,lower,upper,critical"
+    head = "schema,path,method,layer,kind,score,loss,lower,upper,critical"
     assert (tmp_path / "p.csv").read_text().splitlines()[0] == head
 
 

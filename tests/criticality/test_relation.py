@@ -272,7 +272,7 @@ def test_the_csv_has_a_row_a_layer(tmp_path, planted):
     planted.save(tmp_path / "r.csv")
     head, *rows = (tmp_path / "r.csv").read_text().splitlines()
     assert len(rows) == len(planted.layers)
-    assert {"schema", "run", "name", "loss", "agreement", "position"} <= set(head.split(","))
+    assert {"schema", "run", "layer", "loss", "agreement", "position"} <= set(head.split(","))
 
 
 def test_the_same_seed_gives_the_same_figures():

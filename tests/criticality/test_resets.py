@@ -22,12 +22,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import planescope as ps
 from planescope import figures
 from planescope.criticality.definition import Critical
-from planescope.criticality.resets import cells
-from planescope.criticality.resets.cells import BATCHES, Cell
+from planescope.criticality.resets import tensors as cell_tensors
+from planescope.criticality.resets.devices import BATCHES
 from planescope.criticality.resets.packing import Chain
 from planescope.criticality.resets.prefix import Inputs, Traced, split, survey, trace
 from planescope.criticality.resets.progress import Progress
 from planescope.criticality.resets.record import ResetCell
+from planescope.criticality.resets.tensors import Cell
 from planescope.data.load import Images
 from planescope.networks.build import build
 
@@ -358,12 +359,12 @@ def test_the_weights_of_the_next_cells_are_read_while_one_is_evaluated(monkeypat
 
         return Cell(key=key, layer=key, names=("weight",), read=tensors, bytes=4)
 
-    monkeypatch.setattr(cells, "AHEAD_BYTES", 8)
+    monkeypatch.setattr(cell_tensors, "AHEAD_BYTES", 8)
     several = [cell(key) for key in "abcde"]
     for keep, again in ((True, ""), (False, "ae")):
         read.clear()
         with ThreadPoolExecutor(1) as pool:
-            reader = cells._Reader(torch.device("cpu"), several, keep=keep, pool=pool)
+            reader = cell_tensors.Reader(torch.device("cpu"), several, keep=keep, pool=pool)
             assert list(reader(several[0])) == ["a"]
         assert "".join(read) == "abc"
         with ThreadPoolExecutor(1) as pool:

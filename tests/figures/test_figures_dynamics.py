@@ -90,12 +90,12 @@ def points(axes) -> dict[bool, set[tuple[float, float]]]:
 
 
 def test_each_statistic_is_drawn_as_it_was_measured(run):
-    there = [name for name in PANELS if name != "activation_rate"]
+    there = [name for name in PANELS if name not in ("activation_rate", "drift_pressure")]
     figure, table = figures.dynamics(run, statistics=there, width="column"), run.measurements
     assert_inside(figure)
     for name in there:
         drawn = lines(panels(figure)[PANELS[name].label])
-        for line, (_, layer) in zip(drawn, table.groupby("name", sort=False), strict=True):
+        for line, (_, layer) in zip(drawn, table.groupby("layer", sort=False), strict=True):
             assert_array_equal(line.get_xdata(), [0, 1, 2])
             assert_array_equal(line.get_ydata(), layer[name].astype(float))
 
@@ -162,7 +162,7 @@ def test_numbers_at_the_ends_name_the_lines_and_the_legend_says_whose_they_are()
             assert leader[0, 1] == pytest.approx((line.get_ydata()[-1] - low) / (high - low))
             assert leader[1, 1] == number.get_position()[1]
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
-    wanted = [f"{i} {shown(name, 18)}" for i, name in enumerate(table["name"].unique(), 1)]
+    wanted = [f"{i} {shown(name, 18)}" for i, name in enumerate(table["layer"].unique(), 1)]
     assert [entry for entry in entries if entry[0].isdigit()] == wanted
 
 
@@ -184,8 +184,8 @@ def test_numbers_do_not_cover_each_other_where_lines_meet(values, width):
 
 def test_a_layer_without_a_value_at_the_end_is_numbered_at_its_last():
     table, _ = tables(3)
-    gone = (table["name"] == "backbone.layer1.conv1") & (table["epoch"] > 8)
-    never = table["name"] == "backbone.layer2.conv2"
+    gone = (table["layer"] == "backbone.layer1.conv1") & (table["epoch"] > 8)
+    never = table["layer"] == "backbone.layer2.conv2"
     table.loc[gone | never, "mean_cosine"] = None
     axes = panels(figures.dynamics(table))["mean cosine"]
     assert sorted(number.get_text() for number in axes.texts) == ["1", "2"]
@@ -318,7 +318,7 @@ def test_frames_differ_in_what_moves_and_share_their_axes(film):
 
 
 def test_the_filters_of_the_snapshots_are_those_that_were_measured(run):
-    table = run.measurements.set_index(["epoch", "name"])
+    table = run.measurements.set_index(["epoch", "layer"])
     measured = animation._measure(run, None)
     assert list(measured) == [0, 1, 2]
     for epoch, measurement in measured.items():

@@ -143,7 +143,7 @@ def test_runs_with_resets_give_their_relation_or_the_reason_why_not(runs, tmp_pa
     assert stems(tmp_path / "a", ".pdf") == {"relation"}
     table = rows(tmp_path / "a" / "relation.csv")
     related = ps.relate(knows)
-    assert [(row["name"], float(row["drop"])) for row in table] == [
+    assert [(row["layer"], float(row["drop"])) for row in table] == [
         (layer.name, layer.drop) for layer in related.layers
     ]
     related.save(tmp_path / "kept.json")
@@ -338,7 +338,7 @@ def test_the_numbers_of_comparisons_have_a_row_a_layer_of_each_network(runs, wri
         for row in noise
         if row["source"].startswith(str(runs[0.5, 1].path)) and row["layer"] == "features.7"
     ]
-    found = runs[0.5, 1].measurements.set_index(["epoch", "name"]).loc[(1, "features.7")]
+    found = runs[0.5, 1].measurements.set_index(["epoch", "layer"]).loc[(1, "features.7")]
     assert float(one) == found["negative_mass"]
 
 

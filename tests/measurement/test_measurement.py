@@ -311,7 +311,7 @@ def test_a_file_whose_name_is_no_text_is_measured_and_saved(tmp_path, suffix):
 )
 def test_tables_are_read_by_pandas(network, tmp_path, suffix, read):
     network.save(tmp_path / f"table{suffix}")
-    table = read(tmp_path / f"table{suffix}").set_index("name")
+    table = read(tmp_path / f"table{suffix}").set_index("layer")
     assert list(table.index) == list("abcdef")
     assert set(table["path"]) == {"net.pt"}
     assert list(table["kernel"].fillna("")) == ["3x3", "3", "", "3x3", "1", "1"]
@@ -326,7 +326,7 @@ def test_tables_are_read_by_pandas(network, tmp_path, suffix, read):
 def test_the_frame_has_a_row_a_layer(network):
     frame = network.to_pandas()
     assert list(frame.index) == list("abcdef")
-    assert ["name", *frame.columns] == list(LAYER_KEYS)
+    assert [frame.index.name, *frame.columns] == ["layer", *LAYER_KEYS[1:]]
     assert frame.loc["b", "negative_mass"] == 0.0
 
 

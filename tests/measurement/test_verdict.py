@@ -108,7 +108,7 @@ def test_a_result_prints_as_its_table_and_says_what_did_not_fit(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     head, *_, last = str(measured).splitlines()
     assert head.split() == [
-        *("name", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")
+        *("layer", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")
     ]
     assert measured.verdict in last
     monkeypatch.setenv("COLUMNS", "40")

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from planescope.criticality.resets.trained import state_of
+from planescope.criticality.resets.weights import state_of
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import Input, StateDict, Tensor
 from planescope.networks import paper as networks

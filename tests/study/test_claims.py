@@ -52,7 +52,7 @@ def made_up(
                                 "network": network,
                                 **about,
                                 "epoch": epoch,
-                                "name": f"conv{layer}",
+                                "layer": f"conv{layer}",
                                 "input": "relu" if layer else "image",
                                 "filters": 32,
                                 "agreement": agreement,
@@ -220,7 +220,7 @@ def test_late_layers_turn_by_the_epoch_of_the_other_runs():
     # Mean mass of the last third (two of six layers) by epoch, in two runs.
     masses = {"a": [0.5, 0.9, 0.6], "b": [0.5, 0.7, 0.8]}
     rows = [
-        {"run": run, "network": "net", "name": f"conv{layer}", "epoch": 5 * at,
+        {"run": run, "network": "net", "layer": f"conv{layer}", "epoch": 5 * at,
          "negative_mass": mass + shift if layer >= 4 else 1.0}
         for run, line in masses.items()
         for at, mass in enumerate(line)

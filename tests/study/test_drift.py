@@ -24,7 +24,7 @@ def table(**conditions: dict) -> pd.DataFrame:
             } | {key: value for key, value in about.items() if key != "masses"}  # fmt: skip
             for epoch, value in ((0, 0.5), (2, mass)):
                 rows.append(
-                    {"run": f"{name}-{seed}", "epoch": epoch, "name": "conv", "filters": 400,
+                    {"run": f"{name}-{seed}", "epoch": epoch, "layer": "conv", "filters": 400,
                      "negative_mass": value, **config}
                 )  # fmt: skip
     return pd.DataFrame(rows)

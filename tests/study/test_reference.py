@@ -43,14 +43,14 @@ def test_masses_are_held_against_the_percentages_of_a_figure(runs, tmp_path):
         runs, written(tmp_path, *rows, "validation accuracy,,90", "train accuracy,,99")
     )
     assert len(found.points) == 15 + 16 + 1
-    table = Study(KEPT).table(["run", "epoch", "name", "negative_mass", "val_accuracy"])
+    table = Study(KEPT).table(["run", "epoch", "layer", "negative_mass", "val_accuracy"])
     last = table[table["epoch"] == 75]
     for point in found.points:
         if point.layer is None:
             values = last.groupby("run", observed=True)["val_accuracy"].first()
             assert (point.name, point.reference) == ("validation accuracy", 0.9)
         else:
-            at = table[(table["epoch"] == point.epoch) & (table["name"] == point.name)]
+            at = table[(table["epoch"] == point.epoch) & (table["layer"] == point.name)]
             values = at.set_index("run")["negative_mass"]
         assert point.runs == len(values) == len(runs)
         assert (point.mean, point.least, point.largest) == pytest.approx(
@@ -90,13 +90,15 @@ def test_the_command_gives_a_row_a_layer_and_the_numbers(tmp_path):
     )  # fmt: skip
     assert "features.34" in done.stdout
     assert "mean absolute deviation" in done.stdout
-    assert (tmp_path / "deviation.csv").read_text().startswith("schema,layer,name,epoch,reference")
+    assert (
+        (tmp_path / "deviation.csv").read_text().startswith("schema,number,layer,epoch,reference")
+    )
 
 
 def test_repetitions_are_drawn_from_the_tables(runs, tmp_path):
     done = figures.write_all([KEPT], tmp_path, form="svg", each=False)
     assert {file.name for file in done.files} == {"repetitions.svg", "repetitions.csv"}
-    table = Study(KEPT).table(["run", "epoch", "name", "negative_mass"])
+    table = Study(KEPT).table(["run", "epoch", "layer", "negative_mass"])
     figure = figures.repetitions(table, drops=(25, 50), reference={"features.0": {75: 0.5}})
     panels = figure.axes
     assert len(panels) == 4
@@ -104,14 +106,14 @@ def test_repetitions_are_drawn_from_the_tables(runs, tmp_path):
     assert texts[0] == "1 features.0"
     assert texts[-1] == "16 features.34"
     line = panels[0].lines[0]
-    first = table[table["name"] == "features.0"].groupby("epoch")["negative_mass"].mean()
+    first = table[table["layer"] == "features.0"].groupby("epoch")["negative_mass"].mean()
     assert line.get_ydata() == pytest.approx(first.to_numpy())
     marks = [line.get_xdata()[0] for line in panels[-1].lines if len(set(line.get_xdata())) == 1]
     assert marks[-2:] == [25, 50]
 
 
 def test_runs_of_other_layers_are_not_drawn_as_one():
-    table = Study(KEPT).table(["run", "epoch", "name", "negative_mass"])
+    table = Study(KEPT).table(["run", "epoch", "layer", "negative_mass"])
     some = table["run"] == table["run"].iloc[0]
     with pytest.raises(UsageError, match="must have the same layers"):
-        figures.repetitions(table[~(some & (table["name"] == "features.0"))])
+        figures.repetitions(table[~(some & (table["layer"] == "features.0"))])

@@ -8,7 +8,7 @@ import pytest
 
 from planescope.files.errors import CheckpointError
 from planescope.study import table as study_table
-from planescope.study.table import read_table, save_part, table_schema
+from planescope.study.table import read_table, renew, save_part, table_schema
 
 
 def part(run, rows=3):
@@ -47,9 +47,9 @@ def test_columns_are_those_of_all_parts_in_one_arrow_table(
 ):
     monkeypatch.setattr(study_table, "BATCH_BYTES", batch_bytes)
     kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
-    keys = [*map(of_kind, kinds), "name"]
+    keys = [*map(of_kind, kinds), "layer"]
     for at, name in enumerate("abc"):
-        columns = part(name) | {"name": ["last", f"of {name}", "last"]}
+        columns = part(name) | {"layer": ["last", f"of {name}", "last"]}
         if at in missing:
             columns |= {key: [None, *columns[key][1:]] for key in keys}
         save_part(columns, tmp_path / f"{name}.parquet")
@@ -66,6 +66,21 @@ def test_what_a_part_of_another_version_lacks_is_empty_and_what_it_has_more_left
     assert list(table.columns) == table_schema().names
     assert list(table["relative_drop"].isna()) == [True] * 3 + [False] * 3
     assert list(table["network"].astype(object).fillna("")) == [""] * 3 + ["word"] * 3
+
+
+def test_a_part_of_before_says_name_where_tables_say_layer_by_now(tmp_path):
+    for run in "ab":
+        save_part(part(run), tmp_path / f"{run}.parquet")
+        table = pq.read_table(tmp_path / f"{run}.parquet")
+        names = ["name" if key == "layer" else key for key in table.column_names]
+        pq.write_table(table.rename_columns(names), tmp_path / f"{run}.parquet")
+    save_part(part("c"), tmp_path / "c.parquet")
+    before = read_table(tmp_path, "abc")
+    assert list(before["layer"]) == ["word"] * 9
+    renew(tmp_path)
+    for run in "abc":
+        assert pq.read_schema(tmp_path / f"{run}.parquet").names == table_schema().names
+    pd.testing.assert_frame_equal(read_table(tmp_path, "abc"), before)
 
 
 def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path):

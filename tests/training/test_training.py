@@ -29,7 +29,9 @@ from planescope.networks.build import build
 from planescope.training import loop
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
-from planescope.training.run import EpochMetrics, Run, State
+from planescope.training.metrics import EpochMetrics
+from planescope.training.run import Run
+from planescope.training.status import State
 from planescope.training.stopping import is_last, is_snapshot
 
 # 260 examples: five batches an epoch, the last of 4. Threads fixed: the bits depend on them.
@@ -109,7 +111,7 @@ def test_metrics_are_those_of_the_snapshots(undisturbed):
 def test_measurements_are_those_of_the_snapshots(undisturbed):
     first, *_, last = undisturbed.snapshots.values()
     expected = ps.measure(last, init=first, network="lenet")
-    table = undisturbed.measurements.query("epoch == 3").set_index("name")
+    table = undisturbed.measurements.query("epoch == 3").set_index("layer")
     assert list(table.index) == [layer.name for layer in expected.layers]
     for layer in expected.layers:
         for key in ("negative_mass", "mean_cosine", "p_mass", "q_mass", "stage", "l2", "linf"):
@@ -365,7 +367,7 @@ def test_mlflow_gets_the_metrics_and_the_statistics_of_each_epoch(tmp_path):
     assert found.data.params["network"] == "lenet"
     history = client.get_metric_history(found.info.run_id, "planescope/features.12/negative_mass")
     table = run.measurements
-    expected = table[table["name"] == "features.12"].set_index("epoch")["negative_mass"]
+    expected = table[table["layer"] == "features.12"].set_index("epoch")["negative_mass"]
     assert {point.step: point.value for point in history} == expected.to_dict()
 
 

@@ -58,8 +58,8 @@ def figures(
     """Write every figure of a paper on some networks, each with its numbers as CSV beside it.
 
     RUN is the folder of a training or of a study; FILE a checkpoint, measured as --network, --init
-    and --kinds say, or a measurement, resets, a relation or a sensitivity that --out of those
-    commands saved, or what a Tracker saved. Several are compared.
+    and --kinds say, or a measurement, resets, a relation, a prediction or a sensitivity that
+    --out of those commands saved, or what a Tracker saved. Several are compared.
     """
     from planescope.cli.progress import layer_progress
     from planescope.figures import write_all

@@ -51,8 +51,8 @@ def report(
     """Write one HTML page that shows what is known of networks.
 
     RUN is the folder of a training or of a study; FILE a checkpoint, measured as --network, --init
-    and --kinds say, or a measurement, resets, a relation or a sensitivity that --out of those
-    commands saved, or what a Tracker saved. Several networks are compared.
+    and --kinds say, or a measurement, resets, a relation, a prediction or a sensitivity that
+    --out of those commands saved, or what a Tracker saved. Several networks are compared.
     """
     from planescope.figures.report import FORMS
     from planescope.figures.report import report as report_on

@@ -73,9 +73,9 @@ def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") ->
     figure, panels = _panels(sorted(set(plain["network"])), width)
     for network, axes in panels.items():
         own = plain[plain["network"] == network]
-        names = list(dict.fromkeys(own["name"]))
+        names = list(dict.fromkeys(own["layer"]))
         for i, name in enumerate(names):
-            layer = own[own["name"] == name]
+            layer = own[own["layer"] == name]
             first, last = layer[layer["epoch"] == 0], _last(layer)
             _tested(axes, i - 0.2, first)
             _tested(axes, i + 0.2, last)

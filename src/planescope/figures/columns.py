@@ -49,7 +49,7 @@ def dynamics_numbers(run: Run | History, statistics: Iterable[str], /) -> Column
     table = table_of(run)
     for statistic in statistics:
         tests = table[PANELS[statistic].test] if PANELS[statistic].test else [None] * len(table)
-        rows = zip(table["name"], table["epoch"], table[statistic], tests, strict=True)
+        rows = zip(table["layer"], table["epoch"], table[statistic], tests, strict=True)
         for name, epoch, value, q in rows:
             add(statistic, name, epoch, value, q)
     return columns
@@ -82,9 +82,9 @@ def networks_numbers(groups: Mapping[str, Group], /) -> Columns:
 
 def repetitions_numbers(table: pd.DataFrame, /) -> Columns:
     """Return a row a layer and epoch: the mean over runs, the least and the largest."""
-    found = table.groupby(["name", "epoch"], sort=False)["negative_mass"]
+    found = table.groupby(["layer", "epoch"], sort=False)["negative_mass"]
     rows = found.agg(["mean", "min", "max", "count"]).reset_index()
-    names = {"name": "layer", "mean": "negative_mass", "min": "least", "max": "largest"}
+    names = {"mean": "negative_mass", "min": "least", "max": "largest"}
     rows = rows.rename(columns={**names, "count": "runs"})
     return {str(key): [*column] for key, column in rows.items()}
 

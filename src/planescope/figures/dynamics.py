@@ -24,11 +24,13 @@ from planescope.figures.canvas import (
 )
 from planescope.figures.layers import MANY, legend
 from planescope.files.errors import UsageError
+from planescope.files.results import by_layer
 from planescope.hyperplanes import chance
 from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.chance import LEVEL
 from planescope.measurement.record import layers_table
 from planescope.training.run import Run
+from planescope.training.tracker import pressure
 from planescope.training.tracker.history import History
 
 if TYPE_CHECKING:
@@ -78,9 +80,10 @@ PANELS = {
     "negative_centre": Panel(label="negative centre", limits=(0, 1), test="q_centre"),
     "mean_centre": Panel(label="mean centre"),
     "activation_rate": Panel(label="activation rate", limits=(0, 1)),
+    pressure.NAME: Panel(label="drift pressure a step"),
 }
-USUAL = ("negative_mass", "agreement", "mean_cosine", "l2", "negative_centre")
-NEEDED = ("epoch", "name", "filters", "degenerate", "non_finite", "q_mass", "q_centre")
+USUAL = ("negative_mass", "agreement", "mean_cosine", "l2", "negative_centre", pressure.NAME)
+NEEDED = ("epoch", "layer", "filters", "degenerate", "non_finite", "q_mass", "q_centre")
 # Filters that have no part in a mass; tables of before have not all of these columns.
 ASIDE = ("degenerate", "non_finite", "sideless")
 METRICS = ("loss", "accuracy")
@@ -119,8 +122,8 @@ def dynamics(
         `val_accuracy`.
     statistics : iterable of str, optional
         Any of negative_mass, agreement, mean_cosine, mean_projection, l2, linf, negative_centre,
-        mean_centre and activation_rate. By default negative_mass, agreement, mean_cosine, l2 and
-        negative_centre, as far as they have values.
+        mean_centre and activation_rate, and of a Tracker drift_pressure. By default negative_mass,
+        agreement, mean_cosine, l2, negative_centre and drift_pressure, as far as they have values.
     width : "column", "page" or inches
 
     Raises
@@ -141,7 +144,7 @@ def dynamics(
     if isinstance(run, (Run, History)):
         unit, table, metrics = run.unit, table_of(run), pd.DataFrame()
     else:
-        unit, table = "epoch", run
+        unit, table = "epoch", by_layer(run)
         metrics = pd.DataFrame() if metrics is None else metrics
     if isinstance(run, Run):
         title = fitted(run.path.resolve().name, across)
@@ -149,7 +152,7 @@ def dynamics(
     _check(table)
     chosen = _chosen(table, statistics)
     curves = [name for name in METRICS if _columns(metrics, name)]
-    names = list(table["name"].unique())
+    names = list(table["layer"].unique())
     figure, panels = _panels(width, len(curves) + len(chosen), unit)
     for axes, name in zip(panels, curves, strict=False):
         _draw_metrics(axes, metrics, name)
@@ -172,8 +175,11 @@ def table_of(followed: Run | History, /) -> pd.DataFrame:
 
     if isinstance(followed, Run):
         return followed.measurements.rename(columns={followed.unit: "epoch"})
-    updates = followed.numbered.items()
-    parts = {number: pd.DataFrame(layers_table([one])) for number, one in updates}
+    drift = followed.numbered_drift
+    parts = {
+        number: pd.DataFrame(layers_table([one]) | {pressure.NAME: drift[number]})
+        for number, one in followed.numbered.items()
+    }
     return pd.concat(parts, names=["epoch"]).reset_index(level="epoch")
 
 
@@ -181,9 +187,9 @@ def _check(table: pd.DataFrame) -> None:
     lacking = [column for column in NEEDED if column not in table]
     if lacking:
         raise UsageError(f"the table of measurements has no column {', '.join(lacking)}")
-    twice = table[table.duplicated(["epoch", "name"])]
+    twice = table[table.duplicated(["epoch", "layer"])]
     if len(twice):
-        epoch, name = twice.iloc[0][["epoch", "name"]]
+        epoch, name = twice.iloc[0][["epoch", "layer"]]
         raise UsageError(
             f"the table of measurements has the layer {name!r} twice at epoch {epoch}; choose one "
             "run, and one view"
@@ -263,7 +269,7 @@ def _dot(points: int) -> float:
 
 def _by_layer(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFrame:
     """Return a row an epoch, a column a layer."""
-    return table.pivot(index="epoch", columns="name", values=column)[list(names)]
+    return table.pivot(index="epoch", columns="layer", values=column)[list(names)]
 
 
 def depth_colors() -> Colormap:

@@ -24,6 +24,7 @@ from planescope.figures.canvas import (
 from planescope.figures.dynamics import CURVES, METRICS, depth_colors, epoch_axis
 from planescope.files.errors import UsageError
 from planescope.files.folders import inside, make_inside
+from planescope.files.results import by_layer
 from planescope.study.reference import Deviation, deviation
 from planescope.training.run import Run
 
@@ -59,7 +60,7 @@ def repetitions(
     Parameters
     ----------
     table : DataFrame
-        `run`, `epoch`, `name` and `negative_mass`, a row a run, epoch and layer; layers in order.
+        `run`, `epoch`, `layer` and `negative_mass`, a row a run, epoch and layer; layers in order.
     metrics : DataFrame, optional
         `run`, `epoch`, and any of `train_loss`, `val_loss`, `train_accuracy` and `val_accuracy`.
     drops : sequence of int
@@ -75,6 +76,7 @@ def repetitions(
     """
     import pandas as pd
 
+    table = by_layer(table)
     names = _names(table)
     metrics = pd.DataFrame() if metrics is None else metrics
     curves = [m for m in METRICS if any(f"{c}_{m}" in metrics for c in CURVES)]
@@ -90,7 +92,7 @@ def repetitions(
     numbers = {name: i + 1 for i, name in enumerate(names)}
     for axes, part in zip(panels, parts, strict=False):
         for name in part:
-            own = table[table["name"] == name]
+            own = table[table["layer"] == name]
             text = shown(f"{numbers[name]} {name}", LONGEST)
             _mean_and_band(axes, own, "negative_mass", color=colors[name], label=text)
             points = (reference or {}).get(name, {})
@@ -150,7 +152,7 @@ def write_deviation(
         if point.layer is not None:
             masses.setdefault(point.name, {})[point.epoch] = point.reference
     table, metrics = together({run.path.resolve().name: run for run in runs})
-    table = table[table["name"].isin(list(masses))]
+    table = table[table["layer"].isin(list(masses))]
     drops = rate_drops(runs[0].config)
     drawn = repetitions(table, metrics, drops=drops, reference=masses, width=width)
     folder = make_inside(out)
@@ -179,12 +181,12 @@ def rate_drops(config: Any, /) -> tuple[int, ...]:
 
 def _names(table: pd.DataFrame) -> list[str]:
     """Return the layers in order, the same in every run."""
-    lacking = {"run", "epoch", "name", "negative_mass"} - set(table)
+    lacking = {"run", "epoch", "layer", "negative_mass"} - set(table)
     if lacking or table.empty:
         raise UsageError(
             f"the table of runs has no {f'column {min(lacking)}' if lacking else 'rows'}"
         )
-    orders = {tuple(own["name"].unique()) for _, own in table.groupby("run", observed=True)}
+    orders = {tuple(own["layer"].unique()) for _, own in table.groupby("run", observed=True)}
     if len(orders) > 1:
         raise UsageError("runs of one figure must have the same layers; draw them apart")
     return [str(name) for name in orders.pop()]

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.plan.planned import Plan
+from planescope.criticality.prediction.record import Prediction
 from planescope.criticality.relation.record import Relation
 from planescope.criticality.resets.record import Resets
 from planescope.criticality.sensitivity.record import Sensitivity
@@ -51,8 +52,10 @@ class Subject:
         What its layers, put back, cost, where that was looked at.
     relation : Relation or None
         How scores of some networks relate to resets; such a subject has nothing else.
-    sensitivity : Sensitivity or None
+    sensitivities : tuple of Sensitivity
         What it costs to prune, thin, factor or quantise its layers, where that was looked at.
+    predictions : tuple of Prediction
+        Which of its layers are critical, told without labels, likewise.
     plan : Plan or None
         A smaller network made out of one; such a subject has nothing else.
     history : History or None
@@ -66,7 +69,8 @@ class Subject:
     config: RunConfig | None = field(default=None, repr=False)
     resets: Resets | None = None
     relation: Relation | None = None
-    sensitivity: Sensitivity | None = None
+    sensitivities: tuple[Sensitivity, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
     plan: Plan | None = None
     history: History | None = None
 
@@ -88,8 +92,8 @@ def open_subjects(
     ----------
     sources : iterable of path, Run, Tracker, input of `measure`, or Measurement, Resets and so on
         A run's folder; a study's, of which all runs that are made are opened; a file that holds a
-        measurement, resets, a relation, a sensitivity or what a Tracker saved; or a checkpoint,
-        which is measured, as is a run's last snapshot.
+        measurement, resets, a relation, a prediction, a sensitivity or what a Tracker saved; or a
+        checkpoint, which is measured, as is a run's last snapshot.
     remeasure : bool
         Measure a run's last snapshot, which gives the values of its filters; else a run comes
         without a measurement.
@@ -164,7 +168,7 @@ def _is_measured(source: Any) -> bool:
     """Return whether a source is a checkpoint or a network: nothing that was found before."""
     if isinstance(source, str | os.PathLike):
         return _schema(Path(source)) is None
-    found_before = Measurement | Resets | Relation | Sensitivity | Plan | Run | History
+    found_before = Measurement | Resets | Relation | Sensitivity | Prediction | Plan | Run | History
     return not isinstance(source, found_before) and not _is_tracker(source)
 
 
@@ -180,7 +184,9 @@ def _opened(source: Any, remeasure: bool, how: Mapping[str, Any]) -> Subject:
     if isinstance(source, Relation):
         return Subject(name="relation", path=", ".join(source.runs), relation=source)
     if isinstance(source, Sensitivity):
-        return Subject(name=_short(source.source), path=source.source, sensitivity=source)
+        return Subject(name=_short(source.source), path=source.source, sensitivities=(source,))
+    if isinstance(source, Prediction):
+        return Subject(name=_short(source.source), path=source.source, predictions=(source,))
     if isinstance(source, Plan):
         return Subject(name="plan", path=source.source, plan=source)
     if isinstance(source, Run):
@@ -195,7 +201,7 @@ def _opened(source: Any, remeasure: bool, how: Mapping[str, Any]) -> Subject:
     schema = _schema(path)
     if schema is None:
         return replace(_measured(measure(source, **how)), path=str(source))
-    loaded: Measurement | Resets | Relation | Sensitivity | Plan | History
+    loaded: Measurement | Resets | Relation | Sensitivity | Prediction | Plan | History
     match schema.partition("/")[0]:
         case "planescope.measurement":
             loaded = load(path)
@@ -207,12 +213,14 @@ def _opened(source: Any, remeasure: bool, how: Mapping[str, Any]) -> Subject:
             loaded = Plan.load(path)
         case "planescope.sensitivity":
             loaded = Sensitivity.load(path)
+        case "planescope.prediction":
+            loaded = Prediction.load(path)
         case "planescope.track":
             loaded = History.load(path)
         case _:
             raise CheckpointError(
                 f"{path}: holds {schema!r}; give a run, a measurement, resets, a relation, a "
-                "sensitivity, a plan, what a Tracker saved, or a checkpoint"
+                "prediction, a sensitivity, a plan, what a Tracker saved, or a checkpoint"
             )
     return replace(_opened(loaded, remeasure, how), name=path.stem, path=str(path))
 
@@ -278,7 +286,8 @@ def _schema(path: Path) -> str | None:
         data = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as exc:
         raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
-    if isinstance(data, list):  # as `measure` writes several
-        return MEASUREMENT
+    if isinstance(data, list):  # several, as --out of `measure` and `predict` writes them
+        data = next((one for one in data if isinstance(one, dict) and "schema" in one), None)
+        return MEASUREMENT if data is None else str(data["schema"])
     # An index of a checkpoint's shards is JSON too.
     return str(data["schema"]) if isinstance(data, dict) and "schema" in data else None

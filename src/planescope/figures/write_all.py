@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -32,6 +33,7 @@ from planescope.figures.overview import most_biased
 from planescope.figures.plan import numbers as plan_numbers
 from planescope.figures.plan import plan as plan_of
 from planescope.figures.portrait import portrait
+from planescope.figures.prediction import prediction
 from planescope.figures.relation import relation
 from planescope.figures.repetitions import rate_drops, repetitions, together
 from planescope.figures.resets import heatmap
@@ -54,7 +56,7 @@ Form = Literal["pdf", "svg", "png"]
 
 TRAINING = (
     "negative_mass", "mean_cosine", "mean_projection", "l2", "linf", "negative_centre",
-    "mean_centre",
+    "mean_centre", "drift_pressure",
 )  # fmt: skip
 
 # Fields of a config that say how complex or noisy the data are, in words.
@@ -106,13 +108,14 @@ def write_all(
 
     Of each network: its statistics through training, beside loss and accuracy (``training``); its
     negative masses (``layers``) and cosines (``cosines``), and the hyperplanes of its most biased
-    layer (``portrait``), once trained; what resets cost (``resets``); and what it costs to prune,
-    thin, factor or quantise its layers (``sensitivity``, ``sensitivity-map``); and what a plan
-    costs at each size (``plan``). Of several: side by side (``networks``); of runs that differ in
-    their seeds alone, each layer's masses through training with the range over runs
-    (``repetitions``); of runs with resets, whether scores that need no data rank the layers as
-    these do (``relation``); and, of runs that differ in the data's complexity or noise, by that
-    (``by-label-noise`` and so on). With several, names of files begin with that of the network.
+    layer (``portrait``), once trained; what resets cost (``resets``); which of its layers are
+    critical, told without labels (``prediction``); what it costs to prune, thin, factor or quantise
+    them (``sensitivity``, ``sensitivity-map``); and what a plan costs at each size (``plan``). Of
+    several: side by side (``networks``); of runs that differ in their seeds alone, each layer's
+    masses through training with the range over runs (``repetitions``); of runs with resets, whether
+    scores that need no data rank the layers as these do (``relation``); and, of runs that differ in
+    the data's complexity or noise, by that (``by-label-noise`` and so on). With several, names of
+    files begin with that of the network.
 
     Everything is drawn before anything is written, and each file is whole or absent; one of that
     name is replaced.
@@ -222,7 +225,7 @@ def _of_one(subject: Subject, width: Width) -> Iterator[_Drawing]:
     followed = run if run is not None else subject.history
     if followed is not None:
         table = table_of(followed)
-        there = [s for s in TRAINING if s in PANELS and table[s].notna().any()]
+        there = [s for s in TRAINING if s in PANELS and s in table and table[s].notna().any()]
         yield _Drawing(
             name="training",
             draw=lambda: dynamics(followed, statistics=there, width=width),
@@ -260,8 +263,14 @@ def _of_one(subject: Subject, width: Width) -> Iterator[_Drawing]:
             draw=lambda: heatmap(resets, width=width),
             numbers=lambda: resets_numbers(resets),
         )
-    if subject.sensitivity is not None:
-        yield from _sensitivity(subject.sensitivity, width)
+    for one in subject.sensitivities:
+        yield from _sensitivity(one, width)
+    for told in subject.predictions:
+        yield _Drawing(
+            name="prediction",
+            draw=functools.partial(prediction, told, width=width),
+            numbers=told.columns,
+        )
 
 
 def _sensitivity(found: Sensitivity, width: Width) -> Iterator[_Drawing]:

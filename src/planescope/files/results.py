@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 # What the suffix of a table's file may be.
 FORMS = (".json", ".csv", ".parquet")
 
+# Columns of flat tables by what the JSON form calls them: `layers[].name` there, `layer` here.
+# Tables of before have the names of the JSON form.
+COLUMN_OF = {"name": "layer"}
+
 
 class Result:
     """A record of what was found: base of dataclasses that become JSON and come back from it.
@@ -149,7 +153,7 @@ class Table(Result):
         return cls.file_columns(results)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the table; its columns are keys of the JSON form."""
+        """Return the table; its columns are keys of the JSON form, but for `layer`, its name."""
         import pandas as pd
 
         table = pd.DataFrame(in_utf8(self.columns()))
@@ -216,9 +220,19 @@ def _fields(value: Any) -> dict[str, Any]:
 def columns_of(
     records: Sequence[Any], kind: type[Any], /, *, but: Collection[str] = ()
 ) -> dict[str, list[Any]]:
-    """Return a table's columns, a row a record: all fields of their class that are in files."""
+    """Return a table's columns, a row a record: all fields of their class that are in files.
+
+    The name of a layer is the column `layer`.
+    """
     keys = [f.name for f in dataclasses.fields(kind) if f.compare and f.name not in but]
-    return {key: [plain(getattr(record, key)) for record in records] for key in keys}
+    return {
+        COLUMN_OF.get(key, key): [plain(getattr(record, key)) for record in records] for key in keys
+    }
+
+
+def by_layer(table: pd.DataFrame, /) -> pd.DataFrame:
+    """Return a table of layers with a column `layer`; one of before has it as `name`."""
+    return table if "layer" in table else table.rename(columns=COLUMN_OF)
 
 
 def texts_of(rows: Iterable[Sequence[Any]], titles: Sequence[str], /) -> dict[str, list[Any]]:

@@ -125,7 +125,7 @@ class Difference(Table):
     WHAT = "difference"
     REMEDY = "compare the checkpoints again"
     DERIVED = ("verdict",)
-    INDEX = "name"
+    INDEX = "layer"
 
     before: Source
     after: Source
@@ -217,7 +217,7 @@ class Difference(Table):
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return the verdict, and the columns that a notebook shows below it."""
         table = self.columns() | {"turned": [layer.turned for layer in self.layers]}
-        keys = ("name", "filters", "mass_before", "mass_after", "turned", "l2")
+        keys = ("layer", "filters", "mass_before", "mass_after", "turned", "l2")
         title = f"{self.before.path} → {self.after.path}: {self.verdict}"
         return title, {key: table[key] for key in keys}
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from planescope.files.errors import NoLayersError
 from planescope.files.records import record
-from planescope.files.results import Table, plain
+from planescope.files.results import COLUMN_OF, Table, plain
 from planescope.files.writing import write, write_csv, write_parquet
 from planescope.hyperplanes.layer import Input, Kind, Pairing, Skipped, View
 from planescope.hyperplanes.statistics import Filters, Statistics
@@ -33,7 +33,7 @@ class Source:
     bytes: int | None
 
 
-# The order of a layer's keys in every file form.
+# The order of a layer's keys in the JSON form.
 LAYER_KEYS = (
     "name", "kind", "stage", "input", "filters", "fan_in", "kernel", "groups",
     "degenerate", "non_finite", "sideless",
@@ -42,6 +42,8 @@ LAYER_KEYS = (
     "p_mass", "q_mass", "p_cosine", "q_cosine", "biased",
     "negative_centre", "mean_centre", "p_centre", "q_centre", "activation_rate", "l2", "linf",
 )  # fmt: skip
+# The same in flat tables.
+LAYER_COLUMNS = tuple(COLUMN_OF.get(key, key) for key in LAYER_KEYS)
 # What JSON has besides; the rest of the record is `values`.
 TOLD_KEYS = ("norm", "pairing", "aliases")
 
@@ -130,7 +132,7 @@ class Measurement(Table):
     SCHEMA: ClassVar[str] = SCHEMA
     WHAT: ClassVar[str] = "measurement"
     REMEDY: ClassVar[str] = "measure the checkpoint again"
-    INDEX: ClassVar[str] = "name"
+    INDEX: ClassVar[str] = "layer"
     DERIVED: ClassVar[tuple[str, ...]] = ("verdict",)
 
     source: Source
@@ -147,9 +149,12 @@ class Measurement(Table):
         return verdict(self.layers)
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the table's columns: a row a layer, by the keys of the JSON form."""
+        """Return the table's columns: a row a layer, by the keys of the JSON form but `layer`."""
         rows = [plain(layer) for layer in self.layers]
-        return {key: [row[key] for row in rows] for key in LAYER_KEYS}
+        return {
+            column: [row[key] for row in rows]
+            for key, column in zip(LAYER_KEYS, LAYER_COLUMNS, strict=True)
+        }
 
     @classmethod
     def file_columns(cls, results: Sequence[Self], /) -> dict[str, list[Any]]:
@@ -171,7 +176,7 @@ class Measurement(Table):
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: the verdict, and the columns that it speaks of."""
         columns = self.columns()
-        keys = ("name", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")
+        keys = ("layer", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")
         sentence = f"{self.source.path} ({self.view} view): {self.verdict}"
         return sentence, {key: columns[key] for key in keys}
 
@@ -191,12 +196,12 @@ def load(path: str | os.PathLike[str]) -> Measurement:
 
 def layers_table(measurements: Sequence[Measurement], /) -> dict[str, list[Any]]:
     """Return the columns of all layers of some measurements, ready for a file."""
-    table: dict[str, list[Any]] = {key: [] for key in ("schema", "path", "view", *LAYER_KEYS)}
+    table: dict[str, list[Any]] = {key: [] for key in ("schema", "path", "view", *LAYER_COLUMNS)}
     for measurement in measurements:
         for layer in measurement.layers:
             row = plain(layer)
             row["kernel"] = "x".join(map(str, layer.kernel))
-            row |= {"schema": SCHEMA, "path": measurement.source.path}
+            row |= {"layer": layer.name, "schema": SCHEMA, "path": measurement.source.path}
             row["view"] = str(measurement.view)
             for key, column in table.items():
                 column.append(row[key])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from planescope.files.errors import CheckpointError
-from planescope.hyperplanes.layer import StateDict
+from planescope.hyperplanes.layer import StateDict, Tensor
 from planescope.networks import paper
 from planescope.networks.build import build
-from planescope.networks.residual import FILTERS, FIRST, RESNETS
 
 if TYPE_CHECKING:
     import torch
@@ -96,25 +98,16 @@ def _image(first: tuple[int, ...]) -> dict[str, int]:
 
 def _width(name: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
     """Return the factor that gives every layer its number of filters, each rounded."""
-    if name in RESNETS:
-        return shapes[f"{FIRST}.weight"][0] / FILTERS
-    low, high = 0.0, math.inf
-    for operation in paper.network(name).operations:
-        if isinstance(operation, paper.Convolution | paper.Linear) and operation.filters:
-            found, usual = shapes[f"{operation.name}.weight"][0], operation.filters
-            least = (found - 0.5) / usual if found > 1 else 0.0  # no layer has fewer than 1
-            low, high = max(low, least), min(high, (found + 0.5) / usual)
-            if low >= high:
-                raise CheckpointError(
-                    f"not the network {name}: {operation.name} has {found} filters, usually "
-                    f"{usual}; no one width gives the layers before it theirs too"
-                )
-    return (low + high) / 2
+    modules = {key.removesuffix(".weight"): shape for key, shape in shapes.items()}
+    try:
+        return paper.network(name).width_of(modules)
+    except CheckpointError as exc:
+        raise CheckpointError(f"not the network {name}: {exc}") from exc
 
 
 def _fill(module: nn.Module, state: StateDict, name: str) -> None:
     own = module.state_dict()
-    wanted = {key for key in own if not key.endswith("num_batches_tracked")}
+    wanted = {key for key in own if not key.endswith(COUNTER)}
     missing = sorted(wanted - state.tensors.keys())
     extra = sorted(key for key in state.tensors.keys() - own.keys())
     for keys, where in ((missing, "the file lacks"), (extra, "the file has beyond it")):
@@ -138,3 +131,71 @@ def tensor_of(values: Any, /) -> torch.Tensor:
     if isinstance(values, torch.Tensor):
         return values
     return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
+# Batch norm counts batches under this name; no output depends on it.
+COUNTER = "num_batches_tracked"
+
+
+def fitting(
+    tensors: Mapping[str, Tensor], module: nn.Module, path: str, /, *, partly: bool = False
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """Give the tensors that have the shapes of a network's, by its names, which all must be there.
+
+    With them, in sentences, those of another shape; `partly`, also what is missing, where half of
+    the network's or more is there: a start that had another head.
+
+    Raises
+    ------
+    CheckpointError
+        If one is missing, or is none of the network's.
+    """
+    own = {
+        name: held.shape
+        for name, held in module.state_dict().items()
+        if not name.endswith(COUNTER) and hasattr(held, "shape")  # a module may keep what it likes
+    }
+    tensors = _named_alike(tensors, own)
+    odd: dict[str, str] = {}
+    for name, shape in own.items():
+        layer, found = name.removesuffix(".weight"), tensors.get(name)
+        if found is None:
+            odd[name] = f"{path}: is of another network: it has no {layer}"
+        elif found.shape != tuple(shape):
+            odd[name] = (
+                f"{path}: is of another network: {layer} has shape {_size(found.shape)} there, "
+                f"{_size(shape)} in the trained one"
+            )
+    missing = [name for name in odd if name not in tensors]
+    partly = partly and bool(odd) and 2 * len(odd) <= len(own)
+    if missing and not partly:
+        raise CheckpointError(odd[missing[0]])
+    extra = [name for name in tensors if name not in own and not name.endswith(COUNTER)]
+    if extra and not partly:
+        raise CheckpointError(
+            f"{path}: is of another network: it has {extra[0].removesuffix('.weight')} of shape "
+            f"{_size(tensors[extra[0]].shape)}, which the trained one has not"
+        )
+    fits = {name: tensor for name, tensor in tensors.items() if name in own and name not in odd}
+    return fits, tuple(odd.values())
+
+
+def _named_alike(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Mapping[str, Tensor]:
+    """Tensors without the name of a wrapper before theirs, or with that of the network's own."""
+    names = list(own)
+    first = next(iter(names), "")
+    if first in tensors:
+        return tensors
+    prefix = next((key.removesuffix(first) for key in tensors if key.endswith(f".{first}")), "")
+    if prefix:
+        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    parts = first.split(".")
+    for count in range(1, len(parts)):
+        outer, inner = ".".join(parts[:count]) + ".", ".".join(parts[count:])
+        if inner in tensors and all(name.startswith(outer) for name in names):
+            return {f"{outer}{key}": tensor for key, tensor in tensors.items()}
+    return tensors
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))

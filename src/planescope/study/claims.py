@@ -19,7 +19,7 @@ from planescope.criticality.relation.conclusions import Conclusion
 from planescope.criticality.relation.record import Relation
 from planescope.criticality.relation.relate import relate
 from planescope.files.errors import UsageError
-from planescope.files.results import Table, columns_of, texts_of
+from planescope.files.results import Table, by_layer, columns_of, texts_of
 from planescope.hyperplanes.chance import benjamini_hochberg
 from planescope.study.answers import answers
 from planescope.study.effects import (
@@ -205,7 +205,7 @@ UNLEARNED = (WRONG, RANDOM, NOISE)
 CENTRED = "centred filters"
 _COLUMNS = [
     "run", "network", "data", "classes", "labels", "label_noise", "shuffle_pixels", "centred",
-    "epoch", "name", "input", "agreement", "biased", "negative_mass", "negative_centre",
+    "epoch", "layer", "input", "agreement", "biased", "negative_mass", "negative_centre",
 ]  # fmt: skip
 
 
@@ -223,10 +223,11 @@ def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
     UsageError
         If there are none.
     """
+    table = by_layer(table)
     inner = table[(table["input"] == "relu") & table["agreement"].notna()].copy()
     if inner.empty:
         raise UsageError("the study has no layers behind a ReLU; its claims are about those")
-    for name in ("run", "network", "name"):
+    for name in ("run", "network", "layer"):
         if name in inner:
             inner[name] = inner[name].astype(str)
     inner["condition"] = condition_of(inner)

@@ -203,7 +203,7 @@ def _against(
         masses = ends[name].dropna().to_numpy(float)
         if len(values) < FEWEST or not len(masses):
             continue
-        rows = own[own["name"].astype(str) == str(name)]
+        rows = own[own["layer"].astype(str) == str(name)]
         low, high = prediction(values, filters=int(rows["filters"].max()))
         yield Drifted(
             network=network,
@@ -252,6 +252,6 @@ def _starts(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _masses(rows: pd.DataFrame) -> pd.DataFrame:
-    rows = rows.assign(run=rows["run"].astype(str), name=rows["name"].astype(str))
-    order = list(dict.fromkeys(rows["name"]))
-    return rows.pivot(index="run", columns="name", values="negative_mass")[order]
+    rows = rows.assign(run=rows["run"].astype(str), layer=rows["layer"].astype(str))
+    order = list(dict.fromkeys(rows["layer"]))
+    return rows.pivot(index="run", columns="layer", values="negative_mass")[order]

@@ -138,9 +138,10 @@ def _relate(study: Study) -> None:
 
 
 def _tidy(study: Study) -> None:
-    from planescope.study.table import remove_others
+    from planescope.study.table import remove_others, renew
 
     remove_others(study.table_folder, [spec.name for spec in study.specs])
+    renew(study.table_folder)
     # Runs that are made are not looked into again.
     for folder in (study.path, *(study.run(name).path for name in study.there())):
         remove_drafts(folder)

@@ -107,8 +107,13 @@ class Deviation(Table):
         )
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the table's columns: a row a layer and epoch."""
-        return columns_of(self.points, Point)
+        """Return the table's columns: a row a layer and epoch; `number` is the reference's."""
+        columns = columns_of(self.points, Point, but=("layer", "name"))
+        return {
+            "number": [point.layer for point in self.points],
+            "layer": [point.name for point in self.points],
+            **columns,
+        }
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: a sentence, and a row a layer."""
@@ -134,8 +139,8 @@ class Deviation(Table):
 
 # What `Deviation.rows` gives.
 COLUMNS = (
-    "layer", "name", "points", "mean |deviation|", "last epoch", "reference", "runs' mean", "range",
-    "deviation",
+    "number", "layer", "points", "mean |deviation|", "last epoch", "reference", "runs' mean",
+    "range", "deviation",
 )  # fmt: skip
 
 
@@ -257,7 +262,7 @@ def _masses(run: Run) -> dict[str, dict[int, float]]:
     table = table[table["kind"] == "conv"]
     return {
         str(name): dict(zip(own["epoch"], own["negative_mass"], strict=True))
-        for name, own in table.groupby("name", sort=False)
+        for name, own in table.groupby("layer", sort=False)
     }
 
 

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from planescope.criticality.resets.record import RAND, Resets
 from planescope.files.errors import CheckpointError, nearest
 from planescope.files.folders import inside, replacing_inside
-from planescope.measurement.record import LAYER_KEYS, LayerMeasurement
+from planescope.files.results import COLUMN_OF
+from planescope.measurement.record import LAYER_COLUMNS, LAYER_KEYS, LayerMeasurement
 from planescope.study.columns import Frame
 from planescope.training.config import RunConfig
-from planescope.training.run import EpochMetrics
+from planescope.training.metrics import EpochMetrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,11 +74,11 @@ def write_part(run: Run, name: str, folder: Path) -> None:
     columns |= {key: [getattr(config, key)] * rows for key in CONFIG_KEYS}
     epochs = [int(epoch) for epoch in measured["epoch"]]
     columns |= {key: [getattr(metrics[epoch], key) for epoch in epochs] for key in METRIC_KEYS}
-    layers = {key: measured[key].astype(object) for key in ("view", *LAYER_KEYS)}
+    layers = {key: measured[key].astype(object) for key in ("view", *LAYER_COLUMNS)}
     columns |= {key: column.where(column.notna(), None) for key, column in layers.items()}
     columns["kernel"] = [_as_text(kernel) for kernel in measured["kernel"]]
-    columns["name"] = list(measured["name"])
-    columns |= _reset_columns(run, columns["name"], epochs)
+    columns["layer"] = list(measured["layer"])
+    columns |= _reset_columns(run, columns["layer"], epochs)
     save_part(columns, folder / f"{name}.parquet")
 
 
@@ -137,7 +138,7 @@ def table_schema() -> pa.Schema:
     hints |= {key: RunConfig.model_fields[key].annotation for key in CONFIG_KEYS}
     metrics, layers = get_type_hints(EpochMetrics), get_type_hints(LayerMeasurement)
     hints |= {key: metrics[key] for key in METRIC_KEYS}
-    hints |= {key: layers[key] for key in LAYER_KEYS}
+    hints |= {COLUMN_OF.get(key, key): layers[key] for key in LAYER_KEYS}
     hints |= dict.fromkeys(RESET_KEYS, float) | {"reset_significant": bool, "kernel": str}
     fields = [pa.field(key, _arrow_type(hint)) for key, hint in hints.items()]
     return pa.schema(fields, metadata={"schema": SCHEMA})
@@ -232,19 +233,58 @@ def _part(file: Path, schema: pa.Schema) -> pa.Table:
     try:
         # Read as one, not column by column.
         with pq.ParquetFile(pa.BufferReader(file.read_bytes())) as part:
-            table = part.read(schema.names, use_threads=False)
-        return table if table.schema.equals(schema) else _of_other_version(file, schema)
+            former = _former(part.schema_arrow.names)
+            names = [former.get(key, key) for key in schema.names]
+            table = part.read(names, use_threads=False)
+        if former:
+            table = table.rename_columns([COLUMN_OF.get(key, key) for key in table.column_names])
+        return table if table.schema.equals(schema) else _of_other_version(table, schema)
     except (OSError, ValueError) as exc:  # Arrow's errors are among these
         raise CheckpointError(
             f"{file}: cannot be read ({exc}); remove it, and make the study again"
         ) from exc
 
 
-def _of_other_version(file: Path, schema: pa.Schema) -> pa.Table:
-    """Return the columns of a run, empty where it lacks them."""
-    import pyarrow.dataset as ds
+def _former(names: Collection[str]) -> dict[str, str]:
+    """Return what a file of before calls columns that have another name by now."""
+    return {now: then for then, now in COLUMN_OF.items() if then in names and now not in names}
 
-    return ds.dataset(str(file), schema=schema, format="parquet").to_table()
+
+def _of_other_version(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the columns of a run, empty where it lacks them."""
+    import pyarrow as pa
+
+    there = set(table.column_names)
+    return pa.table(
+        [
+            table[field.name].cast(field.type)
+            if field.name in there
+            else pa.nulls(len(table), field.type)
+            for field in schema
+        ],
+        schema=schema,
+    )
+
+
+def renew(folder: Path) -> None:
+    """Write parts of before anew: to others the folder is one table, a column has one name."""
+    parts = sorted(folder.glob("*.parquet"))
+    # The first is written last: where it is new, all are.
+    if parts and _is_former(parts[0]):
+        schema = table_schema()
+        for path in reversed(parts):
+            if _is_former(path):
+                save_part(_part(path, schema).to_pydict(), path)
+
+
+def _is_former(file: Path) -> bool:
+    """Tell whether columns have names of before; what is damaged is told by who reads it."""
+    import pyarrow.parquet as pq
+
+    try:
+        return bool(_former(pq.read_schema(file).names))
+    except (OSError, ValueError):
+        return False
 
 
 def remove_others(folder: Path, runs: Collection[str]) -> None:

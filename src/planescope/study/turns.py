@@ -30,13 +30,13 @@ def turns(inner: pd.DataFrame, /) -> Iterator[Effect]:
     Parameters
     ----------
     inner : DataFrame
-        Layers behind a ReLU of comparable runs: `run`, `network`, `name`, `epoch` and
+        Layers behind a ReLU of comparable runs: `run`, `network`, `layer`, `epoch` and
         `negative_mass`.
     """
     parts: dict[str, dict[str, list[tuple[float, float]]]] = {part: {} for part in WORDS}
     for network, own in inner.groupby("network"):
-        names = list(dict.fromkeys(own["name"]))
-        late = own[own["name"].isin(names[-max(1, len(names) // PARTS) :])]
+        names = list(dict.fromkeys(own["layer"]))
+        late = own[own["layer"].isin(names[-max(1, len(names) // PARTS) :])]
         means = late.pivot_table(index="epoch", columns="run", values="negative_mass").dropna()
         if means.shape[1] < 2 or len(means) < 3:
             continue

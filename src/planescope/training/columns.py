@@ -15,15 +15,21 @@ from typing import Any
 
 from planescope.files.errors import CheckpointError, one_line
 from planescope.files.reading import open_binary, read_text
+from planescope.files.results import COLUMN_OF
 from planescope.files.writing import from_cell, write_csv, write_parquet
-from planescope.measurement.record import LAYER_KEYS
+from planescope.measurement.record import (
+    LAYER_COLUMNS,
+    LAYER_KEYS,
+    LayerMeasurement,
+    layer_from_dict,
+)
 
 MEASUREMENTS_SCHEMA = "planescope.run-measurements/1"
-MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_KEYS)
+MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_COLUMNS)
 
 # What later versions measure too, and what a file of before has in its place.
 _LATER = {"sideless": 0}
-_TEXT_KEYS = ("schema", "view", "name", "kind", "input", "kernel")
+_TEXT_KEYS = ("schema", "view", "layer", "kind", "input", "kernel")
 
 
 def key_in_files(key: str, unit: str, /) -> str:
@@ -56,10 +62,34 @@ def read_measurements(path: Path, unit: str, /) -> dict[str, list[Any]]:
         raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
     rows = len(next(iter(columns.values()), ()))
     columns = {key: [value] * rows for key, value in _LATER.items()} | columns
-    columns = _with_epochs(columns, unit)
+    columns = _renewed(_with_epochs(columns, unit))
     if columns.keys() != set(MEASUREMENT_KEYS):
         raise CheckpointError(f"{path}: is damaged (its columns are others)")
     return {key: columns[key] for key in MEASUREMENT_KEYS}
+
+
+def layers_by_epoch(
+    table: Mapping[str, list[Any]], path: Path, /
+) -> dict[int, tuple[LayerMeasurement, ...]]:
+    """Return the layers of a table of measurements by epoch, in order.
+
+    Raises
+    ------
+    CheckpointError
+        If a value is none of a layer's; it names the file.
+    """
+    found: dict[int, list[LayerMeasurement]] = {}
+    for values in zip(*table.values(), strict=True):
+        row = dict(zip(table, values, strict=True))
+        fields = {key: row[COLUMN_OF.get(key, key)] for key in LAYER_KEYS}
+        try:
+            fields["kernel"] = [
+                int(extent) for extent in (row["kernel"] or "").split("x") if extent
+            ]
+            found.setdefault(int(row["epoch"]), []).append(layer_from_dict(fields))
+        except (ValueError, TypeError, AttributeError, OverflowError) as exc:
+            raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
+    return {epoch: tuple(found[epoch]) for epoch in sorted(found)}
 
 
 def write_measurements(path: Path, columns: Mapping[str, list[Any]], unit: str, /) -> None:
@@ -86,6 +116,7 @@ def read_csv(
     names = [key_in_files(key, unit) for key in keys]
     try:
         head, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
+        head = list(_renewed(dict.fromkeys(head))) if "layer" in names else head
         missing = {key: value for key, value in (later or {}).items() if key not in head}
         if sorted([*head, *missing]) != sorted(names):
             raise ValueError("its columns are others")
@@ -113,3 +144,8 @@ def _value(key: str, cell: str) -> Any:
 def _with_epochs(columns: Mapping[str, list[Any]], unit: str) -> dict[str, list[Any]]:
     """Return the columns of a file by the names that they have here."""
     return {"epoch" if key == unit else key: column for key, column in columns.items()}
+
+
+def _renewed(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a file of before by the names that flat tables have."""
+    return {COLUMN_OF.get(key, key): column for key, column in columns.items()}

@@ -79,9 +79,9 @@ def _as_in(
     like: str | os.PathLike[str],
     architecture: str | nn.Module | None,
 ) -> dict[str, torch.Tensor]:
-    from planescope.criticality.resets.trained import fitting, state_of
+    from planescope.criticality.resets.weights import state_of
     from planescope.networks import paper
-    from planescope.networks.load import tensor_of
+    from planescope.networks.load import fitting, tensor_of
 
     state = state_of(like)
     if isinstance(architecture, str):

@@ -105,7 +105,7 @@ def _of_file(path: str | os.PathLike[str], architecture: str | nn.Module, source
 
 def load_file(path: str | os.PathLike[str], architecture: str | nn.Module, /) -> nn.Module:
     """Load the weights of a file into the network that they belong to."""
-    from planescope.criticality.resets.trained import state_of, with_weights
+    from planescope.criticality.resets.weights import state_of, with_weights
     from planescope.criticality.sensitivity.network import no_graph
     from planescope.networks.parametrisations import resolved
 

@@ -132,7 +132,7 @@ class Plan(Table):
 
     SCHEMA: ClassVar[str] = "planescope.plan/1"
     WHAT: ClassVar[str] = "plan"
-    INDEX: ClassVar[str | None] = "name"
+    INDEX: ClassVar[str | None] = "layer"
     DERIVED: ClassVar[tuple[str, ...]] = ("recommended",)
 
     source: str

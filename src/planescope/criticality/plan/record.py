@@ -62,7 +62,7 @@ class Repair(Table):
 
     SCHEMA: ClassVar[str] = "planescope.repair/1"
     WHAT: ClassVar[str] = "repair"
-    INDEX: ClassVar[str | None] = "name"
+    INDEX: ClassVar[str | None] = "layer"
 
     source: str
     reference: str

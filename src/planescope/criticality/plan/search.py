@@ -341,7 +341,7 @@ def _cost(
     bench: Bench, way: str, asked: float | None, curve: Sequence[float], *, repair: bool
 ) -> PlanCost:
     """Count the passes of all tries, and time one."""
-    from planescope.criticality.resets.cells import seconds_of_a_pass
+    from planescope.criticality.resets.devices import seconds_of_a_pass
 
     layers = len(bench.weights)
     checked, fitted = bench.taken.checked, bench.taken.fitted

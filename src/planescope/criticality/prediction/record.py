@@ -87,7 +87,7 @@ class Prediction(Table):
     SCHEMA: ClassVar[str] = "planescope.prediction/1"
     WHAT: ClassVar[str] = "prediction"
     REMEDY: ClassVar[str] = "predict again"
-    INDEX: ClassVar[str | None] = "name"
+    INDEX: ClassVar[str | None] = "layer"
 
     source: str
     network: str

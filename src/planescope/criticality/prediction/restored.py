@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,8 @@ import torch
 from planescope.criticality.definition import decide
 from planescope.criticality.prediction.cuts import LEARNED, uncovered, verdict
 from planescope.criticality.prediction.record import LayerPrediction, Method, Prediction
-from planescope.criticality.resets.cells import Cell
-from planescope.criticality.resets.trained import target_of
+from planescope.criticality.resets.targets import target_of
+from planescope.criticality.resets.tensors import Cell
 from planescope.criticality.sensitivity.engine import OnCell, count
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
 from planescope.hyperplanes.layer import Skipped
@@ -26,6 +25,8 @@ from planescope.networks.file_graph import FileGraph
 from planescope.networks.load import tensor_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from planescope.criticality.definition import Critical
     from planescope.criticality.sensitivity.estimate import Estimates
     from planescope.criticality.sensitivity.job import Job

@@ -22,7 +22,8 @@ from planescope.measurement.measure import measure
 from planescope.measurement.record import LayerMeasurement, Measurement
 from planescope.measurement.source import find
 from planescope.measurement.verdict import finding
-from planescope.training.run import Run, State
+from planescope.training.run import Run
+from planescope.training.status import State
 from planescope.training.tracker.history import History
 
 # Suffixes of files that results are saved in.

@@ -363,6 +363,6 @@ class Relation(Table):
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: the verdict, and what the layers cost."""
-        keys = ("run", "name", "biased", "relative_drop", "loss", "critical", "robust")
+        keys = ("run", "layer", "biased", "relative_drop", "loss", "critical", "robust")
         columns = self.columns()
         return self.verdict, {key: columns[key] for key in keys}

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from planescope.criticality.confidence import accuracy_bounds
 from planescope.criticality.resets.answers import picked
+from planescope.criticality.resets.devices import BATCHES, COPIES_OF_LARGEST, computing_in
 from planescope.criticality.resets.prefix import Inputs, copied, split, stacked, survey
-from planescope.files.errors import UsageError
-from planescope.networks.file_graph import FileGraph
+from planescope.criticality.resets.tensors import Cell, Reader
 
 if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Judge
@@ -31,46 +29,10 @@ if TYPE_CHECKING:
     from planescope.criticality.resets.progress import Progress, Tally
     from planescope.data.loaders import Batch
 
-# Memory by default: half of what is free, but no more than this; groups of batches gain little
-# beyond. And what is taken where the system does not tell.
-MOST_BYTES, UNKNOWN_BYTES = 2 << 30, 1 << 30
-# Examples of a batch, at most, and the bytes that it may fill: by the kind of device.
-BATCHES = {"cpu": (256, 512 << 20), "cuda": (2048, 4 << 30)}
-# A step holds what it reads, what it gives, and what it works with.
-COPIES_OF_LARGEST = 4
 # Bytes of the batches of several snapshots, joined to one: a CPU gains nothing by more than its
 # caches hold, a GPU by more than keeps it busy.
 JOINED_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 MOST_TOGETHER = 8
-# Of weights that wait in the host's memory for a GPU.
-AHEAD_BYTES = 2 << 30
-
-PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Cell:
-    """Parameters and buffers to put in place of the trained ones; none: the network as it is.
-
-    Attributes
-    ----------
-    key : str
-        Name of its tally.
-    layer : str
-        What is reset, for progress.
-    names : tuple of str
-        Of all tensors that are replaced.
-    read : callable
-        Gives them on a device.
-    bytes : int
-        What they take.
-    """
-
-    key: str
-    layer: str
-    names: tuple[str, ...]
-    read: Callable[[torch.device], dict[str, torch.Tensor]]
-    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +116,7 @@ def evaluate(
     batches = iter(batches)
     first = next(batches)
     inputs = _inputs(first, device)
-    with _precision(plan.precision, device):
+    with computing_in(plan.precision, device):
         network, note = split(module, trace, inputs)
         by_names: dict[tuple[str, ...], list[Cell]] = {}
         for cell in cells:
@@ -172,7 +134,7 @@ def evaluate(
         with torch.inference_mode(), ThreadPoolExecutor(1) as pool:
             # A GPU leaves the processor time for that.
             is_cuda = device.type == "cuda"
-            read = _Reader(device, left if is_cuda else (), keep=kept, pool=pool)
+            read = Reader(device, left if is_cuda else (), keep=kept, pool=pool)
             output = found.output_bytes * first.size
             several = max(1, plan.memory // 4 // max(1, output * len(cells)))
             waits = (
@@ -200,41 +162,6 @@ class _Row:
     stop: int
 
 
-class _Reader:
-    """Tensors of cells; read once where there is memory for all.
-
-    Where cells are given in the order in which they come, those of the next ones are read
-    meanwhile, as many as `AHEAD_BYTES` hold.
-    """
-
-    def __init__(
-        self, device: torch.device, order: Iterable[Cell], *, keep: bool, pool: Executor
-    ) -> None:
-        self._device, self._pool = device, pool
-        self._next = deque(order)
-        self._ahead: dict[Cell, Future[dict[str, torch.Tensor]]] = {}
-        self._kept: dict[Cell, dict[str, torch.Tensor]] | None = {} if keep else None
-
-    def __call__(self, cell: Cell) -> dict[str, torch.Tensor]:
-        if self._kept is None:
-            return self._read(cell)
-        if cell not in self._kept:
-            self._kept[cell] = self._read(cell)
-        return self._kept[cell]
-
-    def _read(self, cell: Cell) -> dict[str, torch.Tensor]:
-        if self._next and self._next[0] is cell:  # the first of all
-            self._next.popleft()
-        ahead = self._ahead.pop(cell, None)
-        tensors = cell.read(self._device) if ahead is None else ahead.result()
-        held = sum(other.bytes for other in self._ahead)
-        while self._next and held + self._next[0].bytes <= AHEAD_BYTES:
-            following = self._next.popleft()
-            held += following.bytes
-            self._ahead[following] = self._pool.submit(following.read, torch.device("cpu"))
-        return {name: tensor.to(self._device) for name, tensor in tensors.items()}
-
-
 Group = list["Batch"]
 
 
@@ -249,7 +176,7 @@ class _Work:
     progress: Progress
     judge: Judge
     survey: Survey
-    read: _Reader
+    read: Reader
     stop: threading.Event
     # Examples of a batch that is not the last.
     size: int
@@ -442,103 +369,3 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[Group]:
 def _chunks(cells: Sequence[Cell], size: int) -> Iterator[Sequence[Cell]]:
     for start in range(0, len(cells), size):
         yield cells[start : start + size]
-
-
-@contextlib.contextmanager
-def _precision(precision: str, device: torch.device) -> Iterator[None]:
-    dtype = PRECISIONS.get(precision)
-    # Whatever precision the caller computes in.
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        yield
-
-
-def default_memory(device: torch.device, /) -> int:
-    """Return the bytes to use where nobody says: half of what is free, within reason."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] // 2)
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on every system
-        free = 2 * UNKNOWN_BYTES
-    return min(free // 2, MOST_BYTES)
-
-
-def chosen_device(name: str, module: nn.Module, /, *, stays: bool) -> torch.device:
-    """Return the device that a network is run on.
-
-    Parameters
-    ----------
-    name : str
-        As torch calls it, or ``"auto"``: a GPU where there is one.
-    stays : bool
-        Whether ``"auto"`` is where the module is.
-
-    Raises
-    ------
-    UsageError
-        If there is no such device.
-    """
-    held = next(module.parameters(), None)
-    if name == "auto" and stays and held is not None:
-        return held.device
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as exc:
-        reason = str(exc).partition("\n")[0]
-        raise UsageError(f"device {name!r} cannot be used ({reason}); cpu always can") from exc
-    return device
-
-
-def seconds_of_a_pass(module: nn.Module, batch: Batch, /) -> float:
-    """Measure what it takes to send a batch, on the device of a network, through all of it."""
-    where = next((p.device for p in module.parameters()), torch.device("cpu"))
-    began = 0.0
-    for _ in range(2):  # the first call of a network makes ready what others find there
-        began = time.perf_counter()
-        with torch.inference_mode():
-            held = module(*batch.args, **batch.kwargs)
-        del held
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-    return time.perf_counter() - began
-
-
-def batch_size(module: nn.Module, example: torch.Tensor, memory: int | None, kind: str, /) -> int:
-    """Return the examples a batch: a power of 2, from the network and what the user allows alone.
-
-    What happens to be free plays no part: work that goes on must have the same batches.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        In evaluation mode.
-    example : torch.Tensor, shape (1, channels, height, width)
-    memory : int or None
-        Bytes that the user allows.
-    kind : str
-        Of the device that batches will be on: ``"cpu"``, ``"cuda"``.
-    """
-    largest = example.nbytes
-
-    def look(_module: nn.Module, _args: Any, output: Any) -> None:
-        nonlocal largest
-        largest = max(largest, getattr(output, "nbytes", 0))
-
-    hooks = [part.register_forward_hook(look) for part in module.modules()]
-    try:
-        with torch.inference_mode():
-            module(example.clone())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if isinstance(module, FileGraph):  # its layers are no modules
-        largest = max(largest, module.largest_bytes)
-    size, allowed = BATCHES.get(kind, BATCHES["cpu"])
-    if memory is not None:
-        allowed = min(allowed, memory // 4)
-    while size > 1 and size * largest * COPIES_OF_LARGEST > allowed:
-        size //= 2
-    return size

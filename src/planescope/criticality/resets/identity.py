@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
+import os
 import sys
 import types
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+
+from planescope.criticality.resets.targets import digest_of
+from planescope.data.load import Images
+from planescope.files.versions import version
+from planescope.networks.trace import trace_graph
+
+if TYPE_CHECKING:
+    from planescope.criticality.resets.answers import Judge
+    from planescope.criticality.resets.feed import Feed
+    from planescope.criticality.resets.options import ResetOptions
+    from planescope.criticality.resets.trained import Subject
+    from planescope.data.load import Files
 
 # What every module has, or what does not take part in evaluation.
 _OF_MODULES = frozenset((*vars(nn.Module()), "training"))
@@ -112,3 +127,32 @@ def _function(function: types.FunctionType) -> str:
 def _code(code: types.CodeType) -> str:
     constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {constants}"
+
+
+def protocol_digest(
+    subject: Subject, data: Images | Files, judge: Judge, options: ResetOptions, feed: Feed
+) -> str:
+    """Digest of all that decides what a tally must be, but for the cell's own weights."""
+    if subject.keep is None:
+        return ""
+    examples = (
+        digest_of({"images": data.images, "labels": data.labels, str(data.resize): None})
+        if isinstance(data, Images)
+        else digest_of({"labels": data.labels, **dict.fromkeys(map(_as_it_is, data.paths))})
+    )
+    try:
+        graph, _ = trace_graph(subject.module)
+    except Exception:  # forward is anybody's code, and does anything when it is given symbols
+        graph = None
+    settled = [
+        version(), code_digest(subject.module, graph), value_digest((judge.metric, judge.pick)),
+        subject.network, digest_of(subject.module.state_dict()), examples, data.mean, data.std,
+        options.with_norm, options.devices, options.precision, options.tolerance, feed.batch,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(settled).encode()).hexdigest()
+
+
+def _as_it_is(path: str | os.PathLike[str]) -> str:
+    """Return a file with what changes when it is written."""
+    about = Path(path).stat()
+    return f"{os.fspath(path)} {about.st_size} {about.st_mtime_ns}"

@@ -20,6 +20,8 @@ _FORMER = "planescope.resets/1"
 RAND = "rand"
 # Likewise a draw by each module's own `reset_parameters`.
 FRESH = "fresh"
+# The split of what is evaluated on synthetic pictures.
+SYNTHETIC = "synthetic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +146,8 @@ class Resets(Table):
     source : str
         Path of the run or of the trained checkpoint; name of a module.
     network, data, split : str
-        What was evaluated, and on which examples.
+        What was evaluated, and on which examples: ``"val"``, ``"train"``, ``"given"`` (the user's,
+        as they come) or ``"synthetic"``.
     trained : Accuracy
         Of the network as it was trained.
     layers : tuple of ResetLayer

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
-import os
-import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -21,52 +18,39 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from planescope.criticality.resets.cells import (
-    Cell,
-    Plan,
-    chosen_device,
-    default_memory,
-    evaluate,
-    seconds_of_a_pass,
-)
+from planescope.criticality.resets.cells import Plan, evaluate
+from planescope.criticality.resets.devices import chosen_device, default_memory, seconds_of_a_pass
+from planescope.criticality.resets.draws import drawn, redrawn, stepped
 from planescope.criticality.resets.feed import feed_images, feed_loader, ran_out
-from planescope.criticality.resets.identity import code_digest, value_digest
+from planescope.criticality.resets.identity import protocol_digest
+from planescope.criticality.resets.layers import chosen_layers, rows_of
 from planescope.criticality.resets.options import Forecast
 from planescope.criticality.resets.prefix import trace
 from planescope.criticality.resets.progress import Progress
-from planescope.criticality.resets.record import FRESH, ResetLayer, Resets
+from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
+from planescope.criticality.resets.targets import Target
 from planescope.criticality.resets.tell import Table
-from planescope.criticality.resets.trained import (
-    COUNTER,
-    Subject,
-    Target,
-    digest_of,
-    drawn,
-    redrawn,
-    stepped,
-)
+from planescope.criticality.resets.tensors import Cell
+from planescope.criticality.sensitivity.inputs import InputOptions, synthetic
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
 from planescope.files.drafts import scratch
-from planescope.files.errors import CheckpointError, RunError, UsageError, nearest
-from planescope.files.versions import version
-from planescope.hyperplanes.layer import Kind, Layer
+from planescope.files.errors import CheckpointError, RunError, UsageError
+from planescope.hyperplanes.layer import Layer
 from planescope.measurement.assemble import measure_layers
-from planescope.measurement.choice import Choice, chosen_kinds, compiled, select
 from planescope.measurement.record import Source
-from planescope.measurement.source import Found
 from planescope.networks.layers import find_layers
 from planescope.networks.load import tensor_of
 from planescope.networks.module import read_module
-from planescope.networks.trace import trace_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Sequence
 
     from planescope.criticality.resets.answers import Judge
     from planescope.criticality.resets.feed import Feed
     from planescope.criticality.resets.options import ResetOptions
     from planescope.criticality.resets.prefix import Trace
+    from planescope.criticality.resets.trained import Subject
     from planescope.data.load import Files
     from planescope.data.loaders import Unpack
 
@@ -74,8 +58,11 @@ if TYPE_CHECKING:
     # (cells done, cells in all, name of what is reset)
     OnCell = Callable[[int, int, str], None]
 
-# What belongs to a layer, behind its name; a weight may be stored in parts.
-_OWN = re.compile(r"(weight|bias)(_(g|v|u|orig|mask))?|parametrizations\.(weight|bias)\..*")
+
+_ON_PICTURES = (
+    "inputs are synthetic: disagreement, the mean over sets of pictures, ranks layers and is no "
+    "loss of accuracy"
+)
 
 # Where the whole network is evaluated as it was trained.
 TRAINED = "the trained network"
@@ -100,6 +87,7 @@ def reset(
         If memory ran out.
     """
     work = _prepared(subject, options, judge, unpack)
+    judge = work.judge
     with scratch() as folder:
         feed = work.feed
         cells, left_out = _cells(subject, options, work.rows, folder)
@@ -116,7 +104,7 @@ def reset(
             raise RunError("memory ran out; give a smaller --memory") from exc
         finally:
             progress.save(now=True)
-    table = Table(judge, options, progress[TRAINED], feed.examples, chance)
+    table = Table(judge, options, progress[TRAINED], feed.examples, chance, feed.sets)
     tallies = {place: progress[cell.key] for place, cell in cells.items()}
     found = table.cells(tallies)
     return Resets(
@@ -149,6 +137,7 @@ class _Prepared:
     devices: list[torch.device]
     module: nn.Module
     feed: Feed
+    judge: Judge
     digest: str
     plan: Plan
 
@@ -156,27 +145,48 @@ class _Prepared:
 def _prepared(
     subject: Subject, options: ResetOptions, judge: Judge, unpack: Unpack | None
 ) -> _Prepared:
-    layers = _chosen_layers(subject, options)
-    rows = _rows(subject.module, layers, options)
+    layers = chosen_layers(subject, options)
+    rows = rows_of(subject.module, layers, options)
     devices = [chosen_device(name, subject.module, stays=subject.stays) for name in options.devices]
     module = subject.module.to(devices[0])
     data = subject.data
-    if isinstance(data, Loader):
+    if isinstance(data, InputOptions):
+        if judge.metric is not None or subject.keep is not None:
+            raise UsageError(
+                "a metric, and finished cells that are kept, need data; synthetic pictures have no "
+                "labels"
+            )
+        feed, judge = _on_pictures(module, data, judge, options)
+        digest = ""
+    elif isinstance(data, Loader):
         _check_loader(subject, data, options)
         feed, digest = feed_loader(data, module, judge, unpack, devices), ""
     else:
         data = _chosen_examples(data, options)
         feed = feed_images(data, module, judge, options, devices[0].type, subject.network)
-        digest = _protocol(subject, data, judge, options, feed)
+        digest = protocol_digest(subject, data, judge, options, feed)
     return _Prepared(
         layers=layers,
         rows=rows,
         devices=devices,
         module=module,
         feed=feed,
+        judge=judge,
         digest=digest,
         plan=_plan(feed, options, devices[0]),
     )
+
+
+def _on_pictures(
+    module: nn.Module, told: InputOptions, judge: Judge, options: ResetOptions
+) -> tuple[Feed, Judge]:
+    """Return synthetic pictures that a network is sure of, and what there is to count on them."""
+    layers, _ = find_layers(read_module(module))
+    given = synthetic(module, layers, told, judge.pick, options.memory)
+    feed = dataclasses.replace(
+        given.feed, split=SYNTHETIC, notes=[*given.notes, _ON_PICTURES], sets=given.sets
+    )
+    return feed, given.judge
 
 
 def _cells(
@@ -260,93 +270,6 @@ def _places(
     return found, list(dict.fromkeys(notes))
 
 
-def _chosen_layers(subject: Subject, options: ResetOptions) -> list[Layer]:
-    found = _found(subject)
-    names = [layer.name for layer in found.layers]
-    default = "all" if options.layers else _usual_kinds(found.layers)
-    kinds = chosen_kinds(options.kinds or default)
-    pattern = None
-    if options.layers:
-        parts = [_pattern(part.strip(), names) for part in options.layers.split(",")]
-        pattern = compiled("|".join(parts), "layers")
-    chosen, _ = select(found, Choice(kinds=kinds, pattern=pattern))
-    return chosen
-
-
-def _found(subject: Subject) -> Found:
-    layers, _ = find_layers(read_module(subject.module))
-    source = Source(path=subject.source, format="module", bytes=None)
-    return Found(source=source, layers=tuple(layers))
-
-
-def _usual_kinds(layers: Iterable[Layer]) -> list[Kind]:
-    """Return the convolutions as in the paper, or else what a fully connected network has."""
-    return [Kind.CONV if any(layer.kind is Kind.CONV for layer in layers) else Kind.LINEAR]
-
-
-def _pattern(part: str, names: Sequence[str]) -> str:
-    """Return a name, or a regular expression that finds some."""
-    if part in names:
-        return f"^{re.escape(part)}$"
-    pattern = compiled(part, "layers")
-    if not part or pattern is None or not any(map(pattern.search, names)):
-        raise UsageError(f"no layer is called {part!r}; {nearest(part, names)}")
-    return f"(?:{part})"
-
-
-def _rows(
-    module: nn.Module, layers: Sequence[Layer], options: ResetOptions
-) -> dict[str, tuple[str, ...]]:
-    """Return what is reset, by name: each with the names of its parameters and buffers."""
-    known = {layer.name: layer for layer in find_layers(read_module(module))[0]}
-    rows = {layer.name: [layer] for layer in layers}
-    for text in options.together:
-        names = [name.strip() for name in text.split(",")]
-        for name in names:
-            if name not in known:
-                raise UsageError(f"no layer is called {name!r}; {nearest(name, known)}")
-        if len(set(names)) < 2:
-            raise UsageError(f"--together {text}: give two layers or more, with commas between")
-        rows[",".join(names)] = [known[name] for name in names]
-    return {
-        row: _tensor_names(module, several, with_norm=options.with_norm)
-        for row, several in rows.items()
-    }
-
-
-def _tensor_names(
-    module: nn.Module, layers: Sequence[Layer], *, with_norm: bool
-) -> tuple[str, ...]:
-    """Names of the parameters and buffers of layers; all names of those that have several."""
-    held = module.state_dict(keep_vars=True)
-    names: set[str] = set()
-    for layer in layers:
-        names.update(_own_names(layer.name, held))
-        if with_norm and layer.norm is not None:
-            norm = f"{layer.norm.name}."
-            names.update(n for n in held if n.startswith(norm) and not n.endswith(COUNTER))
-    own = {id(held[name]) for name in names}
-    return tuple(name for name, tensor in held.items() if id(tensor) in own)
-
-
-def _own_names(layer: str, held: Mapping[str, object]) -> list[str]:
-    """Names of what a layer is made of: its weight and bias, or all that its module holds.
-
-    Raises
-    ------
-    UsageError
-        If it holds nothing that could be put back.
-    """
-    prefix = "" if layer == "weight" and layer in held else f"{layer}."  # "" where it is the module
-    inner = [name for name in held if name.startswith(prefix)]
-    usual = [name for name in inner if _OWN.fullmatch(name.removeprefix(prefix))]
-    # A layer that a forward computes is called after the parameter that it computes it from.
-    found = usual or inner or [name for name in held if name == layer.partition("@")[0]]
-    if not found:
-        raise UsageError(f"layer {layer!r} holds nothing that could be reset; leave it out")
-    return found
-
-
 def _chosen_examples(data: Data, options: ResetOptions) -> Data:
     """Return a subset, or a random order, where one was asked for."""
     total = len(data.labels)
@@ -391,33 +314,6 @@ def _read(
         name: tensor_of(target.tensors[name].read()).to(device, dtype)
         for name, dtype in dtypes.items()
     }
-
-
-def _protocol(subject: Subject, data: Data, judge: Judge, options: ResetOptions, feed: Feed) -> str:
-    """Digest of all that decides what a tally must be, but for the cell's own weights."""
-    if subject.keep is None:
-        return ""
-    examples = (
-        digest_of({"images": data.images, "labels": data.labels, str(data.resize): None})
-        if isinstance(data, Images)
-        else digest_of({"labels": data.labels, **dict.fromkeys(map(_as_it_is, data.paths))})
-    )
-    try:
-        graph, _ = trace_graph(subject.module)
-    except Exception:  # forward is anybody's code, and does anything when it is given symbols
-        graph = None
-    settled = [
-        version(), code_digest(subject.module, graph), value_digest((judge.metric, judge.pick)),
-        subject.network, digest_of(subject.module.state_dict()), examples, data.mean, data.std,
-        options.with_norm, options.devices, options.precision, options.tolerance, feed.batch,
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(settled).encode()).hexdigest()
-
-
-def _as_it_is(path: str | os.PathLike[str]) -> str:
-    """Return a file with what changes when it is written."""
-    about = Path(path).stat()
-    return f"{os.fspath(path)} {about.st_size} {about.st_mtime_ns}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

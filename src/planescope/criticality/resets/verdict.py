@@ -24,7 +24,8 @@ def verdict(resets: Resets, /) -> str:
             rows.setdefault(cell.layer, []).append(cell)
     where = _WHERE.get(first, f"put back to {first}")
     if resets.trained.value is None or resets.metric is None:
-        return _without_labels(rows, where)
+        on = "On synthetic inputs" if resets.split == "synthetic" else "Without labels"
+        return _without_labels(rows, where, on)
     found = {row: agreed(cell.critical for cell in cells) for row, cells in rows.items()}
     named = {each: [row for row in rows if found[row] is each] for each in (*Critical, None)}
     if len(named[None]) == len(rows):
@@ -92,13 +93,13 @@ def _changed(resets: Resets, rows: dict[str, list[ResetCell]], where: str) -> st
     )
 
 
-def _without_labels(rows: dict[str, list[ResetCell]], where: str) -> str:
+def _without_labels(rows: dict[str, list[ResetCell]], where: str, on: str) -> str:
     cells = [cell for own in rows.values() for cell in own]
     told = [cell for cell in cells if cell.disagreement is not None]
     if told:
         worst = max(told, key=lambda cell: cell.disagreement or 0.0)
         return (
-            f"Undecided without labels: {worst.layer}, {where}, changes most answers, "
+            f"Undecided. {on}: {worst.layer}, {where}, changes most answers, "
             f"{worst.disagreement:.1%}."
         )
     moved = [cell for cell in cells if cell.relative_l2 is not None]
@@ -106,7 +107,7 @@ def _without_labels(rows: dict[str, list[ResetCell]], where: str) -> str:
         return "Undecided: outputs are no numbers."
     worst = max(moved, key=lambda cell: cell.relative_l2 or 0.0)
     return (
-        f"Undecided without labels: {worst.layer}, {where}, changes outputs most, by "
+        f"Undecided. {on}: {worst.layer}, {where}, changes outputs most, by "
         f"{worst.relative_l2:.1%} of their norm."
     )
 

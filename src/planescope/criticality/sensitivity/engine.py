@@ -23,10 +23,12 @@ from planescope.criticality.replacements import (
     weakest_filters,
     without_filters,
 )
-from planescope.criticality.resets.cells import Cell, Plan, default_memory, evaluate
+from planescope.criticality.resets.cells import Plan, evaluate
+from planescope.criticality.resets.devices import default_memory
 from planescope.criticality.resets.feed import ran_out
 from planescope.criticality.resets.prefix import trace
 from planescope.criticality.resets.progress import Progress, Tally
+from planescope.criticality.resets.tensors import Cell
 from planescope.files.errors import RunError, UsageError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from planescope.criticality.resets.answers import Judge, picked
-from planescope.criticality.resets.cells import batch_size
+from planescope.criticality.resets.devices import batch_size
 from planescope.criticality.resets.feed import Feed, feed_images, feed_loader
 from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity.record import Method

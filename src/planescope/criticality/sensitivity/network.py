@@ -22,7 +22,8 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.keras.live import refuse
 from planescope.checkpoints.locate import locate
 from planescope.criticality.resets.borrow import borrowed, with_whole_weights
-from planescope.criticality.resets.trained import last_of, state_of, with_weights
+from planescope.criticality.resets.trained import last_of
+from planescope.criticality.resets.weights import state_of, with_weights
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError, nearest
 from planescope.hyperplanes.layer import Kind, Layer, Skipped, StateDict
 from planescope.measurement.choice import chosen_kinds, compiled

@@ -84,11 +84,12 @@ def report(
 
     Parameters
     ----------
-    x, *others : path, Run, Tracker, Measurement, Sensitivity, or what `planescope.measure` takes
+    x, *others : path, Run, Tracker, Measurement, Prediction, or what `planescope.measure` takes
         A training run or its folder; a Tracker or what it saved; a saved measurement; a
-        checkpoint or a live module, which is measured; resets, a relation or a sensitivity of one
-        of these, saved or not. A run has all that is known of it on the page: its training, and
-        what resets cost and how the statistics rank the layers, where that was looked at.
+        checkpoint or a live module, which is measured; resets, a relation, predictions or
+        sensitivities of one of these, saved or not. A run has all that is known of it on the page:
+        its training, and what resets cost and how the statistics rank the layers, where that was
+        looked at.
     network, data, trust
         As for a `planescope.training.run.Run`, of all runs that paths lead to; `network` also of
         checkpoints, as `planescope.measure` takes it.

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 from planescope.criticality.plan.planned import Plan
 from planescope.figures.report.filters import FiltersShown
+from planescope.figures.report.prediction import PredictionShown
 from planescope.figures.report.relation import RelationShown
 from planescope.figures.report.resets import ResetsShown
 from planescope.figures.report.sensitivity import SensitivityShown
@@ -116,8 +117,11 @@ class Contents:
         Whether the page is of a training that goes on, and looks for news.
     difference : Difference or None
         What moved between the first two networks; it stands in the page's text, not in its data.
+    predictions : tuple of (int, PredictionShown)
+        Which layers are critical, told without labels, with the place of the network; in the page's
+        text likewise.
     sensitivities : tuple of (int, SensitivityShown)
-        What layers are worth, with the place of the network; in the page's text likewise.
+        What layers are worth, with the place of the network; likewise.
     plans : tuple of (Plan, str)
         Smaller networks made out of these, and the address of the picture of each; likewise.
     """
@@ -127,13 +131,14 @@ class Contents:
     made: Mapping[str, str]
     follows: bool = False
     difference: Difference | None = None
+    predictions: tuple[tuple[int, PredictionShown], ...] = ()
     sensitivities: tuple[tuple[int, SensitivityShown], ...] = ()
     plans: tuple[tuple[Plan, str], ...] = ()
 
     def to_json(self) -> str:
         """Return JSON text by the schema ``planescope.page/1``; no value of it is NaN."""
         fields = {"schema": SCHEMA, **vars(self)}
-        for key in ("difference", "sensitivities", "plans"):
+        for key in ("difference", "predictions", "sensitivities", "plans"):
             del fields[key]
         return json.dumps(fields, default=vars, allow_nan=False, separators=(",", ":"))
 

@@ -15,6 +15,7 @@ from planescope.figures.layers import tested_level
 from planescope.figures.plan import picture
 from planescope.figures.report.contents import Contents, LayerShown, NetworkShown
 from planescope.figures.report.filters import Arrays, filters_shown
+from planescope.figures.report.prediction import prediction_shown
 from planescope.figures.report.relation import RelationShown, relation_shown, scores_shown
 from planescope.figures.report.resets import ResetsShown, resets_shown
 from planescope.figures.report.rounding import rounded
@@ -68,14 +69,19 @@ def contents_of(
     relations = [other.relation for other in others if other.relation is not None]
     networks = tuple(_shown(subject, relations, len(found)) for subject in found)
     worth = [
-        (place, sensitivity_shown(subject.sensitivity))
+        (place, sensitivity_shown(one))
         for place, subject in enumerate(found)
-        if subject.sensitivity is not None
+        for one in subject.sensitivities
+    ]
+    told = [
+        (place, prediction_shown(one, subject.resets, subject.run))
+        for place, subject in enumerate(found)
+        for one in subject.predictions
     ]
     plans = tuple((other.plan, picture(other.plan)) for other in others if other.plan is not None)
     return Contents(
         networks=networks, verdict=_verdict(networks), made=dict(made), follows=follows,
-        sensitivities=tuple(worth), plans=plans,
+        predictions=tuple(told), sensitivities=tuple(worth), plans=plans,
     )  # fmt: skip
 
 
@@ -85,10 +91,12 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
     Raises
     ------
     UsageError
-        If resets, a relation, a sensitivity or a plan belong to none of the networks.
+        If resets, a relation, a prediction, a sensitivity or a plan belong to none of the networks,
+        or several resets to one.
     """
     networks = [each for each in subjects if each.run is not None or each.measurement is not None]
     others = [each for each in subjects if each not in networks]
+    whose: dict[int, str] = {}
     for other in others if networks else ():
         owners = [i for i, each in enumerate(networks) if _belongs(other, each)]
         if not owners and len(networks) == 1 and other.relation is None:
@@ -98,16 +106,25 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
                 f"{other.path}: is of none of the networks given; give the run or the checkpoint "
                 "that it is of too"
             )
+        owner = networks[owners[0]]
         if other.resets is not None:
-            networks[owners[0]] = replace(networks[owners[0]], resets=other.resets)
-        if other.sensitivity is not None:
-            networks[owners[0]] = replace(networks[owners[0]], sensitivity=other.sensitivity)
+            if owners[0] in whose:
+                raise UsageError(
+                    f"{other.path} and {whose[owners[0]]}: are resets of one network; give one"
+                )
+            whose[owners[0]] = other.path
+            owner = replace(owner, resets=other.resets)
+        networks[owners[0]] = replace(
+            owner,
+            sensitivities=(*owner.sensitivities, *other.sensitivities),
+            predictions=(*owner.predictions, *other.predictions),
+        )
     return networks, others
 
 
 def _belongs(other: Subject, network: Subject) -> bool:
-    apart = other.resets or other.sensitivity or other.plan
-    if apart is not None:
+    known = (other.resets, *other.sensitivities, *other.predictions, other.plan)
+    for apart in (one for one in known if one is not None):
         return Path(apart.source).resolve() == Path(network.path).resolve()
     return other.relation is not None and _run_in(other.relation, network) is not None
 

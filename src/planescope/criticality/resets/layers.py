@@ -1,0 +1,116 @@
+"""The layers that are put back, and the names of the tensors that they hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from planescope.files.errors import UsageError, nearest
+from planescope.hyperplanes.layer import Kind, Layer
+from planescope.measurement.choice import Choice, chosen_kinds, compiled, select
+from planescope.measurement.record import Source
+from planescope.measurement.source import Found
+from planescope.networks.layers import find_layers
+from planescope.networks.load import COUNTER
+from planescope.networks.module import read_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import nn
+
+    from planescope.criticality.resets.options import ResetOptions
+    from planescope.criticality.resets.trained import Subject
+
+
+# What belongs to a layer, behind its name; a weight may be stored in parts.
+_OWN = re.compile(r"(weight|bias)(_(g|v|u|orig|mask))?|parametrizations\.(weight|bias)\..*")
+
+
+def chosen_layers(subject: Subject, options: ResetOptions) -> list[Layer]:
+    """Return the layers that the options choose."""
+    found = _found(subject)
+    names = [layer.name for layer in found.layers]
+    default = "all" if options.layers else _usual_kinds(found.layers)
+    kinds = chosen_kinds(options.kinds or default)
+    pattern = None
+    if options.layers:
+        parts = [_pattern(part.strip(), names) for part in options.layers.split(",")]
+        pattern = compiled("|".join(parts), "layers")
+    chosen, _ = select(found, Choice(kinds=kinds, pattern=pattern))
+    return chosen
+
+
+def _found(subject: Subject) -> Found:
+    layers, _ = find_layers(read_module(subject.module))
+    source = Source(path=subject.source, format="module", bytes=None)
+    return Found(source=source, layers=tuple(layers))
+
+
+def _usual_kinds(layers: Iterable[Layer]) -> list[Kind]:
+    """Return the convolutions as in the paper, or else what a fully connected network has."""
+    return [Kind.CONV if any(layer.kind is Kind.CONV for layer in layers) else Kind.LINEAR]
+
+
+def _pattern(part: str, names: Sequence[str]) -> str:
+    """Return a name, or a regular expression that finds some."""
+    if part in names:
+        return f"^{re.escape(part)}$"
+    pattern = compiled(part, "layers")
+    if not part or pattern is None or not any(map(pattern.search, names)):
+        raise UsageError(f"no layer is called {part!r}; {nearest(part, names)}")
+    return f"(?:{part})"
+
+
+def rows_of(
+    module: nn.Module, layers: Sequence[Layer], options: ResetOptions
+) -> dict[str, tuple[str, ...]]:
+    """Return what is reset, by name: each with the names of its parameters and buffers."""
+    known = {layer.name: layer for layer in find_layers(read_module(module))[0]}
+    rows = {layer.name: [layer] for layer in layers}
+    for text in options.together:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in known:
+                raise UsageError(f"no layer is called {name!r}; {nearest(name, known)}")
+        if len(set(names)) < 2:
+            raise UsageError(f"--together {text}: give two layers or more, with commas between")
+        rows[",".join(names)] = [known[name] for name in names]
+    return {
+        row: _tensor_names(module, several, with_norm=options.with_norm)
+        for row, several in rows.items()
+    }
+
+
+def _tensor_names(
+    module: nn.Module, layers: Sequence[Layer], *, with_norm: bool
+) -> tuple[str, ...]:
+    """Names of the parameters and buffers of layers; all names of those that have several."""
+    held = module.state_dict(keep_vars=True)
+    names: set[str] = set()
+    for layer in layers:
+        names.update(_own_names(layer.name, held))
+        if with_norm and layer.norm is not None:
+            norm = f"{layer.norm.name}."
+            names.update(n for n in held if n.startswith(norm) and not n.endswith(COUNTER))
+    own = {id(held[name]) for name in names}
+    return tuple(name for name, tensor in held.items() if id(tensor) in own)
+
+
+def _own_names(layer: str, held: Mapping[str, object]) -> list[str]:
+    """Names of what a layer is made of: its weight and bias, or all that its module holds.
+
+    Raises
+    ------
+    UsageError
+        If it holds nothing that could be put back.
+    """
+    prefix = "" if layer == "weight" and layer in held else f"{layer}."  # "" where it is the module
+    inner = [name for name in held if name.startswith(prefix)]
+    usual = [name for name in inner if _OWN.fullmatch(name.removeprefix(prefix))]
+    # A layer that a forward computes is called after the parameter that it computes it from.
+    found = usual or inner or [name for name in held if name == layer.partition("@")[0]]
+    if not found:
+        raise UsageError(f"layer {layer!r} holds nothing that could be reset; leave it out")
+    return found
