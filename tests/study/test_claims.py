@@ -17,8 +17,10 @@ from scipy import stats
 from planescope import figures
 from planescope.criticality.relation.record import Relation
 from planescope.files.errors import UsageError
+from planescope.hyperplanes import chance
 from planescope.study.answers import conclude
-from planescope.study.claims import PLAIN, Claims, claims_of, plain_runs, with_conditions
+from planescope.study.claims import Claims, claims_of, plain_runs
+from planescope.study.conditions import PLAIN, with_conditions
 from planescope.study.effects import ALL, Effect, effect_of, mean, with_all
 from planescope.study.turns import turns
 
@@ -272,6 +274,19 @@ def test_figures_of_the_claims_can_be_read(table, found, width):
         figures.effects(found.of(4), width=width),
     ):
         assert_inside(figure)
+
+
+def test_the_bands_of_the_masses_are_those_that_were_tested(table):
+    """Nothing is beyond chance before training, two of four layers after; four filters are out."""
+    q = np.where((table["epoch"] == 2) & table["layer"].isin(["conv1", "conv2"]), 0.01, 0.5)
+    figure = figures.masses_before_and_after(table.assign(q_mass=q, degenerate=4))
+    pale, dark, trained_pale, trained_dark = figure.axes[0].patches[:4]
+    for bar, level in ((dark, 0.05 / 4), (trained_dark, 0.05 * 2 / 4)):
+        low, high = chance.mass_band(28, level=1 - level)
+        assert (bar.get_y(), bar.get_height()) == pytest.approx((low, high - low))
+    # All runs were tested alike.
+    assert pale.get_height() == pytest.approx(dark.get_height())
+    assert trained_pale.get_height() == pytest.approx(trained_dark.get_height())
 
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path):

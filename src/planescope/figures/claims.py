@@ -25,15 +25,13 @@ from planescope.figures.dynamics import ASIDE
 from planescope.figures.relation import relation
 from planescope.files.folders import inside, make_inside, replacing_inside
 from planescope.hyperplanes import chance
-from planescope.study.claims import (
-    CLAIMS,
+from planescope.study.claims import CLAIMS, Claims, claims
+from planescope.study.conditions import (
     NOISE,
     PLAIN,
     RANDOM,
     UNLEARNED,
     WRONG,
-    Claims,
-    claims,
     with_conditions,
 )
 from planescope.study.effects import ALL, COLUMNS, Effect

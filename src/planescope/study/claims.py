@@ -8,8 +8,6 @@ in each, so that no network counts more for having more runs.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +17,10 @@ from planescope.criticality.relation.conclusions import Conclusion
 from planescope.criticality.relation.record import Relation
 from planescope.criticality.relation.relate import relate
 from planescope.files.errors import UsageError
-from planescope.files.results import Table, by_layer, columns_of, texts_of
+from planescope.files.results import Table, columns_of, texts_of
 from planescope.hyperplanes.chance import benjamini_hochberg
 from planescope.study.answers import answers
+from planescope.study.conditions import PLAIN, UNLEARNED, with_conditions
 from planescope.study.effects import (
     ALL,
     COLUMNS,
@@ -198,11 +197,6 @@ def plain_runs(table: pd.DataFrame, /) -> list[str]:
     return [str(name) for name in runs.index[runs["condition"] == PLAIN]]
 
 
-PLAIN = "true labels, whole images"
-# Where nothing of the images, or nothing at all, can be learned.
-WRONG, RANDOM, NOISE = "all labels wrong", "random labels", "Gaussian noise"
-UNLEARNED = (WRONG, RANDOM, NOISE)
-CENTRED = "centred filters"
 _COLUMNS = [
     "run", "network", "data", "classes", "labels", "label_noise", "shuffle_pixels", "centred",
     "epoch", "layer", "input", "agreement", "biased", "negative_mass", "negative_centre",
@@ -213,34 +207,6 @@ def _of(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the layers behind a ReLU of some runs."""
     inner = with_conditions(table)
     return inner[inner["run"].isin(set(runs.index))]
-
-
-def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
-    """Return the layers behind a ReLU of a study's table, each with the `condition` of its run.
-
-    Raises
-    ------
-    UsageError
-        If there are none.
-    """
-    table = by_layer(table)
-    inner = table[(table["input"] == "relu") & table["agreement"].notna()].copy()
-    if inner.empty:
-        raise UsageError("the study has no layers behind a ReLU; its claims are about those")
-    for name in ("run", "network", "layer"):
-        if name in inner:
-            inner[name] = inner[name].astype(str)
-    inner["condition"] = condition_of(inner)
-    return inner
-
-
-def condition_of(table: pd.DataFrame, /) -> list[str]:
-    """Return what the run of each row of a study's table was trained on, in words."""
-    # All classes: as many as a run can have where that is known, else where none were chosen.
-    most = math.inf if table["classes"].isna().any() else table["classes"].max()
-    # Tables of before lack the last three.
-    columns = (table.get(key, itertools.repeat(None, len(table))) for key in _CONDITIONS)
-    return [_condition(*row, most=most) for row in zip(*columns, strict=True)]
 
 
 def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -260,57 +226,33 @@ def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return runs, pd.merge(epochs, about, left_on="run", right_index=True)
 
 
-# What a condition is made of, in the order of `_condition`.
-_CONDITIONS = ("classes", "label_noise", "shuffle_pixels", "labels", "data", "centred")
-
-
-def _condition(
-    classes: float,
-    noise: float,
-    shuffled: bool,
-    labels: str | float | None,
-    data: str | float | None,
-    centred: bool | float | None,
-    *,
-    most: float,
-) -> str:
-    parts = []
-    if str(data).startswith("noise:"):
-        parts.append(NOISE)
-    if classes < most:  # NaN, all of them, is not
-        parts.append(f"{classes:.0f} classes")
-    if noise:
-        parts.append(f"{noise:.0%} of the labels wrong" if noise < 1 else WRONG)
-    if shuffled:
-        parts.append("shuffled pixels")
-    if labels == "random":
-        parts.append(RANDOM)
-    if centred is True or centred == 1:  # NaN where a table does not say
-        parts.append(CENTRED)
-    return ", ".join(parts) or PLAIN
-
-
 def _first(plain: pd.DataFrame) -> Iterator[Effect]:
     """Trained against initialised, the same runs."""
     for key, measure in (("biased", "share of biased layers"), ("agreement", "agreement")):
-        both = plain.dropna(subset=[key, f"{key}_0"])
-        changes = {
-            str(network): mean(list(own[key] - own[f"{key}_0"]))
-            for network, own in both.groupby("network")
-        }
-        for network, estimate in with_all(changes):
-            own = both if network == ALL else both[both["network"] == network]
-            yield effect_of(
-                estimate,
-                claim=1,
-                network=network,
-                comparison="trained, against initialised",
-                measure=measure,
-                runs=len(own),
-                others=0,
-                before=_of_networks(own, f"{key}_0"),
-                after=_of_networks(own, key),
-            )
+        yield from _since_start(plain, 1, key, measure, "trained, against initialised")
+
+
+def _since_start(
+    runs: pd.DataFrame, claim: int, key: str, measure: str, comparison: str
+) -> Iterator[Effect]:
+    both = runs.dropna(subset=[key, f"{key}_0"])
+    changes = {
+        str(network): mean(list(own[key] - own[f"{key}_0"]))
+        for network, own in both.groupby("network")
+    }
+    for network, estimate in with_all(changes):
+        own = both if network == ALL else both[both["network"] == network]
+        yield effect_of(
+            estimate,
+            claim=claim,
+            network=network,
+            comparison=comparison,
+            measure=measure,
+            runs=len(own),
+            others=0,
+            before=_of_networks(own, f"{key}_0"),
+            after=_of_networks(own, key),
+        )
 
 
 def _of_networks(runs: pd.DataFrame, key: str) -> float:
@@ -345,29 +287,9 @@ def _second(runs: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[Effect]:
             )
     for condition in UNLEARNED:
         yield from _between(runs, 2, condition, "agreement", "agreement")
-        yield from _within(runs[runs["condition"] == condition], condition)
-
-
-def _within(runs: pd.DataFrame, condition: str) -> Iterator[Effect]:
-    """Yield trained against initialised of runs that cannot learn."""
-    both = runs.dropna(subset=["agreement", "agreement_0"])
-    changes = {
-        str(network): mean(list(own["agreement"] - own["agreement_0"]))
-        for network, own in both.groupby("network")
-    }
-    for network, estimate in with_all(changes):
-        own = both if network == ALL else both[both["network"] == network]
-        yield effect_of(
-            estimate,
-            claim=2,
-            network=network,
-            comparison=f"{condition}, trained, against initialised",
-            measure="agreement",
-            runs=len(own),
-            others=0,
-            before=_of_networks(own, "agreement_0"),
-            after=_of_networks(own, "agreement"),
-        )
+        own = runs[runs["condition"] == condition]
+        words = f"{condition}, trained, against initialised"
+        yield from _since_start(own, 2, "agreement", "agreement", words)
 
 
 def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from planescope.criticality.definition import THRESHOLD
 from planescope.criticality.relation.areas import areas
-from planescope.criticality.relation.evidence import Evidence, gather, of_run
+from planescope.criticality.relation.evidence import Evidence
 from planescope.criticality.relation.ranks import FEWEST_RUNS
 from planescope.criticality.relation.record import (
     Association,
@@ -20,6 +20,7 @@ from planescope.criticality.relation.record import (
     Relation,
     Selection,
 )
+from planescope.criticality.relation.sources import gather, of_run
 from planescope.criticality.resets.record import Resets
 from planescope.criticality.scores import SCORES
 from planescope.files.errors import UsageError
