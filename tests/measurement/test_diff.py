@@ -268,7 +268,7 @@ def test_the_command_writes_all_forms_and_bad_input_is_a_sentence(tmp_path):
         BEFORE, AFTER, "--network", "lenet", "--out", table, "--figure", figure, "--page", page
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "6 of 6 layers moved" in done.stdout
+    assert "Holds that weights moved in 6 of 6 layers" in done.stdout
     assert Difference.load(table).verdict in done.stdout
     assert "What moved" in page.read_text("utf-8")
     assert figure.stat().st_size > 1000

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 # Inches: a panel's height, a row of effects, and what stands around the rows.
 PANEL, PITCH, FRAME, NARROWEST = 1.55, 0.15, 0.75, 1.5
+# Inches that a legend of one line needs.
+WIDE = 5.0
 LONGEST = 44
 
 
@@ -90,7 +92,7 @@ def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") ->
             {"marker": "o", "color": NEUTRAL, "markerfacecolor": "white", "label": "initialised"},
             {"marker": "o", "color": AWAY, "label": "trained"},
             {"marker": "s", "color": CHANCE, "label": "chance, tested: in all runs"},
-            {"marker": "s", "color": FAINT, "label": "in some"},
+            {"marker": "s", "color": FAINT, "label": "in some runs"},
         ],
     )
     return figure
@@ -348,4 +350,5 @@ def _legend(figure: Figure, entries: Sequence[dict[str, Any]]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **({"linestyle": ""} | entry)) for entry in entries]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    columns = len(handles) if figure.get_figwidth() >= WIDE else 2
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
