@@ -1,4 +1,4 @@
-"""What is read, by name: each takes the folder of a case, and may raise our own errors alone."""
+"""Readers by name: each takes the folder of a case, and may raise our own errors alone."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _progress(folder: Path, *_: object) -> None:
 
 
 def _use(result: ps.Measurement | ps.Resets | ps.Relation, case: int) -> None:
-    """What is loaded is a result: it can be told, written and shown."""
+    """Tell, write and show a result that was loaded."""
     if not isinstance(result.verdict, str):
         raise AssertionError("the verdict is no text")
     result.to_json(indent=None)

@@ -274,7 +274,7 @@ def environment_seeds() -> Seeds:
 
 
 def network_seeds() -> Seeds:
-    """Where the layers of LeNet stand, recorded under the name of a callable."""
+    """Yield places of the layers of LeNet, recorded under the name of a callable."""
     run = Run(Path("run"))
     _with(Path(), "run/config.yaml", CONFIG)
     state = read_module(build("lenet", in_channels=1, seed=0))

@@ -24,11 +24,13 @@ from planescope import figures
 from planescope.criticality.definition import Critical
 from planescope.criticality.resets import tensors as cell_tensors
 from planescope.criticality.resets.devices import BATCHES
+from planescope.criticality.resets.inputs import Inputs
 from planescope.criticality.resets.packing import Chain
-from planescope.criticality.resets.prefix import Inputs, Traced, split, survey, trace
+from planescope.criticality.resets.prefix import split, survey, trace
 from planescope.criticality.resets.progress import Progress
 from planescope.criticality.resets.record import ResetCell
 from planescope.criticality.resets.tensors import Cell
+from planescope.criticality.resets.traced import Traced
 from planescope.data.load import Images
 from planescope.networks.build import build
 

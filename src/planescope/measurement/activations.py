@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +85,7 @@ def measure_activations(
     """
     import torch
 
-    from planescope.data.loaders import Reader, moved
+    from planescope.data.roles import Reader, moved
 
     # A compiled module would neither run hooks on its parts nor name them alike.
     network = unwrapped(module)

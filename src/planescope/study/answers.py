@@ -26,7 +26,7 @@ SMALL = 0.1
 
 @dataclass(frozen=True)
 class Answer:
-    """What can be concluded of a claim, and the sentences that say so, with that word first."""
+    """The conclusion on a claim, and the sentences that say so, with that word first."""
 
     conclusion: Conclusion
     text: str

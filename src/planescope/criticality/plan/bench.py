@@ -39,7 +39,7 @@ from planescope.networks.copies import deep_copy
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.holding import Form
-    from planescope.data.loaders import Batch
+    from planescope.data.roles import Batch
 
 # (tries done, tries in all, what is tried)
 OnTry = Callable[[int, int, str], None]

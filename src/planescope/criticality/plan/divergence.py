@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from planescope.criticality.resets.answers import Pick, picked
-from planescope.data.loaders import Batch
+from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
 
 

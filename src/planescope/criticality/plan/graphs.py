@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from planescope.checkpoints.onnx.slots import Call, Replaceable, Slot, read_runnable
+from planescope.checkpoints.onnx.runnable import Call, Replaceable, Slot
+from planescope.checkpoints.onnx.slots import read_runnable
 from planescope.criticality.sensitivity.network import Part
 from planescope.criticality.sensitivity.onnx import OnnxNetwork, part_of, slots_of
 from planescope.files.errors import NoLayersError, UsageError

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from planescope.criticality.plan.reconstruction import Before, Reconstruction
     from planescope.criticality.resets.answers import Pick
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 By = Literal["least squares", "moments"]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from planescope.criticality.plan.cuts import Knife
     from planescope.criticality.resets.answers import Pick
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 # Sizes, and bits, that are looked at for a budget.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Pick
     from planescope.criticality.sensitivity import Cost
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.measurement.record import Measurement
     from planescope.training.run import Run
 

@@ -1,4 +1,4 @@
-"""What is known of a network whose layers were reset: scores, and what each layer costs."""
+"""Evidence of a network whose layers were reset: its scores, and what each layer costs."""
 
 from __future__ import annotations
 

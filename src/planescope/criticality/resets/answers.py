@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planescope.criticality.resets.progress import Tally
-    from planescope.data.loaders import Batch
+    from planescope.data.roles import Batch
 
 # Picks from what a network gives: a name or position of a part, or a function.
 Pick = str | int | Callable[[Any], Any]

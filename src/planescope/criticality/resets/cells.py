@@ -20,14 +20,17 @@ from torch import nn
 from planescope.criticality.confidence import accuracy_bounds
 from planescope.criticality.resets.answers import picked
 from planescope.criticality.resets.devices import BATCHES, COPIES_OF_LARGEST, computing_in
-from planescope.criticality.resets.prefix import Inputs, copied, split, stacked, survey
+from planescope.criticality.resets.inputs import Inputs, copied, stacked
+from planescope.criticality.resets.prefix import split, survey
 from planescope.criticality.resets.tensors import Cell, Reader
 
 if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Judge
-    from planescope.criticality.resets.prefix import Splittable, Survey, Tensors, Trace, Values
+    from planescope.criticality.resets.inputs import Tensors, Values
+    from planescope.criticality.resets.prefix import Splittable, Survey
     from planescope.criticality.resets.progress import Progress, Tally
-    from planescope.data.loaders import Batch
+    from planescope.criticality.resets.traced import Trace
+    from planescope.data.roles import Batch
 
 # Bytes of the batches of several snapshots, joined to one: a CPU gains nothing by more than its
 # caches hold, a GPU by more than keeps it busy.

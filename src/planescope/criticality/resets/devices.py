@@ -15,7 +15,7 @@ from planescope.files.errors import UsageError
 from planescope.networks.file_graph import FileGraph
 
 if TYPE_CHECKING:
-    from planescope.data.loaders import Batch
+    from planescope.data.roles import Batch
 
 
 # Memory by default: half of what is free, but no more than this; groups of batches gain little

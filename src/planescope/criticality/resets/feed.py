@@ -17,7 +17,8 @@ from planescope.criticality.resets.answers import picked
 from planescope.criticality.resets.devices import batch_size
 from planescope.data.batches import batches
 from planescope.data.load import Images
-from planescope.data.loaders import Batch, Loader, moved
+from planescope.data.loaders import Loader
+from planescope.data.roles import Batch, moved
 from planescope.files.errors import RunError, UsageError, one_line, own_place
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Judge
     from planescope.criticality.resets.options import ResetOptions
     from planescope.data.load import Files
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
 
     Data = Images | Files
 

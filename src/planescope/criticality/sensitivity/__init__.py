@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from planescope.criticality.resets.answers import Metric, Pick
     from planescope.criticality.sensitivity.record import Sensitivity
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 __all__ = ["Cost", "sensitivity"]

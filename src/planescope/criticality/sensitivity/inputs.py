@@ -25,8 +25,9 @@ from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity.record import Method
 from planescope.criticality.synthetic import choose
 from planescope.data.load import Files, Images, load
-from planescope.data.loaders import Batch, Loader, call_loader, open_loader
+from planescope.data.loaders import Loader, call_loader, open_loader
 from planescope.data.pictures import LEAST_SIDE, Bank
+from planescope.data.roles import Batch
 from planescope.files.errors import CheckpointError, RunError, UsageError, one_line
 from planescope.files.reading import size_of
 from planescope.hyperplanes.layer import Kind, Layer
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from planescope.criticality.resets.answers import Metric, Pick
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
 
 # Sides of images to be tried where nobody tells one, the first that the network takes.
 _SIDES = (32, 28, 64, 224, 96, 128, 227, 299)

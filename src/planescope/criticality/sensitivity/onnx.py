@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from planescope.checkpoints.onnx.slots import Port, Replaceable, Runnable, Slot, read_runnable
+from planescope.checkpoints.onnx.runnable import Port, Replaceable, Runnable, Slot
+from planescope.checkpoints.onnx.slots import read_runnable
 from planescope.criticality.sensitivity.network import (
     Network,
     Part,

@@ -11,7 +11,7 @@ from weakref import ref
 
 import torch
 
-from planescope.data.loaders import moved
+from planescope.data.roles import moved
 from planescope.files.errors import PlanescopeError, UsageError
 from planescope.hyperplanes.layer import Structure
 from planescope.measurement.activations import measure_activations
@@ -27,7 +27,7 @@ from planescope.training.tracker.reference import Reference, Starts
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.measurement.assemble import Observed
     from planescope.training.tracker.folder import Folder
 
