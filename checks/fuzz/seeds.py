@@ -514,7 +514,7 @@ def _run() -> Seeds:
 
 
 def _progress() -> Seeds:
-    from planescope.criticality.resets.progress import Progress
+    from planescope.criticality.resets.engine.progress import Progress
 
     progress = Progress(Path("kept"), "protocol")
     for name in ("trained", "features.0 0"):

@@ -14,7 +14,7 @@ from checks.fuzz.seeds import INPUT
 from planescope import checkpoints
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.probe import probe
-from planescope.criticality.resets.progress import Progress
+from planescope.criticality.resets.engine.progress import Progress
 from planescope.data import files as datafiles
 from planescope.files.errors import PlanescopeError
 from planescope.files.pickles import read_pickle

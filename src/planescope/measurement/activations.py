@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planescope.files.errors import UsageError, nearest
-from planescope.networks.module import unwrapped
+from planescope.networks.live.module import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -23,8 +23,8 @@ from planescope.checkpoints.keras.entries import (
     describe_entry,
     leaves_of,
 )
-from planescope.networks import places
-from planescope.networks.places import Node, Role, follow
+from planescope.networks.graph import places
+from planescope.networks.graph.places import Node, Role, follow
 
 # A model called twice within a model called twice, and so on, doubles each time.
 MAX_CALLS = 20_000
@@ -33,7 +33,7 @@ MAX_CALLS = 20_000
 _LAYER = re.compile(r"(Depthwise|Separable)?Conv[123]D(Transpose)?|Dense|EinsumDense")
 _DOWNSAMPLING = re.compile(r"(Max|Average)Pooling[123]D|(Depthwise|Separable)?Conv[123]D")
 
-# Classes of layers, and of operations between them, in the words of `planescope.networks.places`.
+# Classes of layers, and of operations between them, in the words of `networks.graph.places`.
 _WORDS = (
     (Role.NORM, NORM.pattern),
     (Role.LAYER, _LAYER.pattern),

@@ -29,8 +29,8 @@ from planescope.checkpoints.tflite.words import (
 )
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Kind, Layer, Tensor, kind_of_convolution
-from planescope.networks.pairing import folded_notes
-from planescope.networks.places import Role
+from planescope.networks.graph.places import Role
+from planescope.networks.state.pairing import folded_notes
 
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from planescope.hyperplanes.layer import Kind
-from planescope.networks.places import Role
+from planescope.networks.graph.places import Role
 
 
 class Use(NamedTuple):

@@ -35,7 +35,7 @@ from planescope.criticality.plan.repair import Mending
 from planescope.files.errors import UsageError, nearest
 from planescope.hyperplanes.chance import wilson
 from planescope.hyperplanes.layer import Skipped
-from planescope.networks.copies import deep_copy
+from planescope.networks.live.copies import deep_copy
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.holding import Form

@@ -25,7 +25,7 @@ from planescope.criticality.sensitivity.onnx import OnnxNetwork, part_of, slots_
 from planescope.files.errors import NoLayersError, UsageError
 from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind, Layer
-from planescope.networks.file_graph import FileGraph
+from planescope.networks.graph.file_graph import FileGraph
 
 # Bytes of what layers read that are in memory at once, and examples that are looked at.
 _AT_ONCE, _FEW = 256 << 20, 2

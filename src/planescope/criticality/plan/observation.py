@@ -16,7 +16,7 @@ from torch import nn
 
 from planescope.criticality.plan.patches import CONVOLUTIONS
 from planescope.data.roles import Batch
-from planescope.networks.file_graph import FileGraph
+from planescope.networks.graph.file_graph import FileGraph
 
 # Norms that scale and shift each channel behind what they do, and the axis of those channels.
 NORMS: dict[type[nn.Module], int] = {

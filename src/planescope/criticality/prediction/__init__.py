@@ -22,7 +22,7 @@ from planescope.hyperplanes.layer import Kind
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.criticality.resets.answers import Pick
+    from planescope.criticality.resets.engine.answers import Pick
     from planescope.criticality.sensitivity import Cost
     from planescope.data.load import DataOptions
     from planescope.data.roles import Unpack

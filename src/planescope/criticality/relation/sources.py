@@ -16,8 +16,8 @@ from planescope.hyperplanes.layer import Input
 from planescope.measurement.measure import measure
 from planescope.measurement.record import Measurement
 from planescope.measurement.source import find
+from planescope.training.folder.status import State
 from planescope.training.run import Run
-from planescope.training.status import State
 from planescope.training.tracker.history import History
 
 # Suffixes of files that results are saved in.

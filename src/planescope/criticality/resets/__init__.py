@@ -22,7 +22,7 @@ from planescope.files.optional import required
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.criticality.resets.answers import Metric, Pick
+    from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.criticality.resets.record import Resets
     from planescope.criticality.resets.targets import To
     from planescope.criticality.resets.trained import Subject
@@ -143,7 +143,7 @@ def reset(
     """
     required("torch")
     from planescope.criticality.resets import table
-    from planescope.criticality.resets.answers import Judge
+    from planescope.criticality.resets.engine.answers import Judge
 
     options = _options(options, groups, choices)
     judge = Judge(metric=metric, pick=output)
@@ -192,7 +192,7 @@ def forecast(
     """
     required("torch")
     from planescope.criticality.resets import table
-    from planescope.criticality.resets.answers import Judge
+    from planescope.criticality.resets.engine.answers import Judge
 
     options = _options(options, groups, choices)
     judge = Judge(metric=metric, pick=output)
@@ -287,9 +287,9 @@ def _subject(
     unfinished: bool,
 ) -> Subject:
     """Return the network that is reset, with its data."""
-    from planescope.criticality.resets.borrow import borrowed
+    from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.criticality.resets.trained import of_checkpoint, of_module, of_run
-    from planescope.networks.module import unwrapped
+    from planescope.networks.live.module import unwrapped
 
     if run is not None:
         if keep is not None:

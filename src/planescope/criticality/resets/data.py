@@ -90,7 +90,7 @@ def synthetic_inputs(
     """Return what is told of the synthetic pictures that a network is to be evaluated on."""
     from planescope.criticality.sensitivity.inputs import InputOptions
     from planescope.data.load import PLAIN as AS_USUAL
-    from planescope.training.snapshots import input_shape_of
+    from planescope.training.folder.snapshots import input_shape_of
 
     files = () if run is None else tuple(run.snapshots.values())
     named = model if run is None and isinstance(model, str | os.PathLike) else None

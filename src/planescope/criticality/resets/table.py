@@ -15,19 +15,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from planescope.criticality.resets.cells import Plan
-from planescope.criticality.resets.devices import chosen_device, default_memory, seconds_of_a_pass
 from planescope.criticality.resets.draws import drawn, redrawn, stepped
-from planescope.criticality.resets.feed import feed_images, feed_loader, ran_out
-from planescope.criticality.resets.identity import protocol_digest
+from planescope.criticality.resets.engine.cells import Plan
+from planescope.criticality.resets.engine.devices import (
+    chosen_device,
+    default_memory,
+    seconds_of_a_pass,
+)
+from planescope.criticality.resets.engine.feed import feed_images, feed_loader, ran_out
+from planescope.criticality.resets.engine.identity import protocol_digest
+from planescope.criticality.resets.engine.progress import Progress
+from planescope.criticality.resets.engine.sharing import Work
+from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.layers import chosen_layers, rows_of
 from planescope.criticality.resets.options import Forecast
-from planescope.criticality.resets.progress import Progress
 from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
-from planescope.criticality.resets.sharing import Work
 from planescope.criticality.resets.targets import Target
 from planescope.criticality.resets.tell import Table
-from planescope.criticality.resets.tensors import Cell
 from planescope.criticality.sensitivity.inputs import InputOptions, synthetic
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
@@ -36,15 +40,15 @@ from planescope.files.errors import CheckpointError, RunError, UsageError
 from planescope.hyperplanes.layer import Layer
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.record import Source
-from planescope.networks.layers import find_layers
+from planescope.networks.live.module import read_module
 from planescope.networks.load import tensor_of
-from planescope.networks.module import read_module
+from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from planescope.criticality.resets.answers import Judge
-    from planescope.criticality.resets.feed import Feed
+    from planescope.criticality.resets.engine.answers import Judge
+    from planescope.criticality.resets.engine.feed import Feed
     from planescope.criticality.resets.options import ResetOptions
     from planescope.criticality.resets.trained import Subject
     from planescope.data.load import Files

@@ -19,7 +19,7 @@ from planescope.hyperplanes.layer import Kind
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.criticality.resets.answers import Metric, Pick
+    from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.criticality.sensitivity.record import Sensitivity
     from planescope.data.load import DataOptions
     from planescope.data.roles import Unpack

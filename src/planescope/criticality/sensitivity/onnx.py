@@ -37,7 +37,7 @@ from planescope.criticality.sensitivity.onnx_server import PLAIN
 from planescope.files.errors import CheckpointError, NoLayersError, RunError, UsageError
 from planescope.files.optional import required
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
-from planescope.networks.file_graph import FileGraph
+from planescope.networks.graph.file_graph import FileGraph
 
 Array = NDArray[Any]
 

@@ -18,8 +18,8 @@ from planescope.measurement.activations import measure_activations
 from planescope.measurement.choice import Choice
 from planescope.measurement.measure import data_notes
 from planescope.measurement.record import Measurement, Source
-from planescope.networks.copies import without_autocast
-from planescope.networks.module import read_module, unwrapped
+from planescope.networks.live.copies import without_autocast
+from planescope.networks.live.module import read_module, unwrapped
 from planescope.training.tracker import distributed, live
 from planescope.training.tracker.history import History, nulls
 from planescope.training.tracker.reference import Reference, Starts
