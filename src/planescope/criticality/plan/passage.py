@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from planescope.criticality.plan.observation import Anatomy
 from planescope.data.loaders import Batch
-from planescope.networks.trace import trace_graph
+from planescope.networks.graph.trace import trace_graph
 
 # Bytes of values that may wait for the next layer.
 _HELD_BYTES = 512 << 20
