@@ -13,19 +13,19 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def resnet20() -> CifarResNet:
     """Return a network of 20 layers."""
-    return CifarResNet(RESNETS["resnet20"])
+    return CifarResNet(RESNETS["resnet20"].blocks)
 
 
 def resnet32() -> CifarResNet:
     """Return a network of 32 layers."""
-    return CifarResNet(RESNETS["resnet32"])
+    return CifarResNet(RESNETS["resnet32"].blocks)
 
 
 def resnet44() -> CifarResNet:
     """Return a network of 44 layers."""
-    return CifarResNet(RESNETS["resnet44"])
+    return CifarResNet(RESNETS["resnet44"].blocks)
 
 
 def resnet56() -> CifarResNet:
     """Return a network of 56 layers."""
-    return CifarResNet(RESNETS["resnet56"])
+    return CifarResNet(RESNETS["resnet56"].blocks)

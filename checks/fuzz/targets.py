@@ -13,6 +13,7 @@ from checks.fuzz import trees
 from checks.fuzz.seeds import INPUT
 from planescope import checkpoints
 from planescope.checkpoints import read_contents
+from planescope.checkpoints.probe import probe
 from planescope.criticality.resets.progress import Progress
 from planescope.data import files as datafiles
 from planescope.files.errors import PlanescopeError
@@ -30,6 +31,8 @@ MEASURED = 4
 
 def _checkpoint(folder: Path, case: int, _: Collection[str]) -> None:
     """Read every tensor, and measure now and then."""
+    if case % MEASURED == 1:
+        _signs_agree(folder / INPUT)
     if case % MEASURED == 0:
         ps.measure(folder / INPUT, kinds="all", view="effective").to_json(indent=None)
         return
@@ -41,6 +44,15 @@ def _checkpoint(folder: Path, case: int, _: Collection[str]) -> None:
     for tensor in tensors:
         if tensor.read().shape != tensor.shape:
             raise AssertionError(f"a tensor is not of the shape {tensor.shape} that it claims")
+
+
+def _signs_agree(path: Path) -> None:
+    """Raise unless each format that takes the file for its own finds its sign in it."""
+    look = probe(path)
+    for name, sign in checkpoints.FORMATS.items():
+        module = importlib.import_module(f"planescope.checkpoints.{name}")
+        if module.recognises(look) and not sign.fits(look):
+            raise AssertionError(f"{name} recognises a file that has not its sign")
 
 
 def _tensors(layer: Layer) -> list[ps.layer.Tensor]:

@@ -22,7 +22,9 @@ from planescope.networks.build import build
 from planescope.networks.module import read_module
 from planescope.study.folder import RunRecord, Study
 from planescope.training.config import RunConfig, dump_config
-from planescope.training.run import EpochMetrics, Run, State, Status
+from planescope.training.metrics import EpochMetrics
+from planescope.training.run import Run
+from planescope.training.status import State, Status
 
 Seeds = Iterator[tuple[str, dict[str, bytes]]]
 

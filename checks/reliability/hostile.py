@@ -344,7 +344,8 @@ def signals(prepared: Path, *, quick: bool) -> Tally:
 @contextlib.contextmanager
 def _going_on(place: Place) -> Iterator[None]:
     """Hold a run as a training that goes on does."""
-    from planescope.training.run import Run, State, Status
+    from planescope.training.run import Run
+    from planescope.training.status import State, Status
 
     run = Run(place.work / "run")
     with run.lock():

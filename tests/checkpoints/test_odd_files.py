@@ -26,7 +26,8 @@ from planescope.files.reading import open_binary, read_text
 from planescope.files.writing import check_target, replacing
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
-from planescope.training.run import Run, State
+from planescope.training.run import Run
+from planescope.training.status import State
 
 CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
 posix = pytest.mark.skipif(os.name == "nt", reason="files and streams as POSIX has them")

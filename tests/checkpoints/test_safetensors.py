@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planescope.checkpoints import read_contents
+from planescope.checkpoints import FORMATS, read_contents
 from planescope.checkpoints.probe import Probe
 from planescope.checkpoints.safetensors import DTYPES, read, recognises
 from planescope.files.errors import CheckpointError
@@ -300,3 +302,17 @@ def test_a_mutated_file_is_read_or_refused(tmp_path_factory, data):
     official = safetensors.numpy.load(data)
     assert ours.keys() == official.keys()
     assert all(same_bits(ours[name], official[name]) for name in ours)
+
+
+def test_a_file_imports_its_own_format_alone(tmp_path):
+    path = tmp_path / "net.safetensors"
+    safetensors.numpy.save_file({"conv.weight": np.ones((4, 3, 3, 3), np.float32)}, path)
+    code = (
+        "import sys, planescope as ps; ps.measure(sys.argv[1]);"
+        "print(*[m for m in sys.modules if m.startswith('planescope.checkpoints.')], sep='\\n')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    imported = {name.removeprefix("planescope.checkpoints.") for name in run.stdout.split()}
+    assert imported & set(FORMATS) == {"safetensors"}

@@ -286,7 +286,7 @@ def test_regression_wants_a_metric_and_tells_how_far_outputs_move():
 
 
 SENTENCES = [
-    pytest.param({"data": None}, r"predict_critical\(init=\)", id="none"),
+    pytest.param({"data": None, "metric": len}, "a metric", id="none"),
     pytest.param({}, "give data=", id="nothing"),
     pytest.param({"data": [(1, 2, 3)]}, "give unpack=", id="three-parts"),
     pytest.param({"data": [{"image": 1}]}, "forward takes x; give unpack=", id="names"),

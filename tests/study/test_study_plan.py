@@ -150,6 +150,12 @@ def test_a_wrong_study_is_refused_with_the_line(text, sentence, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_study_takes_every_network_that_can_be_built_by_name(tmp_path):
+    (tmp_path / "study.yaml").write_text("grid:\n  network: [lenet_gelu, mlp_bn, resnet20]\n")
+    specs = read_plan(tmp_path / "study.yaml").specs
+    assert [spec.get("network") for spec in specs] == ["lenet_gelu", "mlp_bn", "resnet20"]
+
+
 def test_a_study_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.yaml: cannot be read: No such file"):
         read_plan(tmp_path / "none.yaml")

@@ -10,43 +10,51 @@ One whose models are several files has `files` besides: (Path) -> all files that
 
 A format that knows its layers (a graph) gives those, and what it leaves out; one that holds named
 tensors gives a `StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name
-of the new module in `FORMATS`.
+of the new module in `FORMATS`, with what each of its files has: of another file, the module and
+the libraries that it needs are not imported.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from planescope.checkpoints.entries import read_entry
-from planescope.checkpoints.probe import AnotherFormatError, probe
+from planescope.checkpoints.probe import AnotherFormatError, Probe, Sign, probe
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, StateDict
 
 FOREIGN = "planescope.checkpoints.foreign"
 
+_ZIP = rb"PK\x03\x04"
+_NUMBER = rb"[\x80-\xff]*[\0-\x7f]"  # of a protocol buffer
+_HDF5 = rb"(.{512}|.{1024}|.{2048})?\x89HDF\r\n\x1a\n"  # behind a block of the user's perhaps
+
 # In the order in which a file is tried: cheap and certain tests first. `foreign` refuses what is
 # certain to be none of ours; behind it stand formats without a sign of their own.
-FORMATS = (
-    "safetensors",
-    "torch.zip",
-    "torch.export",
-    "torch.stream",
-    "arrays.pickled",
-    "arrays.npz",
-    "keras.model",
-    "arrays.datasets",
-    "sharded",
-    "flax",
-    "tflite.model",
-    "tfjs",
-    "tensorflow.saved_model",
-    "tensorflow.checkpoint",
-    "foreign",
-    "onnx.model",
-    "caffe.model",
-    "tensorflow.frozen",
-)
+FORMATS = {
+    "safetensors": Sign(rb".{8}\{"),
+    "torch.zip": Sign(_ZIP, r"[^/]*/data\.pkl"),
+    "torch.export": Sign(_ZIP, r"serialized_exported_program\.json|[^/]*/models/.*\.json"),
+    "torch.stream": Sign(rb"\x80"),
+    "arrays.pickled": Sign(rb"\x80|\x93NUMPY|[(}\]ic]"),
+    "arrays.npz": Sign(_ZIP + rb"|\x93NUMPY", r".*\.npy"),
+    "keras.model": Sign(_ZIP + rb"|" + _HDF5, r"model\.weights\.h5"),
+    "arrays.datasets": Sign(_HDF5),
+    "sharded": Sign(rb"\s*\{"),
+    "flax": Sign(rb"[\x81-\x8f\xde\xdf]"),
+    "tflite.model": Sign(rb".{4}TFL3"),
+    "tfjs": Sign(rb"\s*[{\[]"),
+    # A version, then a graph, which begins with its description.
+    "tensorflow.saved_model": Sign(rb"(\x08" + _NUMBER + rb")+\x12" + _NUMBER + rb"\x0a"),
+    "tensorflow.checkpoint": Sign(rb""),
+    "foreign": Sign(rb""),
+    "onnx.model": Sign(rb""),
+    "caffe.model": Sign(rb"[\x0a\x12\x1a\xa2]"),
+    "tensorflow.frozen": Sign(rb""),
+}
 
 
 def read_contents(path: Path, /, *, entry: str | None = None) -> tuple[str, StateDict | Described]:
@@ -66,8 +74,7 @@ def read_contents(path: Path, /, *, entry: str | None = None) -> tuple[str, Stat
     """
     look = probe(path)
     refused = None
-    for name in FORMATS:
-        module = import_module(f"planescope.checkpoints.{name}")
+    for module in _candidates(look):
         if module.recognises(look):
             try:
                 return module.NAME, read_entry(module, path, entry)
@@ -78,8 +85,14 @@ def read_contents(path: Path, /, *, entry: str | None = None) -> tuple[str, Stat
 
 def files(path: Path, form: str, /) -> list[Path]:
     """List the files that make the model at `path`, which is of the format named `form`."""
-    for name in FORMATS:
-        module = import_module(f"planescope.checkpoints.{name}")
+    for module in _candidates(probe(path)):
         if form == module.NAME:
             return list(module.files(path)) if hasattr(module, "files") else [path]
     return [path]
+
+
+def _candidates(look: Probe) -> Iterator[ModuleType]:
+    """Import the formats whose sign the file has, one after the other."""
+    for name, sign in FORMATS.items():
+        if sign.fits(look):
+            yield import_module(f"planescope.checkpoints.{name}")

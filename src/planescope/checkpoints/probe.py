@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,30 @@ class Probe:
         from planescope.files.zips import Archive
 
         return frozenset(Archive(self.path).members)
+
+
+class Sign:
+    """What every file of a format has: a format without it is passed over, its module unread.
+
+    Parameters
+    ----------
+    head : bytes
+        Regular expression that the file begins with.
+    member : str
+        Regular expression of one name at least in a zip archive.
+    """
+
+    def __init__(self, head: bytes, member: str = "") -> None:
+        self._head = re.compile(head, re.DOTALL)
+        self._member = re.compile(member, re.DOTALL)
+
+    def fits(self, probe: Probe) -> bool:
+        """Tell whether the file may be of the format; its `recognises` decides."""
+        if self._head.match(probe.head) is None:
+            return False
+        if not self._member.pattern or not probe.head.startswith(ZIP_MAGIC):
+            return True
+        return any(self._member.fullmatch(name) for name in probe.zip_names)
 
 
 def probe(path: Path) -> Probe:

@@ -223,13 +223,20 @@ def of_inputs(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
     elif mean or std:
         choices["data_options"] = DataOptions(mean=mean, std=std)
     if shape is not None:
-        sizes = numbers("--input-shape", shape)
         if not synthetic:
             raise UsageError("--input-shape is of synthetic pictures; inputs have their own")
-        if len(sizes) != 3 or any(size != int(size) for size in sizes):
-            raise UsageError(f"--input-shape {shape!r}: give channels, height and width: 3,32,32")
-        choices["input_shape"] = tuple(int(size) for size in sizes)
+        choices["input_shape"] = shape_of(shape)
     return choices
+
+
+def shape_of(text: str, /) -> tuple[int, ...]:
+    """Read channels, height and width with commas between."""
+    from planescope.files.errors import UsageError
+
+    sizes = numbers("--input-shape", text)
+    if len(sizes) != 3 or any(size % 1 != 0 for size in sizes):
+        raise UsageError(f"--input-shape {text!r}: give channels, height and width: 3,32,32")
+    return tuple(int(size) for size in sizes)
 
 
 def numbers(option: str, text: str | None, /) -> tuple[float, ...]:

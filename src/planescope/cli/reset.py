@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import KIND, MEMORY, TRUST, consent, tell_data_path
+from planescope.cli.options import KIND, MEMORY, TRUST, consent, shape_of, tell_data_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +46,12 @@ FORECAST_SCHEMA = "planescope.reset-forecast/1"
     help="With --trained: digits, mnist, cifar10, folder:PATH, or package.module:callable, which "
     "returns a DataLoader or a Dataset. Of a run as --network.",
 )
+@click.option(
+    "--synthetic",
+    is_flag=True,
+    help="On synthetic pictures in place of data: ranks layers; RUN does not get the result.",
+)
+@click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures.")
 @TRUST
 @click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
 @click.option("--rand", is_flag=True, help="Also put layers to fresh draws from the initialiser.")
@@ -122,6 +128,8 @@ def reset(
     network: str | None,
     data: str | None,
     data_path: str | None,
+    synthetic: bool,
+    input_shape: str | None,
     trust: bool,
     unfinished: bool,
     dry_run: bool,
@@ -143,10 +151,13 @@ def reset(
     draws = choices["draws"] or 1
     prepared = _data_options(choices)
     options = _options(choices, fresh=fresh)
-    _check(run, trained, network, data, data_path, prepared, unfinished=unfinished)
+    _check(
+        run, trained, network, data, data_path, prepared,
+        unfinished=unfinished, synthetic=synthetic,
+    )  # fmt: skip
     _check_outputs(out, figure)
     own_data = data is not None and is_foreign(data, "data")
-    keep = None if out is None or own_data else Path(f"{out}.progress")
+    keep = None if out is None or own_data or synthetic else Path(f"{out}.progress")
     common: dict[str, Any] = {"draws": draws, "path": path, "options": options}
     subject: Run | str = str(trained)
     if run is not None:
@@ -157,16 +168,19 @@ def reset(
         subject = found = Run(run, **given)
         epochs = _epochs(snapshots)
         common |= {"to": [*(epochs or ()), "fresh"] if fresh else epochs, "unfinished": unfinished}
-        if found.is_tracked:
+        if synthetic:
+            common |= {"data": None}
+        if found.is_tracked or synthetic:
             common |= {"data_path": data_path, "data_options": prepared}
     else:
         common |= {
             "to": [*snapshots, "fresh"] if fresh else list(snapshots),
             "network": str(network),
-            "data": str(data),
+            "data": data,
             "data_path": data_path,
             "data_options": prepared,
         }
+    common |= {"input_shape": None if input_shape is None else shape_of(input_shape)}
     if dry_run:
         _tell_forecast(subject, common, as_json=as_json)
         return
@@ -253,20 +267,25 @@ def _check(
     prepared: DataOptions | None,
     *,
     unfinished: bool,
+    synthetic: bool,
 ) -> None:
     from planescope.files.errors import UsageError
     from planescope.training.run import Run
 
     if (run is None) == (trained is None):
         raise UsageError("give a run, or a checkpoint with --trained")
-    if trained is not None and (network is None or data is None):
-        raise UsageError("--trained needs --network and --data; a checkpoint tells neither")
+    if synthetic and (data or data_path):
+        raise UsageError("give --synthetic, or --data, not both")
+    if trained is not None and (network is None or (data is None and not synthetic)):
+        raise UsageError(
+            "--trained needs --network and --data (or --synthetic); a checkpoint tells neither"
+        )
     if trained is not None and unfinished:
         raise UsageError("--unfinished is about runs; a checkpoint is taken as it is")
     if run is not None and not Run(run).is_tracked:
         if data_path:
             raise UsageError("a run knows its --data-path; leave it out")
-        if prepared is not None:
+        if prepared is not None and not synthetic:
             raise UsageError("a run knows how its data are prepared; leave out --mean and the like")
 
 
@@ -310,6 +329,8 @@ def print_resets(resets: Resets) -> None:
 
 def _trained_line(resets: Resets) -> str:
     trained = resets.trained
+    if resets.split == "synthetic":
+        return f"trained: {trained.examples} {resets.data.replace(' of ', ', ', 1)}"
     if trained.value is None:
         return f"trained: {trained.examples} examples without labels"
     if trained.top1 is None:

@@ -56,7 +56,7 @@ Form = Literal["pdf", "svg", "png"]
 
 TRAINING = (
     "negative_mass", "mean_cosine", "mean_projection", "l2", "linf", "negative_centre",
-    "mean_centre",
+    "mean_centre", "drift_pressure",
 )  # fmt: skip
 
 # Fields of a config that say how complex or noisy the data are, in words.
@@ -225,7 +225,7 @@ def _of_one(subject: Subject, width: Width) -> Iterator[_Drawing]:
     followed = run if run is not None else subject.history
     if followed is not None:
         table = table_of(followed)
-        there = [s for s in TRAINING if s in PANELS and table[s].notna().any()]
+        there = [s for s in TRAINING if s in PANELS and s in table and table[s].notna().any()]
         yield _Drawing(
             name="training",
             draw=lambda: dynamics(followed, statistics=there, width=width),

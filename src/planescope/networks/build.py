@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 from planescope.networks import libraries
-from planescope.networks.paper import (
+from planescope.networks.operations import (
     NORM_EPS,
     AveragePool,
     BatchNorm,
@@ -20,19 +20,19 @@ from planescope.networks.paper import (
     Initialiser,
     Linear,
     MaxPool,
+    Network,
     ReLU,
     Smooth,
-    network,
-    smallest_image,
 )
-from planescope.networks.residual import RESNETS
+from planescope.networks.paper import network
+from planescope.networks.residual import Residual
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from torch import nn
 
-    from planescope.networks.paper import Activation, Operation
+    from planescope.networks.operations import Activation, Operation
 
 
 def build(
@@ -86,14 +86,16 @@ def build(
         )
     required("torch")
     with _drawing_from(seed):
-        if name in RESNETS:
-            from planescope.networks import residual_module
-
-            return residual_module.build(
-                name, in_channels=in_channels, classes=classes, width=width
-            )
         if not colon:
-            return _paper(name, in_channels, classes, width, image_size, drawn=drawn)
+            plan = network(name)
+            if isinstance(plan, Residual):
+                from planescope.networks import residual_module
+
+                return residual_module.build(
+                    plan, in_channels=in_channels, classes=classes, width=width
+                )
+            _check_size(name, plan, image_size)
+            return _sequence(plan, in_channels, classes, width, image_size, drawn=drawn)
         if library == "torchvision":
             return libraries.torchvision(rest, in_channels, classes)
         if library == "timm":
@@ -148,19 +150,21 @@ def _drawing_from(seed: int | None) -> Iterator[None]:
         yield
 
 
-def _paper(
-    name: str, in_channels: int, classes: int, width: float, image_size: int, *, drawn: bool
-) -> nn.Module:
-    import torch
-    from torch import nn
-
-    least = smallest_image(name)
+def _check_size(name: str, plan: Network, image_size: int) -> None:
+    least = plan.smallest_image
     if image_size < least:
         raise UsageError(
             f"{name} takes images of at least {least}×{least} pixels, not "
             f"{image_size}×{image_size}; upscale them or choose another network"
         )
-    plan = network(name)
+
+
+def _sequence(
+    plan: Network, in_channels: int, classes: int, width: float, image_size: int, *, drawn: bool
+) -> nn.Module:
+    import torch
+    from torch import nn
+
     # Without memory at first: torch's own initialisation would be a second for nothing with VGG.
     with torch.device("meta"):
         modules = _modules(plan.operations, in_channels, classes, width, image_size)

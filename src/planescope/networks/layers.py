@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,50 +27,14 @@ from planescope.hyperplanes.layer import (
     Tensor,
 )
 from planescope.networks import exclusions
-from planescope.networks.layout import (
-    Axes,
-    Wanted,
-    Weight,
-    filters_first,
-    lay_out,
-    named,
-    reordered,
-)
+from planescope.networks.axes import Axes, Wanted, Weight, reordered
+from planescope.networks.layout import lay_out, named
 from planescope.networks.pairing import FoundNorm, Norms, find_norms, pair
-from planescope.networks.parametrisations import is_part, resolved
+from planescope.networks.parametrisations import resolved
 from planescope.networks.sharing import shared
+from planescope.networks.stored import StoredWeight, left_over, sifted, stored_weights
 
-__all__ = ["Hints", "describe", "filters_first", "find_layers", "natural"]
-
-# Last parts of the names of weights, and of the bias that goes with each.
-WEIGHTS = {
-    "weight": ("bias",),
-    "kernel": ("bias",),
-    "weights": ("biases", "bias"),
-    "w": ("b", "bias"),
-    "W": ("b", "bias"),
-    "depthwise_kernel": ("bias",),
-    "pointwise_kernel": ("bias",),
-    "depthwise_weights": ("biases",),
-    "pointwise_weights": ("biases",),
-}
-
-_ENDING = "|".join(WEIGHTS)
-_NAME = re.compile(rf"(?:(?P<module>.*)(?P<separator>[./]))?(?P<ending>{_ENDING})", re.DOTALL)
-# As MXNet and Caffe2 write them: conv1_weight, conv1_w; W1 and b1.
-_FLAT_NAME = re.compile(rf"(?P<module>.+)(?P<separator>_)(?P<ending>{_ENDING})", re.DOTALL)
-_NUMBERED = re.compile(r"(?P<stem>(?:.*[._/])?)(?P<ending>[Ww])(?P<number>_?\d+)", re.DOTALL)
-
-# Arrays under names of their own, in a mapping that has no `.weight` at all, which are no weights.
-_NO_WEIGHT = re.compile(
-    r"(embed(ding)?s?|tokens?|mask|table|bias(es)?|mean|var(iance)?|scale|gamma|beta|"
-    r"(^|[._/])pos)$"
-)
-_BIAS = re.compile(r"((^|[._/])b_?\d*|_b)$")
-
-_LEFT = (
-    "a parameter that is no layer's weight by its name; what it does, a state dict does not tell"
-)
+__all__ = ["Hints", "describe", "find_layers", "natural"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,24 +54,6 @@ class Hints:
     axes: Wanted = field(default_factory=Wanted)
     norms: Mapping[str, str | None] = field(default_factory=dict)
     eps: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Stored:
-    """A tensor that may be a weight, with the bias that goes with it by name."""
-
-    module: str
-    ending: str
-    tensor: Tensor
-    bias: Tensor | None = None
-    siblings: tuple[str, ...] = ()
-
-    @property
-    def outputs(self) -> int | None:
-        """Return the length of the bias."""
-        if self.bias is None:
-            return None
-        return 0 if 0 in self.bias.shape else max(1, *self.bias.shape, 1)
 
 
 def find_layers(
@@ -143,10 +88,10 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
     adapters, changed = exclusions.adapted(state.tensors)
     tensors = {name: t for name, t in state.tensors.items() if name not in adapters}
     norms = find_norms(tensors)
-    stored = _stored(tensors, norms)
+    stored = stored_weights(tensors, norms)
     of_adapters = exclusions.of_adapters(changed, (each.module for each in stored))
     reasons = {**state.reasons, **of_adapters}
-    kept, skipped = _sifted(stored, state, tensors, reasons)
+    kept, skipped = sifted(stored, state, tensors, reasons)
     kept.sort(key=_network_order(state))
     laid = lay_out(
         [_weight(each, norms) for each in kept if each.module not in state.places], hints.axes
@@ -162,7 +107,7 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
         raise UsageError(f"--transposed {hints.axes.transposed.pattern!r} matches no convolution")
     layers = _with_norms(layers, norms, state, hints)
     layers, alias_notes = shared(layers)
-    skipped += _left_over(tensors, stored, norms, {x.name for x in skipped} | reasons.keys())
+    skipped += left_over(tensors, stored, norms, {x.name for x in skipped} | reasons.keys())
     listed = {x.name for x in skipped} | {layer.name for layer in layers}
     skipped += [Skipped(name=n, reason=r) for n, r in reasons.items() if n not in listed]
     skipped += [x for x in state.skipped if x.name not in listed]
@@ -190,107 +135,7 @@ def _with_plain_names(state: StateDict) -> StateDict:
     return dataclasses.replace(state, tensors=tensors)
 
 
-def _stored(tensors: Mapping[str, Tensor], norms: Norms) -> list[_Stored]:
-    """Return the tensors that by their names and ranks may be weights."""
-    able = {n: t for n, t in tensors.items() if len(t.shape) >= 2 and n not in norms.parts}
-    for pattern in (_NAME, _FLAT_NAME, _NUMBERED):
-        found = [_split(match, tensors) for name in able if (match := pattern.fullmatch(name))]
-        if found:
-            # The parts of an attention or a recurrent layer end so too.
-            return [each for each in found if each is not None]
-    # {"conv1": array}: names without our endings count where nothing has them.
-    return [
-        _Stored(
-            module=name, ending="", tensor=tensor, bias=_bias(tensors, f"{name}_bias", f"{name}_b")
-        )
-        for name, tensor in able.items()
-        if not exclusions.of_name(name) and not _is_no_weight(name, tensor) and not is_part(name)
-    ]
-
-
-def _split(match: re.Match[str], tensors: Mapping[str, Tensor]) -> _Stored | None:
-    name, ending = match[0], match["ending"]
-    if exclusions.of_name(name):
-        return None
-    if "number" in match.groupdict():
-        bias = _bias(tensors, f"{match['stem']}b{match['number']}")
-        return _Stored(module=name, ending=ending, tensor=tensors[name], bias=bias)
-    module, separator = match["module"] or "", match["separator"] or ""
-    prefix = module + separator
-    bias = _bias(tensors, *(prefix + last for last in WEIGHTS[ending]))
-    if (part := _half(prefix, ending, tensors)) is not None:
-        module, bias = prefix + part, bias if part == "pointwise" else None
-    return _Stored(module=module or name, ending=ending, tensor=tensors[name], bias=bias)
-
-
-def _half(prefix: str, ending: str, tensors: Mapping[str, Tensor]) -> str | None:
-    """Tell which of the two layers of a separable convolution a kernel is, if any."""
-    part, _, rest = ending.partition("_")
-    other = {"depthwise": "pointwise", "pointwise": "depthwise"}.get(part)
-    return part if other and f"{prefix}{other}_{rest}" in tensors else None
-
-
-def _bias(tensors: Mapping[str, Tensor], *names: str) -> Tensor | None:
-    return next((tensors[name] for name in names if name in tensors), None)
-
-
-def _sifted(
-    stored: Sequence[_Stored],
-    state: StateDict,
-    tensors: Mapping[str, Tensor],
-    reasons: Mapping[str, str],
-) -> tuple[list[_Stored], list[Skipped]]:
-    """Part weights of layers from other tensors, with the reason."""
-    kept: list[_Stored] = []
-    skipped: list[Skipped] = []
-    recurrent = exclusions.recurrent((each.module for each in stored), tensors)
-    beside = _beside(stored, tensors)
-    for each in stored:
-        module = each.module
-        place = state.places.get(module)
-        reason: str | None
-        if module in reasons:
-            reason = reasons[module]
-        elif place is None and module in recurrent:
-            reason = exclusions.RECURRENT
-        elif len(each.tensor.shape) > 5:
-            reason = f"a weight of {len(each.tensor.shape)} dimensions"
-        else:
-            reason = _why_not(each, place, beside.get(module, ()))
-        if reason is None:
-            kept.append(each)
-        else:
-            skipped.append(Skipped(name=module, reason=reason))
-    return kept, skipped
-
-
-def _why_not(each: _Stored, place: Place | None, siblings: Sequence[str]) -> str | None:
-    weight = each.tensor
-    if place is not None:
-        if not weight.is_floating or 0 in weight.shape:
-            return exclusions.of_weight("", weight, "", None)
-        return None
-    reason = None if each.bias is None else exclusions.of_bias(weight.shape, each.bias)
-    reason = reason or exclusions.of_weight(each.module, weight, each.ending, each.outputs)
-    return reason or exclusions.of_siblings(siblings)
-
-
-def _beside(stored: Sequence[_Stored], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Return the last parts of what stands beside the weight and bias of each module."""
-    modules = {each.module: each for each in stored}
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for name, tensor in tensors.items():
-        module, separator, last = exclusions.split(name)
-        if not separator or module not in modules:
-            continue
-        known = modules[module]
-        is_own = last == known.ending or last in WEIGHTS.get(known.ending, ())
-        if not is_own and (tensor.is_floating or len(tensor.shape) > 0):
-            found[module].append(last)
-    return found
-
-
-def _network_order(state: StateDict) -> Callable[[_Stored], Any]:
+def _network_order(state: StateDict) -> Callable[[StoredWeight], Any]:
     if state.places and all(place.stage is not None for place in state.places.values()):
         order = {name: i for i, name in enumerate(state.places)}
         return lambda each: order.get(each.module, len(order))
@@ -299,7 +144,7 @@ def _network_order(state: StateDict) -> Callable[[_Stored], Any]:
     return lambda each: natural(each.module)
 
 
-def _weight(each: _Stored, norms: Norms) -> Weight:
+def _weight(each: StoredWeight, norms: Norms) -> Weight:
     return Weight(
         module=each.module,
         ending=each.ending,
@@ -320,7 +165,7 @@ def _likely_norm(module: str, norms: Mapping[str, FoundNorm]) -> int | None:
 
 
 def _layer(
-    each: _Stored, axes: Axes | None, place: Place | None, wanted: Wanted
+    each: StoredWeight, axes: Axes | None, place: Place | None, wanted: Wanted
 ) -> Layer | Skipped:
     if place is not None:
         groups = place.groups
@@ -410,40 +255,6 @@ def _positions(layers: Sequence[Layer], state: StateDict) -> dict[str, int]:
             if candidate in names:
                 found.setdefault(candidate, at)
     return found
-
-
-def _left_over(
-    tensors: Mapping[str, Tensor], stored: Sequence[_Stored], norms: Norms, told: set[str]
-) -> Iterator[Skipped]:
-    """Return tensors with the rank of a weight that were not taken for one."""
-    taken = {id(t) for each in stored for t in (each.tensor, each.bias) if t is not None}
-    for name, tensor in tensors.items():
-        if len(tensor.shape) < 2 or id(tensor) in taken or name in norms.parts:
-            continue
-        module = re.sub(r"[./][^./]*$", "", name)
-        if name in told or (
-            is_part(name) and re.sub(r"\.parametrizations\..*", "", module) in told
-        ):
-            continue
-        if (reason := exclusions.of_name(name)) is not None:
-            yield Skipped(name=name, reason=reason)
-        elif tensor.is_floating and module not in told and not _is_other(name, tensor):
-            yield Skipped(name=name, reason=_LEFT)
-
-
-def _is_no_weight(name: str, tensor: Tensor) -> bool:
-    """Tell by its name that a tensor is no weight; a "b" of three axes is a layer, not a bias."""
-    is_bias = len(tensor.shape) < 3 and _BIAS.search(name.lower())
-    return bool(is_bias or _NO_WEIGHT.search(name.lower()))
-
-
-def _is_other(name: str, tensor: Tensor) -> bool:
-    """Tell tensors that do not even look like a weight: tokens, positions, tables, scales."""
-    known = _is_no_weight(name, tensor) or re.search(
-        r"(^|[._/])(bias|gain|pos\w*|\w*token\w*|\w*embed\w*|lora_\w+|recurrent_\w+|anchor\w*|grid)$",
-        name.lower(),
-    )
-    return bool(known) or sum(extent > 1 for extent in tensor.shape) < 2
 
 
 def _unpaired(layers: Sequence[Layer], norms: Norms, state: StateDict) -> Iterator[str]:

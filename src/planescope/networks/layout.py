@@ -13,15 +13,12 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from planescope.files.errors import CheckpointError
-from planescope.hyperplanes.layer import Array, Kind, Layout, Tensor, kind_of_convolution
-
-FIRST, LAST = Layout.FIRST, Layout.LAST
-
-Shape = tuple[int, ...]
+from planescope.hyperplanes.layer import Kind, Layout, kind_of_convolution
+from planescope.networks.axes import FIRST, LAST, Axes, Shape, Wanted, Weight
+from planescope.networks.transposed import Told, find_transposed
 
 # How each framework calls its weights tells how it stores them; of `W` and bare arrays both occur.
 _BY_NAME = {
@@ -35,78 +32,12 @@ _BY_NAME = {
 }
 
 _DEPTHWISE = re.compile(r"depthwise|(^|[._/])dw")
-_TRANSPOSED = re.compile(r"deconv|transpos|up_?conv|conv_?up|conv\w*tr(?![a-z])", re.IGNORECASE)
-_UP = re.compile(r"(^|[._/])up(?![a-z])|upsampl", re.IGNORECASE)
 _FLAX_TRANSPOSED = re.compile(r"ConvTranspose")
 
-# By so much must a reading as transposed fit better, where no bias tells.
-_MARGIN = 2
 
 _LONG = 15  # extent of a kernel of one dimension that is long
 
 _NAMED = 3  # names in a note, before the rest is counted
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Weight:
-    """A stored weight, and what stands beside it.
-
-    Attributes
-    ----------
-    module : str
-        What it is the weight of.
-    ending : str
-        The last part of its name (``weight``, ``kernel``); "" where it has none of its own.
-    outputs : int or None
-        Length of its bias.
-    norm : int or None
-        Width of the norm that by its name stands behind it.
-    """
-
-    module: str
-    ending: str
-    shape: Shape
-    outputs: int | None
-    norm: int | None = None
-
-    @property
-    def family(self) -> tuple[str, bool]:
-        """Return the weights that one framework's one convention holds for."""
-        return self.ending, len(self.shape) == 2
-
-
-@dataclass(frozen=True, slots=True)
-class Axes:
-    """The axes of a weight: a kind, the side of the filters, and groups where known."""
-
-    kind: Kind
-    layout: Layout
-    groups: int | None = None
-    depthwise: bool = False  # (*kernel, in, multiplier)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """The axes that a user gives.
-
-    Attributes
-    ----------
-    layouts : sequence of (pattern or None, Layout)
-        The first whose pattern is found in a name holds for it; None is for all.
-    transposed : pattern or None
-        Names of transposed convolutions.
-    """
-
-    layouts: Sequence[tuple[re.Pattern[str] | None, Layout]] = ()
-    transposed: re.Pattern[str] | None = None
-
-    def layout(self, module: str) -> Layout | None:
-        """Return the layout that is given for a name."""
-        return next((lay for p, lay in self.layouts if p is None or p.search(module)), None)
-
-    def is_transposed(self, module: str) -> bool:
-        """Return whether a name is given as that of a transposed convolution."""
-        return self.transposed is not None and bool(self.transposed.search(module))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +76,7 @@ def lay_out(weights: Sequence[Weight], wanted: Wanted | None = None, /) -> Laid:
         for w in weights
         if (found := _axes(w, layouts[w.module], wanted)) is not None
     }
-    axes |= _turned(weights, axes, wanted, told)
+    axes |= find_transposed(weights, axes, wanted, told)
     told[_OF_THREE] += [
         w.module for w in weights if w.module in axes and _is_odd(w, axes[w.module], weights)
     ]
@@ -238,10 +169,7 @@ def _by_form(shape: Shape) -> Layout | None:
     return None if sizes[0] == sizes[1] else LAST if sizes[0] < sizes[1] else FIRST
 
 
-_Told = defaultdict[str, list[str]]
-
-
-def _layout(weight: Weight, usual: _Usual, wanted: Wanted, told: _Told) -> Layout:
+def _layout(weight: Weight, usual: _Usual, wanted: Wanted, told: Told) -> Layout:
     if (given := wanted.layout(weight.module)) is not None:
         return given
     fits, by_name = _fits(weight), _BY_NAME.get(weight.ending)
@@ -290,13 +218,6 @@ _UNTOLD = "nothing tells where the filters of {} lie; the first axis is assumed 
 _OF_THREE = (
     "{} read as a convolution of one dimension, for its weight has three axes; a bilinear map, or "
     "several linear ones in one, would look the same"
-)
-_AS_TRANSPOSED = (
-    "{} read as transposed by name and by the layers beside (--transposed and --layout settle it)"
-)
-_MAYBE_TRANSPOSED = (
-    "whether {} is a transposed convolution cannot be told from its shape; it is read as an "
-    "ordinary one (--transposed)"
 )
 
 
@@ -355,144 +276,3 @@ def _axes_last(weight: Weight, wanted: Wanted) -> Axes | None:
 
 def _is_given(weight: Weight, wanted: Wanted) -> bool:
     return wanted.layout(weight.module) is not None
-
-
-def _turned(
-    weights: Sequence[Weight], axes: Mapping[str, Axes], wanted: Wanted, told: _Told
-) -> dict[str, Axes]:
-    """Find transposed convolutions among those of PyTorch's layout whose bias does not tell."""
-    row = [
-        w
-        for w in weights
-        if w.module in axes and len(w.shape) > 2 and axes[w.module].layout is FIRST
-    ]
-    kinds = {w.module: axes[w.module].kind for w in row}
-    free = {w.module for w in row if _is_free(w, wanted)}
-    found: dict[str, Axes] = {}
-    for at, weight in enumerate(row):
-        if weight.module not in free or weight.shape[0] == weight.shape[1]:
-            continue
-        before, behind = row[at - 1] if at else None, row[at + 1] if at + 1 < len(row) else None
-        margin = _score(weight, before, behind, kinds, free, turned=True) - _score(
-            weight, before, behind, kinds, free, turned=False
-        )
-        if margin >= _MARGIN:
-            found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, 1)
-            told[_AS_TRANSPOSED].append(weight.module)
-        elif margin > 0:
-            told[_MAYBE_TRANSPOSED].append(weight.module)
-    sure = kinds | dict.fromkeys(found, Kind.TRANSPOSED)
-    alike = defaultdict(set)
-    for w in row:
-        if w.shape[0] != w.shape[1]:
-            alike[_pattern(w.module)].add(sure[w.module])
-    for weight in row:
-        if weight.module not in free or weight.shape[0] != weight.shape[1]:
-            continue
-        if alike[_pattern(weight.module)] == {Kind.TRANSPOSED} or _hint(weight) > 1:
-            found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, 1)
-            told[_AS_TRANSPOSED].append(weight.module)
-        elif _hint(weight) and kinds[weight.module] is Kind.CONV:
-            told[_MAYBE_TRANSPOSED].append(weight.module)
-    return found
-
-
-def _is_free(weight: Weight, wanted: Wanted) -> bool:
-    """Return whether the bias leaves open which of the first two axes has the filters."""
-    if wanted.transposed is not None:  # the user has told
-        return False
-    is_square = weight.shape[0] == weight.shape[1]
-    is_open = weight.outputs is None or (is_square and weight.outputs == weight.shape[0])
-    return is_open and math.prod(weight.shape[2:]) > 1
-
-
-def _pattern(module: str) -> str:
-    return re.sub(r"\d+", "#", module)
-
-
-def _hint(weight: Weight) -> int:
-    """Score how far the name and a kernel of even extents speak for a transposed convolution."""
-    if _TRANSPOSED.search(weight.module):
-        return 2
-    if not _UP.search(weight.module):
-        return 0
-    return 2 if all(extent in (2, 4) for extent in weight.shape[2:]) else 1
-
-
-def _score(
-    weight: Weight,
-    before: Weight | None,
-    behind: Weight | None,
-    kinds: Mapping[str, Kind],
-    free: Iterable[str],
-    *,
-    turned: bool,
-) -> int:
-    """Count what fits if a weight is transposed or not, open neighbours being taken alike."""
-
-    def sides(of: Weight) -> tuple[int, int]:
-        is_turned = turned if of.module in free else kinds[of.module] is Kind.TRANSPOSED
-        return (of.shape[0], of.shape[1]) if is_turned else (of.shape[1], of.shape[0])
-
-    inputs, outputs = sides(weight)
-    score = int(weight.norm == outputs)
-    score += int(before is not None and sides(before)[1] == inputs)
-    score += int(behind is not None and sides(behind)[0] == outputs)
-    even = all(extent in (2, 4) for extent in weight.shape[2:])
-    return score + (_hint(weight) + int(even) if turned else 0)
-
-
-def filters_first(weight: Tensor, groups: int, /) -> Tensor:
-    """Bring the filters of a transposed convolution to the front.
-
-    (in, out / groups, *kernel) becomes (out, in / groups, *kernel).
-
-    Raises
-    ------
-    CheckpointError
-        If the inputs cannot be divided among the groups.
-    """
-    inputs, outputs, *kernel = weight.shape
-    if inputs % groups:
-        raise CheckpointError(f"{inputs} inputs cannot be divided among {groups} groups")
-    shape = (outputs * groups, inputs // groups, *kernel)
-
-    def reorder(stored: Array) -> Array:
-        stored = stored.reshape(groups, inputs // groups, outputs, *kernel)
-        return stored.swapaxes(1, 2).reshape(shape)
-
-    return _reordered(weight, shape, reorder)
-
-
-def reordered(weight: Tensor, axes: Axes, /) -> Tensor:
-    """Bring a weight into the order (filters, channels / groups, *kernel).
-
-    Raises
-    ------
-    CheckpointError
-        As `filters_first`.
-    """
-    if axes.layout is FIRST:
-        return filters_first(weight, axes.groups or 1) if axes.kind is Kind.TRANSPOSED else weight
-    *kernel, inputs, outputs = weight.shape
-    rank = len(weight.shape)
-    if axes.depthwise:
-        shape = (inputs * outputs, 1, *kernel)
-        order = (rank - 2, rank - 1, *range(rank - 2))
-    elif axes.kind is Kind.TRANSPOSED and axes.groups is None:  # Keras': (*kernel, out, in)
-        shape = (inputs, outputs, *kernel)
-        order = (rank - 2, rank - 1, *range(rank - 2))
-    else:
-        shape = (outputs, inputs, *kernel)
-        order = (rank - 1, rank - 2, *range(rank - 2))
-    return _reordered(weight, shape, lambda a: _permuted(a, order).reshape(shape))
-
-
-def _permuted(array: Array, order: tuple[int, ...]) -> Array:
-    return array.permute(order) if hasattr(array, "permute") else array.transpose(order)
-
-
-def _reordered(weight: Tensor, shape: Shape, reorder: Callable[[Array], Array]) -> Tensor:
-    return Tensor(
-        shape, weight.dtype, lambda: reorder(weight.read()), weight.identity, weight.digest
-    )

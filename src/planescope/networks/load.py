@@ -13,7 +13,6 @@ from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import StateDict, Tensor
 from planescope.networks import paper
 from planescope.networks.build import build
-from planescope.networks.residual import FILTERS, FIRST, RESNETS
 
 if TYPE_CHECKING:
     import torch
@@ -99,20 +98,11 @@ def _image(first: tuple[int, ...]) -> dict[str, int]:
 
 def _width(name: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
     """Return the factor that gives every layer its number of filters, each rounded."""
-    if name in RESNETS:
-        return shapes[f"{FIRST}.weight"][0] / FILTERS
-    low, high = 0.0, math.inf
-    for operation in paper.network(name).operations:
-        if isinstance(operation, paper.Convolution | paper.Linear) and operation.filters:
-            found, usual = shapes[f"{operation.name}.weight"][0], operation.filters
-            least = (found - 0.5) / usual if found > 1 else 0.0  # no layer has fewer than 1
-            low, high = max(low, least), min(high, (found + 0.5) / usual)
-            if low >= high:
-                raise CheckpointError(
-                    f"not the network {name}: {operation.name} has {found} filters, usually "
-                    f"{usual}; no one width gives the layers before it theirs too"
-                )
-    return (low + high) / 2
+    modules = {key.removesuffix(".weight"): shape for key, shape in shapes.items()}
+    try:
+        return paper.network(name).width_of(modules)
+    except CheckpointError as exc:
+        raise CheckpointError(f"not the network {name}: {exc}") from exc
 
 
 def _fill(module: nn.Module, state: StateDict, name: str) -> None:

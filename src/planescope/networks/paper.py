@@ -10,152 +10,30 @@ state dicts are interchangeable. Nothing here needs torch.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from planescope.files.errors import CheckpointError, UsageError, nearest, published
-from planescope.hyperplanes.layer import Kind, Place, StateDict
-from planescope.networks import residual
-from planescope.networks.places import Node, Position, Role, follow
-from planescope.networks.residual import RESNETS
+from planescope.hyperplanes.layer import Place, StateDict
+from planescope.networks.operations import (
+    Activation,
+    AveragePool,
+    BatchNorm,
+    Convolution,
+    Dropout,
+    Flatten,
+    GroupNorm,
+    Initialiser,
+    Linear,
+    MaxPool,
+    Network,
+    Operation,
+    ReLU,
+    Smooth,
+)
+from planescope.networks.residual import RESNETS, Residual
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-Activation = Literal["leaky", "gelu", "tanh"]
-
-# PyTorch's default, which all of these networks keep.
-NORM_EPS = 1e-5
-
-
-@dataclass(frozen=True, slots=True)
-class Convolution:
-    """Two-dimensional, with bias, a square kernel larger than 1, and zero padding."""
-
-    filters: int
-    kernel: int = 3
-    stride: int = 1
-    padding: int = 1
-    name: str = ""
-
-    def __str__(self) -> str:
-        return f"a {self.kernel}×{self.kernel} convolution"
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """Fully connected, with bias; `filters` is None where there are as many as classes."""
-
-    filters: int | None
-    name: str = ""
-
-    def __str__(self) -> str:
-        return "a linear layer"
-
-
-@dataclass(frozen=True, slots=True)
-class BatchNorm:
-    """Over the filters of the layer before it."""
-
-    name: str = ""
-
-    def __str__(self) -> str:
-        return "a batch norm"
-
-
-@dataclass(frozen=True, slots=True)
-class ReLU:
-    """The rectifier."""
-
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Smooth:
-    """An activation that cuts nothing off: leaky ReLU (slope 0.01), GELU or tanh."""
-
-    kind: Activation = "gelu"
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupNorm:
-    """Over groups of the filters of the layer before it, in each example."""
-
-    groups: int = 2
-    name: str = ""
-
-    def __str__(self) -> str:
-        return "a group norm"
-
-
-@dataclass(frozen=True, slots=True)
-class Dropout:
-    """Sets the share `probability` of its inputs to zero in training."""
-
-    probability: float = 0.5
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class MaxPool:
-    """Takes the image down a stage."""
-
-    kernel: int = 2
-    stride: int = 2
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class AveragePool:
-    """Adaptive: gives `size` × `size` whatever comes in."""
-
-    size: int
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Flatten:
-    """Image to vector."""
-
-    name: str = ""
-
-
-WithWeight = Convolution | Linear | BatchNorm | GroupNorm
-Operation = WithWeight | ReLU | Smooth | Dropout | MaxPool | AveragePool | Flatten
-
-
-_ROLES: dict[type[Operation], Role] = {
-    Convolution: Role.LAYER,
-    Linear: Role.LAYER,
-    BatchNorm: Role.NORM,
-    GroupNorm: Role.SHIFT,
-    ReLU: Role.RELU,
-    Smooth: Role.OTHER,
-    Dropout: Role.IDENTITY,
-    MaxPool: Role.VIEW,
-    AveragePool: Role.VIEW,
-    Flatten: Role.VIEW,
-}
-
-
-class Initialiser(StrEnum):
-    """The way weights are drawn; biases are zero except in `TORCH`."""
-
-    XAVIER = "xavier"  # uniform, with the gain of a ReLU
-    KAIMING = "kaiming"  # normal, for the outputs and a ReLU
-    VGG = "vgg"  # convolutions as KAIMING, linear layers as NORMAL
-    NORMAL = "normal"  # N(0, 0.01²)
-    TORCH = "torch"  # whatever torch.nn does by itself
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """Operations in the order in which an image goes through them."""
-
-    operations: tuple[Operation, ...]
-    initialiser: Initialiser
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 def _numbered(prefix: str, operations: Iterable[Operation]) -> Iterator[Operation]:
@@ -287,36 +165,32 @@ NETWORKS: dict[str, Network] = {
 }
 
 
-def network(name: str, /) -> Network:
-    """Return one of the paper's networks by its name.
+def is_known(name: str, /) -> bool:
+    """Tell whether a network has this name."""
+    return name in NETWORKS or name in RESNETS
+
+
+def network(name: str, /) -> Network | Residual:
+    """Return one of the paper's networks, or a ResNet of CIFAR, by its name.
 
     Raises
     ------
     UsageError
         If there is none; the message has the nearest names.
     """
-    if name not in NETWORKS:
+    found = NETWORKS.get(name) or RESNETS.get(name)
+    if found is None:
         known = (*NETWORKS, *RESNETS)
         raise UsageError(f"no network is called {name!r}; {nearest(name, known)}{published(name)}")
-    return NETWORKS[name]
+    return found
 
 
 def smallest_image(name: str, /) -> int:
-    """Return the least height and width of an image that the network can take, in pixels.
+    """Return the least height and width of an image that a network can take, in pixels.
 
-    Raises
-    ------
-    UsageError
-        If there is no such network.
+    Where nothing is known of it, as of code of a user's, 1.
     """
-    size = 1
-    for operation in reversed(network(name).operations):
-        match operation:
-            case Convolution(kernel=kernel, stride=stride, padding=padding):
-                size = max(1, (size - 1) * stride + kernel - 2 * padding)
-            case MaxPool(kernel=kernel, stride=stride):
-                size = (size - 1) * stride + kernel
-    return size
+    return network(name).smallest_image if is_known(name) else 1
 
 
 def places(name: str, /) -> dict[str, Place]:
@@ -327,42 +201,7 @@ def places(name: str, /) -> dict[str, Place]:
     UsageError
         If there is no such network.
     """
-    if name in RESNETS:
-        return residual.places(name)
-    operations = network(name).operations
-    nodes = [Node(role=Role.IMAGE)]
-    for operation in operations:
-        nodes.append(_node(operation, reads=len(nodes) - 1))
-    layers = {o.name: o for o in operations if isinstance(o, Convolution | Linear)}
-    return {
-        layer: _place(layers[layer], position, operations)
-        for layer, position in follow(nodes).items()
-    }
-
-
-def _node(operation: Operation, reads: int) -> Node:
-    is_layer = isinstance(operation, Convolution | Linear)
-    return Node(
-        role=_ROLES[type(operation)],
-        reads=(reads,),
-        name=operation.name if is_layer else "",
-        downsamples=isinstance(operation, Convolution | MaxPool) and operation.stride > 1,
-    )
-
-
-def _place(
-    layer: Convolution | Linear, position: Position, operations: Sequence[Operation]
-) -> Place:
-    # The first node is the image.
-    norm = None if position.norm is None else operations[position.norm - 1].name
-    return Place(
-        kind=Kind.CONV if isinstance(layer, Convolution) else Kind.LINEAR,
-        stage=position.stage,
-        input=position.input,
-        groups=1,
-        norm=norm,
-        eps=None if norm is None else NORM_EPS,
-    )
+    return network(name).places()
 
 
 def match(name: str, state: StateDict, /) -> StateDict:
@@ -420,45 +259,10 @@ def check(name: str, state: StateDict, /) -> None:
         for key, tensor in state.tensors.items()
         if key.endswith(".weight")
     }
-    if name in RESNETS:
-        known, fault = residual.modules(name), residual.misfit(name, shapes)
-    else:
-        operations = network(name).operations
-        known = {operation.name for operation in operations if isinstance(operation, WithWeight)}
-        fault = _misfit(operations, shapes)
+    plan = network(name)
+    known, fault = plan.modules(), plan.misfit(shapes)
     extra = next((module for module in shapes if module not in known), None)
     if fault is None and extra is not None:
         fault = f"it has a layer {extra} of shape {shapes[extra]}, which {name} has not"
     if fault is not None:
         raise CheckpointError(f"this is no {name}: {fault}; leave out --network or give another")
-
-
-def _misfit(operations: Iterable[Operation], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    width: int | None = None  # of what comes in; anything at first
-    area = 1
-    for operation in operations:
-        match operation:
-            case AveragePool(size=size):
-                area = size * size
-            case Flatten() if width is not None:
-                width *= area
-            case Convolution() | Linear() | BatchNorm() | GroupNorm():
-                shape = shapes.get(operation.name)
-                if shape is None:
-                    return f"{operation.name} should be {operation}, but there is none of that name"
-                if not _has_form(operation, shape):
-                    return f"{operation.name} should be {operation}, but has shape {shape}"
-                inputs = shape[0] if len(shape) == 1 else shape[1]
-                if width is not None and inputs != width:
-                    return f"{operation.name} takes {inputs} inputs, but {width} come to it"
-                width = shape[0]
-    return None
-
-
-def _has_form(operation: WithWeight, shape: tuple[int, ...]) -> bool:
-    match operation:
-        case Convolution(kernel=kernel):
-            return len(shape) == 4 and shape[2:] == (kernel, kernel)
-        case Linear():
-            return len(shape) == 2
-    return len(shape) == 1

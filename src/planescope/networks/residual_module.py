@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from planescope.networks.residual import FILTERS, RESNETS, STAGES
+from planescope.networks.residual import FILTERS, STAGES, Residual
 
 
 class Block(nn.Module):  # type: ignore[misc]
@@ -64,10 +64,10 @@ class CifarResNet(nn.Module):  # type: ignore[misc]
         return logits
 
 
-def build(name: str, /, *, in_channels: int, classes: int, width: float) -> CifarResNet:
-    """Build one of `RESNETS`, drawn as He et al. do; its first layer has 16 × width filters."""
+def build(plan: Residual, /, *, in_channels: int, classes: int, width: float) -> CifarResNet:
+    """Build one, drawn as He et al. do; its first layer has 16 × width filters."""
     network = CifarResNet(
-        RESNETS[name], in_channels=in_channels, classes=classes,
+        plan.blocks, in_channels=in_channels, classes=classes,
         width=max(1, round(FILTERS * width)),
     )  # fmt: skip
     for module in network.modules():

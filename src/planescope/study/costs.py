@@ -11,15 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planescope.networks.paper import (
-    NETWORKS,
+from planescope.networks.operations import (
     AveragePool,
     Convolution,
     Flatten,
     Linear,
     MaxPool,
-    smallest_image,
 )
+from planescope.networks.paper import NETWORKS, smallest_image
 
 if TYPE_CHECKING:
     from planescope.study.spec import Spec

@@ -17,7 +17,12 @@ from planescope.files.errors import CheckpointError, one_line
 from planescope.files.reading import open_binary, read_text
 from planescope.files.results import COLUMN_OF
 from planescope.files.writing import from_cell, write_csv, write_parquet
-from planescope.measurement.record import LAYER_COLUMNS
+from planescope.measurement.record import (
+    LAYER_COLUMNS,
+    LAYER_KEYS,
+    LayerMeasurement,
+    layer_from_dict,
+)
 
 MEASUREMENTS_SCHEMA = "planescope.run-measurements/1"
 MEASUREMENT_KEYS = ("schema", "epoch", "view", *LAYER_COLUMNS)
@@ -61,6 +66,30 @@ def read_measurements(path: Path, unit: str, /) -> dict[str, list[Any]]:
     if columns.keys() != set(MEASUREMENT_KEYS):
         raise CheckpointError(f"{path}: is damaged (its columns are others)")
     return {key: columns[key] for key in MEASUREMENT_KEYS}
+
+
+def layers_by_epoch(
+    table: Mapping[str, list[Any]], path: Path, /
+) -> dict[int, tuple[LayerMeasurement, ...]]:
+    """Return the layers of a table of measurements by epoch, in order.
+
+    Raises
+    ------
+    CheckpointError
+        If a value is none of a layer's; it names the file.
+    """
+    found: dict[int, list[LayerMeasurement]] = {}
+    for values in zip(*table.values(), strict=True):
+        row = dict(zip(table, values, strict=True))
+        fields = {key: row[COLUMN_OF.get(key, key)] for key in LAYER_KEYS}
+        try:
+            fields["kernel"] = [
+                int(extent) for extent in (row["kernel"] or "").split("x") if extent
+            ]
+            found.setdefault(int(row["epoch"]), []).append(layer_from_dict(fields))
+        except (ValueError, TypeError, AttributeError, OverflowError) as exc:
+            raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
+    return {epoch: tuple(found[epoch]) for epoch in sorted(found)}
 
 
 def write_measurements(path: Path, columns: Mapping[str, list[Any]], unit: str, /) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import shlex
 import signal
-import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from importlib import import_module
+from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import (
@@ -27,25 +23,23 @@ from planescope.files.errors import (
     one_line,
     own_place,
 )
-from planescope.files.folders import refuse_ways_out
 from planescope.files.optional import consented, is_foreign, required
 from planescope.networks import paper
+from planescope.training.loggers import APART, begin_loggers
 from planescope.training.processor import fitting_precision
-from planescope.training.run import Run, State, Status
+from planescope.training.run import Run
+from planescope.training.split import both_splits
+from planescope.training.status import State, Status
 from planescope.training.stopping import is_last, on_interrupt
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     from torch import nn
 
-    from planescope.data.load import Files, Images, Split
     from planescope.files.optional import Kind
     from planescope.training.config import RunConfig
     from planescope.training.recording import Recorder
     from planescope.training.task import Data, Task
-
-# Loggers whose packages do not come with planescope[train].
-_LOGGERS_APART = ("wandb", "mlflow")
 
 
 def train(
@@ -103,7 +97,7 @@ def train(
     for package in ("torch", "pytorch_lightning"):
         required(package)
     for name in config.loggers:
-        if name in _LOGGERS_APART and find_spec(name) is None:
+        if name in APART and find_spec(name) is None:
             raise MissingDependencyError(f"the logger {name} needs it: pip install {name}")
     with _quiet(), _isolated(config.threads):
         trainer, task, recorder = _prepare(config, run, progress)
@@ -117,7 +111,7 @@ def train(
                 Run.create(path, config)
             with _outcome(run):
                 # Only now: a data base of mlflow's begins to be written when its logger is made.
-                with _loggers(config.loggers, run) as trainer.loggers:
+                with begin_loggers(config.loggers, run) as trainer.loggers:
                     _fit(trainer, task, recorder, run)
                 epochs = recorder.history[-1].epoch
                 early = f"on a plateau after epoch {epochs}" if epochs < config.epochs else ""
@@ -189,7 +183,7 @@ def _prepare(
     from planescope.training.recording import Layers, Recorder, Reporter
     from planescope.training.task import Task
 
-    data = _data(config)
+    data = both_splits(config)
     network = _network(config, data)
     if run.last_checkpoint.exists():
         try:
@@ -212,47 +206,6 @@ def _prepare(
     recorder = Recorder(run, config, layers, about)
     callbacks = [recorder, *([] if progress is None else [Reporter(progress, recorder)])]
     return _trainer(config, run, callbacks), task, recorder
-
-
-def _data(config: RunConfig) -> Data:
-    from planescope.training.task import Data
-
-    return Data(train=load_split(config, "train"), val=load_split(config, "val"))
-
-
-def load_split(config: RunConfig, split: Split) -> Images | Files:
-    """Load one split of the data as a config says; files of the other are not asked for.
-
-    Raises
-    ------
-    UsageError, CheckpointError
-        As `planescope.data.load.load`.
-    """
-    data = _load(config, split, config.resize or "native")
-    needed = _smallest_image(config.network)
-    if config.resize is None and min(data.input_shape[1:]) < needed <= 32:
-        data = _load(config, split, "pad-32")
-    return data
-
-
-def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
-    from planescope.data.load import DataOptions, Labels, Resize, Validation, load
-
-    own: dict[str, Any] = {
-        "validation": Validation(config.validation),
-        "labels": Labels(config.labels),
-        "resize": Resize(resize),
-        "seed": config.data_seed,
-    }
-    names = {field.name for field in dataclasses.fields(DataOptions)} - own.keys()
-    options = DataOptions(**own, **{name: getattr(config, name) for name in names})
-    return load(
-        config.data, split=split, path=config.data_path, options=options, download=config.download
-    )
-
-
-def _smallest_image(network: str) -> int:
-    return paper.smallest_image(network) if network in paper.NETWORKS else 1
 
 
 def _network(config: RunConfig, data: Data) -> nn.Module:
@@ -335,59 +288,6 @@ def _trainer(config: RunConfig, run: Run, callbacks: list[Any]) -> pl.Trainer:
             f"{config.devices} × {config.accelerator} with strategy {config.strategy} and "
             f"precision {config.precision} does not work here: {' '.join(str(exc).split())}"
         ) from exc
-
-
-@contextlib.contextmanager
-def _loggers(names: Sequence[str], run: Run) -> Iterator[list[Any]]:
-    """Loggers by name; a run of wandb's that they began ends with them.
-
-    Else the next training of this process would go on in it, and its file would not be whole.
-    """
-    wandb: Any = sys.modules.get("wandb")
-    outer = None if wandb is None else wandb.run  # somebody else's, in which ours is logged then
-    if names:
-        refuse_ways_out(run.path, "logs")
-    made = [_logger(name, run) for name in names]
-    exit_code = 1
-    try:
-        yield made
-        exit_code = 0
-    finally:
-        if "wandb" in names and outer is None:
-            import_module("wandb").finish(exit_code=exit_code)
-
-
-def _logger(name: str, run: Run) -> Any:
-    from pytorch_lightning import loggers
-
-    try:
-        match name:
-            case "csv":
-                made: Any = loggers.CSVLogger(run.logs, name="csv")
-            case "tensorboard":
-                made = loggers.TensorBoardLogger(run.logs, name="tensorboard")
-            case "wandb":
-                made = loggers.WandbLogger(
-                    name=run.path.name, save_dir=run.logs, project="planescope"
-                )
-            case _:
-                made = loggers.MLFlowLogger(
-                    "planescope", run_name=run.path.name, **_mlflow_places(run.logs / "mlflow")
-                )
-    except ModuleNotFoundError as exc:
-        raise MissingDependencyError(f"the logger {name} needs it: pip install {name}") from exc
-    return made
-
-
-def _mlflow_places(folder: Path) -> dict[str, str]:
-    """Return where mlflow writes: to the server that the environment names, else below the run."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return {"tracking_uri": uri}
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    # A data base in a file: from mlflow 3 on, folders of plain files are refused.
-    database = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
-    return {"tracking_uri": database, "artifact_location": folder.as_uri()}
 
 
 def _fit(trainer: pl.Trainer, task: Task, recorder: Recorder, run: Run) -> None:

@@ -23,7 +23,7 @@ from planescope.measurement.metrics import by_key
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.layers import find_layers
 from planescope.networks.module import read_module
-from planescope.training.run import State, Status
+from planescope.training.status import State, Status
 from planescope.training.stopping import is_last, is_snapshot
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planescope.training.config import RunConfig
-    from planescope.training.run import EpochMetrics, Run
+    from planescope.training.metrics import EpochMetrics
+    from planescope.training.run import Run
     from planescope.training.task import Task
 
 # Called with (batches done, batches in all, how it stands).

@@ -1,67 +1,44 @@
-"""The folder of a training run: what is in it; nothing else knows its paths.
-
-    config.yaml          what repeats the run
-    network.json         where its layers stand in the network, which is then not built to be read
-    environment.json     versions and device of each start
-    metrics.csv          a row an epoch
-    snapshots/           epoch-0000.safetensors and so on: weights, what they are in the metadata
-    measurements.parquet every layer at every snapshot (.csv where pyarrow is missing)
-    filters/             epoch-0000.safetensors and so on: cosine and offset of each filter
-    last.ckpt            all that resuming needs, after the last epoch that was finished
-    state.json           how it ended
-    resets.json          what its layers, put back, cost; resets-progress.json keeps work on that
-    relation.json        what scores tell of those costs, where `relate --out` wrote it here
-
-Files are whole or absent: they are written in hidden folders ``.planescope-...`` first. Those of an
-epoch are written before its `last.ckpt`; what a killed run wrote after that is cut off when it is
-resumed.
-"""
+"""A training run: what its folder holds, read when it is asked for, and written whole."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from planescope.files.drafts import remove_drafts
-from planescope.files.errors import CheckpointError, UsageError, one_line
+from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import (
-    inside,
     make_inside,
     names_inside,
     remove_inside,
     replacing_inside,
 )
-from planescope.files.locks import held, is_locked
 from planescope.files.optional import consented
-from planescope.files.reading import open_binary, read_text
-from planescope.files.records import record
-from planescope.files.results import COLUMN_OF
-from planescope.files.writing import is_utf8, write_csv
+from planescope.files.reading import read_text
+from planescope.files.writing import write_csv
 from planescope.hyperplanes.layer import Structure
 from planescope.measurement.record import (
-    LAYER_KEYS,
     LayerMeasurement,
     Measurement,
-    layer_from_dict,
     layers_table,
 )
 from planescope.training import columns
 from planescope.training.columns import MEASUREMENT_KEYS, MEASUREMENTS_SCHEMA
+from planescope.training.filters import filters_of, read_filters, write_filters
+from planescope.training.folder import FILTERS, SNAPSHOTS, Folder
+from planescope.training.metrics import EpochMetrics, metrics_table, read_metrics
 from planescope.training.snapshots import SCHEMA as SNAPSHOT_SCHEMA
+from planescope.training.snapshots import read_weights, write_weights
+from planescope.training.status import STATE_SCHEMA, State, Status
+from planescope.training.structure import read_structure, structure_text
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import torch
     from numpy.typing import NDArray
@@ -70,13 +47,7 @@ if TYPE_CHECKING:
     from planescope.training.config import RunConfig
     from planescope.training.tracked import TrackedConfig
 
-METRICS_SCHEMA = "planescope.metrics/1"
-FILTERS_SCHEMA = "planescope.run-filters/1"
-ENVIRONMENT_SCHEMA = "planescope.environment/1"
-STATE_SCHEMA = "planescope.run-state/1"
-NETWORK_SCHEMA = "planescope.run-network/1"
 
-_SNAPSHOTS, _FILTERS, _LOCK = "snapshots", "filters", ".lock"
 # Runs that differ in these alone are repetitions: seeds, and how the work was done.
 REPETITION = frozenset(
     {
@@ -89,58 +60,7 @@ REPETITION = frozenset(
 _EPOCH_FILE = re.compile(r"(?:epoch|step)-(\d{4,})\.safetensors")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpochMetrics:
-    """The metrics of an epoch; None for what was not asked for, or does not exist at epoch 0.
-
-    Attributes
-    ----------
-    epoch : int
-        Epochs trained; 0 is the initialisation. Steps, where a Tracker counted these.
-    train_loss : float or None
-        Mean cross-entropy of the training examples as they were trained on: augmented, with
-        dropout, by weights that changed from batch to batch.
-    train_accuracy : float or None
-        Share of the training examples, not augmented, that the network then classified correctly.
-    val_loss, val_accuracy : float or None
-        The same of the validation examples; never None in a run that planescope trained.
-    learning_rate : float or None
-        At the start of the epoch.
-    seconds : float
-        Wall time, validation included.
-    """
-
-    epoch: int
-    train_loss: float | None
-    train_accuracy: float | None
-    val_loss: float | None
-    val_accuracy: float | None
-    learning_rate: float | None
-    seconds: float
-
-
-_METRICS_KEYS = tuple(field.name for field in dataclasses.fields(EpochMetrics))
-
-
-class State(StrEnum):
-    """The state of a run."""
-
-    NEW = "new"
-    RUNNING = "running"
-    FINISHED = "finished"
-    STOPPED = "stopped"  # interrupted or killed; resuming goes on
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """A run's state; `message` says what happened and what to do, "" where nothing did."""
-
-    state: State
-    message: str = ""
-
-
-class Run:
+class Run(Folder):
     """A training run by the path of its folder; what it has is read when it is asked for.
 
     Parameters
@@ -162,7 +82,7 @@ class Run:
         data: str | None = None,
         trust: bool | str | Collection[str] = False,
     ) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self._given = {k: v for k, v in {"network": network, "data": data}.items() if v is not None}
         typed = () if isinstance(trust, bool) else (trust,) if isinstance(trust, str) else trust
         self.trust: bool | frozenset[str] = (
@@ -187,7 +107,7 @@ class Run:
         from planescope.training.tracked import dump_tracked
 
         run = cls(path)
-        make_inside(run.path, _SNAPSHOTS)
+        make_inside(run.path, SNAPSHOTS)
         if run.exists:
             raise UsageError(f"{path}: exists; go on with --resume, or give another --out")
         is_own = isinstance(config, RunConfig)
@@ -235,11 +155,6 @@ class Run:
             return None
         run = cls(model, trust=trust)
         return run if run.exists else None
-
-    @property
-    def exists(self) -> bool:
-        """Return whether the folder holds a run, of whatever state."""
-        return self._part("config.yaml").is_file()
 
     @property
     def config(self) -> RunConfig:
@@ -338,7 +253,7 @@ class Run:
         tracked, name = self.tracked, self.about.network
         if ":" not in name and tracked is None:
             return name
-        recorded = self._recorded()
+        recorded = read_structure(self._part("network.json"))
         if recorded is not None and (recorded.network == name or tracked is not None):
             return recorded
         if tracked is not None:
@@ -366,25 +281,9 @@ class Run:
         """Tell whether snapshots can be measured in the run's view, which may need norms."""
         return self.about.view == "raw" or not self.unknown
 
-    def _recorded(self) -> Structure | None:
-        path = self._part("network.json")
-        if not path.is_file():
-            return None
-        try:
-            data = json.loads(read_text(path))
-            if data.pop("schema") != NETWORK_SCHEMA:
-                raise ValueError("its schema is another")
-            return record(Structure, data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            raise CheckpointError(
-                f"{path}: cannot be read ({exc}); remove it, and give --network to have the "
-                "network built instead"
-            ) from exc
-
     def save_structure(self, structure: Structure) -> None:
         """Write where the layers of its network stand."""
-        fields = {"schema": NETWORK_SCHEMA, **dataclasses.asdict(structure)}
-        self._write("network.json", json.dumps(fields, indent=1) + "\n")
+        self._write("network.json", structure_text(structure))
 
     @property
     def metrics(self) -> tuple[EpochMetrics, ...]:
@@ -396,25 +295,17 @@ class Run:
             If metrics.csv is damaged.
         """
         path = self._part("metrics.csv")
-        if not path.is_file():
-            return ()
-        found = columns.read_csv(path, ("schema", *_METRICS_KEYS), self.unit)
-        found.pop("schema")
-        rows = (dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True))
-        try:
-            return tuple(record(EpochMetrics, row) for row in rows)
-        except ValueError as exc:
-            raise CheckpointError(f"{path}: is damaged ({one_line(exc)})") from exc
+        return read_metrics(path, self.unit) if path.is_file() else ()
 
     @property
     def snapshots(self) -> dict[int, Path]:
         """Path of each snapshot by its epoch, in order; a safetensors file of weights."""
-        return self._by_epoch(_SNAPSHOTS)
+        return self._by_epoch(SNAPSHOTS)
 
     @property
     def keeps_tables_alone(self) -> bool:
         """Return whether it is finished without its weights, as those in `studies/results` are."""
-        return not self._part(_SNAPSHOTS).exists() and self.status.state is State.FINISHED
+        return not self._part(SNAPSHOTS).exists() and self.status.state is State.FINISHED
 
     @property
     def measurements(self) -> pd.DataFrame:
@@ -442,26 +333,12 @@ class Run:
         CheckpointError
             As `measurements`.
         """
-        table = self._whole_table()
-        found: dict[int, list[LayerMeasurement]] = {}
-        for values in zip(*table.values(), strict=True):
-            row = dict(zip(table, values, strict=True))
-            fields = {key: row[COLUMN_OF.get(key, key)] for key in LAYER_KEYS}
-            try:
-                fields["kernel"] = [
-                    int(extent) for extent in (row["kernel"] or "").split("x") if extent
-                ]
-                found.setdefault(int(row["epoch"]), []).append(layer_from_dict(fields))
-            except (ValueError, TypeError, AttributeError, OverflowError) as exc:
-                raise CheckpointError(
-                    f"{self._measurements_file}: is damaged ({one_line(exc)})"
-                ) from exc
-        return {epoch: tuple(found[epoch]) for epoch in sorted(found)}
+        return columns.layers_by_epoch(self._whole_table(), self._measurements_file)
 
     @property
     def filter_epochs(self) -> tuple[int, ...]:
         """Return the epochs whose values of single filters were kept, in order."""
-        return tuple(self._by_epoch(_FILTERS))
+        return tuple(self._by_epoch(FILTERS))
 
     def load_filters(self, epoch: int) -> dict[str, NDArray[np.float32]]:
         """Cosine and offset of each filter at a snapshot, of shape (2, filters), by layer.
@@ -471,65 +348,13 @@ class Run:
         CheckpointError
             If they were not kept or the file is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        path = self._part(_FILTERS, _file_of(epoch, self.unit))
-        try:
-            with open_binary(path) as file:
-                # In any order; the file has them by name.
-                filters: dict[str, NDArray[np.float32]] = dict(sorted(load(file.read()).items()))
-        except (OSError, SafetensorError) as exc:
-            raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
-        return filters
-
-    @property
-    def environments(self) -> tuple[dict[str, Any], ...]:
-        """Read versions and device of each start of the run; empty before the first.
-
-        Raises
-        ------
-        CheckpointError
-            If environment.json is damaged.
-        """
-        path = self._part("environment.json")
-        if not path.is_file():
-            return ()
-        try:
-            return tuple(map(dict, json.loads(read_text(path))["starts"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
-            raise CheckpointError(f"{path}: is damaged ({exc!r})") from exc
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """Return the path of all that resuming needs, once an epoch was finished."""
-        return self._part("last.ckpt")
-
-    @property
-    def resets(self) -> Path:
-        """Read the latest resets of its layers, once there are some."""
-        return self._part("resets.json")
-
-    @property
-    def relation(self) -> Path:
-        """Read the relation of scores and resets that was written there, if any."""
-        return self._part("relation.json")
-
-    @property
-    def resets_progress(self) -> Path:
-        """Return the path of unfinished work on resets."""
-        return self._part("resets-progress.json")
+        return read_filters(self._part(FILTERS, _file_of(epoch, self.unit)))
 
     @property
     def stamp(self) -> tuple[int, ...]:
         """When each of the files that hold results was written; equal while nothing is new."""
         files = (self._measurements_file, self._part("metrics.csv"), self.resets, self.relation)
         return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
-
-    @property
-    def logs(self) -> Path:
-        """Return the folder for loggers."""
-        return self._part("logs")
 
     @property
     def status(self) -> Status:
@@ -556,50 +381,15 @@ class Run:
             return Status(state=State.STOPPED, message="it was killed; go on with --resume")
         return status
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run, so that no other process trains it; a killed process lets go.
-
-        Its folder is made, if it is not there: who is to make the run is settled by that too.
-
-        Raises
-        ------
-        UsageError
-            If another process holds it.
-        OutputError
-            If the folder cannot be made.
-        """
-        make_inside(self.path)
-        # `status` of another process takes the lock for a moment.
-        with held(self._part(_LOCK), timeout=1) as is_ours:
-            if not is_ours:
-                raise UsageError(f"{self.path}: another process is training this run")
-            for folder in ((), (_SNAPSHOTS,), (_FILTERS,)):
-                remove_drafts(self._part(*folder))
-            yield
-
     def save_status(self, status: Status) -> None:
         """Write how the run stands."""
         fields = {"schema": STATE_SCHEMA, "state": str(status.state), "message": status.message}
         self._write("state.json", json.dumps(fields, indent=2) + "\n")
 
-    def save_environment(self, environment: Mapping[str, Any]) -> None:
-        """Add what a start of the run had: versions, device."""
-        starts: tuple[dict[str, Any], ...] = ()
-        with contextlib.suppress(CheckpointError):  # a damaged one is begun anew
-            starts = self.environments
-        fields = {"schema": ENVIRONMENT_SCHEMA, "starts": [*starts, dict(environment)]}
-        self._write("environment.json", json.dumps(fields, indent=2) + "\n")
-
     def save_metrics(self, metrics: Sequence[EpochMetrics]) -> None:
         """Write the records of all epochs."""
-        table: dict[str, list[Any]] = {"schema": [METRICS_SCHEMA] * len(metrics)}
-        table |= {
-            columns.key_in_files(key, self.unit): [getattr(row, key) for row in metrics]
-            for key in _METRICS_KEYS
-        }
         with replacing_inside(self.path, "metrics.csv") as draft:
-            write_csv(draft, table)
+            write_csv(draft, metrics_table(metrics, self.unit))
 
     def save_snapshot(
         self, epoch: int, weights: Mapping[str, torch.Tensor], about: Mapping[str, Any]
@@ -611,22 +401,11 @@ class Run:
         OutputError
             If the disk is full.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        # Copied: safetensors refuses tensors that share memory, as shared layers do.
-        tensors = {
-            name: weight.detach().to("cpu", copy=True).contiguous()
-            for name, weight in weights.items()
-        }
         # One entry: safetensors writes several in any order, and equal snapshots are equal files.
         unit = self.unit
-        metadata = {"planescope": json.dumps({"schema": SNAPSHOT_SCHEMA, unit: epoch, **about})}
-        with replacing_inside(self.path, _SNAPSHOTS, _file_of(epoch, unit)) as draft:
-            try:
-                save_file(tensors, draft, metadata)
-            except SafetensorError as exc:
-                raise OSError(str(exc)) from exc
+        said = {"schema": SNAPSHOT_SCHEMA, unit: epoch, **about}
+        with replacing_inside(self.path, SNAPSHOTS, _file_of(epoch, unit)) as draft:
+            write_weights(draft, weights, said)
 
     def load_snapshot(self, epoch: int) -> dict[str, torch.Tensor]:
         """Return the weights of a snapshot.
@@ -636,25 +415,14 @@ class Run:
         CheckpointError
             If it is missing or damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load, load_file
-
-        path = self._part(_SNAPSHOTS, _file_of(epoch, self.unit))
-        try:
-            with open_binary(path) as file:  # safetensors would wait for a pipe
-                # It takes no path whose bytes are no text; a whole file costs twice the memory.
-                weights: dict[str, torch.Tensor] = (
-                    load_file(path)
-                    if is_utf8(str(path))
-                    else dict(sorted(load(file.read()).items()))
-                )
-        except (OSError, SafetensorError) as exc:
-            raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
-        return weights
+        return read_weights(self._part(SNAPSHOTS, _file_of(epoch, self.unit)))
 
     def add_measurement(self, epoch: int, measurement: Measurement) -> None:
         """Add the layers of a snapshot to the table, and keep what their filters are."""
-        self._save_filters(epoch, measurement)
+        if filters := filters_of(measurement):
+            make_inside(self.path, FILTERS)
+            with replacing_inside(self.path, FILTERS, _file_of(epoch, self.unit)) as draft:
+                write_filters(draft, filters, epoch)
         new = layers_table([measurement])
         rows = len(new["layer"])
         new |= {"schema": [MEASUREMENTS_SCHEMA] * rows, "epoch": [epoch] * rows}
@@ -663,7 +431,7 @@ class Run:
 
     def cut(self, epoch: int) -> None:
         """Remove what was written after an epoch; -1 leaves nothing."""
-        for folder in (_SNAPSHOTS, _FILTERS):
+        for folder in (SNAPSHOTS, FILTERS):
             for number, path in self._by_epoch(folder).items():
                 if number > epoch:
                     remove_inside(self.path, folder, path.name)
@@ -671,10 +439,6 @@ class Run:
         if measured := self._measured():
             kept = [index for index, row in enumerate(measured["epoch"]) if row <= epoch]
             self._save_measured({key: [col[i] for i in kept] for key, col in measured.items()})
-
-    def _part(self, *names: str) -> Path:
-        """Return the path of a part of the run, which lies in its folder and nowhere else."""
-        return inside(self.path, *names)
 
     def _by_epoch(self, folder: str) -> dict[int, Path]:
         """Return the files of a folder by their epoch, in order."""
@@ -684,13 +448,6 @@ class Run:
             if (match := _EPOCH_FILE.fullmatch(name))
         }
         return dict(sorted(found.items()))
-
-    def _is_locked(self) -> bool:
-        return is_locked(self._part(_LOCK))
-
-    def _write(self, name: str, text: str) -> None:
-        with replacing_inside(self.path, name) as draft:
-            draft.write_text(text, encoding="utf-8", newline="\n")
 
     @property
     def _measurements_file(self) -> Path:
@@ -705,7 +462,7 @@ class Run:
             if self.status.state is State.FINISHED:
                 raise CheckpointError(
                     f"{self._measurements_file}: is lost; planescope measure "
-                    f"{self.path / _SNAPSHOTS}/*.safetensors measures what the run has kept"
+                    f"{self.path / SNAPSHOTS}/*.safetensors measures what the run has kept"
                 )
             raise CheckpointError(
                 f"{self.path}: nothing was measured yet; planescope train --resume --out "
@@ -721,27 +478,6 @@ class Run:
     def _measured(self) -> dict[str, list[Any]]:
         path = self._measurements_file
         return columns.read_measurements(path, self.unit) if path.is_file() else {}
-
-    def _save_filters(self, epoch: int, measurement: Measurement) -> None:
-        """Single precision, for pictures; a snapshot of a large network is a thousand times this.
-
-        A measurement that was loaded from a file has none.
-        """
-        from safetensors.numpy import save_file
-
-        values = {layer.name: layer.values for layer in measurement.layers if layer.values}
-        if not values:
-            return
-        # An offset beyond float32 becomes an infinity, which is no point of a picture.
-        with np.errstate(over="ignore"):
-            arrays = {
-                name: np.stack([filters.cosine, filters.offset]).astype(np.float32)
-                for name, filters in values.items()
-            }
-        about = json.dumps({"schema": FILTERS_SCHEMA, "epoch": epoch})
-        make_inside(self.path, _FILTERS)
-        with replacing_inside(self.path, _FILTERS, _file_of(epoch, self.unit)) as draft:
-            save_file(arrays, draft, {"planescope": about})
 
     def _save_measured(self, measured: Mapping[str, list[Any]]) -> None:
         path = self._measurements_file

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from planescope.data.batches import batches
 from planescope.files.errors import RunError, StoppedError
+from planescope.training.metrics import EpochMetrics
 from planescope.training.optimisers import optimiser, schedule
-from planescope.training.run import EpochMetrics
 
 if TYPE_CHECKING:
     from torch import nn

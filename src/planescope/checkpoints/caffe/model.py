@@ -23,7 +23,7 @@ from planescope.hyperplanes.layer import (
     Tensor,
     kind_of_convolution,
 )
-from planescope.networks.layers import filters_first
+from planescope.networks.axes import filters_first
 from planescope.networks.places import Node, Position, Role, follow
 
 NAME = "caffe"

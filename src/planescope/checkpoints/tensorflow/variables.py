@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from planescope.hyperplanes.layer import Kind, Layout, Place, Skipped, StateDict, Tensor
+from planescope.networks.axes import Axes, Wanted, Weight, reordered
 from planescope.networks.layers import natural
-from planescope.networks.layout import Axes, Wanted, Weight, lay_out, reordered
+from planescope.networks.layout import lay_out
 
 if TYPE_CHECKING:
     import numpy as np

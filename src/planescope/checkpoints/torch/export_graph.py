@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor, kind_of_convolution
-from planescope.networks.layers import filters_first
+from planescope.networks.axes import filters_first
 from planescope.networks.places import Node, Position, Role, follow
 
 _WORDS = {

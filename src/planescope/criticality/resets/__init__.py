@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from planescope.criticality.resets.record import Resets
     from planescope.criticality.resets.targets import To
     from planescope.criticality.resets.trained import Subject
+    from planescope.criticality.sensitivity.inputs import InputOptions
     from planescope.data.load import DataOptions, Files, Images
     from planescope.data.loaders import Loader, Unpack
     from planescope.training.run import Run
@@ -62,6 +63,7 @@ def reset(
     network: str | nn.Module | None = None,
     data_path: str | os.PathLike[str] | None = None,
     data_options: DataOptions | None = None,
+    input_shape: Sequence[int] | None = None,
     keep: str | os.PathLike[str] | None = None,
     unfinished: bool = False,
     trust: bool | str | Collection[str] = False,
@@ -84,12 +86,15 @@ def reset(
         and ``torchvision:NAME`` stand for published weights. Layers that are missing or of
         another shape there are left out, and a note names them. ``"fresh"`` draws by each module's
         own `reset_parameters`. Of a run also epochs, by default all before the last.
-    data : DataLoader, Dataset, LightningDataModule, tensors, iterable of batches, or str
+    data : DataLoader, Dataset, LightningDataModule, tensors, iterable of batches, str, or None
         Batches go to the network exactly as they come, on its device. A tensor is the input, a pair
         inputs and labels; of a dictionary ``labels`` or ``label`` are the labels, and the rest is
         given by name as far as `forward` takes it. A name is that of one of planescope's data sets
         (`planescope.data.load.load`), prepared as `Resets.preprocessing` says. A run has its own.
         Without labels only what needs none is told: `disagreement`, `expected_drop` and the like.
+        None is synthetic pictures that the network is sure of: `disagreement`, the mean over sets
+        of them, ranks layers, and nothing is expected (METHOD, section 7); a run does not get the
+        result.
     metric : callable, optional
         Of outputs and batch; higher is better. It gives a value an example, or one for the batch,
         which has no interval then. By default the accuracy, where labels are classes.
@@ -110,7 +115,10 @@ def reset(
         Of a checkpoint, or of a run that a Tracker wrote: a name as for
         `planescope.networks.build.build`, or a module, which is copied.
     data_path, data_options
-        Of a data set by name: where its files lie, and how it is prepared.
+        Of a data set by name: where its files lie, and how it is prepared. Of synthetic pictures
+        `data_options` tells mean and std of the inputs that the network takes.
+    input_shape : sequence of int, optional
+        Channels, height and width of synthetic pictures, where no snapshot tells them.
     keep : path, optional
         File in which finished cells are kept: broken off, the same call goes on where it was. Of
         data by name alone; a run keeps them itself.
@@ -150,10 +158,12 @@ def reset(
     with _asked(
         model, to, data, options, trust=trust,
         draws=draws, path=path, network=network, data_path=data_path,
-        data_options=data_options, keep=keep, unfinished=unfinished,
+        data_options=data_options, input_shape=input_shape, keep=keep, unfinished=unfinished,
     ) as (subject, run):  # fmt: skip
         resets = table.reset(subject, options, judge, on_cell, unpack=unpack, chance=chance)
-    if run is not None and (isinstance(data, Own) or run.tracked is not None):
+    if run is not None and (
+        isinstance(data, Own) or (data is not None and run.tracked is not None)
+    ):
         resets.save(run.resets)
     return resets
 
@@ -173,6 +183,7 @@ def forecast(
     network: str | nn.Module | None = None,
     data_path: str | os.PathLike[str] | None = None,
     data_options: DataOptions | None = None,
+    input_shape: Sequence[int] | None = None,
     unfinished: bool = False,
     trust: bool | str | Collection[str] = False,
     options: ResetOptions = PLAIN,
@@ -196,7 +207,7 @@ def forecast(
     with _asked(
         model, to, data, options, trust=trust,
         draws=draws, path=path, network=network, data_path=data_path,
-        data_options=data_options, keep=None, unfinished=unfinished,
+        data_options=data_options, input_shape=input_shape, keep=None, unfinished=unfinished,
     ) as (subject, _):  # fmt: skip
         return table.forecast(subject, options, judge, unpack=unpack)
 
@@ -214,6 +225,7 @@ def _asked(
     network: str | nn.Module | None,
     data_path: str | os.PathLike[str] | None,
     data_options: DataOptions | None,
+    input_shape: Sequence[int] | None,
     keep: str | os.PathLike[str] | None,
     unfinished: bool,
 ) -> Iterator[tuple[Subject, Run | None]]:
@@ -228,12 +240,15 @@ def _asked(
     run = _run(model, network, trust)
     with same_random_states(*generators_of(data)):
         wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
+        opened: Any
         if data is None:
+            opened = _synthetic(model, run, input_shape, data_options, options)
+        elif input_shape is not None:
             raise UsageError(
-                "data=None: a reset is measured on inputs, with labels or without; where there are "
-                "none, planescope.predict_critical(init=) ranks the layers on synthetic pictures"
+                "input_shape is of synthetic pictures (data=None); data have their own"
             )
-        opened = _opened(data, data_path, data_options, network, options, run)
+        else:
+            opened = _opened(data, data_path, data_options, network, options, run)
         yield _subject(model, run, wanted, opened, network, keep, options, unfinished), run
 
 
@@ -320,6 +335,37 @@ def _opened(
     if data_options is not None:
         raise UsageError("data_options are for data sets by name; these are taken as they come")
     return open_loader(data, split=options.split, subset=options.subset, seed=options.seed)
+
+
+def _synthetic(
+    model: Any,
+    run: Run | None,
+    shape: Sequence[int] | None,
+    data_options: DataOptions | None,
+    options: ResetOptions,
+) -> InputOptions:
+    """Return what is told of the synthetic pictures that a network is to be evaluated on."""
+    from planescope.criticality.sensitivity.inputs import InputOptions
+    from planescope.data.load import PLAIN as AS_USUAL
+    from planescope.training.snapshots import input_shape_of
+
+    files = () if run is None else tuple(run.snapshots.values())
+    named = model if run is None and isinstance(model, str | os.PathLike) else None
+    path = files[-1] if files else named
+    if shape is None and path is not None and Path(path).is_file():
+        shape = input_shape_of(path)
+    told = data_options or AS_USUAL
+    if dataclasses.replace(told, mean=(), std=()) != dataclasses.replace(AS_USUAL, mean=(), std=()):
+        raise UsageError("of synthetic pictures mean and std can be told, and input_shape")
+    for value, what in ((options.subset, "a subset"), (options.tolerance, "a tolerance")):
+        if value is not None:
+            raise UsageError(f"{what} is of examples; synthetic pictures are chosen as they are")
+    return InputOptions(
+        shape=None if shape is None else tuple(shape),
+        mean=told.mean or (0.0,),
+        std=told.std or (1.0,),
+        seed=options.seed,
+    )
 
 
 def _subject(

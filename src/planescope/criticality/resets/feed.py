@@ -6,7 +6,7 @@ To import this is to import torch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,9 @@ from planescope.data.loaders import Batch, Loader, moved
 from planescope.files.errors import RunError, UsageError, one_line, own_place
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from planescope.criticality.resets.answers import Judge
     from planescope.criticality.resets.options import ResetOptions
     from planescope.data.load import Files
@@ -46,8 +49,11 @@ class Feed:
     preprocessing : str or None
         What is done to the inputs; None where they go to the network as they came.
     split : str or None
-        ``"given"`` for what nobody says of whether it was trained on.
+        ``"given"`` for what nobody says of whether it was trained on, ``"synthetic"`` for pictures
+        that nobody was trained on.
     notes : list of str
+    sets : mapping of str to array of int
+        Of synthetic pictures: which make up each set.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Feed:
     preprocessing: str | None = None
     split: str | None = None
     notes: list[str] = field(default_factory=list)
+    sets: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
 
 
 def feed_images(

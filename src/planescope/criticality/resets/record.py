@@ -19,6 +19,8 @@ _FORMER = "planescope.resets/1"
 RAND = "rand"
 # Likewise a draw by each module's own `reset_parameters`.
 FRESH = "fresh"
+# The split of what is evaluated on synthetic pictures.
+SYNTHETIC = "synthetic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,8 @@ class Resets(Table):
     source : str
         Path of the run or of the trained checkpoint; name of a module.
     network, data, split : str
-        What was evaluated, and on which examples.
+        What was evaluated, and on which examples: ``"val"``, ``"train"``, ``"given"`` (the user's,
+        as they come) or ``"synthetic"``.
     trained : Accuracy
         Of the network as it was trained.
     layers : tuple of ResetLayer
@@ -237,19 +240,17 @@ class Resets(Table):
         )
 
     def _without_labels(self, cells: Sequence[ResetCell], where: str) -> str:
+        on = "On synthetic inputs" if self.split == SYNTHETIC else "Without labels"
         told = [cell for cell in cells if cell.disagreement is not None]
         if told:
             worst = max(told, key=lambda cell: cell.disagreement or 0.0)
-            return (
-                f"Without labels: {worst.layer}, {where}, changes most answers, "
-                f"{worst.disagreement:.1%}."
-            )
+            return f"{on}: {worst.layer}, {where}, changes most answers, {worst.disagreement:.1%}."
         moved = [cell for cell in cells if cell.relative_l2 is not None]
         if not moved:
             return "Nothing can be said: outputs are no numbers."
         worst = max(moved, key=lambda cell: cell.relative_l2 or 0.0)
         return (
-            f"Without labels: {worst.layer}, {where}, changes outputs most, by "
+            f"{on}: {worst.layer}, {where}, changes outputs most, by "
             f"{worst.relative_l2:.1%} of their norm."
         )
 

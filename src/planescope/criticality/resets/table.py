@@ -27,10 +27,11 @@ from planescope.criticality.resets.layers import chosen_layers, rows_of
 from planescope.criticality.resets.options import Forecast
 from planescope.criticality.resets.prefix import trace
 from planescope.criticality.resets.progress import Progress
-from planescope.criticality.resets.record import FRESH, ResetLayer, Resets
+from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
 from planescope.criticality.resets.targets import Target
 from planescope.criticality.resets.tell import Table
 from planescope.criticality.resets.tensors import Cell
+from planescope.criticality.sensitivity.inputs import InputOptions, synthetic
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
 from planescope.files.drafts import scratch
@@ -38,7 +39,9 @@ from planescope.files.errors import CheckpointError, RunError, UsageError
 from planescope.hyperplanes.layer import Layer
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.record import Source
+from planescope.networks.layers import find_layers
 from planescope.networks.load import tensor_of
+from planescope.networks.module import read_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +58,11 @@ if TYPE_CHECKING:
     # (cells done, cells in all, name of what is reset)
     OnCell = Callable[[int, int, str], None]
 
+
+_ON_PICTURES = (
+    "inputs are synthetic: disagreement, the mean over sets of pictures, ranks layers and is no "
+    "loss of accuracy"
+)
 
 # Where the whole network is evaluated as it was trained.
 TRAINED = "the trained network"
@@ -79,6 +87,7 @@ def reset(
         If memory ran out.
     """
     work = _prepared(subject, options, judge, unpack)
+    judge = work.judge
     with scratch() as folder:
         feed = work.feed
         cells, left_out = _cells(subject, options, work.rows, folder)
@@ -95,7 +104,7 @@ def reset(
             raise RunError("memory ran out; give a smaller --memory") from exc
         finally:
             progress.save(now=True)
-    table = Table(judge, options, progress[TRAINED], feed.examples, chance)
+    table = Table(judge, options, progress[TRAINED], feed.examples, chance, feed.sets)
     tallies = {place: progress[cell.key] for place, cell in cells.items()}
     found = table.cells(tallies)
     return Resets(
@@ -128,6 +137,7 @@ class _Prepared:
     devices: list[torch.device]
     module: nn.Module
     feed: Feed
+    judge: Judge
     digest: str
     plan: Plan
 
@@ -140,7 +150,15 @@ def _prepared(
     devices = [chosen_device(name, subject.module, stays=subject.stays) for name in options.devices]
     module = subject.module.to(devices[0])
     data = subject.data
-    if isinstance(data, Loader):
+    if isinstance(data, InputOptions):
+        if judge.metric is not None or subject.keep is not None:
+            raise UsageError(
+                "a metric, and finished cells that are kept, need data; synthetic pictures have no "
+                "labels"
+            )
+        feed, judge = _on_pictures(module, data, judge, options)
+        digest = ""
+    elif isinstance(data, Loader):
         _check_loader(subject, data, options)
         feed, digest = feed_loader(data, module, judge, unpack, devices), ""
     else:
@@ -153,9 +171,22 @@ def _prepared(
         devices=devices,
         module=module,
         feed=feed,
+        judge=judge,
         digest=digest,
         plan=_plan(feed, options, devices[0]),
     )
+
+
+def _on_pictures(
+    module: nn.Module, told: InputOptions, judge: Judge, options: ResetOptions
+) -> tuple[Feed, Judge]:
+    """Return synthetic pictures that a network is sure of, and what there is to count on them."""
+    layers, _ = find_layers(read_module(module))
+    given = synthetic(module, layers, told, judge.pick, options.memory)
+    feed = dataclasses.replace(
+        given.feed, split=SYNTHETIC, notes=[*given.notes, _ON_PICTURES], sets=given.sets
+    )
+    return feed, given.judge
 
 
 def _cells(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,8 @@ class Table:
         Examples in all, where that was known beforehand.
     given : float or None
         What the user says that chance gives of the metric.
+    sets : mapping of str to array of int
+        Of synthetic pictures: which make up each set.
     """
 
     judge: Judge
@@ -61,6 +63,7 @@ class Table:
     trained: Tally
     total: int | None
     given: float | None
+    sets: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
 
     @property
     def chance(self) -> float | None:
@@ -227,7 +230,7 @@ class Table:
             critical=None if lost is None else lost.critical,
             p_value=p,
             significant=None if q is None else q < LEVEL,
-            disagreement=None if agrees is None else float(1 - agrees.mean()),
+            disagreement=None if agrees is None else self._changed(agrees),
             expected_drop=None if expected is None else expected[0],
             expected_loss=None if hopes is None else hopes.value,
             expected_loss_low=None if hopes is None else hopes.low,
@@ -235,6 +238,12 @@ class Table:
             divergence=_finite(tally.sums.get("divergence", math.nan) / tally.examples),
             relative_l2=_finite(math.sqrt(tally.sums["changed"] / square)) if square > 0 else None,
         )
+
+    def _changed(self, agrees: Floats) -> float:
+        """Return the share of examples with another answer; of sets the mean of their shares."""
+        if not self.sets:
+            return float(1 - agrees.mean())
+        return float(np.mean([1 - agrees[which].mean() for which in self.sets.values()]))
 
     def _loss(self, tally: Tally, found: Accuracy) -> Loss | None:
         """Return the loss of a cell; None where nothing can be said."""
@@ -255,6 +264,7 @@ class Table:
         sure = self.trained.column("given")
         columns = [tally.column("given") for tally in tallies]
         usable = sure is not None and bool(np.isfinite(sure).all()) and float(sure.sum()) > 0
+        usable = usable and not self.sets  # pictures that the network is sure of tell no loss
         if sure is None or not usable:
             return [None] * len(tallies)
         drawn = self._drawn(sure, columns)

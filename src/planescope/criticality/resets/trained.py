@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from planescope.criticality.resets.targets import Target, To, target_in, targets_of
 from planescope.criticality.resets.weights import copied, state_of, with_weights
+from planescope.criticality.sensitivity.inputs import InputOptions
 from planescope.data.loaders import Loader
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.networks.load import build_like, load_network
 from planescope.networks.parametrisations import resolved
-from planescope.training.loop import load_split
-from planescope.training.run import Run, State
+from planescope.training.run import Run
+from planescope.training.split import load_split
+from planescope.training.status import State
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from planescope.criticality.resets.options import ResetOptions
     from planescope.data.load import Files, Images
+
+    Data = Images | Files | Loader | InputOptions
 
 
 NOTHING = "there is nothing to put layers back to; give to= (--snapshot, --fresh or --rand)"
@@ -43,7 +47,8 @@ class Subject:
     module : torch.nn.Module
         In evaluation mode; nobody else's.
     targets : tuple of Target
-    data : Images, Files or Loader
+    data : Images, Files, Loader or InputOptions
+        The last are of synthetic pictures.
     fresh : callable or None
         Gives the network as its own initialiser draws it, by seed; None where nobody can.
     keep : Path or None
@@ -60,7 +65,7 @@ class Subject:
     network: str
     module: nn.Module
     targets: tuple[Target, ...]
-    data: Images | Files | Loader
+    data: Data
     fresh: Callable[[int], nn.Module] | None
     keep: Path | None
     redrawn: int = 0
@@ -71,7 +76,7 @@ class Subject:
 def of_run(
     run: Run,
     to: To,
-    data: Images | Files | Loader | None,
+    data: Data | None,
     /,
     *,
     network: nn.Module | None = None,
@@ -81,7 +86,7 @@ def of_run(
     """Last snapshot of a run, and earlier ones; `planescope.reset` says what is raised."""
     path, status = run.path, run.status
     name = run.about.network if network is not None else name_of(run)
-    examples: Callable[[], Images | Files | Loader]
+    examples: Callable[[], Data]
     if data is None:
         # Nobody asked for a download, which would write where the run says.
         config = run.config.but({"network": name, "download": False})
@@ -90,7 +95,7 @@ def of_run(
     else:
         given = data
 
-        def examples() -> Images | Files | Loader:
+        def examples() -> Data:
             return given
 
     if run.tracked is None and status.state is not State.FINISHED and not unfinished:
@@ -118,7 +123,7 @@ def of_run(
         ),
         data=examples(),
         fresh=lambda seed: build_like(name, state, seed=seed),
-        keep=None if isinstance(data, Loader) else run.resets_progress,
+        keep=None if isinstance(data, Loader | InputOptions) else run.resets_progress,
         redrawn=to.fresh,
         path=to.path,
     )
@@ -183,7 +188,7 @@ def _epochs(
 def of_checkpoint(
     trained: str | os.PathLike[str],
     to: To,
-    data: Images | Files | Loader,
+    data: Data,
     /,
     *,
     network: str | nn.Module,
@@ -214,7 +219,7 @@ def of_checkpoint(
 def of_module(
     module: nn.Module,
     to: To,
-    data: Images | Files | Loader,
+    data: Data,
     /,
     *,
     name: str,

@@ -13,7 +13,7 @@ from planescope.hyperplanes.layer import StateDict, Tensor
 from planescope.networks.copies import deep_copy
 from planescope.networks.load import fitting, load_network, tensor_of
 from planescope.networks.module import unwrapped
-from planescope.networks.paper import NETWORKS, smallest_image
+from planescope.networks.paper import smallest_image
 from planescope.networks.parametrisations import resolved
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def copied(network: nn.Module, state: StateDict) -> nn.Module:
 
 def smallest_of(network: str | nn.Module, /) -> int:
     """Return the smallest images that a network takes, where that is known; else 1."""
-    return smallest_image(network) if isinstance(network, str) and network in NETWORKS else 1
+    return smallest_image(network) if isinstance(network, str) else 1
 
 
 def state_of(path: str | os.PathLike[str], /) -> StateDict:
