@@ -38,7 +38,7 @@ FORMATS = ("safetensors", "pt", "stream.pt", "npz", "onnx", "weights.h5", "keras
 
 
 def convolutions(path: Path) -> list[str]:
-    """Where the convolutions of a safetensors file lie: offset, filters, fan-in."""
+    """Find the convolutions of a safetensors file: offset, filters, fan-in."""
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(length))
