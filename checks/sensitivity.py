@@ -28,7 +28,7 @@ from torch import nn
 
 import planescope as ps
 from checks.planning import images, load
-from planescope.criticality import ranks
+from planescope.criticality.relation import ranks
 from planescope.criticality.replacements import read_ways, replaced
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.writing import replacing

@@ -239,6 +239,8 @@ def _check(taken: Sequence[Batch], module: nn.Module, name: str) -> None:
     try:
         with torch.no_grad():
             module(*taken[0].args, **taken[0].kwargs)
+    except UsageError as exc:  # of a network that looks at its inputs, as that of a file does
+        raise UsageError(f"{name}: {exc}") from exc
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as exc:
         place = own_place(exc)
         where = f" in code of its own, {place}" if place else ""
