@@ -57,12 +57,14 @@ class History(Table):
         if len(self.records) > _UNREAD:
             self.records[-_UNREAD - 1].read()
 
-    def unlogged(self, logged: Sequence[str]) -> Iterator[tuple[int, dict[str, float]]]:
+    def unlogged(
+        self, logged: Sequence[str], *, by_layer: bool
+    ) -> Iterator[tuple[int, dict[str, float]]]:
         """Step and metrics of each update that was not asked for here before."""
         for record in self.records:
             if not record.is_logged and logged:
                 record.is_logged = True
-                yield record.step, by_key(record.read(), logged)
+                yield record.step, by_key(record.read(), logged, by_layer=by_layer)
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of a table with a row an update and layer."""
