@@ -30,7 +30,7 @@ from planescope.data.load import DataOptions, Resize
 from planescope.files.errors import PlanescopeError
 from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind
-from planescope.training.status import State
+from planescope.training.folder.status import State
 
 # Unlabelled inputs: of the training examples, so that none is one on which the truth was measured.
 INPUTS = 400

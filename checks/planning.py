@@ -1,4 +1,4 @@
-"""What plans and repairs cost published CIFAR-10 ResNets that were not developed on.
+"""The cost of plans and repairs on published CIFAR-10 ResNets that were not developed on.
 
     python -m checks.planning resnet32 --weights FOLDER --cifar FOLDER --out FOLDER
 

@@ -21,12 +21,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import planescope as ps
 from planescope import figures
-from planescope.criticality.resets import tensors as cell_tensors
-from planescope.criticality.resets.devices import BATCHES
-from planescope.criticality.resets.packing import Chain
-from planescope.criticality.resets.prefix import Inputs, Traced, split, survey, trace
-from planescope.criticality.resets.progress import Progress
-from planescope.criticality.resets.tensors import Cell
+from planescope.criticality.resets.engine import tensors as cell_tensors
+from planescope.criticality.resets.engine.devices import BATCHES
+from planescope.criticality.resets.engine.progress import Progress
+from planescope.criticality.resets.engine.tensors import Cell
+from planescope.criticality.resets.parts.inputs import Inputs
+from planescope.criticality.resets.parts.packing import Chain
+from planescope.criticality.resets.parts.prefix import split, survey, trace
+from planescope.criticality.resets.parts.traced import Traced
 from planescope.data.load import Images
 from planescope.networks.build import build
 
@@ -910,7 +912,7 @@ def test_names_of_a_map_are_told_apart_and_do_not_overlap(lenet):
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
 def test_images_that_are_no_numbers_are_out_of_every_range(odd):
-    from planescope.criticality.resets.packing import IN_RANGE, largest
+    from planescope.criticality.resets.parts.packing import IN_RANGE, largest
 
     assert not largest(torch.tensor([[1.0, odd]])) < IN_RANGE
     assert largest(torch.tensor([[1.0, -3.0]])) == 3.0

@@ -34,8 +34,8 @@ from planescope.files.errors import OutputError, UsageError, printable
 from planescope.hyperplanes import chance
 from planescope.hyperplanes.layer import Kind
 from planescope.training.config import RunConfig
+from planescope.training.folder.status import State, Status
 from planescope.training.run import Run
-from planescope.training.status import State, Status
 
 LENET = "tests/parity/lenet-epoch-12.tar"
 

@@ -26,8 +26,8 @@ from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Input
 from planescope.measurement.measure import measure
 from planescope.measurement.source import find
+from planescope.training.folder.status import State
 from planescope.training.run import Run
-from planescope.training.status import State
 
 # (runs done, runs in all, path of the next one)
 OnRun = Callable[[int, int, str], None]

@@ -30,6 +30,7 @@ from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.chance import LEVEL
 from planescope.measurement.record import layers_table
 from planescope.training.run import Run
+from planescope.training.tracker import pressure
 from planescope.training.tracker.history import History
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ PANELS = {
     "negative_centre": Panel(label="negative centre", limits=(0, 1), test="q_centre"),
     "mean_centre": Panel(label="mean centre"),
     "activation_rate": Panel(label="activation rate", limits=(0, 1)),
+    pressure.NAME: Panel(label="drift pressure a step"),
 }
-USUAL = ("negative_mass", "agreement", "mean_cosine", "l2", "negative_centre")
+USUAL = ("negative_mass", "agreement", "mean_cosine", "l2", "negative_centre", pressure.NAME)
 NEEDED = ("epoch", "layer", "filters", "degenerate", "non_finite", "q_mass", "q_centre")
 # Filters that have no part in a mass; tables of before have not all of these columns.
 ASIDE = ("degenerate", "non_finite", "sideless")
@@ -120,8 +122,8 @@ def dynamics(
         `val_accuracy`.
     statistics : iterable of str, optional
         Any of negative_mass, agreement, mean_cosine, mean_projection, l2, linf, negative_centre,
-        mean_centre and activation_rate. By default negative_mass, agreement, mean_cosine, l2 and
-        negative_centre, as far as they have values.
+        mean_centre and activation_rate, and of a Tracker drift_pressure. By default negative_mass,
+        agreement, mean_cosine, l2, negative_centre and drift_pressure, as far as they have values.
     width : "column", "page" or inches
 
     Raises
@@ -173,8 +175,11 @@ def table_of(followed: Run | History, /) -> pd.DataFrame:
 
     if isinstance(followed, Run):
         return followed.measurements.rename(columns={followed.unit: "epoch"})
-    updates = followed.numbered.items()
-    parts = {number: pd.DataFrame(layers_table([one])) for number, one in updates}
+    drift = followed.numbered_drift
+    parts = {
+        number: pd.DataFrame(layers_table([one]) | {pressure.NAME: drift[number]})
+        for number, one in followed.numbered.items()
+    }
     return pd.concat(parts, names=["epoch"]).reset_index(level="epoch")
 
 

@@ -35,11 +35,11 @@ from planescope.criticality.plan.repair import Mending
 from planescope.files.errors import UsageError, nearest
 from planescope.hyperplanes.chance import wilson
 from planescope.hyperplanes.layer import Skipped
-from planescope.networks.copies import deep_copy
+from planescope.networks.live.copies import deep_copy
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.holding import Form
-    from planescope.data.loaders import Batch
+    from planescope.data.roles import Batch
 
 # (tries done, tries in all, what is tried)
 OnTry = Callable[[int, int, str], None]

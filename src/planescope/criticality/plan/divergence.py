@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from planescope.criticality.resets.answers import Pick, picked
-from planescope.data.loaders import Batch
+from planescope.criticality.resets.engine.answers import Pick, picked
+from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
 
 

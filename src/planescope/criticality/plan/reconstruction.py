@@ -15,7 +15,7 @@ from planescope.criticality.plan.holding import Form, hold, weight_of
 from planescope.criticality.plan.observation import NORMS, Anatomy, watch
 from planescope.criticality.plan.patches import patches_at, rows_of, values_at
 from planescope.criticality.plan.solutions import Moments, least_squares, of_rank, rounded
-from planescope.data.loaders import Batch
+from planescope.data.roles import Batch
 
 # Patches of a layer that weights are fitted to.
 PATCHES = 30_000

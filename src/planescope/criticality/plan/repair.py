@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from planescope.criticality.plan.holding import Form
     from planescope.criticality.plan.observation import Anatomy
     from planescope.criticality.plan.reconstruction import Before, Reconstruction
-    from planescope.criticality.resets.answers import Pick
+    from planescope.criticality.resets.engine.answers import Pick
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 By = Literal["least squares", "moments"]
@@ -107,7 +107,7 @@ def repair(
     torch = required("torch")
     from planescope.criticality.plan.divergence import Yardstick
     from planescope.criticality.plan.examples import synthetic, take
-    from planescope.criticality.resets.borrow import borrowed
+    from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.data.random_states import generators_of, same_random_states
 
     if by not in WAYS:

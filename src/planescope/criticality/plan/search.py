@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from planescope.criticality.plan.bench import Bench, Try
     from planescope.criticality.plan.cuts import Knife
-    from planescope.criticality.resets.answers import Pick
+    from planescope.criticality.resets.engine.answers import Pick
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 # Sizes, and bits, that are looked at for a budget.
@@ -131,7 +131,7 @@ def plan(
     torch = required("torch")
     from planescope.criticality.plan.bench import Bench
     from planescope.criticality.plan.examples import synthetic
-    from planescope.criticality.resets.borrow import borrowed
+    from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.data.random_states import generators_of, same_random_states
 
     if examples < 2:
@@ -223,7 +223,7 @@ def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tens
     """Tensors of the state that layers are put back to, of the shapes of the network's."""
     from torch import nn
 
-    from planescope.networks.copies import deep_copy
+    from planescope.networks.live.copies import deep_copy
 
     if to is None or (isinstance(to, int) and not isinstance(to, bool)):
         to = _snapshot(to, given)
@@ -341,7 +341,7 @@ def _cost(
     bench: Bench, way: str, asked: float | None, curve: Sequence[float], *, repair: bool
 ) -> PlanCost:
     """Count the passes of all tries, and time one."""
-    from planescope.criticality.resets.devices import seconds_of_a_pass
+    from planescope.criticality.resets.engine.devices import seconds_of_a_pass
 
     layers = len(bench.weights)
     checked, fitted = bench.taken.checked, bench.taken.fitted

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -18,6 +19,7 @@ from planescope.measurement.record import (
     Source,
     layers_table,
 )
+from planescope.training.tracker import pressure
 
 SCHEMA = "planescope.track/1"
 
@@ -33,6 +35,8 @@ class Record:
     epoch: int | None
     result: Measurement | Callable[[], Measurement]
     is_logged: bool = False
+    # A layer each; None where it was not asked for.
+    drift: pressure.Pressures | Callable[[], pressure.Pressures] | None = None
 
     def read(self) -> Measurement:
         """Give the measurement; the first to ask waits for the device."""
@@ -40,20 +44,67 @@ class Record:
             self.result = self.result()
         return self.result
 
+    def pressures(self) -> pressure.Pressures | None:
+        """Give the drift pressure of each layer, where it was asked for."""
+        if callable(self.drift):
+            self.drift = self.drift()
+        return self.drift
+
+    def metrics(self, logged: Sequence[str], *, by_layer: bool) -> dict[str, float]:
+        """Return what is logged of the update, by key; of all filters together, or layers too."""
+        measured, pressures = self.read(), self.pressures()
+        found = by_key(measured, logged, by_layer=by_layer)
+        if logged and pressures is not None:
+            of_all = pressure.of_all(measured.layers, pressures)
+            named = {f"planescope/{pressure.NAME}": of_all}
+            if by_layer:
+                names = [f"planescope/{layer.name}/{pressure.NAME}" for layer in measured.layers]
+                named |= dict(zip(names, pressures, strict=True))
+            found |= {key: value for key, value in named.items() if value is not None}
+        return found
+
 
 @dataclass(eq=False)
 class History(Table):
-    """The updates in their order."""
+    """The updates in their order.
+
+    Attributes
+    ----------
+    records : list of Record
+    drift : bool
+        The drift pressure of updates to come is taken.
+    """
 
     SCHEMA: ClassVar[str] = SCHEMA
     WHAT: ClassVar[str] = "updates of a Tracker"
     REMEDY: ClassVar[str] = "save the Tracker again"
 
     records: list[Record] = field(default_factory=list)
+    drift: bool = False
 
-    def add(self, step: int, epoch: int | None, result: Callable[[], Measurement]) -> None:
-        """Keep an update; one of long ago is read meanwhile."""
-        self.records.append(Record(step, epoch, result))
+    def add(
+        self,
+        step: int,
+        epoch: int | None,
+        result: Callable[[], Measurement],
+        anew: Collection[str] = (),
+    ) -> None:
+        """Keep an update; one of long ago is read meanwhile.
+
+        Parameters
+        ----------
+        anew : collection of str
+            Layers whose module was replaced since the update before.
+        """
+        last, new = self.records[-1] if self.records else None, Record(step, epoch, result)
+        if self.drift:
+            new.drift = lambda: pressure.between(
+                None if last is None else last.read(),
+                new.read(),
+                0 if last is None else step - last.step,
+                anew,
+            )
+        self.records.append(new)
         if len(self.records) > _UNREAD:
             self.records[-_UNREAD - 1].read()
 
@@ -64,7 +115,7 @@ class History(Table):
         for record in self.records:
             if not record.is_logged and logged:
                 record.is_logged = True
-                yield record.step, by_key(record.read(), logged, by_layer=by_layer)
+                yield record.step, record.metrics(logged, by_layer=by_layer)
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of a table with a row an update and layer."""
@@ -75,7 +126,19 @@ class History(Table):
             columns["epoch"] += [record.epoch] * layers
         table = layers_table([record.read() for record in self.records])
         left_out = ("schema", "path", "view")
-        return columns | {key: table[key] for key in table if key not in left_out}
+        columns |= {key: table[key] for key in table if key not in left_out}
+        if self.has_drift:
+            columns[pressure.NAME] = [
+                value
+                for record in self.records
+                for value in record.pressures() or (None,) * len(record.read().layers)
+            ]
+        return columns
+
+    @property
+    def has_drift(self) -> bool:
+        """Return whether there is a column of drift pressures."""
+        return self.drift or any(record.drift is not None for record in self.records)
 
     @property
     def unit(self) -> str:
@@ -87,10 +150,16 @@ class History(Table):
     @property
     def numbered(self) -> dict[int, Measurement]:
         """Return the measurements by epoch or step, as `unit` says; of several the last one."""
+        return {number: record.read() for number, record in self._by_number().items()}
+
+    @property
+    def numbered_drift(self) -> dict[int, pressure.Pressures | None]:
+        """Return the drift pressures of those updates, None where they were not asked for."""
+        return {number: record.pressures() for number, record in self._by_number().items()}
+
+    def _by_number(self) -> dict[int, Record]:
         by_epoch = self.unit == "epoch"
-        return {
-            r.epoch if by_epoch and r.epoch is not None else r.step: r.read() for r in self.records
-        }
+        return {r.epoch if by_epoch and r.epoch is not None else r.step: r for r in self.records}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], /) -> Self:
@@ -112,7 +181,8 @@ class History(Table):
             if type(step) is not int or not (epoch is None or type(epoch) is int):
                 raise ValueError("an update has no step")
             measured = Measurement.from_dict(update["measurement"])
-            history.records.append(Record(step, epoch, measured, is_logged=True))
+            drift = _drift_from(update.get(pressure.NAME), len(measured.layers))
+            history.records.append(Record(step, epoch, measured, is_logged=True, drift=drift))
         return history
 
     @classmethod
@@ -127,17 +197,35 @@ class History(Table):
 
     def updates(self) -> list[dict[str, Any]]:
         """Return plain data of each update."""
-        return [
-            {"step": r.step, "epoch": r.epoch, "measurement": r.read().to_dict()}
-            for r in self.records
-        ]
+        updates: list[dict[str, Any]] = []
+        for record in self.records:
+            update = {"step": record.step, "epoch": record.epoch}
+            updates.append(update | {"measurement": record.read().to_dict()})
+            if (pressures := record.pressures()) is not None:
+                updates[-1][pressure.NAME] = list(pressures)
+        return updates
 
     def resume(self, updates: Sequence[Mapping[str, Any]]) -> None:
         """Go on from what `updates` gave."""
-        self.records = [
-            Record(u["step"], u["epoch"], Measurement.from_dict(u["measurement"]), is_logged=True)
-            for u in updates
-        ]
+        self.records = History.from_dict({"updates": list(updates)}).records
+
+
+def _drift_from(values: Any, layers: int) -> pressure.Pressures | None:
+    """Return the drift pressures of an update in a file.
+
+    Raises
+    ------
+    ValueError
+        If they are not a number or null for each layer.
+    """
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != layers:
+        raise ValueError(f"{pressure.NAME} of an update is no list with a value a layer")
+    for value in values:
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            raise ValueError(f"{pressure.NAME} of an update is no number")
+    return tuple(None if value is None else float(value) for value in values)
 
 
 def nulls(

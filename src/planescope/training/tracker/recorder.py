@@ -11,15 +11,15 @@ from weakref import ref
 
 import torch
 
-from planescope.data.loaders import moved
+from planescope.data.roles import moved
 from planescope.files.errors import PlanescopeError, UsageError
 from planescope.hyperplanes.layer import Structure
 from planescope.measurement.activations import measure_activations
 from planescope.measurement.choice import Choice
 from planescope.measurement.measure import data_notes
 from planescope.measurement.record import Measurement, Source
-from planescope.networks.copies import without_autocast
-from planescope.networks.module import read_module, unwrapped
+from planescope.networks.live.copies import without_autocast
+from planescope.networks.live.module import read_module, unwrapped
 from planescope.training.tracker import distributed, live
 from planescope.training.tracker.history import History, nulls
 from planescope.training.tracker.reference import Reference, Starts
@@ -27,7 +27,7 @@ from planescope.training.tracker.reference import Reference, Starts
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.measurement.assemble import Observed
     from planescope.training.tracker.folder import Folder
 
@@ -63,10 +63,11 @@ class Recorder:
         inputs: list[Any] | None,
         filters: bool,
         errors: Errors,
+        drift: bool = False,
         folder: Folder | None = None,
         unpack: Unpack | None = None,
     ) -> None:
-        self.history = History()
+        self.history = History(drift=drift)
         self.folder = folder
         self.pending: dict[str, float] = {}  # figures for the run's next row
         self._every, self._choice = every, choice
@@ -74,6 +75,7 @@ class Recorder:
         self._inputs, self._filters, self._errors = inputs, filters, errors
         self._unpack = unpack
         self._live: live.Live | None = None
+        self._anew: frozenset[str] = frozenset()  # layers replaced since the last update
         self._last_step: int | None = None
         self._root: ref[nn.Module] | None = None  # the network of the last update
         self._told: set[str] = set()
@@ -133,7 +135,7 @@ class Recorder:
     def _found(self, model: nn.Module) -> live.Live:
         if self._live is None or self._live.signature != live.signature(model):
             self._live = live.find_live(model, self._choice)
-            self._starts.follow(self._live.owners)
+            self._anew |= self._starts.follow(self._live.owners)
         return self._live
 
     def _take_shared(
@@ -168,7 +170,8 @@ class Recorder:
         """Measure layers that were found, whatever framework they are of; no step twice."""
 
         def kept() -> None:
-            if self._starts.follow(network.owners):
+            if replaced := self._starts.follow(network.owners):
+                self._anew |= replaced
                 self._last_step = None  # of another network
             if step != self._last_step:
                 self._live = network
@@ -216,7 +219,8 @@ class Recorder:
                 return self._nulls(network.layers, network.found.source, step, exc)
             return measured if self._filters else _slim(measured)
 
-        self.history.add(step, epoch, settle)
+        self.history.add(step, epoch, settle, self._anew)
+        self._anew = frozenset()
 
     def _write(
         self,

@@ -55,18 +55,18 @@ class Starts:
         if self._reference is not None and text not in self.notes:
             self.notes += (text,)
 
-    def follow(self, owners: Mapping[str, Owner]) -> bool:
+    def follow(self, owners: Mapping[str, Owner]) -> frozenset[str]:
         """Tell which module each layer is of: the same module goes on, another begins anew.
 
         What a module holds may be exchanged, shared out or computed: it stays the same layer.
-        Return whether one was replaced.
+        Return the layers that were replaced.
         """
-        was_replaced = False
+        replaced = set()
         known = self._owners.keys() | self._loaded.keys() | self._starts.keys()
         for name, owner in owners.items():
             before = self._owners.get(name)
             if before is not None and before() is not owner():
-                was_replaced = True
+                replaced.add(name)
                 self._starts.pop(name, None)
                 self._loaded.pop(name, None)
                 self.note(
@@ -76,7 +76,7 @@ class Starts:
             elif known and name not in known:
                 self.note(f"{name} came later: its distances are from the weights it had then")
             self._owners[name] = owner
-        return was_replaced
+        return frozenset(replaced)
 
     def of(self, layer: Layer, rows: Array, /) -> Start | None:
         """Weights that the layer began with; those of now where it is new or has a new shape."""

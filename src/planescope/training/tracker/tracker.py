@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from planescope.files.errors import CheckpointError, UsageError, nearest
 from planescope.hyperplanes.layer import Kind, View
 from planescope.measurement.choice import DEFAULT_KINDS, Choice, member
-from planescope.measurement.metrics import LOGGABLE, LOGGED, by_key
+from planescope.measurement.metrics import LOGGABLE, LOGGED
 from planescope.measurement.record import Measurement
 from planescope.training.tracker import distributed, inputs
 from planescope.training.tracker.folder import Folder, checked_metrics, known_metrics
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.training.tracked import TrackedConfig
 
 
@@ -79,6 +79,13 @@ class Tracker(_Callback):
         Where the weights of the first update are kept, whose distance from those of later ones is
         `l2` and `linf`. They take as much memory as the weights measured, there and in checkpoints.
         With None there are no distances.
+    drift : bool
+        Take the drift pressure of each layer: the change of `mean_projection`, the mean over its
+        filters of the sum of a filter's weights (those of `view`), since the update before, a
+        step. Below 0 filters are pushed away from the orthant. It is a column `drift_pressure` of
+        the table and of what `save` writes, and is logged beside `log`; the run of `out` does not
+        have it. Null in the first update, and where a layer's module or the filters that count
+        are others than in the update before.
     filters : bool
         Keep the values of single filters in `measurements`: 7 numbers a filter and update.
     errors : {"warn", "raise"}
@@ -128,6 +135,7 @@ class Tracker(_Callback):
         unpack: Unpack | None = None,
         log: Iterable[str] | None = None,
         reference: str | None = "device",
+        drift: bool = False,
         filters: bool = False,
         errors: str = "warn",
         out: str | os.PathLike[str] | None = None,
@@ -151,6 +159,7 @@ class Tracker(_Callback):
             reference=None if reference is None else member(Reference, reference, "reference"),
             inputs=None if data is None else inputs.take(data, has_unpack=unpack is not None),
             unpack=unpack,
+            drift=drift,
             filters=filters,
             errors=member(Errors, errors, "errors"),
             folder=None if out is None else Folder(Path(out), self._config),
@@ -258,7 +267,7 @@ class Tracker(_Callback):
         records = self._recorder.history.records
         if not records:
             return {}
-        return by_key(records[-1].read(), self._logged, by_layer=self._by_layer)
+        return records[-1].metrics(self._logged, by_layer=self._by_layer)
 
     def unlogged(self) -> Iterator[tuple[int, dict[str, float]]]:
         """Step and metrics of each update that was not asked for here before."""
