@@ -24,8 +24,8 @@ import numpy as np
 import pandas as pd
 
 import planescope as ps
-from planescope.criticality import ranks
 from planescope.criticality.prediction.cuts import verdict
+from planescope.criticality.relation import ranks
 from planescope.data.load import DataOptions, Resize
 from planescope.files.errors import PlanescopeError
 from planescope.files.writing import replacing

@@ -17,12 +17,10 @@ LONG_MODULES = {
     "checks/reliability/hostile.py": "cases: what attackers write",
     "checks/reliability/odd.py": "cases: odd places, disks and streams",
     "src/planescope/checkpoints/tfjs.py": "one format, a line over",
-    "src/planescope/criticality/relation.py": "one record and its columns, with their meaning",
     "src/planescope/criticality/sensitivity/inputs.py": "one noun: what networks are fed",
     "src/planescope/criticality/sensitivity/network.py": "one noun: a network and its parts",
     "src/planescope/criticality/sensitivity/onnx.py": "one noun: a network in an ONNX file",
     "src/planescope/hyperplanes/geometry.py": "the formulas of the reference, each in full",
-    "src/planescope/study/claims.py": "the paper's four claims, each by one function",
     "src/planescope/training/run.py": "one class of the reference: what a run has, in a line each",
     "src/planescope/training/tracker/tracker.py": "one class of the reference",
 }

@@ -465,7 +465,7 @@ def _made_run(folder: Path) -> Any:
     from report_runs import make_run
     from test_relation import simulated
 
-    from planescope.criticality.relate import relate_layers
+    from planescope.criticality.relation.relate import relate_layers
 
     run = make_run(folder, names=("features.0", "features.2", "features.5"))
     related = simulated(np.random.default_rng(0), planted=1.0, runs=1)

@@ -34,8 +34,8 @@ SMALL = (
 MODULES = (
     "planescope.cli.app", "planescope.measurement.measure", "planescope.training.recording",
     "planescope.training.task", "planescope.data.load", "planescope.criticality.resets",
-    "planescope.criticality.relate", "planescope.figures", "planescope.figures.report.watch",
-    "planescope.study.make", "planescope.study.claims",
+    "planescope.criticality.relation.relate", "planescope.figures",
+    "planescope.figures.report.watch", "planescope.study.make", "planescope.study.claims",
     "planescope.criticality.prediction", "planescope.criticality.sensitivity.job",
     "planescope.criticality.plan", "planescope.measurement.diff", "planescope.cli.tables",
     "matplotlib.backends.backend_agg",

@@ -73,4 +73,4 @@ def test_the_command_line_takes_it_off_too(tmp_path, states):
         capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "2 of 2 layers moved" in done.stdout
+    assert "left out of the second: 6 (a linear layer" in done.stdout

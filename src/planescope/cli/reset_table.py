@@ -67,14 +67,6 @@ def _title(snapshot: int | str) -> str:
     return f"epoch {snapshot}" if isinstance(snapshot, int) else snapshot
 
 
-def _critical(resets: Resets, row: str, snapshot: int | str) -> str:
-    """Return whether the network needs a layer; of several draws, where these agree."""
-    found = {cell.critical for cell in resets.at(row, snapshot)}
-    if len(found) > 1:
-        return "undecided"
-    return next((str(one) for one in found if one is not None), "")
-
-
 def _kind(resets: Resets) -> str:
     """Name what the cells of the table show."""
     if any(cell.relative_drop is not None for cell in resets.cells):
@@ -114,6 +106,6 @@ def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Tabl
         style = "bold" if row in layers and layers[row].biased else None
         cells = [resets.shown(row, s) for s in snapshots]
         if told:
-            cells.append(_critical(resets, row, first))
+            cells.append(resets.critical(row, first) or "")
         table.add_row(row, shown, *cells, style=style)
     return table

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from planescope.criticality.relate import relate
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.record import Relation
+from planescope.criticality.relation.relate import relate
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.figures.canvas import Width, inches, save, style
 from planescope.figures.columns import (

@@ -257,7 +257,7 @@ class Table:
             return loss_of_examples(before, after, chance)
         known = (trained, found)
         (a, b) = ((one.value or 0.0, one.low or 0.0, one.high or 0.0) for one in known)
-        return loss_of_bounds(a, b, chance)
+        return loss_of_bounds(a, b, chance, is_accuracy=self.judge.metric is None)
 
     def _expected(self, tallies: Sequence[Tally]) -> list[tuple[float, Loss | None] | None]:
         """Drop and loss that the trained network's own probabilities let expect."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from planescope.criticality import ranks
-from planescope.criticality.definition import THRESHOLD, Critical
-from planescope.criticality.relation import Area, Over, RelatedLayer
+from planescope.criticality.definition import Critical
+from planescope.criticality.relation import ranks
+from planescope.criticality.relation.record import Area, Over, RelatedLayer
 from planescope.hyperplanes.arrays import Flags, Floats
 
 # What every score is held against, paired.
@@ -24,6 +24,7 @@ def areas(
     scores: Sequence[str],
     /,
     *,
+    bound: float,
     draws: int,
     rng: np.random.Generator,
 ) -> Iterator[Area]:
@@ -34,36 +35,39 @@ def areas(
     layers : sequence of RelatedLayer
         Those of several runs; those without a loss are left out.
     scores : sequence of str
+    bound : float
+        Of the loss, above which a layer is critical.
     draws : int
         Of runs, and of random scores.
     rng : numpy.random.Generator
     """
     known = [layer for layer in layers if layer.loss is not None]
     for over in Over:
-        some = [layer for layer in known if over is not Over.DECIDED or _is_decided(layer)]
-        table = _Table(some, over, draws, rng)
+        some = [layer for layer in known if over is not Over.DECIDED or layer.is_decided]
+        table = _Table(some, over, bound, draws, rng)
         for score in scores:
             found = table.area(score)
             if found is not None:
                 yield found
 
 
-def _is_decided(layer: RelatedLayer) -> bool:
-    return layer.decision in (Critical.YES, Critical.NO)
-
-
 class _Table:
     def __init__(
-        self, layers: Sequence[RelatedLayer], over: Over, draws: int, rng: np.random.Generator
+        self,
+        layers: Sequence[RelatedLayer],
+        over: Over,
+        bound: float,
+        draws: int,
+        rng: np.random.Generator,
     ) -> None:
         self._layers, self._over, self._draws, self._rng = layers, over, draws, rng
         runs = {run: i for i, run in enumerate(dict.fromkeys(layer.run for layer in layers))}
         self._of = np.array([runs[layer.run] for layer in layers], dtype=np.intp)
         self._critical = np.array(
             [
-                layer.decision is Critical.YES
+                layer.critical is Critical.YES
                 if over is Over.DECIDED
-                else layer.loss is not None and layer.loss > THRESHOLD
+                else layer.loss is not None and layer.loss > bound
                 for layer in layers
             ],
             dtype=bool,

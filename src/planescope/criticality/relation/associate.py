@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planescope.criticality import ranks
-from planescope.criticality.ranks import FEWEST, FEWEST_PARTIAL, Block
-from planescope.criticality.relation import (
+from planescope.criticality.definition import Critical, decide, loss_range
+from planescope.criticality.relation import ranks
+from planescope.criticality.relation.ranks import FEWEST, FEWEST_PARTIAL, Block
+from planescope.criticality.relation.record import (
     Advice,
     Association,
     Comparison,
-    Decision,
     RelatedLayer,
     Selection,
     Share,
@@ -25,7 +25,7 @@ from planescope.criticality.scores import CONTROL
 from planescope.hyperplanes.chance import benjamini_hochberg, wilson
 
 if TYPE_CHECKING:
-    from planescope.criticality.ranks import Integers
+    from planescope.criticality.relation.ranks import Integers
     from planescope.hyperplanes.arrays import Flags, Floats
 
     Statistic = Callable[..., Floats]
@@ -73,8 +73,9 @@ class Sample:
         self._draws, self._rng = draws, rng
         index = {path: i for i, path in enumerate(self.runs)}
         self._of = np.array([index[layer.run] for layer in layers])
-        self._drop = np.array([layer.drop for layer in layers])
-        self._critical = np.array([layer.critical for layer in layers])
+        self._drop = np.array([layer.relative_drop for layer in layers])
+        self._critical = np.array([layer.critical is Critical.YES for layer in layers])
+        self._decided = np.array([layer.is_decided for layer in layers])
         self._position = self._score("position")
         # One set of draws for all scores, so that their differences have intervals.
         if len(self.runs) > 1:
@@ -93,7 +94,7 @@ class Sample:
         return any(layer.scores[score] is not None for layer in self._layers)
 
     def associate(self, score: str) -> Association:
-        """Associate a score with the drop."""
+        """Associate a score with the relative drop, and with the word critical."""
         values = self._score(score)
         there = np.isfinite(values)
         fields: dict[str, float | None] = {}
@@ -105,13 +106,14 @@ class Sample:
         )
         fields |= {f"{name}_p": getattr(p_values, name) for name, _, _ in _RANKED}
         for name, curve in _CURVES:
-            fields |= self._curve(name, curve, values, there)
+            fields |= self._curve(name, curve, values, there & self._decided)
         return Association(
             score=score,
             selection=self._selection,
             run=self._run,
             runs=len(set(self._of[there])),
             layers=int(there.sum()),
+            decided=int((there & self._decided).sum()),
             **fields,
         )
 
@@ -164,7 +166,7 @@ class Sample:
     def _curve(
         self, name: str, curve: Statistic, score: Floats, there: Flags
     ) -> dict[str, float | None]:
-        """Return the area or precision over all layers, and the interval."""
+        """Return the area or precision over decided layers, and the interval."""
         found, critical = score[there], self._critical[there]
         if not 0 < critical.sum() < len(critical):
             return {}
@@ -222,8 +224,8 @@ def _counts(drawn: Integers, layers: int) -> Floats:
 
 def selected(layers: Sequence[RelatedLayer], selection: Selection, /) -> list[RelatedLayer]:
     """Return the layers of a selection."""
-    wanted = {Selection.ALL: (True, False), Selection.INNER: (False,), Selection.FIRST: (True,)}
-    return [layer for layer in layers if layer.first in wanted[selection]]
+    is_all = selection is Selection.ALL
+    return [layer for layer in layers if is_all or layer.selection is selection]
 
 
 def corrected(pooled: Sequence[Association], /) -> list[Association]:
@@ -254,14 +256,16 @@ def _share(
     draws: int,
     rng: np.random.Generator,
 ) -> Share:
+    decided = [layer for layer in side if layer.is_decided]
     by_run: dict[str, list[bool]] = defaultdict(list)
-    for layer in side:
-        by_run[layer.run].append(getattr(layer, outcome))
+    for layer in decided:
+        is_so = layer.critical is Critical.YES if outcome == "critical" else layer.robust
+        by_run[layer.run].append(bool(is_so))
     counts = np.array([sum(flags) for flags in by_run.values()], dtype=np.float64)
     totals = np.array([len(flags) for flags in by_run.values()], dtype=np.float64)
     low = high = None
-    if side:
-        low, high = wilson(int(counts.sum()), len(side))
+    if decided:
+        low, high = wilson(int(counts.sum()), len(decided))
     if len(by_run) > 1 and low is not None and high is not None:
         weights = ranks.resampled(len(by_run), draws=draws, rng=rng)
         lower, upper = ranks.interval((weights @ counts) / (weights @ totals))
@@ -271,9 +275,10 @@ def _share(
         biased=biased,
         outcome=outcome,
         count=int(counts.sum()),
-        layers=len(side),
+        layers=len(decided),
         runs=len(by_run),
-        share=float(counts.sum()) / len(side) if side else None,
+        undecided=len(side) - len(decided),
+        share=float(counts.sum()) / len(decided) if decided else None,
         low=low,
         high=high,
     )
@@ -284,33 +289,50 @@ def advise(layers: Sequence[RelatedLayer], /, *, critical: float) -> Iterator[Ad
     same: dict[tuple[str, str], list[RelatedLayer]] = defaultdict(list)
     for layer in layers:
         same[layer.network, layer.name].append(layer)
-    for (network, name), several in same.items():
-        drop, low, high = _mean_drop(several)
-        decision = Decision.UNDECIDED
-        if low > critical:
-            decision = Decision.CRITICAL
-        elif high < critical:
-            decision = Decision.NOT_CRITICAL
+    for (network, name), every in same.items():
+        several = [layer for layer in every if layer.loss is not None]
+        loss, low, high = _mean_loss(several)
+        verdict = None
+        if len(several) == 1:
+            verdict = several[0].critical
+        elif low is not None and high is not None:
+            verdict = decide(low, high, bound=critical)
+        verdicts = [layer.critical for layer in several]
         yield Advice(
             network=network,
             layer=name,
             runs=len(several),
-            critical=sum(layer.critical for layer in several),
-            robust=sum(layer.robust for layer in several),
-            drop=drop,
-            low=low,
-            high=high,
-            decision=decision,
+            yes=verdicts.count(Critical.YES),
+            no=verdicts.count(Critical.NO),
+            undecided=verdicts.count(Critical.UNDECIDED),
+            robust=sum(bool(layer.robust) for layer in several),
+            relative_drop=float(np.mean([layer.relative_drop for layer in several or every])),
+            loss=loss,
+            loss_low=low,
+            loss_high=high,
+            critical=verdict,
         )
 
 
-def _mean_drop(several: Sequence[RelatedLayer]) -> tuple[float, float, float]:
+def _mean_loss(
+    several: Sequence[RelatedLayer],
+) -> tuple[float | None, float | None, float | None]:
     """Return the mean over runs and its interval: Student's, or what one run itself has."""
+    if not several:
+        return None, None, None
     if len(several) == 1:
-        return several[0].drop, several[0].drop_low, several[0].drop_high
+        return several[0].loss, several[0].loss_low, several[0].loss_high
     from scipy.special import stdtrit
 
-    drops = np.array([layer.drop for layer in several])
-    half = float(stdtrit(len(drops) - 1, 0.975) * drops.std(ddof=1)) / math.sqrt(len(drops))
-    mean = float(drops.mean())
-    return mean, mean - half, min(1.0, mean + half)  # more than all cannot be lost
+    losses = np.array([layer.loss for layer in several], dtype=np.float64)
+    half = float(stdtrit(len(losses) - 1, 0.975) * losses.std(ddof=1)) / math.sqrt(len(losses))
+    mean = float(losses.mean())
+    least, most = np.mean([_range(layer) for layer in several], axis=0)
+    return mean, max(mean - half, min(mean, float(least))), min(mean + half, max(mean, float(most)))
+
+
+def _range(layer: RelatedLayer) -> tuple[float, float]:
+    """Return what the loss of a layer can be; without bounds where the metric's are not known."""
+    if layer.metric != "accuracy" or layer.trained is None or layer.chance is None:
+        return -math.inf, math.inf
+    return loss_range(layer.trained, layer.chance)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
 from planescope.criticality.definition import Critical
+from planescope.criticality.relation.conclusions import claimed, told
+from planescope.criticality.relation.earlier import renewed
 from planescope.files.results import Table, columns_of
-from planescope.hyperplanes.chance import LEVEL
-from planescope.hyperplanes.layer import Kind
+from planescope.hyperplanes.layer import Input, Kind
 
-# Fewer runs than these, drawn anew, give intervals that are too narrow to build on.
-FEWEST_RUNS = 5
+SCHEMA = "planescope.relation/2"
 
 
 class Selection(StrEnum):
     """A set of layers that are looked at together."""
 
     ALL = "all"
-    INNER = "inner"  # without those whose input is an image, of which the theory does not speak
-    FIRST = "first"  # those alone
+    INNER = "inner"  # without those of which the theory does not speak:
+    FIRST = "first"  # those whose input is an image
+    OTHER = "other"  # those behind something else than a ReLU
 
 
 class Over(StrEnum):
@@ -32,70 +33,74 @@ class Over(StrEnum):
     DECIDED = "decided"  # all of layers whose loss is told from the threshold
 
 
-class Decision(StrEnum):
-    """The answer to whether a layer is critical: what resetting it costs, and no more."""
-
-    CRITICAL = "critical"
-    NOT_CRITICAL = "not critical"
-    UNDECIDED = "undecided"
-
-
-# The words of files that were written before.
-_FORMER = {
-    "keep": Decision.CRITICAL, "spare": Decision.NOT_CRITICAL, "not decidable": Decision.UNDECIDED
-}  # fmt: skip
-# Where the interval of rho reaches no further, the ranks have at most a quarter in common.
-_WEAK = 0.5
-
-
 @dataclass(frozen=True, kw_only=True)
 class RelatedLayer:
-    """A layer of a run: its scores, and what the network loses when it is put back to epoch 0.
+    """A layer of a network: its scores, and what is lost when it is put back to its start.
 
     Attributes
     ----------
     run, network : str
-        Path of the run; name of its network.
-    name, kind
+        Path of the run, or of the resets; name of its network.
+    name, kind, input
         As in a measurement.
-    first : bool
-        Whether its input is an image.
     biased : bool or None
         Whether its negative mass is beyond chance.
-    drop : float
-        Relative drop of the accuracy.
-    drop_low, drop_high : float
-        95 % interval of the drop, from those of the two accuracies (Donner and Zou 2012).
-    critical, robust : bool
-        A drop above the threshold that is significant; a drop that is small, or within noise and
-        not above the threshold.
+    tests : tuple of {"mass", "cosine", "centre"}
+        Those by which it faces one way beyond chance, corrected over its network.
+    metric : str or None
+        What was evaluated: ``"accuracy"``, or the name of the function that was given.
+    trained, chance : float or None
+        That metric of the trained network, and what chance gives.
+    relative_drop, relative_drop_low, relative_drop_high : float or None
+        ``(trained - value) / trained``, the paper's quantity, and its 95 % interval, from those of
+        the two metrics (Donner and Zou 2012); None where they have none.
+    loss, loss_low, loss_high : float or None
+        Share of what the network knows beyond chance that is gone, and its 95 % interval (METHOD,
+        section 7); None where the resets have none.
+    critical : {"yes", "no", "undecided"} or None
+        Whether that interval lies above the bound, below it, or on both sides.
+    robust : bool or None
+        Whether it is not critical and loses next to nothing; None where `critical` is undecided or
+        None.
     scores : dict of str to (float or None)
         By the names of `planescope.criticality.scores.SCORES`.
-    loss : float or None
-        Share of what the network knows beyond chance that is gone (METHOD, section 7).
-    decision : {"yes", "no", "undecided"} or None
-        Whether the layer is critical by the interval of that loss.
     """
 
     run: str
     network: str
     name: str
     kind: Kind
-    first: bool
+    input: Input
     biased: bool | None
-    drop: float
-    drop_low: float
-    drop_high: float
-    critical: bool
-    robust: bool
-    scores: dict[str, float | None]
+    tests: tuple[str, ...] = ()
+    metric: str | None = None
+    trained: float | None = None
+    chance: float | None = None
+    relative_drop: float
+    relative_drop_low: float | None = None
+    relative_drop_high: float | None = None
     loss: float | None = None
-    decision: Critical | None = None
+    loss_low: float | None = None
+    loss_high: float | None = None
+    critical: Critical | None = None
+    robust: bool | None = None
+    scores: dict[str, float | None]
+
+    @property
+    def is_decided(self) -> bool:
+        """Return whether its loss is told from the bound."""
+        return self.critical in (Critical.YES, Critical.NO)
+
+    @property
+    def selection(self) -> Selection:
+        """Return the set of layers that it is looked at in, beside all."""
+        apart = {Input.IMAGE: Selection.FIRST, Input.OTHER: Selection.OTHER}
+        return apart.get(self.input, Selection.INNER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Association:
-    """The association of a score with the drop: in one run, or pooled over all (`run` is None).
+    """The association of a score with the relative drop: in one run, or pooled (`run` is None).
 
     Each statistic has a 95 % bootstrap interval, over whole runs where there are several, else over
     layers, and is None where it does not exist.
@@ -109,18 +114,20 @@ class Association:
         How many runs, and layers in all, have the score. A run in which all layers have the same
         score has no rank correlation and is left out of its mean.
     rho, tau : float or None
-        Spearman's and Kendall's (tau-b) rank correlation of score and drop over the layers of a
-        run; pooled, their mean over runs.
+        Spearman's and Kendall's (tau-b) rank correlation of score and relative drop over the
+        layers of a run; pooled, their mean over runs.
     rho_p, tau_p : float or None
-        Permutation p-values; see `planescope.criticality.ranks`.
+        Permutation p-values; see `planescope.criticality.relation.ranks`.
     rho_q : float or None
         `rho_p` of a pooled association, corrected over the scores (Benjamini-Hochberg); the random
         control takes no part.
     partial : float or None
         Partial Spearman correlation given the position: what the score adds to position alone.
+    decided : int
+        How many layers have the score and are critical or not, by the definition.
     auc, average_precision : float or None
-        For "critical" against not, over all layers of all runs; a larger score is taken to speak
-        for critical, so that an area below 1/2 means the reverse.
+        For "critical" against not, over these; a larger score is taken to speak for critical, so
+        that an area below 1/2 means the reverse.
     """
 
     score: str
@@ -141,6 +148,7 @@ class Association:
     partial_low: float | None = None
     partial_high: float | None = None
     partial_p: float | None = None
+    decided: int = 0
     auc: float | None = None
     auc_low: float | None = None
     auc_high: float | None = None
@@ -153,7 +161,8 @@ class Association:
 class Area:
     """The area under the ROC curve of a score for "critical" by the definition (METHOD, section 7).
 
-    A layer is critical where its loss is above 0.1; of `over` "decided", where the interval is.
+    A layer is critical where its loss is above the bound; of `over` "decided", where the interval
+    is.
 
     Attributes
     ----------
@@ -200,7 +209,9 @@ class Share:
         Of which layers: the biased, or the unbiased.
     outcome : {"robust", "critical"}
     count, layers, runs : int
-        Layers of that outcome, layers in all, and runs that have any.
+        Layers of that outcome, decided layers in all, and runs that have any.
+    undecided : int
+        Layers of that side that are left out: critical or not cannot be told.
     share, low, high : float or None
         And 95 % interval: the wider of Wilson's and, over several runs, the bootstrap's.
     """
@@ -211,6 +222,7 @@ class Share:
     count: int
     layers: int
     runs: int
+    undecided: int
     share: float | None
     low: float | None
     high: float | None
@@ -249,24 +261,31 @@ class Advice:
     Attributes
     ----------
     network, layer : str
-    runs, critical, robust : int
-        How many runs have it, and in how many it is critical, or robust.
-    drop, low, high : float
-        Mean relative drop and 95 % interval: Student's over runs, or that of the only run.
-    decision : Decision
-        "critical" where the whole interval is above the threshold of critical, "not critical" where
-        it is below.
+    runs : int
+        How many runs have it and its loss.
+    yes, no, undecided, robust : int
+        In how many of these it is critical, not critical, undecided; and robust.
+    relative_drop : float or None
+        Mean over these runs.
+    loss, loss_low, loss_high : float or None
+        Mean loss and 95 % interval: Student's over runs, within what a loss can be, or that of the
+        only run. None where no run has one.
+    critical : {"yes", "no", "undecided"} or None
+        On which side of the bound that interval lies.
     """
 
     network: str
     layer: str
     runs: int
-    critical: int
+    yes: int
+    no: int
+    undecided: int
     robust: int
-    drop: float
-    low: float
-    high: float
-    decision: Decision
+    relative_drop: float | None
+    loss: float | None
+    loss_low: float | None
+    loss_high: float | None
+    critical: Critical | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +297,7 @@ class Relation(Table):
     runs : tuple of str
         Paths.
     critical, robust : float
-        Thresholds of these words for the relative drop.
+        Bounds of the loss for these words.
     layers, associations, shares, comparisons, advice, areas
         In the order of runs, layers and scores; areas are none where no layer has a loss.
     seed, draws : int
@@ -287,7 +306,7 @@ class Relation(Table):
         What a reader should know.
     """
 
-    SCHEMA: ClassVar[str] = "planescope.relation/1"
+    SCHEMA: ClassVar[str] = SCHEMA
     WHAT: ClassVar[str] = "relation"
     REMEDY: ClassVar[str] = "relate the runs again"
     DERIVED: ClassVar[tuple[str, ...]] = ("verdict",)
@@ -311,6 +330,11 @@ class Relation(Table):
         inner = self.at("position", Selection.INNER)
         return Selection.ALL if inner is None or inner.rho is None else Selection.INNER
 
+    def chosen(self, selection: Selection, /) -> tuple[RelatedLayer, ...]:
+        """Return the layers of a selection."""
+        is_all = selection is Selection.ALL
+        return tuple(each for each in self.layers if is_all or each.selection is selection)
+
     def at(self, score: str, selection: Selection, run: str | None = None) -> Association | None:
         """Return the association of a score, pooled or in one run."""
         wanted = (score, selection, run)
@@ -319,111 +343,26 @@ class Relation(Table):
     @property
     def verdict(self) -> str:
         """Return whether the bias ranks the layers as resets do, and what resets cost."""
-        return " ".join((self.claim, *self._advised()))
+        return " ".join((self.claim, *told(self)))
 
     @property
     def claim(self) -> str:
         """Say in sentences whether the bias ranks the layers as resets do, and both directions."""
-        return " ".join((self._ranking(), *self._directions()))
-
-    def _ranking(self) -> str:
-        found = self.at("agreement", self.selection)
-        if found is None or found.rho is None or found.rho_p is None:
-            return "Undecided: no run has three layers or more whose agreement differs."
-        where = "the layers" if self.selection is Selection.ALL else "the layers behind a ReLU"
-        rho = f"{_mean(found.runs)}{found.rho:.2f}{_span(found.rho_low, found.rho_high)}"
-        numbers = f"Spearman's rho {rho}, p = {found.rho_p:.2g}, {_count(found.runs, 'run')}"
-        high = found.rho_high
-        if found.rho_p < LEVEL and found.rho > 0:
-            text = f"Holds: agreement ranks {where} as the resets do ({numbers})."
-        elif found.rho_p < LEVEL:
-            text = f"Does not hold: agreement ranks {where} in the reverse order ({numbers})."
-        elif high is not None and high < _WEAK:
-            text = (
-                f"Does not hold: agreement does not rank {where} as the resets do, beyond chance "
-                f"({numbers})."
-            )
-        else:
-            text = (
-                f"Undecided: agreement does not rank {where} as the resets do, beyond chance, but "
-                f"may do so ({numbers})."
-            )
-        if found.runs < FEWEST_RUNS:
-            text += (
-                f" Undecided beyond {'this run' if found.runs == 1 else 'these runs'}: an "
-                f"interval over runs needs {FEWEST_RUNS} or more."
-            )
-        return text
-
-    def _directions(self) -> Iterator[str]:
-        for share in self.shares:
-            wanted = "critical" if share.biased else "robust"
-            if share.selection is self.selection and share.outcome == wanted and share.layers:
-                side = "biased" if share.biased else "unbiased"
-                yield (
-                    f"Of {_count(share.layers, f'{side} layer')}, {share.count} "
-                    f"{'is' if share.count == 1 else 'are'} {wanted}"
-                    f"{_span(share.low, share.high)}."
-                )
-
-    def _advised(self) -> Iterator[str]:
-        networks = list(dict.fromkeys(one.network for one in self.advice))
-        for network in networks:
-            of = f"In {network}: " if len(networks) > 1 else ""
-            parts = []
-            for decision, opening in (
-                (Decision.CRITICAL, "critical when put back to the start"),
-                (Decision.NOT_CRITICAL, "not critical"),
-                (Decision.UNDECIDED, "undecided"),
-            ):
-                chosen = [a for a in self.advice if (a.network, a.decision) == (network, decision)]
-                # The surest first: of the critical what costs most, of the others what least.
-                chosen.sort(key=lambda one: one.drop, reverse=decision is Decision.CRITICAL)
-                if chosen:
-                    told = decision is not Decision.UNDECIDED
-                    named = ", ".join(
-                        a.layer + f" ({a.drop:.0%}, {a.low:.0%} to {a.high:.0%})" * told
-                        for a in chosen
-                    )
-                    parts.append(f"{opening}: {named}")
-            text = of + "; ".join(parts)
-            yield text[:1].upper() + text[1:] + "."
+        return claimed(self)
 
     @classmethod
     def _renewed(cls, data: Any) -> Any:
-        advice = data.get("advice") if isinstance(data, dict) else None
-        if not isinstance(advice, list):
-            return data
-        renewed = [
-            one | {"decision": _FORMER[one["decision"]]}
-            if isinstance(one, dict) and str(one.get("decision")) in _FORMER
-            else one
-            for one in advice
-        ]
-        return data | {"advice": renewed}
+        return renewed(data, SCHEMA)
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the table's columns: a row a layer of a run: what it is, its drop, its scores."""
-        columns = columns_of(self.layers, RelatedLayer, but=("scores",))
+        """Return the table's columns: a row a layer of a run: what it is, its cost, its scores."""
+        columns = columns_of(self.layers, RelatedLayer, but=("scores", "tests"))
+        columns["tests"] = [" ".join(layer.tests) for layer in self.layers]
         named = dict.fromkeys(name for layer in self.layers for name in layer.scores)
         return columns | {name: [layer.scores.get(name) for layer in self.layers] for name in named}
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: the verdict, and what the layers cost."""
-        keys = ("run", "layer", "biased", "drop", "critical", "robust")
+        keys = ("run", "layer", "biased", "relative_drop", "loss", "critical", "robust")
         columns = self.columns()
         return self.verdict, {key: columns[key] for key in keys}
-
-
-def _span(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return ""
-    return f" (95 % interval {low:.2f} to {high:.2f})"
-
-
-def _mean(runs: int) -> str:
-    return "of " if runs == 1 else "on average "
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -25,6 +25,8 @@ Integers = NDArray[np.int64]
 
 # Ranks of fewer layers say nothing; behind one more variable, of one more.
 FEWEST, FEWEST_PARTIAL = 3, 4
+# Fewer runs than these, drawn anew, give intervals that are too narrow to build on.
+FEWEST_RUNS = 5
 # Tied statistics differ in their last bits; they count as tied.
 _ROUNDING = 1e-9
 # Numbers in a block of pairs of layers times shuffles.
