@@ -97,3 +97,11 @@ def answer(module: nn.Module, batch: Batch, pick: Pick | None) -> torch.Tensor:
     with torch.no_grad():
         given: torch.Tensor = picked(module(*batch.args, **batch.kwargs), pick)
     return given
+
+
+def is_less(one: torch.Tensor, other: torch.Tensor, /) -> bool:
+    """Tell whether a mean over examples is lower by two standard errors of the pairs."""
+    off = one - other
+    if not bool(off.isfinite().all()):
+        return bool(one.mean() < other.mean())
+    return bool(off.mean() + 2 * off.std(correction=0) / len(off) ** 0.5 < 0)
