@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -117,7 +117,7 @@ def _write_cells(axes: Axes, resets: Resets, values: Floats, size: float) -> Non
                 text = f"({number})" if noise else number
                 is_critical = resets.critical(row, column) is Critical.YES
                 weight = "bold" if is_critical else "normal"
-                place = {"ha": "center", "va": "center", "weight": weight}
+                place: dict[str, Any] = {"ha": "center", "va": "center", "weight": weight}
                 axes.text(j, i, text, color=color, size=size, **place)
             elif noise:
                 axes.plot(j, i, ".", color=color, markersize=2)
