@@ -7,7 +7,7 @@ import sys
 
 BENCHMARKS = (
     "measure_files", "measure_modules", "train_epoch", "tracker", "report", "resets", "study",
-    "peers",
+    "peers", "worth",
 )  # fmt: skip
 
 for name in sys.argv[1:] or BENCHMARKS:
