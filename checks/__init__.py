@@ -1,1 +1,1 @@
-"""What holds planescope to its word: fuzzing, reliability, benchmarks."""
+"""Checks that hold planescope to its word: fuzzing, reliability, benchmarks."""

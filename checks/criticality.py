@@ -24,13 +24,13 @@ import numpy as np
 import pandas as pd
 
 import planescope as ps
-from planescope.criticality import ranks
 from planescope.criticality.prediction.cuts import verdict
+from planescope.criticality.relation import ranks
 from planescope.data.load import DataOptions, Resize
 from planescope.files.errors import PlanescopeError
 from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind
-from planescope.training.status import State
+from planescope.training.folder.status import State
 
 # Unlabelled inputs: of the training examples, so that none is one on which the truth was measured.
 INPUTS = 400

@@ -1,4 +1,4 @@
-"""What plans and repairs cost published CIFAR-10 ResNets that were not developed on.
+"""The cost of plans and repairs on published CIFAR-10 ResNets that were not developed on.
 
     python -m checks.planning resnet32 --weights FOLDER --cifar FOLDER --out FOLDER
 
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
             bench = Bench.of(whole, data, Knife(way=way), examples=len(data), seed=seed)
             tries = bench.tries(asked, repair=True)
         spent = round(time.process_time() - began, 1)
-        best = min(tries, key=lambda one: one.checked)
+        best = bench.best(tries)
         for one in tries:
             values = (
                 given.network, *key, one.rival.name, one.rival.repaired, one is best, base,

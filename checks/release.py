@@ -1,4 +1,4 @@
-"""Whether all that names a version names the same one, before a tag and at the build of one.
+"""Hold all that names a version to the same one, before a tag and at the build of one.
 
     python -m checks.release 0.2.0             before the tag: nothing is uncommitted, no such tag
     python -m checks.release 0.2.0 --tagged    at the build: the commit has the tag

@@ -26,7 +26,7 @@ from torch import nn
 
 import planescope as ps
 from checks.planning import images, load
-from planescope.criticality import ranks
+from planescope.criticality.relation import ranks
 from planescope.criticality.replacements import read_ways, replaced
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.writing import replacing
@@ -157,7 +157,7 @@ def _kept(path: Path, module: nn.Module) -> torch.Tensor:
 
 
 def _of_weights(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """What weights alone tell: how far they go, what goes, and how the layer's hyperplanes face."""
+    """Return what weights alone tell: how far they go, what goes, how the hyperplanes face."""
     modules = dict(module.named_modules())
     chosen = _chosen(module)
     for layer in ps.measure(module).layers:

@@ -11,9 +11,9 @@ import planescope as ps
 from planescope.criticality.resets.record import Accuracy, ResetCell, ResetLayer, Resets
 from planescope.hyperplanes.layer import Kind
 from planescope.training.config import RunConfig
-from planescope.training.metrics import EpochMetrics
+from planescope.training.folder.metrics import EpochMetrics
+from planescope.training.folder.status import State, Status
 from planescope.training.run import Run
-from planescope.training.status import State, Status
 
 # Names come from files that anybody may have written.
 HOSTILE = "</script><script>alert(1)</script>"

@@ -12,7 +12,7 @@ import planescope as ps
 from planescope.figures.sources import open_subjects
 from planescope.study.make import make_study
 from planescope.study.plan import read_plan
-from planescope.training.status import State, Status
+from planescope.training.folder.status import State, Status
 
 BEFORE = Path(__file__).parent / "before"
 

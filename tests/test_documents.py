@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib.util
 import io
@@ -260,17 +259,3 @@ def test_the_pictures_are_made_by_the_script_beside_them(tmp_path):
     there = {str(p.relative_to(DOCS)) for folder in folders for p in folder.glob("*.*g")}
     # Training takes minutes; a package of the front picture may be missing.
     assert made | {"front.png"} == there - {"pictures/training.svg", "pictures/resets.svg"}
-
-
-def test_docstrings_say_what_is_done():
-    """Their first line is no question: it begins with a verb, or names what a class is."""
-    questions = {"What", "Whether", "Where", "How", "Which", "Why"}
-    asked = [
-        f"{path.name}: {text.splitlines()[0]}"
-        for path in sorted((ROOT / "src").rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        and (text := ast.get_docstring(node)) is not None
-        and text.split()[0] in questions
-    ]
-    assert asked == []

@@ -24,7 +24,7 @@ IMPORTS = (
     "distributed",
     "planescope.cli.app", "planescope.cli.train", "planescope.cli.reset", "planescope.cli.relate",
     "planescope.figures", "planescope.measurement.measure", "planescope.criticality.resets",
-    "planescope.criticality.relate",
+    "planescope.criticality.relation.relate",
     "planescope.data.load", "planescope.training.loop", "planescope.networks.build",
     "planescope.training.recording", "planescope.training.task",
 )  # fmt: skip

@@ -60,7 +60,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was found of a network."""
+    """The row of a network in the atlas."""
 
     entry: Entry
     measurement: ps.Measurement

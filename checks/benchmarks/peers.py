@@ -106,7 +106,7 @@ def _python() -> str:
 
 
 def _is_there(package: str) -> bool:
-    """Whether the peers' environment has a package."""
+    """Tell whether the peers' environment has a package."""
     code = f"import sys, importlib.util as u; sys.exit(u.find_spec({package!r}) is None)"
     return subprocess.run([_python(), "-c", code], check=False).returncode == 0
 

@@ -71,7 +71,7 @@ def median(costs: list[tuple[float, float, int]]) -> Cost:
 
 
 def machine() -> str:
-    """What the figures were made on."""
+    """Name the machine that the figures were made on."""
     import os
 
     import numpy as np

@@ -43,9 +43,9 @@ def make_run(path: Path) -> None:
     import planescope as ps
     from checks.benchmarks.vgg19_files import arrays
     from planescope.training.config import RunConfig
-    from planescope.training.metrics import EpochMetrics
+    from planescope.training.folder.metrics import EpochMetrics
+    from planescope.training.folder.status import State, Status
     from planescope.training.run import Run
-    from planescope.training.status import State, Status
 
     run = Run.create(path, RunConfig(network="vgg19", data="cifar10", epochs=SNAPSHOTS - 1))
     whole = ps.measure(

@@ -1,4 +1,4 @@
-"""What a study costs beyond its runs; two workers against one; its table; its plan.
+"""The cost of a study beyond its runs; two workers against one; its table; its plan.
 
 The ratio of two workers to one is that of a machine of which nothing else uses the cores.
 """

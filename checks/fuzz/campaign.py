@@ -63,7 +63,7 @@ class Fault:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of the cases of a target.
+    """The outcome of the cases of a target.
 
     Attributes
     ----------
@@ -258,31 +258,8 @@ def _work(job: _Job, cases: list[int], folder: Path, at: mmap.mmap, pipe: Any) -
         at[:8] = index.to_bytes(8, "little")
         kept = _write(inside, job.files(case), kept)
         start = time.process_time()
-        before = watch.memory
-        watch.begin()
-        try:
-            job.read(inside, case, [name for name in kept if id(kept[name]) not in unchanged])
-        except PlanescopeError as exc:
-            watch.end()
-            news.refused(exc)
-            if caused_by_memory(exc):
-                news.fault(case, "memory", f"a refusal that hides a MemoryError: {exc}")
-        except ForbiddenError:
-            watch.end()
-        except BaseException as exc:
-            watch.end()
-            news.fault(case, _kind(exc), "".join(traceback.format_exception(exc))[-3000:])
-        else:
-            watch.end()
-            news.results += not watch.seen
-        for what in watch.seen:
-            news.fault(case, what, "")
-        after = watch.memory
-        if after > before:
-            news.memory = max(news.memory, (after, case))
-            if after > watch.memory_bytes:
-                news.fault(case, "memory", f"{after} bytes beyond those at rest")
-                watch.forget_memory()
+        names = [name for name in kept if id(kept[name]) not in unchanged]
+        _read_case(job, inside, case, names, watch, news)
         news.slowest = max(news.slowest, (time.process_time() - start, case))
         news.cases += 1
         if (index + 1) % _REPORT_EVERY == 0 or index + 1 == len(cases):
@@ -292,9 +269,40 @@ def _work(job: _Job, cases: list[int], folder: Path, at: mmap.mmap, pipe: Any) -
             news = _News()
 
 
+def _read_case(
+    job: _Job, inside: Path, case: int, names: list[str], watch: Watch, news: _News
+) -> None:
+    """Read one case, and tell what it did that it should not."""
+    before = watch.memory
+    watch.begin()
+    try:
+        job.read(inside, case, names)
+    except PlanescopeError as exc:
+        watch.end()
+        news.refused(exc)
+        if caused_by_memory(exc):
+            news.fault(case, "memory", f"a refusal that hides a MemoryError: {exc}")
+    except ForbiddenError:
+        watch.end()
+    except BaseException as exc:
+        watch.end()
+        news.fault(case, _kind(exc), "".join(traceback.format_exception(exc))[-3000:])
+    else:
+        watch.end()
+        news.results += not watch.seen
+    for what in watch.seen:
+        news.fault(case, what, "")
+    after = watch.memory
+    if after > before:
+        news.memory = max(news.memory, (after, case))
+        if after > watch.memory_bytes:
+            news.fault(case, "memory", f"{after} bytes beyond those at rest")
+            watch.forget_memory()
+
+
 @dataclass
 class _News:
-    """What a worker tells of its last cases."""
+    """The report of a worker on its last cases."""
 
     cases: int = 0
     results: int = 0

@@ -1,4 +1,4 @@
-"""What is done to the files of a case: all of it follows from a random generator."""
+"""Mutations of the files of a case; all of them follow from a random generator."""
 
 from __future__ import annotations
 

@@ -164,13 +164,7 @@ def _onnx() -> Seeds:
         node("Reshape", ["x6", "shape"], ["x7"]),
         node("Gemm", ["x7", "head", "head.bias"], ["answer"], transB=1),
     ]
-    weights = {
-        "mean": np.full((3, 1, 1), 0.5, np.float32), "0.weight": _draw(4, 3, 3, 3),
-        "0.bias": _draw(4), "g": _draw(4), "b": _draw(4), "m": _draw(4), "v": abs(_draw(4)),
-        "q": np.arange(16, dtype=np.int8).reshape(4, 1, 2, 2), "s": _draw(4),
-        "z": np.zeros(4, np.int8), "zero": np.float32(0), "six": np.float32(6),
-        "head": _draw(2, 8), "head.bias": _draw(2),
-    }  # fmt: skip
+    weights = _onnx_weights()
     tensors = [stored(name, np.asarray(values)) for name, values in weights.items()]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
     answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, [1, 2])
@@ -201,19 +195,24 @@ def _onnx() -> Seeds:
     yield from _onnx_operators()
 
 
+def _onnx_weights() -> dict[str, Any]:
+    return {
+        "mean": np.full((3, 1, 1), 0.5, np.float32), "0.weight": _draw(4, 3, 3, 3),
+        "0.bias": _draw(4), "g": _draw(4), "b": _draw(4), "m": _draw(4), "v": abs(_draw(4)),
+        "q": np.arange(16, dtype=np.int8).reshape(4, 1, 2, 2), "s": _draw(4),
+        "z": np.zeros(4, np.int8), "zero": np.float32(0), "six": np.float32(6),
+        "head": _draw(2, 8), "head.bias": _draw(2),
+    }  # fmt: skip
+
+
 def _onnx_operators() -> Seeds:
     """Weights made by arithmetic, sparse and packed, and the operators of onnxruntime."""
     from onnx import TensorProto, helper, numpy_helper
 
     node, ms = helper.make_node, {"domain": "com.microsoft"}
-    block = helper.make_function(
-        "own",
-        "block",
-        ["x", "w"],
-        ["y"],
-        [node("Conv", ["x", "w"], ["c"]), node("Relu", ["c"], ["y"])],
-        [helper.make_opsetid("", 21)],
-    )
+    rectified = [node("Conv", ["x", "w"], ["c"]), node("Relu", ["c"], ["y"])]
+    opsets = [helper.make_opsetid("", 21)]
+    block = helper.make_function("own", "block", ["x", "w"], ["y"], rectified, opsets)
     nodes = [
         node("ReduceL2", ["v"], ["n"], axes=[1, 2, 3], keepdims=1),
         node("Div", ["v", "n"], ["d"]),
@@ -257,7 +256,7 @@ def _onnx_operators() -> Seeds:
 
 
 def _keras() -> Seeds:
-    """What Keras 2 wrote, as the tests keep it, and what Keras 3 writes."""
+    """Yield files that Keras 2 wrote, as the tests keep them, and files that Keras 3 writes."""
     for path in sorted((ROOT / "tests" / "keras").glob("*.*")):
         if path.name in ("branches-weights.h5", "sequence.h5", "residual.keras"):
             yield f"keras2-{path.name}", {INPUT: _without_times(path.read_bytes())}
@@ -293,7 +292,7 @@ def _without_times(data: bytes) -> bytes:
 
 
 def _tensorflow(*seeds: tuple[str, str]) -> Callable[[], Seeds]:
-    """What TensorFlow wrote, as the tests keep it: the file that is read, and those beside it."""
+    """Yield files that TensorFlow wrote, as the tests keep them: the one to read, and the rest."""
 
     def made() -> Seeds:
         for name, pattern in seeds:
@@ -466,7 +465,7 @@ def _made_run(folder: Path) -> Any:
     from report_runs import make_run
     from test_relation import simulated
 
-    from planescope.criticality.relate import relate_layers
+    from planescope.criticality.relation.relate import relate_layers
 
     run = make_run(folder, names=("features.0", "features.2", "features.5"))
     related = simulated(np.random.default_rng(0), planted=1.0, runs=1)
@@ -515,7 +514,7 @@ def _run() -> Seeds:
 
 
 def _progress() -> Seeds:
-    from planescope.criticality.resets.progress import Progress
+    from planescope.criticality.resets.engine.progress import Progress
 
     progress = Progress(Path("kept"), "protocol")
     for name in ("trained", "features.0 0"):

@@ -53,7 +53,7 @@ def boundary(rng: random.Random, bits: int, was: int, size: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def pointers(data: bytes) -> tuple[int, ...]:
-    """Where eight bytes stand that may be an address within the file."""
+    """Find the places of eight bytes that may be an address within the file."""
     found: list[int] = []
     for shift in (0, 4) if len(data) >= 12 else ():
         words = np.frombuffer(data, "<u8", (len(data) - shift) // 8, shift)
@@ -64,7 +64,7 @@ def pointers(data: bytes) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=64)
 def decimals(data: bytes) -> tuple[tuple[int, int], ...]:
-    """Where decimal numbers stand; none in a file that is not mostly text."""
+    """Find the places of decimal numbers; none in a file that is not mostly text."""
     if b"\0" in data[:64]:
         return ()
     return tuple(match.span() for match in re.finditer(rb"\d+", data[: 1 << 16]))

@@ -1,4 +1,4 @@
-"""What is read, by name: each takes the folder of a case, and may raise our own errors alone."""
+"""Readers by name: each takes the folder of a case, and may raise our own errors alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from checks.fuzz.seeds import INPUT
 from planescope import checkpoints
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.probe import probe
-from planescope.criticality.resets.progress import Progress
+from planescope.criticality.resets.engine.progress import Progress
 from planescope.data import files as datafiles
 from planescope.files.errors import PlanescopeError
 from planescope.files.pickles import read_pickle
@@ -92,7 +92,7 @@ def _progress(folder: Path, *_: object) -> None:
 
 
 def _use(result: ps.Measurement | ps.Resets | ps.Relation, case: int) -> None:
-    """What is loaded is a result: it can be told, written and shown."""
+    """Tell, write and show a result that was loaded."""
     if not isinstance(result.verdict, str):
         raise AssertionError("the verdict is no text")
     result.to_json(indent=None)

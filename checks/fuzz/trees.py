@@ -19,12 +19,12 @@ import planescope as ps
 from planescope.files.errors import PlanescopeError
 from planescope.hyperplanes.layer import Structure
 from planescope.networks.build import build
-from planescope.networks.module import read_module
+from planescope.networks.live.module import read_module
 from planescope.study.folder import RunRecord, Study
 from planescope.training.config import RunConfig, dump_config
-from planescope.training.metrics import EpochMetrics
+from planescope.training.folder.metrics import EpochMetrics
+from planescope.training.folder.status import State, Status
 from planescope.training.run import Run
-from planescope.training.status import State, Status
 
 Seeds = Iterator[tuple[str, dict[str, bytes]]]
 
@@ -274,7 +274,7 @@ def environment_seeds() -> Seeds:
 
 
 def network_seeds() -> Seeds:
-    """Where the layers of LeNet stand, recorded under the name of a callable."""
+    """Yield places of the layers of LeNet, recorded under the name of a callable."""
     run = Run(Path("run"))
     _with(Path(), "run/config.yaml", CONFIG)
     state = read_module(build("lenet", in_channels=1, seed=0))

@@ -37,12 +37,12 @@ _NO_FILES = ("os.putenv", "os.unsetenv")
 
 
 class ForbiddenError(BaseException):
-    """What the file wanted was not done; no handler of errors may take it for one."""
+    """A file asked for what is forbidden; no handler of errors may catch this."""
 
 
 @dataclass
 class Watch:
-    """What has been seen since the last `begin`.
+    """All that was seen since the last `begin`.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class Watch:
 
 
 def caused_by_memory(exc: BaseException) -> bool:
-    """Whether a refusal of ours stands for memory that could not be had."""
+    """Tell whether a refusal of ours stands for memory that could not be had."""
     while exc is not None:
         if isinstance(exc, MemoryError):
             return True

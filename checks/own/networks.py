@@ -136,7 +136,7 @@ def _answers(network: nn.Module, case: Case, x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Found:
-    """What a network gave: layers, or a sentence."""
+    """The result of a network: layers, or a sentence."""
 
     case: Case
     layers: int = 0

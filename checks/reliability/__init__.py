@@ -1,1 +1,1 @@
-"""What planescope survives: harnesses behind the figures of docs/reliability.md."""
+"""Harnesses behind the figures of docs/reliability.md: the faults that planescope survives."""

@@ -1,4 +1,4 @@
-"""What an attacker would put into a run, a study, a result or a checkpoint, given to every command.
+"""Runs, studies, results and checkpoints of an attacker, given to every command.
 
 Of each case it is asked: did code run that the user did not name? Was anything outside of the
 folder read as a part of it, written or removed? Did a control character reach the terminal or a
@@ -143,7 +143,7 @@ def _control(text: str) -> str:
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where text stands in plain data; of a list its first item stands for all."""
+    """Find the texts in plain data; of a list its first item stands for all."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _leaves(item, (*path, key))
@@ -344,8 +344,8 @@ def signals(prepared: Path, *, quick: bool) -> Tally:
 @contextlib.contextmanager
 def _going_on(place: Place) -> Iterator[None]:
     """Hold a run as a training that goes on does."""
+    from planescope.training.folder.status import State, Status
     from planescope.training.run import Run
-    from planescope.training.status import State, Status
 
     run = Run(place.work / "run")
     with run.lock():
@@ -433,7 +433,7 @@ SWEEPS = {
 
 
 def hostile(wanted: Sequence[str], *, quick: bool) -> Iterator[tuple[str, Tally]]:
-    """What became of the cases of each kind."""
+    """Count the outcomes of the cases of each kind."""
     import_all(MODULES)
     with place_to_work() as place:
         prepared = _prepare(place, quick=quick)

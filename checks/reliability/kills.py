@@ -31,7 +31,7 @@ CHAINS = (1, 1, 1, 1, 2, 3)
 
 @dataclass
 class Outcome:
-    """What became of the rounds with one command.
+    """The outcome of the rounds with one command.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Quiet:
-    """What runs that nothing disturbed left, by variant."""
+    """The files that undisturbed runs left, by variant."""
 
     places: tuple[Place, ...]
     seconds: float
@@ -265,7 +265,7 @@ class Bomb:
 
     @property
     def operation(self) -> str:
-        """What it exploded before."""
+        """Return the operation that it exploded before."""
         return self._shared[8:].rstrip(b"\0").decode()
 
     def arm(self) -> None:

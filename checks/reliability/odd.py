@@ -34,8 +34,8 @@ SMALL = (
 MODULES = (
     "planescope.cli.app", "planescope.measurement.measure", "planescope.training.recording",
     "planescope.training.task", "planescope.data.load", "planescope.criticality.resets",
-    "planescope.criticality.relate", "planescope.figures", "planescope.figures.report.watch",
-    "planescope.study.make", "planescope.study.claims",
+    "planescope.criticality.relation.relate", "planescope.figures",
+    "planescope.figures.report.watch", "planescope.study.make", "planescope.study.claims",
     "planescope.criticality.prediction", "planescope.criticality.sensitivity.job",
     "planescope.criticality.plan", "planescope.measurement.diff", "planescope.cli.tables",
     "matplotlib.backends.backend_agg",
@@ -48,7 +48,7 @@ Args = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a command ended; status None where it had to be killed."""
+    """The end of a command; status None where it had to be killed."""
 
     status: int | None
     complained: str
@@ -56,7 +56,7 @@ class Ended:
 
 @dataclass
 class Tally:
-    """How many cases there were of a kind, and what fell."""
+    """The number of cases of a kind, and those that fell."""
 
     cases: int = 0
     fallen: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Tally:
 
 
 def problems_of(ended: Ended) -> Iterator[str]:
-    """What is wrong with the way a command ended."""
+    """Say what is wrong with the way a command ended."""
     if ended.status is None:
         yield f"still ran after {HANG_S:g} s"
     elif ended.status not in (0, 1, 2):
@@ -83,7 +83,7 @@ def problems_of(ended: Ended) -> Iterator[str]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """What lies in a folder, as digests by name."""
+    """Return the files of a folder, as digests by name."""
     found = {}
     for path in sorted(folder.rglob("*")):
         about = path.lstat()
@@ -96,7 +96,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def lost(before: Mapping[str, str], after: Mapping[str, str], *, may_write: bool) -> Iterator[str]:
-    """What is gone, and what changed though nothing was to be written; drafts left behind."""
+    """Say what is gone or changed though nothing was to be written, and which drafts were left."""
     for name, digest in before.items():
         if name not in after:
             yield f"{name} is gone"
@@ -456,7 +456,7 @@ def _disk() -> Iterator[Place]:
 
 
 def can_mount() -> bool:
-    """Whether this process may mount file systems, as root may."""
+    """Tell whether this process may mount file systems, as root may."""
     try:
         with _disk():
             return True
@@ -509,7 +509,7 @@ SWEEPS = {"inputs": inputs, "disks": disks, "folders": folders}
 
 
 def sweep(names: Sequence[str], *, quick: bool) -> Iterator[tuple[str, Tally | None]]:
-    """What became of the cases of each kind; None where a disk cannot be made."""
+    """Count the outcomes of the cases of each kind; None where a disk cannot be made."""
     import_all(MODULES)
     with place_to_work() as place:
         prepared = _prepare(place)

@@ -28,7 +28,7 @@ FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command runs: its folder, one for temporary files, and what it prints."""
+    """The place where a command runs: its folder, one for temporary files, its output."""
 
     path: Path
 
@@ -44,12 +44,12 @@ class Place:
 
     @property
     def printed(self) -> str:
-        """What the last command printed."""
+        """Return what the last command printed."""
         return (self.path / "stdout").read_text(encoding="utf-8")
 
     @property
     def complained(self) -> str:
-        """What it said on stderr."""
+        """Return what it said on stderr."""
         return (self.path / "stderr").read_text(encoding="utf-8")
 
 
@@ -82,7 +82,7 @@ class Started:
 
 
 def _is_there(group: int) -> bool:
-    """Whether a process of a group is left that is no zombie."""
+    """Tell whether a process of a group is left that is no zombie."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, found = stat.read_text().rpartition(")")[2].split()[:3]
@@ -178,7 +178,7 @@ def assert_single_thread() -> None:
 
 
 def in_child(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function returns, called in a fork: whatever threads it starts end with that."""
+    """Call a function in a fork; whatever threads it starts end with that."""
     assert_single_thread()
     ours, theirs = FORK.Pipe(duplex=False)
 

@@ -1,4 +1,4 @@
-"""What planescope is installed with: the packages, their licences, and a bill of materials.
+"""The packages that planescope is installed with, their licences, and a bill of materials.
 
     python -m checks.reliability.supply licences    which there are; status 1 where one may not be
     python -m checks.reliability.supply pins        packages with their versions, for pip-audit
@@ -61,7 +61,7 @@ def _requirements(package: Distribution, extra: str) -> Iterator[Requirement]:
 
 
 def licence_of(package: Distribution, /) -> str:
-    """What a package says of its licence: the SPDX expression, or else older fields."""
+    """Return what a package says of its licence: the SPDX expression, or else older fields."""
     about = package.metadata
     if expression := about.get("License-Expression"):
         return str(expression)
@@ -75,7 +75,7 @@ def licence_of(package: Distribution, /) -> str:
 
 
 def is_refused(licence: str, /) -> bool:
-    """Whether none of the licences offered lets a program under MIT use the package."""
+    """Tell whether no licence on offer lets a program under MIT use the package."""
     offers = licence.split(" OR ")
     return licence == UNKNOWN or all(COPYLEFT.search(offer) for offer in offers)
 

@@ -30,7 +30,7 @@ ENDED = ""  # the second came when the first had ended, and had nothing to do
 
 @dataclass
 class Outcome:
-    """What was tried, as a sentence, and what was not as it should be."""
+    """A trial, as a sentence, and all that was not as it should be."""
 
     tried: str = ""
     problems: list[str] = field(default_factory=list)
@@ -145,7 +145,7 @@ def _settled(
     *,
     is_resumed: bool,
 ) -> tuple[str, str]:
-    """What is wrong after two trainings; and with which sentence one was refused, if it was."""
+    """Say what is wrong after two trainings, and with which sentence one was refused, if it was."""
     talk = [here.complained, other.complained]
     if statuses == [0, 0] and is_resumed and talk == ["", ""]:
         winner, sentence = 0, ENDED
@@ -270,7 +270,7 @@ def _join(folder: Path, rank: int, processes: int) -> None:
 
 
 def _replayed(folder: Path) -> tuple[int, list[str]]:
-    """How many updates there were, and what differs from one process's."""
+    """Count the updates, and say what differs from one process's."""
     import pandas as pd
     import torch
 

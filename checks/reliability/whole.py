@@ -1,4 +1,4 @@
-"""Whether files are whole, and whether two folders hold the same results."""
+"""Comparisons: are files whole, and do two folders hold the same results."""
 
 from __future__ import annotations
 

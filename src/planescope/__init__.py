@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from planescope.criticality.plan.repair import repair
     from planescope.criticality.plan.search import plan
     from planescope.criticality.prediction import Prediction, predict_critical
-    from planescope.criticality.relate import relate
-    from planescope.criticality.relation import RelatedLayer, Relation
+    from planescope.criticality.relation.record import RelatedLayer, Relation
+    from planescope.criticality.relation.relate import relate
     from planescope.criticality.resets import ResetOptions, reset
     from planescope.criticality.resets.record import Accuracy, ResetCell, ResetLayer, Resets
     from planescope.criticality.sensitivity import sensitivity
@@ -72,8 +72,8 @@ _HOMES = {
     "PlannedLayer": "criticality.plan.planned",
     "PoolMeasurement": "measurement.record",
     "Prediction": "criticality.prediction",
-    "RelatedLayer": "criticality.relation",
-    "Relation": "criticality.relation",
+    "RelatedLayer": "criticality.relation.record",
+    "Relation": "criticality.relation.record",
     "Repair": "criticality.plan.record",
     "RepairedLayer": "criticality.plan.record",
     "Report": "figures.report",
@@ -100,7 +100,7 @@ _HOMES = {
     "measure": "measurement.measure",
     "plan": "criticality.plan.search",
     "predict_critical": "criticality.prediction",
-    "relate": "criticality.relate",
+    "relate": "criticality.relation.relate",
     "repair": "criticality.plan.repair",
     "report": "figures.report",
     "reset": "criticality.resets",

@@ -11,8 +11,8 @@ import torch
 from planescope.checkpoints import read_contents
 from planescope.files.errors import CheckpointError
 from planescope.networks.build import build
+from planescope.networks.live.module import read_module
 from planescope.networks.load import load_network
-from planescope.networks.module import read_module
 
 
 @pytest.mark.parametrize(

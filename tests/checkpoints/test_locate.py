@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from planescope.checkpoints import read_contents
-from planescope.checkpoints.locate import locate
+from planescope.checkpoints.locate import locate, locate_each
 from planescope.files.errors import CheckpointError
 
 
@@ -99,6 +99,16 @@ def test_a_folder_without_one_model_says_what_it_holds(tmp_path, names, sentence
     touch(tmp_path, *names)
     with refuses(tmp_path, sentence.format(folder=tmp_path)):
         locate(tmp_path)
+
+
+def test_each_model_of_a_folder_is_named_in_turn(tmp_path):
+    touch(tmp_path, "b.pt", "a.onnx", "notes.txt", "optimizer.pt")
+    assert locate_each(str(tmp_path)) == [str(tmp_path / "a.onnx"), str(tmp_path / "b.pt")]
+    assert locate_each(str(tmp_path / "b.pt")) == [str(tmp_path / "b.pt")]
+    assert locate_each("hf:owner/name") == ["hf:owner/name"]
+    (tmp_path / "empty").mkdir()
+    with refuses(tmp_path / "empty", "holds no model, it is empty; give a model's file"):
+        locate_each(str(tmp_path / "empty"))
 
 
 def test_what_is_missing_is_answered_with_the_nearest_name(tmp_path):

@@ -25,9 +25,9 @@ from planescope.files.locks import is_locked
 from planescope.files.reading import open_binary, read_text
 from planescope.files.writing import check_target, replacing
 from planescope.training.config import RunConfig
+from planescope.training.folder.status import State
 from planescope.training.loop import train
 from planescope.training.run import Run
-from planescope.training.status import State
 
 CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
 posix = pytest.mark.skipif(os.name == "nt", reason="files and streams as POSIX has them")

@@ -25,7 +25,7 @@ import planescope as ps
 from planescope.checkpoints import read_contents
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Kind, StateDict
-from planescope.networks.layers import find_layers
+from planescope.networks.state.layers import find_layers
 
 FIXTURES = Path(__file__).parents[1] / "formats"
 

@@ -23,7 +23,7 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.tensorflow.table import read_table
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Input, Kind, StateDict
-from planescope.networks.layers import find_layers
+from planescope.networks.state.layers import find_layers
 
 FILES = Path(__file__).parents[1] / "tensorflow_files"
 

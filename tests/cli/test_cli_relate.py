@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 import warm
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import planescope as ps
 from planescope.criticality.resets import reset
+from planescope.hyperplanes.layer import Input
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
 from planescope.training.run import Run
@@ -46,7 +52,7 @@ def test_the_json_follows_its_schema(runs):
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout, parse_constant=pytest.fail)
     schema = json.loads(
-        (files("planescope.files") / "schemas" / "relation-1.json").read_text("utf-8")
+        (files("planescope.files") / "schemas" / "relation-2.json").read_text("utf-8")
     )
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(found, schema)
@@ -74,9 +80,13 @@ def test_scores_are_those_of_the_measurement_and_of_the_weights(runs):
     assert list(layers) == [layer.name for layer in measured.layers]
     for i, layer in enumerate(measured.layers):
         found, cell = layers[layer.name], resets.at(layer.name, 0)[0]
-        assert found.drop == cell.relative_drop
-        assert found.critical == (cell.relative_drop > 0.1 and cell.significant)
-        assert found.first is (i == 0)
+        assert found.relative_drop == cell.relative_drop
+        assert (found.loss, found.loss_low, found.loss_high) == (
+            cell.loss, cell.loss_low, cell.loss_high,
+        )  # fmt: skip
+        assert found.critical is cell.critical
+        assert (found.trained, found.chance) == (resets.trained.value, resets.chance)
+        assert found.input is (Input.IMAGE if i == 0 else Input.RELU)
         for name in ("agreement", "mean_cosine", "l2", "linf"):
             assert found.scores[name] == getattr(layer, name)
         rows = weights[f"{layer.name}.weight"].double().flatten(1)
@@ -87,6 +97,92 @@ def test_scores_are_those_of_the_measurement_and_of_the_weights(runs):
             (float(rows.norm()) / spectral) ** 2, rel=1e-9
         )
         assert found.scores["position"] == i / 5
+
+
+@pytest.fixture(scope="module")
+def saved(runs, tmp_path_factory) -> list[Path]:
+    """What a user of any other network has: resets and a measurement, apart from a run."""
+    folder = tmp_path_factory.mktemp("saved")
+    shutil.copy(Run(runs[0]).resets, folder / "resets.json")
+    snapshots = Run(runs[0]).snapshots
+    ps.measure(snapshots[1], network="lenet", kinds="all", init=snapshots[0]).save(
+        folder / "measured.parquet"
+    )
+    return [folder / "measured.parquet", folder / "resets.json"]
+
+
+def test_saved_results_of_any_network_give_what_its_run_gives(runs, saved):
+    of_run, of_files = ps.relate(runs[0], draws=99), ps.relate(saved, draws=99)
+    assert of_files.runs == (str(saved[1]),)
+    ofs = zip(of_run.layers, of_files.layers, strict=True)
+    for one, other in ofs:
+        assert (one.name, one.critical, one.loss_low, one.input, one.biased, one.tests) == (
+            other.name, other.critical, other.loss_low, other.input, other.biased, other.tests
+        )  # fmt: skip
+        for score in ("agreement", "abs_z", "mean_cosine", "l2", "linf", "position"):
+            assert one.scores[score] == other.scores[score]
+        assert other.scores["spectral"] is None  # no file of results has weights
+    # Records in memory are taken likewise, in any order.
+    records = [ps.Resets.load(saved[1]), ps.load(saved[0])]
+    assert [x.loss for x in ps.relate(records, draws=99).layers] == [
+        x.loss for x in of_files.layers
+    ]
+
+
+def test_saved_results_are_related_on_the_command_line(saved):
+    done = relate(*saved, "--draws", "199", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["runs"] == [str(saved[1])]
+
+
+def test_a_training_that_a_tracker_followed_is_related(tmp_path):
+    """A network and loop of one's own: what the Tracker saved, and the resets."""
+    torch.manual_seed(0)
+    images, labels = torch.rand(200, 1, 8, 8), torch.arange(200) % 2
+    images[labels == 1, :, :4] += 0.5
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(128, 2),
+    )  # fmt: skip
+    start = copy.deepcopy(model.state_dict())
+    tracker = ps.Tracker()
+    tracker.update(model, 0, epoch=0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(10):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimiser.step()
+    tracker.update(model, 10, epoch=1)
+    tracker.save(tmp_path / "tracked.json")
+    loader = DataLoader(TensorDataset(images, labels), batch_size=100)
+    reset(model, to={"init": start}, data=loader).save(tmp_path / "resets.json")
+    found = ps.relate([tmp_path / "resets.json", tmp_path / "tracked.json"], draws=99)
+    assert [layer.name for layer in found.layers] == ["0", "2"]
+    assert all(layer.scores["l2"] > 0 for layer in found.layers)
+    assert ps.relate([ps.Resets.load(tmp_path / "resets.json"), tracker], draws=99).layers == tuple(
+        replace(layer, run=ps.Resets.load(tmp_path / "resets.json").source)
+        for layer in found.layers
+    )
+
+
+def of_an_earlier_version(runs, tmp_path):
+    """A run whose resets were written before they had a loss."""
+    path = copied(runs[0], tmp_path)
+    data = json.loads(Run(path).resets.read_text())
+    lost = ("loss", "loss_low", "loss_high", "critical")
+    data["cells"] = [{k: v for k, v in cell.items() if k not in lost} for cell in data["cells"]]
+    del data["chance"]
+    Run(path).resets.write_text(json.dumps(data))
+    return path
+
+
+def test_without_a_loss_nothing_is_called_critical_and_one_note_says_what_to_do(runs, tmp_path):
+    relation = ps.relate([of_an_earlier_version(runs, tmp_path)], draws=99)
+    assert {layer.critical for layer in relation.layers} == {None}
+    assert {advice.critical for advice in relation.advice} == {None}
+    assert all(share.layers == 0 for share in relation.shares)
+    (note,) = (note for note in relation.notes if "critical" in note)
+    assert note.endswith("of an earlier version, without the loss; reset the layers again")
 
 
 def copied(run: Path, tmp_path: Path) -> Path:
@@ -148,6 +244,7 @@ def other_layers(runs, tmp_path):
         (without_epoch_0, "were not put back to epoch 0, which the relation is about"),
         (at_chance, "has no relative drops: its network is no better than chance"),
         (other_layers, "are both lenet, but features.12 was reset in one of them only"),
+        (lambda runs, tmp: [Run(runs[0]).resets], "needs the measurement of the same network"),
         (lambda runs, tmp: [runs[0], "--critical", "2"], "critical must lie in (0, 1), not 2.0"),
         (lambda runs, tmp: [runs[0], "--out", tmp / "x.txt"], "must end in .json, .csv or .parq"),
     ],

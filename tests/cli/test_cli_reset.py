@@ -218,7 +218,7 @@ def test_an_unfinished_run_is_taken_where_that_is_asked_for(trained, tmp_path):
 
 
 def save_often() -> None:
-    from planescope.criticality.resets import progress as tallies
+    from planescope.criticality.resets.engine import progress as tallies
 
     tallies.SAVE_EVERY_S = 0.05
 

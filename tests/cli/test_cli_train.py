@@ -20,9 +20,9 @@ import warm
 
 from planescope.files.errors import UsageError
 from planescope.training.config import RunConfig, load_config
+from planescope.training.folder.status import State
 from planescope.training.loop import train
 from planescope.training.run import Run
-from planescope.training.status import State
 
 SMALL = ("--epochs", "2", "--examples", "128", "--threads", "1", "--snapshots-until", "0")
 

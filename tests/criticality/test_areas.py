@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from planescope.criticality.alpha import alpha
-from planescope.criticality.areas import areas
 from planescope.criticality.definition import Critical
-from planescope.criticality.relate import relate_layers
-from planescope.criticality.relation import Over, RelatedLayer, Relation
+from planescope.criticality.relation.areas import areas
+from planescope.criticality.relation.record import Over, RelatedLayer, Relation
+from planescope.criticality.relation.relate import relate_layers
 from planescope.criticality.resets.weights import state_of
 from planescope.criticality.scores import SCORES
-from planescope.hyperplanes.layer import Kind
+from planescope.hyperplanes.layer import Input, Kind
 
 # What weightwatcher 0.7.7 says of tests/parity/lenet-epoch-12.tar: analyze(min_evals=8). One layer
 # has fewer than 20 eigenvalues, another is no convolution.
@@ -41,10 +41,10 @@ def test_alpha_is_none_where_there_is_too_little_to_fit():
 
 def layer(run, place, loss, decision, **scores):
     return RelatedLayer(
-        run=run, network="net", name=f"conv{place}", kind=Kind.CONV, first=place == 0, biased=False,
-        drop=loss, drop_low=loss, drop_high=loss, critical=loss > 0.1, robust=False,
+        run=run, network="net", name=f"conv{place}", kind=Kind.CONV, biased=False,
+        input=Input.RELU if place else Input.IMAGE,
+        relative_drop=loss, loss=loss, critical=decision,
         scores=dict.fromkeys(SCORES) | {"position": place / 2, "agreement": 0.5} | scores,
-        loss=loss, decision=decision,
     )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ LAYERS = [
 
 def found(layers=LAYERS, draws=300):
     rng = np.random.default_rng(0)
-    return {(a.score, a.over): a for a in areas(layers, [*SCORES], draws=draws, rng=rng)}
+    return {(a.score, a.over): a for a in areas(layers, [*SCORES], bound=0.1, draws=draws, rng=rng)}
 
 
 def test_areas_are_those_of_the_pairs_counted_by_hand():

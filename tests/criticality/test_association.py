@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from planescope.criticality import ranks
-from planescope.criticality.ranks import Block
+from planescope.criticality.relation import ranks
+from planescope.criticality.relation.ranks import Block
 
 few = st.lists(st.integers(0, 4), min_size=4, max_size=9)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -122,10 +123,13 @@ def test_a_plan_is_the_nearest_of_its_rivals_and_is_what_it_says() -> None:
         for repaired in (False, True)
     }
     assert made.chosen.repaired
-    assert made.recommended == (made.chosen.divergence == min(r.divergence for r in made.rivals))
+    assert made.recommended == (not any(r.better for r in made.rivals))
+    assert all(r.divergence < made.chosen.divergence for r in made.rivals if r.better)
     assert ps.Plan.from_dict(json.loads(made.to_json())) == made
     again = ps.plan(whole, size=0.3, data=(inputs, labels), examples=150, keep=["6"])
     assert again == made
+    pairs = zip(made.module.parameters(), again.module.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
     for name, mask in made.masks().items():
         assert torch.equal(mask, made.module.get_submodule(name).weight != 0)
 
@@ -135,11 +139,39 @@ def test_a_plan_that_is_behind_is_not_recommended_in_words() -> None:
     behind = ps.Plan(
         source="x", way="prune", asked=0.2, method="unlabelled", inputs="i", fitted=3, checked=1,
         examples=4, measure="divergence", accuracy=None, chosen=ps.Rival(**rival),
-        rivals=(ps.Rival(**rival), ps.Rival(**rival | {"name": "LAMP", "divergence": 0.1})),
+        rivals=(
+            ps.Rival(**rival),
+            ps.Rival(**rival | {"name": "LAMP", "divergence": 0.1, "better": True}),
+        ),
         layers=(),
     )  # fmt: skip
     assert not behind.recommended
     assert behind.verdict.startswith("not recommended: LAMP, repaired does better")
+    near = ps.Rival(**rival | {"name": "LAMP", "divergence": 0.19})
+    close = replace(behind, rivals=(behind.rivals[0], near))
+    assert close.recommended
+    assert close.verdict.endswith("no rival does better, beyond chance")
+
+
+def test_global_magnitude_gives_way_only_to_what_is_nearer_beyond_chance() -> None:
+    from planescope.criticality.plan.bench import Bench, Try
+    from planescope.criticality.plan.cuts import Knife
+
+    def of(name: str, *each: float, repaired: bool = True) -> Try:
+        rival = ps.Rival(name=name, repaired=repaired, size=0.2, divergence=0.1)
+        checked = torch.tensor(each, dtype=torch.float64)
+        return Try(
+            asked=0.2, settings={}, module=nn.Identity(), checked=checked, told=checked, rival=rival
+        )
+
+    bench = object.__new__(Bench)
+    bench.knife = Knife(way="prune")
+    usual = of("global magnitude", 1.0, 2.0, 3.0, 4.0)
+    # Its mean is lower by 0.5, and the standard error of the pairs is 0.87; then 0.
+    assert bench.best([of("LAMP", 2.0, 0.0, 4.0, 2.0), usual]) is usual
+    nearer = of("LAMP", 0.5, 1.5, 2.5, 3.5)
+    assert bench.best([nearer, usual]) is nearer
+    assert bench.best([of("uniform", 0.1, 0.1, 0.1, 0.1, repaired=False), usual]) is not usual
 
 
 def test_a_budget_takes_the_smallest_size_within_it() -> None:
@@ -157,10 +189,10 @@ def test_a_plan_that_is_stopped_keeps_the_best_so_far(monkeypatch) -> None:
 
     tried = Bench._try
 
-    def stopping(self, asked, name, settings, *, repaired):
+    def stopping(self, asked, name, settings, **options):
         if name == "LAMP":
             raise KeyboardInterrupt
-        return tried(self, asked, name, settings, repaired=repaired)
+        return tried(self, asked, name, settings, **options)
 
     monkeypatch.setattr(Bench, "_try", stopping)
     made = ps.plan(network(), size=0.3, data=draws(60, 2, 8, 8))
@@ -207,6 +239,32 @@ def test_removed_filters_are_taken_out_and_the_network_answers_the_same() -> Non
         pruned.thinned(inputs[:2])
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param({"size": 0.5, "curve": [0.7]}, id="prune"),
+        pytest.param({"size": 0.5, "repair": False}, id="as-it-is"),
+        pytest.param({"way": "rank", "size": 0.6}, id="rank"),
+    ],
+)
+def test_a_dry_run_counts_every_pass(asked, monkeypatch) -> None:
+    passes = 0
+
+    def counted(_module, given):
+        nonlocal passes
+        # Not symbols; and the examples of the table are in two batches, of 22 and 7.
+        passes += isinstance(given, torch.Tensor) and len(given) != 7
+        return given
+
+    monkeypatch.setattr(nn.Identity, "forward", counted)
+    whole = nn.Sequential(nn.Identity(), *network())
+    given = {"data": draws(60, 2, 8, 8), "examples": 30, **asked}
+    cost = ps.plan(whole, **given, dry_run=True)
+    passes = 0
+    ps.plan(whole, **given)
+    assert passes == cost.passes
+
+
 def test_layers_are_put_back_step_by_step_and_the_others_make_up_for_it() -> None:
     whole, inputs, start = network(), draws(120, 2, 8, 8, seed=3), network()
     with torch.no_grad():
@@ -231,8 +289,9 @@ def test_a_plan_is_counted_drawn_and_shown(tmp_path) -> None:
     whole, inputs = network(), draws(60, 2, 8, 8)
     asked = {"size": 0.5, "curve": [0.7], "data": inputs, "examples": 30, "repair": False}
     cost = ps.plan(whole, **asked, dry_run=True)
-    # 2 sizes of 3 allocations, each on what chooses and on the table; 3 layers alone and jointly
-    assert (cost.layers, cost.tries, cost.passes) == (3, 6, 18)
+    # 2 sizes of 3 allocations, each on what chooses and on the table; 3 layers alone and jointly;
+    # the inputs, the network's layers, and the whole network on what chooses and on the table
+    assert (cost.layers, cost.tries, cost.passes) == (3, 6, 2 * 6 + 2 * 3 + 4)
     made = ps.plan(whole, **asked)
     assert len(made.curve) == 3
     schema = json.loads((files("planescope.files") / "schemas" / "plan-1.json").read_text())
@@ -263,6 +322,7 @@ def test_labels_are_not_looked_at_unless_they_may_be() -> None:
     [
         pytest.param({"size": 0.0}, "cannot be reached.*the nearest 0.000", id="too-small"),
         pytest.param({"way": "bits", "bits": 1}, "the nearest is 2", id="one-bit"),
+        pytest.param({"size": float("nan")}, "a size of nan: give a number", id="nan"),
         pytest.param({"size": 0.5, "budget": 0.1}, "give one of size, bits and budget", id="two"),
         pytest.param({"size": 0.5, "keep": ["conv9"]}, "there is no layer conv9", id="name"),
         pytest.param(
@@ -271,7 +331,7 @@ def test_labels_are_not_looked_at_unless_they_may_be() -> None:
             id="budget",
         ),
         pytest.param({"way": "filters", "size": 0.01}, "nearest 0.125", id="filters"),
-        pytest.param({"way": "reset", "size": 0.5}, "to= says to which state", id="no-state"),
+        pytest.param({"way": "reset", "size": 0.5}, "says to which state", id="no-state"),
         pytest.param(
             {"way": "reset", "size": 0.5, "to": network()}, "already what it would be", id="same"
         ),

@@ -8,19 +8,22 @@ import json
 import numpy as np
 import pytest
 
-from planescope.criticality.associate import Sample, selected
-from planescope.criticality.relate import relate_layers
-from planescope.criticality.relation import Decision, RelatedLayer, Relation, Selection
+from planescope.criticality.definition import Critical, decide, is_robust
+from planescope.criticality.relation.associate import Sample, selected
+from planescope.criticality.relation.record import RelatedLayer, Relation, Selection
+from planescope.criticality.relation.relate import relate_layers
 from planescope.criticality.scores import SCORES
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.chance import LEVEL
-from planescope.hyperplanes.layer import Kind
+from planescope.hyperplanes.layer import Input, Kind
 
 LAYERS = 7  # one of them the first
 
 
-def layer(run, index, agreement, drop, *, network="net", noise=0.0, count=LAYERS, **scores):
-    """A layer whose other scores are those of a plain network."""
+def layer(
+    run, index, agreement, drop, *, network="net", noise=0.0, count=LAYERS, width=0.02, **scores
+):
+    """A layer of a loss, with so wide an interval to each side; other scores of a plain network."""
     values = dict.fromkeys(SCORES, None) | {
         "agreement": agreement,
         "position": index / (count - 1),
@@ -31,13 +34,14 @@ def layer(run, index, agreement, drop, *, network="net", noise=0.0, count=LAYERS
         network=network,
         name=f"conv{index}",
         kind=Kind.CONV,
-        first=index == 0,
+        input=Input.IMAGE if index == 0 else Input.RELU,
         biased=agreement > 0.5,
-        drop=drop,
-        drop_low=drop - 0.02,
-        drop_high=drop + 0.02,
-        critical=drop > 0.1,
-        robust=drop <= 0.02,
+        relative_drop=0.9 * drop,  # a = 1, a_0 = 0.1
+        loss=drop,
+        loss_low=drop - width,
+        loss_high=drop + width,
+        critical=(critical := decide(drop - width, drop + width)),
+        robust=is_robust(critical, drop, True, bound=0.02),
         scores=values | scores,
     )
 
@@ -143,38 +147,99 @@ def test_words_tell_what_resets_cost_and_give_no_other_advice(planted):
 
 
 def test_both_directions_of_the_claim_are_counted_apart():
-    drops = [0.5, 0.01, 0.3, 0.0, 0.05, 0.02, 0.2]
-    agreements = [0.9, 0.1, 0.9, 0.2, 0.8, 0.3, 0.1]
+    drops = [0.5, 0.01, 0.3, 0.0, 0.05, 0.02, 0.2, 0.11, 0.09]
+    agreements = [0.9, 0.1, 0.9, 0.2, 0.8, 0.3, 0.1, 0.9, 0.1]
     layers = [layer("run", i, a, d) for i, (a, d) in enumerate(zip(agreements, drops, strict=True))]
     shares = {
-        (s.biased, s.outcome): (s.count, s.layers)
+        (s.biased, s.outcome): (s.count, s.layers, s.undecided)
         for s in relate_layers(layers, draws=99).shares
         if s.selection is Selection.ALL
     }
     # Biased: 0.5 and 0.3 critical, 0.05 neither. Unbiased: 0.01, 0 and 0.02 robust, 0.2 critical.
+    # Of 0.11 and 0.09, with 0.02 to each side, nothing can be said.
     assert shares == {
-        (False, "robust"): (3, 4),
-        (False, "critical"): (1, 4),
-        (True, "robust"): (0, 3),
-        (True, "critical"): (2, 3),
+        (False, "robust"): (3, 4, 1),
+        (False, "critical"): (1, 4, 1),
+        (True, "robust"): (0, 3, 1),
+        (True, "critical"): (2, 3, 1),
     }
 
 
-def test_advice_follows_the_interval_of_the_drop():
+def test_undecided_layers_are_in_no_curve():
+    losses, scores = (0.5, 0.11, 0.0, 0.09, 0.3), (0.9, 0.0, 0.5, 1.0, 0.8)
+    layers = [
+        layer("run", i, score, loss)
+        for i, (score, loss) in enumerate(zip(scores, losses, strict=True))
+    ]
+    found = relate_layers(layers, draws=99).at("agreement", Selection.ALL)
+    # Critical 0.9 and 0.8, not 0.5; the wide ones, 0 and 1, would be out of order.
+    assert (found.auc, found.average_precision) == (1.0, 1.0)
+    assert (found.layers, found.decided) == (5, 3)
+
+
+def test_advice_follows_the_interval_of_the_loss():
     layers = [layer("run", i, 0.5, drop) for i, drop in enumerate((0.5, 0.11, 0.0, 0.09))]
-    advice = {a.layer: a.decision for a in relate_layers(layers, draws=99).advice}
+    advice = {a.layer: a.critical for a in relate_layers(layers, draws=99).advice}
     assert advice == {
-        "conv0": Decision.CRITICAL,
-        "conv1": Decision.UNDECIDED,  # 9 % to 13 %
-        "conv2": Decision.NOT_CRITICAL,
-        "conv3": Decision.UNDECIDED,  # 7 % to 11 %
+        "conv0": Critical.YES,
+        "conv1": Critical.UNDECIDED,  # 9 % to 13 %
+        "conv2": Critical.NO,
+        "conv3": Critical.UNDECIDED,  # 7 % to 11 %
     }
+
+
+def test_advice_over_runs_stays_within_what_a_loss_can_be():
+    """Two runs of accuracy 0.6, chance 0.1: no loss beyond 1.2, nor below -0.8."""
+    found = [
+        dataclasses.replace(layer(run, 0, 0.5, loss), metric="accuracy", trained=0.6, chance=0.1)
+        for run, loss in (("a", 0.0), ("b", 1.0))
+    ]
+    (advice,) = relate_layers(found, draws=99).advice
+    # Student's with one degree of freedom would reach from -5.9 to 6.9.
+    assert (advice.loss, advice.loss_low, advice.loss_high) == pytest.approx((0.5, -0.8, 1.2))
+    assert advice.critical is Critical.UNDECIDED
+    assert (advice.yes, advice.no, advice.undecided) == (1, 1, 0)
+
+
+def test_the_verdict_agrees_with_its_numbers():
+    drops = [0.5, 0.4, 0.3, 0.6, 0.5, 0.4, 0.3]
+    verdict = relate_layers(
+        [layer("run", i, 0.1, d) for i, d in enumerate(drops)], draws=99
+    ).verdict
+    assert "Does not hold that most unbiased layers are robust: 0 of 6 are" in verdict
+    assert "Undecided whether biased layers are critical: there is none to tell by." in verdict
+    assert "Apart, for the theory does not speak of it: conv0, whose input is an image; 1 of 1" in (
+        verdict
+    )
+    assert "not critical" not in verdict
+
+
+def test_layers_without_a_loss_have_no_verdict_and_are_never_guessed():
+    none = {"loss": None, "loss_low": None, "loss_high": None, "critical": None, "robust": None}
+    layers = [
+        dataclasses.replace(one, **none) for one in simulated(np.random.default_rng(5), planted=2.0)
+    ]
+    relation = relate_layers(layers, draws=99)
+    assert {a.critical for a in relation.advice} == {None}
+    assert all(share.layers == 0 and share.share is None for share in relation.shares)
+    assert relation.at("agreement", Selection.INNER).auc is None
+    assert relation.at("agreement", Selection.INNER).rho is not None
+    assert not relation.areas
+    assert "critical when put back" not in relation.verdict
+
+
+def test_layers_behind_something_else_are_named_apart():
+    layers = simulated(np.random.default_rng(6), planted=2.0, runs=1)
+    layers[3] = dataclasses.replace(layers[3], input=Input.OTHER)
+    relation = relate_layers(layers, draws=99)
+    assert relation.at("agreement", Selection.INNER).layers == LAYERS - 2
+    assert "conv3, behind something else than a ReLU" in relation.verdict
 
 
 def test_the_best_score_is_the_one_that_orders_the_drops():
     rng = np.random.default_rng(3)
     layers = [
-        dataclasses.replace(one, scores=one.scores | {"spectral": one.drop})
+        dataclasses.replace(one, scores=one.scores | {"spectral": one.loss})
         for one in simulated(rng, planted=0.0)
     ]
     relation = relate_layers(layers, draws=499)
@@ -207,7 +272,7 @@ def test_the_csv_has_a_row_a_layer(tmp_path, planted):
     planted.save(tmp_path / "r.csv")
     head, *rows = (tmp_path / "r.csv").read_text().splitlines()
     assert len(rows) == len(planted.layers)
-    assert {"schema", "run", "layer", "drop", "agreement", "position"} <= set(head.split(","))
+    assert {"schema", "run", "layer", "loss", "agreement", "position"} <= set(head.split(","))
 
 
 def test_the_same_seed_gives_the_same_figures():

@@ -209,6 +209,73 @@ def test_a_lower_rank_stays_low() -> None:
     assert torch.linalg.matrix_rank(result.module[0].weight, rtol=1e-4) <= 3
 
 
+class Twice(nn.Module):
+    """A layer that is called twice, a shortcut, and an activation in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.norm, self.act, self.out = nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.act(self.one(x))
+        x = self.act(self.norm(self.two(x)) + x)
+        return self.out(self.act(self.two(x)).mean((2, 3)))
+
+
+class Branching(nn.Module):
+    """Control flow by values, which has no graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x):
+        return self.net(x if bool(x.isfinite().all()) else x * 0)
+
+
+@pytest.mark.parametrize(
+    "whole", [pytest.param(network, id="plain"), pytest.param(Twice, id="twice"),
+              pytest.param(Branching, id="no-graph")],
+)  # fmt: skip
+def test_a_pass_that_goes_on_gives_the_bits_of_whole_passes(whole, monkeypatch) -> None:
+    from planescope.criticality.plan.passage import Passage
+
+    torch.manual_seed(0)
+    own = whole().eval()
+    changed, inputs = pruned(own), draws(250, 2, 8, 8)
+    # One batch has to start again, as where memory is short.
+    monkeypatch.setattr("planescope.criticality.plan.passage._HELD_BYTES", 100 * 6 * 64 * 4)
+    result = ps.repair(changed, own, data=inputs)
+    monkeypatch.setattr(Passage, "of", classmethod(lambda *_: None))
+    plain = ps.repair(changed, own, data=inputs)
+    assert result == plain
+    assert result.after < result.before
+    pairs = zip(
+        result.module.state_dict().values(), plain.module.state_dict().values(), strict=True
+    )
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_pass_goes_on_where_there_is_a_graph() -> None:
+    from planescope.criticality.plan.observation import look_at
+    from planescope.criticality.plan.passage import Passage
+    from planescope.data.loaders import Batch
+
+    x = draws(4, 2, 8, 8)
+    batch = Batch(args=(x,), kwargs={}, labels=None, raw=x, size=4)
+    with torch.no_grad():
+        for own, layer in ((network(), "3"), (Twice().eval(), "one")):
+            passage = Passage.of(own, [batch], look_at(own, batch))
+            assert passage is not None
+            given, output = passage.before(layer, 0)
+            assert torch.equal(own.get_submodule(layer)(given), output)
+        twice = Twice().eval()
+        assert Passage.of(twice, [batch], look_at(twice, batch)).before("two", 0) is None
+        branching = Branching().eval()
+        assert Passage.of(branching, [batch], look_at(branching, batch)) is None
+
+
 def test_layers_before_the_first_change_are_left_to_the_bit() -> None:
     whole = network()
     changed = copy.deepcopy(whole)

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import planescope as ps
-from planescope.criticality.resets.identity import code_digest
+from planescope.criticality.resets.engine.identity import code_digest
 from planescope.data.load import Images
-from planescope.networks.trace import trace_graph
+from planescope.networks.graph.trace import trace_graph
 
 
 class Own(nn.Module):

@@ -21,12 +21,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import planescope as ps
 from planescope import figures
-from planescope.criticality.resets import tensors as cell_tensors
-from planescope.criticality.resets.devices import BATCHES
-from planescope.criticality.resets.packing import Chain
-from planescope.criticality.resets.prefix import Inputs, Traced, split, survey, trace
-from planescope.criticality.resets.progress import Progress
-from planescope.criticality.resets.tensors import Cell
+from planescope.criticality.definition import Critical
+from planescope.criticality.resets.engine import tensors as cell_tensors
+from planescope.criticality.resets.engine.devices import BATCHES
+from planescope.criticality.resets.engine.progress import Progress
+from planescope.criticality.resets.engine.tensors import Cell
+from planescope.criticality.resets.parts.inputs import Inputs
+from planescope.criticality.resets.parts.packing import Chain
+from planescope.criticality.resets.parts.prefix import split, survey, trace
+from planescope.criticality.resets.parts.traced import Traced
+from planescope.criticality.resets.record import ResetCell
 from planescope.data.load import Images
 from planescope.networks.build import build
 
@@ -460,9 +464,44 @@ def test_the_bias_of_each_layer_is_that_of_the_trained_checkpoint(lenet):
 
 def test_the_verdict_names_the_most_critical_layer(lenet):
     assert lenet.verdict == (
-        "6 of 6 layers, put back to lenet-epoch-0.pt, lose accuracy beyond noise; most of all "
-        "features.0: 10.6% in place of 94.5%."
+        "Holds in 6 of 6 layers, put back to lenet-epoch-0.pt: critical, loss above 10% with its "
+        "whole 95 % interval; most of all features.0, with a loss of 101% (99% to 103%). 6 of 6 "
+        "layers lower accuracy beyond noise, most of all features.0: 10.6% in place of 94.5%."
     )
+
+
+def told(*verdicts: str | None) -> tuple[ResetCell, ...]:
+    """Cells of layers a, b, ...: their verdicts, and what goes with these."""
+    ends = {"yes": (0.2, 0.4), "no": (0.0, 0.05), "undecided": (0.05, 0.2), None: (0.1, 0.1)}
+    lost = ("loss", "loss_low", "loss_high")
+    return tuple(
+        ResetCell(
+            layer=name, snapshot=0, draw=None, value=0.9 - (found := ends[v])[1],
+            low=0.0, high=1.0, examples=100, relative_drop=found[1], p_value=0.01,
+            significant=v != "no", critical=None if v is None else Critical(v),
+            **(dict(zip(lost, (found[1], *found), strict=True)) if v else {}),
+        )
+        for name, v in zip("abcdefg", verdicts, strict=False)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "words"),
+    [
+        (("yes", "no", "undecided"), "Holds in 1 of 3 layers, put back to epoch 0: critical, "),
+        (("yes", "no", "undecided"), "Does not hold in b. Undecided in c."),
+        (("no", "no"), "Does not hold: none of 2 layers, put back to epoch 0, is critical"),
+        (("undecided", "no", "no"), "Undecided in 1 of 3 layers, put back to epoch 0: whether"),
+        (("undecided",), "Undecided in 1 layer, put back to epoch 0: whether critical"),
+        ((None, None), "Undecided: an earlier version reset these layers, without their loss;"),
+    ],
+)
+def test_the_verdict_says_first_what_can_be_concluded(lenet, verdicts, words):
+    chance = None if None in verdicts else 0.1
+    found = dataclasses.replace(lenet, cells=told(*verdicts), chance=chance).verdict
+    assert words in found
+    assert found.startswith(("Holds in", "Does not hold:", "Undecided"))
+    assert "1 of 3 layers are" not in found
 
 
 def schema() -> dict:
@@ -910,7 +949,7 @@ def test_names_of_a_map_are_told_apart_and_do_not_overlap(lenet):
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
 def test_images_that_are_no_numbers_are_out_of_every_range(odd):
-    from planescope.criticality.resets.packing import IN_RANGE, largest
+    from planescope.criticality.resets.parts.packing import IN_RANGE, largest
 
     assert not largest(torch.tensor([[1.0, odd]])) < IN_RANGE
     assert largest(torch.tensor([[1.0, -3.0]])) == 3.0

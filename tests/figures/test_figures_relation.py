@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from drawn_text import assert_apart, assert_inside
 from scipy.stats import rankdata
 
 from planescope import figures
-from planescope.criticality import ranks as association
-from planescope.criticality.relate import relate_layers
-from planescope.criticality.relation import RelatedLayer, Relation, Selection
+from planescope.criticality.definition import Critical
+from planescope.criticality.relation import ranks as association
+from planescope.criticality.relation.record import RelatedLayer, Relation, Selection
+from planescope.criticality.relation.relate import relate_layers
 from planescope.criticality.scores import SCORES
+from planescope.figures.relation import FACES
 from planescope.files.errors import UsageError
-from planescope.hyperplanes.layer import Kind
+from planescope.hyperplanes.layer import Input, Kind
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -26,20 +29,22 @@ def relation(runs: int, layers: int, *, names="features.{}", critical=None) -> R
     for run in range(runs):
         for i in range(layers):
             score, drop = rng.random(2)
-            is_critical = drop > 0.5 if critical is None else critical
+            verdict = Critical.YES if drop > 0.5 else Critical.NO
+            if critical is not None:
+                verdict = Critical.YES if critical else Critical.NO
+            elif 0.4 < drop < 0.6:
+                verdict = Critical.UNDECIDED
             rows.append(
                 RelatedLayer(
                     run=f"runs/seed-{run}",
                     network="net" if run % 2 else "a-network-of-a-long-name",
                     name=names.format(i),
                     kind=Kind.CONV,
-                    first=i == 0,
+                    input=Input.RELU if i else Input.IMAGE,
                     biased=score > 0.5,
-                    drop=float(drop),
-                    drop_low=float(drop) - 0.1,
-                    drop_high=min(1.0, float(drop) + 0.1),
-                    critical=bool(is_critical),
-                    robust=False,
+                    relative_drop=float(drop),
+                    loss=float(drop),
+                    critical=verdict,
                     scores=dict.fromkeys(SCORES, None)
                     | {"agreement": float(score), "position": i / layers, "random": 0.5},
                 )
@@ -70,39 +75,43 @@ def test_no_text_is_cut_off_and_none_overlaps(shape, width):
 def test_a_point_a_layer_filled_where_it_is_critical():
     found = relation(3, 5)
     (axes,) = figures.score_against_drop(found).axes
-    drawn = {True: set(), False: set()}
+    drawn = defaultdict(set)
     for line in axes.lines:
         if line.get_markersize() < 6:  # rings of first layers are larger
-            filled = line.get_markerfacecolor() != "white"
-            drawn[filled] |= {tuple(xy) for xy in np.column_stack(line.get_data())}
-    for critical in (True, False):
+            drawn[line.get_markerfacecolor()] |= {
+                tuple(xy) for xy in np.column_stack(line.get_data())
+            }
+    assert {layer.critical for layer in found.layers} == {*Critical}
+    for verdict in Critical:
         wanted = {
-            (x.scores["agreement"], 100 * x.drop) for x in found.layers if x.critical is critical
+            (x.scores["agreement"], 100 * x.relative_drop)
+            for x in found.layers
+            if x.critical is verdict
         }
-        assert wanted <= drawn[critical]
+        assert wanted <= drawn[FACES[verdict][0]]
 
 
 def test_marks_of_a_layer_are_its_mean_ranks():
     found = relation(3, 5)
     (axes,) = figures.ranks(found).axes
     runs = [
-        [x for x in found.layers if x.run == run and not x.first]
+        [x for x in found.layers if x.run == run and x.input is Input.RELU]
         for run in ("runs/seed-0", "runs/seed-2")  # of the commonest network
     ]
     by_score = np.mean([rankdata([x.scores["agreement"] for x in run]) for run in runs], axis=0)
-    by_drop = np.mean([rankdata([x.drop for x in run]) for run in runs], axis=0)
+    by_drop = np.mean([rankdata([x.relative_drop for x in run]) for run in runs], axis=0)
     lines = {line.get_label(): line.get_xdata() for line in axes.lines}
     assert lines["agreement"] == pytest.approx(by_score)
-    assert lines["drop"] == pytest.approx(by_drop)
+    assert lines["relative drop"] == pytest.approx(by_drop)
 
 
 def test_a_curve_is_that_of_the_layers_and_its_area_that_of_the_relation():
     found = relation(3, 5)
     (axes,) = figures.roc(found).axes
     (curve,) = (x for x in axes.lines if str(x.get_label()).startswith("agreement, area"))
-    layers = [x for x in found.layers if not x.first]
+    layers = [x for x in found.layers if x.input is Input.RELU and x.is_decided]
     scores = np.array([x.scores["agreement"] for x in layers])
-    critical = np.array([x.critical for x in layers])
+    critical = np.array([x.critical is Critical.YES for x in layers])
     grid = np.asarray(curve.get_xdata())
     expected = association.roc(scores, critical, np.ones((1, len(layers))), grid)[0]
     assert np.asarray(curve.get_ydata()) == pytest.approx(expected)

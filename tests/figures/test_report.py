@@ -23,8 +23,9 @@ from report_runs import EPOCHS, HOSTILE, MARKUP, NAMES, make_run, resets_of, wei
 
 import planescope as ps
 from planescope.cli import main
-from planescope.criticality.relate import relate_layers
-from planescope.criticality.relation import RelatedLayer
+from planescope.criticality.definition import decide
+from planescope.criticality.relation.record import RelatedLayer
+from planescope.criticality.relation.relate import relate_layers
 from planescope.criticality.scores import SCORES
 from planescope.figures.report import filters as filters_module
 from planescope.figures.report.gather import BAND, STATISTICS
@@ -32,10 +33,10 @@ from planescope.figures.report.render import embedded
 from planescope.figures.report.watch import watch
 from planescope.files.errors import OutputError, UsageError, printable
 from planescope.hyperplanes import chance
-from planescope.hyperplanes.layer import Kind
+from planescope.hyperplanes.layer import Input, Kind
 from planescope.training.config import RunConfig
+from planescope.training.folder.status import State, Status
 from planescope.training.run import Run
-from planescope.training.status import State, Status
 
 LENET = "tests/parity/lenet-epoch-12.tar"
 
@@ -214,9 +215,11 @@ def relation_of(run: Run) -> ps.Relation:
     """Advice and numbers by `relate_layers`, from scores that are made up."""
     related = [
         RelatedLayer(
-            run=str(run.path), network="lenet", name=name, kind=Kind.CONV, first=i == 0,
-            biased=bool(i % 2), drop=i / 10, drop_low=i / 10 - 0.02, drop_high=i / 10 + 0.02,
-            critical=i > 1, robust=i == 0,
+            run=str(run.path), network="lenet", name=name, kind=Kind.CONV,
+            input=Input.RELU if i else Input.IMAGE, biased=bool(i % 2),
+            relative_drop=i / 10, relative_drop_low=i / 10 - 0.02, relative_drop_high=i / 10 + 0.02,
+            loss=i / 9, loss_low=i / 9 - 0.02, loss_high=i / 9 + 0.02,
+            critical=decide(i / 9 - 0.02, i / 9 + 0.02),
             scores=dict.fromkeys(SCORES) | {"agreement": i / 4, "position": i / 4, "random": 0.5},
         )
         for i, name in enumerate(NAMES)

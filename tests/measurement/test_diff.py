@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import planescope as ps
 from planescope import figures
+from planescope.hyperplanes import chance
 from planescope.measurement.difference import Difference
 from planescope.measurement.matching import Matched
 
@@ -77,7 +78,7 @@ def test_what_is_assumed_of_norms_is_said_of_each_side():
 def test_nothing_moves_between_a_network_and_itself():
     found = ps.diff(network(), network())
     assert all(layer.same and not layer.turned for layer in found.layers)
-    assert found.verdict.startswith("Nothing moved")
+    assert found.verdict.startswith("Does not hold that weights moved: those of 3 layers are the ")
 
 
 def test_each_weight_is_read_once(monkeypatch):
@@ -207,6 +208,44 @@ def test_the_json_follows_its_schema():
         jsonschema.validate(json.loads(text, parse_constant=pytest.fail), schema)
 
 
+def test_the_verdict_names_what_turned_and_keeps_the_first_layer_apart():
+    found = ps.diff(BEFORE, AFTER, network="lenet")
+    assert found.verdict.startswith("Holds that weights moved in 6 of 6 layers, most of all in")
+    assert "0 of 5 layers face one way beyond chance before and 5 after" in found.verdict
+    assert found.verdict.endswith("Apart, for the theory does not speak of it: features.0.")
+    assert [layer.side_after for layer in found.layers] == ["away"] * 6
+    still = ps.diff(AFTER, AFTER, network="lenet")
+    assert "5 of 5 layers face one way beyond chance before and 5 after" in still.verdict
+    assert "by mass, cosine or centre: the same." in still.verdict
+
+
+def test_the_band_of_the_figure_is_the_one_that_was_tested():
+    """Filters that are left out of the mass are left out of the band; levels are corrected."""
+    before, after = network(), network(1)
+    name = next(iter(after))
+    after[name][:3] = 0  # no hyperplane
+    found = ps.diff(before, after)
+    layer = found.layers[0]
+    assert (layer.tested_before, layer.tested_after) == (layer.filters, layer.filters - 3)
+    rows = found.measurements[1].layers
+    assert found.level_after == chance.called_level([row.p_mass for row in rows])
+    (band,) = figures.difference(found).axes[0].collections[:1]
+    low, _ = chance.mass_band(layer.filters - 3, level=1 - found.level_after)
+    # The lower half of the first row.
+    corners = band.get_paths()[0].vertices
+    assert low == pytest.approx(min(x for x, y in corners if 0 < y < 0.5 or y == 0.5))
+    # An older file does not say what was tested; it is read, and drawn as one layer's.
+    data = json.loads(found.to_json())
+    for key in ("level_before", "level_after"):
+        del data[key]
+    for one in data["layers"]:
+        for key in ("input", "side_before", "side_after", "tested_before", "tested_after"):
+            del one[key]
+    older = Difference.from_dict(data)
+    assert "compare again" in older.verdict
+    assert figures.difference(older).axes
+
+
 @pytest.mark.parametrize("width", ["column", "page"])
 def test_the_figure_shows_every_layer(width, tmp_path):
     found = ps.diff(BEFORE, AFTER, network="lenet")
@@ -229,7 +268,7 @@ def test_the_command_writes_all_forms_and_bad_input_is_a_sentence(tmp_path):
         BEFORE, AFTER, "--network", "lenet", "--out", table, "--figure", figure, "--page", page
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "6 of 6 layers moved" in done.stdout
+    assert "Holds that weights moved in 6 of 6 layers" in done.stdout
     assert Difference.load(table).verdict in done.stdout
     assert "What moved" in page.read_text("utf-8")
     assert figure.stat().st_size > 1000

@@ -84,7 +84,7 @@ def test_only_what_is_measured_is_read():
     spied = {name: tensor(name, stored.shape) for name, stored in state.tensors.items()}
     from planescope.measurement.assemble import measure_layers
     from planescope.measurement.record import Source
-    from planescope.networks.layers import find_layers
+    from planescope.networks.state.layers import find_layers
 
     layers, _ = find_layers(dataclasses.replace(state, tensors=spied))
     source = Source(path="x", format="x", bytes=None)

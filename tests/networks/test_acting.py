@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 import planescope as ps
 from planescope.files.errors import UsageError
-from planescope.networks.layers import find_layers
-from planescope.networks.module import read_module
+from planescope.networks.live.module import read_module
+from planescope.networks.state.layers import find_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # quantisation and old hooks move out of torch
 

@@ -9,8 +9,8 @@ import pytest
 
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Kind, Layout, StateDict, Tensor
-from planescope.networks.axes import Wanted
-from planescope.networks.layers import Hints, describe
+from planescope.networks.state.axes import Wanted
+from planescope.networks.state.layers import Hints, describe
 
 CONV, POINTWISE, TRANSPOSED, LINEAR = Kind
 

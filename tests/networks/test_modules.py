@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations, prune
 
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Input, Kind, Place
-from planescope.networks.module import read_module, read_state_dict
-from planescope.networks.trace import trace_places
+from planescope.networks.graph.trace import trace_places
+from planescope.networks.live.module import read_module, read_state_dict
 
 
 def places(module):
@@ -711,7 +711,7 @@ def test_a_mapping_of_something_else_is_refused_in_a_sentence(mapping, sentence)
 
 def test_numpy_arrays_need_no_torch():
     code = (
-        "import sys, numpy; from planescope.networks.module import read_state_dict;"
+        "import sys, numpy; from planescope.networks.live.module import read_state_dict;"
         "read_state_dict({'a.weight': numpy.ones((2, 2))}); print('torch' in sys.modules)"
     )
     output = subprocess.run(

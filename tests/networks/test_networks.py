@@ -14,8 +14,8 @@ from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import Input, StateDict, Tensor
 from planescope.networks import paper as networks
 from planescope.networks.build import build, load_pretrained
+from planescope.networks.live.module import read_module
 from planescope.networks.load import load_network
-from planescope.networks.module import read_module
 from planescope.networks.paper import NETWORKS
 
 PARITY = Path(__file__).parents[1] / "parity"

@@ -16,8 +16,8 @@ from torch import nn
 
 import planescope as ps
 from planescope.hyperplanes.layer import Input
-from planescope.networks.module import read_module
-from planescope.networks.places import Node, Role, follow
+from planescope.networks.graph.places import Node, Role, follow
+from planescope.networks.live.module import read_module
 
 
 def network():

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 import planescope as ps
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import Input, Kind, Place, StateDict, Tensor
-from planescope.networks.layers import describe, find_layers, natural
+from planescope.networks.state.layers import describe, find_layers, natural
 
 CONV, POINTWISE, TRANSPOSED, LINEAR = Kind
 

@@ -15,10 +15,13 @@ from drawn_text import assert_inside
 from scipy import stats
 
 from planescope import figures
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.record import Relation
 from planescope.files.errors import UsageError
-from planescope.study.claims import PLAIN, Claims, claims_of, plain_runs, with_conditions
-from planescope.study.effects import ALL, mean, with_all
+from planescope.hyperplanes import chance
+from planescope.study.answers import conclude
+from planescope.study.claims import Claims, claims_of, plain_runs
+from planescope.study.conditions import PLAIN, with_conditions
+from planescope.study.effects import ALL, Effect, effect_of, mean, with_all
 from planescope.study.turns import turns
 
 BEFORE = Path(__file__).parents[1] / "before" / "run"
@@ -130,7 +133,7 @@ def test_training_is_compared_with_the_same_runs_before_it(table, found):
 
 
 def test_conditions_are_compared_by_welchs_test(table, found):
-    one = effect(found, 4, "net_bn", "all labels wrong")
+    one = effect(found, 2, "net_bn", "all labels wrong, against")
     inner = table[
         (table["input"] == "relu") & (table["network"] == "net_bn") & table["epoch"].eq(2)
     ]
@@ -153,10 +156,55 @@ def test_all_networks_are_the_mean_of_each(found):
 
 def test_what_was_planted_is_found_and_what_was_not_is_not(found):
     assert effect(found, 1, ALL, "trained").q < 0.001
-    assert effect(found, 2, ALL, "all labels wrong").q < 0.001
+    assert effect(found, 2, ALL, "all labels wrong, against").q < 0.001
     assert effect(found, 4, ALL, "2 classes").q > 0.05
-    assert "changes, trained" in found.answers[0]
-    assert "does not change beyond chance, 2 classes" in found.answers[3]
+    assert found.conclusions[:2] == ("holds", "holds")
+    assert found.answers[0].startswith("Holds: trained, against initialised: share of biased")
+    assert found.answers[1].startswith("Holds, taken together. During training: holds, after epoch")
+    assert "With learning: holds, by runs with all labels wrong" in found.answers[1]
+    assert "2 classes, against true labels" in found.answers[3]
+
+
+def test_a_comparison_is_answered_once(found):
+    """What cannot learn is the second claim's alone; its last epoch is the first claim's end."""
+    assert not [e for e in found.of(4) if e.comparison.startswith("all labels wrong")]
+    ends = effect(found, 1, ALL, "trained"), effect(found, 2, ALL, "after epoch 2,")
+    assert ends[0].p == ends[1].p
+    assert ends[0].q == ends[1].q
+
+
+def test_a_bias_that_comes_without_learning_does_not_need_it():
+    """Runs on wrong labels turn as far as the others do."""
+    alike = claims_of(made_up({PLAIN: 0.4, "all labels wrong": 0.4}))
+    assert alike.conclusions[1] == "does not hold"
+    assert "With learning: does not hold" in alike.answers[1]
+    assert "During training: holds" in alike.answers[1]
+
+
+def test_intervals_of_shares_stay_within_what_they_can_be():
+    """Two runs, 0.1 and 1.0: Student's interval with one degree of freedom reaches from -5 to 6."""
+    one = effect_of(mean([0.1, 1.0]), before=0.0, after=0.55, claim=1, network="net",
+                    comparison="", measure="", runs=2, others=0)  # fmt: skip
+    assert (one.low, one.high) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "q", "sign", "conclusion"),
+    [
+        (0.2, 0.4, 0.01, 1, "holds"),
+        (0.2, 0.4, 0.01, -1, "does not hold"),  # it goes the other way
+        (-0.05, 0.08, 0.4, 1, "does not hold"),  # nothing to speak of, for certain
+        (0.01, 0.05, 0.01, 1, "does not hold"),
+        (-0.2, 0.4, 0.4, 1, "undecided"),
+        (None, None, None, 1, "undecided"),
+        (-0.4, -0.2, 0.01, 0, "holds"),  # either way
+    ],
+)
+def test_conclusions_follow_the_interval(low, high, q, sign, conclusion):
+    one = Effect(claim=1, network="net", comparison="", measure="", runs=4, others=0, before=0.0,
+                 after=0.0, effect=0.0 if low is None else (low + high) / 2, low=low, high=high,
+                 p=q, q=q)  # fmt: skip
+    assert conclude([one], sign) == conclusion
 
 
 def test_the_bias_is_followed_through_the_epochs(found):
@@ -193,8 +241,9 @@ def test_late_layers_turn_by_the_epoch_of_the_other_runs():
 
 def test_where_nothing_emerges_the_answer_says_so():
     nothing = claims_of(made_up({PLAIN: 0.0}))
-    assert "does not change beyond chance" in nothing.answers[0]
-    assert nothing.answers[2] == "The study has no runs that tell."
+    assert nothing.conclusions[0] == "does not hold"
+    assert nothing.answers[0].startswith("Does not hold: trained, against initialised")
+    assert nothing.answers[2] == "Undecided: no layers of plain runs were reset."
 
 
 def test_one_run_a_network_has_no_interval():
@@ -225,6 +274,19 @@ def test_figures_of_the_claims_can_be_read(table, found, width):
         figures.effects(found.of(4), width=width),
     ):
         assert_inside(figure)
+
+
+def test_the_bands_of_the_masses_are_those_that_were_tested(table):
+    """Nothing is beyond chance before training, two of four layers after; four filters are out."""
+    q = np.where((table["epoch"] == 2) & table["layer"].isin(["conv1", "conv2"]), 0.01, 0.5)
+    figure = figures.masses_before_and_after(table.assign(q_mass=q, degenerate=4))
+    pale, dark, trained_pale, trained_dark = figure.axes[0].patches[:4]
+    for bar, level in ((dark, 0.05 / 4), (trained_dark, 0.05 * 2 / 4)):
+        low, high = chance.mass_band(28, level=1 - level)
+        assert (bar.get_y(), bar.get_height()) == pytest.approx((low, high - low))
+    # All runs were tested alike.
+    assert pale.get_height() == pytest.approx(dark.get_height())
+    assert trained_pale.get_height() == pytest.approx(trained_dark.get_height())
 
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path):

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from data_files import put, put_cifar10, put_folder, put_mnist, random_bytes
 
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.record import Relation
 from planescope.files.errors import UsageError
 from planescope.study import table
 from planescope.study.claims import claims

@@ -23,7 +23,7 @@ from planescope.study.folder import StudyStatus
 from planescope.study.make import _Drive, make_study
 from planescope.study.plan import read_plan
 from planescope.study.worker import make_run
-from planescope.training.status import State
+from planescope.training.folder.status import State
 
 SMALL = """
 base: {classes: 2, examples: 128, width: 0.5, snapshots_until: 1, threads: 1, accelerator: cpu}

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import planescope as ps
-from planescope.networks.layers import find_layers
-from planescope.networks.module import read_module
+from planescope.networks.live.module import read_module
+from planescope.networks.state.layers import find_layers
 from planescope.training.tracker import abreast
 
 

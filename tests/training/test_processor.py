@@ -70,3 +70,23 @@ def test_a_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch):
     )
     again = ps.train(config, tmp_path / "run", resume=True)
     assert again.config.precision == "32-true"
+
+
+@pytest.mark.long
+def test_bfloat16_gives_the_accuracies_and_masses_of_float32(tmp_path):
+    """Roundings lead to another network of the same kind, as another seed does.
+
+    Between two seeds in float32 the masses of LeNet's six layers differ by 0.09 on average, and the
+    accuracies by 6 points; all runs see the same digits.
+    """
+    found = []
+    for precision in ("32-true", "bf16-mixed"):
+        config = ps.RunConfig(epochs=5, threads=1, accelerator="cpu", precision=precision)
+        run = ps.train(config, tmp_path / precision)
+        last = run.measurements.query("epoch == 5").set_index("layer")["negative_mass"]
+        found.append((run.metrics[-1].val_accuracy, last))
+    (accuracy, masses), (in_bfloat16, others) = found
+    assert accuracy > 0.8
+    assert abs(accuracy - in_bfloat16) < 0.06
+    assert (masses - others).abs().mean() < 0.12
+    assert abs(masses.mean() - others.mean()) < 0.06

@@ -19,9 +19,9 @@ from planescope.files.drafts import LOCK, draft_prefix
 from planescope.files.errors import CheckpointError, OutputError, UsageError
 from planescope.training import run as run_module
 from planescope.training.config import RunConfig
-from planescope.training.metrics import EpochMetrics
+from planescope.training.folder.metrics import EpochMetrics
+from planescope.training.folder.status import State, Status
 from planescope.training.run import Run
-from planescope.training.status import State, Status
 
 
 def row(epoch: int) -> EpochMetrics:

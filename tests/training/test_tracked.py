@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import planescope as ps
 from planescope.files.errors import UsageError
-from planescope.training.status import State
+from planescope.training.folder.status import State
 
 
 class Net(nn.Module):

@@ -28,10 +28,10 @@ from planescope.files.errors import (
 from planescope.networks.build import build
 from planescope.training import loop
 from planescope.training.config import RunConfig
+from planescope.training.folder.metrics import EpochMetrics
+from planescope.training.folder.status import State
 from planescope.training.loop import train
-from planescope.training.metrics import EpochMetrics
 from planescope.training.run import Run
-from planescope.training.status import State
 from planescope.training.stopping import is_last, is_snapshot
 
 # 260 examples: five batches an epoch, the last of 4. Threads fixed: the bits depend on them.

@@ -13,10 +13,11 @@ import pytest
 
 import planescope as ps
 from planescope.cli.app import app
-from planescope.criticality.relate import relate
+from planescope.criticality.relation.relate import relate
 from planescope.files.errors import CheckpointError, PlanescopeError, UsageError
 from planescope.files.folders import inside, make_inside, refuse_ways_out
 from planescope.files.optional import consented, is_foreign
+from planescope.hyperplanes.layer import Input
 from planescope.study.folder import RunRecord, Study
 from planescope.training.config import RunConfig, dump_config
 from planescope.training.loop import train
@@ -109,7 +110,7 @@ def test_code_of_a_run_needs_consent(stranger: Path, arguments: tuple[str, ...])
 def test_the_recorded_places_are_those_of_the_network(stranger: Path) -> None:
     recorded = relate("run", draws=99)
     (layer,) = (one for one in recorded.layers if one.name == "0")
-    assert layer.first
+    assert layer.input is Input.IMAGE
     subject = ps.measure(
         Run("run").snapshots[1], network=Run("run").structure, view="effective", kinds="all"
     )

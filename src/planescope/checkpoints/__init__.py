@@ -9,9 +9,9 @@ A format is a module with three names:
 One whose models are several files has `files` besides: (Path) -> all files that make the model.
 
 A format that knows its layers (a graph) gives those, and what it leaves out; one that holds named
-tensors gives a `StateDict`, and `planescope.networks.layers` finds the layers in it. Put the name
-of the new module in `FORMATS`, with what each of its files has: of another file, the module and
-the libraries that it needs are not imported.
+tensors gives a `StateDict`, and `planescope.networks.state.layers` finds the layers in it. Put the
+name of the new module in `FORMATS`, with what each of its files has: of another file, the module
+and the libraries that it needs are not imported.
 """
 
 from __future__ import annotations

@@ -54,7 +54,30 @@ def locate(target: str | os.PathLike[str]) -> Path:
     return path
 
 
+def locate_each(target: str) -> list[str]:
+    """Name every model in a folder, in the order of their names; of anything else, itself.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no model.
+    """
+    folder = Path(target)
+    if not folder.is_dir():
+        return [target]
+    models, names = _models_in(folder)
+    if not models:
+        only_model(models, names, target)  # raises, with what there is
+    return [str(folder / name) for name in models]
+
+
 def _model_in(folder: Path) -> str:
+    models, names = _models_in(folder)
+    return only_model(models, names, str(folder))
+
+
+def _models_in(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the files that hold models, and all files."""
     from planescope.checkpoints.sharded import shard_names
 
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
@@ -69,7 +92,7 @@ def _model_in(folder: Path) -> str:
         what := folder_of_another_format({entry.name for entry in folder.iterdir()})
     ):
         raise CheckpointError(f"{folder}: {what}")
-    return only_model(models, names, str(folder))
+    return models, names
 
 
 def _missing(path: Path) -> str:

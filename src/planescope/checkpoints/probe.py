@@ -46,7 +46,7 @@ class Probe:
 
 
 class Sign:
-    """What every file of a format has: a format without it is passed over, its module unread.
+    """Tell what every file of a format has; a format without it is passed over, its module unread.
 
     Parameters
     ----------

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planescope.checkpoints.arrays.raw import DIGEST_BYTES, ITEM_SIZES, MAX_DIMENSIONS, decode
-from planescope.checkpoints.keras.config import ConfigLayer, trace
+from planescope.checkpoints.keras.config import trace
+from planescope.checkpoints.keras.entries import ConfigLayer
 from planescope.checkpoints.keras.left_out import reason_for, reason_for_class
 from planescope.checkpoints.keras.variables import Variables
 from planescope.checkpoints.safetensors import parse_object

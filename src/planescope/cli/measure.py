@@ -18,6 +18,9 @@ from planescope.cli.options import ENTRY, KINDS, LAYERS
     show_default=True,
     help="The convolutions' own hyperplanes, as in the paper, or with batch norm folded in.",
 )
+@click.option(
+    "--each", is_flag=True, help="Of a folder, measure every model in it, one after the other."
+)
 @KINDS
 @LAYERS
 @click.option(
@@ -72,6 +75,7 @@ def measure(
     files: tuple[str, ...],
     *,
     view: str,
+    each: bool,
     kinds: tuple[str, ...],
     layers: str | None,
     transposed: str | None,
@@ -97,11 +101,14 @@ def measure(
     FILE is a checkpoint, a folder with one model, hf:OWNER/NAME[@REVISION][/FILE],
     torchvision:NAME or timm:NAME.
     """
+    from planescope.checkpoints.locate import locate_each
     from planescope.cli.progress import layer_progress
     from planescope.files import results
     from planescope.measurement.measure import measure as measure_one
     from planescope.measurement.record import save_filters
 
+    if each:
+        files = tuple(model for file in files for model in locate_each(file))
     _check_outputs(files, out=out, filters=filters, figure=figure, card=card)
     with layer_progress() as advance:
         measured = [

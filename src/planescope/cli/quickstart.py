@@ -35,7 +35,7 @@ def quickstart(*, out: str, epochs: int) -> None:
     from planescope.cli.printing import console
     from planescope.cli.progress import layer_progress
     from planescope.cli.relate import print_relation
-    from planescope.cli.reset import print_resets
+    from planescope.cli.reset_table import print_resets
     from planescope.cli.tables import print_measurement
     from planescope.training.processor import keep_memory
 

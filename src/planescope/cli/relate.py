@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,18 +14,18 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from planescope.criticality.relation import Advice, Association, Relation, Share
+    from planescope.criticality.relation.record import Advice, Association, Relation, Share
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN|RESULT...")
 @click.option(
     "--critical",
     metavar="X",
     type=float,
     default=0.10,
     show_default=True,
-    help="A relative drop above this, if significant, makes a layer critical.",
+    help="Bound of the loss: critical is a layer whose 95 % interval lies above it.",
 )
 @click.option(
     "--robust",
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
     type=float,
     default=0.02,
     show_default=True,
-    help="A relative drop up to this makes a layer robust.",
+    help="A loss up to this, or within noise, makes a layer robust that is not critical.",
+)
+@click.option(
+    "--snapshot",
+    metavar="NAME",
+    help="What saved resets are about; by default the start, 0 or init, or the only one.",
 )
 @click.option("--unfinished", is_flag=True, help="Take runs that are not finished, as they are.")
 @click.option(
@@ -54,6 +60,7 @@ def relate(
     *,
     critical: float,
     robust: float,
+    snapshot: str | None,
     unfinished: bool,
     draws: int,
     seed: int,
@@ -68,22 +75,23 @@ def relate(
     """Ask whether the bias ranks the layers as resets do.
 
     RUN is the folder of a run whose layers were reset (planescope reset RUN), or of a study; with
-    several runs, intervals draw whole ones anew. Scores that need no data are held against the
-    relative drop of each layer put back to epoch 0.
+    several runs, intervals draw whole ones anew. Of any other network give what was saved: its
+    resets (planescope reset --out) and its measurement (planescope measure --init --out). Scores
+    that need no data are held against what each layer costs when it is put back to its start.
     """
     from planescope.cli.progress import layer_progress
-    from planescope.criticality.relate import relate as relate_runs
+    from planescope.criticality.relation.relate import relate as relate_runs
     from planescope.files.results import FORMS
     from planescope.files.writing import FIGURE_FORMS, check_targets
-    from planescope.study.folder import runs_in
 
     check_targets((out, FORMS), (figure, FIGURE_FORMS))
     given = consent(runs, network=network, data=data, trust=trust)
     with layer_progress() as advance:
         relation = relate_runs(
-            runs_in(runs, **given),
+            [one for source in runs for one in _sources(source, given)],
             critical=critical,
             robust=robust,
+            snapshot=snapshot,
             unfinished=unfinished,
             draws=draws,
             seed=seed,
@@ -102,53 +110,78 @@ def relate(
         print_relation(relation)
 
 
+def _sources(source: str, given: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the runs of a folder, or the file of a saved result."""
+    from pathlib import Path
+
+    from planescope.study.folder import runs_in
+
+    return [source] if Path(source).is_file() else runs_in([source], **given)
+
+
 def print_relation(relation: Relation) -> None:
     """Print how each score goes with the drops, what each layer costs, and the verdict."""
     from rich.text import Text
 
     from planescope.cli.printing import console
+    from planescope.criticality.relation.conclusions import spoken
 
     out = console()
     pooled = [
         a for a in relation.associations if a.run is None and a.selection is relation.selection
     ]
     runs = relation.runs[0] if len(relation.runs) == 1 else f"{len(relation.runs)} runs"
-    out.print(Text(f"{runs}: scores against the drop, {_LAYERS[relation.selection]}", style="bold"))
+    out.print(Text(f"{runs}: scores against the relative drop, {spoken(relation)}", style="bold"))
     out.print(_scores_table(pooled, out))
     for line in _other_selections(relation):
         out.print(Text(line))
-    out.print(Text(f"layers, critical above a drop of {relation.critical:.0%}", style="bold"))
-    out.print(_advice_table(relation.advice))
+    if relation.advice:
+        out.print(Text(_critical(relation), style="bold"))
+        out.print(_advice_table(relation.advice))
     for line in _best(relation):
         out.print(Text(line))
     if relation.areas:
-        out.print(Text(_AREAS, style="bold"))
+        bound = f"critical by a loss above {relation.critical:.0%}"
+        out.print(Text(f"ROC AUC, {bound}", style="bold"))
         out.print(_areas_table(relation))
-    out.print(Text("both directions of the claim", style="bold"))
-    out.print(_shares_table([s for s in relation.shares if s.selection is relation.selection]))
+    if shares := [s for s in relation.shares if s.selection is relation.selection]:
+        out.print(Text("both directions of the claim, decided layers", style="bold"))
+        out.print(_shares_table(shares))
     out.print(Text(relation.verdict))
     for note in relation.notes:
         out.print(Text(note, style="dim"))
 
 
-_LAYERS = {"all": "all layers", "inner": "the layers behind a ReLU", "first": "first layers"}
+def _critical(relation: Relation) -> str:
+    return (
+        "what putting a layer back costs; critical: the 95 % interval of the loss lies above "
+        f"{relation.critical:.0%}"
+    )
+
+
+_OTHERS = {
+    "all": "all layers",
+    "first": "layers whose input is an image",
+    "other": "layers behind something else than a ReLU",
+}
 
 
 def _other_selections(relation: Relation) -> list[str]:
-    """Agreement in the layers that the table is not about: all together, the first ones apart."""
-    from planescope.criticality.relation import Selection
+    """Agreement in the layers that the table is not about: all together, the others apart."""
+    from planescope.criticality.definition import Critical
+    from planescope.criticality.relation.record import Selection
 
     lines = []
-    for name, text in _LAYERS.items():
+    for name, text in _OTHERS.items():
         found = relation.at("agreement", Selection(name))
         if found is None or found.selection is relation.selection:
             continue
-        critical = sum(
-            s.count for s in relation.shares if (s.selection, s.outcome) == (name, "critical")
-        )
+        decided = [each for each in relation.chosen(Selection(name)) if each.is_decided]
+        critical = sum(each.critical is Critical.YES for each in decided)
         rho = _with_interval(found.rho, found.rho_low, found.rho_high)
         told = f"agreement has rho {rho}, p = {_p_value(found.rho_p)}; " if rho else ""
-        lines.append(f"{text}: {told}{critical} of {found.layers} are critical")
+        verb = "is" if critical == 1 else "are"
+        lines.append(f"{text}: {told}{critical} of {len(decided)} decided {verb} critical")
     return lines
 
 
@@ -191,22 +224,24 @@ def _advice_table(advice: tuple[Advice, ...]) -> Table:
     from planescope.cli.printing import plain_table
 
     several = len({one.network for one in advice}) > 1
-    titles = ("layer", "drop", "95 % interval", "critical", "robust", "verdict")
+    titles = ("layer", "loss", "95 % interval", "critical", "in runs", "robust", "relative drop")
     table = plain_table(*(("network",) if several else ()), *titles)
     for one in advice:
         name = (one.network, one.layer) if several else (one.layer,)
+        span = (
+            "" if one.loss_low is None or one.loss_high is None
+            else f"{one.loss_low:.1%} to {one.loss_high:.1%}"
+        )  # fmt: skip
         table.add_row(
             *name,
-            f"{one.drop:.1%}",
-            f"{one.low:.1%} to {one.high:.1%}",
-            f"{one.critical} of {one.runs}",
+            "" if one.loss is None else f"{one.loss:.1%}",
+            span,
+            one.critical or "",
+            f"{one.yes} of {one.runs}",
             f"{one.robust} of {one.runs}",
-            one.decision,
+            "" if one.relative_drop is None else f"{one.relative_drop:.1%}",
         )
     return table
-
-
-_AREAS = "ROC AUC, critical by the loss of what is known beyond chance (above 10 %)"
 
 
 def _areas_table(relation: Relation) -> Table:
@@ -243,7 +278,7 @@ def _areas_table(relation: Relation) -> Table:
 def _shares_table(shares: list[Share]) -> Table:
     from planescope.cli.printing import plain_table
 
-    table = plain_table("", "layers", "robust", "critical")
+    table = plain_table("", "layers", "robust", "critical", "undecided")
     for biased in (False, True):
         robust, critical = (s for s in shares if s.biased is biased)
         table.add_row(
@@ -251,6 +286,7 @@ def _shares_table(shares: list[Share]) -> Table:
             str(robust.layers),
             _with_interval(robust.share, robust.low, robust.high),
             _with_interval(critical.share, critical.low, critical.high),
+            str(critical.undecided),
         )
     return table
 

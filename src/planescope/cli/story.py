@@ -15,7 +15,7 @@ from planescope.measurement.measure import measure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from planescope.criticality.relation import Relation
+    from planescope.criticality.relation.record import Relation
     from planescope.criticality.resets.record import Resets
     from planescope.measurement.record import Measurement
     from planescope.training.run import Run
@@ -234,7 +234,7 @@ def reset_and_relate(
         As `planescope.reset` and `planescope.relate`.
     """
     from planescope import figures
-    from planescope.criticality.relate import relate
+    from planescope.criticality.relation.relate import relate
     from planescope.criticality.resets import reset
 
     folder = _made(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -53,11 +54,36 @@ class Loss:
         return None if self.low is None or self.high is None else decide(self.low, self.high)
 
 
-def decide(low: float, high: float, /) -> Critical:
-    """Compare an interval of the loss with the threshold."""
-    if low > THRESHOLD:
+def decide(low: float, high: float, /, *, bound: float = THRESHOLD) -> Critical:
+    """Compare an interval of the loss with the bound."""
+    if low > bound:
         return Critical.YES
-    return Critical.NO if high < THRESHOLD else Critical.UNDECIDED
+    return Critical.NO if high < bound else Critical.UNDECIDED
+
+
+def agreed(found: Iterable[Critical | None], /) -> Critical | None:
+    """Return the verdict of several draws of one layer: theirs where they agree.
+
+    None where one of them has none.
+    """
+    kinds = set(found)
+    if len(kinds) == 1:
+        return kinds.pop()
+    return Critical.UNDECIDED if kinds and None not in kinds else None
+
+
+def is_robust(
+    critical: Critical | None, loss: float | None, significant: bool | None, /, *, bound: float
+) -> bool | None:
+    """Tell whether a layer loses next to nothing; None where critical or not is not decided.
+
+    Robust is a layer that is not critical and whose loss is up to `bound`, or within noise.
+    """
+    if critical is Critical.YES:
+        return False
+    if critical is not Critical.NO or loss is None:
+        return None
+    return loss <= bound or not significant
 
 
 def loss(trained: float, changed: float, chance: float, /) -> Loss:
@@ -104,7 +130,12 @@ def loss_of_draws(
 
 
 def loss_of_bounds(
-    trained: tuple[float, float, float], changed: tuple[float, float, float], chance: float, /
+    trained: tuple[float, float, float],
+    changed: tuple[float, float, float],
+    chance: float,
+    /,
+    *,
+    is_accuracy: bool,
 ) -> Loss:
     """Give the loss and its interval from value, lower and upper end of both metrics.
 
@@ -112,11 +143,30 @@ def loss_of_bounds(
     examples are not those of the trained network. That both are of the same examples would make
     them narrower.
     """
+    found = loss(trained[0], changed[0], chance)
+    low, high = difference_bounds(trained, changed)
+    least, most = loss_range(trained[0], chance) if is_accuracy else (-math.inf, math.inf)
+    over = trained[0] - chance
+    return Loss(value=found.value, low=max(low / over, least), high=min(high / over, most))
+
+
+def difference_bounds(
+    trained: tuple[float, float, float], changed: tuple[float, float, float], /
+) -> tuple[float, float]:
+    """Give the 95 % interval of the drop a - a_r, from value, lower and upper end of both.
+
+    Square-and-add limits (Donner and Zou 2012).
+    """
     (a, a_low, a_high), (b, b_low, b_high) = trained, changed
-    found = loss(a, b, chance)
-    down, up = math.hypot(a - a_low, b_high - b), math.hypot(a_high - a, b - b_low)
-    over = a - chance
-    return Loss(value=found.value, low=(a - b - down) / over, high=(a - b + up) / over)
+    return (
+        a - b - math.hypot(a - a_low, b_high - b),
+        a - b + math.hypot(a_high - a, b - b_low),
+    )
+
+
+def loss_range(trained: float, chance: float, /) -> tuple[float, float]:
+    """Give what a loss of accuracy can be: that of a network always right, and never."""
+    return (trained - 1) / (trained - chance), trained / (trained - chance)
 
 
 def interval(values: Floats, /) -> tuple[float, float]:

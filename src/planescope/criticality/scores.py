@@ -35,7 +35,7 @@ CONTROL = "random"
 
 def layer_scores(
     measured: LayerMeasurement,
-    layer: Layer,
+    layer: Layer | None,
     /,
     *,
     position: float,
@@ -48,15 +48,18 @@ def layer_scores(
     ----------
     measured : LayerMeasurement
         With distances from initialisation.
-    layer : Layer
-        Whose weights are read.
+    layer : Layer or None
+        Whose weights are read; without it, there are no norms of weights and no alpha.
     position, random : float
         As they are to be told.
     with_alpha : bool
         Whether to compute alpha, which takes a while for wide layers.
     """
-    weight = np.array(layer.weight.read(), dtype=np.float64)
-    frobenius, spectral = _norms(weight.reshape(layer.filters, layer.fan_in))
+    frobenius = spectral = exponent = None
+    if layer is not None:
+        weight = np.array(layer.weight.read(), dtype=np.float64)
+        frobenius, spectral = _norms(weight.reshape(layer.filters, layer.fan_in))
+        exponent = alpha(weight) if with_alpha else None
     return {
         "agreement": measured.agreement,
         "abs_z": None if measured.z is None else abs(measured.z),
@@ -67,7 +70,7 @@ def layer_scores(
         "frobenius": frobenius,
         "spectral": spectral,
         "stable_rank": (frobenius / spectral) ** 2 if frobenius and spectral else None,
-        "alpha": alpha(weight) if with_alpha else None,
+        "alpha": exponent,
         "position": position,
         "random": random,
     }

@@ -29,7 +29,8 @@ _SHIFTS = ((1, 2), (-2, 1), (0, -2))
 _NOISE = 0.15
 # A bank of this size lies in memory; of a larger one what was chosen is drawn again.
 _HELD_BYTES = 1 << 28
-_BATCH_NUMBERS = 1 << 20
+# A batch of so many small pictures stays in the caches of a processor.
+_BATCH_NUMBERS, _BATCH = 1 << 20, 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,7 +171,7 @@ def _sure_at_worst(
 
 
 def _batches(pictures: Pictures) -> Iterator[Pictures]:
-    size = max(1, _BATCH_NUMBERS // max(1, pictures[0].size))
+    size = min(_BATCH, max(1, _BATCH_NUMBERS // max(1, pictures[0].size)))
     for start in range(0, len(pictures), size):
         yield pictures[start : start + size]
 

@@ -21,18 +21,17 @@ from planescope.figures.canvas import (
     shown,
     styled,
 )
+from planescope.figures.dynamics import ASIDE
 from planescope.figures.relation import relation
 from planescope.files.folders import inside, make_inside, replacing_inside
 from planescope.hyperplanes import chance
-from planescope.study.claims import (
-    CLAIMS,
+from planescope.study.claims import CLAIMS, Claims, claims
+from planescope.study.conditions import (
     NOISE,
     PLAIN,
     RANDOM,
     UNLEARNED,
     WRONG,
-    Claims,
-    claims,
     with_conditions,
 )
 from planescope.study.effects import ALL, COLUMNS, Effect
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
 
 # Inches: a panel's height, a row of effects, and what stands around the rows.
 PANEL, PITCH, FRAME, NARROWEST = 1.55, 0.15, 0.75, 1.5
+# Inches that a legend of one line needs.
+WIDE = 5.0
 LONGEST = 44
 
 
@@ -53,8 +54,9 @@ LONGEST = 44
 def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") -> Figure:
     """Negative mass of each layer at initialisation and trained, a point a run, by network.
 
-    Runs with true labels, all classes and whole images. Grey bars: what chance gives a layer of
-    that many filters in 95 % of cases.
+    Runs with true labels, all classes and whole images. Grey bars are the bands of chance that
+    were tested, each run's before and after training, corrected over its layers: within the dark
+    part no run is beyond chance, beyond the pale part every one is.
 
     Parameters
     ----------
@@ -67,16 +69,16 @@ def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") ->
     UsageError
         If `width` is invalid.
     """
-    plain = _inner_of(table, (PLAIN,))
+    plain = _inner_of(_with_levels(table), (PLAIN,))
     figure, panels = _panels(sorted(set(plain["network"])), width)
     for network, axes in panels.items():
         own = plain[plain["network"] == network]
         names = list(dict.fromkeys(own["layer"]))
         for i, name in enumerate(names):
             layer = own[own["layer"] == name]
-            low, high = chance.mass_band(int(layer["filters"].max()))
-            axes.bar(i, high - low, 0.8, low, color=CHANCE, linewidth=0, zorder=0)
             first, last = layer[layer["epoch"] == 0], _last(layer)
+            _tested(axes, i - 0.2, first)
+            _tested(axes, i + 0.2, last)
             _dots(axes, i - 0.18, first["negative_mass"], NEUTRAL, "white")
             _dots(axes, i + 0.18, last["negative_mass"], AWAY, AWAY)
         axes.axhline(0.5, color=NEUTRAL, linewidth=0.5, zorder=1)
@@ -89,6 +91,8 @@ def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") ->
         [
             {"marker": "o", "color": NEUTRAL, "markerfacecolor": "white", "label": "initialised"},
             {"marker": "o", "color": AWAY, "label": "trained"},
+            {"marker": "s", "color": CHANCE, "label": "chance, tested: in all runs"},
+            {"marker": "s", "color": FAINT, "label": "in some runs"},
         ],
     )
     return figure
@@ -263,6 +267,38 @@ def _markdown(found: Claims, figures: dict[int, str]) -> str:
     return "\n".join(lines)
 
 
+def _with_levels(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the p-value below which a mass was beyond chance, by run and epoch.
+
+    Each is corrected over all of its layers, so that the layers must still be whole. A table of
+    before that has no corrected p-values tells of each layer alone.
+    """
+    if "q_mass" not in table:
+        return table.assign(level=chance.LEVEL)
+    tests = table.groupby(["run", "epoch"], observed=True)["q_mass"]
+    levels = tests.transform(lambda q: chance.level_of(q.dropna().astype(float)))
+    return table.assign(level=levels)
+
+
+def _tested(axes: Axes, x: float, rows: pd.DataFrame) -> None:
+    """Draw the band of a layer: dark what lies in the bands of all runs, pale of some."""
+    bands = [
+        chance.mass_band(int(count), level=1 - level)
+        for count, level in zip(_usable(rows), rows["level"], strict=True)
+        if count > 0
+    ]
+    if not bands:
+        return
+    lows, highs = zip(*bands, strict=True)
+    for low, high, color in ((min(lows), max(highs), FAINT), (max(lows), min(highs), CHANCE)):
+        axes.bar(x, high - low, 0.4, low, color=color, linewidth=0, zorder=0)
+
+
+def _usable(rows: pd.DataFrame) -> pd.Series:
+    """Return the filters that a mass is a share of."""
+    return rows["filters"] - sum(rows[name].fillna(0) for name in ASIDE if name in rows)
+
+
 def _inner_of(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     """Return the layers behind a ReLU of the runs of some conditions."""
     inner = with_conditions(table)
@@ -314,4 +350,5 @@ def _legend(figure: Figure, entries: Sequence[dict[str, Any]]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **({"linestyle": ""} | entry)) for entry in entries]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    columns = len(handles) if figure.get_figwidth() >= WIDE else 2
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)

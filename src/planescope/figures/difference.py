@@ -33,8 +33,10 @@ WIDE = 5.0
 def difference(difference: Difference, /, *, width: Width = "page") -> Figure:
     """Negative mass of each layer before and after, filters that changed sides, and distance.
 
-    One row a layer in the order of the first checkpoint. The grey band is what chance gives the
-    mass of so many filters, 95 %; an arrow leads from the mass before to the mass after.
+    One row a layer in the order of the first checkpoint. The grey band is the one that was tested,
+    corrected over the layers of each checkpoint, for the filters that have a side: in the upper
+    half of a row before, in the lower half after. An arrow leads from the mass before to the mass
+    after.
 
     Parameters
     ----------
@@ -72,12 +74,7 @@ def difference(difference: Difference, /, *, width: Width = "page") -> Figure:
 def _masses(axes: Axes, difference: Difference) -> None:
     layers = difference.layers
     y = np.arange(len(layers))
-    mass_bands(
-        axes,
-        [layer.filters for layer in layers],
-        [chance.LEVEL] * len(layers),
-        label="chance, 95 %, of one layer",
-    )
+    _bands(axes, difference)
     before, after = (
         np.array([math.nan if (m := getattr(layer, key)) is None else m for layer in layers])
         for key in ("mass_before", "mass_after")
@@ -92,6 +89,26 @@ def _masses(axes: Axes, difference: Difference) -> None:
         before, y, marker="o", color=NEUTRAL, markerfacecolor="white", label="before", **common
     )
     axes.plot(after, y, marker="D", color=NEUTRAL, label="after", **common)
+
+
+def _bands(axes: Axes, difference: Difference) -> None:
+    """Draw the bands that were tested: in the upper half of a row before, in the lower after."""
+    layers = difference.layers
+    levels = difference.level_before, difference.level_after
+    tested = [(layer.tested_before, layer.tested_after) for layer in layers]
+    label = "chance, tested: before above, after below"
+    if None in levels or any(None in pair for pair in tested):
+        # Of a file of before, which does not say what was tested.
+        levels = (chance.LEVEL, chance.LEVEL)
+        tested = [(layer.filters, layer.filters) for layer in layers]
+        label = "chance, 95 %, of one layer alone"
+    mass_bands(
+        axes,
+        [count or 0 for pair in tested for count in pair],
+        [level or chance.LEVEL for _ in layers for level in levels],
+        label=label,
+        parts=2,
+    )
 
 
 def _sides(axes: Axes, difference: Difference) -> None:

@@ -173,10 +173,12 @@ def tested_level(layers: Sequence[LayerMeasurement]) -> float:
     return chance.called_level([layer.p_mass for layer in layers])
 
 
-def mass_bands(axes: Axes, filters: Sequence[int], levels: Sequence[float], *, label: str) -> None:
+def mass_bands(
+    axes: Axes, filters: Sequence[int], levels: Sequence[float], *, label: str, parts: int = 1
+) -> None:
     """Draw the masses that chance gives so many filters, a row each, and their axis.
 
-    `levels` are how seldom chance leaves the band of each row.
+    `levels` are how seldom chance leaves the band of each row; a row has so many `parts`.
     """
     low, high = np.array(
         [
@@ -184,7 +186,7 @@ def mass_bands(axes: Axes, filters: Sequence[int], levels: Sequence[float], *, l
             for count, level in zip(filters, levels, strict=True)
         ]
     ).T
-    steps = np.add.outer(np.arange(len(filters)), (-0.5, 0.5)).ravel()
+    steps = np.add.outer(np.arange(len(filters)), (0, 1)).ravel() / parts - 0.5
     band = low.repeat(2), high.repeat(2)
     axes.fill_betweenx(steps, *band, color=CHANCE, linewidth=0, label=label)
     axes.axvline(0.5, color=NEUTRAL, linewidth=0.5)

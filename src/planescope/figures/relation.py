@@ -1,4 +1,4 @@
-"""Scores that need no data against what resetting a layer costs."""
+"""Scores that need no data against what resetting a layer costs: drops, ranks, critical layers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planescope.criticality.relation import RelatedLayer, Relation, Selection
+from planescope.criticality.definition import Critical
+from planescope.criticality.relation.record import RelatedLayer, Relation, Selection
 from planescope.criticality.scores import SCORES
 from planescope.figures.canvas import CHANCE, NEUTRAL, Width, canvas, inches, shown, styled
 from planescope.figures.layers import row_pitch
@@ -63,7 +64,7 @@ def relation(relation: Relation, /, *, width: Width = "page") -> Figure:
     wide = inches(width) >= WIDE
     rows = len(_ranked_layers(relation)[1])
     ranks_height = rows * row_pitch(rows, PITCH) + FRAME
-    key = LEGEND_LINE * max(3, _legend_lines(relation, 2))
+    key = LEGEND_LINE * max(4, _legend_lines(relation, 2))
     if wide:
         figure = canvas(width, max(PANEL + key, ranks_height))
         panels = list(figure.subplots(1, 3))
@@ -84,7 +85,9 @@ def score_against_drop(
 ) -> Figure:
     """Draw one score against the relative drop, a point a layer; runs are told apart by marker.
 
-    A filled point is critical; a ringed one is a first layer, whose input is an image.
+    A filled point is critical by the definition, a white one is not, a pale one is undecided, and
+    a cross has no loss to tell by; a ringed one is a first layer, whose input is an image. Of one
+    run a line stands where the bound of the loss lies.
 
     Parameters
     ----------
@@ -129,6 +132,8 @@ def ranks(relation: Relation, /, *, width: Width = "column") -> Figure:
 def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
     """Draw ROC curves for critical layers, with 95 % bands: agreement, the best score, position.
 
+    Layers whose loss is not told from the bound are left out.
+
     Parameters
     ----------
     relation : Relation
@@ -139,7 +144,7 @@ def roc(relation: Relation, /, *, width: Width = "column") -> Figure:
     UsageError
         If `width` is invalid.
     """
-    figure = canvas(width, PANEL + 3 * LEGEND_LINE)
+    figure = canvas(width, PANEL + 4 * LEGEND_LINE)
     _curves(figure.subplots(), relation)
     return figure
 
@@ -156,41 +161,38 @@ def _groups(relation: Relation) -> dict[str, list[RelatedLayer]]:
 
 
 def _legend_lines(relation: Relation, columns: int) -> int:
-    return -(-(len(_groups(relation)) + 2) // columns)
+    return -(-(len(_groups(relation)) + len(_seen(relation)) + 1) // columns)
+
+
+# The face of a point by what is said of its layer, and the word of the legend.
+FACES = {
+    Critical.YES: (CURVE_COLORS[0], "critical"),
+    Critical.UNDECIDED: ("#B8D4E8", "undecided"),
+    Critical.NO: ("white", "not critical"),
+    None: ("none", "no loss known"),
+}
 
 
 def _scatter(axes: Axes, relation: Relation, score: str) -> None:
-    groups = _groups(relation)
-    for i, (name, layers) in enumerate(groups.items()):
+    style: dict[str, Any] = {"linestyle": "", "color": CURVE_COLORS[0], "markeredgewidth": 0.8}
+    drawn: dict[str, Any] = {"alpha": 0.85, "clip_on": False, "in_layout": False}
+    for i, (name, layers) in enumerate(_groups(relation).items()):
         marker = MARKERS[i % len(MARKERS)]
-        for critical in (False, True):
-            own = [layer for layer in layers if layer.critical is critical]
+        for verdict, (face, _) in FACES.items():
+            own = [layer for layer in layers if layer.critical is verdict]
+            look = {**style, "marker": marker if verdict else "x", "markerfacecolor": face}
             axes.plot(
-                _values(own, score),
-                [100 * layer.drop for layer in own],
-                linestyle="",
-                marker=marker,
-                color=CURVE_COLORS[0],
-                markerfacecolor=CURVE_COLORS[0] if critical else "white",
-                markeredgewidth=0.8,
-                alpha=0.85,
-                clip_on=False,
-                in_layout=False,
+                _values(own, score), [100 * each.relative_drop for each in own], **look, **drawn
             )
         axes.plot([], [], linestyle="", marker=marker, color=NEUTRAL, label=shown(name, 16))
-    axes.plot(
-        [],
-        [],
-        linestyle="",
-        marker="o",
-        color=CURVE_COLORS[0],
-        markeredgewidth=0.8,
-        label="critical: filled",
-    )
-    firsts = [layer for layer in relation.layers if layer.first]
+    for verdict in _seen(relation):
+        face, word = FACES[verdict]
+        look = {**style, "marker": "o" if verdict else "x", "markerfacecolor": face}
+        axes.plot([], [], label=word, **look)
+    firsts = [layer for layer in relation.layers if layer.selection is Selection.FIRST]
     axes.plot(
         _values(firsts, score),
-        [100 * layer.drop for layer in firsts],
+        [100 * layer.relative_drop for layer in firsts],
         linestyle="",
         marker="o",
         markersize=7,
@@ -202,12 +204,31 @@ def _scatter(axes: Axes, relation: Relation, score: str) -> None:
         clip_on=False,
         in_layout=False,
     )
-    axes.axhline(100 * relation.critical, color=CHANCE, linewidth=0.6, zorder=0)
+    bound = _bound(relation)
+    if bound is not None:
+        axes.axhline(100 * bound, color=CHANCE, linewidth=0.6, zorder=0)
     axes.set(xlabel=AXIS_NAMES[score], ylabel="relative drop, %")
     found = relation.at(score, relation.selection)
     if found is not None and found.rho is not None:
         axes.set_title(f"ρ = {found.rho:.2f}")
     _legend_below(axes, 2)
+
+
+def _seen(relation: Relation) -> list[Critical | None]:
+    """Return what is said of the layers, in the order of the legend."""
+    there = {layer.critical for layer in relation.layers}
+    return [verdict for verdict in FACES if verdict in there]
+
+
+def _bound(relation: Relation) -> float | None:
+    """Return the relative drop at which a loss reaches the bound; None of several networks."""
+    known = {(layer.trained, layer.chance) for layer in relation.layers}
+    if len(known) > 1:
+        return None
+    ((trained, chance),) = known
+    if trained is None or chance is None:
+        return None
+    return relation.critical * (trained - chance) / trained
 
 
 def _values(layers: Sequence[RelatedLayer], score: str) -> list[float]:
@@ -246,7 +267,7 @@ def _ranked_layers(relation: Relation) -> tuple[str, list[str]]:
 
 
 def _chosen(relation: Relation, layer: RelatedLayer) -> bool:
-    return relation.selection is Selection.ALL or not layer.first
+    return relation.selection in (Selection.ALL, layer.selection)
 
 
 def _ranks(axes: Axes, relation: Relation) -> None:
@@ -264,7 +285,7 @@ def _ranks(axes: Axes, relation: Relation) -> None:
         if all(layer.scores["agreement"] is not None for layer in layers)
     ]
     scores = [rankdata([layer.scores["agreement"] for layer in layers]) for layers in whole]
-    drops = [rankdata([layer.drop for layer in layers]) for layers in whole]
+    drops = [rankdata([layer.relative_drop for layer in layers]) for layers in whole]
     rows = np.arange(len(names))
     if whole:
         by_score, by_drop = np.mean(scores, axis=0), np.mean(drops, axis=0)
@@ -278,7 +299,7 @@ def _ranks(axes: Axes, relation: Relation) -> None:
             color=CURVE_COLORS[1],
             markerfacecolor="none",
             markersize=6,
-            label="drop",
+            label="relative drop",
             clip_on=False,
         )
     axes.set_yticks(rows, [shown(name, LONGEST_NAME) for name in names])
@@ -290,24 +311,26 @@ def _ranks(axes: Axes, relation: Relation) -> None:
 
 
 def _curves(axes: Axes, relation: Relation) -> None:
-    """ROC curves with bands, over the layers that the verdict speaks of."""
-    from planescope.criticality.ranks import resampled
-    from planescope.criticality.ranks import roc as roc_curves
+    """ROC curves with bands, over the decided ones of the layers that the verdict speaks of."""
+    from planescope.criticality.relation.ranks import resampled
+    from planescope.criticality.relation.ranks import roc as roc_curves
 
-    layers = [layer for layer in relation.layers if _chosen(relation, layer)]
+    every = [layer for layer in relation.layers if _chosen(relation, layer)]
+    layers = [layer for layer in every if layer.is_decided]
     rng = np.random.default_rng(relation.seed)
     runs = {run: i for i, run in enumerate(dict.fromkeys(layer.run for layer in layers))}
-    of = np.array([runs[layer.run] for layer in layers])
+    of = np.array([runs[layer.run] for layer in layers], dtype=np.intp)
     # Draws of whole runs, or of layers where there is one run.
     units = of if len(runs) > 1 else np.arange(len(layers))
-    weights = resampled(units.max() + 1, draws=DRAWS, rng=rng)[:, units]
+    count = int(units.max(initial=0)) + 1
+    weights = resampled(count, draws=DRAWS, rng=rng)[:, units]
     grid = np.linspace(0, 1, 101)
     axes.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.8)
     for i, score in enumerate(_compared(relation)):
         found = relation.at(score, relation.selection)
         values = np.array(_values(layers, score))
         there = np.isfinite(values)
-        critical = np.array([layer.critical for layer in layers])[there]
+        critical = np.array([layer.critical is Critical.YES for layer in layers])[there]
         if found is None or found.auc is None:
             continue
         curve = roc_curves(values[there], critical, np.ones((1, there.sum())), grid)[0]
@@ -323,10 +346,15 @@ def _curves(axes: Axes, relation: Relation) -> None:
         ylim=(0, 1.01),
     )
     _, labels = axes.get_legend_handles_labels()
+    left_out = len(every) - len(layers)
     if labels:
+        if left_out:
+            axes.plot([], [], " ", label=f"{left_out} undecided: left out")
         _legend_below(axes, 1)
     else:
         text = "all layers are alike:\nnone is critical, or every one is"
+        if not layers:
+            text = "of no layer it is decided\nwhether it is critical"
         axes.text(0.5, 0.5, text, ha="center", va="center", color=NEUTRAL)
     axes.set_title("critical layers")
 

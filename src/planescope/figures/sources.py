@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.plan.planned import Plan
 from planescope.criticality.prediction.record import Prediction
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.record import Relation
 from planescope.criticality.resets.record import Resets
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.errors import CheckpointError, UsageError

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from planescope.criticality.relate import relate
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.record import Relation
+from planescope.criticality.relation.relate import relate
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.figures.canvas import Width, inches, save, style
 from planescope.figures.columns import (
@@ -28,6 +28,14 @@ from planescope.figures.columns import (
 )
 from planescope.figures.comparisons import Group, networks, networks_room, settings, settings_room
 from planescope.figures.dynamics import PANELS, dynamics, table_of
+from planescope.figures.groups import (
+    SETTINGS,
+    grouped,
+    panels_by,
+    telling_fields,
+    varied_fields,
+    worded,
+)
 from planescope.figures.layers import cosines, negative_mass
 from planescope.figures.overview import most_biased
 from planescope.figures.plan import numbers as plan_numbers
@@ -44,12 +52,10 @@ from planescope.files.folders import inside, replacing_inside
 from planescope.files.writing import FIGURE_FORMS, write_csv
 from planescope.hyperplanes.layer import Kind
 from planescope.measurement.record import Measurement
-from planescope.training.run import REPETITION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from planescope.training.config import RunConfig
 
 T = TypeVar("T")
 Form = Literal["pdf", "svg", "png"]
@@ -58,17 +64,6 @@ TRAINING = (
     "negative_mass", "mean_cosine", "mean_projection", "l2", "linf", "negative_centre",
     "mean_centre", "drift_pressure",
 )  # fmt: skip
-
-# Fields of a config that say how complex or noisy the data are, in words.
-SETTINGS = {
-    "data": "data",
-    "classes": "classes",
-    "examples": "training examples",
-    "label_noise": "label noise",
-    "shuffle_pixels": "shuffled",
-}
-# Whose values are names, which speak for themselves.
-NAMES = ("network", "data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,13 +284,13 @@ def _sensitivity(found: Sensitivity, width: Width) -> Iterator[_Drawing]:
 
 def _together(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
     """Yield the figures of several networks."""
-    groups = _groups(subjects)
+    groups = grouped(subjects)
     if sum(map(len, groups.values())) > 1:
         for name, part in _parts("networks", groups, networks_room(width)):
             yield _networks(name, part, width)
     yield from _repeated(subjects, width)
     for field, words in SETTINGS.items():
-        panels = _panels(subjects, field)
+        panels = panels_by(subjects, field)
         for name, chunk in _parts(f"by-{field.replace('_', '-')}", panels, settings_room(width)):
             yield _settings(name, chunk, words, width)
 
@@ -303,10 +298,10 @@ def _together(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
 def _repeated(subjects: Sequence[Subject], width: Width) -> Iterator[_Drawing]:
     """Yield a figure of training for all runs that differ in their seeds alone."""
     runs = [subject for subject in subjects if subject.run is not None and subject.config]
-    varied = _telling(configs := [s.config for s in runs if s.config], _varied(configs))
+    varied = telling_fields(configs := [s.config for s in runs if s.config], varied_fields(configs))
     groups: dict[str, list[Subject]] = {}
     for subject, config in zip(runs, configs, strict=True):
-        groups.setdefault(_words(config, varied), []).append(subject)
+        groups.setdefault(worded(config, varied), []).append(subject)
     groups = {title: group for title, group in groups.items() if len(group) > 1}
     for title, group in groups.items():
         slug = re.sub(r"[^\w.]+", "-", title).strip("-.")
@@ -369,106 +364,6 @@ def _parts(name: str, panels: Mapping[str, T], room: int) -> Iterator[tuple[str,
     starts = range(0, len(items), room)
     for number, start in enumerate(starts, 1):
         yield name if len(starts) == 1 else f"{name}-{number}", dict(items[start : start + room])
-
-
-def _groups(subjects: Sequence[Subject]) -> dict[str, list[Measurement]]:
-    """Return the networks by title; runs that differ in seeds alone share one."""
-    configs = [subject.config for subject in subjects if subject.config is not None]
-    varied = _telling(configs, _varied(configs))
-    groups: dict[str, list[Measurement]] = {}
-
-    def place(subject: Subject) -> list[Any]:
-        return [_order(getattr(subject.config, field, None)) for field in varied]
-
-    for subject in sorted(subjects, key=place):
-        if subject.measurement is None:
-            continue
-        title = subject.name
-        if subject.config is not None and len(configs) > 1:
-            title = _words(subject.config, varied)
-        groups.setdefault(title, []).append(subject.measurement)
-    return groups
-
-
-def _panels(subjects: Sequence[Subject], field: str) -> dict[str, dict[str, list[Measurement]]]:
-    """Runs by what else they have in common, and by the value of a field, where that differs.
-
-    What goes with the field, as more epochs with fewer classes, is said with its value.
-    """
-    runs = [(s.config, s.measurement) for s in subjects if s.config and s.measurement]
-    configs = [config for config, _ in runs]
-    varied = [other for other in _varied(configs) if other != field]
-    of_names = {o for o in varied for name in NAMES if _goes_with(configs, name, o)}
-    with_it = [o for o in varied if o not in of_names and _goes_with(configs, field, o)]
-    others = _telling(configs, [other for other in varied if other not in with_it])
-    found: dict[str, dict[Any, list[Measurement]]] = {}
-    first: dict[str, RunConfig] = {}
-    words: dict[Any, str] = {}
-    for config, measurement in runs:
-        value, beside = getattr(config, field), _words(config, with_it) if with_it else ""
-        words[value] = f"{_value(value)} ({beside})" if beside else _value(value)
-        panel = _words(config, others)
-        first.setdefault(panel, config)
-        found.setdefault(panel, {}).setdefault(value, []).append(measurement)
-    panels = {panel: values for panel, values in found.items() if len(values) > 1}
-    # What all these panels have in common need not stand over each.
-    left = _varied([first[panel] for panel in panels])
-    titles = [other for other in others if other in left]
-    return {
-        _words(first[panel], titles): {words[v]: values[v] for v in sorted(values, key=_order)}
-        for panel, values in panels.items()
-    }
-
-
-def _goes_with(configs: Sequence[RunConfig], field: str, other: str) -> bool:
-    """Return whether all runs of one value of a field have one value of another."""
-    pairs = {(getattr(config, field), getattr(config, other)) for config in configs}
-    return len(pairs) == len({value for value, _ in pairs})
-
-
-def _varied(configs: Sequence[RunConfig]) -> list[str]:
-    """Return the fields in which runs differ, other than those of repetitions."""
-    found = {field for other in configs[1:] for field, _, _ in configs[0].differences(other)}
-    fields = type(configs[0]).model_fields if configs else ()
-    return [field for field in fields if field in found - REPETITION]
-
-
-def _telling(configs: Sequence[RunConfig], fields: Sequence[str]) -> list[str]:
-    """Fewer of some fields that tell as many configs apart: the first, names before all."""
-
-    def told(some: Sequence[str]) -> int:
-        return len({tuple(getattr(config, field) for field in some) for config in configs})
-
-    kept = list(fields)
-    for field in reversed(fields):
-        fewer = [other for other in kept if other != field]
-        if field not in NAMES and told(fewer) == told(fields):
-            kept = fewer
-    return kept
-
-
-def _words(config: RunConfig, fields: Iterable[str]) -> str:
-    """Word fields of a config: a network's or data set's name alone, others with their names."""
-    parts = []
-    for field in fields:
-        value = _value(getattr(config, field))
-        parts.append(
-            value if field in NAMES else f"{SETTINGS.get(field, field.replace('_', ' '))} {value}"
-        )
-    return ", ".join(parts) or config.network
-
-
-def _value(value: Any) -> str:
-    """Return a setting as a figure shows it; None stands for no limit."""
-    words = {None: "all", True: "yes", False: "no"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    """Return the key that sorts values of a field, no limit last."""
-    return value is None, 0 if value is None else value
 
 
 def _has_filters(measurement: Measurement) -> bool:

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 # Nodes of the Gauss-Legendre rule for the cosine's law: the integrand is entire and the range is
-# cut where it has decayed, so that 48 nodes give 1e-15 for every fan-in.
-_NODES = 48
+# cut where it has decayed, so that 48 nodes give 1e-15 for every fan-in; 16 do up to `_NEAR`, below
+# which nearly all cosines of a layer near its initialisation lie: a seventh of a VGG19's time.
+_NODES, _FEW_NODES = 48, 16
+# Angle in units of 1/sqrt(fan_in).
+_NEAR = 3.0
 # Cosines at a time: an array of them times the nodes stays below 2 MB.
 _BLOCK = 4096
 # Angle, in units of 1/sqrt(fan_in), beyond which the law's mass is lost on float64.
@@ -163,9 +166,12 @@ def cosine_cdf(cosines: ArrayLike, fan_in: ArrayLike, /) -> Floats:
     angle = np.arcsin(np.clip(np.asarray(cosines, dtype=np.float64), -1.0, 1.0))
     angle, fan = np.broadcast_arrays(angle, fan)
     below = np.empty(angle.shape)
-    for start in range(0, angle.size, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        below.flat[part] = _mass_to_angle(np.abs(angle.flat[part]), fan.flat[part])
+    is_near = np.abs(angle) * np.sqrt(fan) <= _NEAR
+    for chosen, nodes in ((is_near, _FEW_NODES), (~is_near, _NODES)):
+        where = np.flatnonzero(chosen)
+        for start in range(0, where.size, _BLOCK):
+            part = where[start : start + _BLOCK]
+            below.flat[part] = _mass_to_angle(np.abs(angle.flat[part]), fan.flat[part], nodes)
     return 0.5 + np.copysign(below, angle)
 
 
@@ -243,15 +249,15 @@ def log_fair_binomial(k: NDArray[np.int64], n: NDArray[np.int64], /) -> Floats:
 
 
 @functools.cache
-def _quadrature() -> tuple[Floats, Floats]:
+def _quadrature(count: int) -> tuple[Floats, Floats]:
     """Nodes and weights of the Gauss-Legendre rule on [0, 1]; finding them takes milliseconds."""
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    nodes, weights = np.polynomial.legendre.leggauss(count)
     return 0.5 * (nodes + 1.0), 0.5 * weights
 
 
-def _mass_to_angle(angle: Floats, fan_in: Floats) -> Floats:
+def _mass_to_angle(angle: Floats, fan_in: Floats, count: int) -> Floats:
     """Return the mass of the cosine's law between the angle 0 and a positive one."""
-    nodes, weights = _quadrature()
+    nodes, weights = _quadrature(count)
     reach = np.minimum(angle, _TAIL / np.sqrt(fan_in))
     phi = reach[:, None] * nodes
     # log1p(-sin^2)/2 keeps the digits that log(cos) loses near 0; the power is an exponential.

@@ -7,6 +7,7 @@ to 1e-9; `_first_exits` and its helpers, 75 lines, give the 1e-12 that docs/reli
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -206,11 +207,18 @@ def _durbin(distance: float, n: int) -> float:
     matrix[-1, :] -= (powers * factorial)[::-1]
     matrix[-1, 0] += max(0.0, 2.0 * gap - 1.0) ** size * factorial[-1]
     power, exponent = _scaled_power(matrix, n)
-    value, shift = math.frexp(power[k - 1, k - 1])
+    ways, shift = _orders(n)
+    return math.ldexp(power[k - 1, k - 1] * ways, shift + exponent)
+
+
+@functools.cache
+def _orders(n: int) -> tuple[float, int]:
+    """Return n! / n^n as (mantissa, binary exponent)."""
+    value, shift = 1.0, 0
     for i in range(1, n + 1):
         value, more = math.frexp(value * i / n)
         shift += more
-    return math.ldexp(value, shift + exponent)
+    return value, shift
 
 
 def _scaled_power(matrix: Floats, n: int) -> tuple[Floats, int]:

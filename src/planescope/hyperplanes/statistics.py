@@ -85,6 +85,8 @@ class Filters:
         P(z_i > 0) over the data; None where none were given.
     sideless : array of bool, or None
         Whether pi_i is within rounding of 0; None where nobody asked: then where it is 0.
+    law : array or None
+        P(C <= c_i) at initialisation, as `cosine_law` gives it; None where it is not worked out.
     """
 
     projection: Floats
@@ -96,6 +98,7 @@ class Filters:
     centre: Floats | None
     rate: Floats | None = None
     sideless: Flags | None = None
+    law: Floats | None = None
 
     @property
     def finite(self) -> Flags:
@@ -126,6 +129,7 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
         d of each filter; it differs where filters of several layers are pooled.
     """
     usable, finite = filters.usable, filters.finite
+    law = cosine_law(filters, fan_in) if filters.law is None else filters.law
     projection, cosine = filters.projection[usable], filters.cosine[usable]
     d = np.broadcast_to(fan_in, usable.shape)[usable]
     n = len(cosine)
@@ -150,7 +154,7 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
         agreement=abs(2 * negative - told) / told if told else None,
         z=float((cosine * np.sqrt(d)).sum() / math.sqrt(n)) if n else None,
         p_mass=chance.mass_p_value(negative, told) if told else None,
-        p_cosine=_cosine_p_value(cosine, d),
+        p_cosine=_cosine_p_value(law),
         negative_centre=signs[0] / signs[1] if signs[1] else None,
         mean_centre=mean_centre,
         p_centre=chance.mass_p_value(*signs) if signs[1] else None,
@@ -180,12 +184,22 @@ def _quantiles(values: Floats) -> list[float | None]:
     return [float(q) for q in np.interp(spots, np.arange(len(values)), ordered)]
 
 
-def _cosine_p_value(cosine: Floats, fan_in: Floats) -> float | None:
-    # d = 1 has no continuous law: such filters (depthwise 1x1) take no part in the test.
-    lawful = fan_in >= 2
-    if not lawful.any():
-        return None
-    return chance.kolmogorov_smirnov(chance.cosine_cdf(cosine[lawful], fan_in[lawful]))
+def cosine_law(filters: Filters, fan_in: Floats | int, /) -> Floats:
+    """Return P(C <= c_i) at initialisation, uniform on [0, 1]; NaN where there is no such law.
+
+    That is for filters that are not usable, and for d = 1 (depthwise 1x1), whose law is not
+    continuous: these take no part in the test.
+    """
+    d = np.broadcast_to(fan_in, filters.cosine.shape)
+    lawful = filters.usable & (d >= 2)
+    law = np.full(filters.cosine.shape, np.nan)
+    law[lawful] = chance.cosine_cdf(filters.cosine[lawful], d[lawful])
+    return law
+
+
+def _cosine_p_value(law: Floats) -> float | None:
+    lawful = law[np.isfinite(law)]
+    return chance.kolmogorov_smirnov(lawful) if len(lawful) else None
 
 
 def _centres(filters: Filters) -> tuple[tuple[int, int], float | None]:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planescope.files.errors import UsageError, nearest
-from planescope.networks.module import unwrapped
+from planescope.networks.live.module import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import torch
 
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +85,7 @@ def measure_activations(
     """
     import torch
 
-    from planescope.data.loaders import Reader, moved
+    from planescope.data.roles import Reader, moved
 
     # A compiled module would neither run hooks on its parts nor name them alike.
     network = unwrapped(module)

@@ -13,7 +13,7 @@ import numpy as np
 from planescope.files.errors import CheckpointError, NoLayersError
 from planescope.hyperplanes import chance, geometry
 from planescope.hyperplanes.layer import Array, Layer, Norm, Pairing, Skipped, View
-from planescope.hyperplanes.statistics import Filters, summarise
+from planescope.hyperplanes.statistics import Filters, cosine_law, summarise
 from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, Source
 
 if TYPE_CHECKING:
@@ -169,6 +169,8 @@ def layer_measurement(
     layer: Layer, values: Filters, /, *, l2: float | None, linf: float | None
 ) -> LayerMeasurement:
     """Return the statistics of one layer from the values of its filters."""
+    # Kept for the pools of the layer's stage and network: it is half of a layer's statistics.
+    values = dataclasses.replace(values, law=cosine_law(values, layer.fan_in))
     statistics = summarise(values, layer.fan_in)
     return LayerMeasurement(
         **vars(statistics),
@@ -303,6 +305,7 @@ def _pool(layers: Sequence[LayerMeasurement], stage: int | None) -> PoolMeasurem
         },
         centre=np.concatenate(centres),
         sideless=np.concatenate([~v.sided for v in values]),
+        law=np.concatenate([v.law for v in values if v.law is not None]),
     )
     fan_in = np.repeat([layer.fan_in for layer in layers], [layer.filters for layer in layers])
     return PoolMeasurement(

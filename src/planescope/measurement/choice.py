@@ -12,8 +12,8 @@ from typing import Self, TypeVar
 from planescope.files.errors import NoLayersError, UsageError
 from planescope.hyperplanes.layer import Kind, Layer, Layout, Skipped, View
 from planescope.measurement.source import Found
-from planescope.networks.axes import Wanted
-from planescope.networks.layers import Hints
+from planescope.networks.state.axes import Wanted
+from planescope.networks.state.layers import Hints
 
 E = TypeVar("E", bound=StrEnum)
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from planescope.files.errors import NoLayersError
 from planescope.hyperplanes import geometry
-from planescope.hyperplanes.layer import Array, Kind, Layer, Skipped, Structure, View
+from planescope.hyperplanes.chance import called_level
+from planescope.hyperplanes.layer import Array, Input, Kind, Layer, Skipped, Structure, View
 from planescope.hyperplanes.statistics import Filters
 from planescope.measurement.assemble import (
     assemble,
@@ -21,11 +22,12 @@ from planescope.measurement.assemble import (
     size_of,
 )
 from planescope.measurement.choice import DEFAULT_KINDS, Choice, hints_of, select
-from planescope.measurement.difference import Difference, LayerDifference
+from planescope.measurement.difference import Difference, LayerDifference, Side
 from planescope.measurement.matching import Matched, Pair, by_filters, by_names
 from planescope.measurement.measure import norm_notes, refuse_claims
 from planescope.measurement.record import LayerMeasurement, Measurement, filter_values
 from planescope.measurement.source import Found, find
+from planescope.measurement.verdict import finding
 
 # Norms and projections that agree so well, relative to their size, are of the same weights; weights
 # that lie further apart than the second stand in another order then.
@@ -130,6 +132,8 @@ def diff(
         skipped_before=skipped[0],
         skipped_after=skipped[1],
         notes=tuple(_notes((first, second), ordered, [note for _, note in rows if note])),
+        level_before=called_level([layer.p_mass for layer in first.layers]),
+        level_after=called_level([layer.p_mass for layer in second.layers]),
         measurements=(first, second),
     )
 
@@ -240,8 +244,25 @@ def _row(
         linf=moved.linf,
         zeros_before=moved.zeros_before,
         zeros_after=moved.zeros_after,
+        input=after.input if after.input is not Input.UNKNOWN else before.input,
+        side_before=_side(before),
+        side_after=_side(after),
+        tested_before=_tested(before),
+        tested_after=_tested(after),
     )
     return row, note
+
+
+def _side(layer: LayerMeasurement) -> Side:
+    found = finding(layer)
+    if not found.by:
+        return Side.NONE
+    return Side.AWAY if found.away else Side.TOWARD
+
+
+def _tested(layer: LayerMeasurement) -> int:
+    """Return how many filters have a side."""
+    return layer.filters - layer.degenerate - layer.non_finite - layer.sideless
 
 
 def _same_sums(one: Filters, other: Filters) -> bool:

@@ -19,7 +19,7 @@ from planescope.measurement.source import find, open_source
 if TYPE_CHECKING:
     import torch
 
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
 
 # A small file may repeat or pack weights, but not claim more filters than this.
 MAX_FILTERS = 1 << 22

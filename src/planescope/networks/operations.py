@@ -10,7 +10,7 @@ from typing import Literal
 
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Kind, Place
-from planescope.networks.places import Node, Position, Role, follow
+from planescope.networks.graph.places import Node, Position, Role, follow
 
 Activation = Literal["leaky", "gelu", "tanh"]
 

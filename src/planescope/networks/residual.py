@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from planescope.hyperplanes.layer import Kind, Place
-from planescope.networks.places import Node, Role, follow
+from planescope.networks.graph.places import Node, Role, follow
 
 FIRST = "conv1"
 LAST = "linear"

@@ -8,17 +8,18 @@ in each, so that no network counts more for having more runs.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.conclusions import Conclusion
+from planescope.criticality.relation.record import Relation
 from planescope.files.errors import UsageError
-from planescope.files.results import Table, by_layer, columns_of, texts_of
-from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg
+from planescope.files.results import Table, columns_of, texts_of
+from planescope.hyperplanes.chance import benjamini_hochberg
+from planescope.study.answers import answers
+from planescope.study.conditions import PLAIN, UNLEARNED, with_conditions
 from planescope.study.effects import (
     ALL,
     COLUMNS,
@@ -63,7 +64,9 @@ class Claims(Table):
         Of the runs with true labels and whole images, for the third claim; None where layers were
         not reset.
     answers : tuple of str
-        A sentence a claim.
+        Sentences a claim, the conclusion first.
+    conclusions : tuple of {"holds", "does not hold", "undecided"}
+        One a claim; none in files of earlier versions.
     """
 
     SCHEMA: ClassVar[str] = SCHEMA
@@ -75,6 +78,7 @@ class Claims(Table):
     effects: tuple[Effect, ...]
     relation: Relation | None
     answers: tuple[str, ...]
+    conclusions: tuple[Conclusion, ...] = ()
 
     def of(self, claim: int) -> tuple[Effect, ...]:
         """Return the effects of a claim."""
@@ -147,17 +151,42 @@ def claims_of(
     effects = [*_first(plain), *_second(runs, epochs), *_fourth(runs), *turns(_of(table, plain))]
     if relation is not None:
         effects += _third(relation)
-    corrected: list[Effect] = []
-    for claim in CLAIMS:
-        own = [effect for effect in effects if effect.claim == claim]
-        values = benjamini_hochberg([effect.p for effect in own])
-        corrected += [dataclasses.replace(e, q=q) for e, q in zip(own, values, strict=True)]
+    found = tuple(_corrected(effects, _last_epoch(epochs)))
+    told = answers(found, relation, UNLEARNED)
     return Claims(
         study=study,
-        effects=tuple(corrected),
+        effects=found,
         relation=relation,
-        answers=tuple(_answers(corrected, relation)),
+        answers=tuple(each.text for each in told),
+        conclusions=tuple(each.conclusion for each in told),
     )
+
+
+def _last_epoch(epochs: pd.DataFrame) -> int | None:
+    """Return the epoch with which all plain runs end; None where they differ."""
+    last = epochs[epochs["condition"] == PLAIN].groupby("run")["epoch"].max()
+    return int(last.iloc[0]) if last.nunique() == 1 else None
+
+
+def _corrected(effects: Sequence[Effect], last: int | None) -> Iterator[Effect]:
+    """Correct the tests of each claim; what two claims compare is tested once, in the first.
+
+    The second claim's last epoch is the first claim's end of training.
+    """
+    trained: dict[str, float | None] = {}
+    for claim in CLAIMS:
+        own = [effect for effect in effects if effect.claim == claim]
+        again = [claim == 2 and e.comparison == _after(last) for e in own]
+        tests = [None if twice else e.p for e, twice in zip(own, again, strict=True)]
+        values = benjamini_hochberg(tests)
+        for effect, q, twice in zip(own, values, again, strict=True):
+            if claim == 1 and effect.measure == "agreement":
+                trained[effect.network] = q
+            yield dataclasses.replace(effect, q=trained.get(effect.network) if twice else q)
+
+
+def _after(epoch: int | None) -> str:
+    return f"after epoch {epoch}, against initialised"
 
 
 def plain_runs(table: pd.DataFrame, /) -> list[str]:
@@ -166,11 +195,6 @@ def plain_runs(table: pd.DataFrame, /) -> list[str]:
     return [str(name) for name in runs.index[runs["condition"] == PLAIN]]
 
 
-PLAIN = "true labels, whole images"
-# Where nothing of the images, or nothing at all, can be learned.
-WRONG, RANDOM, NOISE = "all labels wrong", "random labels", "Gaussian noise"
-UNLEARNED = (WRONG, RANDOM, NOISE)
-CENTRED = "centred filters"
 _COLUMNS = [
     "run", "network", "data", "classes", "labels", "label_noise", "shuffle_pixels", "centred",
     "epoch", "layer", "input", "agreement", "biased", "negative_mass", "negative_centre",
@@ -181,34 +205,6 @@ def _of(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the layers behind a ReLU of some runs."""
     inner = with_conditions(table)
     return inner[inner["run"].isin(set(runs.index))]
-
-
-def with_conditions(table: pd.DataFrame, /) -> pd.DataFrame:
-    """Return the layers behind a ReLU of a study's table, each with the `condition` of its run.
-
-    Raises
-    ------
-    UsageError
-        If there are none.
-    """
-    table = by_layer(table)
-    inner = table[(table["input"] == "relu") & table["agreement"].notna()].copy()
-    if inner.empty:
-        raise UsageError("the study has no layers behind a ReLU; its claims are about those")
-    for name in ("run", "network", "layer"):
-        if name in inner:
-            inner[name] = inner[name].astype(str)
-    inner["condition"] = condition_of(inner)
-    return inner
-
-
-def condition_of(table: pd.DataFrame, /) -> list[str]:
-    """Return what the run of each row of a study's table was trained on, in words."""
-    # All classes: as many as a run can have where that is known, else where none were chosen.
-    most = math.inf if table["classes"].isna().any() else table["classes"].max()
-    # Tables of before lack the last three.
-    columns = (table.get(key, itertools.repeat(None, len(table))) for key in _CONDITIONS)
-    return [_condition(*row, most=most) for row in zip(*columns, strict=True)]
 
 
 def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -228,57 +224,33 @@ def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return runs, pd.merge(epochs, about, left_on="run", right_index=True)
 
 
-# What a condition is made of, in the order of `_condition`.
-_CONDITIONS = ("classes", "label_noise", "shuffle_pixels", "labels", "data", "centred")
-
-
-def _condition(
-    classes: float,
-    noise: float,
-    shuffled: bool,
-    labels: str | float | None,
-    data: str | float | None,
-    centred: bool | float | None,
-    *,
-    most: float,
-) -> str:
-    parts = []
-    if str(data).startswith("noise:"):
-        parts.append(NOISE)
-    if classes < most:  # NaN, all of them, is not
-        parts.append(f"{classes:.0f} classes")
-    if noise:
-        parts.append(f"{noise:.0%} of the labels wrong" if noise < 1 else WRONG)
-    if shuffled:
-        parts.append("shuffled pixels")
-    if labels == "random":
-        parts.append(RANDOM)
-    if centred is True or centred == 1:  # NaN where a table does not say
-        parts.append(CENTRED)
-    return ", ".join(parts) or PLAIN
-
-
 def _first(plain: pd.DataFrame) -> Iterator[Effect]:
     """Trained against initialised, the same runs."""
     for key, measure in (("biased", "share of biased layers"), ("agreement", "agreement")):
-        both = plain.dropna(subset=[key, f"{key}_0"])
-        changes = {
-            str(network): mean(list(own[key] - own[f"{key}_0"]))
-            for network, own in both.groupby("network")
-        }
-        for network, estimate in with_all(changes):
-            own = both if network == ALL else both[both["network"] == network]
-            yield effect_of(
-                estimate,
-                claim=1,
-                network=network,
-                comparison="trained, against initialised",
-                measure=measure,
-                runs=len(own),
-                others=0,
-                before=_of_networks(own, f"{key}_0"),
-                after=_of_networks(own, key),
-            )
+        yield from _since_start(plain, 1, key, measure, "trained, against initialised")
+
+
+def _since_start(
+    runs: pd.DataFrame, claim: int, key: str, measure: str, comparison: str
+) -> Iterator[Effect]:
+    both = runs.dropna(subset=[key, f"{key}_0"])
+    changes = {
+        str(network): mean(list(own[key] - own[f"{key}_0"]))
+        for network, own in both.groupby("network")
+    }
+    for network, estimate in with_all(changes):
+        own = both if network == ALL else both[both["network"] == network]
+        yield effect_of(
+            estimate,
+            claim=claim,
+            network=network,
+            comparison=comparison,
+            measure=measure,
+            runs=len(own),
+            others=0,
+            before=_of_networks(own, f"{key}_0"),
+            after=_of_networks(own, key),
+        )
 
 
 def _of_networks(runs: pd.DataFrame, key: str) -> float:
@@ -304,7 +276,7 @@ def _second(runs: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[Effect]:
                 estimate,
                 claim=2,
                 network=network,
-                comparison=f"after epoch {epoch}, against initialised",
+                comparison=_after(epoch),
                 measure="agreement",
                 runs=len(now),
                 others=0,
@@ -313,11 +285,15 @@ def _second(runs: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[Effect]:
             )
     for condition in UNLEARNED:
         yield from _between(runs, 2, condition, "agreement", "agreement")
+        own = runs[runs["condition"] == condition]
+        words = f"{condition}, trained, against initialised"
+        yield from _since_start(own, 2, "agreement", "agreement", words)
 
 
 def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:
     """Each condition against plain runs of the same networks; and with against without norm."""
-    for condition in sorted(set(runs["condition"]) - {PLAIN}):
+    # Where nothing can be learned is the second claim's: one answer for one comparison.
+    for condition in sorted(set(runs["condition"]) - {PLAIN, *UNLEARNED}):
         yield from _between(runs, 4, condition, "agreement", "agreement")
     plain = runs[runs["condition"] == PLAIN]
     for network in sorted(set(plain["network"])):
@@ -386,7 +362,7 @@ def _third(relation: Relation) -> Iterator[Effect]:
             yield Effect(
                 claim=3,
                 network=ALL,
-                comparison=f"{score}, against the drop",
+                comparison=f"{score}, against the relative drop",
                 measure=measure,
                 runs=found.runs,
                 others=0,
@@ -403,7 +379,7 @@ def _third(relation: Relation) -> Iterator[Effect]:
                 claim=3,
                 network=ALL,
                 comparison=f"{share.outcome} among the {'' if share.biased else 'un'}biased",
-                measure=f"share of {share.layers} layers",
+                measure=f"share of {share.layers} decided layers",
                 runs=share.runs,
                 others=0,
                 before=None,
@@ -412,37 +388,3 @@ def _third(relation: Relation) -> Iterator[Effect]:
                 low=share.low,
                 high=share.high,
             )
-
-
-def _answers(effects: Sequence[Effect], relation: Relation | None) -> Iterator[str]:
-    """Answer each claim in a sentence."""
-    for claim in CLAIMS:
-        own = [effect for effect in effects if effect.claim == claim]
-        if claim == 3 and relation is not None:
-            yield relation.claim
-            continue
-        told = [e for e in own if e.network == ALL or all(o.network != ALL for o in own)]
-        if not told:
-            yield "The study has no runs that tell."
-            continue
-        yield " ".join(_sentence(effect) for effect in told)
-
-
-def _sentence(effect: Effect) -> str:
-    if effect.before is None or effect.after is None:
-        return ""
-    numbers = f"{effect.before:.2f} to {effect.after:.2f}"
-    if effect.low is not None and effect.high is not None and effect.q is not None:
-        span = f"{effect.low:+.2f} to {effect.high:+.2f}"
-        certain = f"difference {effect.effect:+.2f}, 95 % interval {span}, q = {effect.q:.2g}"
-        shown = effect.q < LEVEL
-    else:
-        # One run, or runs that do not differ: nothing tells what chance would do.
-        certain, shown = f"difference {effect.effect:+.2f}, no interval", None
-    change = {
-        True: "changes",
-        False: "does not change beyond chance",
-        None: "is seen to change, without a test" if effect.effect else "does not change",
-    }[shown]
-    measure = effect.measure[:1].upper() + effect.measure[1:]
-    return f"{measure} {change}, {effect.comparison}: from {numbers} ({certain})."

@@ -17,7 +17,7 @@ import numpy as np
 
 from planescope.files.errors import UsageError
 from planescope.files.results import Table, columns_of, texts_of
-from planescope.study.claims import CENTRED, NOISE, condition_of
+from planescope.study.conditions import CENTRED, NOISE, condition_of
 
 if TYPE_CHECKING:
     import pandas as pd

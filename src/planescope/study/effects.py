@@ -31,11 +31,13 @@ class Effect:
         Means of the two sides.
     effect : float
     low, high : float or None
-        `after` less `before`, and its 95 % interval: Student's over runs, Welch's between groups.
+        `after` less `before`, and its 95 % interval: Student's over runs, Welch's between groups,
+        within what a difference of shares can be.
     p : float or None
         Two-sided, by the same law. None with one run, or where no run differs from another.
     q : float or None
-        Corrected over all tests of the claim (Benjamini-Hochberg).
+        Corrected over all tests of the claim (Benjamini-Hochberg); what two claims compare is
+        tested in the first of them.
     """
 
     claim: int
@@ -136,6 +138,9 @@ def effect_of(
 ) -> Effect:
     """Return an estimate as an effect, with its interval and test."""
     low, high, p = estimate.bounds()
+    if low is not None and high is not None:
+        # What is compared are shares: no difference of two lies beyond 1.
+        low, high = max(low, -1.0), min(high, 1.0)
     return Effect(
         before=before, after=after, effect=estimate.value, low=low, high=high, p=p, **about
     )

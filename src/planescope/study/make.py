@@ -121,8 +121,8 @@ def make_study(
 
 def _relate(study: Study) -> None:
     """Hold the statistics of all runs against their resets, unless that was done with these."""
-    from planescope.criticality.relate import relate
-    from planescope.criticality.relation import Relation
+    from planescope.criticality.relation.record import Relation
+    from planescope.criticality.relation.relate import relate
 
     runs = {str(run.path): run.resets for run in study.runs if run.resets.is_file()}
     if not runs:
@@ -130,7 +130,9 @@ def _relate(study: Study) -> None:
     if study.relation_file.is_file():
         made = study.relation_file.stat().st_mtime_ns
         is_new = all(resets.stat().st_mtime_ns < made for resets in runs.values())
-        if is_new and set(Relation.load(study.relation_file).runs) <= runs.keys():
+        found = Relation.load(study.relation_file) if is_new else None
+        # One of an earlier version comes without what it says of layers.
+        if found is not None and found.advice and set(found.runs) <= runs.keys():
             return
     relate(runs).save(study.relation_file)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from planescope.criticality.ranks import spearman
+from planescope.criticality.relation.ranks import spearman
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.reading import read_text
 from planescope.files.results import Table, columns_of, texts_of

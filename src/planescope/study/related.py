@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planescope.criticality.relate import relate
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.record import Relation
+from planescope.criticality.relation.relate import relate
 from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from planescope.files.results import COLUMN_OF
 from planescope.measurement.record import LAYER_COLUMNS, LAYER_KEYS, LayerMeasurement
 from planescope.study.columns import Frame
 from planescope.training.config import RunConfig
-from planescope.training.metrics import EpochMetrics
+from planescope.training.folder.metrics import EpochMetrics
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,9 +21,9 @@ from planescope.hyperplanes.layer import Array, Kind, Layer, Structure, View
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.metrics import by_key
 from planescope.measurement.record import Measurement, Source
-from planescope.networks.layers import find_layers
-from planescope.networks.module import read_module
-from planescope.training.status import State, Status
+from planescope.networks.live.module import read_module
+from planescope.networks.state.layers import find_layers
+from planescope.training.folder.status import State, Status
 from planescope.training.stopping import is_last, is_snapshot
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planescope.training.config import RunConfig
-    from planescope.training.metrics import EpochMetrics
+    from planescope.training.folder.metrics import EpochMetrics
     from planescope.training.run import Run
     from planescope.training.task import Task
 

@@ -27,15 +27,15 @@ from planescope.measurement.record import (
     Measurement,
     layers_table,
 )
-from planescope.training import columns
-from planescope.training.columns import MEASUREMENT_KEYS, MEASUREMENTS_SCHEMA
-from planescope.training.filters import filters_of, read_filters, write_filters
-from planescope.training.folder import FILTERS, SNAPSHOTS, Folder
-from planescope.training.metrics import EpochMetrics, metrics_table, read_metrics
-from planescope.training.snapshots import SCHEMA as SNAPSHOT_SCHEMA
-from planescope.training.snapshots import read_weights, write_weights
-from planescope.training.status import STATE_SCHEMA, State, Status
-from planescope.training.structure import read_structure, structure_text
+from planescope.training.folder import columns
+from planescope.training.folder.columns import MEASUREMENT_KEYS, MEASUREMENTS_SCHEMA
+from planescope.training.folder.filters import filters_of, read_filters, write_filters
+from planescope.training.folder.metrics import EpochMetrics, metrics_table, read_metrics
+from planescope.training.folder.paths import FILTERS, SNAPSHOTS, Folder
+from planescope.training.folder.snapshots import SCHEMA as SNAPSHOT_SCHEMA
+from planescope.training.folder.snapshots import read_weights, write_weights
+from planescope.training.folder.status import STATE_SCHEMA, State, Status
+from planescope.training.folder.structure import read_structure, structure_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from planescope.files import signals
 
 if TYPE_CHECKING:
     from planescope.training.config import RunConfig
-    from planescope.training.metrics import EpochMetrics
+    from planescope.training.folder.metrics import EpochMetrics
 
 
 def is_last(history: Sequence[EpochMetrics], config: RunConfig, /) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from planescope.data.batches import batches
 from planescope.files.errors import RunError, StoppedError
-from planescope.training.metrics import EpochMetrics
+from planescope.training.folder.metrics import EpochMetrics
 from planescope.training.optimisers import optimiser, schedule
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 from planescope.checkpoints.choose import listing
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import StateDict, Tensor
-from planescope.networks.stored import WEIGHTS
+from planescope.networks.state.stored import WEIGHTS
 
 Tree: TypeAlias = "Tensor | dict[str, Tree]"
 

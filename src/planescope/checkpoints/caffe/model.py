@@ -23,8 +23,8 @@ from planescope.hyperplanes.layer import (
     Tensor,
     kind_of_convolution,
 )
-from planescope.networks.axes import filters_first
-from planescope.networks.places import Node, Position, Role, follow
+from planescope.networks.graph.places import Node, Position, Role, follow
+from planescope.networks.state.axes import filters_first
 
 NAME = "caffe"
 

@@ -8,58 +8,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from planescope.hyperplanes.layer import Input
-from planescope.networks import places
-from planescope.networks.places import Node, Role, follow
+from planescope.checkpoints.keras.entries import (
+    NORM,
+    ConfigLayer,
+    Position,
+    as_list,
+    as_mapping,
+    children_of,
+    describe_entry,
+    leaves_of,
+)
+from planescope.networks.graph import places
+from planescope.networks.graph.places import Node, Role, follow
 
 # A model called twice within a model called twice, and so on, doubles each time.
 MAX_CALLS = 20_000
 
-# Keras 2 has one class for all operations on tensors (x + y, tf.nn.relu); Keras 3's names for them.
-_TF_FUNCTIONS = {
-    "nn.relu": "Relu",
-    "nn.relu6": "Relu6",
-    "nn.softmax": "Softmax",
-    "nn.sigmoid": "Sigmoid",
-    "math.sigmoid": "Sigmoid",
-    "identity": "Identity",
-    "cast": "Cast",
-    "concat": "Concatenate",
-    "stack": "Stack",
-    "reshape": "Reshape",
-    "transpose": "Transpose",
-    "squeeze": "Squeeze",
-    "expand_dims": "ExpandDims",
-    "math.reduce_mean": "Mean",
-    "math.reduce_max": "Max",
-    "math.reduce_sum": "Sum",
-    "__operators__.add": "Add",
-    "__operators__.getitem": "GetItem",
-    "math.add": "Add",
-    "math.subtract": "Subtract",
-    "math.multiply": "Multiply",
-    "math.truediv": "TrueDivide",
-    "math.divide": "TrueDivide",
-    "math.maximum": "Maximum",
-    "math.minimum": "Minimum",
-}
 
-_KERAS = re.compile(r"((tf_)?keras|tensorflow|builtins)(\.|$)")
-
-_NORM = re.compile(r"(Sync)?BatchNormalization(V[12])?")
-_WRAPPER = re.compile(r"TimeDistributed|SpectralNormalization")
 _LAYER = re.compile(r"(Depthwise|Separable)?Conv[123]D(Transpose)?|Dense|EinsumDense")
 _DOWNSAMPLING = re.compile(r"(Max|Average)Pooling[123]D|(Depthwise|Separable)?Conv[123]D")
 
-# Classes of layers, and of operations between them, in the words of `planescope.networks.places`.
+# Classes of layers, and of operations between them, in the words of `networks.graph.places`.
 _WORDS = (
-    (Role.NORM, _NORM.pattern),
+    (Role.NORM, NORM.pattern),
     (Role.LAYER, _LAYER.pattern),
     (
         Role.IDENTITY,
@@ -96,93 +72,6 @@ _ACTIVATIONS = {
 _Node = tuple[str, int]  # a layer of a functional model, and which of its calls
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Position:
-    """The place of a layer, as in `Layer`, with the norm by its name."""
-
-    stage: int | None
-    input: Input
-    norm: str | None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ConfigLayer:
-    """A layer as the config describes it.
-
-    Attributes
-    ----------
-    path : tuple of str
-        Its name, behind those of the models that it is in.
-    slot : str
-        Group of its variables in a Keras 3 file: snake-cased classes, numbered within each model.
-    inbound : list
-        What it is called on, a node a call, as the config has it.
-    is_foreign : bool
-        Its class is not one of Keras, whatever it is called.
-    position : Position or None
-        None where it is never called.
-    """
-
-    path: tuple[str, ...]
-    slot: str
-    class_name: str
-    options: dict[str, Any]
-    inbound: list[Any]
-    is_foreign: bool = False
-    position: Position | None = None
-
-    @property
-    def name(self) -> str:
-        """Return the path with dots."""
-        return ".".join(self.path)
-
-    @property
-    def is_model(self) -> bool:
-        """Return whether it holds layers itself."""
-        return "layers" in self.options
-
-    @property
-    def is_norm(self) -> bool:
-        """Return whether it is a batch norm."""
-        return not self.is_foreign and _NORM.fullmatch(self.class_name) is not None
-
-    @property
-    def kind(self) -> str:
-        """Return its class as Keras 3 writes it into files; "" where that is not one of Keras."""
-        return "" if self.is_foreign else snake_case(self.class_name)
-
-    @property
-    def lora(self) -> float | None:
-        """Return the factor of its update of low rank; None where it has none."""
-        rank, alpha = self.options.get("lora_rank"), self.options.get("lora_alpha")
-        if not isinstance(rank, int) or rank < 1:
-            return None
-        return alpha / rank if isinstance(alpha, int | float) else 1.0
-
-    @property
-    def einsum(self) -> tuple[list[int], list[int]] | None:
-        """Give the axes of the kernel that are filters, and those that are summed over.
-
-        None where it is no Einstein sum, or one of several linear maps.
-        """
-        terms, _, out = str(self.options.get("equation")).replace(" ", "").partition("->")
-        fed, _, term = terms.partition(",")
-        out = out.replace("...", "")
-        filters = [at for at, axis in enumerate(term) if axis in out and axis not in fed]
-        summed = [at for at, axis in enumerate(term) if axis in fed and axis not in out]
-        is_plain = len(filters) + len(summed) == len(set(term)) == len(term)
-        ends = out.endswith("".join(term[at] for at in filters))
-        is_one = self.kind == "einsum_dense" and self.lora is None and self.quantisation is None
-        return (filters, summed) if is_one and is_plain and ends and filters and summed else None
-
-    @property
-    def quantisation(self) -> str | None:
-        """Return the quantisation of its weights (``"int8"``), or None."""
-        policy = _mapping(self.options.get("dtype"))
-        mode = _mapping(policy.get("config")).get("mode")
-        return None if mode is None else str(mode)
-
-
 def trace(text: str | bytes) -> list[ConfigLayer]:
     """Layers of a model in the order of its config, those of models within it in their places.
 
@@ -195,7 +84,7 @@ def trace(text: str | bytes) -> list[ConfigLayer]:
     RecursionError
         If it nests too deeply.
     """
-    root = _described(json.loads(text), path=(), slot="")
+    root = describe_entry(json.loads(text), path=(), slot="")
     if not root.is_model:
         return []
     calls = _Calls()
@@ -204,70 +93,8 @@ def trace(text: str | bytes) -> list[ConfigLayer]:
     found = follow(calls.nodes)
     return [
         replace(layer, position=calls.position(found[layer.name]) if layer.name in found else None)
-        for layer in _leaves(root)
+        for layer in leaves_of(root)
     ]
-
-
-def snake_case(class_name: str) -> str:
-    """Name of a class as Keras 3 writes it into files: Conv2DTranspose is conv2d_transpose."""
-    name = re.sub(r"\W+", "", class_name)
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
-def _described(entry: Any, *, path: tuple[str, ...], slot: str) -> ConfigLayer:
-    """Describe an entry of the config; a wrapper gives what it wraps, under its own name."""
-    entry = _mapping(entry)
-    options = entry.get("config")
-    # Until Keras 2.2.3 a Sequential's config was the list of its layers.
-    options = {"layers": options} if isinstance(options, list) else _mapping(options)
-    class_name = str(entry.get("class_name"))
-    inbound = _list(entry.get("inbound_nodes"))
-    if _WRAPPER.fullmatch(class_name):
-        inner = _described(options.get("layer"), path=path, slot=f"{slot}/layer")
-        return replace(inner, inbound=inbound)
-    class_name = _TF_FUNCTIONS.get(str(options.get("function")), class_name)
-    return ConfigLayer(
-        path=path,
-        slot=slot,
-        class_name=class_name,
-        options=options,
-        inbound=inbound,
-        is_foreign=_is_foreign(entry),
-    )
-
-
-def _is_foreign(entry: dict[str, Any]) -> bool:
-    """Tell classes of a user's own; older files tell them only where they are registered."""
-    module, registered = entry.get("module"), entry.get("registered_name")
-    names = (str(entry.get("class_name")), str(registered or ""))
-    if any(">" in name for name in names):
-        return True
-    return bool(module) and not is_of_keras(str(module))
-
-
-def is_of_keras(module: str) -> bool:
-    """Tell a module of Keras' own by its name."""
-    return _KERAS.match(module) is not None
-
-
-def _children(model: ConfigLayer) -> Iterator[ConfigLayer]:
-    numbers: Counter[str] = Counter()
-    for entry in map(_mapping, _list(model.options["layers"])):
-        group = snake_case(str(entry.get("class_name")))
-        number = f"_{numbers[group]}" if numbers[group] else ""
-        numbers[group] += 1
-        name = entry.get("name") or _mapping(entry.get("config")).get("name")
-        slot = f"{model.slot}/layers/{group}{number}".lstrip("/")
-        yield _described(entry, path=(*model.path, str(name)), slot=slot)
-
-
-def _leaves(model: ConfigLayer) -> Iterator[ConfigLayer]:
-    for layer in _children(model):
-        if layer.is_model:
-            yield from _leaves(layer)
-        else:
-            yield layer
 
 
 class _Calls:
@@ -327,13 +154,13 @@ class _Calls:
     def _chain(self, model: ConfigLayer, inputs: list[int] | None) -> list[int]:
         if inputs is None:
             inputs = [self._put(Node(role=Role.IMAGE))]
-        for layer in _children(model):
+        for layer in children_of(model):
             inputs = self.add(layer, inputs)
         return inputs
 
     def _functional(self, model: ConfigLayer, inputs: list[int] | None) -> list[int]:
         nodes: dict[_Node, tuple[ConfigLayer, Any]] = {}
-        for layer in _children(model):
+        for layer in children_of(model):
             for index, call in enumerate(layer.inbound or [[]]):
                 # In Keras 2 a model's first call is the one that it was built with.
                 built = int(layer.is_model and isinstance(call, list))
@@ -363,14 +190,14 @@ def _references(value: Any) -> Iterator[tuple[_Node, int]]:
     """
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
-            yield from _references(_mapping(value.get("config")).get("keras_history"))
+            yield from _references(as_mapping(value.get("config")).get("keras_history"))
             return
         value = list(value.values())
     match value:
         case [str(name), int(index), int(output), *rest]:
             yield (name, index), output
             value = rest
-    for item in _list(value):
+    for item in as_list(value):
         if isinstance(item, list | dict):
             yield from _references(item)
 
@@ -394,7 +221,7 @@ def _numbers(value: Any) -> Iterator[float]:
             value = rest
     if isinstance(value, int | float):
         yield value
-    for item in _list(value):
+    for item in as_list(value):
         yield from _numbers(item)
 
 
@@ -443,18 +270,10 @@ def _fused_activation(layer: ConfigLayer) -> ConfigLayer | None:
     entry = {"class_name": "Activation", "config": {"activation": spec}}
     if isinstance(spec, dict) and spec.get("class_name") != "function":
         entry = spec
-    activation = _described(entry, path=(), slot="")
+    activation = describe_entry(entry, path=(), slot="")
     return None if _role(activation) is Role.IDENTITY else activation
 
 
 def _activation_name(layer: ConfigLayer) -> str:
     spec = layer.options.get("activation")
     return str(spec.get("config") if isinstance(spec, dict) else spec or "linear")
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from planescope.hyperplanes.layer import Kind, Layer, Layout, Norm, Tensor, kind_of_convolution
-from planescope.networks.axes import Axes, reordered
+from planescope.networks.state.axes import Axes, reordered
 
 if TYPE_CHECKING:
     from planescope.checkpoints.keras.variables import Variables

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from planescope.checkpoints.keras.config import ConfigLayer, is_of_keras, trace
+from planescope.checkpoints.keras.config import trace
+from planescope.checkpoints.keras.entries import ConfigLayer, is_of_keras
 from planescope.checkpoints.keras.model import describe
 from planescope.checkpoints.keras.variables import Variables, Weights
 from planescope.files.errors import UsageError

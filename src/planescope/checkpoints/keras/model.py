@@ -13,7 +13,8 @@ from pathlib import Path
 
 from planescope.checkpoints.hdf5 import BLOCKS, Hdf5, Window
 from planescope.checkpoints.hdf5_bytes import MAGIC
-from planescope.checkpoints.keras.config import ConfigLayer, Position, trace
+from planescope.checkpoints.keras.config import trace
+from planescope.checkpoints.keras.entries import ConfigLayer, Position
 from planescope.checkpoints.keras.layers import (
     DEFAULT_EPS,
     FORMS,

@@ -20,7 +20,7 @@ from planescope.files.errors import CheckpointError
 
 if TYPE_CHECKING:
     from planescope.checkpoints.hdf5 import Hdf5
-    from planescope.checkpoints.keras.config import ConfigLayer
+    from planescope.checkpoints.keras.entries import ConfigLayer
 
 # Keras 1 wrote "block1_conv1_W_1:0", and called a variance "std"; its weights are still in use.
 _KERAS_1 = re.compile(r"(?!lora_).*_(W|b|gamma|beta|running_mean|running_std)(_\d+)?")

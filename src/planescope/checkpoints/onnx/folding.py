@@ -7,24 +7,32 @@ https://onnx.ai/onnx/operators/
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
 from planescope.checkpoints.onnx.arithmetic import FLOATS, mapped, reshaped, rounded, transposed
+from planescope.checkpoints.onnx.elementwise import (
+    Operator,
+    Others,
+    axis_of,
+    chosen_where,
+    clipped,
+    elementwise,
+    listed,
+    matrix_product,
+    of_all,
+    power_of,
+    quotient,
+    reduced,
+    root_of_squares,
+)
 from planescope.checkpoints.onnx.nodes import Node, in_memory
 from planescope.checkpoints.onnx.quantised import dequantize, quantize
 from planescope.checkpoints.onnx.tensors import DTYPES, tensor_at
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Tensor
-
-# Inputs of a node behind the first one.
-_Others = Sequence[Tensor | None]
-
-_Operator = Callable[[Node, Tensor, _Others], Tensor | None]
 
 
 def fold(node: Node, inputs: Sequence[Tensor | None], output: int = 0) -> Tensor | None:
@@ -59,15 +67,15 @@ def fold(node: Node, inputs: Sequence[Tensor | None], output: int = 0) -> Tensor
 # Other shapes of the same elements.
 
 
-def _identity(_node: Node, tensor: Tensor, _others: _Others) -> Tensor:
+def _identity(_node: Node, tensor: Tensor, _others: Others) -> Tensor:
     return tensor
 
 
-def _cast(node: Node, tensor: Tensor, _others: _Others) -> Tensor | None:
+def _cast(node: Node, tensor: Tensor, _others: Others) -> Tensor | None:
     return _as(tensor, DTYPES.get(node.integer("to", 0)))
 
 
-def _cast_like(_node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+def _cast_like(_node: Node, tensor: Tensor, others: Others) -> Tensor | None:
     return None if not others or others[0] is None else _as(tensor, others[0].dtype)
 
 
@@ -79,13 +87,13 @@ def _as(tensor: Tensor, dtype: str | None) -> Tensor | None:
     return None
 
 
-def _transpose(node: Node, tensor: Tensor, _others: _Others) -> Tensor:
+def _transpose(node: Node, tensor: Tensor, _others: Others) -> Tensor:
     return transposed(tensor, node.integers("perm") or range(len(tensor.shape))[::-1])
 
 
-def _reshape(node: Node, tensor: Tensor, others: _Others) -> Tensor:
+def _reshape(node: Node, tensor: Tensor, others: Others) -> Tensor:
     """To a shape in which 0 copies an extent and -1 takes what remains."""
-    wanted = _listed(node, "shape", others)
+    wanted = listed(node, "shape", others)
     if 0 in wanted[len(tensor.shape) :]:
         raise ValueError(f"shape {tensor.shape} has no extent to copy into {wanted}")
     shape = [extent or tensor.shape[axis] for axis, extent in enumerate(wanted)]
@@ -95,13 +103,13 @@ def _reshape(node: Node, tensor: Tensor, others: _Others) -> Tensor:
     return reshaped(tensor, tuple(shape))
 
 
-def _flatten(node: Node, tensor: Tensor, _others: _Others) -> Tensor:
+def _flatten(node: Node, tensor: Tensor, _others: Others) -> Tensor:
     axis = node.integer("axis", 1)
     return reshaped(tensor, (math.prod(tensor.shape[:axis]), math.prod(tensor.shape[axis:])))
 
 
-def _squeeze(node: Node, tensor: Tensor, others: _Others) -> Tensor:
-    axes = _listed(node, "axes", others)
+def _squeeze(node: Node, tensor: Tensor, others: Others) -> Tensor:
+    axes = listed(node, "axes", others)
     rank = len(tensor.shape)
     gone = {axis % rank for axis in axes} if axes and rank else set()
     return reshaped(
@@ -114,8 +122,8 @@ def _squeeze(node: Node, tensor: Tensor, others: _Others) -> Tensor:
     )
 
 
-def _unsqueeze(node: Node, tensor: Tensor, others: _Others) -> Tensor:
-    axes = _listed(node, "axes", others)
+def _unsqueeze(node: Node, tensor: Tensor, others: Others) -> Tensor:
+    axes = listed(node, "axes", others)
     rank = len(tensor.shape) + len(axes)
     shape = list(tensor.shape)
     for axis in sorted(axis % rank for axis in axes):
@@ -123,7 +131,7 @@ def _unsqueeze(node: Node, tensor: Tensor, others: _Others) -> Tensor:
     return reshaped(tensor, tuple(shape))
 
 
-def _shape(node: Node, tensor: Tensor, _others: _Others) -> Tensor:
+def _shape(node: Node, tensor: Tensor, _others: Others) -> Tensor:
     begin, end = node.integer("start", 0), node.integer("end", len(tensor.shape))
     return in_memory(tensor.shape[begin:end], "int64")
 
@@ -131,10 +139,10 @@ def _shape(node: Node, tensor: Tensor, _others: _Others) -> Tensor:
 # Parts of a tensor, and tensors put together.
 
 
-def _split(node: Node, tensor: Tensor, others: _Others, output: int) -> Tensor:
-    axis = _axis(node.integer("axis", 0), tensor)
+def _split(node: Node, tensor: Tensor, others: Others, output: int) -> Tensor:
+    axis = axis_of(node.integer("axis", 0), tensor)
     extent, parts = tensor.shape[axis], max(len(node.outputs), 1)
-    sizes = _listed(node, "split", others)
+    sizes = listed(node, "split", others)
     if not sizes:
         step = -(-extent // parts)
         sizes = tuple(max(0, min(step, extent - step * part)) for part in range(parts))
@@ -144,9 +152,9 @@ def _split(node: Node, tensor: Tensor, others: _Others, output: int) -> Tensor:
     return _sliced(tensor, {axis: slice(begin, begin + sizes[output])})
 
 
-def _slice(node: Node, tensor: Tensor, others: _Others) -> Tensor:
+def _slice(node: Node, tensor: Tensor, others: Others) -> Tensor:
     given = [
-        _listed(node, name, others[number : number + 1])
+        listed(node, name, others[number : number + 1])
         for number, name in enumerate(("starts", "ends", "axes", "steps"))
     ]
     starts, ends, axes, steps = given
@@ -157,8 +165,8 @@ def _slice(node: Node, tensor: Tensor, others: _Others) -> Tensor:
     cuts = {}
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         # From the end backwards, an end before the first element is told by a large negative one.
-        stop = None if step < 0 and end < -tensor.shape[_axis(axis, tensor)] else end
-        cuts[_axis(axis, tensor)] = slice(start, stop, step)
+        stop = None if step < 0 and end < -tensor.shape[axis_of(axis, tensor)] else end
+        cuts[axis_of(axis, tensor)] = slice(start, stop, step)
     return _sliced(tensor, cuts)
 
 
@@ -170,11 +178,11 @@ def _sliced(tensor: Tensor, cuts: dict[int, slice]) -> Tensor:
     return mapped(lambda values: values[where], tensor, shape=shape)
 
 
-def _gather(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+def _gather(node: Node, tensor: Tensor, others: Others) -> Tensor | None:
     indices = others[0] if others else None
     if indices is None or indices.is_floating or math.prod(indices.shape) > 1 << 16:
         return None
-    axis = _axis(node.integer("axis", 0), tensor)
+    axis = axis_of(node.integer("axis", 0), tensor)
     chosen, extent = indices.read().astype(np.int64), tensor.shape[axis]
     if ((chosen < -extent) | (chosen >= extent)).any():
         raise ValueError(f"an index beyond an axis of {extent}")
@@ -182,9 +190,9 @@ def _gather(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
     return mapped(lambda values: values.take(chosen, axis=axis), tensor, shape=shape)
 
 
-def _concat(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
+def _concat(node: Node, tensor: Tensor, others: Others) -> Tensor | None:
     parts = [tensor, *(other for other in others if other is not None)]
-    axis = _axis(node.integer("axis", 0), tensor)
+    axis = axis_of(node.integer("axis", 0), tensor)
     rests = {(*part.shape[:axis], *part.shape[axis + 1 :]) for part in parts}
     if len(rests) != 1 or len({part.dtype for part in parts}) != 1:
         raise ValueError(f"shapes {[part.shape for part in parts]} cannot be put together")
@@ -193,21 +201,21 @@ def _concat(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
     return mapped(lambda *values: np.concatenate(values, axis), *parts, shape=shape)
 
 
-def _expand(node: Node, tensor: Tensor, others: _Others) -> Tensor:
-    shape = np.broadcast_shapes(tensor.shape, _listed(node, "shape", others))
+def _expand(node: Node, tensor: Tensor, others: Others) -> Tensor:
+    shape = np.broadcast_shapes(tensor.shape, listed(node, "shape", others))
     return mapped(lambda values: np.broadcast_to(values, shape), tensor, shape=shape)
 
 
-def _tile(node: Node, tensor: Tensor, others: _Others) -> Tensor:
-    times = _listed(node, "repeats", others)
+def _tile(node: Node, tensor: Tensor, others: Others) -> Tensor:
+    times = listed(node, "repeats", others)
     if len(times) != len(tensor.shape) or min(times, default=0) < 0:
         raise ValueError(f"shape {tensor.shape} cannot be repeated {times} times")
     shape = tuple(extent * n for extent, n in zip(tensor.shape, times, strict=True))
     return mapped(lambda values: np.tile(values, times), tensor, shape=shape)
 
 
-def _pad(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
-    pads = _listed(node, "pads", others)
+def _pad(node: Node, tensor: Tensor, others: Others) -> Tensor | None:
+    pads = listed(node, "pads", others)
     value = others[1] if len(others) > 1 else None
     rank = len(tensor.shape)
     mode = node.text("mode") or "constant"
@@ -221,8 +229,8 @@ def _pad(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
     return mapped(lambda values: np.pad(values, widths, constant_values=fill), tensor, shape=shape)
 
 
-def _constant_of_shape(node: Node, tensor: Tensor, _others: _Others) -> Tensor | None:
-    shape = _listed(node, "shape", [tensor])
+def _constant_of_shape(node: Node, tensor: Tensor, _others: Others) -> Tensor | None:
+    shape = listed(node, "shape", [tensor])
     if min(shape, default=0) < 0:
         raise ValueError(f"{shape} is no shape")
     for span in node.tensors("value"):
@@ -235,133 +243,7 @@ def _constant_of_shape(node: Node, tensor: Tensor, _others: _Others) -> Tensor |
     return Tensor(shape, "float32", lambda: np.zeros(shape, np.float32))
 
 
-def _listed(node: Node, name: str, others: _Others) -> tuple[int, ...]:
-    """Return the integers that a node takes as an input or, in older opsets, as an attribute."""
-    given = others[0] if others else None
-    if given is None:
-        return node.integers(name)
-    if given.is_floating or math.prod(given.shape) > MAX_DIMENSIONS:
-        raise ValueError(f"no list of integers for {name}")
-    return tuple(int(n) for n in given.read().reshape(-1))
-
-
-def _axis(axis: int, tensor: Tensor) -> int:
-    rank = len(tensor.shape)
-    if not -rank <= axis < rank:
-        raise ValueError(f"axis {axis} is none of shape {tensor.shape}")
-    return axis % rank
-
-
 # Arithmetic.
-
-
-def _elementwise(function: Callable[..., np.ndarray], count: int | None = None) -> _Operator:
-    """Make an operator of so many operands, or of any number, spread over one another."""
-
-    def operator(_node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
-        operands = [tensor, *(other for other in others if other is not None)]
-        if len(operands) != (count or len(operands)):
-            raise ValueError(f"{len(operands)} operands where there are {count}")
-        if len({operand.dtype for operand in operands}) != 1 or tensor.dtype == "bool":
-            return None
-        shape = np.broadcast_shapes(*(operand.shape for operand in operands))
-        return mapped(
-            lambda *values: rounded(np.asarray(function(*values)), tensor.dtype),
-            *operands,
-            shape=shape,
-        )
-
-    return operator
-
-
-def _quotient(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    # Of integers what is behind the point is cut off.
-    exact: np.ndarray = one / other
-    return exact if np.isdtype(one.dtype, "real floating") else np.asarray(np.trunc(exact))
-
-
-def _of_all(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """Put a function of two operands upon any number of them."""
-    return lambda *values: functools.reduce(function, values)
-
-
-def _power(_node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
-    exponent = others[0] if others else None
-    if exponent is None or not tensor.is_floating:
-        return None
-    shape = np.broadcast_shapes(tensor.shape, exponent.shape)
-    return mapped(
-        lambda base, by: rounded(np.power(base, by), tensor.dtype), tensor, exponent, shape=shape
-    )
-
-
-def _clip(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
-    bounds = [other for other in others if other is not None]
-    if len(bounds) != len(others) or any(math.prod(bound.shape) != 1 for bound in bounds):
-        return None
-    if not bounds:
-        low, high = node.number("min", -math.inf), node.number("max", math.inf)
-        return mapped(lambda values: np.clip(values, low, high).astype(values.dtype), tensor)
-    return mapped(
-        lambda values, *limits: np.clip(
-            values, limits[0].reshape(()), limits[1].reshape(()) if limits[1:] else None
-        ),
-        tensor,
-        *bounds,
-    )
-
-
-def _where(_node: Node, condition: Tensor, others: _Others) -> Tensor | None:
-    chosen = [other for other in others if other is not None]
-    if len(chosen) != 2 or condition.dtype != "bool":
-        return None
-    shape = np.broadcast_shapes(condition.shape, *(other.shape for other in chosen))
-    return mapped(np.where, condition, *chosen, shape=shape, dtype=chosen[0].dtype)
-
-
-def _reduced(function: Callable[..., np.ndarray]) -> _Operator:
-    def operator(node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
-        if not tensor.is_floating:
-            return None
-        axes = {_axis(axis, tensor) for axis in _listed(node, "axes", others)}
-        if not axes:
-            if node.integer("noop_with_empty_axes", 0):
-                return tensor
-            axes = set(range(len(tensor.shape)))
-        keeps = node.integer("keepdims", 1)
-        shape = tuple(
-            1 if axis in axes else extent
-            for axis, extent in enumerate(tensor.shape)
-            if keeps or axis not in axes
-        )
-        return mapped(
-            lambda values: rounded(
-                np.asarray(function(values, axis=tuple(axes))).reshape(shape), tensor.dtype
-            ),
-            tensor,
-            shape=shape,
-        )
-
-    return operator
-
-
-def _product(_node: Node, tensor: Tensor, others: _Others) -> Tensor | None:
-    other = others[0] if others else None
-    if other is None or not tensor.is_floating or tensor.dtype != other.dtype:
-        return None
-    if len(tensor.shape) < 2 or len(other.shape) < 2:
-        return None
-    if tensor.shape[-1] != other.shape[-2]:
-        raise ValueError(f"shapes {tensor.shape} and {other.shape} cannot be multiplied")
-    stack = np.broadcast_shapes(tensor.shape[:-2], other.shape[:-2])
-    shape = (*stack, tensor.shape[-2], other.shape[-1])
-    return mapped(
-        lambda one, two: rounded(np.matmul(one, two), tensor.dtype), tensor, other, shape=shape
-    )
-
-
-def _norm_of(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(np.sqrt(np.square(values).sum(axis=axis)))
 
 
 # Of these what comes out holds the elements of the first input and no others.
@@ -371,54 +253,54 @@ REARRANGING = frozenset((
 ))  # fmt: skip
 
 # By name, what `fold` follows.
-OPERATORS: dict[str, _Operator] = {
-    "Abs": _elementwise(np.abs, 1),
-    "Add": _elementwise(np.add, 2),
+OPERATORS: dict[str, Operator] = {
+    "Abs": elementwise(np.abs, 1),
+    "Add": elementwise(np.add, 2),
     "Cast": _cast,
     "CastLike": _cast_like,
-    "Clip": _clip,
+    "Clip": clipped,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "DequantizeLinear": dequantize,
-    "Div": _elementwise(_quotient, 2),
-    "Exp": _elementwise(np.exp, 1),
+    "Div": elementwise(quotient, 2),
+    "Exp": elementwise(np.exp, 1),
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
     "Identity": _identity,
-    "Log": _elementwise(np.log, 1),
-    "MatMul": _product,
-    "Max": _elementwise(_of_all(np.maximum)),
-    "Min": _elementwise(_of_all(np.minimum)),
-    "Mul": _elementwise(np.multiply, 2),
-    "Neg": _elementwise(np.negative, 1),
+    "Log": elementwise(np.log, 1),
+    "MatMul": matrix_product,
+    "Max": elementwise(of_all(np.maximum)),
+    "Min": elementwise(of_all(np.minimum)),
+    "Mul": elementwise(np.multiply, 2),
+    "Neg": elementwise(np.negative, 1),
     "Pad": _pad,
-    "Pow": _power,
+    "Pow": power_of,
     "QuantizeLinear": quantize,
-    "Reciprocal": _elementwise(np.reciprocal, 1),
-    "ReduceL1": _reduced(lambda values, axis: np.abs(values).sum(axis=axis)),
-    "ReduceL2": _reduced(_norm_of),
-    "ReduceMax": _reduced(np.max),
-    "ReduceMean": _reduced(np.mean),
-    "ReduceMin": _reduced(np.min),
-    "ReduceSum": _reduced(np.sum),
-    "ReduceSumSquare": _reduced(lambda values, axis: np.square(values).sum(axis=axis)),
-    "Relu": _elementwise(lambda values: np.maximum(values, 0), 1),
+    "Reciprocal": elementwise(np.reciprocal, 1),
+    "ReduceL1": reduced(lambda values, axis: np.abs(values).sum(axis=axis)),
+    "ReduceL2": reduced(root_of_squares),
+    "ReduceMax": reduced(np.max),
+    "ReduceMean": reduced(np.mean),
+    "ReduceMin": reduced(np.min),
+    "ReduceSum": reduced(np.sum),
+    "ReduceSumSquare": reduced(lambda values, axis: np.square(values).sum(axis=axis)),
+    "Relu": elementwise(lambda values: np.maximum(values, 0), 1),
     "Reshape": _reshape,
-    "Round": _elementwise(np.rint, 1),
+    "Round": elementwise(np.rint, 1),
     "Shape": _shape,
-    "Sigmoid": _elementwise(lambda values: 1 / (1 + np.exp(-values)), 1),
-    "Sign": _elementwise(np.sign, 1),
+    "Sigmoid": elementwise(lambda values: 1 / (1 + np.exp(-values)), 1),
+    "Sign": elementwise(np.sign, 1),
     "Slice": _slice,
-    "Sqrt": _elementwise(np.sqrt, 1),
+    "Sqrt": elementwise(np.sqrt, 1),
     "Squeeze": _squeeze,
-    "Sub": _elementwise(np.subtract, 2),
-    "Sum": _elementwise(_of_all(np.add)),
-    "Tanh": _elementwise(np.tanh, 1),
+    "Sub": elementwise(np.subtract, 2),
+    "Sum": elementwise(of_all(np.add)),
+    "Tanh": elementwise(np.tanh, 1),
     "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
-    "Where": _where,
+    "Where": chosen_where,
     "com.microsoft.DequantizeLinear": dequantize,
     "com.microsoft.QuantizeLinear": quantize,
 }

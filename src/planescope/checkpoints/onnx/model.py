@@ -21,8 +21,8 @@ from planescope.checkpoints.onnx.words import steps
 from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Layer, Norm, Skipped, Tensor
-from planescope.networks.pairing import folded_notes
-from planescope.networks.places import Position, follow
+from planescope.networks.graph.places import Position, follow
+from planescope.networks.state.pairing import folded_notes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,7 +27,7 @@ from planescope.checkpoints.onnx.weights import (
 )
 from planescope.checkpoints.onnx.words import WORDS
 from planescope.hyperplanes.layer import Kind, Tensor, kind_of_convolution
-from planescope.networks.axes import filters_first
+from planescope.networks.state.axes import filters_first
 
 _QUANTISED = Slots(weight=3, scale=4, zero=5, fed_scale=1)
 _NHWC = "com.ms.internal.nhwc"

@@ -1,4 +1,4 @@
-"""Operators of ONNX, and of onnxruntime's own, in the words of `planescope.networks.places`."""
+"""Operators of ONNX, and of onnxruntime's own, in the words of `networks.graph.places`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from planescope.checkpoints.onnx.constants import Constants
 from planescope.checkpoints.onnx.graph import SILENT, Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.quantised import INTEGER_RANGES
-from planescope.networks.places import Node as Step
-from planescope.networks.places import Role
+from planescope.networks.graph.places import Node as Step
+from planescope.networks.graph.places import Role
 
 _WORDS = {
     Role.IDENTITY: SILENT,

@@ -1,7 +1,7 @@
 """From the operations of a TensorFlow graph to its layers, each in its place.
 
 What an operation does to what flows through it is told by tables of TensorFlow's words; where it
-leads, by the walk that all formats share (`planescope.networks.places`).
+leads, by the walk that all formats share (`planescope.networks.graph.places`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from planescope.checkpoints.tensorflow.words import (
 )
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Layer, Norm, Tensor
-from planescope.networks.pairing import folded_notes
-from planescope.networks.places import Role
+from planescope.networks.graph.places import Role
+from planescope.networks.state.pairing import folded_notes
 
 
 def describe(

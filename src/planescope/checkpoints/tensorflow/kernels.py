@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from planescope.hyperplanes.layer import Kind, Layout, Tensor, kind_of_convolution
-from planescope.networks.axes import Axes, reordered
+from planescope.networks.state.axes import Axes, reordered
 
 
 class Form(Enum):

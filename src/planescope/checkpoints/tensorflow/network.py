@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 from planescope.hyperplanes.layer import Described, Layer, Norm, Skipped
-from planescope.networks.places import Node, Role, follow
+from planescope.networks.graph.places import Node, Role, follow
 
 
 class Network:

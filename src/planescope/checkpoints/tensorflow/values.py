@@ -23,7 +23,7 @@ from planescope.checkpoints.tensorflow.words import (
 )
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Tensor
-from planescope.networks.places import Role
+from planescope.networks.graph.places import Role
 
 _MAX_FOLDS = 24  # operations in a row on a constant, or between a layer and its norm
 # Elements of a constant that is looked at to see whether any is negative.

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from planescope.hyperplanes.layer import Kind, Layout, Place, Skipped, StateDict, Tensor
-from planescope.networks.axes import Axes, Wanted, Weight, reordered
-from planescope.networks.layers import natural
-from planescope.networks.layout import lay_out
+from planescope.networks.state.axes import Axes, Wanted, Weight, reordered
+from planescope.networks.state.layers import natural
+from planescope.networks.state.layout import lay_out
 
 if TYPE_CHECKING:
     import numpy as np

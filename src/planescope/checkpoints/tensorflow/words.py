@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from planescope.checkpoints.tensorflow.folding import SILENT
 from planescope.checkpoints.tensorflow.kernels import Form
-from planescope.networks.places import Role
+from planescope.networks.graph.places import Role
 
 
 class Use(NamedTuple):

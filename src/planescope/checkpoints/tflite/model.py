@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +15,22 @@ from planescope.checkpoints.onnx.arithmetic import reshaped, transposed
 from planescope.checkpoints.tensorflow.network import Network
 from planescope.checkpoints.tflite.schema import Graph, Operator, Stored, graphs_at
 from planescope.checkpoints.tflite.weights import DTYPES, LEAST, dequantised, tensor_of
+from planescope.checkpoints.tflite.words import (
+    BIAS,
+    LAYERS,
+    LEFT_OUT,
+    NO_VALUES,
+    NONE,
+    RELU,
+    RELU6,
+    ROLES,
+    SPLITS,
+    Use,
+)
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Kind, Layer, Tensor, kind_of_convolution
-from planescope.networks.pairing import folded_notes
-from planescope.networks.places import Role
+from planescope.networks.graph.places import Role
+from planescope.networks.state.pairing import folded_notes
 
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
@@ -30,74 +42,6 @@ MAGIC = b"TFL3"
 _MAX_FOLDS = 16
 _MAX_LOOK = 1 << 16
 
-
-class _Use(NamedTuple):
-    """The inputs of an operator, data and kernel, and how to bring the filters to the front."""
-
-    data: int
-    kernel: int
-    rank: int
-    axes: tuple[int, ...]  # those of the kernel, in our order
-    kind: Kind | None  # None for a convolution, of which the kernel tells it
-
-
-_LAYERS = {
-    "CONV_2D": _Use(0, 1, 4, (0, 3, 1, 2), None),
-    "DEPTHWISE_CONV_2D": _Use(0, 1, 4, (3, 0, 1, 2), None),
-    "FULLY_CONNECTED": _Use(0, 1, 2, (0, 1), Kind.LINEAR),
-    "TRANSPOSE_CONV": _Use(2, 1, 4, (0, 3, 1, 2), Kind.TRANSPOSED),
-    "CONV_3D": _Use(0, 1, 5, (4, 3, 0, 1, 2), None),
-    "CONV_3D_TRANSPOSE": _Use(2, 1, 5, (3, 4, 0, 1, 2), Kind.TRANSPOSED),
-    "BATCH_MATMUL": _Use(0, 1, 2, (1, 0), Kind.LINEAR),
-}
-_BIAS = {"BATCH_MATMUL": None, "TRANSPOSE_CONV": 3, "CONV_3D_TRANSPOSE": 3}
-
-_RECURRENT = "a recurrent layer: its weights act on its own output"
-_LEFT_OUT = {
-    **dict.fromkeys(
-        ("LSTM", "RNN", "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN",
-         "BIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_RNN"),
-        _RECURRENT,
-    ),
-    "SVDF": "a filter over time, of rank 1: two weights in one",
-    "EMBEDDING_LOOKUP": "an embedding: its rows are looked up, they cut nothing",
-    "STABLEHLO_CONVOLUTION": "an operator of StableHLO, which is not followed",
-    "STABLEHLO_DOT_GENERAL": "an operator of StableHLO, which is not followed",
-}  # fmt: skip
-
-_ROLES = {
-    op: role
-    for role, ops in {
-        Role.RELU: ("RELU", "RELU6", "RELU_0_TO_1"),
-        Role.GATE: (
-            "LOGISTIC", "SOFTMAX", "EXP", "SQUARE", "SQRT", "RSQRT", "ABS", "SQUARED_DIFFERENCE",
-            "ARG_MAX", "ARG_MIN", "ONE_HOT", "EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL",
-            "LESS", "LESS_EQUAL", "LOGICAL_AND", "LOGICAL_OR", "LOGICAL_NOT",
-        ),
-        Role.IDENTITY: (
-            "BATCH_TO_SPACE_ND", "CAST", "DEQUANTIZE", "EXPAND_DIMS", "FAKE_QUANT", "QUANTIZE",
-            "SPACE_TO_BATCH_ND", "SQUEEZE",
-        ),
-        Role.VIEW: (
-            "AVERAGE_POOL_2D", "BROADCAST_TO", "DEPTH_TO_SPACE", "DYNAMIC_UPDATE_SLICE", "GATHER",
-            "GATHER_ND", "L2_POOL_2D", "LOCAL_RESPONSE_NORMALIZATION", "MAX_POOL_2D", "MEAN",
-            "MIRROR_PAD", "PAD", "REDUCE_MAX", "REDUCE_MIN", "RESHAPE", "RESIZE_BILINEAR",
-            "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SLICE", "SPACE_TO_DEPTH", "SPLIT_V",
-            "STRIDED_SLICE", "SUM", "TILE", "TOPK_V2", "TRANSPOSE", "UNPACK",
-        ),
-        Role.JOIN: ("ADD", "ADD_N", "CONCATENATION", "MINIMUM", "PACK"),
-        Role.PRODUCT: ("DIV", "MUL"),
-        Role.MAXIMUM: ("MAXIMUM",),
-        Role.SHIFT: ("NEG", "SUB"),
-        Role.CONSTANT: ("SHAPE", "RANK"),
-    }.items()
-    for op in ops
-}  # fmt: skip
-_NO_VALUES = {"SPLIT": slice(1, None), "SELECT": slice(1, None), "SELECT_V2": slice(1, None)}
-_SPLITS = {"SPLIT": Role.VIEW, "SELECT": Role.JOIN, "SELECT_V2": Role.JOIN}
-
-# ActivationFunctionType.
-_NONE, _RELU, _RELU6 = 0, 1, 3
 
 # What names of weights say of the operation that they were made for.
 _WORDS = (
@@ -134,7 +78,7 @@ def read(path: Path) -> Described:
     walk = _Walk(path, graphs[0])
     for number, graph in enumerate(graphs[1:], 1):
         for operator in graph.operators:
-            if operator.op in _LAYERS or operator.op in _LEFT_OUT:
+            if operator.op in LAYERS or operator.op in LEFT_OUT:
                 where = f"within graph {number}, of a loop or branch, which is not followed"
                 walk.network.skip(_Walk(path, graph).name_of(operator), where)
     return walk.described()
@@ -166,7 +110,7 @@ class _Walk:
                 f"behind {len(self._scaled)} layers ({', '.join(self._scaled[:5])}) stands a scale "
                 "that the file does not tell to be a batch norm: they are measured without it"
             )
-        layers = [operator for operator in self.graph.operators if operator.op in _LAYERS]
+        layers = [operator for operator in self.graph.operators if operator.op in LAYERS]
         numbers = [n for each in layers for n in (*each.inputs[1:], *each.outputs[:1])]
         self.network.notes += folded_notes(s.name for n in numbers if (s := self._stored(n)))
         return self.network.described()
@@ -175,14 +119,14 @@ class _Walk:
 
     def _add(self, operator: Operator) -> int:
         op = operator.op
-        if op in _LAYERS and not operator.is_custom:
-            return self._rectified(operator, self._add_layer(operator, _LAYERS[op]))
-        if operator.is_custom or op in _LEFT_OUT:
+        if op in LAYERS and not operator.is_custom:
+            return self._rectified(operator, self._add_layer(operator, LAYERS[op]))
+        if operator.is_custom or op in LEFT_OUT:
             self._leave_out_unknown(operator)
             return self.network.add(Role.OTHER, self._reads(operator))
         if op == "GATHER" and operator.inputs and (table := self.constant(operator.inputs[0])):
             if table.tensor.is_floating and len(table.tensor.shape) == 2:
-                self.network.skip(self.name_of(operator), _LEFT_OUT["EMBEDDING_LOOKUP"])
+                self.network.skip(self.name_of(operator), LEFT_OUT["EMBEDDING_LOOKUP"])
             return self.network.add(Role.OTHER, self._reads(operator))
         reads = self._reads(operator)
         if self._absorbed.intersection(operator.outputs):
@@ -191,22 +135,22 @@ class _Walk:
             value = self.constant(operator.inputs[2]) if len(operator.inputs) > 2 else None
             role = Role.VIEW if value and self._is_non_negative(value) else Role.OTHER
         else:
-            role = _SPLITS.get(op) or _ROLES.get(op, Role.OTHER)
+            role = SPLITS.get(op) or ROLES.get(op, Role.OTHER)
         down = op.endswith("POOL_2D") and _strides(operator) > 1
         return self._rectified(operator, self.network.add(role, reads, downsamples=down))
 
     def _rectified(self, operator: Operator, node: int) -> int:
         """Add what an operator does to what it gives: an activation, a cut at the least integer."""
-        activation = operator.options.get("activation", _NONE)
-        if activation in (_RELU, _RELU6):
+        activation = operator.options.get("activation", NONE)
+        if activation in (RELU, RELU6):
             return self.network.add(Role.RELU, [node])
-        if activation == _NONE and self._cuts(operator):
+        if activation == NONE and self._cuts(operator):
             return self.network.add(Role.SATURATION, [node])
-        return node if activation == _NONE else self.network.add(Role.OTHER, [node])
+        return node if activation == NONE else self.network.add(Role.OTHER, [node])
 
     def _cuts(self, operator: Operator) -> bool:
         """Tell whether the output's zero is the least of the integers that it is rounded to."""
-        if not operator.outputs or operator.op not in (*_LAYERS, "ADD", "QUANTIZE"):
+        if not operator.outputs or operator.op not in (*LAYERS, "ADD", "QUANTIZE"):
             return False
         output = self._stored(operator.outputs[0])
         if output is None or output.quantisation is None:
@@ -215,7 +159,7 @@ class _Walk:
         return least is not None and output.quantisation.zeros.tolist() == [least]
 
     def _reads(self, operator: Operator) -> list[int]:
-        numbers = [n for n in operator.inputs[_NO_VALUES.get(operator.op, slice(None))] if n >= 0]
+        numbers = [n for n in operator.inputs[NO_VALUES.get(operator.op, slice(None))] if n >= 0]
         reads = [self._node(number) for number in numbers]
         if operator.op in ("ADD", "MUL", "MAXIMUM", "MINIMUM") and len(reads) == 2:
             # A constant operand may be written first.
@@ -239,7 +183,7 @@ class _Walk:
 
     # Layers.
 
-    def _add_layer(self, operator: Operator, use: _Use) -> int:
+    def _add_layer(self, operator: Operator, use: Use) -> int:
         network, inputs = self.network, operator.inputs
         if max(use.data, use.kernel) >= len(inputs) or not operator.outputs:
             raise CheckpointError(
@@ -253,7 +197,7 @@ class _Walk:
         layer, root = found
         return network.add_layer(layer, root, reads, downsamples=down)
 
-    def _layer(self, operator: Operator, use: _Use) -> tuple[Layer, int] | None:
+    def _layer(self, operator: Operator, use: Use) -> tuple[Layer, int] | None:
         number = operator.inputs[use.kernel]
         found = self.constant(number)
         if found is None:
@@ -294,7 +238,7 @@ class _Walk:
         groups = self._groups(operator, use, weight)
         return Layer(name=name, kind=kind, weight=weight, bias=bias, groups=groups), found.root
 
-    def _groups(self, operator: Operator, use: _Use, weight: Tensor) -> int | None:
+    def _groups(self, operator: Operator, use: Use, weight: Tensor) -> int | None:
         if use.kind is not None:
             return 1 if use.kind is Kind.TRANSPOSED else None
         data = self._stored(operator.inputs[use.data])
@@ -306,7 +250,7 @@ class _Walk:
         return None if rest or weight.shape[0] % groups else groups
 
     def _bias(self, operator: Operator, filters: int, name: str) -> Tensor | None:
-        at = _BIAS.get(operator.op, 2)
+        at = BIAS.get(operator.op, 2)
         if at is not None and len(operator.inputs) > at and operator.inputs[at] >= 0:
             found = self.constant(operator.inputs[at])
             if found is None or not found.tensor.is_floating:
@@ -318,7 +262,7 @@ class _Walk:
                     f"{found.tensor.shape}; the file is damaged, get it again"
                 )
             return found.tensor
-        if operator.options.get("activation", _NONE) != _NONE:
+        if operator.options.get("activation", NONE) != NONE:
             return None
         readers = self.readers[operator.outputs[0]]
         if len(readers) != 1 or operator.outputs[0] in self.graph.outputs:
@@ -341,7 +285,7 @@ class _Walk:
 
     def _leave_out_unknown(self, operator: Operator) -> None:
         """Tell of an operator that has weights and is not followed."""
-        reason = _LEFT_OUT.get(operator.op)
+        reason = LEFT_OUT.get(operator.op)
         if operator.is_custom:
             tensors = [self._stored(number) for number in operator.inputs]
             if not any(t and t.begin < t.end and len(t.shape) > 1 for t in tensors):

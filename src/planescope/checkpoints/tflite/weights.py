@@ -149,9 +149,26 @@ def _places(path: Path, stored: Stored, sparsity: Sparsity, count: int) -> np.nd
     inner = {block: sizes[rank + at] for at, block in enumerate(blocks)}
     if any(size < 1 or stored.shape[block] % size for block, size in inner.items()):
         raise damaged
-    # Row by row of what is walked: the number of the row, then the index in each dimension.
+    found = _walked(sparsity, claimed, damaged)
+    if len(found) != count:
+        raise damaged
+    index = np.zeros((count, rank), dtype=np.int64)
+    for column, axis in enumerate(order):
+        if axis < rank:
+            index[:, axis] += found[:, column] * inner.get(axis, 1)
+        else:
+            index[:, blocks[axis - rank]] += found[:, column]
+    if count and ((index < 0).any() or (index >= np.array(stored.shape)).any()):
+        raise damaged
+    if not rank:
+        return np.zeros(count, dtype=np.int64)
+    return np.asarray(np.ravel_multi_index(tuple(index.T), stored.shape))
+
+
+def _walked(sparsity: Sparsity, claimed: int, damaged: CheckpointError) -> np.ndarray:
+    """Return the index of each stored value in each dimension, a row a value."""
     found = np.zeros((1, 0), dtype=np.int64)
-    at = np.zeros(1, dtype=np.int64)
+    at = np.zeros(1, dtype=np.int64)  # the number of each row of what is walked so far
     for dimension in sparsity.dimensions:
         segments, indices = dimension.segments, dimension.indices
         if segments is None or indices is None:
@@ -175,16 +192,4 @@ def _places(path: Path, stored: Stored, sparsity: Sparsity, count: int) -> np.nd
             at = begins[rows] + offsets
             here = indices[at]
         found = np.column_stack((found[rows], here))
-    if len(found) != count:
-        raise damaged
-    index = np.zeros((count, rank), dtype=np.int64)
-    for column, axis in enumerate(order):
-        if axis < rank:
-            index[:, axis] += found[:, column] * inner.get(axis, 1)
-        else:
-            index[:, blocks[axis - rank]] += found[:, column]
-    if count and ((index < 0).any() or (index >= np.array(stored.shape)).any()):
-        raise damaged
-    if not rank:
-        return np.zeros(count, dtype=np.int64)
-    return np.asarray(np.ravel_multi_index(tuple(index.T), stored.shape))
+    return found

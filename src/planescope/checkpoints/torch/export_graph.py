@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor, kind_of_convolution
-from planescope.networks.axes import filters_first
-from planescope.networks.places import Node, Position, Role, follow
+from planescope.networks.graph.places import Node, Position, Role, follow
+from planescope.networks.state.axes import filters_first
 
 _WORDS = {
     Role.RELU: {"relu", "relu_", "relu6", "relu6_"},

@@ -5,6 +5,7 @@ Pure functions on arrays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -136,6 +137,8 @@ def check_size(way: str, size: float, weights: Weights, /) -> None:
         If there is no such way or size.
     """
     check_way(way)
+    if math.isnan(size):
+        raise UsageError(f"{'bits' if way == 'bits' else 'a size'} of nan: give a number")
     if way == "bits":
         if not 2 <= size <= MOST_BITS:
             nearest = MOST_BITS if size > MOST_BITS else 2

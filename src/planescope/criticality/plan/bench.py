@@ -5,6 +5,7 @@ To import this is to import torch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from planescope.criticality.plan.allocation import (
     stays,
 )
 from planescope.criticality.plan.cuts import Knife
-from planescope.criticality.plan.divergence import Yardstick
+from planescope.criticality.plan.divergence import Yardstick, is_less
 from planescope.criticality.plan.examples import Examples, halves, take
 from planescope.criticality.plan.holding import weight_of
 from planescope.criticality.plan.observation import Anatomy
@@ -35,14 +36,16 @@ from planescope.criticality.plan.repair import Mending
 from planescope.files.errors import UsageError, nearest
 from planescope.hyperplanes.chance import wilson
 from planescope.hyperplanes.layer import Skipped
-from planescope.networks.copies import deep_copy
+from planescope.networks.live.copies import deep_copy
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.holding import Form
-    from planescope.data.loaders import Batch
+    from planescope.data.roles import Batch
 
 # (tries done, tries in all, what is tried)
 OnTry = Callable[[int, int, str], None]
+# Of several allocations as good as the nearest, within chance, the one that is taken.
+USUAL = {"prune": "global magnitude"}
 # Passes of the joint network that choose which layers are put back.
 MOST_PASSES = 300
 
@@ -56,16 +59,22 @@ class Try:
     asked : float
     settings : dict of str to Fraction
     module : torch.nn.Module
-    checked : float
-        The measure on the examples that choose.
+    checked, told : tensor
+        The measure for each of the examples that choose, and of those of the table.
     rival : Rival
     """
 
     asked: float
     settings: Settings
     module: nn.Module
-    checked: float
+    checked: torch.Tensor
+    told: torch.Tensor
     rival: Rival
+
+    @property
+    def off(self) -> float:
+        """Return the mean on the examples that choose."""
+        return float(self.checked.mean())
 
 
 @dataclass(eq=False)
@@ -171,8 +180,11 @@ class Bench:
                 settings = allocate(asked)
                 for repaired in (False, True)[: 1 + repair]:
                     what = f"{name}{', repaired' if repaired else ''}"
-                    self._tell(on_try, before + len(found), total or count, what)
-                    found.append(self._try(asked, name, settings, repaired=repaired))
+                    tell = functools.partial(
+                        self._tell, on_try, before + len(found), total or count
+                    )
+                    tell(what)
+                    found.append(self._try(asked, name, settings, repaired=repaired, tell=tell))
         except KeyboardInterrupt:
             if not found and not before:
                 raise
@@ -183,28 +195,55 @@ class Bench:
             )
         return found
 
+    def best(self, tries: Sequence[Try]) -> Try:
+        """Find the one nearest to the whole network on the examples that choose.
+
+        Where an allocation is usual, another takes its place only if it is nearer beyond chance.
+        """
+        nearest = min(tries, key=lambda one: one.off)
+        for one in tries:
+            is_like = one.rival.repaired == nearest.rival.repaired
+            if is_like and one.rival.name == USUAL.get(self.knife.way):
+                return nearest if is_less(nearest.checked, one.checked) else one
+        return nearest
+
     @staticmethod
     def _tell(on_try: OnTry | None, done: int, total: int, what: str) -> None:
         if on_try is not None:
             on_try(done, total, what)
 
-    def _try(self, asked: float, name: str, settings: Settings, *, repaired: bool) -> Try:
+    def _try(
+        self, asked: float, name: str, settings: Settings, *, repaired: bool,
+        tell: Callable[[str], None] | None = None,
+    ) -> Try:  # fmt: skip
+        def on_layer(_done: int, _total: int, layer: str) -> None:
+            if tell is not None:
+                tell(f"{name}, repaired: {layer}")
+
         changed = deep_copy(self.whole)
         forms: dict[str, Form | None] = {
             layer: self.knife.cut(changed, layer, setting)[0] for layer, setting in settings.items()
         }
-        value = self.mending.yardstick.value(changed)
+        checked = self.mending.yardstick.of_examples(changed)
         if repaired:
-            _, value = self.mending.repair(changed, value, forms=forms)
+            before = float(checked.mean())
+            self.mending.repair(changed, before, forms=forms, on_layer=on_layer)
+            checked = self.mending.yardstick.of_examples(changed)
         kept = sum(stays(self.knife.way, self.weights[n], s) for n, s in settings.items())
         size = kept / sum(w.size for w in self.weights.values())
-        rival = self._told(changed, name, repaired=repaired, size=size)
-        return Try(asked=asked, settings=settings, module=changed, checked=value, rival=rival)
-
-    def _told(self, changed: nn.Module, name: str, *, repaired: bool, size: float) -> Rival:
-        """Hold a network against the whole one on the examples of the table."""
         answers = self.table.asked(changed)
-        divergence = float(self.table.compared(answers).mean())
+        told = self.table.compared(answers)
+        rival = self._rival(answers, told, name, repaired=repaired, size=size)
+        return Try(
+            asked=asked, settings=settings, module=changed, checked=checked, told=told, rival=rival
+        )
+
+    def _rival(
+        self, answers: Sequence[torch.Tensor], told: torch.Tensor, name: str, *, repaired: bool,
+        size: float,
+    ) -> Rival:  # fmt: skip
+        """Hold a network against the whole one on the examples of the table."""
+        divergence = float(told.mean())
         shown = divergence if math.isfinite(divergence) else None
         if not self.table.of_classes:
             return Rival(name=name, repaired=repaired, size=size, divergence=shown)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from planescope.criticality.resets.answers import Pick, picked
-from planescope.data.loaders import Batch
+from planescope.criticality.resets.engine.answers import Pick, picked
+from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
 
 
@@ -97,3 +97,11 @@ def answer(module: nn.Module, batch: Batch, pick: Pick | None) -> torch.Tensor:
     with torch.no_grad():
         given: torch.Tensor = picked(module(*batch.args, **batch.kwargs), pick)
     return given
+
+
+def is_less(one: torch.Tensor, other: torch.Tensor, /) -> bool:
+    """Tell whether a mean over examples is lower by two standard errors of the pairs."""
+    off = one - other
+    if not bool(off.isfinite().all()):
+        return bool(one.mean() < other.mean())
+    return bool(off.mean() + 2 * off.std(correction=0) / len(off) ** 0.5 < 0)

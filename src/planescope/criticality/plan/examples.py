@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planescope.criticality.resets.answers import Pick
+from planescope.criticality.resets.engine.answers import Pick
 from planescope.criticality.sensitivity.inputs import Alike, InputOptions, read_rows
 from planescope.criticality.sensitivity.inputs import synthetic as chosen_for
 from planescope.data.batches import batches
 from planescope.data.load import DataOptions, Files, Images, load
-from planescope.data.loaders import Batch, Loader, call_loader, open_loader
+from planescope.data.loaders import Loader, call_loader, open_loader
+from planescope.data.roles import Batch
 from planescope.files.errors import UsageError, one_line, own_place
-from planescope.networks.layers import find_layers
-from planescope.networks.module import read_module
+from planescope.networks.live.module import read_module
+from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
     from planescope.data.images import Split
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
 
 # Of every so many examples the last is kept back.
 _FOURTH = 4
@@ -236,6 +237,8 @@ def _check(taken: Sequence[Batch], module: nn.Module, name: str) -> None:
     try:
         with torch.no_grad():
             module(*taken[0].args, **taken[0].kwargs)
+    except UsageError as exc:  # of a network that looks at its inputs, as that of a file does
+        raise UsageError(f"{name}: {exc}") from exc
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as exc:
         place = own_place(exc)
         where = f" in code of its own, {place}" if place else ""

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from planescope.checkpoints.onnx.slots import Call, Replaceable, Slot, read_runnable
+from planescope.checkpoints.onnx.runnable import Call, Replaceable, Slot
+from planescope.checkpoints.onnx.slots import read_runnable
 from planescope.criticality.sensitivity.network import Part
 from planescope.criticality.sensitivity.onnx import OnnxNetwork, part_of, slots_of
 from planescope.files.errors import NoLayersError, UsageError
 from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind, Layer
-from planescope.networks.file_graph import FileGraph
+from planescope.networks.graph.file_graph import FileGraph
 
 # Bytes of what layers read that are in memory at once, and examples that are looked at.
 _AT_ONCE, _FEW = 256 << 20, 2

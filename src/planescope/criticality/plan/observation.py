@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from planescope.criticality.plan.patches import CONVOLUTIONS
-from planescope.data.loaders import Batch
-from planescope.networks.file_graph import FileGraph
+from planescope.data.roles import Batch
+from planescope.networks.graph.file_graph import FileGraph
 
 # Norms that scale and shift each channel behind what they do, and the axis of those channels.
 NORMS: dict[type[nn.Module], int] = {

@@ -62,7 +62,7 @@ def opened(
     from torch import nn
 
     from planescope.criticality.sensitivity.job import onnx_file
-    from planescope.networks.module import unwrapped
+    from planescope.networks.live.module import unwrapped
     from planescope.training.run import Run
 
     refuse(network, "run", "export it to ONNX")
@@ -95,7 +95,7 @@ def _of_run(run: Run, architecture: str | nn.Module | None) -> Opened:
 
 
 def _of_file(path: str | os.PathLike[str], architecture: str | nn.Module, source: str) -> Opened:
-    from planescope.training.snapshots import input_shape_of
+    from planescope.training.folder.snapshots import input_shape_of
 
     return Opened(
         module=load_file(path, architecture), source=source, file=str(path),
@@ -107,7 +107,7 @@ def load_file(path: str | os.PathLike[str], architecture: str | nn.Module, /) ->
     """Load the weights of a file into the network that they belong to."""
     from planescope.criticality.resets.weights import state_of, with_weights
     from planescope.criticality.sensitivity.network import no_graph
-    from planescope.networks.parametrisations import resolved
+    from planescope.networks.state.parametrisations import resolved
 
     with no_graph(path):
         return with_weights(architecture, resolved(state_of(path)), path)
@@ -171,7 +171,7 @@ def acting(module: nn.Module, /) -> dict[str, torch.Tensor]:
 
 def filled(given: nn.Module, own: nn.Module, /) -> nn.Module:
     """Copy a network as it is, with the tensors of another of its kind."""
-    from planescope.networks.copies import deep_copy
+    from planescope.networks.live.copies import deep_copy
 
     made = deep_copy(given)
     made.load_state_dict(own.state_dict())

@@ -58,6 +58,9 @@ class Rival:
         Where there are labels.
     loss : float or None
         METHOD 7's: measured with labels, else expected; None without classes.
+    better : bool
+        Whether it is nearer to the whole network than the plan is, beyond chance: by two standard
+        errors of the pairs, over the examples of the table.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Rival:
     agreement: float | None = None
     accuracy: float | None = None
     loss: float | None = None
+    better: bool = False
 
     @property
     def title(self) -> str:
@@ -84,7 +88,8 @@ class PlanCost:
     tries : int
         Allocations, as they are and repaired; for a budget at most so many.
     passes : int
-        Of examples through the network, at most.
+        Of examples through the network, at most: to look at them and at the network, to fit
+        weights, and to hold each try against the whole network.
     examples : int
         That weights are fitted to, that choose, and of the table.
     seconds : float
@@ -155,14 +160,13 @@ class Plan(Table):
 
     @property
     def ahead(self) -> Rival | None:
-        """The rival that does better on the examples of the table, if one does."""
-        own = _cost(self.chosen)
-        better = [rival for rival in self.rivals if _cost(rival) < own]
+        """The rival that does best of those that do better than the plan, if one does."""
+        better = [rival for rival in self.rivals if rival.better]
         return min(better, key=_cost) if better else None
 
     @property
     def recommended(self) -> bool:
-        """Tell whether no rival does better on the examples of the table."""
+        """Tell whether no rival does better on the examples of the table, beyond chance."""
         return self.ahead is None
 
     @property
@@ -178,7 +182,10 @@ class Plan(Table):
                 f"not recommended: {ahead.title} does better than the plan ({what}{loss}) on "
                 f"{self.examples} examples that chose neither"
             )
-        return f"the plan is {what}{loss}, on {self.examples} examples; no rival does better"
+        rest = "no rival does better"
+        if any(_cost(rival) < _cost(self.chosen) for rival in self.rivals):
+            rest += ", beyond chance"
+        return f"the plan is {what}{loss}, on {self.examples} examples; {rest}"
 
     @property
     def remarks(self) -> tuple[str, ...]:

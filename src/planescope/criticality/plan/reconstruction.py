@@ -13,9 +13,10 @@ from torch import nn
 
 from planescope.criticality.plan.holding import Form, hold, weight_of
 from planescope.criticality.plan.observation import NORMS, Anatomy, watch
+from planescope.criticality.plan.passage import Passage
 from planescope.criticality.plan.patches import patches_at, rows_of, values_at
 from planescope.criticality.plan.solutions import Moments, least_squares, of_rank, rounded
-from planescope.data.loaders import Batch
+from planescope.data.roles import Batch
 
 # Patches of a layer that weights are fitted to.
 PATCHES = 30_000
@@ -58,8 +59,38 @@ class Reconstruction:
     _moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
     _counted: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
 
-    def least_squares(self, changed: nn.Module, name: str, form: Form) -> Before | None:
+    def passes(self, repairs: int, *, goes_on: bool) -> float:
+        """Count the passes over the examples that weights are fitted to.
+
+        Parameters
+        ----------
+        repairs : int
+            Of all layers, by least squares.
+        goes_on : bool
+            Whether a `Passage` saves a pass for each layer, of half the network on average.
+        """
+        names = list(self.anatomy.calls)
+        if not names or not repairs:
+            return 0
+        groups, start = 0, 0
+        while start < len(names):
+            start += len(self._together(names[start]))
+            groups += 1
+        wide = [weight_of(self.whole.get_submodule(name))[0].numel() for name in names]
+        by_moments = len([fan_in for fan_in in wide if fan_in > MOST_FAN_IN])
+        # Patches are counted once; what the whole network gives is kept where it all fits.
+        whole = groups + (groups if groups == 1 else groups * repairs)
+        return whole + repairs * (1 if goes_on else len(names) / 2) + (repairs + 1) * by_moments
+
+    def least_squares(
+        self, changed: nn.Module, name: str, form: Form, passage: Passage | None = None
+    ) -> Before | None:
         """Fit the weights of a layer that stay; its mean goes into the bias, or the norm behind.
+
+        Parameters
+        ----------
+        passage : Passage, optional
+            Of the changed network on the batches, to save a pass of the layers before.
 
         Returns
         -------
@@ -79,7 +110,7 @@ class Reconstruction:
             raise LeftError(f"its filters have {rows.shape[1]} inputs, more than {MOST_FAN_IN}")
         if groups > 1 and form.rank is not None:
             raise LeftError("it has groups and a lower rank")
-        gathered = self._gathered(changed, name, layer, groups)
+        gathered = self._gathered(changed, name, layer, groups, passage)
         if gathered is None:
             return None
         norm = self._folding_norm(changed, name)
@@ -161,8 +192,9 @@ class Reconstruction:
         return found if isinstance(getattr(found, "running_mean", None), torch.Tensor) else None
 
     def _gathered(
-        self, changed: nn.Module, name: str, layer: nn.Module, groups: int
-    ) -> list[Moments] | None:
+        self, changed: nn.Module, name: str, layer: nn.Module, groups: int,
+        passage: Passage | None,
+    ) -> list[Moments] | None:  # fmt: skip
         """Second moments by groups, of patches in the changed network; None where nothing is off.
 
         The outputs are those of the whole network; where the norm behind is another there, those
@@ -191,7 +223,11 @@ class Reconstruction:
                         columns = slice(group * len(moments.y), (group + 1) * len(moments.y))
                         moments.add(u[:, group], own[:, columns])
 
-            watch(changed, batch, {name: (self.anatomy.calls[name], take)})
+            seen = None if passage is None else passage.before(name, number)
+            if seen is None:
+                watch(changed, batch, {name: (self.anatomy.calls[name], take)})
+            else:
+                take(0, *seen)
         return found if off else None
 
     @staticmethod
@@ -240,16 +276,8 @@ class Reconstruction:
 
     def _record(self, name: str) -> None:
         """Record a layer, and those called behind it as far as memory goes, in one pass."""
-        names = list(self.anatomy.calls)
         self._values.clear()
-        chosen: list[str] = []
-        held = 0
-        for each in names[names.index(name) :]:
-            filters = weight_of(self.whole.get_submodule(each)).shape[0]
-            held += 4 * filters * PATCHES
-            if chosen and held > _KEPT_BYTES:
-                break
-            chosen.append(each)
+        chosen = self._together(name)
         self._count(chosen)
         drawn = {each: [rows for _, rows in self._drawn(each)] for each in chosen}
         self._values.update({each: [] for each in chosen})
@@ -267,6 +295,19 @@ class Reconstruction:
 
                 wanted[each] = (self.anatomy.calls[each], take)
             watch(self.whole, batch, wanted)
+
+    def _together(self, name: str) -> list[str]:
+        """Find a layer, and those behind it, whose outputs fit in memory."""
+        names = list(self.anatomy.calls)
+        chosen: list[str] = []
+        held = 0
+        for each in names[names.index(name) :]:
+            filters = weight_of(self.whole.get_submodule(each)).shape[0]
+            held += 4 * filters * PATCHES
+            if chosen and held > _KEPT_BYTES:
+                break
+            chosen.append(each)
+        return chosen
 
     def _count(self, names: Sequence[str]) -> None:
         """Count the patches of some layers in one pass over each batch."""

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from planescope.criticality.plan.examples import Examples
     from planescope.criticality.plan.holding import Form
     from planescope.criticality.plan.observation import Anatomy
+    from planescope.criticality.plan.passage import Passage
     from planescope.criticality.plan.reconstruction import Before, Reconstruction
-    from planescope.criticality.resets.answers import Pick
+    from planescope.criticality.resets.engine.answers import Pick
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 By = Literal["least squares", "moments"]
@@ -107,7 +108,7 @@ def repair(
     torch = required("torch")
     from planescope.criticality.plan.divergence import Yardstick
     from planescope.criticality.plan.examples import synthetic, take
-    from planescope.criticality.resets.borrow import borrowed
+    from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.data.random_states import generators_of, same_random_states
 
     if by not in WAYS:
@@ -158,14 +159,6 @@ def repair(
     )
 
 
-def _is_less(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Tell whether a mean over examples is lower by two standard errors of the pairs."""
-    off = one - other
-    if not bool(off.isfinite().all()):
-        return bool(one.mean() < other.mean())
-    return bool(off.mean() + 2 * off.std(correction=0) / len(off) ** 0.5 < 0)
-
-
 def _second_half(on_layer: OnLayer, layers: int, number: int, name: str) -> None:
     on_layer(layers + number, 2 * layers, name)
 
@@ -211,7 +204,12 @@ class Mending:
 
         A layer whose form is None stays as it is.
         """
+        from planescope.criticality.plan.passage import Passage
+
         names = list(self.anatomy.calls)
+        passage = None
+        if self.by == "least squares":
+            passage = Passage.of(changed, self.reconstruction.batches, self.anatomy)
         done: dict[str, tuple[str, Before]] = {}
         reasons: dict[str, str | None] = {}
         for number, name in enumerate(names):
@@ -220,7 +218,9 @@ class Mending:
             if forms is not None and name in forms and forms[name] is None:
                 reasons[name] = "it stays as it was put back"
                 continue
-            by, overwritten, reasons[name] = self._tried(changed, name, (forms or {}).get(name))
+            by, overwritten, reasons[name] = self._tried(
+                changed, name, (forms or {}).get(name), passage
+            )
             if overwritten is not None:
                 done[name] = by, overwritten
         told = None if on_layer is None else functools.partial(_second_half, on_layer, len(names))
@@ -257,6 +257,7 @@ class Mending:
         that is not repaired, the repair of an earlier one may well look like harm. If all of it
         together does not help, all is put back.
         """
+        from planescope.criticality.plan.divergence import is_less
         from planescope.criticality.plan.reconstruction import put_back, swap
 
         values: dict[str, tuple[bool, float]] = {}
@@ -266,7 +267,7 @@ class Mending:
                 on_layer(number, name)
             repaired = swap(overwritten)
             without = self.yardstick.of_examples(changed)
-            kept = not _is_less(without, least)
+            kept = not is_less(without, least)
             if kept:
                 swap(repaired)
             else:
@@ -280,7 +281,7 @@ class Mending:
         return {name: (False, value) for name, (_, value) in values.items()}, before
 
     def _tried(
-        self, changed: nn.Module, name: str, form: Form | None
+        self, changed: nn.Module, name: str, form: Form | None, passage: Passage | None
     ) -> tuple[str, Before | None, str | None]:
         from planescope.criticality.plan.holding import form_of, weight_of
         from planescope.criticality.plan.reconstruction import LeftError
@@ -293,7 +294,7 @@ class Mending:
             form = dataclasses.replace(form, removed=self._gone(changed, name, own))
         if by == "least squares":
             try:
-                done = self.reconstruction.least_squares(changed, name, form)
+                done = self.reconstruction.least_squares(changed, name, form, passage)
             except LeftError as exc:
                 reason, by = f"by moments: {exc}", "moments"
             else:

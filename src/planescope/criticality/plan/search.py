@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
     from planescope.criticality.plan.bench import Bench, Try
     from planescope.criticality.plan.cuts import Knife
-    from planescope.criticality.resets.answers import Pick
+    from planescope.criticality.resets.engine.answers import Pick
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 # Sizes, and bits, that are looked at for a budget.
@@ -71,8 +72,9 @@ def plan(
     """Make a smaller network out of a trained one, and tell what it costs. Nothing is trained.
 
     The size is shared out among the layers in the ways that others use; each is repaired by least
-    squares, and the one nearest to the whole network on examples kept back is the plan. The table
-    compares them on examples that chose nothing, where there are enough.
+    squares, and the one nearest to the whole network on examples kept back is the plan; of pruned
+    ones global magnitude, unless another is nearer beyond chance. The table compares them on
+    examples that chose nothing, where there are enough.
 
     Parameters
     ----------
@@ -130,8 +132,9 @@ def plan(
     asked = _asked(way, size, bits, budget)
     torch = required("torch")
     from planescope.criticality.plan.bench import Bench
+    from planescope.criticality.plan.divergence import is_less
     from planescope.criticality.plan.examples import synthetic
-    from planescope.criticality.resets.borrow import borrowed
+    from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.data.random_states import generators_of, same_random_states
 
     if examples < 2:
@@ -159,7 +162,7 @@ def plan(
             tries, others = _within(bench, budget, repair=repair, on_try=on_try)
         else:
             tries, others = _at(bench, asked, curve, repair=repair, on_try=on_try)
-        best = min(tries, key=lambda one: one.checked)
+        best = bench.best(tries)
         layers = bench.layers(best.settings)
     return Plan(
         source=given.source,
@@ -173,7 +176,10 @@ def plan(
         measure=bench.table.name,
         accuracy=bench.accuracy,
         chosen=best.rival,
-        rivals=tuple(one.rival for one in tries),
+        rivals=tuple(
+            replace(one.rival, better=one is not best and is_less(one.told, best.told))
+            for one in tries
+        ),
         layers=layers,
         curve=tuple(one.rival for one in others),
         skipped=tuple(bench.skipped),
@@ -200,7 +206,8 @@ def _knife(way: str, whole: nn.Module, to: Any, given: Opened) -> Knife:
 
     if (to is not None) != (way in PUT_BACK) and not (way in PUT_BACK and _is_run(given)):
         raise UsageError(
-            "to= says to which state layers are reset or frozen: give it with these ways alone"
+            "--to FILE (to=) says to which state layers are reset or frozen: give it with these "
+            "ways, and with no other"
         )
     if way in PUT_BACK:
         return Knife(way=way, starts=_starts(to, whole, given))
@@ -223,7 +230,7 @@ def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tens
     """Tensors of the state that layers are put back to, of the shapes of the network's."""
     from torch import nn
 
-    from planescope.networks.copies import deep_copy
+    from planescope.networks.live.copies import deep_copy
 
     if to is None or (isinstance(to, int) and not isinstance(to, bool)):
         to = _snapshot(to, given)
@@ -247,7 +254,9 @@ def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tens
     check_shapes(own, tensors, "state to put back to")
     check_finite(tensors, "the state to put back to")
     if all(bool((own[n] == t.to(own[n].device)).all()) for n, t in tensors.items() if t.ndim > 1):
-        raise UsageError("every layer is already what it would be put back to; give another to=")
+        raise UsageError(
+            "every layer is already what it would be put back to; give another --to (to=)"
+        )
     return tensors
 
 
@@ -255,7 +264,7 @@ def _snapshot(epoch: int | None, given: Opened) -> str:
     from planescope.training.run import Run
 
     if not _is_run(given):
-        raise UsageError(f"to={epoch}: epochs are those of a run; give a module or a file")
+        raise UsageError(f"--to {epoch} (to=): epochs are those of a run; give a module or a file")
     files = Run(given.source).snapshots
     wanted = min(files) if epoch is None else epoch
     if wanted not in files:
@@ -309,7 +318,7 @@ def _within(
         if not tries:
             break
         tried[middle] = tries
-        found = min(tries, key=lambda one: one.checked).rival.loss
+        found = bench.best(tries).rival.loss
         losses[middle] = math.inf if found is None else found
         if losses[middle] <= budget:
             high = best = middle
@@ -341,28 +350,33 @@ def _cost(
     bench: Bench, way: str, asked: float | None, curve: Sequence[float], *, repair: bool
 ) -> PlanCost:
     """Count the passes of all tries, and time one."""
-    from planescope.criticality.resets.devices import seconds_of_a_pass
+    from planescope.criticality.plan.passage import Passage
+    from planescope.criticality.resets.engine.devices import seconds_of_a_pass
 
-    layers = len(bench.weights)
+    layers, every = len(bench.weights), len(bench.mending.anatomy.calls)
     checked, fitted = bench.taken.checked, bench.taken.fitted
     told = sum(batch.size for batch in bench.table.batches)
     sizes = len(_sizes(bench)).bit_length() if asked is None else 1 + len({*curve} - {asked})
     tries = sizes * len(bench.allocations) * (1 + repair)
     repaired = tries // 2 if repair else 0
-    every = len(bench.mending.anatomy.calls)
-    # A layer is fitted behind a pass that ends at it, half a network on average; once more, for
-    # the patches, in the whole network.
-    passes = 2 * tries + repaired * (2 * every + 1) + 2 * layers
-    examples = tries * (checked + told) + repaired * every * (fitted / 2 + checked)
-    examples += 2 * layers * checked
+    first = bench.taken.fit[0]
+    goes_on = bool(repaired) and (
+        Passage.of(bench.whole, bench.taken.fit, bench.mending.anatomy) is not None
+    )
+    # To look at inputs and network, and that a graph answers as the network does.
+    looks = 2 + 2 * repaired * goes_on
+    # A repair is judged as a whole, without each of its layers, and at the end.
+    checks = 1 + tries + repaired * (every + 2) + 2 * layers
     if way in PUT_BACK:
         from planescope.criticality.plan.bench import MOST_PASSES
 
-        joint = min(MOST_PASSES, layers * (layers + 1) // 2)
-        passes += joint
-        examples += joint * checked
-    batch = bench.taken.fit[0]
-    seconds = seconds_of_a_pass(bench.whole, batch) / batch.size * examples
+        checks += min(MOST_PASSES, layers * (layers + 1) // 2)
+    fits = bench.mending.reconstruction.passes(repaired, goes_on=goes_on)
+    examples = looks * first.size + checks * checked + fits * fitted + (1 + tries) * told
     return PlanCost(
-        layers=layers, tries=tries, passes=passes, examples=fitted + checked + told, seconds=seconds
+        layers=layers,
+        tries=tries,
+        passes=math.ceil(looks + checks + fits + 1 + tries),
+        examples=fitted + checked + told,
+        seconds=seconds_of_a_pass(bench.whole, first) / first.size * examples,
     )

@@ -13,8 +13,8 @@ from torch import nn
 from planescope.criticality.plan.holding import weight_of
 from planescope.files.errors import RunError, UsageError, one_line
 from planescope.files.optional import required
-from planescope.networks.copies import deep_copy
-from planescope.networks.file_graph import FileGraph
+from planescope.networks.graph.file_graph import FileGraph
+from planescope.networks.live.copies import deep_copy
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.planned import Plan

@@ -22,10 +22,10 @@ from planescope.hyperplanes.layer import Kind
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.criticality.resets.answers import Pick
+    from planescope.criticality.resets.engine.answers import Pick
     from planescope.criticality.sensitivity import Cost
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.measurement.record import Measurement
     from planescope.training.run import Run
 

@@ -16,12 +16,12 @@ import torch
 from planescope.criticality.definition import decide
 from planescope.criticality.prediction.cuts import LEARNED, uncovered, verdict
 from planescope.criticality.prediction.record import LayerPrediction, Method, Prediction
+from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.targets import target_of
-from planescope.criticality.resets.tensors import Cell
 from planescope.criticality.sensitivity.engine import OnCell, count
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
 from planescope.hyperplanes.layer import Skipped
-from planescope.networks.file_graph import FileGraph
+from planescope.networks.graph.file_graph import FileGraph
 from planescope.networks.load import tensor_of
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from planescope.checkpoints.keras.live import refuse
+from planescope.criticality.resets.data import Own, open_data, synthetic_inputs
 from planescope.criticality.resets.options import Forecast, ResetOptions
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
@@ -21,13 +22,12 @@ from planescope.files.optional import required
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.criticality.resets.answers import Metric, Pick
+    from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.criticality.resets.record import Resets
     from planescope.criticality.resets.targets import To
     from planescope.criticality.resets.trained import Subject
-    from planescope.criticality.sensitivity.inputs import InputOptions
-    from planescope.data.load import DataOptions, Files, Images
-    from planescope.data.loaders import Loader, Unpack
+    from planescope.data.load import DataOptions
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 __all__ = ["Forecast", "ResetOptions", "forecast", "reset"]
@@ -35,14 +35,6 @@ __all__ = ["Forecast", "ResetOptions", "forecast", "reset"]
 # (cells done, cells in all, name of what is reset)
 OnCell = Callable[[int, int, str], None]
 PLAIN = ResetOptions()
-
-
-class Own:
-    """The mark of a run's own validation examples."""
-
-    def __repr__(self) -> str:
-        return "the run's own"
-
 
 OWN: Final = Own()
 
@@ -151,7 +143,7 @@ def reset(
     """
     required("torch")
     from planescope.criticality.resets import table
-    from planescope.criticality.resets.answers import Judge
+    from planescope.criticality.resets.engine.answers import Judge
 
     options = _options(options, groups, choices)
     judge = Judge(metric=metric, pick=output)
@@ -200,7 +192,7 @@ def forecast(
     """
     required("torch")
     from planescope.criticality.resets import table
-    from planescope.criticality.resets.answers import Judge
+    from planescope.criticality.resets.engine.answers import Judge
 
     options = _options(options, groups, choices)
     judge = Judge(metric=metric, pick=output)
@@ -242,13 +234,13 @@ def _asked(
         wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
         opened: Any
         if data is None:
-            opened = _synthetic(model, run, input_shape, data_options, options)
+            opened = synthetic_inputs(model, run, input_shape, data_options, options)
         elif input_shape is not None:
             raise UsageError(
                 "input_shape is of synthetic pictures (data=None); data have their own"
             )
         else:
-            opened = _opened(data, data_path, data_options, network, options, run)
+            opened = open_data(data, data_path, data_options, network, options, run)
         yield _subject(model, run, wanted, opened, network, keep, options, unfinished), run
 
 
@@ -284,90 +276,6 @@ def _run(model: Any, network: Any, trust: bool | str | Collection[str]) -> Run |
     return Run.open(model, trust=trust)
 
 
-def _opened(
-    data: Any,
-    data_path: str | os.PathLike[str] | None,
-    data_options: DataOptions | None,
-    network: str | nn.Module | None,
-    options: ResetOptions,
-    run: Run | None,
-) -> Images | Files | Loader | None:
-    """Return the data as they are gone through; None for a run's own."""
-    from planescope.criticality.resets.weights import smallest_of
-    from planescope.data.load import PLAIN as AS_USUAL
-    from planescope.data.load import Files, Images, Resize, load
-    from planescope.data.loaders import open_loader
-
-    if isinstance(data, Own):
-        if run is not None and run.tracked is not None and run.named_data is not None:
-            own = run.named_data
-            return _opened(own, data_path, data_options, network, options, run)
-        if run is None or run.tracked is not None:
-            raise UsageError(
-                "give data=, what the network is evaluated on: a DataLoader, a Dataset, tensors, "
-                "or the name of a data set"
-            )
-        return None
-    if isinstance(data, Images | Files):
-        return data
-    if isinstance(data, str):
-        from planescope.data.loaders import call_loader
-
-        called = call_loader(data, options.split)
-        if called is not None:
-            given = open_loader(
-                called, split=options.split, subset=options.subset, seed=options.seed
-            )
-            given.name = data
-            if data_options is not None:
-                raise UsageError(f"{data} gives its own inputs, which are taken as they come")
-            return given
-    if isinstance(data, str):
-        name = run.named_network if run is not None else network
-        wanted = data_options or AS_USUAL
-        where = None if data_path is None else Path(data_path)
-        found = load(data, split=options.split, path=where, options=wanted)
-        least = 1 if name is None else smallest_of(name)
-        if data_options is None and min(found.input_shape[1:]) < least <= 32:
-            padded = dataclasses.replace(wanted, resize=Resize.PAD_32)
-            found = load(data, split=options.split, path=where, options=padded)
-        return found
-    if data_options is not None:
-        raise UsageError("data_options are for data sets by name; these are taken as they come")
-    return open_loader(data, split=options.split, subset=options.subset, seed=options.seed)
-
-
-def _synthetic(
-    model: Any,
-    run: Run | None,
-    shape: Sequence[int] | None,
-    data_options: DataOptions | None,
-    options: ResetOptions,
-) -> InputOptions:
-    """Return what is told of the synthetic pictures that a network is to be evaluated on."""
-    from planescope.criticality.sensitivity.inputs import InputOptions
-    from planescope.data.load import PLAIN as AS_USUAL
-    from planescope.training.snapshots import input_shape_of
-
-    files = () if run is None else tuple(run.snapshots.values())
-    named = model if run is None and isinstance(model, str | os.PathLike) else None
-    path = files[-1] if files else named
-    if shape is None and path is not None and Path(path).is_file():
-        shape = input_shape_of(path)
-    told = data_options or AS_USUAL
-    if dataclasses.replace(told, mean=(), std=()) != dataclasses.replace(AS_USUAL, mean=(), std=()):
-        raise UsageError("of synthetic pictures mean and std can be told, and input_shape")
-    for value, what in ((options.subset, "a subset"), (options.tolerance, "a tolerance")):
-        if value is not None:
-            raise UsageError(f"{what} is of examples; synthetic pictures are chosen as they are")
-    return InputOptions(
-        shape=None if shape is None else tuple(shape),
-        mean=told.mean or (0.0,),
-        std=told.std or (1.0,),
-        seed=options.seed,
-    )
-
-
 def _subject(
     model: Any,
     run: Run | None,
@@ -379,9 +287,9 @@ def _subject(
     unfinished: bool,
 ) -> Subject:
     """Return the network that is reset, with its data."""
-    from planescope.criticality.resets.borrow import borrowed
+    from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.criticality.resets.trained import of_checkpoint, of_module, of_run
-    from planescope.networks.module import unwrapped
+    from planescope.networks.live.module import unwrapped
 
     if run is not None:
         if keep is not None:

@@ -14,7 +14,7 @@ from planescope.criticality.resets.record import FRESH, RAND
 from planescope.criticality.resets.targets import Target
 from planescope.criticality.resets.weights import state_of
 from planescope.files.errors import OutputError, one_line
-from planescope.networks.copies import deep_copy
+from planescope.networks.live.copies import deep_copy
 from planescope.networks.load import fitting, tensor_of
 
 if TYPE_CHECKING:

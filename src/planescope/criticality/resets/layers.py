@@ -11,9 +11,9 @@ from planescope.hyperplanes.layer import Kind, Layer
 from planescope.measurement.choice import Choice, chosen_kinds, compiled, select
 from planescope.measurement.record import Source
 from planescope.measurement.source import Found
-from planescope.networks.layers import find_layers
+from planescope.networks.live.module import read_module
 from planescope.networks.load import COUNTER
-from planescope.networks.module import read_module
+from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from planescope.criticality.definition import Critical
+from planescope.criticality.definition import Critical, agreed
+from planescope.criticality.resets.verdict import verdict
 from planescope.files.results import Table, plain
 from planescope.hyperplanes.layer import Kind
 
@@ -201,58 +202,18 @@ class Resets(Table):
         """Return the cells of a layer and a snapshot: one, or one a draw."""
         return tuple(c for c in self.cells if (c.layer, c.snapshot) == (layer, snapshot))
 
+    def critical(self, layer: str, snapshot: int | str) -> Critical | None:
+        """Return whether a layer is critical; of several draws what these agree on."""
+        return agreed(cell.critical for cell in self.at(layer, snapshot))
+
     def drop(self, layer: str, snapshot: int | str) -> tuple[float, float] | None:
         """Mean of the relative drop over draws, and its standard deviation; None without one."""
         return mean_drop(self.at(layer, snapshot))
 
     @property
     def verdict(self) -> str:
-        """Return what resets cost at the earliest snapshot, in a sentence."""
-        first = self.snapshots[0]
-        cells = [cell for cell in self.cells if cell.snapshot == first]
-        where = {
-            RAND: "drawn anew", FRESH: "drawn anew", 0: "put back to epoch 0"
-        }.get(first, f"put back to {first}")  # fmt: skip
-        trained, metric = self.trained.value, self.metric
-        if trained is None or metric is None:
-            return self._without_labels(cells, where)
-        shown = "{:.1%}" if metric == "accuracy" else "{:.4g}"
-        count = len({cell.layer for cell in cells})
-        lower = [c for c in cells if c.value is not None and c.value < trained]
-        if all(cell.significant is None for cell in cells):
-            if not lower:
-                return f"No layer, {where}, lowers {metric}."
-            worst = min(lower, key=lambda cell: cell.value or 0.0)
-            return (
-                f"{metric} is lowest with {worst.layer} {where}: {shown.format(worst.value)} in "
-                f"place of {shown.format(trained)}; it has no value an example, and so no interval."
-            )
-        lost = [cell for cell in lower if cell.significant]
-        if not lost:
-            return f"No layer, {where}, loses {metric} beyond noise."
-        rows = list(dict.fromkeys(cell.layer for cell in lost))
-        worst = min(lost, key=lambda cell: cell.value or 0.0)
-        return (
-            f"{len(rows)} of {count} {'layer' if count == 1 else 'layers'}, {where}, "
-            f"{'loses' if len(rows) == 1 else 'lose'} {metric} "
-            f"beyond noise; most of all {worst.layer}: {shown.format(worst.value)} in place of "
-            f"{shown.format(trained)}."
-        )
-
-    def _without_labels(self, cells: Sequence[ResetCell], where: str) -> str:
-        on = "On synthetic inputs" if self.split == SYNTHETIC else "Without labels"
-        told = [cell for cell in cells if cell.disagreement is not None]
-        if told:
-            worst = max(told, key=lambda cell: cell.disagreement or 0.0)
-            return f"{on}: {worst.layer}, {where}, changes most answers, {worst.disagreement:.1%}."
-        moved = [cell for cell in cells if cell.relative_l2 is not None]
-        if not moved:
-            return "Nothing can be said: outputs are no numbers."
-        worst = max(moved, key=lambda cell: cell.relative_l2 or 0.0)
-        return (
-            f"{on}: {worst.layer}, {where}, changes outputs most, by "
-            f"{worst.relative_l2:.1%} of their norm."
-        )
+        """Return in sentences which layers are critical at the earliest snapshot."""
+        return verdict(self)
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table's columns: a row a cell, by the keys of the JSON form."""
@@ -314,6 +275,19 @@ def _renewed(data: dict[str, Any]) -> dict[str, Any]:
         "trained": cell(data.get("trained")),
         "cells": [cell(one) for one in cells] if isinstance(cells, list) else cells,
     }
+
+
+def mean_loss(cells: Sequence[ResetCell], /) -> tuple[float | None, float | None, float | None]:
+    """Mean of the loss over some draws, and the widest of their intervals; None where one lacks."""
+    losses, lows, highs = (
+        [value for cell in cells if (value := getattr(cell, name)) is not None]
+        for name in ("loss", "loss_low", "loss_high")
+    )
+    if not cells or len(losses) < len(cells):
+        return None, None, None
+    if min(len(lows), len(highs)) < len(cells):
+        return statistics.fmean(losses), None, None
+    return statistics.fmean(losses), min(lows), max(highs)
 
 
 def mean_drop(cells: Sequence[ResetCell], /) -> tuple[float, float] | None:

@@ -8,29 +8,30 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from planescope.criticality.resets.cells import Plan, evaluate
-from planescope.criticality.resets.devices import chosen_device, default_memory, seconds_of_a_pass
 from planescope.criticality.resets.draws import drawn, redrawn, stepped
-from planescope.criticality.resets.feed import feed_images, feed_loader, ran_out
-from planescope.criticality.resets.identity import protocol_digest
+from planescope.criticality.resets.engine.cells import Plan
+from planescope.criticality.resets.engine.devices import (
+    chosen_device,
+    default_memory,
+    seconds_of_a_pass,
+)
+from planescope.criticality.resets.engine.feed import feed_images, feed_loader, ran_out
+from planescope.criticality.resets.engine.identity import protocol_digest
+from planescope.criticality.resets.engine.progress import Progress
+from planescope.criticality.resets.engine.sharing import Work
+from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.layers import chosen_layers, rows_of
 from planescope.criticality.resets.options import Forecast
-from planescope.criticality.resets.prefix import trace
-from planescope.criticality.resets.progress import Progress
 from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
 from planescope.criticality.resets.targets import Target
 from planescope.criticality.resets.tell import Table
-from planescope.criticality.resets.tensors import Cell
 from planescope.criticality.sensitivity.inputs import InputOptions, synthetic
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
@@ -39,20 +40,19 @@ from planescope.files.errors import CheckpointError, RunError, UsageError
 from planescope.hyperplanes.layer import Layer
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.record import Source
-from planescope.networks.layers import find_layers
+from planescope.networks.live.module import read_module
 from planescope.networks.load import tensor_of
-from planescope.networks.module import read_module
+from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from planescope.criticality.resets.answers import Judge
-    from planescope.criticality.resets.feed import Feed
+    from planescope.criticality.resets.engine.answers import Judge
+    from planescope.criticality.resets.engine.feed import Feed
     from planescope.criticality.resets.options import ResetOptions
-    from planescope.criticality.resets.prefix import Trace
     from planescope.criticality.resets.trained import Subject
     from planescope.data.load import Files
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
 
     Data = Images | Files
     # (cells done, cells in all, name of what is reset)
@@ -95,7 +95,7 @@ def reset(
         progress = Progress(subject.keep, work.digest)
         every = (trained, *cells.values())
         try:
-            note = _Work(work.module, feed, judge, work.plan, progress, every).on(
+            note = Work(work.module, feed, judge, work.plan, progress, every).on(
                 work.devices, on_cell
             )
         except (RuntimeError, MemoryError) as exc:
@@ -314,81 +314,6 @@ def _read(
         name: tensor_of(target.tensors[name].read()).to(device, dtype)
         for name, dtype in dtypes.items()
     }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Work:
-    """All cells, to be shared out over devices."""
-
-    module: nn.Module
-    feed: Feed
-    judge: Judge
-    plan: Plan
-    progress: Progress
-    cells: Sequence[Cell]
-
-    def on(self, devices: Sequence[torch.device], on_cell: OnCell | None) -> str:
-        """Evaluate the cells; a note, where there is something to say."""
-        stop, lock = threading.Event(), threading.Lock()
-
-        def tell(name: str) -> None:
-            if on_cell is not None:
-                seen = sum(self.progress[cell.key].examples for cell in self.cells)
-                total = self.plan.examples or seen + 1  # where nobody knows: none is done
-                with lock:
-                    on_cell(seen // total, len(self.cells), name)
-
-        # Every network is traced before any is run: a trace bears no other thread beside it.
-        copies = [self.module, *(deepcopy(self.module) for _ in devices[1:])]
-        ready = [_Ready.on(device, own) for device, own in zip(devices, copies, strict=True)]
-        if len(devices) == 1:
-            return self._share(self.cells, ready[0], tell, stop)
-        shares = [self.cells[i :: len(devices)] for i in range(len(devices))]
-        with ThreadPoolExecutor(len(devices)) as pool:
-            try:
-                done = [
-                    pool.submit(self._share, share, one, tell, stop)
-                    for share, one in zip(shares, ready, strict=True)
-                ]
-                return next(filter(None, [future.result() for future in done]), "")
-            finally:
-                stop.set()
-
-    def _share(
-        self,
-        cells: Sequence[Cell],
-        ready: _Ready,
-        tell: Callable[[str], None],
-        stop: threading.Event,
-    ) -> str:
-        if not cells:
-            return ""
-        return evaluate(
-            ready.module,
-            ready.trace,
-            self.feed.on(ready.device),
-            cells,
-            self.plan,
-            self.progress,
-            self.judge,
-            device=ready.device,
-            on_cell=tell,
-            stop=stop,
-        )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Ready:
-    """A network on its device, traced."""
-
-    device: torch.device
-    module: nn.Module
-    trace: Trace
-
-    @classmethod
-    def on(cls, device: torch.device, module: nn.Module) -> _Ready:
-        module = module.to(device)
-        return cls(device, module, trace(module))
 
 
 def _layers(subject: Subject, layers: Sequence[Layer]) -> tuple[ResetLayer, ...]:

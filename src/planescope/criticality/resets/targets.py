@@ -20,8 +20,8 @@ from planescope.criticality.resets.weights import in_parts_or_whole, state_of
 from planescope.files.errors import UsageError
 from planescope.measurement.source import LIBRARIES
 from planescope.networks.build import load_pretrained
+from planescope.networks.live.module import read_state_dict, unwrapped
 from planescope.networks.load import fitting
-from planescope.networks.module import read_state_dict, unwrapped
 
 if TYPE_CHECKING:
     from planescope.hyperplanes.layer import Tensor

@@ -29,9 +29,9 @@ from planescope.criticality.resets.record import Accuracy, ResetCell
 from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg, wilson
 
 if TYPE_CHECKING:
-    from planescope.criticality.resets.answers import Judge
+    from planescope.criticality.resets.engine.answers import Judge
+    from planescope.criticality.resets.engine.progress import Tally
     from planescope.criticality.resets.options import ResetOptions
-    from planescope.criticality.resets.progress import Tally
 
 Floats = NDArray[np.float64]
 Place = tuple[str, int | str, int | None]
@@ -257,7 +257,7 @@ class Table:
             return loss_of_examples(before, after, chance)
         known = (trained, found)
         (a, b) = ((one.value or 0.0, one.low or 0.0, one.high or 0.0) for one in known)
-        return loss_of_bounds(a, b, chance)
+        return loss_of_bounds(a, b, chance, is_accuracy=self.judge.metric is None)
 
     def _expected(self, tallies: Sequence[Tally]) -> list[tuple[float, Loss | None] | None]:
         """Drop and loss that the trained network's own probabilities let expect."""

@@ -16,10 +16,10 @@ from planescope.criticality.sensitivity.inputs import InputOptions
 from planescope.data.loaders import Loader
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.networks.load import build_like, load_network
-from planescope.networks.parametrisations import resolved
+from planescope.networks.state.parametrisations import resolved
+from planescope.training.folder.status import State
 from planescope.training.run import Run
 from planescope.training.split import load_split
-from planescope.training.status import State
 
 if TYPE_CHECKING:
     import os

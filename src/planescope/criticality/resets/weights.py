@@ -10,11 +10,11 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import StateDict, Tensor
-from planescope.networks.copies import deep_copy
+from planescope.networks.live.copies import deep_copy
+from planescope.networks.live.module import unwrapped
 from planescope.networks.load import fitting, load_network, tensor_of
-from planescope.networks.module import unwrapped
 from planescope.networks.paper import smallest_image
-from planescope.networks.parametrisations import resolved
+from planescope.networks.state.parametrisations import resolved
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,10 +19,10 @@ from planescope.hyperplanes.layer import Kind
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.criticality.resets.answers import Metric, Pick
+    from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.criticality.sensitivity.record import Sensitivity
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
 __all__ = ["Cost", "sensitivity"]

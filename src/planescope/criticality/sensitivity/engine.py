@@ -23,12 +23,12 @@ from planescope.criticality.replacements import (
     weakest_filters,
     without_filters,
 )
-from planescope.criticality.resets.cells import Plan, evaluate
-from planescope.criticality.resets.devices import default_memory
-from planescope.criticality.resets.feed import ran_out
-from planescope.criticality.resets.prefix import trace
-from planescope.criticality.resets.progress import Progress, Tally
-from planescope.criticality.resets.tensors import Cell
+from planescope.criticality.resets.engine.cells import Plan, evaluate
+from planescope.criticality.resets.engine.devices import default_memory
+from planescope.criticality.resets.engine.feed import ran_out
+from planescope.criticality.resets.engine.progress import Progress, Tally
+from planescope.criticality.resets.engine.tensors import Cell
+from planescope.criticality.resets.parts.prefix import trace
 from planescope.files.errors import RunError, UsageError
 
 if TYPE_CHECKING:

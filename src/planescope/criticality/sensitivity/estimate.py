@@ -20,8 +20,8 @@ from planescope.criticality.sensitivity.record import Estimate, Method
 from planescope.hyperplanes.chance import wilson
 
 if TYPE_CHECKING:
-    from planescope.criticality.resets.answers import Judge
-    from planescope.criticality.resets.progress import Tally
+    from planescope.criticality.resets.engine.answers import Judge
+    from planescope.criticality.resets.engine.progress import Tally
 
 Floats = NDArray[np.float64]
 

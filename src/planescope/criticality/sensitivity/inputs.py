@@ -18,26 +18,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from planescope.criticality.resets.answers import Judge, picked
-from planescope.criticality.resets.devices import batch_size
-from planescope.criticality.resets.feed import Feed, feed_images, feed_loader
+from planescope.criticality.resets.engine.answers import Judge, picked
+from planescope.criticality.resets.engine.devices import batch_size
+from planescope.criticality.resets.engine.feed import Feed, feed_images, feed_loader
 from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity.record import Method
 from planescope.criticality.synthetic import choose
 from planescope.data.load import Files, Images, load
-from planescope.data.loaders import Batch, Loader, call_loader, open_loader
+from planescope.data.loaders import Loader, call_loader, open_loader
 from planescope.data.pictures import LEAST_SIDE, Bank
+from planescope.data.roles import Batch
 from planescope.files.errors import CheckpointError, RunError, UsageError, one_line
 from planescope.files.reading import size_of
 from planescope.hyperplanes.layer import Kind, Layer
-from planescope.networks.file_graph import FileGraph
+from planescope.networks.graph.file_graph import FileGraph
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from planescope.criticality.resets.answers import Metric, Pick
+    from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.data.load import DataOptions
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
 
 # Sides of images to be tried where nobody tells one, the first that the network takes.
 _SIDES = (32, 28, 64, 224, 96, 128, 227, 299)

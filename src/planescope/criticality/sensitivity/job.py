@@ -19,7 +19,7 @@ import torch
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.criticality.replacements import Way, WayKind
-from planescope.criticality.resets.devices import chosen_device, seconds_of_a_pass
+from planescope.criticality.resets.engine.devices import chosen_device, seconds_of_a_pass
 from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity import Cost
 from planescope.criticality.sensitivity.engine import (
@@ -48,9 +48,9 @@ from planescope.criticality.sensitivity.record import (
 from planescope.data.random_states import generators_of, same_random_states
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
-from planescope.networks.file_graph import FileGraph
-from planescope.networks.layers import find_layers
-from planescope.networks.module import read_module
+from planescope.networks.graph.file_graph import FileGraph
+from planescope.networks.live.module import read_module
+from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,18 +21,18 @@ from torch import fx, nn
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.keras.live import refuse
 from planescope.checkpoints.locate import locate
-from planescope.criticality.resets.borrow import borrowed, with_whole_weights
+from planescope.criticality.resets.engine.borrow import borrowed, with_whole_weights
 from planescope.criticality.resets.trained import last_of
 from planescope.criticality.resets.weights import state_of, with_weights
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError, nearest
 from planescope.hyperplanes.layer import Kind, Layer, Skipped, StateDict
 from planescope.measurement.choice import chosen_kinds, compiled
 from planescope.networks.build import load_pretrained
-from planescope.networks.layers import find_layers
-from planescope.networks.module import read_module, unwrapped
-from planescope.networks.parametrisations import resolved
-from planescope.networks.trace import trace_graph
-from planescope.training.snapshots import input_shape_of
+from planescope.networks.graph.trace import trace_graph
+from planescope.networks.live.module import read_module, unwrapped
+from planescope.networks.state.layers import find_layers
+from planescope.networks.state.parametrisations import resolved
+from planescope.training.folder.snapshots import input_shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

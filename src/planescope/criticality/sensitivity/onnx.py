@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from planescope.checkpoints.onnx.slots import Port, Replaceable, Runnable, Slot, read_runnable
+from planescope.checkpoints.onnx.runnable import Port, Replaceable, Runnable, Slot
+from planescope.checkpoints.onnx.slots import read_runnable
 from planescope.criticality.sensitivity.network import (
     Network,
     Part,
@@ -36,7 +37,7 @@ from planescope.criticality.sensitivity.onnx_server import PLAIN
 from planescope.files.errors import CheckpointError, NoLayersError, RunError, UsageError
 from planescope.files.optional import required
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
-from planescope.networks.file_graph import FileGraph
+from planescope.networks.graph.file_graph import FileGraph
 
 Array = NDArray[Any]
 

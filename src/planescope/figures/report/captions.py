@@ -58,8 +58,9 @@ READINGS = (
         "dynamics",
         "Training dynamics",
         "Each line is a layer, dark for the first and light for the last, and the chosen layer is "
-        "drawn heavier; the vertical line is the chosen epoch. Where a line leaves the grey band, "
-        "which is that of the layer with the fewest filters, chance alone would rarely take it.",
+        "drawn heavier; the vertical line is the chosen epoch. The grey bands of the layers with "
+        "the fewest and the most filters are those that were tested at each epoch, corrected over "
+        "its layers: where a line leaves the band of its width, the layer is biased.",
     ),
     Reading(
         "resets",
@@ -67,14 +68,16 @@ READINGS = (
         "A cell is the accuracy that is lost, in per cent of the trained network's, when one layer "
         "alone is put back to its weights of an earlier epoch or drawn anew. A bright row is a "
         "layer that the network cannot do without; numbers in parentheses are within the noise of "
-        "the validation examples.",
+        "the validation examples. Point at a cell for its loss, and whether the layer is critical.",
     ),
     Reading(
         "relation",
         "Score against drop",
         "A point is a layer: to the right the score that its weights alone give, upward what "
         "putting it back to the initialisation costs. If the score ranks the layers as the resets "
-        "do, the points rise together; ρ is Spearman's rank correlation.",
+        "do, the points rise together; ρ is Spearman's rank correlation. A dot within a point says "
+        "that the layer is critical: its loss, the share of what the network knows beyond chance "
+        "that is gone, is above the bound with its whole interval; a cross that this is undecided.",
     ),
     Reading(
         "table",

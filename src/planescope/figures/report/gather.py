@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planescope.criticality.relation import Relation
+from planescope.criticality.relation.record import Relation
 from planescope.figures.canvas import shown
 from planescope.figures.layers import tested_level
 from planescope.figures.plan import picture

@@ -1,4 +1,4 @@
-"""Scores that need no data against what resets cost, as a page has them."""
+"""Scores that need no data against what resets cost, and which layers are critical, on a page."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from planescope.criticality.relation import Association, Relation, Selection
+from planescope.criticality.definition import THRESHOLD
+from planescope.criticality.relation.conclusions import spoken
+from planescope.criticality.relation.record import Association, RelatedLayer, Relation
 from planescope.criticality.scores import SCORES
 from planescope.figures.report.resets import ResetsShown
 from planescope.figures.report.rounding import rounded
 from planescope.measurement.record import LayerMeasurement
 
+# Whether a layer is critical, in words.
+WORDS = {"yes": "critical", "no": "not critical", "undecided": "undecided"}
 # What an association says of a score; each rounded.
 NUMBERS = (
     "rho", "rho_low", "rho_high", "rho_p", "rho_q", "tau", "tau_low", "tau_high", "partial",
@@ -38,12 +42,16 @@ class RelationShown:
     column : int or str
         What layers were put back to.
     drops : list of (value, low, high) or None
-        Per cent, by layer; with an interval where there is one.
+        Relative drops, per cent, by layer; with an interval where there is one.
+    losses : list of (value, low, high) or None
+        Likewise the losses, which "critical" is about.
     scores : tuple of ScoreShown
     verdict, selection : str or None
         Of a relation, where there is one, and which layers it speaks of.
     decisions : list of str or None
-        What to do with each layer.
+        Whether each layer is critical, by the interval of its loss.
+    bound : float or None
+        Of the loss, per cent.
     runs : int
         How many the associations are of; 0 without a relation.
     """
@@ -51,9 +59,11 @@ class RelationShown:
     column: int | str
     drops: list[tuple[float | None, float | None, float | None] | None]
     scores: tuple[ScoreShown, ...]
+    losses: list[tuple[float | None, float | None, float | None] | None]
+    decisions: list[str | None]
+    bound: float | None = None
     verdict: str | None = None
     selection: str | None = None
-    decisions: list[str | None] | None = None
     runs: int = 0
 
 
@@ -62,12 +72,20 @@ def scores_shown(layers: Sequence[LayerMeasurement], resets: ResetsShown) -> Rel
     if not resets.is_drop:
         return None
     drops: list[Any] = [None] * len(layers)
-    for place, row in zip(resets.layers, resets.values, strict=True):
+    losses: list[Any] = [None] * len(layers)
+    decisions: list[str | None] = [None] * len(layers)
+    for place, row, loss, verdicts in zip(
+        resets.layers, resets.values, resets.losses, resets.verdicts, strict=True
+    ):
         if place is not None and row[0] is not None:
-            drops[place] = (row[0], None, None)
+            drops[place], losses[place] = (row[0], None, None), loss[0]
+            decisions[place] = WORDS.get(verdicts[0] or "")
     return RelationShown(
         column=resets.columns[0],
         drops=drops,
+        losses=losses,
+        decisions=decisions,
+        bound=100 * THRESHOLD,
         scores=tuple(
             ScoreShown(key=key, title=SCORES[key], values=values, association=None)
             for key, values in _scores(layers).items()
@@ -97,18 +115,20 @@ def relation_shown(
     places = {layer.name: i for i, layer in enumerate(layers)}
     related = [layer for layer in relation.layers if layer.run == run and layer.name in places]
     drops: list[Any] = [None] * len(layers)
-    for layer in related:
-        interval = (layer.drop, layer.drop_low, layer.drop_high)
-        drops[places[layer.name]] = tuple(rounded(100 * value) for value in interval)
+    losses: list[Any] = [None] * len(layers)
     decisions: list[str | None] = [None] * len(layers)
-    networks = {layer.network for layer in related}
-    for advice in relation.advice:
-        if advice.network in networks and advice.layer in places:
-            decisions[places[advice.layer]] = str(advice.decision)
+    for layer in related:
+        place = places[layer.name]
+        drops[place] = _interval(layer, "relative_drop")
+        losses[place] = None if layer.loss is None else _interval(layer, "loss")
+        decisions[place] = WORDS.get(layer.critical or "")
     keys = dict.fromkeys(key for layer in related for key in layer.scores)
     return RelationShown(
         column=0,
         drops=drops,
+        losses=losses,
+        decisions=decisions,
+        bound=100 * relation.critical,
         scores=tuple(
             ScoreShown(
                 key=key,
@@ -119,17 +139,15 @@ def relation_shown(
             for key in keys
         ),
         verdict=relation.verdict,
-        selection=_SPOKEN[relation.selection],
-        decisions=decisions,
+        selection=spoken(relation),
         runs=len(relation.runs),
     )
 
 
-_SPOKEN = {
-    Selection.ALL: "all layers",
-    Selection.INNER: "the layers behind a ReLU",
-    Selection.FIRST: "first layers",
-}
+def _interval(layer: RelatedLayer, key: str) -> tuple[float | None, ...]:
+    """Return a value with its interval, in per cent."""
+    ends = (getattr(layer, f"{key}{end}") for end in ("", "_low", "_high"))
+    return tuple(None if value is None else rounded(100 * value) for value in ends)
 
 
 def _by_place(values: Mapping[int, float | None], count: int) -> list[float | None]:
@@ -140,5 +158,6 @@ def _numbers(association: Association | None) -> dict[str, float | None] | None:
     if association is None:
         return None
     return {key: rounded(getattr(association, key)) for key in NUMBERS} | {
-        "layers": association.layers
+        "layers": association.layers,
+        "decided": association.decided,
     }

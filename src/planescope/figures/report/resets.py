@@ -6,7 +6,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planescope.criticality.resets.record import ResetCell, Resets, cell_text, mean_drop
+from planescope.criticality.definition import agreed
+from planescope.criticality.resets.record import (
+    ResetCell,
+    Resets,
+    cell_text,
+    mean_drop,
+    mean_loss,
+)
 from planescope.figures.report.rounding import rounded
 from planescope.measurement.record import LayerMeasurement
 
@@ -33,6 +40,10 @@ class ResetsShown:
         Per cent, by row and column.
     texts : list of list of str
         In parentheses where within noise.
+    losses : list of list of (value, low, high) or None
+        Per cent; of several draws the mean, and the widest interval.
+    verdicts : list of list of str or None
+        Critical by that interval: "yes", "no", "undecided".
     """
 
     verdict: str
@@ -46,6 +57,8 @@ class ResetsShown:
     columns: tuple[int | str, ...]
     values: list[list[float | None]]
     texts: list[list[str]]
+    losses: list[list[tuple[float | None, float | None, float | None] | None]]
+    verdicts: list[list[str | None]]
     notes: tuple[str, ...]
 
 
@@ -70,8 +83,17 @@ def resets_shown(resets: Resets, layers: Sequence[LayerMeasurement], /) -> Reset
         columns=columns,
         values=[[_per_cent(each, is_drop=is_drop) for each in row] for row in table],
         texts=[[cell_text(each) for each in row] for row in table],
+        losses=[[_loss(each) for each in row] for row in table],
+        verdicts=[[agreed(cell.critical for cell in each) for each in row] for row in table],
         notes=resets.notes,
     )
+
+
+def _loss(
+    cells: Sequence[ResetCell],
+) -> tuple[float | None, float | None, float | None] | None:
+    value, low, high = (None if x is None else rounded(100 * x) for x in mean_loss(cells))
+    return None if value is None else (value, low, high)
 
 
 def _per_cent(cells: Sequence[ResetCell], *, is_drop: bool) -> float | None:

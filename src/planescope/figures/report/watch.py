@@ -9,8 +9,8 @@ from collections.abc import Callable
 from planescope.figures.report import FORMS, Report, report
 from planescope.files.errors import CheckpointError
 from planescope.files.writing import check_target
+from planescope.training.folder.status import State
 from planescope.training.run import Run
-from planescope.training.status import State
 
 GOING_ON = (State.NEW, State.RUNNING)
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from planescope.files.errors import UsageError, nearest
 from planescope.files.versions import version
 from planescope.hyperplanes.layer import Structure
-from planescope.training.metrics import EpochMetrics
+from planescope.training.folder.metrics import EpochMetrics
+from planescope.training.folder.status import State, Status
 from planescope.training.run import Run
-from planescope.training.status import State, Status
 
 if TYPE_CHECKING:
     import torch

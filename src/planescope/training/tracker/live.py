@@ -24,7 +24,7 @@ from planescope.measurement.assemble import (
 from planescope.measurement.choice import Choice, select
 from planescope.measurement.record import Measurement
 from planescope.measurement.source import Found, find
-from planescope.networks.module import unwrapped
+from planescope.networks.live.module import unwrapped
 from planescope.training.tracker import abreast, onepass
 from planescope.training.tracker.reference import Owner, Start, Starts, beside
 

@@ -11,15 +11,15 @@ from weakref import ref
 
 import torch
 
-from planescope.data.loaders import moved
+from planescope.data.roles import moved
 from planescope.files.errors import PlanescopeError, UsageError
 from planescope.hyperplanes.layer import Structure
 from planescope.measurement.activations import measure_activations
 from planescope.measurement.choice import Choice
 from planescope.measurement.measure import data_notes
 from planescope.measurement.record import Measurement, Source
-from planescope.networks.copies import without_autocast
-from planescope.networks.module import read_module, unwrapped
+from planescope.networks.live.copies import without_autocast
+from planescope.networks.live.module import read_module, unwrapped
 from planescope.training.tracker import distributed, live
 from planescope.training.tracker.history import History, nulls
 from planescope.training.tracker.reference import Reference, Starts
@@ -27,7 +27,7 @@ from planescope.training.tracker.reference import Reference, Starts
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.measurement.assemble import Observed
     from planescope.training.tracker.folder import Folder
 

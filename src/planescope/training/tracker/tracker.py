@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from planescope.data.loaders import Unpack
+    from planescope.data.roles import Unpack
     from planescope.training.tracked import TrackedConfig
 
 

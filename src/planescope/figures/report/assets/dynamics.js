@@ -31,7 +31,7 @@ function dynamicsFigure(view) {
       x: at.x[0], y: at.y[1], xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", yshift: 4,
       text: panel.title, showarrow: false, font: { size: 12, color: color.ink },
     });
-    layout.shapes.push(...panel.shapes.map((shape) => ({ ...shape, xref: `x${suffix} domain`, yref: `y${suffix}` })), {
+    layout.shapes.push({
       type: "line", xref: `x${suffix}`, yref: `y${suffix} domain`, y0: 0, y1: 1,
       x0: epochPlace(network, network.epochs[epoch]), x1: epochPlace(network, network.epochs[epoch]),
       line: { color: color.ink, width: 1, dash: "dot" },
@@ -104,7 +104,6 @@ function metricPanels(network, color) {
       title: `${name} (${curves.map(([, text, dash]) => `${text} ${dash === "dot" ? "┄" : "—"}`).join(", ")})`,
       range: name === "accuracy" ? [0, 1] : undefined,
       low: 0,
-      shapes: [],
       traces: curves.map(([key, text, dash]) => ({
         type: "scatter", mode: "lines", x: metrics.epoch.map((epoch) => epochPlace(network, epoch)), y: metrics[`${key}_${name}`],
         text: metrics.epoch.map(String), line: { color: dash === "dot" ? color.muted : color.ink, width: 1.5, dash },
@@ -117,15 +116,10 @@ function metricPanels(network, color) {
 function statisticPanels(view) {
   const { network, layer: chosen, color } = view;
   const last = network.layers.length - 1;
-  const fewest = network.layers.reduce((best, each) => (each.filters < best.filters ? each : best));
   return PANELS.filter((panel) => network.has(panel.key)).map((panel) => ({
     ...panel,
-    shapes: panel.band ? [{
-      type: "rect", x0: 0, x1: 1, y0: fewest.band[0], y1: fewest.band[1], fillcolor: color.band, opacity: 1,
-      line: { width: 0 }, layer: "below",
-    }] : [],
     // The chosen line last: on top of the others.
-    traces: [...network.layers.keys()].sort((a, b) => (a === chosen) - (b === chosen)).map((i) => ({
+    traces: [...(panel.band ? testedBands(network, color) : []), ...[...network.layers.keys()].sort((a, b) => (a === chosen) - (b === chosen)).map((i) => ({
       type: "scatter", mode: i === chosen ? "lines+markers" : "lines", meta: i,
       x: network.epochs.map((epoch) => epochPlace(network, epoch)),
       y: network.epochs.map((_, epoch) => network.value(panel.key, epoch, i)),
@@ -134,8 +128,23 @@ function statisticPanels(view) {
       line: { color: i === chosen ? color.ink : depthColor(last ? i / last : 0, color.dark), width: i === chosen ? 2.5 : 1.2 },
       marker: { size: 4.5, color: color.ink },
       name: plotText(network.layers[i].label), hovertemplate: `<b>%{fullData.name}</b><br>${panel.title} %{y:.4g}<br>${network.unit} %{text}<extra></extra>`,
-    })),
+    }))],
   }));
+}
+
+// The bands that were tested, each epoch by itself and corrected over its layers: of the layer with the fewest filters, pale, and
+// within it of the one with the most.
+function testedBands(network, color) {
+  const width = (i) => network.layers[i].band[1] - network.layers[i].band[0];
+  const order = [...network.layers.keys()].sort((a, b) => width(b) - width(a));
+  const x = network.epochs.map((epoch) => epochPlace(network, epoch));
+  const side = (key, layer, rest) => ({
+    type: "scatter", mode: "lines", x, y: network.epochs.map((_, epoch) => network.value(key, epoch, layer)),
+    line: { width: 0, shape: "hvh" }, hoverinfo: "skip", showlegend: false, ...rest,
+  });
+  return [[order[0], 0.45], [order.at(-1), 1]].flatMap(([layer, opacity]) => [
+    side("band_low", layer, {}), side("band_high", layer, { fill: "tonexty", fillcolor: color.band, opacity }),
+  ]);
 }
 
 function dynamicsNumbers(network, chosen, epoch) {

@@ -27,7 +27,7 @@ function relationFigure(view) {
       hovertext: points.map((point) => relationText(network, score, point)),
       marker: {
         size: points.map(({ layer }) => (layer === chosen ? 15 : 10)),
-        symbol: sides.map((side) => (side === SIDES.none ? "circle" : "diamond")),
+        symbol: points.map(({ layer }, i) => (sides[i] === SIDES.none ? "circle" : "diamond") + VERDICT_SIGNS[relation.decisions[layer] ?? ""]),
         color: sides.map((side) => (side === SIDES.none ? color.paper : color[side.key])), opacity: 1,
         line: { color: sides.map((side) => color[side.key]), width: points.map(({ layer }) => (layer === chosen ? 2.5 : 1.5)) },
       },
@@ -47,6 +47,9 @@ function relationFigure(view) {
     pick: (point) => ({ layer: point.customdata }),
   };
 }
+
+// What stands in the point of a layer, by whether it is critical.
+const VERDICT_SIGNS = { "critical": "-dot", "undecided": "-cross", "not critical": "", "": "" };
 
 // Points whose names have room beside them, the chosen one first.
 function apart(network, points, chosen, width) {
@@ -71,10 +74,14 @@ const scoreTitle = ({ key, title }) => `${scoreName(key)}: ${title}`;
 
 function relationText(network, score, { layer, x, y, low, high }) {
   const interval = low === null ? "" : ` (95 % interval ${fixed(low, 1)} to ${fixed(high, 1)})`;
-  const decision = network.relation.decisions?.[layer];
+  const decision = network.relation.decisions[layer];
+  const loss = network.relation.losses[layer];
+  const span = loss === null || loss[1] === null ? "" : ` (95 % interval ${fixed(loss[1], 1)} to ${fixed(loss[2], 1)})`;
   return [
     `<b>${plotText(network.layers[layer].label)}</b>`, `${scoreName(score.key)} ${general(x)}`,
-    `relative drop ${fixed(y, 1)} %${interval}`, ...(decision ? [decision] : []),
+    `relative drop ${fixed(y, 1)} %${interval}`,
+    ...(loss === null ? [] : [`loss ${fixed(loss[0], 1)} %${span}`]),
+    decision ?? "critical or not is not known",
   ].join("<br>");
 }
 
@@ -88,13 +95,24 @@ function relationCaption(network, score, points) {
     ] : [];
     const highest = points.reduce((best, point) => (point.y > best.y ? point : best), points[0]);
     if (!highest) return ["No layer has both this score and a drop."];
-    return [`${plural(points.length, "layer")}; the costliest to put back is `, [network.layers[highest.layer].label], `, with a drop of ${fixed(highest.y, 1)} %.`, ...ask];
+    return [
+      `${criticalSentence(relation)}${plural(points.length, "layer")}; the costliest to put back is `,
+      [network.layers[highest.layer].label], `, with a relative drop of ${fixed(highest.y, 1)} %.`, ...ask,
+    ];
   }
   const numbers = found?.rho === null || found?.rho === undefined
     ? "this score has no rank correlation"
     : `ρ = ${signed(found.rho, 2)}${interval(found, "rho")}, p = ${pValue(found.rho_p)}` +
-      (found.auc === null ? "" : `; area under the ROC curve for “critical” ${fixed(found.auc, 2)}${interval(found, "auc")}`);
+      (found.auc === null ? "" : `; area under the ROC curve for “critical” ${fixed(found.auc, 2)}${interval(found, "auc")}, ${plural(found.decided, "decided layer")}`);
   return [`Over ${plural(relation.runs, "run")}, ${relation.selection}: ${numbers}. `, relation.verdict];
+}
+
+// How many layers are critical by the interval of the loss; nothing where no loss is known.
+function criticalSentence({ decisions, bound }) {
+  const count = (word) => decisions.filter((decision) => decision === word).length;
+  const [yes, no, undecided] = ["critical", "not critical", "undecided"].map(count);
+  if (!(yes + no + undecided)) return "Critical or not is not known of these layers. ";
+  return `Critical, with a loss above ${fixed(bound, 0)} % in its whole interval: ${yes}; not critical: ${no}; undecided: ${undecided}. `;
 }
 
 function interval(found, key) {
@@ -108,8 +126,11 @@ function relationNumbers(network, chosen) {
   const { scores } = relation;
   if (relation.verdict === null) {
     return {
-      columns: ["layer", "relative drop in %", ...scores.map(({ key }) => scoreName(key))],
-      rows: network.layers.map((layer, i) => [layer.name, relation.drops[i]?.[0] ?? null, ...scores.map(({ values }) => values[i])]),
+      columns: ["layer", "relative drop in %", "loss in %", "critical?", ...scores.map(({ key }) => scoreName(key))],
+      rows: network.layers.map((layer, i) => [
+        layer.name, relation.drops[i]?.[0] ?? null, relation.losses[i]?.[0] ?? null, relation.decisions[i] ?? "",
+        ...scores.map(({ values }) => values[i]),
+      ]),
       chosen,
     };
   }
@@ -118,7 +139,8 @@ function relationNumbers(network, chosen) {
     columns: ["score", ...keys.map(scoreName), ...network.layers.map(({ label }) => `of ${label}`)],
     rows: [
       ["relative drop in %", ...keys.map(() => null), ...relation.drops.map((drop) => drop?.[0] ?? null)],
-      ["critical?", ...keys.map(() => null), ...(relation.decisions ?? []).map((decision) => decision ?? "")],
+      ["loss in %", ...keys.map(() => null), ...relation.losses.map((loss) => loss?.[0] ?? null)],
+      ["critical?", ...keys.map(() => null), ...relation.decisions.map((decision) => decision ?? "")],
       ...scores.map(({ key, association, values }) => [scoreName(key), ...keys.map((number) => association?.[number] ?? null), ...values]),
     ],
   };

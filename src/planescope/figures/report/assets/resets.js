@@ -27,8 +27,10 @@ function resetsFigure(view) {
       type: "heatmap", z: resets.values, x: resets.columns.map((_, i) => i), y: rows, zmin: 0, zmax: 100,
       colorscale: "Viridis", xgap: across < 12 ? 0 : 1, ygap: 1, hoverongaps: false, showscale: width >= 480,
       text: resets.texts,
-      customdata: rows.map((i) => resets.columns.map((column) => `<b>${plotText(labels[i])}</b><br>put back to ${plotText(columnName(column))}`)),
-      hovertemplate: `%{customdata}<br>${what} %{text}${resets.is_drop ? " %" : ""}<extra></extra>`,
+      customdata: rows.map((i) => resets.columns.map((column, j) => [
+        `<b>${plotText(labels[i])}</b><br>put back to ${plotText(columnName(column))}`, lossText(resets, i, j),
+      ])),
+      hovertemplate: `%{customdata[0]}<br>${what} %{text}${resets.is_drop ? " %" : ""}%{customdata[1]}<extra></extra>`,
       colorbar: { thickness: 10, outlinewidth: 0, ticksuffix: " %", title: { text: what, side: "right", font: { size: 11 } }, tickfont: { size: 10.5 } },
     }, ...(readable ? [cellTexts(resets, rows, across)] : [])],
     height: rows.length * pitch + margin.t + margin.b,
@@ -51,12 +53,24 @@ function resetsFigure(view) {
       ` Evaluated on ${resets.examples.toLocaleString("en")} ${resets.split === "val" ? "validation" : "training"} examples of `, [resets.data], ".",
     ],
     numbers: {
-      columns: ["layer", ...resets.columns.map((column) => `${columnName(column)}, ${what} in %`)],
-      rows: resets.rows.map((name, i) => [name, ...resets.values[i]]),
+      columns: [
+        "layer", ...resets.columns.map((column) => `${columnName(column)}, ${what} in %`),
+        ...resets.columns.map((column) => `${columnName(column)}, critical?`),
+      ],
+      rows: resets.rows.map((name, i) => [name, ...resets.values[i], ...resets.verdicts[i].map((verdict) => verdict ?? "")]),
       chosen: row,
     },
     pick: (point) => (resets.layers[point.y] === null ? null : { layer: resets.layers[point.y] }),
   };
+}
+
+// What the cell says by the definition: loss, its interval, and whether the layer is critical.
+function lossText(resets, row, column) {
+  const loss = resets.losses[row][column];
+  const verdict = resets.verdicts[row][column];
+  if (loss === null) return "";
+  const span = loss[1] === null ? "" : ` (95 % interval ${fixed(loss[1], 1)} to ${fixed(loss[2], 1)})`;
+  return `<br>loss ${fixed(loss[0], 1)} %${span}${verdict === null ? "" : `<br>critical: ${verdict}`}`;
 }
 
 // Texts of the cells, each in black or white, whichever stands out.

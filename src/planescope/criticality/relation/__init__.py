@@ -1,0 +1,1 @@
+"""Scores that need no data, held against what resetting the layers costs."""

@@ -1,0 +1,1 @@
+"""The evaluation of the cells of a table, on one device or several."""

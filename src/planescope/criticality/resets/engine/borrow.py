@@ -1,0 +1,115 @@
+"""A user's network while its layers are reset: a copy, and nothing else that is left changed.
+
+To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from planescope.files.errors import UsageError, one_line
+from planescope.networks.live.copies import deep_copy
+
+# What a LightningModule holds of its trainer, data and loops among it.
+_OF_A_TRAINER = ("_trainer", "_fabric")
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+def borrowed(module: nn.Module, /, *, whole: bool = True) -> nn.Module:
+    """Copy a network, with torch's own hooks alone: nothing of the user's is called.
+
+    Parameters
+    ----------
+    whole : bool
+        Whether weights that are computed from others (masks, norms) are held as they act; else they
+        stay in their parts.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be copied, or its weights are quantised.
+    """
+    _refuse_quantised(module)
+    held = [(vars(part), name) for part in module.modules() for name in _OF_A_TRAINER]
+    kept = [(attributes, name, attributes[name]) for attributes, name in held if name in attributes]
+    try:
+        for attributes, name, _ in kept:
+            attributes[name] = None
+        own = deep_copy(module)
+    except Exception as exc:  # a lock, an open file: a module holds whatever its class likes
+        raise UsageError(
+            f"{type(module).__name__} cannot be copied ({one_line(exc)}); give a network that "
+            "copy.deepcopy takes"
+        ) from exc
+    finally:
+        for attributes, name, value in kept:
+            attributes[name] = value
+    for part in own.modules():
+        for name in _HOOKS:
+            hooks = getattr(part, name, {})
+            for key in [k for k, hook in hooks.items() if not _is_of_torch(hook)]:
+                del hooks[key]
+        if whole:
+            with_whole_weights(part)
+    return own.eval()
+
+
+def _refuse_quantised(module: nn.Module) -> None:
+    """Refuse packed weights, which can be measured and not changed in part."""
+    for name, part in module.named_modules():
+        held = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        packed = type(part).__module__.startswith("torch.ao.nn") and (
+            hasattr(part, "_packed_params") or hasattr(part, "_weight_bias")
+        )
+        if packed or any(tensor.is_quantized for tensor in held):
+            raise UsageError(
+                f"{name or type(module).__name__} is quantised (a {type(part).__name__}): its "
+                "weights are packed, and nothing can be put in their place; give the network "
+                "before it was quantised"
+            )
+
+
+def with_whole_weights(part: nn.Module, /) -> None:
+    """Give a module the weights that act in place of the parts they are computed from.
+
+    What is put back is then a weight, whether or not it was pruned or normed where it comes from.
+    """
+    from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
+
+    part.eval()  # a spectral norm would take a step
+    if torch.nn.utils.parametrize.is_parametrized(part):
+        # Torch's own removal changes the class, which the user's module shares.
+        own = part.__class__.__bases__[0]
+        with contextlib.suppress(Exception), torch.no_grad():  # a computation of somebody's own
+            wholes = {name: getattr(part, name) for name in part.parametrizations}
+            del part._modules["parametrizations"]
+            part.__class__ = own
+            for name, whole in wholes.items():
+                part.register_parameter(name, nn.Parameter(whole.detach().clone()))
+    for method in list(part._forward_pre_hooks.values()):
+        name = getattr(method, "_tensor_name", None) or getattr(method, "name", None)
+        with contextlib.suppress(Exception):
+            if isinstance(method, prune.BasePruningMethod):
+                prune.remove(part, name)
+            elif type(method).__name__ == "WeightNorm":
+                remove_weight_norm(part, name)
+            elif type(method).__name__ == "SpectralNorm":
+                remove_spectral_norm(part, name)
+
+
+def _is_of_torch(hook: Any) -> bool:
+    """Tell hooks by which torch computes a weight from others."""
+    inner = getattr(hook, "hook", hook)  # torch wraps some
+    owner = getattr(inner, "__self__", inner)
+    modules = (getattr(inner, "__module__", ""), type(owner).__module__)
+    return any(str(name).startswith("torch.nn.") for name in modules)

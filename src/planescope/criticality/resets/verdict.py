@@ -1,0 +1,138 @@
+"""The verdict on resets in sentences: first what can be concluded, then why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from planescope.criticality.definition import THRESHOLD, Critical, agreed
+
+if TYPE_CHECKING:
+    from planescope.criticality.resets.record import ResetCell, Resets
+
+# More names than these are counted.
+_NAMED = 3
+_WHERE = {"rand": "drawn anew", "fresh": "drawn anew", 0: "put back to epoch 0"}
+
+
+def verdict(resets: Resets, /) -> str:
+    """Say in how many layers it holds that they are critical, put back to the earliest snapshot."""
+    first = resets.snapshots[0]
+    rows: dict[str, list[ResetCell]] = {}
+    for cell in resets.cells:
+        if cell.snapshot == first:
+            rows.setdefault(cell.layer, []).append(cell)
+    where = _WHERE.get(first, f"put back to {first}")
+    if resets.trained.value is None or resets.metric is None:
+        on = "On synthetic inputs" if resets.split == "synthetic" else "Without labels"
+        return _without_labels(rows, where, on)
+    found = {row: agreed(cell.critical for cell in cells) for row, cells in rows.items()}
+    named = {each: [row for row in rows if found[row] is each] for each in (*Critical, None)}
+    if len(named[None]) == len(rows):
+        return f"Undecided: {_reason(resets)}. {_changed(resets, rows, where)}"
+    return " ".join((*_decided(rows, named, where), _changed(resets, rows, where)))
+
+
+def _decided(
+    rows: dict[str, list[ResetCell]],
+    named: dict[Critical | None, list[str]],
+    where: str,
+) -> Sequence[str]:
+    every = _count(len(rows))
+    meaning = f"loss above {THRESHOLD:.0%} with its whole 95 % interval"
+    yes, no, undecided = (named[each] for each in (Critical.YES, Critical.NO, Critical.UNDECIDED))
+    parts = []
+    if yes:
+        worst = max(yes, key=lambda row: _loss(rows[row]))
+        parts.append(
+            f"Holds in {len(yes)} of {every}, {where}: critical, {meaning}; most of all {worst}, "
+            f"{_numbers(rows[worst])}."
+        )
+    elif no and not undecided:
+        parts.append(f"Does not hold: none of {every}, {where}, is critical ({meaning}).")
+    else:
+        some = f"{len(undecided)} of {every}" if len(undecided) < len(rows) else every
+        parts.append(f"Undecided in {some}, {where}: whether critical, {meaning}.")
+    if no and (yes or undecided):
+        parts.append(f"Does not hold in {_named(no)}.")
+    if yes and undecided:
+        parts.append(f"Undecided in {_named(undecided)}.")
+    if named[None]:
+        parts.append(f"Nothing can be said of {_named(named[None])}.")
+    return parts
+
+
+def _reason(resets: Resets) -> str:
+    metric, chance, trained = resets.metric, resets.chance, resets.trained
+    if trained.low is None:
+        return f"{metric} has no value an example, and so no interval"
+    if chance is not None and trained.low <= chance:
+        return "the trained network is no better than chance"
+    if metric == "accuracy":
+        return "an earlier version reset these layers, without their loss; reset them again"
+    return f"what {metric} is by chance is not known; give chance="
+
+
+def _changed(resets: Resets, rows: dict[str, list[ResetCell]], where: str) -> str:
+    """Say which layers change the metric beyond noise."""
+    trained, metric = resets.trained.value or 0.0, resets.metric
+    cells = [cell for own in rows.values() for cell in own]
+    lower = [c for c in cells if c.value is not None and c.value < trained]
+    lost = [cell for cell in lower if cell.significant]
+    if not lower or (not lost and any(cell.significant is not None for cell in cells)):
+        beyond = " beyond noise" * bool(lower)
+        return f"No layer, {where}, lowers {metric}{beyond}."
+    worst = min(lost or lower, key=lambda cell: cell.value or 0.0)
+    lowest = f"{_value(resets, worst.value)} in place of {_value(resets, trained)}"
+    if not lost:
+        return f"{metric} is lowest with {worst.layer} {where}: {lowest}."
+    count = len({cell.layer for cell in lost})
+    return (
+        f"{count} of {_count(len(rows))} {'lowers' if count == 1 else 'lower'} {metric} beyond "
+        f"noise, most of all {worst.layer}: {lowest}."
+    )
+
+
+def _without_labels(rows: dict[str, list[ResetCell]], where: str, on: str) -> str:
+    cells = [cell for own in rows.values() for cell in own]
+    told = [cell for cell in cells if cell.disagreement is not None]
+    if told:
+        worst = max(told, key=lambda cell: cell.disagreement or 0.0)
+        return (
+            f"Undecided. {on}: {worst.layer}, {where}, changes most answers, "
+            f"{worst.disagreement:.1%}."
+        )
+    moved = [cell for cell in cells if cell.relative_l2 is not None]
+    if not moved:
+        return "Undecided: outputs are no numbers."
+    worst = max(moved, key=lambda cell: cell.relative_l2 or 0.0)
+    return (
+        f"Undecided. {on}: {worst.layer}, {where}, changes outputs most, by "
+        f"{worst.relative_l2:.1%} of their norm."
+    )
+
+
+def _loss(cells: Sequence[ResetCell]) -> float:
+    return sum(cell.loss or 0.0 for cell in cells) / len(cells)
+
+
+def _numbers(cells: Sequence[ResetCell]) -> str:
+    lows = [cell.loss_low for cell in cells if cell.loss_low is not None]
+    highs = [cell.loss_high for cell in cells if cell.loss_high is not None]
+    return f"with a loss of {_loss(cells):.0%} ({min(lows):.0%} to {max(highs):.0%})"
+
+
+def _value(resets: Resets, value: float | None) -> str:
+    if value is None:
+        return "no number"
+    return f"{value:.1%}" if resets.metric == "accuracy" else f"{value:.4g}"
+
+
+def _named(rows: Sequence[str]) -> str:
+    if len(rows) > _NAMED:
+        return _count(len(rows))
+    return "".join(rows) if len(rows) < 2 else f"{', '.join(rows[:-1])} and {rows[-1]}"
+
+
+def _count(number: int) -> str:
+    return "1 layer" if number == 1 else f"{number} layers"

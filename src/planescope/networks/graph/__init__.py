@@ -1,0 +1,1 @@
+"""The graph of a network: where each layer stands."""

@@ -1,0 +1,146 @@
+"""Layers that a graph calls as functions, with weights that it holds or computes on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from planescope.hyperplanes.layer import Kind, Place, Tensor, kind_of_convolution
+from planescope.networks.live.copies import without_autocast
+from planescope.networks.live.module import named_tensor
+from planescope.networks.live.plain import plain
+
+FUNCTIONAL_LAYERS = {
+    **{f"conv{n}d": Kind.CONV for n in (1, 2, 3)},
+    **{f"convtranspose{n}d": Kind.TRANSPOSED for n in (1, 2, 3)},
+    "linear": Kind.LINEAR,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Functional:
+    """A layer that is called as a function.
+
+    Attributes
+    ----------
+    name : str
+        Of its parameter, without `.weight`; with the step's name behind it where the weight is
+        computed from that.
+    parameter : str
+        Full name of the parameter that the weight is, or is computed from.
+    tensors : dict of str to Tensor
+        `weight`, as torch lays it out, and `bias` where there is one.
+    """
+
+    name: str
+    parameter: str
+    place: Place
+    tensors: dict[str, Tensor]
+
+
+def find_functional(graph: fx.Graph, root: nn.Module, /) -> dict[fx.Node, Functional]:
+    """Find the steps of a graph that are layers with weights which do not depend on the input."""
+    found: dict[fx.Node, Functional] = {}
+    alike: dict[tuple[str, str], str] = {}
+    parameters = dict(root.named_parameters())
+    for node in graph.nodes:
+        operation = str(getattr(node.target, "__name__", node.target)).lower().replace("_", "")
+        if node.op == "call_function" and operation in FUNCTIONAL_LAYERS:
+            kind = FUNCTIONAL_LAYERS[operation]
+            held = _held(node, kind, root, parameters)
+            if held is not None:
+                # The same weight, computed the same way, is one layer wherever it is called.
+                key = (_spelled(_argument(node, 1, "weight")), str(held.place))
+                name = alike.setdefault(key, held.name)
+                found[node] = dataclasses.replace(held, name=name)
+    return found
+
+
+def _argument(node: fx.Node, position: int, name: str) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
+def _held(
+    node: fx.Node, kind: Kind, root: nn.Module, parameters: dict[str, nn.Parameter]
+) -> Functional | None:
+    weight, bias = (_argument(node, i, name) for i, name in ((1, "weight"), (2, "bias")))
+    sources = list(_sources(weight))
+    named = [source for source in sources if source in parameters]
+    if not named or None in sources or None in list(_sources(bias) if bias is not None else ()):
+        return None
+    parameter = max(named, key=lambda name: parameters[name].numel())
+    is_itself = isinstance(weight, fx.Node) and weight.op == "get_attr"
+    module = parameter.removesuffix(".weight")
+    name = module if is_itself else f"{parameter}@{node.name}"
+    try:
+        tensors = {
+            part: named_tensor(f"{name}.{part}", functools.partial(_evaluated, value, root))
+            for part, value in (("weight", weight), ("bias", bias))
+            if value is not None
+        }
+    except Exception:  # what the code calls there may not run by itself
+        return None
+    if kind is Kind.CONV:
+        kind = kind_of_convolution(tensors["weight"].shape[2:])
+    groups = 1 if kind is Kind.LINEAR else (_argument(node, 6, "groups") or 1)
+    return Functional(
+        name=name, parameter=parameter, place=Place(kind=kind, groups=groups), tensors=tensors
+    )
+
+
+def _sources(value: Any) -> Iterator[str | None]:
+    """Names of what a value is computed from; None of what is no parameter, buffer or constant."""
+    waiting, seen = [value], set()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, fx.Node) or node in seen:
+            continue
+        seen.add(node)
+        if node.op == "get_attr":
+            yield str(node.target)
+        elif node.op in ("call_function", "call_method"):
+            waiting += node.all_input_nodes
+        else:
+            yield None
+
+
+def _spelled(value: Any) -> str:
+    """Spell out how a value is computed, the same for the same computation."""
+    if isinstance(value, fx.Node):
+        parts = ", ".join(map(_spelled, (*value.args, *value.kwargs.values())))
+        return f"{value.target}({parts})"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_spelled, value))}]"
+    return repr(value)
+
+
+def _evaluated(value: fx.Node, root: nn.Module) -> torch.Tensor:
+    """Compute a value of the graph from what the network holds now."""
+    known: dict[fx.Node, Any] = {}
+
+    def of(node: fx.Node) -> Any:
+        if node not in known:
+            known[node] = computed(node)
+        return known[node]
+
+    def computed(node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            held = attrgetter(str(node.target))(root)
+            return plain(str(node.target), held.detach()) if hasattr(held, "detach") else held
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), of)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        target: Any = node.target
+        return target(*args, **kwargs)
+
+    device = next((p.device for p in root.parameters()), torch.device("cpu"))
+    with torch.no_grad(), without_autocast(device):
+        result: torch.Tensor = of(value)
+        return result.detach()

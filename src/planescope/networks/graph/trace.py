@@ -1,0 +1,326 @@
+"""The graph of a torch module, and what it tells of its layers: stage, input, norm.
+
+`forward` is run once on symbols (torch.fx), and what flows along the graph is followed in the
+abstract: nothing is computed, and the module is left as it was. To import this is to import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from planescope.hyperplanes.layer import Kind, Place, kind_of_convolution
+from planescope.networks.graph.functional import FUNCTIONAL_LAYERS, Functional, find_functional
+from planescope.networks.graph.places import Node, Position, Role, follow
+from planescope.networks.graph.step import Step, StepNorm
+from planescope.networks.live.affine import Leaf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+_NO_LEAVES: Mapping[nn.Module, Leaf] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Traced:
+    """Places of layers by name, and layers that are called as functions, with what they hold."""
+
+    places: dict[str, Place]
+    functional: dict[str, Functional]
+
+
+def place_of(module: nn.Module, /) -> Place | None:
+    """Return kind and groups of a module by itself; None for what is not a layer."""
+    if isinstance(module, nn.Linear):
+        return Place(kind=Kind.LINEAR, groups=1)
+    if isinstance(module, _ConvTransposeNd):
+        return Place(kind=Kind.TRANSPOSED, groups=module.groups)
+    if isinstance(module, _ConvNd):
+        return Place(kind=kind_of_convolution(tuple(module.kernel_size)), groups=module.groups)
+    return None
+
+
+def trace_places(module: nn.Module, /) -> dict[str, Place]:
+    """Find where the layers that `forward` calls stand, by name, in the order of the first call.
+
+    Raises
+    ------
+    Exception
+        As `trace`.
+    """
+    return trace(module, _NO_LEAVES, {}).places
+
+
+def trace(
+    module: nn.Module, leaves: Mapping[nn.Module, Leaf], names: Mapping[str, str], /
+) -> Traced:
+    """Find where the layers that `forward` calls stand, in the order of the first call.
+
+    `leaves` are modules that are looked at from without, beside torch's own layers; `names` gives
+    layers that go by another's name. A layer that is called several times has the stage of the
+    first call, and of the rest what all calls agree on. The image, whatever is done to it, is in
+    stage 0.
+
+    Raises
+    ------
+    Exception
+        Any that `forward` raises when it gets symbols for tensors, on control flow for example.
+    """
+    with _undisturbed(module), torch.no_grad():
+        graph = _traced(module, leaves)
+        functional = find_functional(graph, module)
+        steps = list(_steps(graph, module, leaves, names, functional))
+    nodes, norms = _nodes(steps)
+    # Of a layer that is called several times the first call tells the kind.
+    kinds = {step.layer: step.place for step in reversed(steps) if step.layer and step.place}
+    return Traced(
+        places={
+            name: _placed(kinds[name], position, norms) for name, position in follow(nodes).items()
+        },
+        functional={held.name: held for held in functional.values()},
+    )
+
+
+def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
+    """Trace `forward` in evaluation as a graph whose leaves are the layers.
+
+    Returns
+    -------
+    graph : torch.fx.Graph
+    attributes : dict of str to object
+        What the graph's ``get_attr`` nodes stand for, by target: parameters and buffers as they
+        are, and constants that `forward` made.
+
+    Raises
+    ------
+    Exception
+        As `trace_places`.
+    """
+    with _undisturbed(module), torch.no_grad():
+        graph = _traced(module)
+        targets = [node.target for node in graph.nodes if node.op == "get_attr"]
+        return graph, {target: attrgetter(target)(module) for target in targets}
+
+
+def _traced(module: nn.Module, leaves: Mapping[nn.Module, Leaf] = _NO_LEAVES) -> fx.Graph:
+    return _Tracer(module, leaves).trace(module, _defaults(module))
+
+
+_MAX_LOOK = 1 << 16  # elements of a buffer that is looked at to see whether any is negative
+
+# Of the copies of FrozenBatchNorm2d that keep none of their own (DETR's, for example).
+_FROZEN_EPS = 1e-5
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    """Tell batch norms whose parameters are buffers, as detectors have them."""
+    is_named = re.fullmatch(r"FrozenBatchNorm(2d)?", type(module).__name__) is not None
+    held = module._buffers.keys()
+    return is_named and not module._modules and {"running_mean", "running_var"} <= held
+
+
+class _Tracer(fx.Tracer):  # type: ignore[misc]
+    # A buffer that forward changes in place is then a symbol too, and its values stay.
+    proxy_buffer_attributes = True
+
+    def __init__(self, root: nn.Module, leaves: Mapping[nn.Module, Leaf]) -> None:
+        super().__init__()
+        self._leaves = leaves
+        tensors = chain(root.named_parameters(), root.named_buffers())
+        self._names = {id(tensor): name for name, tensor in tensors}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        is_ours = m in self._leaves or place_of(m) is not None or _is_frozen_norm(m)
+        return is_ours or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        result = super().call_module(m, forward, args, kwargs)
+        leaf = self._leaves.get(m)
+        for part in leaf.behind if leaf is not None else ():
+            result = getattr(m, part)(result)
+        return torch.relu(result) if leaf is not None and leaf.rectifies else result
+
+    def getattr(self, _attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        # The base class searches all parameters at each access, which is quadratic.
+        name = self._names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """Options of forward as they are when left out: a symbol in place of None would be no None."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@contextlib.contextmanager
+def _undisturbed(root: nn.Module) -> Iterator[None]:
+    """Evaluation mode without hooks; afterwards all modules hold again what they held."""
+    kept = [(vars(module), dict(vars(module))) for module in root.modules()]
+    held = [value for _, before in kept for value in before.values()]
+    dicts = [(value, dict(value)) for value in held if isinstance(value, dict)]
+    lists = [(value, list(value)) for value in held if isinstance(value, list)]
+    try:
+        for attributes, _ in kept:
+            attributes.update(training=False, _compiled_call_impl=None)
+            attributes.update({name: OrderedDict() for name in _HOOKS})
+        yield
+    finally:
+        for values, as_before in lists:
+            values[:] = as_before
+        for mapping, before in chain(dicts, kept):
+            for key in mapping.keys() - before.keys():
+                del mapping[key]
+            mapping.update(before)
+
+
+def _steps(
+    graph: fx.Graph,
+    root: nn.Module,
+    leaves: Mapping[nn.Module, Leaf],
+    names: Mapping[str, str],
+    functional: Mapping[fx.Node, Functional],
+) -> Iterator[Step]:
+    modules = dict(root.named_modules())
+    latest: dict[fx.Node, fx.Node] = {}  # what an in-place operation made of a value
+
+    def now(node: fx.Node) -> fx.Node:
+        while node in latest:
+            node = latest[node]
+        return node
+
+    for node in graph.nodes:
+        module = modules[node.target] if node.op == "call_module" else None
+        inputs = tuple(now(argument) for argument in node.all_input_nodes)
+        name = _called(node, module)
+        held = attrgetter(node.target)(root) if node.op == "get_attr" else None
+        operation = name.lower().replace("_", "")
+        leaf = None if module is None else leaves.get(module)
+        step = Step(node, operation, module, inputs, constant=held, leaf=leaf)
+        step = _recognised(step, functional)
+        yield dataclasses.replace(step, layer=step.layer and names.get(step.layer, step.layer))
+        if inputs and _is_in_place(step, name):
+            latest[inputs[0]] = node
+
+
+def _called(node: fx.Node, module: nn.Module | None) -> str:
+    if not node.op.startswith("call"):
+        return ""
+    target = node.target if module is None else type(module)
+    return str(getattr(target, "__name__", target))
+
+
+def _is_in_place(step: Step, name: str) -> bool:
+    if step.module is not None:
+        return getattr(step.module, "inplace", False) is True
+    return step.node.kwargs.get("inplace") is True or (
+        name.endswith("_") and not name.endswith("__")
+    )
+
+
+def _recognised(step: Step, functional: Mapping[fx.Node, Functional]) -> Step:
+    """Return the step with what it tells where it is a layer or a batch norm."""
+    if step.leaf is not None:
+        eps = step.leaf.eps
+        norm = None if eps is None else StepNorm(step.node.target, eps)
+        layer = step.node.target if step.leaf.place is not None else None
+        return dataclasses.replace(step, layer=layer, place=step.leaf.place, norm=norm)
+    if step.module is not None:
+        if (place := place_of(step.module)) is not None:
+            return dataclasses.replace(step, layer=step.node.target, place=place)
+        if isinstance(step.module, _NormBase) and step.module.running_mean is not None:
+            return dataclasses.replace(step, norm=StepNorm(step.node.target, step.module.eps))
+        if _is_frozen_norm(step.module):
+            eps = getattr(step.module, "eps", _FROZEN_EPS)
+            return dataclasses.replace(step, norm=StepNorm(step.node.target, eps))
+    elif step.operation in FUNCTIONAL_LAYERS:
+        if (held := functional.get(step.node)) is not None:
+            return dataclasses.replace(step, layer=held.name, place=held.place)
+        # Its weight is made of the input, or is a constant of the code.
+        return dataclasses.replace(step, place=Place(kind=FUNCTIONAL_LAYERS[step.operation]))
+    elif step.operation == "batchnorm" and (mean := _attribute(step.option("running_mean", 1))):
+        norm = StepNorm(mean.removesuffix(".running_mean"), step.option("eps", 7, 1e-5))
+        return dataclasses.replace(step, norm=norm)
+    return step
+
+
+def _attribute(argument: object) -> str | None:
+    """Name of the parameter or buffer that an argument is."""
+    if isinstance(argument, fx.Node) and argument.op == "get_attr":
+        return str(argument.target)
+    return None
+
+
+def _nodes(steps: Sequence[Step]) -> tuple[list[Node], dict[int, StepNorm]]:
+    """Translate what torch was asked for; with the norms by the numbers of their nodes."""
+    nodes: list[Node] = []
+    norms: dict[int, StepNorm] = {}
+    numbers: dict[fx.Node, int] = {}
+    for step in steps:
+        reads = tuple(numbers[node] for node in step.inputs)
+        for operand in step.operands:
+            reads += (len(nodes),)
+            nodes.append(_number(operand))
+        numbers[step.node] = len(nodes)
+        if step.norm is not None:
+            norms[len(nodes)] = step.norm
+        nodes.append(_node(step, reads))
+    return nodes, norms
+
+
+def _number(value: float) -> Node:
+    return Node(role=Role.CONSTANT, is_non_negative=lambda: value >= 0)
+
+
+def _node(step: Step, reads: tuple[int, ...]) -> Node:
+    if step.node.op == "placeholder":
+        return Node(role=Role.IMAGE)
+    if step.node.op == "get_attr":
+        return Node(role=Role.CONSTANT, is_non_negative=lambda: _is_non_negative(step.constant))
+    if not step.reads_values:
+        return Node(role=Role.CONSTANT, is_non_negative=lambda: True)
+    if step.place is not None:
+        name = step.layer or ""
+        return Node(role=Role.LAYER, reads=reads, name=name, downsamples=step.downsamples)
+    return Node(role=step.role, reads=reads, downsamples=step.downsamples)
+
+
+def _is_non_negative(constant: object) -> bool:
+    """Look at a buffer; what is trained may become negative."""
+    if not isinstance(constant, torch.Tensor) or isinstance(constant, nn.Parameter):
+        return False
+    return not constant.is_meta and constant.numel() <= _MAX_LOOK and bool((constant >= 0).all())
+
+
+def _placed(place: Place, position: Position, norms: Mapping[int, StepNorm]) -> Place:
+    norm = None if position.norm is None else norms[position.norm]
+    return dataclasses.replace(
+        place,
+        stage=position.stage,
+        input=position.input,
+        norm=None if norm is None else norm.name,
+        eps=None if norm is None else norm.eps,
+    )

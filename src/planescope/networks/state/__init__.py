@@ -1,0 +1,1 @@
+"""Named tensors to layers: which are weights, how their axes lie, with which norm."""

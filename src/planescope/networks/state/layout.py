@@ -1,0 +1,278 @@
+"""The axes of a stored weight, read from names, biases, norms and the chain of layers.
+
+Frameworks keep the filters of a convolution on the first axis, (out, in / groups, *kernel), or on
+the last, (*kernel, in / groups, out); transposed convolutions keep them second from there. What a
+file shows decides, the surest first: the length of the bias, that of other biases in the file, the
+name, and then how the shapes follow from layer to layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from planescope.hyperplanes.layer import Kind, Layout, kind_of_convolution
+from planescope.networks.state.axes import FIRST, LAST, Axes, Shape, Wanted, Weight
+from planescope.networks.state.transposed import Told, find_transposed
+
+# How each framework calls its weights tells how it stores them; of `W` and bare arrays both occur.
+_BY_NAME = {
+    "weight": FIRST,
+    "kernel": LAST,
+    "weights": LAST,
+    "w": LAST,
+    **dict.fromkeys(
+        ("depthwise_kernel", "pointwise_kernel", "depthwise_weights", "pointwise_weights"), LAST
+    ),
+}
+
+_DEPTHWISE = re.compile(r"depthwise|(^|[._/])dw")
+_FLAX_TRANSPOSED = re.compile(r"ConvTranspose")
+
+
+_LONG = 15  # extent of a kernel of one dimension that is long
+
+_NAMED = 3  # names in a note, before the rest is counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laid:
+    """The layout of the weights of a file.
+
+    Attributes
+    ----------
+    axes : mapping of str to Axes
+        By module. A module whose bias fits no axis is missing.
+    notes : tuple of str
+        What had to be assumed.
+    """
+
+    axes: Mapping[str, Axes]
+    notes: tuple[str, ...]
+
+
+def lay_out(weights: Sequence[Weight], wanted: Wanted | None = None, /) -> Laid:
+    """Decide how the axes of all weights of a file lie.
+
+    Parameters
+    ----------
+    weights : sequence of Weight
+        In the order of the network, as far as it is known.
+    """
+    wanted = Wanted() if wanted is None else wanted
+    told: defaultdict[str, list[str]] = defaultdict(list)
+    families: defaultdict[tuple[str, bool], list[Weight]] = defaultdict(list)
+    for weight in weights:
+        families[weight.family].append(weight)
+    usual = {family: _usual(members, families) for family, members in families.items()}
+    layouts = {w.module: _layout(w, usual[w.family], wanted, told) for w in weights}
+    axes = {
+        w.module: found
+        for w in weights
+        if (found := _axes(w, layouts[w.module], wanted)) is not None
+    }
+    axes |= find_transposed(weights, axes, wanted, told)
+    told[_OF_THREE] += [
+        w.module for w in weights if w.module in axes and _is_odd(w, axes[w.module], weights)
+    ]
+    notes = (reason.format(named(names)) for reason, names in told.items() if names)
+    return Laid(axes=axes, notes=tuple(notes))
+
+
+def named(names: Sequence[str], /) -> str:
+    """Name the first few, and count the rest."""
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest
+
+
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """The usual side of the filters of a family, and the evidence for it."""
+
+    layout: Layout
+    proof: str  # "biases", "names", "shapes"
+    divided: bool = False  # biases of some say the other
+
+
+def _fits(weight: Weight) -> set[Layout]:
+    """Return the layouts under which some reading gives as many filters as there are biases."""
+    outputs, shape = weight.outputs, weight.shape
+    if outputs is None:
+        return {FIRST, LAST}
+    fits = set()
+    if outputs == shape[0] or (len(shape) > 2 and _groups(shape, outputs) is not None):
+        fits.add(FIRST)
+    behind = {shape[-1]} if len(shape) == 2 else {shape[-1], shape[-2], shape[-1] * shape[-2]}
+    if outputs in behind:
+        fits.add(LAST)
+    return fits
+
+
+def _groups(shape: Shape, outputs: int) -> int | None:
+    """Return the groups under which a weight (in, out / groups, *kernel) has so many outputs."""
+    groups, rest = divmod(outputs, shape[1]) if shape[1] else (0, 1)
+    return groups if groups and not rest and shape[0] % groups == 0 else None
+
+
+def _usual(
+    members: Sequence[Weight], families: Mapping[tuple[str, bool], Sequence[Weight]]
+) -> _Usual:
+    votes = Counter(next(iter(fit)) for w in members if len(fit := _fits(w)) == 1)
+    by_name = _BY_NAME.get(members[0].ending)
+    if votes:
+        ahead = by_name if len(votes) > 1 and by_name else votes.most_common(1)[0][0]
+        return _Usual(ahead, "biases", divided=len(votes) > 1)
+    first, last = _links(members)
+    forms = Counter(form for w in members if (form := _by_form(w.shape)) is not None)
+    # Without one bias, the chain of layers may still say that the names mislead.
+    if by_name is FIRST and last >= 2 and not first and forms[LAST] >= forms[FIRST]:
+        return _Usual(LAST, "shapes")
+    if by_name is LAST and first >= 2 and not last and forms[FIRST] >= forms[LAST]:
+        return _Usual(FIRST, "shapes")
+    if by_name is not None:
+        return _Usual(by_name, "names")
+    first, last = first + 2 * forms[FIRST], last + 2 * forms[LAST]
+    if first != last:
+        return _Usual(FIRST if first > last else LAST, "shapes")
+    ending, is_linear = members[0].family
+    others = families.get((ending, not is_linear)) if is_linear else None
+    if others:  # linear layers lie as the convolutions beside them
+        return _usual(others, {})
+    return _Usual(FIRST, "nothing")
+
+
+def _links(members: Sequence[Weight]) -> tuple[int, int]:
+    """Count how often one layer's outputs are the next one's inputs, filters first and last."""
+    pairs = [
+        (a.shape, b.shape) for a, b in itertools.pairwise(members) if len(a.shape) == len(b.shape)
+    ]
+    first = sum(a[0] == b[1] for a, b in pairs)
+    last = sum(a[-1] == b[-2] for a, b in pairs)
+    return first, last
+
+
+@functools.lru_cache(maxsize=256)
+def _by_form(shape: Shape) -> Layout | None:
+    """Tell the side of the filters by the other axes being a kernel: small, and as wide as high."""
+    if len(shape) < 3:
+        return None
+    front, behind = shape[:-2], shape[2:]
+    squares = len(set(front)) == 1, len(set(behind)) == 1
+    if squares[0] != squares[1]:
+        return LAST if squares[0] else FIRST
+    sizes = math.prod(front), math.prod(behind)
+    return None if sizes[0] == sizes[1] else LAST if sizes[0] < sizes[1] else FIRST
+
+
+def _layout(weight: Weight, usual: _Usual, wanted: Wanted, told: Told) -> Layout:
+    if (given := wanted.layout(weight.module)) is not None:
+        return given
+    fits, by_name = _fits(weight), _BY_NAME.get(weight.ending)
+    if len(fits) == 1:
+        (layout,) = fits
+        if by_name is not None and layout is not by_name:
+            told[_AGAINST_NAME[layout]].append(weight.module)
+        return layout
+    is_told_apart = weight.shape[0] != weight.shape[-1] or len(weight.shape) > 2
+    if is_told_apart and usual.proof == "shapes":
+        told[_BY_SHAPE[usual.layout]].append(weight.module)
+    elif usual.divided and fits:
+        told[_DIVIDED[usual.layout]].append(weight.module)
+    elif usual.proof == "nothing":
+        told[_UNTOLD].append(weight.module)
+    elif usual.proof == "names" and _by_form(weight.shape) not in (None, usual.layout):
+        told[_AGAINST_FORM[usual.layout]].append(weight.module)
+    elif usual.proof == "names" and weight.ending == "w" and _by_form(weight.shape) is None:
+        told[_NAME_ALONE].append(weight.module)  # Haiku's name for it, and Caffe2's too
+    return usual.layout
+
+
+_SIDES = {FIRST: "first", LAST: "last"}
+_AGAINST_NAME = {
+    at: f"the length of the bias says that the filters of {{}} lie on the {side} axis, which "
+    "its name does not; --layout settles it"
+    for at, side in _SIDES.items()
+}
+_BY_SHAPE = {
+    at: f"that the filters of {{}} lie on the {side} axis is assumed from the shapes; "
+    "--layout settles it"
+    for at, side in _SIDES.items()
+}
+_DIVIDED = {
+    at: "biases say that some layers have their filters on the first axis and some on the last; "
+    f"of {{}} the {side} is assumed; --layout settles it"
+    for at, side in _SIDES.items()
+}
+_AGAINST_FORM = {
+    at: f"by its name the filters of {{}} lie on the {side} axis, though its shape looks "
+    "otherwise; --layout settles it"
+    for at, side in _SIDES.items()
+}
+_NAME_ALONE = "the names alone say that the filters of {} lie on the last axis (--layout)"
+_UNTOLD = "nothing tells where the filters of {} lie; the first axis is assumed (--layout)"
+_OF_THREE = (
+    "{} read as a convolution of one dimension, for its weight has three axes; a bilinear map, or "
+    "several linear ones in one, would look the same"
+)
+
+
+def _is_odd(weight: Weight, axes: Axes, weights: Sequence[Weight]) -> bool:
+    """Tell whether three axes are rather not those of a convolution of one dimension."""
+    if len(weight.shape) != 3 or axes.kind is Kind.TRANSPOSED:
+        return False
+    taps = weight.shape[-1 if axes.layout is FIRST else 0]
+    is_even = taps % 2 == 0 and taps > 2
+    return any(len(w.shape) > 3 for w in weights) or taps > _LONG or is_even
+
+
+def _axes(weight: Weight, layout: Layout, wanted: Wanted) -> Axes | None:
+    """Find the reading under a layout that the bias fits; None where it fits none."""
+    shape, outputs = weight.shape, weight.outputs
+    if len(shape) == 2:
+        fits = outputs in (None, shape[0] if layout is FIRST else shape[-1])
+        return Axes(Kind.LINEAR, layout) if fits or _is_given(weight, wanted) else None
+    if layout is FIRST:
+        plain = Axes(kind_of_convolution(shape[2:]), FIRST)
+        groups = 1 if outputs is None else _groups(shape, outputs)
+        if wanted.is_transposed(weight.module):
+            return Axes(Kind.TRANSPOSED, FIRST, 1 if groups is None else groups)
+        if outputs in (None, shape[0]):
+            return plain
+        if groups is not None:
+            return Axes(Kind.TRANSPOSED, FIRST, groups)
+        return plain if _is_given(weight, wanted) else None
+    return _axes_last(weight, wanted)
+
+
+def _axes_last(weight: Weight, wanted: Wanted) -> Axes | None:
+    shape, outputs = weight.shape, weight.outputs
+    plain = Axes(kind_of_convolution(shape[:-2]), LAST)
+    # Keras' (*kernel, out, in); Flax has the filters on the last axis there too.
+    turned = Axes(Kind.TRANSPOSED, LAST)
+    is_flax = bool(_FLAX_TRANSPOSED.search(weight.module))
+    if wanted.is_transposed(weight.module) or is_flax:
+        by_flax = is_flax if outputs is None or shape[-1] == shape[-2] else outputs == shape[-1]
+        return Axes(Kind.TRANSPOSED, LAST, 1) if by_flax else turned
+    is_depthwise = weight.ending.startswith("depthwise") or bool(_DEPTHWISE.search(weight.module))
+    # (*kernel, in, multiplier) is Keras'; Flax and Haiku keep (*kernel, 1, out).
+    if outputs in (None, shape[-1] * shape[-2]) and (
+        weight.ending.startswith("depthwise")
+        or (is_depthwise and shape[-2] > 1)
+        or (outputs is not None and outputs != shape[-1])
+    ):
+        return Axes(kind_of_convolution(shape[:-2]), LAST, shape[-2], depthwise=True)
+    if outputs in (None, shape[-1]):
+        name = weight.module.lower()
+        return turned if outputs is None and "transpose" in name else plain
+    if outputs == shape[-2]:
+        return turned
+    return plain if _is_given(weight, wanted) else None
+
+
+def _is_given(weight: Weight, wanted: Wanted) -> bool:
+    return wanted.layout(weight.module) is not None

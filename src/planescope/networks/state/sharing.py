@@ -1,0 +1,125 @@
+"""One tensor under several names is one layer: measured once, its other names told."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
+
+from planescope.hyperplanes.layer import Array, Layer, Tensor
+from planescope.networks.graph.places import agreed_input, least_stage
+from planescope.networks.state.layout import named
+
+
+def shared(
+    layers: Sequence[Layer], /, *, by_content: bool = False
+) -> tuple[list[Layer], list[str]]:
+    """Join layers of one weight into the first of them.
+
+    Parameters
+    ----------
+    by_content : bool
+        Whether tensors of the same contents are one where nothing else tells: in the file of a
+        network's graph, a converter may have written the weights of a module anew for each call.
+
+    Returns
+    -------
+    layers : list of Layer
+        Each with its other names in `aliases`, and the place that all of them agree on.
+    notes : list of str
+        Which names were joined.
+    """
+    joined: dict[str, Layer] = {}
+    gone: set[str] = set()
+    notes = []
+    for same in _groups(layers, by_content=by_content):
+        joined[same[0].name] = _joined(same)
+        gone |= {other.name for other in same[1:]}
+        notes.append(_note(same[0], same[1:]))
+    return [joined.get(x.name, x) for x in layers if x.name not in gone], notes
+
+
+def _groups(layers: Sequence[Layer], *, by_content: bool) -> Iterator[list[Layer]]:
+    """Yield the layers of each weight that has several."""
+    alike: defaultdict[Hashable, list[Layer]] = defaultdict(list)
+    for layer in layers:
+        alike[layer.weight.shape, layer.weight.dtype, layer.kind].append(layer)
+    for possible in alike.values():
+        groups: defaultdict[Hashable, list[Layer]] = defaultdict(list)
+        for layer in possible if len(possible) > 1 else ():
+            groups[_identity(layer.weight, by_content=by_content)].append(layer)
+        for identity, group in groups.items():
+            yield from _same_layers(group) if identity is not None and len(group) > 1 else ()
+
+
+def _identity(weight: Tensor, *, by_content: bool) -> Hashable:
+    if weight.identity is not None:
+        return weight.identity
+    if weight.digest is not None:
+        return weight.digest()
+    if by_content:
+        return hashlib.sha256(np.asarray(weight.read()).tobytes()).digest()
+    return None
+
+
+def _same_layers(group: Sequence[Layer]) -> list[list[Layer]]:
+    """Part layers that may be the same into those that are."""
+    if group[0].weight.identity is not None:
+        return [list(group)]
+    found: list[tuple[Array, list[Layer]]] = []
+    for layer in group:
+        values = layer.weight.read()
+        if (values == values.reshape(-1)[0]).all():
+            continue  # all zeros are no sign of sharing
+        for other, members in found:
+            if (values == other).all():
+                members.append(layer)
+                break
+        else:
+            found.append((values, [layer]))
+    return [members for _, members in found if len(members) > 1]
+
+
+def _joined(same: Sequence[Layer]) -> Layer:
+    """Put layers of one weight into one, as a layer that is called several times."""
+    first, others = same[0], same[1:]
+    # Which norm acts a graph tells of each place; names tell it of one alone.
+    is_open = first.pairing is None and not all(_same_norm(first, other) for other in others)
+    return dataclasses.replace(
+        first,
+        aliases=tuple(other.name for other in others),
+        stage=functools.reduce(least_stage, (layer.stage for layer in same)),
+        input=functools.reduce(agreed_input, (layer.input for layer in same)),
+        norm=None if is_open else first.norm,
+    )
+
+
+def _note(first: Layer, others: Sequence[Layer]) -> str:
+    apart = [
+        other.name
+        for other in others
+        if not (_same(first.bias, other.bias) and _same_norm(first, other))
+    ]
+    more = (
+        f"; {named(apart)} with a bias or norm of its own, which is not measured" if apart else ""
+    )
+    return f"{first.name} also stands under {named([o.name for o in others])}: one layer{more}"
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    if one.identity is not None:
+        return one.identity == other.identity
+    return one.shape == other.shape and bool((one.read() == other.read()).all())
+
+
+def _same_norm(first: Layer, other: Layer) -> bool:
+    one, two = first.norm, other.norm
+    if one is None or two is None or one.name == two.name:
+        return (one is None) == (two is None)
+    return _same(one.beta, two.beta) and _same(one.mean, two.mean)

@@ -1,0 +1,1 @@
+"""The files of the folder of a run, a module each."""
