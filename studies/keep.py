@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from planescope import Run
+from planescope.files.errors import UsageError
 from planescope.study.claims import plain_runs
 from planescope.study.folder import Study
 from planescope.study.related import relation_of
@@ -59,8 +60,11 @@ def keep(study: Path, out: Path) -> None:
 def _relate(study: Path, out: Path) -> None:
     """Keep the relation of the plain runs, whose paths become their names."""
     whole = Study(study)
-    plain = [whole.run(name) for name in plain_runs(whole.table())]
-    relation = relation_of(whole, plain)
+    try:
+        plain = plain_runs(whole.table())
+    except UsageError:  # a study without plain runs, of which no claim can be asked
+        return
+    relation = relation_of(whole, [whole.run(name) for name in plain])
     if relation is not None:
         relation.save(out / "relation.json")
         _write(out / "relation.json", out / "relation.json", {f"{study}/runs/": ""})
