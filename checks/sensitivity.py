@@ -5,16 +5,18 @@
     python -m checks.sensitivity results studies/results/sensitivity.csv
 
 FOLDER of weights holds ``resnet32-*.th`` and the like (Y. Idelbayev), that of CIFAR-10 the folder
-``cifar-10-batches-py``. `make` takes several networks and goes through them way by way, so that a
-part of it is a fair part; broken off, the same command goes on behind the last whole file. `table`
-needs no network, `results` nothing but the table. resnet20 was for development; the others are the
-test. Twenty layers of each network, evenly spaced from the first to the last, are looked at.
+``cifar-10-batches-py``. `make` takes several networks and goes through them twice, three ways each
+time, so that a part of it is a fair part; broken off, the same command goes on behind the last
+whole file. `table` needs no network, `results` nothing but the table. resnet20 was for development;
+the others are the test. Twenty layers of each network, evenly spaced from the first to the last,
+are looked at.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,9 @@ from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.writing import replacing
 from planescope.hyperplanes.arrays import Floats
 
-# One of each kind first, then a second amount of two kinds.
-WAYS = ("prune:0.95", "rank:0.1", "bits:2", "filters:0.5", "prune:0.9", "rank:0.25")
+# Those that cost most in the network of development first.
+GROUPS = (("prune:0.95", "rank:0.1", "bits:2"), ("filters:0.5", "prune:0.9", "rank:0.25"))
+WAYS = tuple(way for group in GROUPS for way in group)
 LAYERS = 20
 # Labelled test images that tell the truth; unlabelled ones, of the training set; labels on few.
 TRUTH, UNLABELLED, FEW = 5000, 400, (100, 30, 10)
@@ -80,40 +83,47 @@ def distilled(module: nn.Module) -> torch.Tensor:
 
 
 def make(names: Sequence[str], weights: Path, cifar: Path, out: Path) -> None:
-    """Write what is not there yet: what each kind of inputs says, then the truth way by way."""
+    """Write what is not there yet: what each kind of inputs says, and the truth way by way."""
     x, labels = images(cifar, "test_batch")
     pool, _ = images(cifar, "data_batch_5")
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
-    for name in names:
-        _make_scores(name, weights, out / name, pool[order[:UNLABELLED]], (x, labels))
-    for way in WAYS:
-        for name in names:
-            path = out / name / f"{way.replace(':', '-')}.measured.json"
+    for group, name in itertools.product(GROUPS, names):
+        module = _network(name, weights)
+        _make_scores(module, group, out / name, pool[order[:UNLABELLED]], (x, labels))
+        for way in group:
+            path = out / name / f"{_file(way)}.measured.json"
             if not path.is_file():
-                _save(path, _network(name, weights), way, (x[:TRUTH], labels[:TRUTH]))
+                _save(path, module, (way,), (x[:TRUTH], labels[:TRUTH]))
+
+
+def _file(way: str) -> str:
+    return way.replace(":", "-")
 
 
 def _make_scores(
-    name: str, weights: Path, folder: Path, pool: torch.Tensor, test: tuple[torch.Tensor, ...]
+    module: nn.Module,
+    group: Sequence[str],
+    folder: Path,
+    pool: torch.Tensor,
+    test: tuple[torch.Tensor, ...],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    module = _network(name, weights)
     for kind in KINDS:
-        path = folder / f"{kind}.json"
+        path = folder / f"{_file(group[0])}.{kind}.json"
         if path.is_file():
             continue
         if kind == "synthetic":
-            _save(path, module, WAYS, None, input_shape=(3, 32, 32))
+            _save(path, module, group, None, input_shape=(3, 32, 32))
         elif kind == "unlabelled":
-            _save(path, module, WAYS, pool, labelled=False)
+            _save(path, module, group, pool, labelled=False)
         elif kind == "distilled":
             made = _kept(folder / "distilled.pt", module)
             with torch.inference_mode():
                 answers = module(made).log_softmax(1)
-            _save(path, module, WAYS, (made, answers.clone()), metric=_less_divergence)
+            _save(path, module, group, (made, answers.clone()), metric=_less_divergence)
         else:
             n = int(kind.removeprefix("labels_"))
-            _save(path, module, WAYS, tuple(part[-n:] for part in test))
+            _save(path, module, group, tuple(part[-n:] for part in test))
     path = folder / "weights.csv"
     if not path.is_file():
         _write(path, ("layer", "way", *OF_WEIGHTS), list(_of_weights(module)))
@@ -192,11 +202,11 @@ def table(folder: Path, out: Path) -> None:
         if not (own / "weights.csv").is_file():
             continue
         alone = pd.read_csv(own / "weights.csv").set_index(["layer", "way"])
-        said = {kind: _by_layer(own / f"{kind}.json") for kind in KINDS}
-        for way in WAYS:
-            path = own / f"{way.replace(':', '-')}.measured.json"
+        for group, way in ((ways, way) for ways in GROUPS for way in ways):
+            path = own / f"{_file(way)}.measured.json"
             if not path.is_file():
                 continue
+            said = {kind: _by_layer(own / f"{_file(group[0])}.{kind}.json") for kind in KINDS}
             for layer, ways in _by_layer(path).items():
                 truth, expected = ways[way], said["unlabelled"][layer][way]
                 if truth is None:

@@ -213,6 +213,14 @@ def test_bad_input_is_a_sentence(network, start, tmp_path):
     refused(UsageError, "does not tell its network; give --network", tmp_path / "net.pt")
 
 
+def test_one_input_has_no_interval_and_so_no_verdict(network, start):
+    found = ps.predict_critical(network, init=start, data=IMAGES[:1])
+    assert {(layer.lower, layer.upper, layer.critical) for layer in found.layers} == {
+        (None, None, None)
+    }
+    assert any("few inputs (1)" in note for note in found.notes)
+
+
 def predict(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "planescope", "predict", *args],
@@ -273,7 +281,7 @@ def test_each_bad_input_of_the_commands_is_one_sentence_and_status_2(tmp_path):
     arrays = {
         "colour": rng.normal(size=(8, 3, 28, 28)), "small": rng.normal(size=(8, 1, 3)),
         "alike": np.ones((8, 1, 28, 28)), "bytes": np.zeros((8, 1, 28, 28), np.uint8),
-        "objects": np.array([{}, {}]),
+        "objects": np.array([{}, {}]), "hole": np.full((8, 1, 28, 28), np.nan, np.float32),
     }  # fmt: skip
     paths = {name: str(tmp_path / f"{name}.npy") for name in arrays}
     for name, array in arrays.items():
@@ -285,6 +293,7 @@ def test_each_bad_input_of_the_commands_is_one_sentence_and_status_2(tmp_path):
         (["predict", *lenet, *start, "--inputs", paths["colour"]], "does not take its batches"),
         (["predict", *lenet, *start, "--inputs", paths["small"]], "does not take its batches"),
         (["predict", *lenet, *start, "--inputs", paths["alike"]], "all inputs are alike"),
+        (["predict", *lenet, *start, "--inputs", paths["hole"]], "holds NaN or an infinity"),
         (["predict", *lenet, *start, "--inputs", paths["bytes"]], "scale them first"),
         (["predict", *lenet, *start, "--inputs", paths["objects"]], "cannot be read"),
         (["predict", START, "--network", "lenet", *start], "equals its initialisation"),

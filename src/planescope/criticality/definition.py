@@ -103,8 +103,11 @@ def loss_of_examples(trained: Floats, changed: Floats, chance: float, /) -> Loss
     -----
     Paired percentile bootstrap over examples, `DRAWS` draws of seed 0, chance fixed. A bootstrap
     cannot draw what was never seen: where no example lost, the upper end is at least that of a
-    share of which 0 in n were seen (Clopper and Pearson).
+    share of which 0 in n were seen (Clopper and Pearson). All draws of a single example are one: it
+    has no interval.
     """
+    if len(trained) < 2:
+        return loss(float(trained.mean()), float(changed.mean()), chance)
     before, after = resampled(np.stack([trained, changed], 1)).T
     found = loss_of_draws(float(trained.mean()), float(changed.mean()), chance, before, after)
     if found.high is None or (changed < trained).any():

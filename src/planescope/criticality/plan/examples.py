@@ -15,7 +15,12 @@ import torch
 from torch import nn
 
 from planescope.criticality.resets.engine.answers import Pick
-from planescope.criticality.sensitivity.inputs import Alike, InputOptions, read_rows
+from planescope.criticality.sensitivity.inputs import (
+    Alike,
+    InputOptions,
+    check_finite,
+    read_rows,
+)
 from planescope.criticality.sensitivity.inputs import synthetic as chosen_for
 from planescope.data.batches import batches
 from planescope.data.load import DataOptions, Files, Images, load
@@ -229,10 +234,7 @@ def _check(taken: Sequence[Batch], module: nn.Module, name: str) -> None:
     seen = Alike()
     for batch in taken:
         seen.look_at(batch)
-        for value in (*batch.args, *batch.kwargs.values()):
-            is_number = isinstance(value, torch.Tensor) and value.is_floating_point()
-            if is_number and not bool(value.isfinite().all()):
-                raise UsageError(f"{name}: an input holds NaN or an infinity; leave it out")
+        check_finite(batch, name)
     seen.refuse(name)
     try:
         with torch.no_grad():

@@ -24,7 +24,7 @@ from planescope.criticality.resets.engine.feed import Feed, feed_images, feed_lo
 from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity.record import Method
 from planescope.criticality.synthetic import choose
-from planescope.data.load import Files, Images, load
+from planescope.data.load import PLAIN, Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
 from planescope.data.pictures import LEAST_SIDE, Bank
 from planescope.data.roles import Batch
@@ -335,8 +335,6 @@ def _opened(
     data_options: DataOptions | None,
     options: ResetOptions,
 ) -> Images | Files | Loader:
-    from planescope.data.load import PLAIN
-
     if isinstance(data, Images | Files):
         return data
     if isinstance(data, os.PathLike) or (isinstance(data, str) and Path(data).is_dir()):
@@ -454,8 +452,22 @@ class Alike:
             raise UsageError(f"{name}: all inputs are alike, which tell nothing of layers")
 
 
+def check_finite(batch: Batch, name: str, /) -> None:
+    """Refuse inputs that hold a number which is none.
+
+    Raises
+    ------
+    UsageError
+        If one does.
+    """
+    for value in (*batch.args, *batch.kwargs.values()):
+        is_number = isinstance(value, torch.Tensor) and value.is_floating_point()
+        if is_number and not bool(value.isfinite().all()):
+            raise UsageError(f"{name}: an input holds NaN or an infinity; leave it out")
+
+
 class Watched:
-    """Batches of a feed as they come, looked at on the way: whether all inputs are alike."""
+    """Batches of a feed as they come, looked at on the way: all are numbers, and not all alike."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -474,6 +486,7 @@ class Watched:
         batches, self._batches = self._batches or self._feed.on(device), None
         self.seen = Alike()
         for batch in batches:
+            check_finite(batch, self._feed.name)
             self.seen.look_at(batch)
             yield batch
 

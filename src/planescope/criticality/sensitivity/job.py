@@ -55,6 +55,9 @@ from planescope.networks.state.layers import find_layers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Inputs, below which a bootstrap over them is a rough one.
+FEW = 30
+
 
 @dataclass(eq=False)
 class Job:
@@ -257,6 +260,11 @@ class Job:
             yield counted.note
         if given.judge.gives_probabilities:
             yield "the network gives probabilities, which were taken as such"
+        if given.method is not Method.SYNTHETIC and counted.whole.examples < FEW:
+            yield (
+                f"few inputs ({counted.whole.examples}): costs and their intervals are rough; give "
+                f"{FEW} or more"
+            )
         is_told = found.method is Method.MEASURED or (
             found.method is Method.UNLABELLED and given.judge.is_softmax
         )

@@ -33,6 +33,7 @@ from planescope.networks.live.module import read_module, unwrapped
 from planescope.networks.state.layers import find_layers
 from planescope.networks.state.parametrisations import resolved
 from planescope.training.folder.snapshots import input_shape_of
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -124,15 +125,15 @@ def open_network(model: Any, network: str | nn.Module | None, trust: Any = False
     CheckpointError
         If the file is missing, damaged or of another network.
     """
-    from planescope.training.run import Run
-
     refuse(model, "run", "export it to ONNX")
     if isinstance(model, nn.Module):
         whole = unwrapped(model)
         name = type(whole).__name__
-        return Network(source=name, name=name, module=_plain(borrowed(whole)), stays=True)
+        return Network(source=name, name=name, module=_plain(borrowed(whole), name), stays=True)
     if isinstance(model, str) and model.startswith(LIBRARIES):
-        return Network(source=model, name=model, module=_plain(load_pretrained(model).eval()))
+        return Network(
+            source=model, name=model, module=_plain(load_pretrained(model).eval(), model)
+        )
     if (run := Run.found(model, trust=trust)) is not None:
         file, builder = last_of(run, network)
         return Network(
@@ -162,7 +163,7 @@ def _loaded(path: str | os.PathLike[str], network: str | nn.Module) -> nn.Module
     if isinstance(network, nn.Module):
         network = borrowed(unwrapped(network))
     with no_graph(path):
-        return _plain(with_weights(network, resolved(without_prefix(state_of(path))), path))
+        return _plain(with_weights(network, resolved(without_prefix(state_of(path))), path), path)
 
 
 @contextlib.contextmanager
@@ -201,7 +202,7 @@ def _called(network: str | nn.Module) -> str:
     return network if isinstance(network, str) else type(unwrapped(network)).__name__
 
 
-def _plain(module: nn.Module) -> nn.Module:
+def _plain(module: nn.Module, source: str | os.PathLike[str]) -> nn.Module:
     """Hold weights that are computed from others as they act, so that they can be replaced."""
     for part in module.modules():
         with_whole_weights(part)
@@ -209,7 +210,8 @@ def _plain(module: nn.Module) -> nn.Module:
         is_floating = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
         if is_floating and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
-                f"{name} holds values that are not finite: nothing can be said of such a network"
+                f"{source}: {name} holds values that are not finite: nothing can be said of such a "
+                "network"
             )
     return module.eval()
 

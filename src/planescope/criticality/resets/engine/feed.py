@@ -178,9 +178,17 @@ def _look_at(module: nn.Module, batch: Batch, judge: Judge, name: str) -> None:
                 f"{type(exc).__name__}: {one_line(exc)}"
             ) from exc
         raise UsageError(
-            f"{name}: the network does not take its batches as they come ({one_line(exc)})"
+            f"{name}: the network does not take its batches as they come{_of_shape(batch)} "
+            f"({one_line(exc)}); give inputs as it takes them"
         ) from exc
     judge.look_at(picked(output, judge.pick), batch)
+
+
+def _of_shape(batch: Batch) -> str:
+    rows = batch.args[0] if batch.args else None
+    if not isinstance(rows, torch.Tensor) or rows.ndim < 2:
+        return ""
+    return f", inputs of {'×'.join(map(str, rows.shape[1:]))}"
 
 
 def _check_fit(
