@@ -32,8 +32,9 @@ from planescope.cli.options import ENTRY, KINDS, LAYERS
     "--layout",
     metavar="[REGEX=]LAYOUT",
     multiple=True,
-    help="Where a state dict has its filters: filters-first (PyTorch) or filters-last (Keras, "
-    "Flax). Otherwise judged by names, biases and shapes; repeatable.",
+    help="Where a state dict has its filters: filters-first (PyTorch), filters-last (Keras, "
+    "Flax) or first with channels-last (MLX). Otherwise judged by names, biases, norms and "
+    "shapes; repeatable.",
 )
 @click.option(
     "--norms",

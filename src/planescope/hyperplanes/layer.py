@@ -56,6 +56,7 @@ class Layout(StrEnum):
 
     FIRST = "filters-first"  # (out, in / groups, *kernel), as PyTorch keeps them
     LAST = "filters-last"  # (*kernel, in / groups, out), as Keras and Flax do
+    AROUND = "channels-last"  # (out, *kernel, in / groups), as MLX does
 
 
 class Pairing(StrEnum):

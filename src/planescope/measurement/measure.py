@@ -64,9 +64,10 @@ def measure(
         Regular expression of the layers that are transposed convolutions, where only a state dict
         is known.
     layout : str or sequence of str
-        Where the weights of a state dict have their filters, if names, biases and shapes do not
-        tell or mislead: ``"filters-first"``, as PyTorch has them, or ``"filters-last"``, as Keras
-        and Flax; ``"REGEX=filters-last"`` for layers in whose name the expression is found.
+        Where the weights of a state dict have their filters, if names, biases, norms and shapes do
+        not tell or mislead: ``"filters-first"``, as PyTorch has them, ``"filters-last"``, as Keras
+        and Flax, or first with ``"channels-last"``, as MLX; ``"REGEX=filters-last"`` for layers in
+        whose name the expression is found.
     norms : mapping of str to str or None, or sequence of "LAYER=NORM"
         The batch norm behind a layer of a state dict, by names; None, or nothing behind the sign,
         is none.

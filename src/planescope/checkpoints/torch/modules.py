@@ -207,9 +207,14 @@ def place(
         return None
     if re.search(r"(^|\.)qat\.", name):
         return "trained for few bits: the weight that acts is rounded first; convert the model"
+    return of_own_class(module)
+
+
+def of_own_class(module: Call, /) -> str:
+    """Return the reason why what a class holds that is not known is no layer."""
     return (
-        f"of the class {name[:100] or 'of no name'}, which may use its weight in a way of its own; "
-        "give the live module or an ONNX export"
+        f"of the class {class_of(module)[:100] or 'of no name'}, which may use its weight in a way "
+        "of its own; give the live module or an ONNX export"
     )
 
 

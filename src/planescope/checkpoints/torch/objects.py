@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from planescope.checkpoints.torch.modules import (
     Found,
     Names,
+    class_of,
     entries,
     epsilon,
     is_module,
+    of_own_class,
     place,
     quantised,
     walk,
@@ -49,6 +51,8 @@ _ENTRIES = (
 )
 _OPTIMIZER = re.compile(r"optimi[sz]er|(?:^|_)optims?(?:_|$)", re.IGNORECASE)
 _MAX_DEPTH = 4
+_MAX_LISTED = 1024  # entries of a list that are looked into
+_HOLDERS = (dict, Call, list, tuple)
 
 _COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")
 _SHOWN = 5
@@ -105,6 +109,7 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
             reasons[name] = reason
         if (eps := epsilon(module, constants)) is not None:
             norm_eps[name] = eps
+    reasons |= {clean(name): why for name, why in _of_own_classes(found, tensors).items()}
     return StateDict(
         tensors={clean(name): tensor for name, tensor in tensors.items()},
         places=places,
@@ -114,6 +119,26 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
         reasons=reasons,
         norm_eps=norm_eps,
     )
+
+
+def _of_own_classes(found: Found, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Say why parameters are no layers where none has the name of a layer's weight.
+
+    Names alone would make layers of them; a class that is not torch's may do anything with them.
+    """
+    owners = dict(found.modules)
+    if any(n.rpartition(".")[2] == "weight" and len(t.shape) > 1 for n, t in tensors.items()):
+        return {}
+    held = {
+        name: owners.get(name[: name.rfind(".") + 1])
+        for name, tensor in tensors.items()
+        if len(tensor.shape) > 1
+    }
+    return {
+        name: of_own_class(module)
+        for name, module in held.items()
+        if module is not None and not class_of(module).startswith("torch.")
+    }
 
 
 def holds_tensors(value: object, path: Path) -> bool:
@@ -192,6 +217,14 @@ def _find(value: object, path: Path) -> list[Found]:
         if is_module(value):
             found.append(walk(value, where, names))
             continue
+        if isinstance(value, list | tuple):  # networks are kept in these too; tensors need a name
+            if len(where) < _MAX_DEPTH:
+                queue.extend(
+                    ((*where, str(at)), entry)
+                    for at, entry in enumerate(value[:_MAX_LISTED])
+                    if type(entry) in _HOLDERS and rebuild(entry) is None
+                )
+            continue
         held = {key: entry for key, entry in entries(value).items() if type(key) is str}
         if "param_groups" in held:  # an optimizer's state
             continue
@@ -202,7 +235,7 @@ def _find(value: object, path: Path) -> list[Found]:
             queue.extend(
                 ((*where, key), entry)
                 for key, entry in others.items()
-                if type(entry) in (dict, Call) and not _OPTIMIZER.search(key)
+                if type(entry) in _HOLDERS and not _OPTIMIZER.search(key)
             )
     return [each for each in found if each.tensors or each.unread]
 

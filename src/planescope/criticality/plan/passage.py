@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from planescope.criticality.plan.observation import Anatomy
-from planescope.data.loaders import Batch
+from planescope.data.roles import Batch
 from planescope.networks.graph.trace import trace_graph
 
 # Bytes of values that may wait for the next layer.

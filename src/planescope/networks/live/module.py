@@ -72,12 +72,20 @@ def read_module(module: nn.Module, /) -> StateDict:
                 reason = "it keeps a running mean, and does not normalise by that alone"
                 found.leave_out(name, reason)
     else:
-        own = {name: held for name, held in traced.functional.items() if name not in found.layers}
+        # Of a network that is one layer itself all that it calls is that layer.
+        called = {} if module in found.leaves else traced.functional
+        own = {name: held for name, held in called.items() if name not in found.layers}
         for name, held in own.items():
             tensors |= {f"{name}.{part}": tensor for part, tensor in held.tensors.items()}
         places = {n: p for n, p in traced.places.items() if n in found.layers or n in own}
         for held in own.values():
             found.loose.pop(held.parameter, None)
+            owner = held.parameter.removesuffix(".weight")
+            # Another module takes its weight, and changes it; it is not called itself.
+            if owner in found.layers and owner not in traced.places:
+                del found.layers[owner]
+                tensors = {n: t for n, t in tensors.items() if n.rpartition(".")[0] != owner}
+                found.leave_out(owner, f"not called itself; what acts is {held.name}")
     for name, place in found.layers.items():
         places.setdefault(name, place)
     loose = (Skipped(name=name, reason=reason) for name, reason in found.loose.items())

@@ -105,6 +105,10 @@ def reordered(weight: Tensor, axes: Axes, /) -> Tensor:
     CheckpointError
         As `filters_first`.
     """
+    if axes.layout is Layout.AROUND:
+        outputs, *kernel, inputs = weight.shape
+        around = (0, len(weight.shape) - 1, *range(1, len(weight.shape) - 1))
+        return _reordered(weight, (outputs, inputs, *kernel), lambda a: _permuted(a, around))
     if axes.layout is FIRST:
         return filters_first(weight, axes.groups or 1) if axes.kind is Kind.TRANSPOSED else weight
     *kernel, inputs, outputs = weight.shape

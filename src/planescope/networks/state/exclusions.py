@@ -17,12 +17,14 @@ _ATTENTION = re.compile(r"(^|[._/])in_proj_weight$")
 _CELL = re.compile(r"(^|_)(conv)?_?(lstm|gru|rnn)s?(_?\d+)?$|(lstm|gru|rnn)_?cell", re.IGNORECASE)
 _GATES = ({"hi", "hf", "hg", "ho"}, {"hr", "hz", "hn"})
 _GATE = re.compile(r"[ih][ifgorzn]$")
+_HEADS = {"query", "key", "value", "out"}
+_DENSE = re.compile(r"dense|linear", re.IGNORECASE)
 _EMBEDDING = re.compile(
     r"embed|(^|[._/])(wte|wpe|shared|tok|token|tokens|vocab|codebook|relative_attention_bias|pos|"
-    r"pe|position|positional_encoding|rel_pos\w*|relative_position\w*)$"
+    r"pe|position|positional_encoding|rel_pos\w*|relative_position\w*|(\w+_)?emb\d*)$"
 )
 _SCALE = re.compile(
-    r"(^|[._/])(\w*norm\w*|ln_?\w{0,3}|[bgi]n_?\d*|\w*scale\w*|gain|gamma|affine|ls_?\d*|prelu\w*)$"
+    r"(^|[._/])(\w*norm\w*|ln_?\w{0,3}|[bgi]n_?\d*|\w*scale\w*|gain|gamma|affine|ls_?\d*|prelu\w*|rms\w*)$"
 )
 _PACKED = re.compile(r"(^|[._/])(qweight|weight_packed|packed_weight)$")
 _ADAPTERS = (
@@ -43,6 +45,7 @@ _HARMLESS = frozenset(
 
 ADAPTED = "an adapter (LoRA or its kin) that is not merged changes its weight; merge it first"
 ADAPTER_ALONE = "an adapter (LoRA or its kin) without the weight that it changes; merge it first"
+HEADS = "a dense layer of three axes, as of an attention: several linear maps in one"
 RECURRENT = "a recurrent weight: it acts on its own output"
 EMBEDDING = "an embedding: its rows are looked up, they cut nothing"
 _AFFINE = "a norm or a scale: its bias has its own shape, a value for each weight"
@@ -84,6 +87,29 @@ def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[s
         is_torch = f"{module}.weight" in tensors or f"{module}/weight" in tensors
         above = [last] if is_torch else module.replace("/", ".").split(".")
         if is_gate or module in keras or any(map(is_cell, above)):
+            found.add(module)
+    return found
+
+
+def of_heads(shapes: Mapping[str, tuple[int, ...]], /) -> set[str]:
+    """Dense layers whose weights have three axes: those of an attention's heads, for example.
+
+    Flax keeps (in, heads, depth) and, behind them, (heads, depth, out).
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Of the weights, by module.
+    """
+    children: defaultdict[str, set[str]] = defaultdict(set)
+    for module in shapes:
+        parent, _, last = split(module)
+        children[parent].add(last)
+    found = set()
+    for module, shape in shapes.items():
+        parent, _, last = split(module)
+        is_head = last in _HEADS and len(children[parent] & _HEADS) > 1
+        if len(shape) == 3 and (is_head or _DENSE.match(last)):
             found.add(module)
     return found
 

@@ -29,7 +29,7 @@ from planescope.hyperplanes.layer import (
 from planescope.networks.state import exclusions
 from planescope.networks.state.axes import Axes, Wanted, Weight, reordered
 from planescope.networks.state.layout import lay_out, named
-from planescope.networks.state.pairing import FoundNorm, Norms, find_norms, pair
+from planescope.networks.state.pairing import FoundNorm, Norms, find_norms, norms_beside, pair
 from planescope.networks.state.parametrisations import resolved
 from planescope.networks.state.sharing import shared
 from planescope.networks.state.stored import StoredWeight, left_over, sifted, stored_weights
@@ -93,8 +93,9 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
     reasons = {**state.reasons, **of_adapters}
     kept, skipped = sifted(stored, state, tensors, reasons)
     kept.sort(key=_network_order(state))
+    near = norms_beside(norms.found)
     laid = lay_out(
-        [_weight(each, norms) for each in kept if each.module not in state.places], hints.axes
+        [_weight(each, near) for each in kept if each.module not in state.places], hints.axes
     )
     layers: list[Layer] = []
     for each in kept:
@@ -141,27 +142,19 @@ def _network_order(state: StateDict) -> Callable[[StoredWeight], Any]:
         return lambda each: order.get(each.module, len(order))
     if state.in_order:
         return lambda _: 0
-    return lambda each: natural(each.module)
+    # An encoder comes before its decoder, whatever the alphabet says.
+    return lambda each: natural(each.module.replace("decoder", "encodes"))
 
 
-def _weight(each: StoredWeight, norms: Norms) -> Weight:
+def _weight(each: StoredWeight, near: Callable[[str], set[int]]) -> Weight:
+    widths = near(each.module)
     return Weight(
         module=each.module,
         ending=each.ending,
         shape=each.tensor.shape,
         outputs=each.outputs,
-        norm=_likely_norm(each.module, norms.found),
+        norm=widths.pop() if len(widths) == 1 else None,
     )
-
-
-def _likely_norm(module: str, norms: Mapping[str, FoundNorm]) -> int | None:
-    """Return the width of the norm that stands behind a layer by the commonest names."""
-    parent, dot, last = module.rpartition(".")
-    names = [f"{module}.norm", f"{module}.bn"]
-    if last.isdecimal():
-        names.append(f"{parent}{dot}{int(last) + 1}")
-    names += [parent + dot + re.sub("conv|deconv", word, last) for word in ("bn", "norm")]
-    return next((norms[name].width for name in names if name in norms and name != module), None)
 
 
 def _layer(

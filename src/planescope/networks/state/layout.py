@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from planescope.hyperplanes.layer import Kind, Layout, kind_of_convolution
 from planescope.networks.state.axes import FIRST, LAST, Axes, Shape, Wanted, Weight
-from planescope.networks.state.transposed import Told, find_transposed
+from planescope.networks.state.transposed import Told, find_transposed, is_called_transposed
 
 # How each framework calls its weights tells how it stores them; of `W` and bare arrays both occur.
 _BY_NAME = {
@@ -36,6 +36,9 @@ _FLAX_TRANSPOSED = re.compile(r"ConvTranspose")
 
 
 _LONG = 15  # extent of a kernel of one dimension that is long
+_MANY = 8  # channels; as the extent of a kernel it would be rare
+
+_OTHER = {FIRST: LAST, LAST: FIRST}
 
 _NAMED = 3  # names in a note, before the rest is counted
 
@@ -71,6 +74,7 @@ def lay_out(weights: Sequence[Weight], wanted: Wanted | None = None, /) -> Laid:
         families[weight.family].append(weight)
     usual = {family: _usual(members, families) for family, members in families.items()}
     layouts = {w.module: _layout(w, usual[w.family], wanted, told) for w in weights}
+    layouts |= _around(weights, layouts, wanted, told)
     axes = {
         w.module: found
         for w in weights
@@ -95,7 +99,7 @@ class _Usual:
     """The usual side of the filters of a family, and the evidence for it."""
 
     layout: Layout
-    proof: str  # "biases", "names", "shapes"
+    proof: str  # "biases", "norms", "names", "shapes"
     divided: bool = False  # biases of some say the other
 
 
@@ -127,15 +131,14 @@ def _usual(
     if votes:
         ahead = by_name if len(votes) > 1 and by_name else votes.most_common(1)[0][0]
         return _Usual(ahead, "biases", divided=len(votes) > 1)
-    first, last = _links(members)
-    forms = Counter(form for w in members if (form := _by_form(w.shape)) is not None)
-    # Without one bias, the chain of layers may still say that the names mislead.
-    if by_name is FIRST and last >= 2 and not first and forms[LAST] >= forms[FIRST]:
-        return _Usual(LAST, "shapes")
-    if by_name is LAST and first >= 2 and not last and forms[FIRST] >= forms[LAST]:
-        return _Usual(FIRST, "shapes")
+    beside = {side for w in members if (side := _by_norm(w)) is not None}
+    if len(beside) == 1:
+        return _Usual(beside.pop(), "norms")
     if by_name is not None:
-        return _Usual(by_name, "names")
+        is_misled = _is_misleading(members, by_name)
+        return _Usual(_OTHER[by_name], "shapes") if is_misled else _Usual(by_name, "names")
+    first, last = _links(members)
+    forms = _forms(members)
     first, last = first + 2 * forms[FIRST], last + 2 * forms[LAST]
     if first != last:
         return _Usual(FIRST if first > last else LAST, "shapes")
@@ -146,14 +149,86 @@ def _usual(
     return _Usual(FIRST, "nothing")
 
 
+def _by_norm(weight: Weight) -> Layout | None:
+    """Tell the side of the filters of a convolution by the width of the norm beside it.
+
+    A norm in front of it has as many values as there are inputs, which lie on the same side.
+    """
+    if weight.norm is None or len(weight.shape) == 2:
+        return None
+    fits = {FIRST: weight.norm in weight.shape[:2], LAST: weight.norm in weight.shape[-2:]}
+    sides = [side for side, is_fitting in fits.items() if is_fitting]
+    return sides[0] if len(sides) == 1 else None
+
+
+def _is_misleading(members: Sequence[Weight], by_name: Layout) -> bool:
+    """Tell whether shapes contradict a name where no bias and no norm tells."""
+    other, forms = _OTHER[by_name], _forms(members)
+    links = dict(zip((FIRST, LAST), _links(members), strict=True))
+    if links[by_name] or forms[by_name]:
+        return False
+    if links[other] >= (1 if forms[other] else 2):
+        return True
+    # Only Keras and Flax say kernel; weight and w are anybody's.
+    is_open = "kernel" not in members[0].ending
+    return is_open and any(_is_plain(w.shape, other) for w in members)
+
+
+def _is_plain(shape: Shape, side: Layout) -> bool:
+    """Tell whether only this side of the filters makes a convolution as people write them."""
+    if len(shape) < 4:
+        return False
+    kernel, rest = (shape[2:], shape[:2]) if side is FIRST else (shape[:-2], shape[-2:])
+    is_square = len(set(kernel)) == 1 and 1 < kernel[0] <= _LONG
+    return is_square and len(set(rest)) > 1 and min(rest) >= kernel[0] and max(rest) >= _MANY
+
+
+def _forms(members: Sequence[Weight]) -> Counter[Layout]:
+    return Counter(form for w in members if (form := _by_form(w.shape)) is not None)
+
+
 def _links(members: Sequence[Weight]) -> tuple[int, int]:
-    """Count how often one layer's outputs are the next one's inputs, filters first and last."""
+    """Count how often one layer's outputs are the next one's inputs, filters first and last.
+
+    Axes that are all alike, as those of two kernels of 3 by 3, link everything and tell nothing.
+    """
     pairs = [
         (a.shape, b.shape) for a, b in itertools.pairwise(members) if len(a.shape) == len(b.shape)
     ]
-    first = sum(a[0] == b[1] for a, b in pairs)
-    last = sum(a[-1] == b[-2] for a, b in pairs)
+    first = sum(a[0] == b[1] and len({*a[:2], *b[:2]}) > 1 for a, b in pairs)
+    last = sum(a[-1] == b[-2] and len({*a[-2:], *b[-2:]}) > 1 for a, b in pairs)
     return first, last
+
+
+def _around(
+    weights: Sequence[Weight], layouts: Mapping[str, Layout], wanted: Wanted, told: Told
+) -> dict[str, Layout]:
+    """Find weights that keep their filters on the first axis and their channels on the last.
+
+    (out, *kernel, in), as MLX and TensorFlow Lite have them; which of the axes are the kernel, and
+    so whether it is of 1 by 1, is told by the form of all kernels and by how outputs are inputs.
+    """
+    row = [
+        w
+        for w in weights
+        if len(w.shape) > 2 and layouts[w.module] is FIRST and wanted.layout(w.module) is None
+    ]
+    pairs = [(a.shape, b.shape) for a, b in itertools.pairwise(row) if len(a.shape) == len(b.shape)]
+    behind = sum(1 + (a[0] >= _MANY) for a, b in pairs if a[0] == b[-1] != b[1])
+    before = sum(a[0] == b[1] != b[-1] for a, b in pairs)
+    for w in row:
+        kernels = w.shape[1:-1], w.shape[2:]
+        squares = [len(set(kernel)) == 1 for kernel in kernels]
+        if len(w.shape) > 3 and squares[0] != squares[1]:
+            behind += squares[0] and 1 < w.shape[1] <= _LONG
+            before += squares[1]
+    if before or not behind:
+        return {}
+    if behind == 1:
+        told[_MAYBE_AROUND] += [w.module for w in row]
+        return {}
+    told[_AROUND] += [w.module for w in row]
+    return {w.module: Layout.AROUND for w in row}
 
 
 @functools.lru_cache(maxsize=256)
@@ -179,7 +254,9 @@ def _layout(weight: Weight, usual: _Usual, wanted: Wanted, told: Told) -> Layout
             told[_AGAINST_NAME[layout]].append(weight.module)
         return layout
     is_told_apart = weight.shape[0] != weight.shape[-1] or len(weight.shape) > 2
-    if is_told_apart and usual.proof == "shapes":
+    if usual.proof == "norms" and by_name not in (None, usual.layout):
+        told[_BY_NORM[usual.layout]].append(weight.module)
+    elif is_told_apart and usual.proof == "shapes":
         told[_BY_SHAPE[usual.layout]].append(weight.module)
     elif usual.divided and fits:
         told[_DIVIDED[usual.layout]].append(weight.module)
@@ -203,6 +280,11 @@ _BY_SHAPE = {
     "--layout settles it"
     for at, side in _SIDES.items()
 }
+_BY_NORM = {
+    at: f"the width of the norm says that the filters of {{}} lie on the {side} axis, which its "
+    "name does not; --layout settles it"
+    for at, side in _SIDES.items()
+}
 _DIVIDED = {
     at: "biases say that some layers have their filters on the first axis and some on the last; "
     f"of {{}} the {side} is assumed; --layout settles it"
@@ -215,6 +297,14 @@ _AGAINST_FORM = {
 }
 _NAME_ALONE = "the names alone say that the filters of {} lie on the last axis (--layout)"
 _UNTOLD = "nothing tells where the filters of {} lie; the first axis is assumed (--layout)"
+_AROUND = (
+    "by the shapes the filters of {} lie on the first axis and their channels on the last, as MLX "
+    "has them (--layout)"
+)
+_MAYBE_AROUND = (
+    "whether the channels of {} lie on the second axis or, as MLX has them, on the last, cannot be "
+    "told; the second is assumed (--layout channels-last)"
+)
 _OF_THREE = (
     "{} read as a convolution of one dimension, for its weight has three axes; a bilinear map, or "
     "several linear ones in one, would look the same"
@@ -225,7 +315,7 @@ def _is_odd(weight: Weight, axes: Axes, weights: Sequence[Weight]) -> bool:
     """Tell whether three axes are rather not those of a convolution of one dimension."""
     if len(weight.shape) != 3 or axes.kind is Kind.TRANSPOSED:
         return False
-    taps = weight.shape[-1 if axes.layout is FIRST else 0]
+    taps = weight.shape[{FIRST: -1, LAST: 0, Layout.AROUND: 1}[axes.layout]]
     is_even = taps % 2 == 0 and taps > 2
     return any(len(w.shape) > 3 for w in weights) or taps > _LONG or is_even
 
@@ -236,6 +326,11 @@ def _axes(weight: Weight, layout: Layout, wanted: Wanted) -> Axes | None:
     if len(shape) == 2:
         fits = outputs in (None, shape[0] if layout is FIRST else shape[-1])
         return Axes(Kind.LINEAR, layout) if fits or _is_given(weight, wanted) else None
+    if layout is Layout.AROUND:
+        is_turned = wanted.is_transposed(weight.module) or is_called_transposed(weight.module)
+        kind = Kind.TRANSPOSED if is_turned else kind_of_convolution(shape[1:-1])
+        fits = outputs in (None, shape[0]) or _is_given(weight, wanted)
+        return Axes(kind, layout) if fits else None
     if layout is FIRST:
         plain = Axes(kind_of_convolution(shape[2:]), FIRST)
         groups = 1 if outputs is None else _groups(shape, outputs)

@@ -208,6 +208,20 @@ def _near(name: str, known: Mapping[str, object]) -> str:
     return f"; the nearest are {', '.join(close)}" if close else "; there are none"
 
 
+def norms_beside(norms: Mapping[str, FoundNorm], /) -> Callable[[str], set[int]]:
+    """Return the widths of the norms that by its name stand beside a layer, as a function of it.
+
+    Whether one fits is not asked: this is to tell how the weight of the layer lies.
+    """
+    index = _Index(norms)
+
+    def widths(layer: str) -> set[int]:
+        told = {norm.name: norm for rule, norm in index.candidates(layer) if rule[0] != "shift"}
+        return {norm.width for norm in told.values()}
+
+    return widths
+
+
 _Rule = tuple[str, ...]
 _Claim = tuple[Layer, FoundNorm]
 

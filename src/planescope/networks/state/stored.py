@@ -40,6 +40,7 @@ _NO_WEIGHT = re.compile(
     r"(^|[._/])pos)$"
 )
 _BIAS = re.compile(r"((^|[._/])b_?\d*|_b)$")
+_LISTED = re.compile(r"(?:arr_|param_?|weights?_?)?(\d+)")
 _LEFT = (
     "a parameter that is no layer's weight by its name; what it does, a state dict does not tell"
 )
@@ -72,13 +73,41 @@ def stored_weights(tensors: Mapping[str, Tensor], norms: Norms) -> list[StoredWe
             # The parts of an attention or a recurrent layer end so too.
             return [each for each in found if each is not None]
     # {"conv1": array}: names without our endings count where nothing has them.
+    listed = _listed_biases(tensors)
     return [
         StoredWeight(
-            module=name, ending="", tensor=tensor, bias=_bias(tensors, f"{name}_bias", f"{name}_b")
+            module=name,
+            ending="",
+            tensor=tensor,
+            bias=_bias(tensors, f"{name}_bias", f"{name}_b", listed.get(name, "")),
         )
         for name, tensor in able.items()
         if not exclusions.of_name(name) and not _is_no_weight(name, tensor) and not is_part(name)
     ]
+
+
+def _listed_biases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Find the biases of weights in a list (arr_0, arr_1, ...): the one vector behind each.
+
+    Behind a bias may stand the four vectors of a norm; two or four alone are a norm's own.
+    """
+    numbers: dict[int, str] = {}
+    for name in tensors:
+        match = _LISTED.fullmatch(name)
+        if match is None or int(match[1]) in numbers:
+            return {}
+        numbers[int(match[1])] = name
+    found, vectors = {}, 0
+    for number in sorted(numbers, reverse=True):
+        if len(tensors[numbers[number]].shape) == 1:
+            vectors += 1
+            continue
+        bias = numbers.get(number + 1, "")
+        sides = tensors[numbers[number]].shape
+        if vectors in (1, 3, 5) and bias and tensors[bias].shape[0] in sides[:2] + sides[-2:]:
+            found[numbers[number]] = bias
+        vectors = 0
+    return found
 
 
 def _split(match: re.Match[str], tensors: Mapping[str, Tensor]) -> StoredWeight | None:
@@ -116,6 +145,7 @@ def sifted(
     """Part weights of layers from other tensors, with the reason."""
     kept: list[StoredWeight] = []
     skipped: list[Skipped] = []
+    heads = exclusions.of_heads({each.module: each.tensor.shape for each in stored})
     recurrent = exclusions.recurrent((each.module for each in stored), tensors)
     beside = _beside(stored, tensors)
     for each in stored:
@@ -126,6 +156,8 @@ def sifted(
             reason = reasons[module]
         elif place is None and module in recurrent:
             reason = exclusions.RECURRENT
+        elif place is None and module in heads:
+            reason = exclusions.HEADS
         elif len(each.tensor.shape) > 5:
             reason = f"a weight of {len(each.tensor.shape)} dimensions"
         else:

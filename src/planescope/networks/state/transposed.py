@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Mapping, Sequence
 
 from planescope.hyperplanes.layer import Kind
 from planescope.networks.state.axes import FIRST, Axes, Wanted, Weight
 
-_TRANSPOSED = re.compile(r"deconv|transpos|up_?conv|conv_?up|conv\w*tr(?![a-z])", re.IGNORECASE)
+_TRANSPOSED = re.compile(
+    r"deconv|transpos|(?<!gro)up_?conv|conv_?up(?![dg])|conv\w*tr(?![a-z])", re.IGNORECASE
+)
 _UP = re.compile(r"(^|[._/])up(?![a-z])|upsampl", re.IGNORECASE)
 # By so much must a reading as transposed fit better, where no bias tells.
 _MARGIN = 2
@@ -36,18 +38,27 @@ def find_transposed(
     kinds = {w.module: axes[w.module].kind for w in row}
     free = {w.module for w in row if _is_free(w, wanted)}
     found: dict[str, Axes] = {}
-    for at, weight in enumerate(row):
-        if weight.module not in free or weight.shape[0] == weight.shape[1]:
-            continue
-        before, behind = row[at - 1] if at else None, row[at + 1] if at + 1 < len(row) else None
-        margin = _score(weight, before, behind, kinds, free, turned=True) - _score(
-            weight, before, behind, kinds, free, turned=False
-        )
-        if margin >= _MARGIN:
-            found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, 1)
-            told[_AS_TRANSPOSED].append(weight.module)
-        elif margin > 0:
-            told[_MAYBE_TRANSPOSED].append(weight.module)
+    margins = {
+        w.module: margin
+        for w, margin in zip(row, _margins(row, kinds, free), strict=True)
+        if w.module in free and w.shape[0] != w.shape[1] and margin >= (w.shape[1] > 1)
+    }
+    # Branches side by side would link if every second one were transposed; they are alike.
+    torn = {(_pattern(w.module), w.shape) for w in row if w.module not in margins}
+    shapes = {w.module: w.shape for w in row}
+    surely = {
+        _pattern(module)
+        for module, margin in margins.items()
+        if margin >= _MARGIN and (_pattern(module), shapes[module]) not in torn
+    }
+    patterns = Counter(_pattern(w.module) for w in row)
+    for module in margins:
+        if _pattern(module) in surely:
+            found[module] = Axes(Kind.TRANSPOSED, FIRST, 1)
+            told[_AS_TRANSPOSED].append(module)
+        # One filter for each channel seldom comes last, to one channel people do go back.
+        elif margins[module] > 0 or (module == row[-1].module and patterns[_pattern(module)] == 1):
+            told[_MAYBE_TRANSPOSED].append(module)
     sure = kinds | dict.fromkeys(found, Kind.TRANSPOSED)
     alike = defaultdict(set)
     for w in row:
@@ -59,9 +70,14 @@ def find_transposed(
         if alike[_pattern(weight.module)] == {Kind.TRANSPOSED} or _hint(weight) > 1:
             found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, 1)
             told[_AS_TRANSPOSED].append(weight.module)
-        elif _hint(weight) and kinds[weight.module] is Kind.CONV:
+        elif (_hint(weight) or _is_even(weight)) and kinds[weight.module] is Kind.CONV:
             told[_MAYBE_TRANSPOSED].append(weight.module)
     return found
+
+
+def is_called_transposed(module: str, /) -> bool:
+    """Tell whether a name says that it is a transposed convolution."""
+    return bool(_TRANSPOSED.search(module))
 
 
 def _is_free(weight: Weight, wanted: Wanted) -> bool:
@@ -83,27 +99,67 @@ def _hint(weight: Weight) -> int:
         return 2
     if not _UP.search(weight.module):
         return 0
-    return 2 if all(extent in (2, 4) for extent in weight.shape[2:]) else 1
+    return 2 if _is_even(weight) else 1
 
 
-def _score(
-    weight: Weight,
-    before: Weight | None,
-    behind: Weight | None,
-    kinds: Mapping[str, Kind],
-    free: Iterable[str],
-    *,
-    turned: bool,
-) -> int:
-    """Count what fits if a weight is transposed or not, open neighbours being taken alike."""
+def _margins(row: Sequence[Weight], kinds: Mapping[str, Kind], free: Container[str]) -> list[int]:
+    """Count for each weight by how much the best reading of all is better with it transposed.
 
-    def sides(of: Weight) -> tuple[int, int]:
-        is_turned = turned if of.module in free else kinds[of.module] is Kind.TRANSPOSED
-        return (of.shape[0], of.shape[1]) if is_turned else (of.shape[1], of.shape[0])
+    A reading takes each open weight as ordinary or transposed. What fits: its own norm, its name,
+    an even kernel, and outputs of a layer that are the inputs of the next.
+    """
+    if not row:
+        return []
+    choices = [
+        (False, True) if w.module in free else (kinds[w.module] is Kind.TRANSPOSED,) for w in row
+    ]
+    steps = range(1, len(row))
+    ahead: list[dict[bool, int]] = [{turned: _own(row[0], turned) for turned in choices[0]}]
+    for at in steps:  # the best of all before, with this one so
+        ahead.append(
+            {
+                turned: _own(row[at], turned)
+                + max(
+                    best + _fits(row[at - 1], row[at], other, turned)
+                    for other, best in ahead[at - 1].items()
+                )
+                for turned in choices[at]
+            }
+        )
+    behind: list[dict[bool, int]] = [dict.fromkeys(each, 0) for each in choices]
+    for at in reversed(steps):
+        behind[at - 1] = {
+            turned: max(
+                _own(row[at], other)
+                + _fits(row[at - 1], row[at], turned, other)
+                + behind[at][other]
+                for other in choices[at]
+            )
+            for turned in choices[at - 1]
+        }
+    totals = [
+        {turned: ahead[at][turned] + behind[at][turned] for turned in choices[at]}
+        for at in range(len(row))
+    ]
+    return [each[True] - each[False] if len(each) > 1 else 0 for each in totals]
 
-    inputs, outputs = sides(weight)
-    score = int(weight.norm == outputs)
-    score += int(before is not None and sides(before)[1] == inputs)
-    score += int(behind is not None and sides(behind)[0] == outputs)
-    even = all(extent in (2, 4) for extent in weight.shape[2:])
-    return score + (_hint(weight) + int(even) if turned else 0)
+
+def _sides(weight: Weight, turned: bool) -> tuple[int, int]:
+    """Return the numbers of inputs and outputs."""
+    first, second = weight.shape[:2]
+    if turned:
+        return first, second
+    return (first if second == 1 else second), first  # one input a filter: most likely a group
+
+
+def _own(weight: Weight, turned: bool) -> int:
+    fits = int(weight.norm == _sides(weight, turned)[1])
+    return fits + (_hint(weight) + int(_is_even(weight)) if turned else 0)
+
+
+def _is_even(weight: Weight) -> bool:
+    return all(extent in (2, 4) for extent in weight.shape[2:])
+
+
+def _fits(before: Weight, behind: Weight, *turned: bool) -> int:
+    return int(_sides(before, turned[0])[1] == _sides(behind, turned[1])[0])
