@@ -6,8 +6,8 @@ import importlib
 import sys
 
 BENCHMARKS = (
-    "measure_files", "measure_modules", "train_epoch", "tracker", "report", "resets", "study",
-    "peers", "worth",
+    "measure_files", "measure_modules", "train_epoch", "tracker", "report", "resets", "own_data",
+    "study", "peers", "worth",
 )  # fmt: skip
 
 for name in sys.argv[1:] or BENCHMARKS:

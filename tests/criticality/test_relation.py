@@ -228,6 +228,15 @@ def test_layers_without_a_loss_have_no_verdict_and_are_never_guessed():
     assert "critical when put back" not in relation.verdict
 
 
+def test_a_layer_that_faces_one_way_by_another_test_is_not_passed_over():
+    layers = simulated(np.random.default_rng(7), planted=2.0, runs=1)
+    unbiased = next(i for i, one in enumerate(layers) if i and not one.biased)
+    layers[unbiased] = dataclasses.replace(layers[unbiased], tests=("cosine",))
+    count = sum(not one.biased for one in layers[1:])
+    told = f"1 of {count} unbiased layers faces one way beyond chance by cosine or centre."
+    assert told in relate_layers(layers, draws=99).verdict
+
+
 def test_layers_behind_something_else_are_named_apart():
     layers = simulated(np.random.default_rng(6), planted=2.0, runs=1)
     layers[3] = dataclasses.replace(layers[3], input=Input.OTHER)

@@ -143,8 +143,8 @@ def test_runs_with_resets_give_their_relation_or_the_reason_why_not(runs, tmp_pa
     assert stems(tmp_path / "a", ".pdf") == {"relation"}
     table = rows(tmp_path / "a" / "relation.csv")
     related = ps.relate(knows)
-    assert [(row["layer"], float(row["drop"])) for row in table] == [
-        (layer.name, layer.drop) for layer in related.layers
+    assert [(row["layer"], float(row["relative_drop"])) for row in table] == [
+        (layer.name, layer.relative_drop) for layer in related.layers
     ]
     related.save(tmp_path / "kept.json")
     figures.write_all([tmp_path / "kept.json"], tmp_path / "b")

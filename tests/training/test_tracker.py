@@ -178,6 +178,18 @@ def test_metrics_are_named_after_layers_and_the_pool_has_no_layer():
     }
 
 
+def test_without_a_request_nothing_is_logged_of_single_layers():
+    tracker, model = ps.Tracker(), network()
+    tracker.update(model, 0)
+    measured = ps.measure(model).network
+    assert tracker.metrics() == {
+        "planescope/biased_share": measured.biased_layers / 2,
+        "planescope/negative_mass": measured.negative_mass,
+        "planescope/mean_cosine": measured.mean_cosine,
+        "planescope/agreement": measured.agreement,
+    }
+
+
 def test_values_of_single_filters_are_kept_on_request():
     for filters in (False, True):
         tracker = ps.Tracker(filters=filters)
@@ -332,7 +344,7 @@ def test_weights_of_other_types(dtype):
 
 
 def test_a_layer_whose_weights_are_not_finite_is_measured_without_its_filters():
-    tracker, model = ps.Tracker(every=1), network()
+    tracker, model = ps.Tracker(every=1, log="l2"), network()
     tracker.update(model, 0)
     with torch.no_grad():
         model[4].weight[3] = float("nan")
@@ -462,7 +474,8 @@ def images():
     ],
 )
 def test_data_give_centre_and_activation_rate_of_any_layer(data, used):
-    tracker, model = ps.Tracker(data=data(), filters=True), network()
+    tracker = ps.Tracker(data=data(), filters=True, log="activation_rate")
+    model = network()
     tracker.update(model, 0)
     train(model, steps=1)
     tracker.update(model, 1)
@@ -598,7 +611,8 @@ def test_lightning_trains_to_the_same_bits_with_a_tracker():
 
 @quiet
 def test_the_csv_logger_gets_each_update_at_its_step(tmp_path):
-    tracker = ps.Tracker(every=2)
+    logged = ("negative_mass", "mean_cosine", "agreement", "l2", "linf")
+    tracker = ps.Tracker(every=2, log=logged)
     logger = pl.loggers.CSVLogger(tmp_path)
     fit(Task(), tracker, logger=logger, max_epochs=1, log_every_n_steps=4)
     with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
@@ -606,7 +620,7 @@ def test_the_csv_logger_gets_each_update_at_its_step(tmp_path):
     assert [int(row["step"]) for row in rows] == [0, 2, 4, 6]
     for row, (_, measured) in zip(rows, tracker.measurements, strict=True):
         layer = measured.layers[1]
-        for name in ("negative_mass", "mean_cosine", "agreement", "l2", "linf"):
+        for name in logged:
             assert float(row[f"planescope/network.4/{name}"]) == getattr(layer, name)
         assert float(row["planescope/agreement"]) == measured.network.agreement
 
@@ -615,7 +629,7 @@ def test_the_csv_logger_gets_each_update_at_its_step(tmp_path):
 def test_tensorboard_gets_the_statistics(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tracker = ps.Tracker()
+    tracker = ps.Tracker(log="mean_cosine")
     fit(Task(), tracker, logger=pl.loggers.TensorBoardLogger(tmp_path), max_epochs=2)
     events = EventAccumulator(str(tmp_path / "lightning_logs/version_0")).Reload()
     shown = events.Scalars("planescope/network.0/mean_cosine")
@@ -682,7 +696,7 @@ def test_in_lightning_the_process_of_rank_0_logs(tmp_path):
     logger = pl.loggers.CSVLogger(tmp_path)
     strategy = pl.strategies.DDPStrategy(start_method=START)
     fit(
-        Task(), ps.Tracker(), logger=logger, max_epochs=2, strategy=strategy, devices=2
+        Task(), ps.Tracker(log="l2"), logger=logger, max_epochs=2, strategy=strategy, devices=2
     )  # each process sees half of the 6 batches
     with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -818,7 +832,7 @@ model = keras.Sequential([
     keras.layers.Dense(2, name="head"),
 ])
 model.compile("sgd", "mse")
-tracker = ps.Tracker(every={every!r}, kinds="all", view="effective")
+tracker = ps.Tracker(every={every!r}, kinds="all", view="effective", log="negative_mass")
 x, y = np.random.rand(24, 12, 12, 3), np.random.rand(24, 2)
 history = model.fit(
     x, y, epochs=2, batch_size=8, verbose=0, callbacks=[tracker.for_keras()], shuffle=False

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planescope.cli.options import code_options, consent
+from planescope.cli.printing import console, plain_table
+from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:
     from planescope.study.claims import Claims
@@ -59,7 +61,6 @@ def claims(
     seeds alone are held against the numbers of a published figure instead; with --drift, all runs
     against those on noise.
     """
-    from planescope.files.errors import UsageError
     from planescope.study.folder import Study
 
     if drift and reference is not None:
@@ -88,8 +89,6 @@ def claims(
         sys.stdout.write(found.to_json() + "\n")
         return
     print_claims(found)
-    from planescope.cli.printing import console
-
     for file in files:
         console().print(f"written: {file}", style="bold")
 
@@ -104,7 +103,6 @@ def _compare(
     form: str,
 ) -> None:
     """Hold runs against a published figure; print it, and write it to a folder where asked."""
-    from planescope.cli.printing import console
     from planescope.study.folder import runs_in
 
     runs = runs_in(sources, **given)
@@ -129,7 +127,6 @@ def _drift(study: Study, *, as_json: bool, out: str | None) -> None:
     """Hold a study's runs against those on noise; print it, and write it where asked."""
     from rich.text import Text
 
-    from planescope.cli.printing import console, plain_table
     from planescope.files.folders import inside, make_inside
     from planescope.study.drift import COLUMNS, drift_band
 
@@ -154,7 +151,6 @@ def print_deviation(found: Deviation) -> None:
     """Print a row a layer, and what the deviations come to."""
     from rich.text import Text
 
-    from planescope.cli.printing import console, plain_table
     from planescope.study.reference import COLUMNS
 
     out = console()
@@ -171,7 +167,6 @@ def print_claims(found: Claims) -> None:
     """Print a table and an answer a claim."""
     from rich.text import Text
 
-    from planescope.cli.printing import console, plain_table
     from planescope.study.claims import CLAIMS
     from planescope.study.effects import COLUMNS
 

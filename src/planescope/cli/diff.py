@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from planescope.cli.options import ENTRY, KINDS, LAYERS
+from planescope.cli.printing import console, plain_table
+from planescope.cli.progress import layer_progress
 
 if TYPE_CHECKING:
     from planescope.measurement.difference import Difference, LayerDifference
@@ -51,7 +53,6 @@ def diff(
     pruning, quantising or converting. Layers are matched by name and shape, across formats by
     their filters; what has no partner is named.
     """
-    from planescope.cli.progress import layer_progress
     from planescope.files.results import FORMS
     from planescope.files.writing import FIGURE_FORMS, check_targets
     from planescope.measurement.diff import diff as compare
@@ -89,7 +90,6 @@ def print_difference(found: Difference) -> None:
     """Print the table of a difference, what it says in a sentence, and what was left out."""
     from rich.text import Text
 
-    from planescope.cli.printing import console, plain_table
     from planescope.cli.tables import skipped_lines
 
     out = console()

@@ -10,6 +10,8 @@ import click
 
 from planescope.cli.options import code_options, consent, measured_options
 from planescope.cli.printing import say
+from planescope.cli.progress import layer_progress
+from planescope.files.errors import UsageError
 
 SCHEMA = "planescope.figures/1"
 
@@ -61,7 +63,6 @@ def figures(
     and --kinds say, or a measurement, resets, a relation, a prediction or a sensitivity that
     --out of those commands saved, or what a Tracker saved. Several are compared.
     """
-    from planescope.cli.progress import layer_progress
     from planescope.figures import write_all
 
     width = _width(**widths)
@@ -94,8 +95,6 @@ def figures(
 
 
 def _width(*, column: bool, page: bool, width: float | None) -> Any:
-    from planescope.files.errors import UsageError
-
     if column + page + (width is not None) > 1:
         raise UsageError("give one of --column, --page and --width")
     return width if width is not None else ("column" if column else "page")

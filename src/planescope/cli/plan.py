@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planescope.cli.options import TRUST, check_inputs, numbers, of_inputs, prepared_options
+from planescope.cli.printing import console, plain_table, say
+from planescope.cli.progress import layer_progress
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.planned import Plan, PlanCost
@@ -71,7 +73,6 @@ def plan(
     each allocation is repaired without training, and the one nearest to the whole network is the
     plan.
     """
-    from planescope.cli.progress import layer_progress
     from planescope.criticality.plan import export
     from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.planned import PlanCost
@@ -124,8 +125,6 @@ def _options(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
 
 def print_cost(cost: PlanCost) -> None:
     """Print what a plan would take."""
-    from planescope.cli.printing import say
-
     say(
         f"{cost.layers} layers, at most {cost.tries} tries, {cost.passes} passes of parts of "
         f"{cost.examples} examples: about {cost.seconds:.0f} s, and what fitting weights takes"
@@ -136,7 +135,6 @@ def print_plan(made: Plan) -> None:
     """Print what stays of each layer, and the rivals."""
     from rich.text import Text
 
-    from planescope.cli.printing import console, plain_table
     from planescope.cli.tables import skipped_lines
 
     out = console()

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planescope.cli.options import INPUTS, NETWORK, cell_options, of_inputs, prepared_options
+from planescope.cli.printing import console, plain_table
+from planescope.cli.progress import layer_progress
+from planescope.cli.sensitivity import print_cost
+from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,12 +48,9 @@ def predict(
     layers and tell the clear cases; inputs without labels tell the loss that the network itself
     expects. Without the initialisation there is no verdict: layers have their agreement.
     """
-    from planescope.cli.progress import layer_progress
-    from planescope.cli.sensitivity import print_cost
     from planescope.criticality.prediction import predict_critical
     from planescope.criticality.sensitivity import Cost
     from planescope.files import results
-    from planescope.files.errors import UsageError
     from planescope.files.writing import FIGURE_FORMS, check_targets
 
     check_targets((out, results.FORMS), (figure, FIGURE_FORMS))
@@ -83,7 +84,6 @@ def print_prediction(found: Prediction) -> None:
     """Print scores and verdicts, what the scores are, and warnings."""
     from rich.text import Text
 
-    from planescope.cli.printing import console
     from planescope.cli.tables import skipped_lines
 
     out = console()
@@ -102,8 +102,6 @@ _STYLES = {"yes": "red", "no": "green", "undecided": "yellow"}
 
 def _table(found: Prediction) -> Table:
     from rich.text import Text
-
-    from planescope.cli.printing import plain_table
 
     losses = ("loss", "95 % interval") if found.has_loss else ()
     verdicts = ("critical",) if any(layer.critical for layer in found.layers) else ()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from planescope.cli.printing import console
 from planescope.files.errors import printable
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ def layer_progress() -> Iterator[Callable[[int, int, str], None] | None]:
 
 def _start() -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from planescope.cli.printing import console
 
     layer = TextColumn("{task.fields[layer]}", markup=False)
     bar = Progress(

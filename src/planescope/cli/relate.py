@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planescope.cli.options import code_options, consent
+from planescope.cli.printing import console, plain_table
+from planescope.cli.progress import layer_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +81,6 @@ def relate(
     resets (planescope reset --out) and its measurement (planescope measure --init --out). Scores
     that need no data are held against what each layer costs when it is put back to its start.
     """
-    from planescope.cli.progress import layer_progress
     from planescope.criticality.relation.relate import relate as relate_runs
     from planescope.files.results import FORMS
     from planescope.files.writing import FIGURE_FORMS, check_targets
@@ -123,7 +124,6 @@ def print_relation(relation: Relation) -> None:
     """Print how each score goes with the drops, what each layer costs, and the verdict."""
     from rich.text import Text
 
-    from planescope.cli.printing import console
     from planescope.criticality.relation.conclusions import spoken
 
     out = console()
@@ -187,8 +187,6 @@ def _other_selections(relation: Relation) -> list[str]:
 
 def _scores_table(pooled: list[Association], out: Console) -> Table:
     """Return all columns, or as many as the terminal has room for."""
-    from planescope.cli.printing import plain_table
-
     for columns in (7, 5, 3):
         table = plain_table("score", *_SCORE_TITLES[:columns])
         for a in pooled:
@@ -221,8 +219,6 @@ _SCORE_TITLES = (
 
 
 def _advice_table(advice: tuple[Advice, ...]) -> Table:
-    from planescope.cli.printing import plain_table
-
     several = len({one.network for one in advice}) > 1
     titles = ("layer", "loss", "95 % interval", "critical", "in runs", "robust", "relative drop")
     table = plain_table(*(("network",) if several else ()), *titles)
@@ -246,8 +242,6 @@ def _advice_table(advice: tuple[Advice, ...]) -> Table:
 
 def _areas_table(relation: Relation) -> Table:
     """Return areas: over all pairs, within networks, on decided layers, and ahead of rivals."""
-    from planescope.cli.printing import plain_table
-
     by = {(area.score, area.over.value): area for area in relation.areas}
     rivals = [r for r in ("l2", "alpha") if (r, "pooled") in by]
     table = plain_table(
@@ -276,8 +270,6 @@ def _areas_table(relation: Relation) -> Table:
 
 
 def _shares_table(shares: list[Share]) -> Table:
-    from planescope.cli.printing import plain_table
-
     table = plain_table("", "layers", "robust", "critical", "undecided")
     for biased in (False, True):
         robust, critical = (s for s in shares if s.biased is biased)

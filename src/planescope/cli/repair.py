@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planescope.cli.options import TRUST, of_inputs, prepared_options
+from planescope.cli.printing import console, plain_table
+from planescope.cli.progress import layer_progress
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.record import Repair
@@ -64,7 +66,6 @@ def repair(
     zeros stay, and a layer is repaired only where that brings the network nearer to FILE's on
     inputs that the repair did not see.
     """
-    from planescope.cli.progress import layer_progress
     from planescope.criticality.plan import export
     from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.repair import repair as put_right
@@ -97,8 +98,6 @@ def repair(
 def print_repair(done: Repair) -> None:
     """Print what was done to each layer, and what it helped."""
     from rich.text import Text
-
-    from planescope.cli.printing import console, plain_table
 
     out = console()
     out.print(

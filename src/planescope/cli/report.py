@@ -12,6 +12,7 @@ import click
 
 from planescope.cli.options import code_options, consent, measured_options
 from planescope.cli.printing import say
+from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:
     from planescope.figures.report import Report
@@ -56,7 +57,6 @@ def report(
     """
     from planescope.figures.report import FORMS
     from planescope.figures.report import report as report_on
-    from planescope.files.errors import UsageError
     from planescope.files.writing import check_target
 
     check_target(out, FORMS)

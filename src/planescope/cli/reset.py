@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planescope.cli.options import KIND, MEMORY, TRUST, consent, shape_of, tell_data_path
+from planescope.cli.printing import say
+from planescope.cli.progress import layer_progress
 from planescope.cli.reset_table import print_resets
+from planescope.files.errors import StoppedError, UsageError
+from planescope.files.optional import is_foreign
 
 if TYPE_CHECKING:
     from planescope.criticality.resets import ResetOptions
@@ -140,10 +144,6 @@ def reset(
     RUN gets resets.json. Finished work is kept in RUN, or beside --out: broken off, the same
     command goes on where it was.
     """
-    from planescope.cli.progress import layer_progress
-    from planescope.files.errors import StoppedError
-    from planescope.files.optional import is_foreign
-
     fresh, path = choices.pop("fresh"), choices.pop("path")
     draws = choices["draws"] or 1
     prepared = _data_options(choices)
@@ -208,7 +208,6 @@ def reset(
 
 def _tell_forecast(subject: Run | str, common: dict[str, Any], *, as_json: bool) -> None:
     """Print what a reset would take."""
-    from planescope.cli.printing import say
     from planescope.criticality.resets import forecast
 
     found = forecast(subject, **common)
@@ -228,8 +227,6 @@ def _data_options(choices: dict[str, Any]) -> DataOptions | None:
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...]:
-    from planescope.files.errors import UsageError
-
     if text is None:
         return ()
     try:
@@ -242,7 +239,6 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...]:
 
 def _options(choices: dict[str, Any], *, fresh: bool) -> ResetOptions:
     from planescope.criticality.resets import ResetOptions
-    from planescope.files.errors import UsageError
 
     rand, draws = choices.pop("rand"), choices.pop("draws")
     if draws is not None and not rand and not fresh:
@@ -266,7 +262,6 @@ def _check(
     unfinished: bool,
     synthetic: bool,
 ) -> None:
-    from planescope.files.errors import UsageError
     from planescope.training.run import Run
 
     if (run is None) == (trained is None):
@@ -295,8 +290,6 @@ def _check_outputs(out: str | None, figure: str | None) -> None:
 
 
 def _epochs(snapshots: tuple[str, ...]) -> list[int] | None:
-    from planescope.files.errors import UsageError
-
     for snapshot in snapshots:
         if not snapshot.isdecimal():
             raise UsageError(f"--snapshot {snapshot!r}: give the epoch of a snapshot of the run")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from planescope.cli.printing import console
+from planescope.cli.printing import table as empty_table
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -14,8 +17,6 @@ if TYPE_CHECKING:
 def print_resets(resets: Resets) -> None:
     """Print relative drops, layers × snapshots, and what they say in a sentence."""
     from rich.text import Text
-
-    from planescope.cli.printing import console
 
     out = console()
     out.print(Text(f"{resets.source}: {resets.network} on {resets.data}", style="bold"))
@@ -79,8 +80,6 @@ def _kind(resets: Resets) -> str:
 
 def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Table:
     from rich import box
-
-    from planescope.cli.printing import table as empty_table
 
     kind = _kind(resets)
     first = resets.snapshots[0]

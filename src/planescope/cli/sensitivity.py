@@ -17,6 +17,8 @@ from planescope.cli.options import (
     of_inputs,
     prepared_options,
 )
+from planescope.cli.printing import console, plain_table, say
+from planescope.cli.progress import layer_progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +68,6 @@ def sensitivity(
     With nothing but the network, synthetic pictures rank layers and ways; inputs without labels
     tell the loss that the network itself expects; labelled ones measure it.
     """
-    from planescope.cli.progress import layer_progress
     from planescope.criticality.sensitivity import Cost
     from planescope.criticality.sensitivity import sensitivity as find
     from planescope.files.results import FORMS
@@ -111,8 +112,6 @@ def _draw(found: Sensitivity, *, figure: str | None, curves: str | None) -> None
 
 def print_cost(cost: Cost) -> None:
     """Print what a call would take."""
-    from planescope.cli.printing import say
-
     inputs = "as many inputs as there are" if cost.inputs is None else f"{cost.inputs} inputs"
     time = "" if cost.seconds is None else f", at most about {cost.seconds:.0f} s"
     say(f"{cost.layers} layers, {cost.cells} cells on {inputs}{time}")
@@ -126,7 +125,6 @@ def print_sensitivity(found: Sensitivity, *, top: int | None = None) -> None:
     """
     from rich.text import Text
 
-    from planescope.cli.printing import console
     from planescope.cli.tables import skipped_lines
 
     out = console()
@@ -162,8 +160,6 @@ def _dearest(found: Sensitivity, top: int | None) -> list[LayerSensitivity]:
 
 def _tables(found: Sensitivity, layers: Sequence[LayerSensitivity], width: int) -> Iterator[Table]:
     """Give tables of all ways, each as wide as there is room for."""
-    from planescope.cli.printing import plain_table
-
     names = max(5, *(len(layer.name) for layer in layers))
     sizes = [
         [f"{layer.parameters:,}", "" if (w := layer.multiply_adds) is None else f"{w:,}"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planescope.cli.options import code_options, consent
+from planescope.cli.printing import console
 
 if TYPE_CHECKING:
     from planescope.training.run import Run
@@ -60,8 +61,6 @@ def _fields(run: Run) -> dict[str, Any]:
 
 def print_status(runs: Sequence[Run]) -> None:
     """Print a line a run, and one for what happened to it."""
-    from planescope.cli.printing import console
-
     out = console()
     for run in runs:
         fields = _fields(run)

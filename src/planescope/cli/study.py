@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.printing import say
+from planescope.cli.printing import console, say
+from planescope.cli.printing import table as empty_table
+from planescope.files.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -64,8 +66,6 @@ def study(
     What is finished is skipped and what was broken off goes on, so that the same command makes the
     rest. A run that fails is kept with its error, and the others are made.
     """
-    from planescope.files.errors import UsageError
-
     folder = out or Path(file).stem
     if dry_run and show_status:
         raise UsageError("--dry-run and --status are two things; give one")
@@ -113,8 +113,6 @@ def _tell_dashboard(address: str) -> None:
 
 
 def _fail_with(made: Study) -> None:
-    from planescope.files.errors import RunError
-
     status = made.status
     if status.done < status.total:
         raise RunError(
@@ -124,7 +122,6 @@ def _fail_with(made: Study) -> None:
 
 
 def _dry_run(file: str, folder: str, workers: int | None, *, as_json: bool) -> None:
-    from planescope.cli.printing import console
     from planescope.study.forecast import forecast
 
     found = forecast(file, folder, workers=workers)
@@ -139,8 +136,6 @@ def _dry_run(file: str, folder: str, workers: int | None, *, as_json: bool) -> N
 
 
 def _print(made: Study, *, as_json: bool) -> None:
-    from planescope.cli.printing import console
-
     status = made.status
     if as_json:
         sys.stdout.write(status.to_json() + "\n")
@@ -179,8 +174,6 @@ def _live() -> Iterator[Callable[[StudyStatus], None] | None]:
         return
     from rich.live import Live
 
-    from planescope.cli.printing import console
-
     with Live(console=console(stderr=True), auto_refresh=False, transient=True) as live:
         yield lambda status: live.update(_table(status), refresh=True)
 
@@ -189,8 +182,6 @@ def _table(status: StudyStatus) -> Group:
     from rich import box
     from rich.console import Group
     from rich.text import Text
-
-    from planescope.cli.printing import table as empty_table
 
     table = empty_table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", overflow="fold")

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 
 from planescope.cli.options import TRUST, consent, tell_data_path
+from planescope.cli.printing import console
+from planescope.cli.progress import layer_progress
+from planescope.cli.status import print_status
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -79,9 +82,6 @@ def train(*, config: str | None, out: str, resume: bool, trust: bool, **options:
     RUN gets config.yaml, metrics.csv, snapshots/, measurements and what resuming needs. With
     --resume, options that are not given are those of the run.
     """
-    from planescope.cli.printing import console
-    from planescope.cli.progress import layer_progress
-    from planescope.cli.status import print_status
     from planescope.training.loop import rank
     from planescope.training.loop import train as train_run
     from planescope.training.processor import keep_memory

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from planescope.figures.canvas import save
+from planescope.figures.overview import overview
 from planescope.files.errors import printable
 from planescope.files.writing import check_target, replacing
 from planescope.measurement.record import LayerMeasurement, Measurement
@@ -36,9 +38,6 @@ def write_card(measurement: Measurement, path: str | os.PathLike[str], /) -> Non
     OutputError
         If a file cannot be written; that file is left as it was then.
     """
-    from planescope.figures.canvas import save
-    from planescope.figures.overview import overview
-
     check_target(path, FORMS)
     picture = picture_of(path)
     save(overview(measurement), picture)

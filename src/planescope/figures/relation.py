@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planescope.criticality.definition import Critical
+from planescope.criticality.relation.ranks import resampled
+from planescope.criticality.relation.ranks import roc as roc_curves
 from planescope.criticality.relation.record import RelatedLayer, Relation, Selection
 from planescope.criticality.scores import SCORES
 from planescope.figures.canvas import CHANCE, NEUTRAL, Width, canvas, inches, shown, styled
@@ -312,9 +314,6 @@ def _ranks(axes: Axes, relation: Relation) -> None:
 
 def _curves(axes: Axes, relation: Relation) -> None:
     """ROC curves with bands, over the decided ones of the layers that the verdict speaks of."""
-    from planescope.criticality.relation.ranks import resampled
-    from planescope.criticality.relation.ranks import roc as roc_curves
-
     every = [layer for layer in relation.layers if _chosen(relation, layer)]
     layers = [layer for layer in every if layer.is_decided]
     rng = np.random.default_rng(relation.seed)

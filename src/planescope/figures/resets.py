@@ -6,10 +6,11 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from planescope.criticality.definition import Critical
 from planescope.criticality.resets.record import RAND, ResetLayer, Resets
 from planescope.figures.canvas import AWAY, NEUTRAL, TOWARD, Width, canvas, inches, shown, styled
 from planescope.figures.layers import row_pitch
@@ -36,8 +37,9 @@ CHARACTER, APART = 0.058, 0.15
 def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
     """Relative drop of the accuracy with each layer put back to each snapshot, in per cent.
 
-    Cells of fresh draws have their mean. A drop within noise has its number in parentheses, or is
-    dotted where numbers have no room. Beside the map stands each layer's negative mass once
+    Cells of fresh draws have their mean. The number of a layer that is critical by its loss is in
+    bold; a drop within noise has its number in parentheses, or is dotted where numbers have no
+    room. Beside the map stands each layer's negative mass once
     trained, in bold where the layer is biased. Where the trained network knows nothing there are no
     drops, and the map has accuracies.
 
@@ -113,7 +115,10 @@ def _write_cells(axes: Axes, resets: Resets, values: Floats, size: float) -> Non
             if size >= SMALLEST:
                 number = f"{values[i, j]:.0f}".replace("-0", "0")
                 text = f"({number})" if noise else number
-                axes.text(j, i, text, color=color, size=size, ha="center", va="center")
+                is_critical = resets.critical(row, column) is Critical.YES
+                weight = "bold" if is_critical else "normal"
+                place: dict[str, Any] = {"ha": "center", "va": "center", "weight": weight}
+                axes.text(j, i, text, color=color, size=size, **place)
             elif noise:
                 axes.plot(j, i, ".", color=color, markersize=2)
 

@@ -21,14 +21,18 @@ LOGGABLE = tuple(
 )
 
 
-def by_key(measurement: Measurement, names: Iterable[str] = LOGGED, /) -> dict[str, float]:
+def by_key(
+    measurement: Measurement, names: Iterable[str] = LOGGED, /, *, by_layer: bool = True
+) -> dict[str, float]:
     """Statistics by key: ``planescope/LAYER/NAME``, and ``planescope/NAME`` of all filters.
 
-    What a layer does not have is left out. ``planescope/biased_share``, the share of layers that
-    are biased, sums them up where anything is named.
+    What a layer does not have is left out, and without `by_layer` all that is of one layer.
+    ``planescope/biased_share``, the share of layers that are biased, sums them up where anything is
+    named.
     """
     names = tuple(names)
-    parts = [(f"planescope/{layer.name}", vars(layer)) for layer in measurement.layers]
+    layers = measurement.layers if by_layer else ()
+    parts = [(f"planescope/{layer.name}", vars(layer)) for layer in layers]
     tested = [layer.biased for layer in measurement.layers if layer.biased is not None]
     summary = {"planescope/biased_share": sum(tested) / len(tested)} if names and tested else {}
     return summary | {

@@ -216,7 +216,10 @@ def _placed(opened: Opened, network: str | Structure, state: StateDict) -> Opene
         if ":" not in network:
             return replace(opened, contents=paper.match(network, state))
         module = load_network(network, state)
-        return replace(opened, contents=read_module(module), module=module)
+        contents = read_module(module)
+        # What was said of the file, as of copies that it holds, stands whoever reads the layers.
+        contents = replace(contents, notes=(*state.notes, *contents.notes))
+        return replace(opened, contents=contents, module=module)
     except CheckpointError as exc:
         raise CheckpointError(f"{opened.source.path}: {exc}") from exc
 

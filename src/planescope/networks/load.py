@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ def load_network(name: str, state: StateDict, /) -> nn.Module:
     name : str
         As for `planescope.networks.build.build`. Input channels, classes, width and, for fully
         connected networks, the size of the images follow from the shapes.
+    state : StateDict
+        Its names may have a prefix, ``model.`` for example, as Lightning writes them.
 
     Returns
     -------
@@ -40,8 +43,8 @@ def load_network(name: str, state: StateDict, /) -> nn.Module:
     CheckpointError
         If the state dict is not that of the network; the message has the first difference.
     """
-    module = build_like(name, state, drawn=False)
-    _fill(module, paper.match(name, state) if ":" not in name else state, name)
+    module, state = _built(name, state, drawn=False)
+    _fill(module, state, name)
     return module.eval()
 
 
@@ -62,26 +65,32 @@ def build_like(
     UsageError, CheckpointError
         As `load_network`.
     """
+    return _built(name, state, seed=seed, drawn=drawn)[0]
+
+
+def _built(
+    name: str, state: StateDict, *, seed: int | None = None, drawn: bool = True
+) -> tuple[nn.Module, StateDict]:
+    """Return a network of the size of a state dict, and this by the network's own names."""
     is_paper = ":" not in name
+    # A file may hold its tensors in any order; safetensors sorts them by name.
     if is_paper:
         state = paper.match(name, state)
+        order = [f"{layer}.weight" for layer in paper.places(name)]
+    else:
+        own = [key for key in build(name).state_dict() if not key.endswith(COUNTER)]
+        state = dataclasses.replace(state, tensors=_named_alike(state.tensors, own))
+        order = [key for key in own if key.endswith("weight")]
     shapes = {key: tensor.shape for key, tensor in state.tensors.items()}
-    # A file may hold its tensors in any order; safetensors sorts them by name.
-    order = [f"{layer}.weight" for layer in paper.places(name)] if is_paper else _weights(name)
     weights = [shapes[key] for key in order if len(shapes.get(key, ())) > 1]
     if not weights:
         raise CheckpointError(f"not the network {name}: the file has no weights")
     first, last = weights[0], weights[-1]
     sizes: dict[str, Any] = {"in_channels": first[1], "classes": last[0]}
     if not is_paper:
-        return build(name, **sizes, seed=seed)
+        return build(name, **sizes, seed=seed), state
     sizes |= _image(first)
-    return build(name, **sizes, width=_width(name, shapes), seed=seed, drawn=drawn)
-
-
-def _weights(name: str) -> list[str]:
-    """Return the names of a library's weights, in the order of the network."""
-    return [key for key in build(name).state_dict() if key.endswith("weight")]
+    return build(name, **sizes, width=_width(name, shapes), seed=seed, drawn=drawn), state
 
 
 def _image(first: tuple[int, ...]) -> dict[str, int]:
@@ -186,9 +195,16 @@ def _named_alike(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Mapping[s
     first = next(iter(names), "")
     if first in tensors:
         return tensors
-    prefix = next((key.removesuffix(first) for key in tensors if key.endswith(f".{first}")), "")
-    if prefix:
-        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    prefixes = [key.removesuffix(first) for key in tensors if key.endswith(f".{first}")]
+    whole = [prefix for prefix in prefixes if all(prefix + name in tensors for name in names)]
+    if prefixes:
+        prefix = min(whole or prefixes, key=len)  # of several, what is over is refused
+        # Beside the network, as Lightning keeps them: weights of a loss, counters of metrics.
+        return {
+            key.removeprefix(prefix): tensor
+            for key, tensor in tensors.items()
+            if not whole or key.startswith(prefix) or len(tensor.shape) > 1
+        }
     parts = first.split(".")
     for count in range(1, len(parts)):
         outer, inner = ".".join(parts[:count]) + ".", ".".join(parts[count:])

@@ -239,7 +239,12 @@ def _without_prefix(name: str, state: StateDict) -> StateDict:
         return state
     key = min(prefixed, key=len)  # blocks of a ResNet have a layer of that name too
     prefix = key.removesuffix(first)
-    tensors = {key.removeprefix(prefix): tensor for key, tensor in state.tensors.items()}
+    # Beside the network, as Lightning keeps them: weights of a loss, counters of metrics.
+    tensors = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in state.tensors.items()
+        if key.startswith(prefix) or len(tensor.shape) > 1
+    }
     return dataclasses.replace(state, tensors=tensors)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.checkpoints.keras.live import refuse
 from planescope.files.errors import UsageError, nearest
+from planescope.networks.live.module import unwrapped
+from planescope.networks.state.parametrisations import resolved
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +64,6 @@ def opened(
     from torch import nn
 
     from planescope.criticality.sensitivity.job import onnx_file
-    from planescope.networks.live.module import unwrapped
     from planescope.training.run import Run
 
     refuse(network, "run", "export it to ONNX")
@@ -107,7 +108,6 @@ def load_file(path: str | os.PathLike[str], architecture: str | nn.Module, /) ->
     """Load the weights of a file into the network that they belong to."""
     from planescope.criticality.resets.weights import state_of, with_weights
     from planescope.criticality.sensitivity.network import no_graph
-    from planescope.networks.state.parametrisations import resolved
 
     with no_graph(path):
         return with_weights(architecture, resolved(state_of(path)), path)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from planescope.criticality.plan.allocation import PUT_BACK, check_way
+from planescope.criticality.plan.allocation import PUT_BACK, check_size, check_way, least_share
 from planescope.criticality.plan.opening import (
     Opened,
     acting,
@@ -279,8 +279,6 @@ def _at(
     bench: Bench, asked: float, curve: Sequence[float], *, repair: bool, on_try: OnTry | None
 ) -> tuple[list[Try], list[Try]]:
     """Try a size, then those of a curve."""
-    from planescope.criticality.plan.allocation import check_size
-
     sizes = [asked, *(one for one in dict.fromkeys(curve) if one != asked)]
     for one in sizes:
         check_size(bench.knife.way, one, bench.weights)
@@ -338,8 +336,6 @@ def _within(
 
 
 def _sizes(bench: Bench) -> tuple[Fraction, ...]:
-    from planescope.criticality.plan.allocation import least_share
-
     if bench.knife.way == "bits":
         return _BITS
     least = least_share(bench.knife.way, bench.weights)

@@ -63,7 +63,8 @@ def directions(relation: Relation, /) -> tuple[Share, ...]:
 
 def claimed(relation: Relation, /) -> str:
     """Say whether the bias ranks the layers as resets do, and both directions."""
-    return " ".join((*_ranking(relation), *map(_direction, directions(relation)), *apart(relation)))
+    sides = (*map(_direction, directions(relation)), *_beside_mass(relation))
+    return " ".join((*_ranking(relation), *sides, *apart(relation)))
 
 
 def spoken(relation: Relation, /) -> str:
@@ -141,6 +142,17 @@ def _direction(share: Share) -> str:
         f"{verdict}: {share.count} of {share.layers} {'is' if share.count == 1 else 'are'}"
         f"{_span(share.low, share.high)}{left}."
     )
+
+
+def _beside_mass(relation: Relation) -> Iterator[str]:
+    """Say of layers that are unbiased by their mass that they face one way by another test."""
+    unbiased = [each for each in relation.chosen(relation.selection) if each.biased is False]
+    turned = sum(bool(layer.tests) for layer in unbiased)
+    if turned:
+        yield (
+            f"Biased is by the mass: {turned} of {counted(len(unbiased), 'unbiased layer')} "
+            f"{'faces' if turned == 1 else 'face'} one way beyond chance by cosine or centre."
+        )
 
 
 def apart(relation: Relation, /) -> Iterator[str]:

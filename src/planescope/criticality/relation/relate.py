@@ -11,6 +11,7 @@ import numpy as np
 
 from planescope.criticality.definition import THRESHOLD
 from planescope.criticality.relation.areas import areas
+from planescope.criticality.relation.associate import Sample, advise, corrected, selected, shares
 from planescope.criticality.relation.evidence import Evidence
 from planescope.criticality.relation.ranks import FEWEST_RUNS
 from planescope.criticality.relation.record import (
@@ -179,14 +180,6 @@ def relate_layers(
         If runs of one network have different layers, or an option is invalid.
     """
     # SciPy's statistics take two seconds to import, which nobody else should wait for.
-    from planescope.criticality.relation.associate import (
-        Sample,
-        advise,
-        corrected,
-        selected,
-        shares,
-    )
-
     _check_options(critical, robust, draws)
     _check_names(layers)
     rng = _rng(seed)

@@ -18,6 +18,7 @@ from planescope.criticality.resets.data import Own, open_data, synthetic_inputs
 from planescope.criticality.resets.options import Forecast, ResetOptions
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
+from planescope.networks.live.module import unwrapped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -289,7 +290,6 @@ def _subject(
     """Return the network that is reset, with its data."""
     from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.criticality.resets.trained import of_checkpoint, of_module, of_run
-    from planescope.networks.live.module import unwrapped
 
     if run is not None:
         if keep is not None:

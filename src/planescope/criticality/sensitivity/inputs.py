@@ -24,7 +24,7 @@ from planescope.criticality.resets.engine.feed import Feed, feed_images, feed_lo
 from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity.record import Method
 from planescope.criticality.synthetic import choose
-from planescope.data.load import Files, Images, load
+from planescope.data.load import PLAIN, Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
 from planescope.data.pictures import LEAST_SIDE, Bank
 from planescope.data.roles import Batch
@@ -335,8 +335,6 @@ def _opened(
     data_options: DataOptions | None,
     options: ResetOptions,
 ) -> Images | Files | Loader:
-    from planescope.data.load import PLAIN
-
     if isinstance(data, Images | Files):
         return data
     if isinstance(data, os.PathLike) or (isinstance(data, str) and Path(data).is_dir()):

@@ -33,6 +33,7 @@ from planescope.networks.live.module import read_module, unwrapped
 from planescope.networks.state.layers import find_layers
 from planescope.networks.state.parametrisations import resolved
 from planescope.training.folder.snapshots import input_shape_of
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -124,8 +125,6 @@ def open_network(model: Any, network: str | nn.Module | None, trust: Any = False
     CheckpointError
         If the file is missing, damaged or of another network.
     """
-    from planescope.training.run import Run
-
     refuse(model, "run", "export it to ONNX")
     if isinstance(model, nn.Module):
         whole = unwrapped(model)

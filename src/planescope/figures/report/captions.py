@@ -75,9 +75,10 @@ READINGS = (
         "Score against drop",
         "A point is a layer: to the right the score that its weights alone give, upward what "
         "putting it back to the initialisation costs. If the score ranks the layers as the resets "
-        "do, the points rise together; ρ is Spearman's rank correlation. A dot within a point says "
-        "that the layer is critical: its loss, the share of what the network knows beyond chance "
-        "that is gone, is above the bound with its whole interval; a cross that this is undecided.",
+        "do, the points rise together; ρ is Spearman's rank correlation. A ring around a point "
+        "says that the layer is critical: its loss, the share of what the network knows beyond "
+        "chance that is gone, is above the bound with its whole interval; a pale ring that this is "
+        "undecided.",
     ),
     Reading(
         "table",

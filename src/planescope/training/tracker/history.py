@@ -50,15 +50,17 @@ class Record:
             self.drift = self.drift()
         return self.drift
 
-    def metrics(self, logged: Sequence[str]) -> dict[str, float]:
-        """Return what is logged of the update, by key."""
+    def metrics(self, logged: Sequence[str], *, by_layer: bool) -> dict[str, float]:
+        """Return what is logged of the update, by key; of all filters together, or layers too."""
         measured, pressures = self.read(), self.pressures()
-        found = by_key(measured, logged)
+        found = by_key(measured, logged, by_layer=by_layer)
         if logged and pressures is not None:
-            keys = [f"planescope/{layer.name}/{pressure.NAME}" for layer in measured.layers]
-            values = [*pressures, pressure.of_all(measured.layers, pressures)]
-            named = zip([*keys, f"planescope/{pressure.NAME}"], values, strict=True)
-            found |= {key: value for key, value in named if value is not None}
+            of_all = pressure.of_all(measured.layers, pressures)
+            named = {f"planescope/{pressure.NAME}": of_all}
+            if by_layer:
+                names = [f"planescope/{layer.name}/{pressure.NAME}" for layer in measured.layers]
+                named |= dict(zip(names, pressures, strict=True))
+            found |= {key: value for key, value in named.items() if value is not None}
         return found
 
 
@@ -106,12 +108,14 @@ class History(Table):
         if len(self.records) > _UNREAD:
             self.records[-_UNREAD - 1].read()
 
-    def unlogged(self, logged: Sequence[str]) -> Iterator[tuple[int, dict[str, float]]]:
+    def unlogged(
+        self, logged: Sequence[str], *, by_layer: bool
+    ) -> Iterator[tuple[int, dict[str, float]]]:
         """Step and metrics of each update that was not asked for here before."""
         for record in self.records:
             if not record.is_logged and logged:
                 record.is_logged = True
-                yield record.step, record.metrics(logged)
+                yield record.step, record.metrics(logged, by_layer=by_layer)
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of a table with a row an update and layer."""

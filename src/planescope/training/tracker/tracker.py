@@ -72,8 +72,9 @@ class Tracker(_Callback):
         the same at each update, which then waits for the device.
     unpack : callable, optional
         Gives inputs and labels (or None) of a batch of another kind.
-    log : iterable of str
-        Statistics to log, by the names of the columns of `to_pandas`; () logs nothing.
+    log : iterable of str, optional
+        Statistics to log of each layer too, by the names of the columns of `to_pandas`; by default
+        those of all filters together alone, and () logs nothing.
     reference : {"device", "cpu"} or None
         Where the weights of the first update are kept, whose distance from those of later ones is
         `l2` and `linf`. They take as much memory as the weights measured, there and in checkpoints.
@@ -105,9 +106,9 @@ class Tracker(_Callback):
 
     Notes
     -----
-    The keys that are logged are ``planescope/LAYER/STATISTIC``, for example
-    ``planescope/features.0/negative_mass``, and ``planescope/STATISTIC`` for the filters of all
-    layers together; ``planescope/biased_share``, the share of layers that are biased, sums them up.
+    The keys that are logged are ``planescope/STATISTIC`` for the filters of all layers together,
+    ``planescope/biased_share``, the share of layers that are biased, and with `log` also
+    ``planescope/LAYER/STATISTIC``, for example ``planescope/features.0/negative_mass``.
     As Lightning's fit ends, loggers that take pictures (TensorBoard, Weights & Biases, MLflow) get
     one, ``planescope/negative_mass_by_layer``: layers by updates.
 
@@ -132,7 +133,7 @@ class Tracker(_Callback):
         layers: str | None = None,
         data: Any = None,
         unpack: Unpack | None = None,
-        log: Iterable[str] = LOGGED,
+        log: Iterable[str] | None = None,
         reference: str | None = "device",
         drift: bool = False,
         filters: bool = False,
@@ -146,7 +147,8 @@ class Tracker(_Callback):
                 "the next, at least 1"
             )
         self.every = every
-        self._logged = (log,) if isinstance(log, str) else tuple(log)
+        self._by_layer = log is not None
+        self._logged = (log,) if isinstance(log, str) else tuple(LOGGED if log is None else log)
         for name in self._logged:
             if name not in LOGGABLE:
                 raise UsageError(f"log={name!r} is no statistic; {nearest(str(name), LOGGABLE)}")
@@ -263,11 +265,13 @@ class Tracker(_Callback):
     def metrics(self) -> dict[str, float]:
         """Return the logged metrics of the last update, by key; empty before the first."""
         records = self._recorder.history.records
-        return records[-1].metrics(self._logged) if records else {}
+        if not records:
+            return {}
+        return records[-1].metrics(self._logged, by_layer=self._by_layer)
 
     def unlogged(self) -> Iterator[tuple[int, dict[str, float]]]:
         """Step and metrics of each update that was not asked for here before."""
-        yield from self._recorder.history.unlogged(self._logged)
+        yield from self._recorder.history.unlogged(self._logged, by_layer=self._by_layer)
 
     def to_pandas(self) -> pd.DataFrame:
         """Table with a row an update and layer."""

@@ -142,8 +142,8 @@ function testedBands(network, color) {
     type: "scatter", mode: "lines", x, y: network.epochs.map((_, epoch) => network.value(key, epoch, layer)),
     line: { width: 0, shape: "hvh" }, hoverinfo: "skip", showlegend: false, ...rest,
   });
-  return [[order[0], 0.45], [order.at(-1), 1]].flatMap(([layer, opacity]) => [
-    side("band_low", layer, {}), side("band_high", layer, { fill: "tonexty", fillcolor: color.band, opacity }),
+  return [[order[0], color.band], [order.at(-1), color.chance]].flatMap(([layer, fillcolor]) => [
+    side("band_low", layer, {}), side("band_high", layer, { fill: "tonexty", fillcolor }),
   ]);
 }
 

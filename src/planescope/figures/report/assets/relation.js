@@ -17,7 +17,7 @@ function relationFigure(view) {
   const sides = points.map(({ layer }) => sideOf(network, network.last, layer));
   const known = points.some(({ low }) => low !== null);
   return {
-    data: [{
+    data: [verdictRings(relation, points, chosen, color), {
       type: "scatter", mode: "markers", x: points.map(({ x }) => x), y: points.map(({ y }) => y), cliponaxis: false,
       ...(known ? { error_y: {
         type: "data", symmetric: false, array: points.map(({ y, high }) => high - y), arrayminus: points.map(({ y, low }) => y - low),
@@ -27,7 +27,7 @@ function relationFigure(view) {
       hovertext: points.map((point) => relationText(network, score, point)),
       marker: {
         size: points.map(({ layer }) => (layer === chosen ? 15 : 10)),
-        symbol: points.map(({ layer }, i) => (sides[i] === SIDES.none ? "circle" : "diamond") + VERDICT_SIGNS[relation.decisions[layer] ?? ""]),
+        symbol: sides.map((side) => (side === SIDES.none ? "circle" : "diamond")),
         color: sides.map((side) => (side === SIDES.none ? color.paper : color[side.key])), opacity: 1,
         line: { color: sides.map((side) => color[side.key]), width: points.map(({ layer }) => (layer === chosen ? 2.5 : 1.5)) },
       },
@@ -48,8 +48,18 @@ function relationFigure(view) {
   };
 }
 
-// What stands in the point of a layer, by whether it is critical.
-const VERDICT_SIGNS = { "critical": "-dot", "undecided": "-cross", "not critical": "", "": "" };
+// Rings around the points of critical layers, and pale ones where that is undecided.
+function verdictRings(relation, points, chosen, color) {
+  const rings = { critical: color.ink, undecided: color.chance };
+  const ringed = points.filter(({ layer }) => relation.decisions[layer] in rings);
+  return {
+    type: "scatter", mode: "markers", x: ringed.map(({ x }) => x), y: ringed.map(({ y }) => y), cliponaxis: false, hoverinfo: "skip",
+    marker: {
+      symbol: "circle-open", size: ringed.map(({ layer }) => (layer === chosen ? 25 : 19)), opacity: 1,
+      color: ringed.map(({ layer }) => rings[relation.decisions[layer]]), line: { width: 1.5 },
+    },
+  };
+}
 
 // Points whose names have room beside them, the chosen one first.
 function apart(network, points, chosen, width) {
