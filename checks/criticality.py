@@ -228,25 +228,37 @@ def results(paths: Sequence[Path]) -> None:
         _print(("part", "runs", "layers", "unlabelled", "synthetic", "l2"), parts(rows))
         error = (rows["expected"] - rows["loss"]).abs().mean()
         raw = (rows["synthetic"] - rows["loss"]).abs().mean()
-        rho = [within_rho(rows, score) for score in SCORES]
         print(
             f"error of the expected loss, unlabelled: {error:.3f}; of the disagreement, were it a "
             f"loss: {raw:.3f}"
         )
-        print(
-            "mean rho within a network: "
-            + ", ".join(f"{s} {r:.2f}" for s, r in zip(SCORES, rho, strict=True))
-        )
+        _print(("score", "mean rho with the loss, within networks", "minus l2"), rhos(rows))
         print(f"seconds without data, all set-up included: median {rows['seconds'].median():.1f}\n")
 
 
-def within_rho(rows: pd.DataFrame, score: str) -> float:
-    """Give the mean over runs of Spearman's rho with the loss."""
-    found = [
-        float(ranks.spearman(own[score].to_numpy(float), own["loss"].to_numpy(float)))
-        for _, own in rows.groupby("run") if len(own) >= 3
-    ]  # fmt: skip
-    return float(np.nanmean(found))
+def rhos(rows: pd.DataFrame) -> Iterator[Sequence[str]]:
+    """Yield the mean over runs of Spearman's rho with the loss, and what it is ahead of l2."""
+    of_run = pd.DataFrame({
+        score: {
+            run: float(ranks.spearman(own[score].to_numpy(float), own["loss"].to_numpy(float)))
+            for run, own in rows.groupby("run") if len(own) >= ranks.FEWEST
+        }
+        for score in SCORES
+    })  # fmt: skip
+    of_run = of_run.reset_index(names="run")
+    for score in SCORES:
+        ahead = of_run.assign(ahead=of_run[score] - of_run["l2"])
+        yield (
+            score,
+            interval(of_run, lambda r, w, s=score: _weighted(r[s], w)),  # type: ignore[misc]
+            "" if score == "l2" else interval(ahead, lambda r, w: _weighted(r["ahead"], w)),
+        )
+
+
+def _weighted(values: pd.Series, weights: Any) -> float:
+    there = values.notna().to_numpy()
+    kept = None if weights is None else weights[there]
+    return float(np.average(values.to_numpy()[there], weights=kept))
 
 
 def parts(rows: pd.DataFrame) -> Iterator[Sequence[str]]:

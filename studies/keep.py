@@ -4,11 +4,13 @@
 
 A finished run keeps its config, environment, metrics and measurements, and counts as made; runs
 that are not finished are left out. Parquet files are written anew, with the same values in about
-half the bytes.
+half the bytes, and resets without the paths of this machine. Scores that are held against resets
+are of the weights: the relation of the plain runs is kept with the tables.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -18,11 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from planescope import Run
+from planescope.files.errors import UsageError
+from planescope.study.claims import plain_runs
+from planescope.study.folder import Study
+from planescope.study.related import relation_of
 from planescope.training.run import State
 
 KEPT = (
-    "config.yaml", "environment.json", "metrics.csv", "measurements.parquet", "resets.json",
-    "state.json", "study.json",
+    "config.yaml", "environment.json", "metrics.csv", "measurements.parquet", "state.json",
+    "study.json",
 )  # fmt: skip
 
 
@@ -40,11 +46,36 @@ def keep(study: Path, out: Path) -> None:
             if (folder / name).is_file():
                 copy = _rewrite if name.endswith(".parquet") else shutil.copyfile
                 copy(folder / name, kept / name)
+        if (folder / "resets.json").is_file():
+            _write(folder / "resets.json", kept / "resets.json", {str(folder): folder.name})
         # What a part of the table lacks is read as empty.
         filled = [
             name for name, column in _columns(part).items() if any(v is not None for v in column)
         ]
         _rewrite(part, out / "table" / part.name, filled)
+    if any((study / "runs").glob("*/resets.json")):
+        _relate(study, out)
+
+
+def _relate(study: Path, out: Path) -> None:
+    """Keep the relation of the plain runs, whose paths become their names."""
+    whole = Study(study)
+    try:
+        plain = plain_runs(whole.table())
+    except UsageError:  # a study without plain runs, of which no claim can be asked
+        return
+    relation = relation_of(whole, [whole.run(name) for name in plain])
+    if relation is not None:
+        relation.save(out / "relation.json")
+        _write(out / "relation.json", out / "relation.json", {f"{study}/runs/": ""})
+
+
+def _write(source: Path, target: Path, names: dict[str, str]) -> None:
+    """Write JSON without spaces, and with other names in place of paths."""
+    text = json.dumps(json.loads(source.read_text(encoding="utf-8")), separators=(",", ":"))
+    for path, name in names.items():
+        text = text.replace(json.dumps(path)[1:-1], name)
+    target.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def _columns(file: Path, names: list[str] | None = None) -> dict[str, list[Any]]:

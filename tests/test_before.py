@@ -59,6 +59,11 @@ def test_resets_and_their_relation_load(run):
     relation = ps.Relation.load(run.path / "relation.json")
     assert relation.runs == ("run",)
     assert len(relation.layers) == 9
+    # Its flags were about the relative drop, and it has no loss: nothing is guessed.
+    assert {layer.critical for layer in relation.layers} == {None}
+    assert {layer.relative_drop is None for layer in relation.layers} == {False}
+    assert (relation.shares, relation.advice) == ((), ())
+    assert "relate the runs again" in relation.notes[-1]
     for result in (resets, relation):
         assert type(result).from_dict(json.loads(result.to_json())) == result
         page = result._repr_html_()

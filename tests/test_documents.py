@@ -33,7 +33,7 @@ BEGINNING = (
 NOT_RUN = {
     "README.md": ["installs packages"],
     "docs/index.md": ["installs packages"],
-    "docs/guides/paper.md": ["takes half an hour"],
+    "docs/guides/paper.md": ["takes half an hour", "needs a GPU"],
     "docs/guides/plan.md": ["there is no such file"],
     "docs/results/index.md": [
         "takes half an hour", "takes three quarters of an hour",

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from checks.benchmarks.processes import machine
 from checks.benchmarks.resets import MEAN, STD, write_cifar
 from planescope.criticality.resets import ResetOptions, reset
-from planescope.criticality.resets.answers import Judge
-from planescope.criticality.resets.progress import Tally
+from planescope.criticality.resets.engine.answers import Judge
+from planescope.criticality.resets.engine.progress import Tally
 from planescope.criticality.resets.record import Resets
 from planescope.criticality.resets.tell import Table
 from planescope.data.batches import batches

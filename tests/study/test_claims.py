@@ -310,6 +310,16 @@ def test_claims_come_back_from_their_file(tmp_path, form, with_relation):
     assert found.effects[0].network in found._repr_html_()
 
 
+def test_claims_of_an_earlier_version_are_read_with_their_relation(tmp_path):
+    older = json.loads(claims_of(made_up({PLAIN: 0.3})).to_json())
+    older["relation"] = json.loads((BEFORE / "relation.json").read_text())
+    del older["conclusions"]
+    (tmp_path / "claims.json").write_text(json.dumps(older))
+    found = Claims.load(tmp_path / "claims.json")
+    assert found.relation == Relation.load(BEFORE / "relation.json")
+    assert found.conclusions == ()
+
+
 def test_runs_that_happen_to_agree_make_nothing_certain():
     """Two runs of one network agree but for rounding: no interval of it, and none of the mean."""
     alike = mean([0.1 + 0.2, 0.3])

@@ -6,6 +6,8 @@ import pickle
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ import pandas as pd
 import pytest
 from data_files import put, put_cifar10, put_folder, put_mnist, random_bytes
 
+from planescope.criticality.relation.record import Relation
+from planescope.files.errors import UsageError
 from planescope.study import table
+from planescope.study.claims import claims
 from planescope.study.costs import GPU, THREAD, estimate, forward_flops
 from planescope.study.folder import RunRecord, Study
 from planescope.study.forecast import forecast
@@ -60,7 +65,7 @@ def test_the_digits_have_what_each_claim_asks_for():
 def test_the_studies_on_real_images_have_what_each_claim_asks_for(name):
     specs = PLANS[name].specs
     assert {spec.get("data") for spec in specs} == {name}
-    assert {spec.make for spec in specs} == {("train", "measure")}  # reset in a second part
+    assert {spec.make for spec in specs} == {("train", "measure", "reset")}
     assert {dict(spec.reset)["kinds"] for spec in specs} == {("conv", "linear")}
     for network, width in (("lenet", 1), ("vgg11", 0.25), ("vgg11_bn", 0.25), ("mlp", 0.125)):
         own = [spec for spec in specs if spec.get("network") == network]
@@ -79,14 +84,14 @@ def test_the_studies_on_real_images_have_what_each_claim_asks_for(name):
         }
 
 
-def test_the_second_part_of_a_study_resets_what_the_first_trained(tmp_path):
+def test_a_study_that_is_to_be_reset_too_goes_on_with_what_was_trained(tmp_path):
     text = (FOLDER / "cifar10.yaml").read_text(encoding="utf-8")
-    later = text.replace("\nmake: [train, measure]\n", "\nmake: [train, measure, reset]\n")
-    assert later != text
-    (tmp_path / "later.yaml").write_text(later, encoding="utf-8")
-    second_part = read_plan(tmp_path / "later.yaml").specs
+    before = text.replace("\nmake: [train, measure, reset]\n", "\nmake: [train, measure]\n")
+    assert before != text
+    (tmp_path / "before.yaml").write_text(before, encoding="utf-8")
+    first_part = read_plan(tmp_path / "before.yaml").specs
     record = RunRecord(name="x", made={"train": 1.0, "measure": 1.0})
-    for first, second in zip(PLANS["cifar10"].specs, second_part, strict=True):
+    for first, second in zip(first_part, PLANS["cifar10"].specs, strict=True):
         assert first.name == second.name
         assert record.missing(second, in_table=True) == ["reset", "measure"]
         assert record.missing(first, in_table=True) == []
@@ -111,6 +116,67 @@ def test_what_is_kept_of_a_study_is_read_as_the_study_is(tmp_path):
         assert again.metrics == run.metrics
     sizes = [sum(f.stat().st_size for f in (tmp_path / n).glob("table/*")) for n in "ab"]
     assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_the_figure_at_full_width_differs_in_width_device_and_resets_alone():
+    narrow, full = PLANS["paper-figure"].specs, PLANS["paper-figure-full"].specs
+    aside = {"width", "accelerator", "threads", "download"}
+    for one, other in zip(narrow, full, strict=True):
+        assert {k: v for k, v in one.settings if k not in aside} == {
+            k: v for k, v in other.settings if k not in aside
+        }
+        assert (other.get("width"), other.get("accelerator")) == (1.0, "cuda")
+        assert other.make == ("train", "measure", "reset")
+
+
+def test_the_free_runs_of_the_causal_test_are_the_plain_ones_on_cifar10():
+    plain = {s.name for s in PLANS["cifar10"].specs if re.match(r"lenet-cifar10-s\d", s.name)}
+    free = {s.name for s in PLANS["centred"].specs if not s.get("centred")}
+    assert free == plain
+    assert len(PLANS["centred"].specs) == 2 * len(free)
+
+
+def test_without_a_gpu_the_command_for_one_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    given = [str(FOLDER / "paper-figure-full.yaml"), "--keep", str(tmp_path / "kept")]
+    monkeypatch.setattr("sys.argv", ["on_gpu.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / "on_gpu.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert "nvidia-smi shows no GPU here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_the_command_for_a_gpu_keeps_what_a_study_made(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(
+        "schema: planescope.study/1\n"
+        "base: {network: vgg19, data: digits, width: 0.0625, resize: pad-32, examples: 64,"
+        " batch_size: 32, epochs: 1, accelerator: cpu, threads: 1, snapshots_until: 1}\n"
+        "grid: [{seeds: 2}]\n"
+        "make: [train, measure, reset]\nreset: {snapshots: [0], subset: 32}\n"
+    )
+    command = [sys.executable, str(FOLDER / "on_gpu.py"), "tiny.yaml", "--keep", "kept"]
+    done = subprocess.run(
+        [*command, "--without-gpu"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "2 of 2 runs made" in done.stdout
+    kept = Study(tmp_path / "kept")
+    assert len(kept.runs) == 2
+    assert all(run.resets.is_file() for run in kept.runs)
+
+
+def test_claims_of_kept_tables_have_the_relation_that_the_weights_gave(tmp_path):
+    study = FOLDER / "results" / "cifar10"
+    kept = claims(study).relation
+    assert kept == Relation.load(study / "relation.json")
+    assert {layer.run for layer in kept.layers} <= {
+        path.name for path in (study / "runs").iterdir()
+    }
+    shutil.copytree(study, tmp_path / "study")
+    (tmp_path / "study" / "relation.json").unlink()
+    with pytest.raises(UsageError, match="kept without their weights"):
+        claims(tmp_path / "study")
 
 
 def test_held_out_networks_are_of_other_seeds_architectures_and_data():
@@ -204,4 +270,4 @@ def test_each_network_and_option_of_a_study_runs(name, data, tmp_path):
         assert (record.name, record.error) == (spec.name, "")
         assert set(record.made) == {"train", "measure", *({"reset"} & set(spec.make))}
         assert study.run(spec.name).metrics[-1].epoch == 1
-    assert index >= 3 or name == "paper-figure"  # one network, five seeds
+    assert index >= 3 or name.startswith("paper-figure")  # one network, five seeds

@@ -104,8 +104,10 @@ def _reader(hint: Any) -> _Reader:
 
 
 def _part(kind: Any, value: object) -> object:
-    """Read a record within another; a whole result in it has a schema of its own."""
+    """Read a record within another; a whole result in it has a schema of its own, perhaps older."""
     schema = getattr(kind, "SCHEMA", None)
+    if schema is not None:
+        value = kind._renewed(value)
     if not isinstance(value, dict) or (schema is not None and value.get("schema") != schema):
         raise _NotThatError(value)
     return record(kind, value) if schema is None else kind.from_dict(value)

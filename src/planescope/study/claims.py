@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from planescope.criticality.relation.conclusions import Conclusion
 from planescope.criticality.relation.record import Relation
-from planescope.criticality.relation.relate import relate
 from planescope.files.errors import UsageError
 from planescope.files.results import Table, columns_of, texts_of
 from planescope.hyperplanes.chance import benjamini_hochberg
@@ -30,6 +29,7 @@ from planescope.study.effects import (
     mean,
     with_all,
 )
+from planescope.study.related import relation_of
 from planescope.study.turns import turns
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ def claims(study: Study | str | os.PathLike[str], /) -> Claims:
 
     whole = study if isinstance(study, Study) else Study(study)
     table = whole.table(_COLUMNS)
-    plain = plain_runs(table)
-    reset = [run for run in map(whole.run, plain) if run.resets.is_file()]
-    relation = relate(reset) if reset else None
+    relation = relation_of(whole, list(map(whole.run, plain_runs(table))))
     return claims_of(table, relation, study=str(whole.path))
 
 
