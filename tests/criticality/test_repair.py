@@ -260,7 +260,7 @@ def test_a_pass_that_goes_on_gives_the_bits_of_whole_passes(whole, monkeypatch) 
 def test_a_pass_goes_on_where_there_is_a_graph() -> None:
     from planescope.criticality.plan.observation import look_at
     from planescope.criticality.plan.passage import Passage
-    from planescope.data.loaders import Batch
+    from planescope.data.roles import Batch
 
     x = draws(4, 2, 8, 8)
     batch = Batch(args=(x,), kwargs={}, labels=None, raw=x, size=4)

@@ -106,16 +106,21 @@ def _costs(axes: Axes, plan: Plan) -> None:
                     linestyle="-" if repaired else "--",
                     label=f"{name}{', repaired' if repaired else ''}",
                 )  # fmt: skip
+        if name == names[0]:  # so that each column of the legend is an allocation
+            _mark(axes, plan, key, scale)
+    axes.axhline(0, color=NEUTRAL, linewidth=0.5)
+    axes.set(xlabel=_size_label(plan), ylabel=_cost_label(plan, has_loss=has_loss))
+    top = max((r.size for r in rivals), default=1.0)
+    axes.set_xlim(0, min(1.0, 1.15 * top))
+
+
+def _mark(axes: Axes, plan: Plan, key: str, scale: float) -> None:
     chosen = getattr(plan.chosen, key)
     if chosen is not None:
         axes.plot(
             [plan.chosen.size], [scale * chosen], marker="D", markersize=8, linestyle="",
             markerfacecolor="none", color=NEUTRAL, zorder=4, clip_on=False, label="the plan",
         )  # fmt: skip
-    axes.axhline(0, color=NEUTRAL, linewidth=0.5)
-    axes.set(xlabel=_size_label(plan), ylabel=_cost_label(plan, has_loss=has_loss))
-    top = max((r.size for r in rivals), default=1.0)
-    axes.set_xlim(0, min(1.0, 1.15 * top))
 
 
 def _cycled(some: Sequence[str], names: Sequence[str]) -> list[str]:
