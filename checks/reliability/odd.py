@@ -163,6 +163,9 @@ def _inputs(good: str) -> dict[str, Callable[[str], Args]]:
     """A command for each place where a file or folder is named that is read."""
     known = ("--network", "lenet", "--data", "digits")
     small = (*SMALL, "--epochs", "1", "--out", "new")
+    run = str(Path(good).parents[1])
+    digits = ("--network", "lenet", "--inputs", "digits", "--examples", "8")
+    few = ("--examples", "8", "--layers", "features.0")
     return {
         "measure": lambda odd: ("measure", odd),
         "measure --json": lambda odd: ("measure", odd, "--json"),
@@ -189,6 +192,18 @@ def _inputs(good: str) -> dict[str, Callable[[str], Args]]:
         "figures --style": lambda odd: ("figures", good, "--style", odd, "--out", "figures"),
         "report": lambda odd: ("report", odd),
         "report --watch": lambda odd: ("report", odd, "--watch"),
+        "predict RUN --inputs": lambda odd: ("predict", run, *few, "--inputs", odd),
+        "sensitivity": lambda odd: ("sensitivity", odd, *digits, *few, "--ways", "prune:0.9"),
+        "sensitivity --inputs": lambda odd: (
+            "sensitivity", run, "--inputs", odd, *few, "--ways", "prune:0.9", "--out", "ways.csv"
+        ),
+        "plan": lambda odd: ("plan", odd, *digits, "--size", "0.5", "--table", "plan.csv"),
+        "plan --inputs": lambda odd: ("plan", run, "--size", "0.5", "--inputs", odd),
+        "repair": lambda odd: ("repair", odd, "--reference", run, *digits, "--table", "put.csv"),
+        "repair --reference": lambda odd: ("repair", run, "--reference", odd, *digits),
+        "diff": lambda odd: ("diff", odd, good, "--out", "moved.csv", "--page", "moved.html"),
+        "diff, second": lambda odd: ("diff", good, odd),
+        "report, second": lambda odd: ("report", good, odd, "--out", "page.html"),
         "study --dry-run": lambda odd: ("study", odd, "--out", "study", "--dry-run"),
         "study --status": lambda odd: ("study", odd, "--status", "--out", odd),
         "claims": lambda odd: ("claims", odd),
@@ -239,11 +254,19 @@ FILES = (
     "relation.json", "snapshots", "snapshots/epoch-0000.safetensors",
     "snapshots/epoch-0002.safetensors", "state.json",
 )  # fmt: skip
+ALIKE = ("--inputs", "digits", "--examples", "8", "--layers", "features.0")
 READS: dict[str, Args] = {
     "status": ("status", "run", "--json"),
     "relate": ("relate", "run", "--draws", "99"),
     "report": ("report", "run"),
     "measure": ("measure", "run/snapshots/epoch-0002.safetensors"),
+    "predict": ("predict", "run", *ALIKE),
+    "sensitivity": ("sensitivity", "run", *ALIKE, "--ways", "prune:0.9"),
+    "diff": (
+        "diff",
+        "run/snapshots/epoch-0000.safetensors",
+        "run/snapshots/epoch-0002.safetensors",
+    ),
 }
 WRITES: dict[str, Args] = {
     "reset": ("reset", "run", "--subset", "50", "--layers", "features.0"),

@@ -154,3 +154,25 @@ def test_a_damaged_program_is_refused_with_the_reason(net, tmp_path, damage):
     torch.export.save(exported(net), tmp_path / "net.pt2")
     with pytest.raises(CheckpointError, match=match):
         read_contents(changed(tmp_path / "net.pt2", tmp_path / "bad.pt2", name, change))
+
+
+class Shared(nn.Module):
+    """One weight in three layers, one of them the same module."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(4, 4, 3, padding=1)
+        self.again, self.other = self.first, nn.Conv2d(4, 4, 3, padding=1)
+        self.other.weight = self.first.weight
+
+    def forward(self, x):
+        return self.other(self.again(self.first(x).relu()).relu())
+
+
+def test_a_shared_weight_is_one_layer_and_its_other_names_are_told(tmp_path):
+    program = torch.export.export(Shared().eval(), (torch.zeros(1, 4, 6, 6),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    found = ps.measure(tmp_path / "net.pt2")
+    (layer,) = found.layers
+    assert {layer.name, *layer.aliases} == {"first", "again", "other"}
+    assert "one layer" in " ".join(found.notes)

@@ -114,6 +114,7 @@ class Hdf5:
             path = pending.pop()
             with _damage_refused(f"{self.window.path}: group /{path}"):
                 found[path] = []
+                below = []
                 for name, address in self._links(path):
                     child = f"{path}/{name}" if path else name
                     if address in seen:
@@ -124,7 +125,8 @@ class Hdf5:
                     elif path or not name.startswith(without):
                         seen.add(address)
                         self._addresses[child] = address
-                        pending.append(child)
+                        below.append(child)
+                pending += reversed(below)  # so that groups are taken in the order of the file
         return found
 
     def _links(self, path: str) -> list[tuple[str, int]]:

@@ -213,7 +213,8 @@ def _weights(tree: Mapping[str, Tree]) -> bool:
 
 def _is_in_order(tree: dict[str, Tree]) -> bool:
     names = [name for name, _ in _leaves(tree, ())]
-    return names != sorted(names)
+    # Sorted key by key, or as whole paths: "a-b.x" comes before "a.x" there.
+    return names not in (sorted(names), sorted(names, key=lambda name: name.split(".")))
 
 
 def _leaves(tree: Tree, path: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:

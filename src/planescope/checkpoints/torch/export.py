@@ -6,10 +6,12 @@ Schema: torch/_export/serde/schema.py and torch/export/pt2_archive/constants.py.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from planescope.checkpoints.torch import export_graph
 from planescope.checkpoints.torch.zip import state_dict_of
 from planescope.files.errors import CheckpointError
 from planescope.files.zips import Archive
-from planescope.hyperplanes.layer import Described, Tensor
+from planescope.hyperplanes.layer import Described, Layer, Tensor
+from planescope.networks.state.layout import named
 
 NAME = "torch-export"
 
@@ -66,7 +69,31 @@ def read(path: Path) -> Described:
             f"{path}: the program makes no sense ({type(exc).__name__}: {exc}); "
             "is the download complete?"
         ) from exc
-    return Described(layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
+    layers, told = _with_other_names(layers, tensors)
+    return Described(layers=tuple(layers), skipped=tuple(skipped), notes=(*notes, *told))
+
+
+def _with_other_names(
+    layers: Sequence[Layer], tensors: Mapping[str, Tensor]
+) -> tuple[list[Layer], list[str]]:
+    """Add the other names of weights: the graph calls all that share one by one of them."""
+    same: defaultdict[Hashable, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        if tensor.identity is not None and name.endswith(".weight"):
+            same[tensor.identity].append(name.removesuffix(".weight"))
+    others = {
+        name: tuple(each for each in names if each != name)
+        for names in same.values()
+        for name in names
+    }
+    listed = {layer.name for layer in layers}
+    found, notes = [], []
+    for layer in layers:
+        aliases = tuple(each for each in others.get(layer.name, ()) if each not in listed)
+        found.append(dataclasses.replace(layer, aliases=aliases) if aliases else layer)
+        if aliases:
+            notes.append(f"{layer.name} also stands under {named(aliases)}: one layer")
+    return found, notes
 
 
 def _programs(names: Iterable[str]) -> list[str]:
@@ -154,7 +181,7 @@ def _tensor(
             "is the file complete?"
         )
     plain = strides == _c_order(shape)
-    return stored_tensor(
+    stored = stored_tensor(
         archive.path,
         archive.offset(member) + offset * width,
         dtype,
@@ -162,6 +189,7 @@ def _tensor(
         strides=None if plain else strides,
         big_endian=big_endian,
     )
+    return dataclasses.replace(stored, identity=(member, offset, shape, strides))
 
 
 def _c_order(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -216,14 +216,16 @@ def norms_beside(norms: Mapping[str, FoundNorm], /) -> Callable[[str], set[int]]
     index = _Index(norms)
 
     def widths(layer: str) -> set[int]:
-        told = {norm.name: norm for rule, norm in index.candidates(layer) if rule[0] != "shift"}
-        return {norm.width for norm in told.values()}
+        told = [(rule[0], norm) for rule, norm in index.candidates(layer) if rule[0] != "shift"]
+        sure = {norm.width for rule, norm in told if rule in _SURE}
+        return sure or {norm.width for _, norm in told}
 
     return widths
 
 
 _Rule = tuple[str, ...]
 _Claim = tuple[Layer, FoundNorm]
+_SURE = ("affix", "inside")
 
 
 def _by_name(
@@ -235,17 +237,20 @@ def _by_name(
         for rule, norm in index.candidates(layer.name):
             claims[rule].append((layer, norm))
     fits = {rule: all(_fits(*claim, order) for claim in held) for rule, held in claims.items()}
-    believed = []
+    believed: list[tuple[bool, Layer, FoundNorm]] = []
     for rule, held in claims.items():
         # conv1 and bn2, as where norms stand before their layers: then conv1 and bn1 do not fit.
         if rule[0] == "shift" and fits.get(("twin", *rule[1:]), True):
             continue
         if fits[rule]:
-            believed += held
+            believed += [(rule[0] in _SURE, *claim) for claim in held]
+    # stem and stem_bn: a norm that has the name of one layer is no other's.
+    named = {norm.name for is_sure, _, norm in believed if is_sure}
+    believed = [each for each in believed if each[0] or each[2].name not in named]
     # conv1, fc1 and one bn1: what two claim is nobody's.
-    of_layer = Counter(layer.name for layer, _ in believed)
-    of_norm = Counter(norm.name for _, norm in believed)
-    for layer, norm in believed:
+    of_layer = Counter(layer.name for _, layer, _ in believed)
+    of_norm = Counter(norm.name for _, _, norm in believed)
+    for _, layer, norm in believed:
         if of_layer[layer.name] == of_norm[norm.name] == 1:
             yield layer.name, norm
 

@@ -1,0 +1,210 @@
+"""One network in every format, and one table: what torch writes and what TensorFlow wrote.
+
+The files of TensorFlow are kept in `tests/tensorflow_files`; `Twin` is their network in torch, with
+the arrays that TensorFlow gave, and is written here in every other format.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import planescope as ps
+
+FILES = Path(__file__).parents[1] / "tensorflow_files"
+GRAPHS = ["live", "onnx", "pt2"]
+TABLES = ["net.keras", "net.pb", "saved", "layers-plain"]
+# Converters fold the norm into the weights before it: raw is there what is effective elsewhere.
+FOLDED = ["net.tflite", "graph-plain"]
+BARE = ["state", "safetensors", "npz", "hdf5", "flax", "pickled", "scripted", "checkpoint"]
+
+
+class Apart(nn.Module):
+    """A separable convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.pointwise = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.pointwise(self.depthwise(x)).relu()
+
+
+class Twin(nn.Module):
+    """The network of `tests/tensorflow_files/make_fixtures.py`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.stem_bn = nn.BatchNorm2d(8, eps=1e-3)
+        self.deep = nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        self.point = nn.Conv2d(16, 8, 1)
+        self.apart = Apart()
+        self.stride = nn.Conv2d(8, 6, 3, stride=2)
+        self.up = nn.ConvTranspose2d(6, 5, 2, stride=2)
+        self.hidden, self.answer = nn.Linear(5, 7), nn.Linear(7, 4)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.stem_bn(self.stem(x / 255)).relu(), 2)
+        x = self.point(nn.functional.relu6(self.deep(x)))
+        x = self.stride(x + self.apart(x)).relu()
+        x = self.up(x).relu().mean((2, 3))
+        return self.answer(self.hidden(x).relu()).softmax(1)
+
+
+NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean"}
+NORM["running_var"] = "moving_variance"
+
+
+def twin():
+    net = Twin().eval()
+    with np.load(FILES / "expected.npz") as arrays:
+        for name, held in net.state_dict().items():
+            module, _, part = name.rpartition(".")
+            if part == "num_batches_tracked":
+                continue
+            is_norm = module == "stem_bn"
+            found = arrays[f"norm/{module}.{NORM[part]}" if is_norm else f"{part}/{module}"]
+            found = found.swapaxes(0, 1) if (module, part) == ("up", "weight") else found
+            held.copy_(torch.from_numpy(found))
+    return net
+
+
+def keras_arrays(net):
+    """The arrays by names of Keras, with filters on the last axis."""
+    arrays = {}
+    for name, tensor in net.state_dict().items():
+        module, _, part = name.rpartition(".")
+        array = tensor.numpy()
+        if module == "stem_bn":
+            if part in NORM:
+                arrays[f"{module}/{NORM[part]}"] = array
+        elif part == "bias":
+            arrays[f"{module}/bias"] = array
+        elif module == "up":  # (height, width, filters, channels)
+            arrays["up/kernel"] = array.transpose(2, 3, 1, 0)
+        else:
+            arrays[f"{module}/kernel"] = np.moveaxis(array, (0, 1), (-1, -2))
+    return arrays
+
+
+def flax_file(net, path):
+    msgpack = pytest.importorskip("msgpack")
+
+    def packed(array):
+        parts = (array.shape, array.dtype.name, np.ascontiguousarray(array).tobytes())
+        return msgpack.ExtType(1, msgpack.packb(parts))
+
+    tree = {"params": {}, "batch_stats": {"stem_bn": {}}}
+    words = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+    for name, array in keras_arrays(net).items():
+        module, part = name.split("/")
+        part = words.get(part, part)
+        if name == "up/kernel":  # Flax has the filters last there too
+            module, array = "ConvTranspose_0", array.swapaxes(-1, -2)
+        module = "ConvTranspose_0" if module == "up" else module
+        root = tree["batch_stats" if part in ("mean", "var") else "params"]
+        root.setdefault(module, {})[part] = packed(array)
+    path.write_bytes(msgpack.packb(tree))
+
+
+def hdf5_file(net, path):
+    with h5py.File(path, "w") as file:
+        for name, array in keras_arrays(net).items():
+            file[name] = array
+
+
+def write(net, container, path):
+    """Write the network into a file of a format."""
+    image, state = torch.zeros(1, 3, 16, 16), net.state_dict()
+    if container == "onnx":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the older exporter, which needs no other package
+            keep = torch.onnx.TrainingMode.PRESERVE
+            options = {"dynamo": False, "training": keep, "do_constant_folding": False}
+            torch.onnx.export(net, (image,), path, **options)
+        return
+    writers = {
+        "state": lambda: torch.save(state, path),
+        "checkpoint": lambda: torch.save((3, {"model": [state]}), path),
+        "safetensors": lambda: save_file({n: t.contiguous() for n, t in state.items()}, path),
+        "npz": lambda: np.savez(path.open("wb"), **keras_arrays(net)),
+        "hdf5": lambda: hdf5_file(net, path),
+        "flax": lambda: flax_file(net, path),
+        "pickled": lambda: torch.save({"nets": [net]}, path),
+        "scripted": lambda: torch.jit.save(torch.jit.script(net), path),
+        "pt2": lambda: torch.export.save(torch.export.export(net, (image,)), path),
+    }
+    writers[container]()
+
+
+def rows(measured):
+    """What no format changes: sums of float32 differ in their last digits."""
+    return [
+        (
+            *(str(layer.kind), layer.filters, layer.fan_in, round(layer.negative_mass, 4)),
+            round(layer.mean_cosine, 4) + 0.0,
+        )
+        for layer in measured.layers
+    ]
+
+
+def places(measured):
+    return [(layer.stage, str(layer.input)) for layer in measured.layers]
+
+
+@pytest.fixture(scope="module")
+def right():
+    return ps.measure(twin(), kinds="all", view="effective")
+
+
+def test_the_table_is_that_of_the_arrays(right):
+    """Kinds, shapes and places by hand; the numbers from the arrays that TensorFlow gave."""
+    assert [row[:3] for row in rows(right)] == [
+        *[("conv", 8, 27), ("conv", 16, 9), ("pointwise", 8, 16), ("conv", 8, 9)],
+        *[("pointwise", 8, 8), ("conv", 6, 72), ("transposed", 5, 24)],
+        *[("linear", 7, 5), ("linear", 4, 7)],
+    ]
+    assert places(right) == [
+        *[(0, "image"), (1, "relu"), (1, "relu"), (1, "other"), (1, "other")],
+        *[(2, "other"), (2, "relu"), (2, "relu"), (2, "relu")],
+    ]
+    with np.load(FILES / "expected.npz") as arrays:
+        weights = arrays["weight/deep"].reshape(16, 9).astype(float)
+    cosine = weights.sum(1) / np.linalg.norm(weights, axis=1) / 3
+    assert right.layers[1].mean_cosine == pytest.approx(cosine.mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize("file", [*TABLES, *FOLDED])
+def test_files_of_tensorflow_give_it(right, file):
+    found = ps.measure(FILES / file, kinds="all", view="raw" if file in FOLDED else "effective")
+    assert rows(found) == rows(right)
+    assert places(found) == places(right)
+
+
+@pytest.mark.parametrize("container", GRAPHS[1:])
+def test_graphs_of_torch_give_it(right, tmp_path, container):
+    write(twin(), container, tmp_path / f"net.{container}")
+    found = ps.measure(tmp_path / f"net.{container}", kinds="all", view="effective")
+    assert rows(found) == rows(right)
+    assert places(found) == places(right)
+    assert [r.norm is None for r in found.layers] == [r.norm is None for r in right.layers]
+
+
+@pytest.mark.parametrize("container", BARE)
+def test_files_without_a_graph_give_it_but_for_the_places(right, tmp_path, container):
+    suffix = {"flax": "msgpack", "hdf5": "h5", "npz": "npz", "safetensors": "safetensors"}
+    path = tmp_path / f"net.{suffix.get(container, 'pt')}"
+    write(twin(), container, path)
+    found = ps.measure(path, kinds="all", view="effective", eps=1e-3)
+    assert sorted(rows(found)) == sorted(rows(right))
+    assert {str(layer.input) for layer in found.layers} == {"unknown"}
+    assert found.skipped == ()
