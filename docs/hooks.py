@@ -1,15 +1,32 @@
-"""What MkDocs runs while it builds: puts each command's own help into its page."""
+"""What MkDocs runs as it builds: commands' own help and a config's fields go into their pages."""
 
 from __future__ import annotations
 
 from typing import Any
 
-MARK = "<!-- help of every command -->"
+HELP = "<!-- help of every command -->"
+FIELDS = "<!-- fields of RunConfig -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the mark in a page by a section a command, with what its ``--help`` prints."""
-    return markdown.replace(MARK, _help()) if MARK in markdown else markdown
+    """Replace the marks in a page by what each ``--help`` prints, and by the fields of a config."""
+    for mark, made in ((HELP, _help), (FIELDS, _fields)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, made())
+    return markdown
+
+
+def _fields() -> str:
+    from planescope.training.config import RunConfig
+
+    lines = []
+    for name, field in RunConfig.model_fields.items():
+        kind = getattr(field.annotation, "__name__", "")
+        if kind in ("", "Literal", "Optional", "Union", "UnionType", "tuple") or "|" in kind:
+            kind = str(field.annotation).replace("typing.", "").replace("NoneType", "None")
+        lines.append(f"- **`{name}`** : `{kind}`, default `{field.default!r}`  \n"
+                     f"  {field.description}")  # fmt: skip
+    return "\n".join(["**Fields**", "", *lines])
 
 
 def _help() -> str:

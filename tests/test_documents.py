@@ -210,6 +210,20 @@ def test_the_reference_names_every_public_name_and_every_command(site):
         assert f'id="planescope-{name}"' in pages
 
 
+def test_the_search_works_from_a_folder_and_finds_what_users_look_for(site):
+    home = (site / "index.html").read_text(encoding="utf-8")
+    assert 'src="scripts/iframe-worker.js"' in home
+    assert (site / "scripts" / "iframe-worker.js").is_file()
+    index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
+    for word in ("DataLoader", "Dataset", "--top", "--by-stage", "Symmetry about the identity"):
+        assert word in index, word
+    from planescope import RunConfig
+
+    fields = (site / "reference" / "training.html").read_text(encoding="utf-8")
+    for name in RunConfig.model_fields:
+        assert f"<strong><code>{name}</code></strong>" in fields, name
+
+
 # The notebook
 
 

@@ -1,4 +1,4 @@
-"""What layers are worth: seconds a cell against a bare pass, and of a criticality without data.
+"""Time what layers are worth: seconds a cell against a bare pass, and of predictions without data.
 
 Processor seconds on one thread. A cell is a layer and what stands in for its weights, on 400 inputs
 that lie in memory; making the replacements and the intervals counts, opening the network does not.

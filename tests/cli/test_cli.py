@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import warm
 
-from planescope.cli import story
+from planescope.cli import _leave_garbage, story
 
 CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
 INITIAL = "tests/parity/lenet-epoch-0.pt"
@@ -206,3 +206,14 @@ def test_quickstart_shows_the_papers_network_beside_another_without_importing_it
     assert names == ["vgg16.json", "vgg16.pdf", "efficientnet-lite0.json", "efficientnet-lite0.pdf",
                      "published.png"]  # fmt: skip
     assert all(path.stat().st_size > 1000 for path in found.files)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_no_garbage_is_looked_for_unless_triton_would_count_what_is_left(triton, monkeypatch):
+    monkeypatch.delitem(sys.modules, "triton._C.libtriton", raising=False)
+    if triton:
+        monkeypatch.setitem(sys.modules, "triton._C.libtriton", sys)
+    left = []
+    monkeypatch.setattr("gc.freeze", lambda: left.append(True))
+    _leave_garbage()
+    assert bool(left) is not triton

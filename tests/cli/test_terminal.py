@@ -113,8 +113,8 @@ def test_measure_writes_no_formula(tmp_path: Path) -> None:
     ps.measure({f"{name}.weight": weights}).save(tmp_path / "a.csv")
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [from_cell(row["name"]) for row in rows] == [name]
-    assert rows[0]["name"].startswith("'=")
+    assert [from_cell(row["layer"]) for row in rows] == [name]
+    assert rows[0]["layer"].startswith("'=")
 
 
 def test_a_table_of_a_run_reads_names_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_after_training_the_last_convolution_faces_away_from_the_orthant(trained
 def test_the_bias_comes_with_learning_not_with_the_initialisation(trained):
     for run in trained:
         table = run.measurements
-        last = table[table.name == "features.12"].set_index("epoch").negative_mass
+        last = table[table.layer == "features.12"].set_index("epoch").negative_mass
         # N = 64: chance gives a mass outside [0.25, 0.75] with probability 7e-5.
         assert 0.25 <= last[0] <= 0.75
         assert last[EPOCHS] > last[0] + 0.15

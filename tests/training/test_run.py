@@ -174,7 +174,7 @@ def test_measurements_are_one_table_in_either_form(run, parquet, monkeypatch):
     table = run.measurements
     assert (run.path / f"measurements.{'parquet' if parquet else 'csv'}").is_file()
     assert list(table.epoch) == [0, 0, 1, 1, 10, 10]
-    assert list(table.name[:2]) == ["a", "b"]
+    assert list(table.layer[:2]) == ["a", "b"]
     expected = [layer.mean_cosine for layer in measurement(10).layers]
     assert list(table.mean_cosine[4:]) == expected
     assert table.l2.isna().all()

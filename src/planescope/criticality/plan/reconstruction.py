@@ -17,6 +17,7 @@ from planescope.criticality.plan.passage import Passage
 from planescope.criticality.plan.patches import patches_at, rows_of, values_at
 from planescope.criticality.plan.solutions import Moments, least_squares, of_rank, rounded
 from planescope.data.roles import Batch
+from planescope.networks.graph.file_graph import FileGraph
 
 # Patches of a layer that weights are fitted to.
 PATCHES = 30_000
@@ -67,7 +68,7 @@ class Reconstruction:
         repairs : int
             Of all layers, by least squares.
         goes_on : bool
-            Whether a `Passage` saves a pass for each layer, of half the network on average.
+            Whether a `Passage` saves a pass for each layer, of half a module on average.
         """
         names = list(self.anatomy.calls)
         if not names or not repairs:
@@ -80,7 +81,9 @@ class Reconstruction:
         by_moments = len([fan_in for fan_in in wide if fan_in > MOST_FAN_IN])
         # Patches are counted once; what the whole network gives is kept where it all fits.
         whole = groups + (groups if groups == 1 else groups * repairs)
-        return whole + repairs * (1 if goes_on else len(names) / 2) + (repairs + 1) * by_moments
+        part = 1 if isinstance(self.whole, FileGraph) else 0.5  # a file's graph runs to its end
+        fits = 1 if goes_on else part * len(names)
+        return whole + repairs * fits + (repairs + 1) * by_moments
 
     def least_squares(
         self, changed: nn.Module, name: str, form: Form, passage: Passage | None = None
