@@ -530,6 +530,14 @@ def test_a_hook_of_others_that_computes_the_weight_is_heeded():
     assert not net[0].weight.any()
 
 
+def test_hooks_that_may_change_a_layer_are_told():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.utils.weight_norm(nn.Conv2d(8, 8, 3)))
+    assert ps.measure(net).notes == (), "the older weight norm computes the weight"
+    net[0].register_forward_hook(lambda _, __, output: -output)
+    (note,) = ps.measure(net).notes
+    assert note == "hooks on 0 are not run: what they change is not in the table"
+
+
 def test_hooks_of_others_are_not_called_and_nothing_moves():
     called = []
     net = nn.Sequential(timm.layers.StdConv2d(3, 8, 3), nn.Conv2d(8, 2, 3))

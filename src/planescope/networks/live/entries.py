@@ -34,6 +34,8 @@ class Survey:
         Parameters that look like weights, in modules that are no layer by themselves, with why.
     norm_eps : dict of str to float
         Epsilon of batch norms by name.
+    hooked : list of str
+        Layers with hooks that may change what goes in or comes out.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Survey:
     doubtful: list[str] = field(default_factory=list)
     loose: dict[str, str] = field(default_factory=dict)
     norm_eps: dict[str, float] = field(default_factory=dict)
+    hooked: list[str] = field(default_factory=list)
 
     def add(self, name: str, place: Place, weight: Tensor, bias: Tensor | None) -> None:
         """Enter a layer."""

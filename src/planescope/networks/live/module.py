@@ -94,9 +94,15 @@ def read_module(module: nn.Module, /) -> StateDict:
         tensors=tensors,
         places=places,
         note=note,
+        notes=(_on_hooks(found.hooked),) if found.hooked else (),
         skipped=tuple(left_out),
         norm_eps=found.norm_eps,
     )
+
+
+def _on_hooks(names: list[str]) -> str:
+    others = {1: "", 2: " and 1 other layer"}.get(len(names), f" and {len(names) - 1} other layers")
+    return f"hooks on {names[0]}{others} are not run: what they change is not in the table"
 
 
 def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:

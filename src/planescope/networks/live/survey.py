@@ -157,6 +157,8 @@ def _enter_plain(found: Survey, name: str, module: nn.Module, place: Place) -> N
             found.leave_out(name, f"torch cannot compute its {attribute} ({_first_line(exc)})")
             return
     found.add(name, place, tensors["weight"], tensors.get("bias"))
+    if module._forward_hooks or len(module._forward_pre_hooks) > len(weight_hooks(module)):
+        found.hooked.append(name or "weight")
 
 
 def _first_line(exc: Exception) -> str:
