@@ -40,7 +40,10 @@ NOT_RUN = {
     ],
     "docs/results/drift.md": ["takes half an hour"],
     "docs/results/cifar10.md": ["takes hours"],
-    "docs/results/critical.md": ["needs the runs of the studies", "takes half an hour"],
+    "docs/results/critical.md": [
+        "needs the runs of the studies", "takes hours", "takes half an hour",
+    ],
+    "docs/results/sensitivity.md": ["takes an hour"],
     "docs/atlas.md": ["fetches packages"],
     "docs/guides/train.md": ["needs a model and data of yours"],
     "docs/studies.md": [

@@ -22,6 +22,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import planescope as ps
 from planescope import figures
 from planescope.criticality.resets import ResetOptions, reset
+from planescope.figures.groups import grouped, panels_by
 from planescope.figures.sources import open_subjects
 from planescope.files.errors import CheckpointError, OutputError, PlanescopeError, UsageError
 from planescope.hyperplanes import chance
@@ -165,7 +166,7 @@ def test_runs_with_resets_give_their_relation_or_the_reason_why_not(runs, tmp_pa
 
 def groups(runs) -> dict[str, list[Measurement]]:
     subjects = open_subjects(runs.values())
-    return paper._groups(subjects)
+    return grouped(subjects)
 
 
 def test_runs_that_differ_in_seeds_alone_share_a_panel(runs):
@@ -193,7 +194,7 @@ def test_each_network_is_drawn_where_it_is_with_the_look_of_its_bias(runs):
 
 
 def test_a_line_is_the_mean_over_the_runs_of_a_value_and_its_band_their_range(runs):
-    panels = paper._panels(open_subjects(runs.values()), "label_noise")
+    panels = panels_by(open_subjects(runs.values()), "label_noise")
     ((title, panel),) = panels.items()
     assert (title, list(panel)) == ("lenet", ["0", "0.5"])
     figure = figures.settings(panels, "label noise")
@@ -234,19 +235,19 @@ def test_runs_that_differ_in_more_are_parted_and_titles_say_only_what_tells_them
         paper.Subject(name=str(i), path=str(i), measurement=measurement, config=config)
         for i, config in enumerate(configs)
     ]
-    assert list(paper._groups(subjects)) == [
+    assert list(grouped(subjects)) == [
         "lenet, classes 2, label noise 0", "lenet, classes 2, label noise 0.5",
         "lenet, classes 10, label noise 0", "lenet, classes 10, label noise 0.5",
         "vgg11, classes all, label noise 0",
     ]  # fmt: skip
     # The number of examples goes with that of classes: no two runs differ in one alone.
-    classes = paper._panels(subjects, "classes")
+    classes = panels_by(subjects, "classes")
     assert {title: list(panel) for title, panel in classes.items()} == {
         f"label noise {noise}": [
             "2 (training examples 20)", "10 (training examples 100)",
         ] for noise in ("0", "0.5")
     }  # fmt: skip
-    noise = paper._panels(subjects, "label_noise")
+    noise = panels_by(subjects, "label_noise")
     assert {title: list(panel) for title, panel in noise.items()} == {
         "classes 2": ["0", "0.5"], "classes 10": ["0", "0.5"],
     }  # fmt: skip

@@ -114,7 +114,7 @@ def print_difference(found: Difference) -> None:
     for layer in found.layers:
         table.add_row(*_cells(layer, renamed=renamed), style=None if layer.same else "bold")
     out.print(table)
-    out.print(Text(found.verdict))
+    out.print(Text(found.verdict), soft_wrap=not out.is_terminal)
     for line in found.notes:
         out.print(Text(line, style="dim"))
     for which, skipped in (("first", found.skipped_before), ("second", found.skipped_after)):

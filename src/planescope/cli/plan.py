@@ -162,7 +162,7 @@ def print_plan(made: Plan) -> None:
             "" if rival.loss is None else f"{rival.loss:.1%}",
         )
     out.print(rivals)
-    out.print(Text(made.verdict))
+    out.print(Text(made.verdict), soft_wrap=not out.is_terminal)
     if made.put_back and made.way == "freeze":
         out.print(Text(f"requires_grad_(False): {', '.join(made.put_back)}"))
     for line in (*made.remarks, *made.notes, *skipped_lines(made.skipped, "left whole")):

@@ -147,7 +147,7 @@ def print_relation(relation: Relation) -> None:
     if shares := [s for s in relation.shares if s.selection is relation.selection]:
         out.print(Text("both directions of the claim, decided layers", style="bold"))
         out.print(_shares_table(shares))
-    out.print(Text(relation.verdict))
+    out.print(Text(relation.verdict), soft_wrap=not out.is_terminal)
     for note in relation.notes:
         out.print(Text(note, style="dim"))
 

@@ -110,6 +110,6 @@ def print_repair(done: Repair) -> None:
         rows.add_row(layer.name, layer.by or "", kept, shown, layer.reason or "")
     out.print(rows)
     out.print(Text(f"without: {done.measure} where this layer alone is not repaired", style="dim"))
-    out.print(Text(done.verdict))
+    out.print(Text(done.verdict), soft_wrap=not out.is_terminal)
     for note in done.notes:
         out.print(Text(note, style="dim"))

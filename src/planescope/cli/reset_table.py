@@ -27,7 +27,7 @@ def print_resets(resets: Resets) -> None:
     for note in warnings:
         out.print(Text(note, style="bold"))
     out.print(_fitting_table(resets, out))
-    out.print(Text(resets.verdict))
+    out.print(Text(resets.verdict), soft_wrap=not out.is_terminal)
     for note in resets.notes:
         if note not in warnings:
             out.print(Text(note, style="dim"))
