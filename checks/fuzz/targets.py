@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import encodings
 import importlib
 import pkgutil
+import typing
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import planescope as ps
 from checks.fuzz import trees
@@ -16,6 +19,7 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.probe import probe
 from planescope.criticality.resets.engine.progress import Progress
 from planescope.data import files as datafiles
+from planescope.files import records
 from planescope.files.errors import PlanescopeError
 from planescope.files.pickles import read_pickle
 from planescope.hyperplanes.layer import Layer, StateDict
@@ -157,6 +161,17 @@ def preload() -> None:
         "google_crc32c",
     ):
         importlib.import_module(name)
+    # Python evaluates the annotations of a record of ours when the first is read.
+    for kind in (ps.Measurement, ps.Resets, ps.Relation):
+        _read_annotations(kind)
+
+
+def _read_annotations(kind: Any) -> None:
+    records._readers(kind)
+    for part in typing.get_type_hints(kind).values():
+        for each in (part, *typing.get_args(part)):
+            if dataclasses.is_dataclass(each):
+                _read_annotations(each)
 
 
 _CHECKPOINTS = (
