@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import warm
 
-from planescope.cli import _leave_garbage, story
+from planescope.cli import story
+from planescope.files import signals
 
 CHECKPOINT = "tests/parity/lenet-epoch-12.tar"
 INITIAL = "tests/parity/lenet-epoch-0.pt"
@@ -215,5 +216,5 @@ def test_no_garbage_is_looked_for_unless_triton_would_count_what_is_left(triton,
         monkeypatch.setitem(sys.modules, "triton._C.libtriton", sys)
     left = []
     monkeypatch.setattr("gc.freeze", lambda: left.append(True))
-    _leave_garbage()
+    signals.leave_garbage()
     assert bool(left) is not triton

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import gc
 import io
 import os
 import sys
@@ -29,20 +28,11 @@ def main() -> None:
     # Threads that wait by spinning make a small network ten times slower where the processors are
     # shared. It is read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    atexit.register(_leave_garbage)
+    atexit.register(signals.leave_garbage)
     status = _run()
     if signals.is_ended():
         signals.deafen()
     raise SystemExit(status)
-
-
-def _leave_garbage() -> None:
-    """Spare the last look for garbage, which takes two seconds once torch has trained.
-
-    Triton from 3.9 on counts what is left of it then, and writes hundreds of lines.
-    """
-    if "triton._C.libtriton" not in sys.modules:
-        gc.freeze()
 
 
 def _prepare_streams() -> None:

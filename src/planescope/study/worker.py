@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import gc
 import os
 import threading
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from planescope.files import signals
 from planescope.files.errors import OutputError, PlanescopeError, StoppedError
 from planescope.study.folder import RunRecord, Study
 from planescope.training.processor import keep_memory
@@ -68,7 +68,7 @@ def make_run(spec: Spec, study: str) -> RunRecord:
 @functools.cache
 def _end_fast() -> None:
     """Have this process end without a last look for garbage: with torch that takes two seconds."""
-    atexit.register(gc.freeze)
+    atexit.register(signals.leave_garbage)
 
 
 def _stepped(step: str, spec: Spec, folder: Study, record: RunRecord) -> RunRecord:
