@@ -16,19 +16,19 @@ and the libraries that it needs are not imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from planescope.checkpoints.entries import read_entry
-from planescope.checkpoints.probe import AnotherFormatError, Probe, Sign, probe
+from planescope.checkpoints.probe import ZIP_MAGIC, AnotherFormatError, Sign, probe
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, StateDict
 
 FOREIGN = "planescope.checkpoints.foreign"
 
-_ZIP = rb"PK\x03\x04"
+_ZIP = re.escape(ZIP_MAGIC)
 _NUMBER = rb"[\x80-\xff]*[\0-\x7f]"  # of a protocol buffer
 _HDF5 = rb"(.{512}|.{1024}|.{2048})?\x89HDF\r\n\x1a\n"  # behind a block of the user's perhaps
 
@@ -57,8 +57,10 @@ FORMATS = {
 }
 
 
-def read_contents(path: Path, /, *, entry: str | None = None) -> tuple[str, StateDict | Described]:
-    """Name of a file's format, and what it holds; no weights are read yet.
+def open_model(
+    path: Path, /, *, entry: str | None = None
+) -> tuple[ModuleType, StateDict | Described]:
+    """Find the format that reads a file, and what the file holds; no weights are read yet.
 
     Parameters
     ----------
@@ -74,25 +76,24 @@ def read_contents(path: Path, /, *, entry: str | None = None) -> tuple[str, Stat
     """
     look = probe(path)
     refused = None
-    for module in _candidates(look):
+    for name, sign in FORMATS.items():
+        if not sign.fits(look):
+            continue
+        module = import_module(f"planescope.checkpoints.{name}")
         if module.recognises(look):
             try:
-                return module.NAME, read_entry(module, path, entry)
+                return module, read_entry(module, path, entry)
             except AnotherFormatError as exc:
                 refused = exc
     raise refused or CheckpointError(f"{path}: {import_module(FOREIGN).outline(look)}")
 
 
-def files(path: Path, form: str, /) -> list[Path]:
-    """List the files that make the model at `path`, which is of the format named `form`."""
-    for module in _candidates(probe(path)):
-        if form == module.NAME:
-            return list(module.files(path)) if hasattr(module, "files") else [path]
-    return [path]
+def read_contents(path: Path, /, *, entry: str | None = None) -> tuple[str, StateDict | Described]:
+    """Name a file's format, and what it holds, as `open_model` does."""
+    module, contents = open_model(path, entry=entry)
+    return module.NAME, contents
 
 
-def _candidates(look: Probe) -> Iterator[ModuleType]:
-    """Import the formats whose sign the file has, one after the other."""
-    for name, sign in FORMATS.items():
-        if sign.fits(look):
-            yield import_module(f"planescope.checkpoints.{name}")
+def files(path: Path, module: ModuleType, /) -> list[Path]:
+    """List the files that make the model at `path`, which that format reads."""
+    return list(module.files(path)) if hasattr(module, "files") else [path]

@@ -90,7 +90,7 @@ class Reader:
             if not isinstance(found, tuple) or len(found) != 2:
                 raise UsageError(
                     "unpack must give two things for a batch, inputs and labels (or None), but "
-                    f"gave {_shown(found)}"
+                    f"gave {described(found, most=6)}"
                 )
             return found
         if isinstance(raw, torch.Tensor):
@@ -103,8 +103,8 @@ class Reader:
             if len(raw) == 2:
                 return self._inputs(raw[0]), raw[1]
         raise UsageError(
-            f"a batch is {_shown(raw)}, of which it is not plain what the network takes; give "
-            "unpack=, a function from a batch to inputs and labels"
+            f"a batch is {described(raw, most=6)}, of which it is not plain what the network "
+            "takes; give unpack=, a function from a batch to inputs and labels"
         )
 
     def _inputs(self, part: Any) -> Any:
@@ -117,7 +117,8 @@ class Reader:
         given = rest if takes_all else {n: part for n, part in rest.items() if n in names}
         if len(labels) > 1 or not given:
             raise UsageError(
-                f"a batch is {_shown(raw)}, but forward takes {', '.join(sorted(names)) or 'none'};"
+                f"a batch is {described(raw, most=6)}, but forward takes "
+                f"{', '.join(sorted(names)) or 'none'};"
                 " give unpack=, a function from a batch to inputs and labels"
             )
         self.left |= rest.keys() - given.keys()
@@ -150,13 +151,13 @@ def _size(inputs: Sequence[Any], labels: Any) -> int:
     raise UsageError("a batch holds no tensor with a row an example; give unpack=")
 
 
-def _shown(raw: Any) -> str:
-    """Return a batch in few words."""
-    if isinstance(raw, Mapping):
-        return f"a dictionary of {', '.join(map(str, list(raw)[:6]))}"
-    if isinstance(raw, list | tuple):
-        return f"a {type(raw).__name__} of {len(raw)}"
-    return f"a {type(raw).__name__}"
+def described(value: Any, /, *, most: int | None = None) -> str:
+    """Describe a batch or an output in few words, with `most` names of a dictionary."""
+    if isinstance(value, Mapping):
+        return f"a dictionary of {', '.join(map(str, list(value)[:most]))}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
 
 
 def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None, /) -> Any:

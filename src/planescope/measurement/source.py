@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.checkpoints import files, read_contents
+from planescope.checkpoints import files, open_model
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.reading import size_of
@@ -182,13 +182,13 @@ def _from_path(name: str, entry: str | None) -> Opened:
 
         return _from_module(load_pretrained(name), name)
     path = locate(name)
-    form, contents = read_contents(path, entry=entry)
+    reader, contents = open_model(path, entry=entry)
     if name.startswith(("https://", "http://")):
         from planescope.checkpoints.ranges import public_name
 
         name = public_name(name)
-    held = sum(size_of(file) for file in files(path, form))
-    return Opened(source=Source(path=name, format=form, bytes=held), contents=contents)
+    held = sum(size_of(file) for file in files(path, reader))
+    return Opened(source=Source(path=name, format=reader.NAME, bytes=held), contents=contents)
 
 
 def _from_module(module: nn.Module, name: str) -> Opened:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from planescope.data.roles import described
 from planescope.files.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def picked(output: Any, pick: Pick | None, /) -> Any:
                 raise TypeError  # a number would be that of an example
             return output[pick]
         except (KeyError, IndexError, TypeError):
-            raise UsageError(f"output={pick!r}: the network gives {_shown(output)}") from None
+            raise UsageError(f"output={pick!r}: the network gives {described(output)}") from None
     if isinstance(output, torch.Tensor):
         return output
     if isinstance(output, Mapping):
@@ -58,15 +59,9 @@ def picked(output: Any, pick: Pick | None, /) -> Any:
         parts = list(output) if isinstance(output, tuple | list) else []
     if len(parts) == 1 and isinstance(parts[0], torch.Tensor):
         return parts[0]
-    raise UsageError(f"the network gives {_shown(output)}; say by output= which part is its answer")
-
-
-def _shown(output: Any) -> str:
-    if isinstance(output, Mapping):
-        return f"a dictionary of {', '.join(map(str, output))}"
-    if isinstance(output, tuple | list):
-        return f"a {type(output).__name__} of {len(output)}"
-    return f"a {type(output).__name__}"
+    raise UsageError(
+        f"the network gives {described(output)}; say by output= which part is its answer"
+    )
 
 
 @dataclass(eq=False)
@@ -109,7 +104,7 @@ class Judge:
         """
         if not isinstance(output, torch.Tensor):
             raise UsageError(
-                f"the network gives {_shown(output)}; say by output= what its answer is"
+                f"the network gives {described(output)}; say by output= what its answer is"
             )
         if output.shape[:1] != (batch.size,):
             raise UsageError(
@@ -126,7 +121,7 @@ class Judge:
         wanted = (output.shape[0], *output.shape[2:])
         if not (self.is_softmax and tuple(labels.shape) == wanted):
             is_tensor = isinstance(labels, torch.Tensor)
-            shown = f"{labels.dtype} {tuple(labels.shape)}" if is_tensor else _shown(labels)
+            shown = f"{labels.dtype} {tuple(labels.shape)}" if is_tensor else described(labels)
             raise UsageError(
                 f"labels are {shown} and outputs {tuple(output.shape)}: right answers cannot be "
                 "counted; give metric=, a function of outputs and batch"
@@ -204,7 +199,7 @@ class Judge:
             values = torch.as_tensor(found).detach().to("cpu", torch.float64)
         except (TypeError, ValueError, RuntimeError) as exc:
             raise UsageError(
-                f"metric {self.name} gives {_shown(found)} ({one_line(exc)}); it is to give a "
+                f"metric {self.name} gives {described(found)} ({one_line(exc)}); it is to give a "
                 "value an example, or one for the batch"
             ) from exc
         if values.shape == (batch.size,):
