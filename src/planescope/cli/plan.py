@@ -10,6 +10,7 @@ import click
 from planescope.cli.options import TRUST, check_inputs, numbers, of_inputs, prepared_options
 from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
+from planescope.files.errors import counted
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.planned import Plan, PlanCost
@@ -126,8 +127,9 @@ def _options(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
 def print_cost(cost: PlanCost) -> None:
     """Print what a plan would take."""
     say(
-        f"{cost.layers} layers, at most {cost.tries} tries, {cost.passes} passes of parts of "
-        f"{cost.examples} examples: about {cost.seconds:.0f} s, and what fitting weights takes"
+        f"{counted(cost.layers, 'layer')}, at most {cost.tries} tries, {cost.passes} passes of "
+        f"parts of {counted(cost.examples, 'example')}: about {cost.seconds:.0f} s, and what "
+        "fitting weights takes"
     )
 
 

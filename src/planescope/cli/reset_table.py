@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from planescope.cli.printing import console
 from planescope.cli.printing import table as empty_table
+from planescope.files.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,18 +38,16 @@ def _trained_line(resets: Resets) -> str:
     trained = resets.trained
     if resets.split == "synthetic":
         return f"trained: {trained.examples} {resets.data.replace(' of ', ', ', 1)}"
+    examples = counted(trained.examples, "example")
     if trained.value is None:
-        return f"trained: {trained.examples} examples without labels"
+        return f"trained: {examples} without labels"
     if trained.top1 is None:
         interval = "" if trained.low is None else (
             f" (95 % interval {trained.low:.4g} to {trained.high:.4g})"
         )  # fmt: skip
-        return (
-            f"trained: {resets.metric} {trained.value:.4g} over {trained.examples} examples"
-            f"{interval}"
-        )
+        return f"trained: {resets.metric} {trained.value:.4g} over {examples}{interval}"
     return (
-        f"trained: {trained.top1:.1%} of {trained.examples} examples right "
+        f"trained: {trained.top1:.1%} of {examples} right "
         f"(95 % interval {trained.low:.1%} to {trained.high:.1%})"
     )
 

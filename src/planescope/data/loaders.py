@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from planescope.data.roles import Batch, Reader, Unpack, left_note, moved
-from planescope.files.errors import UsageError, one_line
+from planescope.files.errors import UsageError, counted, one_line
 from planescope.files.optional import find_callable, is_foreign
 
 # Examples of a batch, where a data set is batched here and nothing says how many.
@@ -234,7 +234,8 @@ def _of_dataloader(loader: DataLoader[Any], name: str, subset: int | None) -> Lo
         examples -= left
         if left:
             notes.append(
-                f"the DataLoader drops its last, smaller batch: {left} examples were not looked at"
+                f"the DataLoader drops its last, smaller batch: {counted(left, 'example')} "
+                f"{'was' if left == 1 else 'were'} not looked at"
             )
     if loader.batch_sampler is None or type(loader.batch_sampler).__name__ != "BatchSampler":
         examples = None
@@ -247,7 +248,7 @@ def _of_dataset(data: Any, name: str, batch: int, subset: int | None, seed: int)
         raise UsageError(f"{name}: has no examples")
     if subset is not None:
         if subset > total:
-            raise UsageError(f"a subset of {subset}: {name} has {total} examples")
+            raise UsageError(f"a subset of {subset}: {name} has {counted(total, 'example')}")
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:subset]
         data, total = Subset(data, order.sort().values.tolist()), subset
     # Its own generator: else each pass would draw from torch's global one.

@@ -72,11 +72,21 @@ def one_line(exc: BaseException, /) -> str:
     return " ".join(str(exc).split()) or type(exc).__name__
 
 
+def counted(number: int, noun: str, /) -> str:
+    """Return a number with what it counts, which agree: ``1 layer``, ``2 layers``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def published(name: str, /) -> str:
     """Say how a published network of that name would be given; "" where none has such a name."""
     has_suffix = os.path.splitext(name)[1][1:].isalpha()  # noqa: PTH122  no file
     if re.fullmatch(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*", name) and not has_suffix:
         return f"; a model on the Hugging Face hub is hf:{name}"
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name):
+        return (
+            "; code of your own is no checkpoint: give the file of its weights, and "
+            f"--network {name} (from Python the module itself)"
+        )
     if re.fullmatch(r"[a-z][a-z0-9_]*\d[a-z0-9_]*(\.\w+)?", name):
         return f"; a published network is torchvision:{name} or timm:{name}"
     return ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from planescope.files.errors import counted
 from planescope.files.results import Table, columns_of
 from planescope.hyperplanes.layer import Skipped
 
@@ -180,12 +181,12 @@ class Plan(Table):
         if (ahead := self.ahead) is not None:
             return (
                 f"not recommended: {ahead.title} does better than the plan ({what}{loss}) on "
-                f"{self.examples} examples that chose neither"
+                f"{counted(self.examples, 'example')} that chose neither"
             )
         rest = "no rival does better"
         if any(_cost(rival) < _cost(self.chosen) for rival in self.rivals):
             rest += ", beyond chance"
-        return f"the plan is {what}{loss}, on {self.examples} examples; {rest}"
+        return f"the plan is {what}{loss}, on {counted(self.examples, 'example')}; {rest}"
 
     @property
     def remarks(self) -> tuple[str, ...]:

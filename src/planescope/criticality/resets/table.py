@@ -36,7 +36,7 @@ from planescope.criticality.sensitivity.inputs import InputOptions, synthetic
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
 from planescope.files.drafts import scratch
-from planescope.files.errors import CheckpointError, RunError, UsageError
+from planescope.files.errors import CheckpointError, RunError, UsageError, counted
 from planescope.hyperplanes.layer import Layer
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.record import Source
@@ -276,7 +276,8 @@ def _chosen_examples(data: Data, options: ResetOptions) -> Data:
     count = total if options.subset is None else options.subset
     if count > total:
         raise UsageError(
-            f"--subset {count}: {data.name} has {total} examples in the {options.split} split"
+            f"--subset {count}: {data.name} has {counted(total, 'example')} in the "
+            f"{options.split} split"
         )
     if options.subset is None and options.tolerance is None:
         return data

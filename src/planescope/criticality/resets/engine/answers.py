@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from planescope.data.roles import described
-from planescope.files.errors import UsageError, one_line
+from planescope.files.errors import UsageError, counted, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,7 +109,7 @@ class Judge:
         if output.shape[:1] != (batch.size,):
             raise UsageError(
                 f"the network gives an output of shape {tuple(output.shape)} for a batch of "
-                f"{batch.size} examples; say by output= what has a row an example"
+                f"{counted(batch.size, 'example')}; say by output= what has a row an example"
             )
         labels = batch.labels
         self.classes = output.shape[1] if output.ndim > 1 else 1
