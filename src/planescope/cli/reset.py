@@ -83,7 +83,11 @@ FORECAST_SCHEMA = "planescope.reset-forecast/1"
 )
 @click.option("--with-norm", is_flag=True, help="Put the batch norm behind a layer back with it.")
 @click.option(
-    "--together", multiple=True, metavar="L1,L2", help="Layers to put back at once; repeatable."
+    "--together",
+    "--groups",
+    multiple=True,
+    metavar="L1,L2",
+    help="Layers, blocks or patterns to put back at once; repeatable.",
 )
 @click.option("--subset", metavar="N", type=int, help="Evaluate on N examples, drawn at random.")
 @click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True)

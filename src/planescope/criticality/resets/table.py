@@ -22,7 +22,7 @@ from planescope.criticality.resets.engine.devices import (
     default_memory,
     seconds_of_a_pass,
 )
-from planescope.criticality.resets.engine.feed import feed_images, feed_loader, ran_out
+from planescope.criticality.resets.engine.feed import feed_images, feed_loader
 from planescope.criticality.resets.engine.identity import protocol_digest
 from planescope.criticality.resets.engine.progress import Progress
 from planescope.criticality.resets.engine.sharing import Work
@@ -40,6 +40,7 @@ from planescope.files.errors import CheckpointError, RunError, UsageError, count
 from planescope.hyperplanes.layer import Layer
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.record import Source
+from planescope.networks.answer import ran_out
 from planescope.networks.live.module import read_module
 from planescope.networks.load import tensor_of
 from planescope.networks.state.layers import find_layers
@@ -122,7 +123,15 @@ def reset(
         needed_steps={} if subject.path is None else table.needed_steps(found),
         notes=tuple(
             filter(
-                None, (note, *left_out, *feed.notes, *table.notes(), *table.not_numbers(tallies))
+                None,
+                (
+                    note,
+                    *work.groups,
+                    *left_out,
+                    *feed.notes,
+                    *table.notes(),
+                    *table.not_numbers(tallies),
+                ),
             )
         ),
     )
@@ -134,6 +143,7 @@ class _Prepared:
 
     layers: list[Layer]
     rows: dict[str, tuple[str, ...]]
+    groups: list[str]
     devices: list[torch.device]
     module: nn.Module
     feed: Feed
@@ -146,7 +156,7 @@ def _prepared(
     subject: Subject, options: ResetOptions, judge: Judge, unpack: Unpack | None
 ) -> _Prepared:
     layers = chosen_layers(subject, options)
-    rows = rows_of(subject.module, layers, options)
+    rows, groups = rows_of(subject.module, layers, options)
     devices = [chosen_device(name, subject.module, stays=subject.stays) for name in options.devices]
     module = subject.module.to(devices[0])
     data = subject.data
@@ -168,6 +178,7 @@ def _prepared(
     return _Prepared(
         layers=layers,
         rows=rows,
+        groups=groups,
         devices=devices,
         module=module,
         feed=feed,
