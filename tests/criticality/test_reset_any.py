@@ -215,14 +215,14 @@ def test_fresh_weights_are_drawn_by_the_module_and_by_the_seed(case):
     odd.c2 = nn.Conv2d(8, 16, 3, stride=2)
     odd.c2.__class__ = Odd
     (note,) = (n for n in ps.reset(odd, to="fresh", data=(x, y)).notes if "left out" in n)
-    assert note == "fresh: left out c2, which are not drawn by a reset_parameters"
+    assert note == "fresh: left out c2, which is not drawn by a reset_parameters"
 
 
 def test_layers_of_another_shape_are_left_out_by_name(case):
     network, _, x, y = case
     found = ps.reset(network, to={"pretrained": Net(classes=20)}, data=(x, y), kinds="all")
     assert found.rows == ("c1", "c2")
-    assert "pretrained: left out fc, which are missing or of another shape there" in found.notes
+    assert "pretrained: left out fc, which is missing or of another shape there" in found.notes
 
 
 def test_a_metric_of_examples_has_an_interval_and_one_of_batches_has_none(case):
@@ -411,7 +411,7 @@ def test_a_start_without_the_names_of_a_wrapper_or_with_another_head_fits(case):
     headless["head.weight"] = start["fc.weight"]
     found = ps.reset(network, to={"init": headless}, data=(x, y), kinds="all")
     assert "fc" not in found.rows
-    assert "init: left out fc, which are missing or of another shape there" in found.notes
+    assert "init: left out fc, which is missing or of another shape there" in found.notes
 
 
 def test_a_forecast_tells_cells_and_evaluates_none(case):

@@ -78,8 +78,8 @@ def rows_of(
         names = dict.fromkeys(name for part in parts for name in _meant(part, list(known)))
         if len(names) < 2:
             raise UsageError(
-                f"--together {text}: is one layer, {next(iter(names))}; give two layers or more, "
-                "with commas between, a block or a pattern"
+                f"groups (--together) {text}: is one layer, {next(iter(names))}; give two layers "
+                "or more, with commas between, a block or a pattern"
             )
         row = ",".join(parts)
         rows[row] = [known[name] for name in names]

@@ -31,7 +31,7 @@ from planescope.criticality.resets.layers import chosen_layers, rows_of
 from planescope.criticality.resets.options import Forecast
 from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
 from planescope.criticality.resets.targets import Target
-from planescope.criticality.resets.tell import Table
+from planescope.criticality.resets.tell import Table, untouched
 from planescope.criticality.sensitivity.inputs import InputOptions, synthetic
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
@@ -128,6 +128,7 @@ def reset(
                     note,
                     *work.groups,
                     *left_out,
+                    untouched(found),
                     *feed.notes,
                     *table.notes(),
                     *table.not_numbers(tallies),
@@ -271,10 +272,11 @@ def _places(
             raise CheckpointError(target.odd[0] if target.odd else f"{target.snapshot}: is empty")
         missing = [row for row in rows if row not in fits]
         if missing:
-            why = "are not drawn by a reset_parameters" if target.snapshot == FRESH else (
-                "are missing or of another shape there"
+            why = "not drawn by a reset_parameters" if target.snapshot == FRESH else (
+                "missing or of another shape there"
             )  # fmt: skip
-            notes.append(f"{target.snapshot}: left out {', '.join(missing)}, which {why}")
+            verb = "is" if len(missing) == 1 else "are"
+            notes.append(f"{target.snapshot}: left out {', '.join(missing)}, which {verb} {why}")
         found += [(row, target) for row in fits]
     order = {row: i for i, row in enumerate(rows)}
     found.sort(key=lambda place: order[place[0]])
