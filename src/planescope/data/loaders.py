@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from planescope.data.roles import Batch, Reader, Unpack, left_note, moved
 from planescope.files.errors import UsageError, counted, one_line
-from planescope.files.optional import find_callable, is_foreign
+from planescope.files.optional import call, find_callable, is_foreign
 
 # Examples of a batch, where a data set is batched here and nothing says how many.
 BATCH = 64
@@ -157,7 +157,12 @@ def call_loader(name: str, split: str, /) -> Any:
         ) from exc
     except ValueError:  # some of C have no signature
         pass
-    found = function()
+    found = call(f"data {name!r}", function)
+    if found is None:
+        raise UsageError(
+            f"data {name!r} returns nothing; it must return a DataLoader, a Dataset, or two of "
+            "them, to train and to validate on"
+        )
     is_pair = isinstance(found, tuple | list) and len(found) == 2 and not all(map(_has_rows, found))
     if not is_pair:
         return found
@@ -196,9 +201,9 @@ def is_indexed(data: Any) -> bool:
 
 def of_module(data: Any, split: str, name: str) -> Any:
     """Return the loader of a LightningDataModule, prepared and set up as its trainer would."""
-    for call, args in (("prepare_data", ()), ("setup", ("fit",))):
-        if callable(getattr(data, call, None)):
-            getattr(data, call)(*args)
+    for method, args in (("prepare_data", ()), ("setup", ("fit",))):
+        if callable(getattr(data, method, None)):
+            getattr(data, method)(*args)
     loader = getattr(data, f"{split}_dataloader")()
     if isinstance(loader, list | tuple) and len(loader) == 1:
         loader = loader[0]
