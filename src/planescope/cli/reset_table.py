@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from planescope.cli.printing import console
 from planescope.cli.printing import table as empty_table
-from planescope.files.errors import counted
+from planescope.criticality.resets.verdict import cells_are, title, trained_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,7 @@ def print_resets(resets: Resets) -> None:
 
     out = console()
     out.print(Text(f"{resets.source}: {resets.network} on {resets.data}", style="bold"))
-    out.print(_trained_line(resets))
+    out.print(trained_line(resets))
     if resets.preprocessing is not None:
         out.print(Text(f"inputs: {resets.preprocessing}", style="dim"))
     warnings = [note for note in resets.notes if note.startswith("no relative drops")]
@@ -32,24 +32,6 @@ def print_resets(resets: Resets) -> None:
     for note in resets.notes:
         if note not in warnings:
             out.print(Text(note, style="dim"))
-
-
-def _trained_line(resets: Resets) -> str:
-    trained = resets.trained
-    if resets.split == "synthetic":
-        return f"trained: {trained.examples} {resets.data.replace(' of ', ', ', 1)}"
-    examples = counted(trained.examples, "example")
-    if trained.value is None:
-        return f"trained: {examples} without labels"
-    if trained.top1 is None:
-        interval = "" if trained.low is None else (
-            f" (95 % interval {trained.low:.4g} to {trained.high:.4g})"
-        )  # fmt: skip
-        return f"trained: {resets.metric} {trained.value:.4g} over {examples}{interval}"
-    return (
-        f"trained: {trained.top1:.1%} of {examples} right "
-        f"(95 % interval {trained.low:.1%} to {trained.high:.1%})"
-    )
 
 
 def _fitting_table(resets: Resets, out: Console) -> Table:
@@ -63,27 +45,13 @@ def _fitting_table(resets: Resets, out: Console) -> Table:
     return _table(resets, every[:1], left_out=len(every) - 1)
 
 
-def _title(snapshot: int | str) -> str:
-    return f"epoch {snapshot}" if isinstance(snapshot, int) else snapshot
-
-
-def _kind(resets: Resets) -> str:
-    """Name what the cells of the table show."""
-    if any(cell.relative_drop is not None for cell in resets.cells):
-        return "relative drop in %, in parentheses within noise"
-    if resets.metric is not None:
-        return f"{resets.metric}"
-    of_classes = any(cell.disagreement is not None for cell in resets.cells)
-    return "disagreement with the trained network" if of_classes else "relative change of outputs"
-
-
 def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Table:
     from rich import box
 
-    kind = _kind(resets)
+    kind = cells_are(resets)
     first = resets.snapshots[0]
     told = any(cell.critical is not None for cell in resets.cells if cell.snapshot == first)
-    more = f"; critical: of {_title(first)}" if told and len(resets.snapshots) > 1 else ""
+    more = f"; critical: of {title(first)}" if told and len(resets.snapshots) > 1 else ""
     more += f"; {left_out} snapshots left out, --json has them" if left_out else ""
     table = empty_table(
         box=box.SIMPLE_HEAD,
@@ -94,7 +62,7 @@ def _table(resets: Resets, snapshots: list[int | str], *, left_out: int) -> Tabl
     table.add_column("layer", overflow="fold")
     table.add_column("negative\nmass", justify="right")
     for snapshot in snapshots:
-        table.add_column(_title(snapshot), justify="right", overflow="fold")
+        table.add_column(title(snapshot), justify="right", overflow="fold")
     if told:
         table.add_column("critical", justify="right")
     layers = {layer.name: layer for layer in resets.layers}

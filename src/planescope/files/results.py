@@ -178,9 +178,10 @@ class Table(Result):
         return getattr(self, "verdict", self.WHAT), self.columns()
 
     def __str__(self) -> str:
-        """Return the table as text, as wide as the terminal, and what is said of it below."""
+        """Return the table as text, as wide as the terminal, and below what is said of it."""
         sentence, columns = self._summary()
-        return f"{_as_text(columns)}\n{printable(sentence)}"
+        notes = getattr(self, "notes", ())
+        return "\n".join((_as_text(columns), *map(printable, (sentence, *notes))))
 
     def _repr_html_(self) -> str:
         sentence, columns = self._summary()
@@ -189,9 +190,12 @@ class Table(Result):
             f"<tr>{''.join(f'<td>{escape(_short(value))}</td>' for value in row)}</tr>"
             for row in zip(*columns.values(), strict=True)
         )
+        notes = "".join(
+            f"<p><small>{escape(one)}</small></p>" for one in getattr(self, "notes", ())
+        )
         return (
             f"<p>{escape(sentence)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
         )
 
 
