@@ -137,7 +137,7 @@ def print_plan(made: Plan) -> None:
     """Print what stays of each layer, and the rivals."""
     from rich.text import Text
 
-    from planescope.cli.tables import skipped_lines
+    from planescope.files.results import skipped_lines
 
     out = console()
     what = "bits" if made.way == "bits" else "size"
@@ -167,5 +167,5 @@ def print_plan(made: Plan) -> None:
     out.print(Text(made.verdict), soft_wrap=not out.is_terminal)
     if made.put_back and made.way == "freeze":
         out.print(Text(f"requires_grad_(False): {', '.join(made.put_back)}"))
-    for line in (*made.remarks, *made.notes, *skipped_lines(made.skipped, "left whole")):
+    for line in (*made.remarks, *made.notes, *skipped_lines(made.skipped, made.LEFT)):
         out.print(Text(line, style="dim"))

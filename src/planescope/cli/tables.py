@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from planescope.cli.printing import PIPE_WIDTH, console, table
 from planescope.files.errors import counted
-from planescope.hyperplanes.layer import Skipped
+from planescope.files.results import skipped_lines
 from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement
 
 if TYPE_CHECKING:
@@ -200,14 +200,3 @@ def _table(measurement: Measurement, rows: Sequence[Row], columns: list[_Column]
         made.add_row(*cells, style=style, end_section=i == last)
     made.add_row(*(column.show(measurement.network) for column in columns))
     return made
-
-
-def skipped_lines(skipped: Iterable[Skipped], words: str = "left out", /) -> list[str]:
-    """Return one line a reason, with how many layers it left out."""
-    reasons: dict[str, list[str]] = {}
-    for each in skipped:
-        reasons.setdefault(each.reason, []).append(each.name)
-    return [
-        f"{words}: {names[0] if len(names) == 1 else f'{len(names)} layers'} ({reason})"
-        for reason, names in reasons.items()
-    ]

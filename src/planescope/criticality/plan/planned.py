@@ -138,6 +138,7 @@ class Plan(Table):
 
     SCHEMA: ClassVar[str] = "planescope.plan/1"
     WHAT: ClassVar[str] = "plan"
+    LEFT: ClassVar[str] = "left whole"
     INDEX: ClassVar[str | None] = "layer"
     DERIVED: ClassVar[tuple[str, ...]] = ("recommended",)
 
