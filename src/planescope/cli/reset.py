@@ -122,6 +122,9 @@ FORECAST_SCHEMA = "planescope.reset-forecast/1"
 )
 @click.option("--unfinished", is_flag=True, help="Take a run that is not finished, as it is.")
 @click.option("--dry-run", is_flag=True, help="Tell cells and time; evaluate none.")
+@click.option(
+    "--top", metavar="N", type=click.IntRange(1), help="Print the N rows that cost most alone."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 @click.option("--figure", metavar="FILE", help="Draw the heat map: .pdf, .svg or .png.")
@@ -138,6 +141,7 @@ def reset(
     trust: bool,
     unfinished: bool,
     dry_run: bool,
+    top: int | None,
     as_json: bool,
     out: str | None,
     figure: str | None,
@@ -207,7 +211,7 @@ def reset(
     if as_json:
         sys.stdout.write(resets.to_json() + "\n")
     else:
-        print_resets(resets)
+        print_resets(resets, top=top)
 
 
 def _tell_forecast(subject: Run | str, common: dict[str, Any], *, as_json: bool) -> None:
