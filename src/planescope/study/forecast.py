@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from planescope.files.errors import counted
 from planescope.files.results import Result
+from planescope.files.versions import cores
 from planescope.study import cluster
 from planescope.study.costs import GPU, THREAD, Estimate, estimate, seconds_of
 from planescope.study.folder import Study
@@ -118,7 +119,7 @@ def forecast(
     states, took = _made(specs, None if out is None else Path(out))
     scale = _scale(specs, took)
     rest = [spec for spec in specs if states[spec.name] != "done"]
-    count = workers or len(cluster.gpus()) or cluster.cores()
+    count = workers or len(cluster.gpus()) or cores()
     return Forecast(
         runs=tuple(
             ForecastRun(
