@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import planescope as ps
 from planescope.criticality.definition import Critical, loss_of_examples
 from planescope.criticality.resets import forecast
+from planescope.networks.build import build
 
 
 class Net(nn.Module):
@@ -422,6 +423,79 @@ def test_a_forecast_tells_cells_and_evaluates_none(case):
     assert (told.cells, told.examples) == (len(done.cells), len(y))
     assert told.layers == len(done.rows) == 3
     assert 0 < told.pass_seconds < told.at_most_seconds
+
+
+def test_groups_are_names_blocks_or_patterns_and_their_layers_are_told(case):
+    network, start, x, y = case
+    whole = nn.Sequential(network)
+    init = {f"0.{name}": tensor for name, tensor in start.items()}
+    found = ps.reset(whole, to={"init": init}, data=(x, y), groups=["0", r"0\.c.", "0.c1, 0.c2"])
+    assert found.rows[2:] == ("0", r"0\.c.", "0.c1,0.c2")
+    block, pattern, names = (found.at(row, "init")[0].value for row in found.rows[2:])
+    assert pattern == names == answers_of(network, start, ("c1.", "c2."), x, y)
+    assert block == answers_of(network, start, ("c1.", "c2.", "fc."), x, y)
+    assert "0 is 0.c1, 0.c2, 0.fc, put back together" in found.notes
+    assert "of 5 rows" in found.verdict
+    for wrong, sentence in (("0.c1", "give two layers or more"), ("c", "no layer is called 'c'")):
+        with pytest.raises(ps.UsageError, match=sentence):
+            ps.reset(whole, to={"init": init}, data=(x, y), groups=[wrong])
+
+
+def answers_of(network, start, beginnings, x, y):
+    own = copy.deepcopy(network).eval()
+    own.load_state_dict(
+        own.state_dict() | {n: t for n, t in start.items() if n.startswith(beginnings)}
+    )
+    with torch.no_grad():
+        return float((own(x).argmax(1) == y).sum()) / len(y)
+
+
+def test_a_result_prints_what_it_is_and_names_layers_that_change_nothing(case):
+    network, start, x, y = case
+    whole = copy.deepcopy(network)
+    whole.aux = nn.Conv2d(3, 4, 3)
+    other = Net()
+    other.aux = nn.Conv2d(3, 4, 3)
+    other.load_state_dict({**other.state_dict(), **start})
+    found = ps.reset(whole, to={"init": other}, data=(x, y))
+    text = str(found)
+    assert text.splitlines()[0].split() == ["layer", "critical", "init"]
+    assert f"trained: {found.trained.value:.1%} of 300 examples right" in text
+    assert "Table: relative drop in %, in parentheses within noise. " in text
+    assert "no output changes by aux: evaluation does not reach it" in text
+    assert "no output changes" not in str(ps.reset(network, to={"init": start}, data=(x, y)))
+
+
+def test_a_break_in_the_midst_leaves_everything_as_it_was(case):
+    network, start, x, y = case
+    network.train()
+    before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+
+    def broken():
+        torch.rand(3)
+        yield x[:100], y[:100]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ps.reset(network, to={"init": start}, data=broken())
+    assert network.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
+
+
+def test_a_callable_that_fails_or_gives_nothing_is_told_in_a_sentence(case, tmp_path, monkeypatch):
+    network, start, _, _ = case
+    (tmp_path / "failing.py").write_text("def disk(): raise OSError('gone')\ndef nothing(): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sentences = (
+        ("disk", "'failing:disk' fails in code of its own, .*failing.py, line 1: OSError: gone"),
+        ("nothing", "'failing:nothing' returns nothing; it must return a DataLoader"),
+    )
+    for name, sentence in sentences:
+        with pytest.raises(ps.UsageError, match=sentence):
+            ps.reset(network, to={"init": start}, data=f"failing:{name}")
+    with pytest.raises(ps.UsageError, match="network 'failing:disk' fails in code of its own"):
+        build("failing:disk")
 
 
 class Keeping(nn.Conv2d):
