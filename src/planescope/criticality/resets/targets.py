@@ -136,6 +136,8 @@ def target_of(name: int | str, state: Any, module: nn.Module, /) -> Target:
         state = unwrapped(state).state_dict()
     if not isinstance(state, Mapping):
         raise UsageError(f"to={{{name!r}: ...}} is a {type(state).__name__}, not a state dict")
+    # Shared out among processes: put together now, in one order by all of them.
+    state = {key: t.full_tensor() if hasattr(t, "full_tensor") else t for key, t in state.items()}
     tensors, odd = fitting(
         in_parts_or_whole(read_state_dict(state), module),
         module,
