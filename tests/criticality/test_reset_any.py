@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -498,6 +500,45 @@ def test_a_callable_that_fails_or_gives_nothing_is_told_in_a_sentence(case, tmp_
         build("failing:disk")
 
 
+def in_shards(network):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (1,))
+    return fully_shard(network, mesh=mesh)
+
+
+def with_a_compiled_part(network):
+    network.c2 = torch.compile(network.c2, backend="eager")
+    return network
+
+
+def with_a_hook_that_nobody_copies(network):
+    lock = threading.Lock()
+    network.c2.register_forward_hook(lambda *_: lock.locked() and None)
+    network.register_forward_pre_hook(functools.partial(print, lock))
+    return network
+
+
+@pytest.mark.parametrize(
+    "change", [in_shards, with_a_compiled_part, with_a_hook_that_nobody_copies]
+)
+def test_what_a_training_does_to_a_network_changes_no_cell(case, change, tmp_path):
+    network, start, x, y = case
+    plain = ps.reset(network, to={"init": start}, data=(x, y))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/m", rank=0, world_size=1
+    )
+    try:
+        changed = change(copy.deepcopy(network))
+        kind = type(changed)
+        found = ps.reset(changed, to={"init": start}, data=(x, y))
+        assert type(changed) is kind
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [(c.layer, c.value) for c in found.cells] == [(c.layer, c.value) for c in plain.cells]
+
+
 class Keeping(nn.Conv2d):
     """A layer with more in its state dict than tensors."""
 
@@ -534,3 +575,11 @@ def test_a_quantised_network_is_refused_in_a_sentence(case):
     sentence = "3 is quantised .*: its weights are packed, .*; give the network before"
     with pytest.raises(ps.UsageError, match=sentence):
         ps.reset(packed, data=(x, y), to={"init": start})
+
+
+def test_layers_that_only_the_start_has_are_told(case):
+    network, start, x, y = case
+    deeper = start | {"c3.weight": torch.zeros(16, 16, 3, 3), "fc.weight": torch.zeros(20, 16)}
+    found = ps.reset(network, to={"deeper": deeper}, data=(x, y))
+    told = "deeper: has layers that the trained network has not, c3; is it of the same network?"
+    assert told in found.notes

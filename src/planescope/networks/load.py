@@ -189,6 +189,17 @@ def fitting(
     return fits, tuple(odd.values())
 
 
+def beyond(tensors: Mapping[str, Tensor], module: nn.Module, /) -> tuple[str, ...]:
+    """Return the layers that are among some tensors, by their names, and not in a network."""
+    own = module.state_dict()
+    named = _named_alike(tensors, [name for name in own if not name.endswith(COUNTER)])
+    return tuple(
+        name.removesuffix(".weight")
+        for name, tensor in named.items()
+        if name not in own and len(tensor.shape) > 1
+    )
+
+
 def _named_alike(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Mapping[str, Tensor]:
     """Tensors without the name of a wrapper before theirs, or with that of the network's own."""
     names = list(own)

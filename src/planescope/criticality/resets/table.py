@@ -277,6 +277,12 @@ def _places(
             )  # fmt: skip
             verb = "is" if len(missing) == 1 else "are"
             notes.append(f"{target.snapshot}: left out {', '.join(missing)}, which {verb} {why}")
+        if more := target.beyond:
+            shown = more[0] if len(more) == 1 else f"{more[0]} and {len(more) - 1} more"
+            notes.append(
+                f"{target.snapshot}: has layers that the trained network has not, {shown}; is it "
+                "of the same network?"
+            )
         found += [(row, target) for row in fits]
     order = {row: i for i, row in enumerate(rows)}
     found.sort(key=lambda place: order[place[0]])

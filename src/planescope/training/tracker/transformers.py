@@ -71,7 +71,7 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
         def on_log(
             self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
         ) -> None:
-            if _ENDED in (logs or {}):
+            if (logs or {}).keys() >= _ENDED:
                 # Now: later the best model may have taken the place of the last, and loggers close.
                 self._end(state, kwargs["model"])
                 if trainer is not None:
@@ -91,8 +91,8 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
     return TrackerCallback()
 
 
-# What Hugging Face's trainer logs but once, when all steps are done: means over all of them.
-_ENDED = "total_flos"
+# What Hugging Face's trainer logs together but once, when all steps are done: of all of them.
+_ENDED = {"train_runtime", "train_loss"}
 
 
 def _done(epoch: float | None) -> int:
