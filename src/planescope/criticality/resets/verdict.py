@@ -39,7 +39,8 @@ def verdict(resets: Resets, /) -> str:
 
 def _noun(resets: Resets, rows: Iterable[str]) -> str:
     """Return what is counted: layers, or rows where some are layers put back together."""
-    return "layer" if {layer.name for layer in resets.layers} >= set(rows) else "row"
+    alone = {layer.name for layer in resets.layers} & set(rows)
+    return "row" if alone and alone != set(rows) else "layer"
 
 
 def trained_line(resets: Resets, /) -> str:
