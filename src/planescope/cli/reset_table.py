@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from planescope.cli.printing import console
 from planescope.cli.printing import table as empty_table
-from planescope.criticality.resets.verdict import cells_are, title, trained_line
 from planescope.files.errors import counted
 
 if TYPE_CHECKING:
@@ -24,6 +23,9 @@ def print_resets(resets: Resets, *, top: int | None = None) -> None:
     `top` is how many rows are shown, those that cost most at the first snapshot.
     """
     from rich.text import Text
+
+    # Not at the top: the help would load torch.
+    from planescope.criticality.resets.verdict import title, trained_line
 
     out = console()
     out.print(Text(f"{resets.source}: {resets.network} on {resets.data}", style="bold"))
@@ -82,6 +84,8 @@ def _table(
     resets: Resets, rows: Sequence[str], snapshots: list[int | str], *, left_out: int
 ) -> Table:
     from rich import box
+
+    from planescope.criticality.resets.verdict import cells_are, title
 
     kind = cells_are(resets)
     first = resets.snapshots[0]
