@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from planescope.cli.options import TRUST, check_inputs, numbers, of_inputs, prepared_options
 from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
+from planescope.criticality.options import EXAMPLES, PlannedWay
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.planned import Plan, PlanCost
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @prepared_options
 @click.option(
     "--way",
-    type=click.Choice(["prune", "filters", "rank", "bits", "reset", "freeze"]),
+    type=click.Choice(get_args(PlannedWay)),
     default="prune",
     show_default=True,
 )
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--keep", multiple=True, metavar="NAME", help="Layer that stays whole; repeatable.")
 @click.option("--no-repair", is_flag=True, help="Compare the allocations as they are.")
 @click.option(
-    "--examples", metavar="N", type=click.IntRange(2), default=400, show_default=True,
+    "--examples", metavar="N", type=click.IntRange(2), default=EXAMPLES, show_default=True,
     help="Inputs to repair on; as many more for the table.",
 )  # fmt: skip
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws.")

@@ -37,7 +37,7 @@ def quickstart(*, out: str, epochs: int) -> None:
     from planescope.cli.relate import print_relation
     from planescope.cli.reset_table import print_resets
     from planescope.cli.tables import print_measurement
-    from planescope.training.processor import keep_memory
+    from planescope.training.memory import keep_memory
 
     out_of = console()
     published = parts.measure_published(out)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from planescope.cli.options import TRUST, of_inputs, prepared_options
 from planescope.cli.printing import console, plain_table
 from planescope.cli.progress import layer_progress
+from planescope.criticality.options import EXAMPLES, RepairedBy
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.record import Repair
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 @prepared_options
 @click.option(
     "--by",
-    type=click.Choice(["least squares", "moments"]),
+    type=click.Choice(get_args(RepairedBy)),
     default="least squares",
     show_default=True,
     help="Fit the weights that stay, or put back mean and deviation of each channel.",
 )
 @click.option(
-    "--examples", metavar="N", type=click.IntRange(2), default=400, show_default=True,
+    "--examples", metavar="N", type=click.IntRange(2), default=EXAMPLES, show_default=True,
     help="Take so many inputs; every fourth is kept back.",
 )  # fmt: skip
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws.")
@@ -54,7 +55,7 @@ def repair(
     reference: str,
     network: str | None,
     data: str | None,
-    by: str,
+    by: RepairedBy,
     as_json: bool,
     out: str | None,
     table: str | None,
@@ -80,7 +81,7 @@ def repair(
             reference,
             architecture=network,
             data=data,
-            by="moments" if by == "moments" else "least squares",
+            by=by,
             on_layer=advance,
             **options,
         )

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from planescope.data.images import Channels, Split
+    from planescope.data.images import Channels
+    from planescope.data.options import Split
     from planescope.data.published import Known
 
 NAMES = ("digits", *KNOWN, "imagenet")

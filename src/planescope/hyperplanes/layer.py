@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 # Whatever array_api_compat takes: NumPy, torch, JAX, CuPy. No library names a common base.
 Array = Any
@@ -33,6 +33,9 @@ class Kind(StrEnum):
         """Return the words for such a layer in a sentence."""
         return _KINDS[self]
 
+
+# What a user may ask for; its words are those of `Kind`.
+KindName = Literal["conv", "pointwise", "transposed", "linear", "all"]
 
 _KINDS = {
     Kind.CONV: "convolution",

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+)
 
+from planescope.criticality.options import BOUNDS, ResetOptions
 from planescope.data.sources import check_name
 from planescope.files.errors import PlanescopeError, UsageError, nearest
 from planescope.files.yaml import Document, read_document, shown
+from planescope.hyperplanes.layer import KindName
 from planescope.networks import paper
 from planescope.study.spec import DEFAULTS, Spec, Step, name_of
 from planescope.training.config import FieldError, RunConfig
@@ -77,22 +87,31 @@ class Block(_Model):
         return dict(self.model_extra or {})
 
 
-class ResetSettings(_Model):
-    """The options of resets of a run, as those of ``planescope reset``.
+# A run, or the machine, decides the others.
+_OF_STUDIES = {
+    field.name: field.default
+    for field in dataclasses.fields(ResetOptions)
+    if field.name not in ("devices", "precision", "memory")
+}
+# Values of YAML, of which a list comes as one.
+_LISTS = {"kinds": tuple[KindName, ...], "together": tuple[str, ...]}
+
+
+def _reset_settings() -> type[_Model]:
+    """Return the model of a study's `reset`: `ResetOptions`, and the snapshots.
 
     `snapshots` are those of these epochs that the run kept; by default all before the last.
     """
+    types = get_type_hints(ResetOptions) | _LISTS
+    fields: dict[str, Any] = {
+        name: (types[name], Field(default, **BOUNDS.get(name, {})))
+        for name, default in _OF_STUDIES.items()
+    }
+    snapshots = (tuple[int, ...] | None, None)
+    return create_model("ResetSettings", __base__=_Model, snapshots=snapshots, **fields)
 
-    snapshots: tuple[int, ...] | None = None
-    layers: str | None = None
-    kinds: tuple[Literal["conv", "pointwise", "transposed", "linear", "all"], ...] = ()
-    with_norm: bool = False
-    together: tuple[str, ...] = ()
-    draws: int = Field(0, ge=0)
-    subset: int | None = Field(None, ge=1)
-    split: Literal["val", "train"] = "val"
-    tolerance: float | None = Field(None, gt=0, lt=1)
-    seed: int = Field(0, ge=0)
+
+ResetSettings = _reset_settings()
 
 
 class StudyConfig(_Model):
@@ -113,6 +132,7 @@ class StudyConfig(_Model):
         What is made of each run: measure puts its layers at every snapshot into the study's table,
         reset puts layers back, relate holds one against the other over the whole study.
     reset : ResetSettings
+        Options of resets, as `ResetOptions` has them.
     """
 
     # "schema" is a method of pydantic's models.
@@ -123,7 +143,7 @@ class StudyConfig(_Model):
     when: Annotated[tuple[Rule, ...], BeforeValidator(_listed)] = ()
     exclude: Several = ()
     make: tuple[Step, ...] = ("train", "measure", "reset")
-    reset: ResetSettings = ResetSettings()
+    reset: ResetSettings = ResetSettings()  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

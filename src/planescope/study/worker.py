@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from planescope.files import signals
 from planescope.files.errors import OutputError, PlanescopeError, StoppedError
 from planescope.study.folder import RunRecord, Study
-from planescope.training.processor import keep_memory
+from planescope.training.memory import keep_memory
 
 if TYPE_CHECKING:
     from planescope.study.spec import Spec

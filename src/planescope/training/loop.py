@@ -27,7 +27,7 @@ from planescope.files.optional import consented, is_foreign, required
 from planescope.networks import paper
 from planescope.training.folder.status import State, Status
 from planescope.training.loggers import APART, begin_loggers
-from planescope.training.processor import fitting_precision
+from planescope.training.precision import fitting_precision
 from planescope.training.run import Run
 from planescope.training.split import both_splits
 from planescope.training.stopping import is_last, on_interrupt

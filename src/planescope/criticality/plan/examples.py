@@ -31,7 +31,7 @@ from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
-    from planescope.data.images import Split
+    from planescope.data.options import Split
     from planescope.data.roles import Unpack
 
 # Of every so many examples the last is kept back.

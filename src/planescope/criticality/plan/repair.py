@@ -7,8 +7,9 @@ import functools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
+from planescope.criticality.options import EXAMPLES, RepairedBy
 from planescope.criticality.plan.opening import check_pair, filled, opened
 from planescope.criticality.plan.record import Repair, RepairedLayer
 from planescope.files.errors import UsageError
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
-By = Literal["least squares", "moments"]
-WAYS = ("least squares", "moments")
-# Examples that are taken of what a user gives.
-EXAMPLES = 400
 # (layers done, layers in all, name of the layer)
 OnLayer = Callable[[int, int, str], None]
 
@@ -42,7 +39,7 @@ def repair(
     reference: nn.Module | Run | str | os.PathLike[str],
     *,
     data: Any = None,
-    by: By = "least squares",
+    by: RepairedBy = "least squares",
     examples: int = EXAMPLES,
     seed: int = 0,
     unpack: Unpack | None = None,
@@ -111,8 +108,8 @@ def repair(
     from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.data.random_states import generators_of, same_random_states
 
-    if by not in WAYS:
-        raise UsageError(f"by={by!r}: repair by one of {', '.join(WAYS)}")
+    if by not in get_args(RepairedBy):
+        raise UsageError(f"by={by!r}: repair by one of {', '.join(get_args(RepairedBy))}")
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")
     given = opened(network, architecture, "network", trust=trust)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from planescope.criticality.options import EXAMPLES
 from planescope.criticality.plan.allocation import PUT_BACK, check_size, check_way, least_share
 from planescope.criticality.plan.opening import (
     Opened,
@@ -20,7 +21,6 @@ from planescope.criticality.plan.opening import (
     opened,
 )
 from planescope.criticality.plan.planned import Plan, PlanCost
-from planescope.criticality.plan.repair import EXAMPLES
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.criticality.resets.options import ResetOptions
+from planescope.criticality.options import ResetOptions
 from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from planescope.criticality.resets.options import ResetOptions
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.trained import Subject
     from planescope.hyperplanes.layer import Tensor
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from planescope.criticality.resets.options import ResetOptions
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.trained import Subject
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from planescope.criticality.resets.cost import Forecast
 from planescope.criticality.resets.draws import drawn, redrawn, stepped
 from planescope.criticality.resets.engine.cells import Plan
 from planescope.criticality.resets.engine.devices import (
@@ -28,7 +29,6 @@ from planescope.criticality.resets.engine.progress import Progress
 from planescope.criticality.resets.engine.sharing import Work
 from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.layers import chosen_layers, rows_of
-from planescope.criticality.resets.options import Forecast
 from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
 from planescope.criticality.resets.targets import Target
 from planescope.criticality.resets.tell import Table
@@ -47,9 +47,9 @@ from planescope.networks.state.layers import find_layers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.feed import Feed
-    from planescope.criticality.resets.options import ResetOptions
     from planescope.criticality.resets.trained import Subject
     from planescope.data.load import Files
     from planescope.data.roles import Unpack

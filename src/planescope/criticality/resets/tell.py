@@ -29,9 +29,9 @@ from planescope.criticality.resets.record import Accuracy, ResetCell
 from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg, wilson
 
 if TYPE_CHECKING:
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.progress import Tally
-    from planescope.criticality.resets.options import ResetOptions
 
 Floats = NDArray[np.float64]
 Place = tuple[str, int | str, int | None]

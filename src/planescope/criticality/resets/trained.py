@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from planescope.criticality.resets.options import ResetOptions
+    from planescope.criticality.options import ResetOptions
     from planescope.data.load import Files, Images
 
     Data = Images | Files | Loader | InputOptions

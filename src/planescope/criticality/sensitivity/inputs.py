@@ -18,16 +18,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from planescope.criticality.options import ResetOptions
 from planescope.criticality.resets.engine.answers import Judge, picked
 from planescope.criticality.resets.engine.devices import batch_size
 from planescope.criticality.resets.engine.feed import Feed, feed_images, feed_loader
-from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity.record import Method
 from planescope.criticality.synthetic import choose
 from planescope.data.load import PLAIN, Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
 from planescope.data.pictures import LEAST_SIDE, Bank
 from planescope.data.roles import Batch
+from planescope.files.bounds import check_bounds
 from planescope.files.errors import CheckpointError, RunError, UsageError, one_line
 from planescope.files.reading import size_of
 from planescope.hyperplanes.layer import Kind, Layer
@@ -77,8 +78,7 @@ class InputOptions:
             raise UsageError(
                 f"input shape {','.join(map(str, self.shape))}: give channels, height and width"
             )
-        if self.examples is not None and self.examples < 1:
-            raise UsageError(f"the number of examples must be 1 or more, not {self.examples}")
+        check_bounds(self, {"examples": {"ge": 1}, "seed": {"ge": 0}})
 
 
 @dataclass(eq=False)

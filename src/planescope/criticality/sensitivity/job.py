@@ -18,9 +18,9 @@ import torch
 
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
+from planescope.criticality.options import ResetOptions
 from planescope.criticality.replacements import Way, WayKind
 from planescope.criticality.resets.engine.devices import chosen_device, seconds_of_a_pass
-from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity import Cost
 from planescope.criticality.sensitivity.engine import (
     Counted,

@@ -22,9 +22,9 @@ from planescope.files.versions import version
 from planescope.networks.graph.trace import trace_graph
 
 if TYPE_CHECKING:
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.feed import Feed
-    from planescope.criticality.resets.options import ResetOptions
     from planescope.criticality.resets.trained import Subject
     from planescope.data.load import Files
 
