@@ -11,6 +11,7 @@ from planescope.cli.options import TRUST, check_inputs, numbers, of_inputs, prep
 from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, PlannedWay
+from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.planned import Plan, PlanCost
@@ -78,15 +79,13 @@ def plan(
     from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.planned import PlanCost
     from planescope.criticality.plan.search import plan as make_plan
-    from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_targets
 
     check_inputs(inputs, data)
     check_targets(
         (out, () if out is None else export.forms(model)),
-        (table, FORMS),
-        (figure, FIGURE_FORMS),
-        (page, (".html", ".htm")),
+        (table, TABLES),
+        (figure, FIGURES),
+        (page, PAGES),
     )
     options = _options(choices, synthetic=inputs is None and data is None)
     with layer_progress() as advance:

@@ -11,6 +11,7 @@ from planescope.cli.options import TRUST, of_inputs, prepared_options
 from planescope.cli.printing import console, plain_table
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, RepairedBy
+from planescope.files.targets import TABLES, check_targets
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.record import Repair
@@ -70,10 +71,8 @@ def repair(
     from planescope.criticality.plan import export
     from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.repair import repair as put_right
-    from planescope.files.results import FORMS
-    from planescope.files.writing import check_targets
 
-    check_targets((out, () if out is None else export.forms(changed)), (table, FORMS))
+    check_targets((out, () if out is None else export.forms(changed)), (table, TABLES))
     options = of_inputs(choices, synthetic=data is None)
     with layer_progress() as advance:
         done = put_right(

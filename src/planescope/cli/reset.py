@@ -26,6 +26,7 @@ from planescope.criticality.options import ResetOptions
 from planescope.data.options import DataOptions
 from planescope.files.errors import StoppedError, UsageError
 from planescope.files.optional import is_foreign
+from planescope.files.targets import FIGURES, TABLES, check_targets
 from planescope.hyperplanes.layer import KindName
 
 if TYPE_CHECKING:
@@ -262,10 +263,7 @@ def _check(
 
 def _check_outputs(out: str | None, figure: str | None) -> None:
     """Refuse what could not be written before the work begins."""
-    from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_targets
-
-    check_targets((out, FORMS), (figure, FIGURE_FORMS))
+    check_targets((out, TABLES), (figure, FIGURES))
 
 
 def _epochs(snapshots: tuple[str, ...]) -> list[int] | None:

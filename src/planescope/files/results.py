@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from planescope.files.errors import CheckpointError, one_line, printable
 from planescope.files.reading import open_binary, read_text
 from planescope.files.records import record
+from planescope.files.targets import TABLES
 from planescope.files.writing import (
     in_utf8,
     read_parquet_metadata,
@@ -25,9 +26,6 @@ from planescope.files.writing import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# What the suffix of a table's file may be.
-FORMS = (".json", ".csv", ".parquet")
 
 # Columns of flat tables by what the JSON form calls them: `layers[].name` there, `layer` here.
 # Tables of before have the names of the JSON form.
@@ -265,7 +263,7 @@ def save(results: Sequence[Table], path: str | os.PathLike[str], /) -> None:
         write_parquet(draft, kind.parquet_columns(results), whole)
 
     writers = (lambda draft: _write_json(results, draft), as_csv, as_parquet)
-    write(path, dict(zip(FORMS, writers, strict=True)))
+    write(path, dict(zip(TABLES, writers, strict=True)))
 
 
 def _write_json(results: Sequence[Result], draft: Path) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from planescope.files import signals
 from planescope.files.errors import OutputError, PlanescopeError, StoppedError
 from planescope.study.folder import RunRecord, Study
+from planescope.training.loop import train
 from planescope.training.memory import keep_memory
 
 if TYPE_CHECKING:
@@ -100,7 +101,6 @@ def _sentence(exc: Exception) -> str:
 
 
 def _train(spec: Spec, folder: Study) -> None:
-    from planescope.training.loop import train
 
     run = folder.run(spec.name)
     train(_config(spec, run), run.path, resume=True, trust=_typed(spec))

@@ -25,6 +25,7 @@ from planescope.files.errors import (
 )
 from planescope.files.optional import consented, is_foreign, required
 from planescope.networks import paper
+from planescope.networks.build import build
 from planescope.training.folder.status import State, Status
 from planescope.training.loggers import APART, begin_loggers
 from planescope.training.precision import fitting_precision
@@ -209,7 +210,6 @@ def _prepare(
 
 
 def _network(config: RunConfig, data: Data) -> nn.Module:
-    from planescope.networks.build import build
 
     channels, height, width = data.train.input_shape
     network = build(
