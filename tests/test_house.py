@@ -17,8 +17,6 @@ LONG_MODULES = {
     "checks/reliability/hostile.py": "cases: what attackers write",
     "checks/reliability/odd.py": "cases: odd places, disks and streams",
     "src/planescope/checkpoints/tfjs.py": "one format, a line over",
-    "src/planescope/criticality/plan/bench.py": "one class: what a candidate costs",
-    "src/planescope/criticality/plan/reconstruction.py": "one noun: a layer solved anew",
     "src/planescope/criticality/sensitivity/inputs.py": "one noun: what networks are fed",
     "src/planescope/criticality/sensitivity/network.py": "one noun: a network and its parts",
     "src/planescope/criticality/sensitivity/onnx.py": "one noun: a network in an ONNX file",

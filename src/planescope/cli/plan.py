@@ -76,7 +76,6 @@ def plan(
     plan.
     """
     from planescope.criticality.plan import export
-    from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.planned import PlanCost
     from planescope.criticality.plan.search import plan as make_plan
 
@@ -97,6 +96,8 @@ def plan(
         print_cost(made)
         return
     if out is not None:
+        from planescope.criticality.plan.opening import opened
+
         given = opened(model, network, "network", trust=options["trust"])
         export.save_network(made.module, out, like=given.file, architecture=given.architecture)
     if table is not None:

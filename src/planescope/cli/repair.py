@@ -69,7 +69,6 @@ def repair(
     inputs that the repair did not see.
     """
     from planescope.criticality.plan import export
-    from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.repair import repair as put_right
 
     check_targets((out, () if out is None else export.forms(changed)), (table, TABLES))
@@ -85,6 +84,8 @@ def repair(
             **options,
         )
     if out is not None and done.module is not None:
+        from planescope.criticality.plan.opening import opened
+
         given = opened(changed, network, "network", trust=options["trust"])
         export.save_network(done.module, out, like=given.file, architecture=given.architecture)
     if table is not None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planescope.criticality.resets.engine.answers import Pick
 from planescope.criticality.sensitivity.inputs import (
     Alike,
     InputOptions,
@@ -31,6 +30,7 @@ from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
+    from planescope.criticality.resets.engine.answers import Pick
     from planescope.data.options import Split
     from planescope.data.roles import Unpack
 

@@ -6,15 +6,18 @@ what was computed for the layers before stays as it is. To import this is to imp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
-from planescope.criticality.plan.observation import Anatomy
-from planescope.data.roles import Batch
 from planescope.networks.graph.trace import trace_graph
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from planescope.criticality.plan.fit.observation import Anatomy
+    from planescope.data.roles import Batch
 
 # Bytes of values that may wait for the next layer.
 _HELD_BYTES = 512 << 20
