@@ -17,9 +17,6 @@ LONG_MODULES = {
     "checks/reliability/hostile.py": "cases: what attackers write",
     "checks/reliability/odd.py": "cases: odd places, disks and streams",
     "src/planescope/checkpoints/tfjs.py": "one format, a line over",
-    "src/planescope/criticality/sensitivity/inputs.py": "one noun: what networks are fed",
-    "src/planescope/criticality/sensitivity/network.py": "one noun: a network and its parts",
-    "src/planescope/criticality/sensitivity/onnx.py": "one noun: a network in an ONNX file",
     "src/planescope/hyperplanes/geometry.py": "the formulas of the reference, each in full",
     "src/planescope/training/run.py": "one class of the reference: what a run has, in a line each",
     "src/planescope/training/tracker/tracker.py": "one class of the reference",
@@ -29,7 +26,7 @@ LONG_BODIES = {
     "src/planescope/cli/reset.py:reset": "hands on the options of the command",
     "src/planescope/criticality/plan/repair.py:repair": "the public call, step by step",
     "src/planescope/criticality/plan/search.py:plan": "the public call, step by step",
-    "src/planescope/criticality/sensitivity/inputs.py:synthetic": "one draw after another",
+    "src/planescope/criticality/sensitivity/inputs/pictures.py:synthetic": "one draw after another",
     "src/planescope/training/tracker/keras.py:callback": "a class whose base is imported there",
     "src/planescope/training/tracker/transformers.py:callback": (
         "a class whose base is imported there"

@@ -1,19 +1,22 @@
-"""Options of resets, plans and repairs, from which studies and the command line make theirs.
+"""Options of resets, inputs, plans and repairs; studies and the command line make theirs of them.
 
 To import this costs next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from planescope.data.options import Split
 from planescope.files.bounds import Bounds, check_bounds
 from planescope.files.errors import UsageError
-from planescope.hyperplanes.layer import Kind
 from planescope.training.precision import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from planescope.hyperplanes.layer import Kind
 
 # How a network is made smaller, and a layer repaired, and on how many examples by default.
 PlannedWay = Literal["prune", "filters", "rank", "bits", "reset", "freeze"]
@@ -87,3 +90,33 @@ class ResetOptions:
         check_bounds(self, BOUNDS)
         if not self.devices:
             raise UsageError("give a device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """Options of the inputs, where the caller hands none over.
+
+    Attributes
+    ----------
+    shape : tuple of int, optional
+        Channels, height, width.
+    mean, std : sequence of float
+        What the inputs of the network have, a channel each; 0 and 1 where they are normalised.
+    examples : int, optional
+        Take the first so many of inputs handed over.
+    seed : int
+        Of synthetic pictures.
+    """
+
+    shape: tuple[int, ...] | None = None
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+    examples: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
+            raise UsageError(
+                f"input shape {','.join(map(str, self.shape))}: give channels, height and width"
+            )
+        check_bounds(self, {"examples": {"ge": 1}, "seed": {"ge": 0}})

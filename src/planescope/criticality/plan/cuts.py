@@ -34,13 +34,13 @@ from planescope.criticality.replacements import (
     weakest_filters,
     without_filters,
 )
-from planescope.criticality.sensitivity.network import find_parts
+from planescope.criticality.sensitivity.parts import find_parts
 from planescope.files.errors import UsageError
 from planescope.networks.live.copies import deep_copy
 from planescope.training.run import Run
 
 if TYPE_CHECKING:
-    from planescope.criticality.sensitivity.network import Part
+    from planescope.criticality.sensitivity.parts import Part
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,13 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planescope.criticality.sensitivity.inputs import (
-    Alike,
-    InputOptions,
-    check_finite,
-    read_rows,
-)
-from planescope.criticality.sensitivity.inputs import synthetic as chosen_for
+from planescope.criticality.options import InputOptions
+from planescope.criticality.sensitivity.inputs.pictures import synthetic as chosen_for
+from planescope.criticality.sensitivity.inputs.rows import read_rows
+from planescope.criticality.sensitivity.inputs.watched import Alike, check_finite
 from planescope.data.batches import batches
 from planescope.data.load import DataOptions, Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from planescope.checkpoints.onnx.runnable import Call, Replaceable, Slot
-    from planescope.criticality.sensitivity.network import Part
+    from planescope.criticality.sensitivity.parts import Part
 
 # Bytes of what layers read that are in memory at once, and examples that are looked at.
 _AT_ONCE, _FEW = 256 << 20, 2

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.criticality.options import ResetOptions
+from planescope.criticality.options import InputOptions, ResetOptions
 from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
-    from planescope.criticality.sensitivity.inputs import InputOptions
     from planescope.data.load import DataOptions, Files, Images
     from planescope.data.loaders import Loader
     from planescope.training.run import Run
@@ -88,7 +88,6 @@ def synthetic_inputs(
     options: ResetOptions,
 ) -> InputOptions:
     """Return what is told of the synthetic pictures that a network is to be evaluated on."""
-    from planescope.criticality.sensitivity.inputs import InputOptions
     from planescope.data.load import PLAIN as AS_USUAL
     from planescope.training.folder.snapshots import input_shape_of
 

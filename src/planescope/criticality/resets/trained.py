@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from planescope.criticality.options import InputOptions
 from planescope.criticality.resets.targets import Target, To, target_in, targets_of
 from planescope.criticality.resets.weights import copied, state_of, with_weights
-from planescope.criticality.sensitivity.inputs import InputOptions
 from planescope.data.loaders import Loader
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.networks.load import build_like, load_network
 from planescope.networks.state.parametrisations import resolved
 from planescope.training.folder.status import State
-from planescope.training.run import Run
 from planescope.training.split import load_split
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from planescope.criticality.options import ResetOptions
     from planescope.data.load import Files, Images
+    from planescope.training.run import Run
 
     Data = Images | Files | Loader | InputOptions
 

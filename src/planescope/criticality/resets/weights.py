@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from planescope.checkpoints import read_contents
@@ -17,6 +15,9 @@ from planescope.networks.paper import smallest_image
 from planescope.networks.state.parametrisations import resolved
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
     from torch import nn
 
 

@@ -7,22 +7,24 @@ with nothing at all synthetic pictures rank layers and ways.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from planescope.criticality.options import InputOptions
 from planescope.criticality.replacements import Ways, read_ways
 from planescope.files.optional import required
-from planescope.hyperplanes.layer import Kind
 
 if TYPE_CHECKING:
+    import os
+
     from torch import nn
 
     from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.criticality.sensitivity.record import Sensitivity
     from planescope.data.load import DataOptions
     from planescope.data.roles import Unpack
+    from planescope.hyperplanes.layer import Kind
     from planescope.training.run import Run
 
 __all__ = ["Cost", "sensitivity"]
@@ -144,7 +146,6 @@ def sensitivity(
     """
     wanted = read_ways(ways)  # before anything is loaded
     required("torch")
-    from planescope.criticality.sensitivity.inputs import InputOptions
     from planescope.criticality.sensitivity.job import Job
 
     job = Job.open(

@@ -34,8 +34,8 @@ from planescope.files.errors import RunError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.criticality.sensitivity.inputs import Given
-    from planescope.criticality.sensitivity.network import Part
+    from planescope.criticality.sensitivity.inputs.given import Given
+    from planescope.criticality.sensitivity.parts import Part
 
 Array = NDArray[Any]
 # (cells done, cells in all, name of the layer)

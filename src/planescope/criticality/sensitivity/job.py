@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ import torch
 
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
-from planescope.criticality.options import ResetOptions
+from planescope.criticality.options import InputOptions, ResetOptions
 from planescope.criticality.replacements import Way, WayKind
 from planescope.criticality.resets.engine.devices import chosen_device, seconds_of_a_pass
 from planescope.criticality.sensitivity import Cost
@@ -29,16 +28,10 @@ from planescope.criticality.sensitivity.engine import (
     count,
 )
 from planescope.criticality.sensitivity.estimate import Estimates
-from planescope.criticality.sensitivity.inputs import Given, InputOptions, handed_over, synthetic
-from planescope.criticality.sensitivity.network import (
-    LIBRARIES,
-    Network,
-    Part,
-    count_work,
-    find_parts,
-    open_network,
-    some_of,
-)
+from planescope.criticality.sensitivity.inputs.given import Given, handed_over
+from planescope.criticality.sensitivity.inputs.pictures import synthetic
+from planescope.criticality.sensitivity.network import LIBRARIES, Network, open_network
+from planescope.criticality.sensitivity.parts import Part, count_work, find_parts, some_of
 from planescope.criticality.sensitivity.record import (
     Estimate,
     LayerSensitivity,
@@ -47,13 +40,14 @@ from planescope.criticality.sensitivity.record import (
 )
 from planescope.data.random_states import generators_of, same_random_states
 from planescope.files.errors import UsageError
-from planescope.hyperplanes.layer import Kind, Layer, Skipped
 from planescope.networks.graph.file_graph import FileGraph
 from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from planescope.hyperplanes.layer import Kind, Layer, Skipped
 
 # Inputs, below which a bootstrap over them is a rough one.
 FEW = 30

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from planescope.criticality.replacements import Way, WayKind
 from planescope.files.errors import UsageError
 from planescope.files.results import Table
-from planescope.hyperplanes.layer import Kind, Skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from planescope.hyperplanes.layer import Kind, Skipped
 
 
 class Method(StrEnum):
