@@ -9,6 +9,7 @@ import click
 
 from planescope.cli.printing import console
 from planescope.cli.progress import layer_progress
+from planescope.cli.reset_table import print_resets
 
 if TYPE_CHECKING:
     from planescope.cli.story import Loss, Published, Quickstart
@@ -35,7 +36,6 @@ def quickstart(*, out: str, epochs: int) -> None:
     """
     from planescope.cli import story as parts
     from planescope.cli.relate import print_relation
-    from planescope.cli.reset_table import print_resets
     from planescope.cli.tables import print_measurement
     from planescope.training.memory import keep_memory
 

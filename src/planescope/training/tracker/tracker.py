@@ -13,7 +13,7 @@ from planescope.hyperplanes.layer import Kind, View
 from planescope.measurement.choice import DEFAULT_KINDS, Choice, member
 from planescope.measurement.metrics import LOGGABLE, LOGGED
 from planescope.measurement.record import Measurement
-from planescope.training.tracker import distributed, inputs
+from planescope.training.tracker import distributed, inputs, transformers
 from planescope.training.tracker.folder import Folder, checked_metrics, known_metrics
 from planescope.training.tracker.history import SCHEMA, History
 from planescope.training.tracker.picture import log_picture
@@ -387,9 +387,7 @@ class Tracker(_Callback):
         MissingDependencyError
             If transformers is not installed.
         """
-        from planescope.training.tracker.transformers import callback
-
-        return callback(self, trainer)
+        return transformers.callback(self, trainer)
 
     def for_keras(self) -> Any:
         """Callback for ``fit`` of Keras 3, with any backend; the statistics join its logs.
