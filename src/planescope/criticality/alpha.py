@@ -9,12 +9,10 @@ those of weightwatcher 0.7.7 by its default options.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from planescope.hyperplanes.arrays import Floats
+from planescope.hyperplanes.arrays import Floats
 
 # The package fits no fewer eigenvalues, corrects for bias below the second number, and takes those
 # up to the third for zero.

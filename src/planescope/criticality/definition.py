@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.chance import CONFIDENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from planescope.hyperplanes.arrays import Floats
 
 # Share of what a network knows beyond chance, above which its loss makes a layer critical.
 THRESHOLD = 0.1

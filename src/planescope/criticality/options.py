@@ -5,18 +5,15 @@ To import this costs next to nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from planescope.data.options import Split
 from planescope.files.bounds import Bounds, check_bounds
 from planescope.files.errors import UsageError
+from planescope.hyperplanes.layer import Kind
 from planescope.training.precision import Precision
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from planescope.hyperplanes.layer import Kind
 
 # How a network is made smaller, and a layer repaired, and on how many examples by default.
 PlannedWay = Literal["prune", "filters", "rank", "bits", "reset", "freeze"]

@@ -5,16 +5,12 @@ To import this is cheap; norms of weights are computed where they are asked for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from planescope.criticality.alpha import alpha
-
-if TYPE_CHECKING:
-    from planescope.hyperplanes.arrays import Floats
-    from planescope.hyperplanes.layer import Layer
-    from planescope.measurement.record import LayerMeasurement
+from planescope.hyperplanes.arrays import Floats
+from planescope.hyperplanes.layer import Layer
+from planescope.measurement.record import LayerMeasurement
 
 # Every score by its name, in the order of tables; and what it is.
 SCORES = {

@@ -23,11 +23,13 @@ from planescope.criticality.plan.allocation import (
     in_order,
     stays,
 )
+from planescope.criticality.plan.cuts import Knife
 from planescope.criticality.plan.divergence import Yardstick, is_less
 from planescope.criticality.plan.examples import Examples, halves, take
 from planescope.criticality.plan.fit.changes import put_back
 from planescope.criticality.plan.fit.holding import weight_of
 from planescope.criticality.plan.fit.mending import Mending
+from planescope.criticality.plan.fit.observation import Anatomy
 from planescope.criticality.plan.orders import Orders
 from planescope.criticality.plan.planned import PlannedLayer, Rival
 from planescope.files.errors import UsageError, nearest
@@ -38,9 +40,7 @@ from planescope.networks.live.copies import deep_copy
 if TYPE_CHECKING:
     import numpy as np
 
-    from planescope.criticality.plan.cuts import Knife
     from planescope.criticality.plan.fit.holding import Form
-    from planescope.criticality.plan.fit.observation import Anatomy
     from planescope.data.roles import Batch
 
 # (tries done, tries in all, what is tried)

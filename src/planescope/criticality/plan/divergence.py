@@ -5,19 +5,15 @@ To import this is to import torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from planescope.criticality.resets.engine.answers import Pick, picked
+from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from planescope.data.roles import Batch
 
 
 @dataclass(eq=False)

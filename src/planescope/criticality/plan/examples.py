@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from planescope.criticality.options import InputOptions
+from planescope.criticality.resets.engine.answers import Pick
 from planescope.criticality.sensitivity.inputs.pictures import synthetic as chosen_for
 from planescope.criticality.sensitivity.inputs.rows import read_rows
 from planescope.criticality.sensitivity.inputs.watched import Alike, check_finite
@@ -27,7 +28,6 @@ from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
-    from planescope.criticality.resets.engine.answers import Pick
     from planescope.data.options import Split
     from planescope.data.roles import Unpack
 

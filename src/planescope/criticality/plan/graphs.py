@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from planescope.checkpoints.onnx.runnable import Call, Replaceable, Slot
 from planescope.checkpoints.onnx.slots import read_runnable
 from planescope.criticality.sensitivity.onnx import OnnxNetwork, part_of, slots_of
+from planescope.criticality.sensitivity.parts import Part
 from planescope.files.errors import NoLayersError, UsageError
 from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind, Layer
 from planescope.networks.graph.file_graph import FileGraph
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from planescope.checkpoints.onnx.runnable import Call, Replaceable, Slot
-    from planescope.criticality.sensitivity.parts import Part
 
 # Bytes of what layers read that are in memory at once, and examples that are looked at.
 _AT_ONCE, _FEW = 256 << 20, 2

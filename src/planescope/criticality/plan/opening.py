@@ -6,6 +6,7 @@ To import this is to import torch.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,6 @@ from planescope.training.folder.snapshots import input_shape_of
 from planescope.training.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
     import torch
 
 

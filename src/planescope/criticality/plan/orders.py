@@ -5,22 +5,20 @@ To import this is to import torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from planescope.criticality.plan.cuts import Knife
+from planescope.criticality.plan.divergence import Yardstick
 from planescope.criticality.plan.fit.changes import put_back
 from planescope.networks.live.copies import deep_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import nn
-
-    from planescope.criticality.plan.cuts import Knife
-    from planescope.criticality.plan.divergence import Yardstick
 
 # Passes of the joint network that choose which layers are put back.
 MOST_PASSES = 300

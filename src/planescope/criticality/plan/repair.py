@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from planescope.criticality.options import EXAMPLES, RepairedBy
+from planescope.criticality.plan.fit.mending import OnLayer
 from planescope.criticality.plan.record import Repair
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Collection, Sequence
-
     from torch import nn
 
-    from planescope.criticality.plan.fit.mending import OnLayer
     from planescope.criticality.resets.engine.answers import Pick
     from planescope.data.load import DataOptions
     from planescope.data.roles import Unpack

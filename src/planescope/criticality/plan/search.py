@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,6 @@ from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
 if TYPE_CHECKING:
-    import os
-
     from torch import nn
 
     from planescope.criticality.resets.engine.answers import Pick

@@ -6,10 +6,12 @@ To import this is to import torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from planescope.criticality.plan.allocation import PUT_BACK, check_size, least_share
+from planescope.criticality.plan.bench import OnTry
 from planescope.criticality.plan.fit.passage import Passage
 from planescope.criticality.plan.orders import MOST_PASSES
 from planescope.criticality.plan.planned import PlanCost
@@ -17,9 +19,7 @@ from planescope.criticality.resets.engine.devices import seconds_of_a_pass
 from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from planescope.criticality.plan.bench import Bench, OnTry, Try
+    from planescope.criticality.plan.bench import Bench, Try
 
 # Sizes, and bits, that are looked at for a budget.
 _SIZES = tuple(Fraction(n, 20) for n in range(1, 20))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.options import InputOptions
@@ -17,17 +18,15 @@ from planescope.criticality.prediction.record import LayerPrediction, Method, Pr
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside
 from planescope.files.optional import required
+from planescope.hyperplanes.layer import Kind
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
     from planescope.criticality.resets.engine.answers import Pick
     from planescope.criticality.sensitivity import Cost
     from planescope.data.load import DataOptions
     from planescope.data.roles import Unpack
-    from planescope.hyperplanes.layer import Kind
     from planescope.measurement.record import Measurement
     from planescope.training.run import Run
 

@@ -6,12 +6,9 @@ docs/results/critical.md says what development found.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from planescope.criticality.definition import Critical
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # A score above the upper cut: critical; below the lower one: not. Of the layers that resets decide,
 # in 39 networks of an exploration and in the 27 of the development study that are right in a

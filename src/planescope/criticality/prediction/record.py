@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
+from planescope.criticality.definition import Critical
 from planescope.files.results import Table, columns_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from planescope.criticality.definition import Critical
-    from planescope.hyperplanes.layer import Kind, Skipped
+from planescope.hyperplanes.layer import Kind, Skipped
 
 
 class Method(StrEnum):

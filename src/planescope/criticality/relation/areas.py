@@ -6,18 +6,14 @@ intervals draw whole runs anew, and all scores are drawn together, so that diffe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from planescope.criticality.definition import Critical
 from planescope.criticality.relation import ranks
 from planescope.criticality.relation.record import Area, Over, RelatedLayer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from planescope.hyperplanes.arrays import Flags, Floats
+from planescope.hyperplanes.arrays import Flags, Floats
 
 # What every score is held against, paired.
 RIVALS = ("l2", "alpha")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,8 +25,6 @@ from planescope.criticality.scores import CONTROL
 from planescope.hyperplanes.chance import benjamini_hochberg, wilson
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from planescope.criticality.relation.ranks import Integers
     from planescope.hyperplanes.arrays import Flags, Floats
 

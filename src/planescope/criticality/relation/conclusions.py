@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,6 @@ from planescope.hyperplanes.chance import LEVEL
 from planescope.hyperplanes.layer import Input
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from planescope.criticality.relation.record import Advice, Association, Relation, Share
 
 # Where the interval of rho reaches no further, the ranks have at most a quarter in common.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from planescope.criticality.definition import THRESHOLD
 from planescope.hyperplanes.layer import Input
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _FORMER = "planescope.relation/1"
 # Of a layer there: what was about the relative drop, or has another name now.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +12,9 @@ from planescope.criticality.definition import decide, difference_bounds, is_robu
 from planescope.criticality.relation.record import RelatedLayer
 from planescope.criticality.resets.record import FRESH, RAND, Accuracy, ResetCell, Resets, mean_loss
 from planescope.criticality.scores import layer_scores
+from planescope.hyperplanes.layer import Input, Layer
+from planescope.measurement.record import LayerMeasurement
 from planescope.measurement.verdict import finding
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from planescope.hyperplanes.layer import Input, Layer
-    from planescope.measurement.record import LayerMeasurement
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

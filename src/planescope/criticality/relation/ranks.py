@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planescope.hyperplanes.arrays import Flags, Floats
 from planescope.hyperplanes.chance import CONFIDENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from planescope.hyperplanes.arrays import Flags, Floats
 
 Integers = NDArray[np.int64]
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from planescope.criticality.definition import Critical
 from planescope.criticality.relation.conclusions import claimed, told
 from planescope.criticality.relation.earlier import renewed
 from planescope.files.results import Table, columns_of
 from planescope.hyperplanes.layer import Input, Kind
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 SCHEMA = "planescope.relation/2"
 

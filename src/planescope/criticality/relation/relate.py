@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from planescope.criticality.definition import THRESHOLD
 from planescope.criticality.relation.areas import areas
 from planescope.criticality.relation.associate import Sample, advise, corrected, selected, shares
+from planescope.criticality.relation.evidence import Evidence
 from planescope.criticality.relation.ranks import FEWEST_RUNS
 from planescope.criticality.relation.record import (
     Association,
@@ -25,9 +26,6 @@ from planescope.criticality.resets.record import Resets
 from planescope.criticality.scores import SCORES
 from planescope.files.errors import UsageError
 from planescope.training.run import Run
-
-if TYPE_CHECKING:
-    from planescope.criticality.relation.evidence import Evidence
 
 # (runs done, runs in all, path of the next one)
 OnRun = Callable[[int, int, str], None]

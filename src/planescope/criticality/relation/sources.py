@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from planescope.criticality.relation.evidence import Evidence
 from planescope.criticality.resets.record import ResetLayer, Resets
@@ -18,9 +19,6 @@ from planescope.measurement.source import find
 from planescope.training.folder.status import State
 from planescope.training.run import Run
 from planescope.training.tracker.history import History
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 # Suffixes of files that results are saved in.
 _SAVED = (".json", ".parquet")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,8 @@ from planescope.files.errors import UsageError
 from planescope.training.folder.snapshots import input_shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
-    from planescope.data.load import DataOptions, Files, Images
     from planescope.data.loaders import Loader
     from planescope.training.run import Run
 

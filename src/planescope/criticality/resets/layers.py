@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from planescope.files.errors import UsageError, nearest
@@ -15,7 +16,7 @@ from planescope.networks.load import COUNTER
 from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import nn
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from planescope.criticality.definition import Critical, agreed
 from planescope.criticality.resets.verdict import verdict
 from planescope.files.results import Table, plain
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from planescope.hyperplanes.layer import Kind
+from planescope.hyperplanes.layer import Kind
 
 SCHEMA = "planescope.resets/2"
 _FORMER = "planescope.resets/1"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,11 +31,14 @@ from planescope.criticality.resets.engine.sharing import Work
 from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.layers import chosen_layers, rows_of
 from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
+from planescope.criticality.resets.targets import Target
 from planescope.criticality.resets.tell import Table
 from planescope.criticality.sensitivity.inputs.pictures import synthetic
+from planescope.data.load import Images
 from planescope.data.loaders import Loader
 from planescope.files.drafts import scratch
 from planescope.files.errors import CheckpointError, RunError, UsageError
+from planescope.hyperplanes.layer import Layer
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.record import Source
 from planescope.networks.live.module import read_module
@@ -41,20 +46,16 @@ from planescope.networks.load import tensor_of
 from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.feed import Feed
-    from planescope.criticality.resets.targets import Target
     from planescope.criticality.resets.trained import Subject
-    from planescope.data.load import Files, Images
+    from planescope.data.load import Files
     from planescope.data.roles import Unpack
-    from planescope.hyperplanes.layer import Layer
 
     Data = Images | Files
-    # (cells done, cells in all, name of what is reset)
     OnCell = Callable[[int, int, str], None]
 
 

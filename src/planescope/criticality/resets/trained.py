@@ -18,6 +18,7 @@ from planescope.files.errors import CheckpointError, UsageError
 from planescope.networks.load import build_like, load_network
 from planescope.networks.state.parametrisations import resolved
 from planescope.training.folder.status import State
+from planescope.training.run import Run
 from planescope.training.split import load_split
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from planescope.criticality.options import ResetOptions
     from planescope.data.load import Files, Images
-    from planescope.training.run import Run
 
     Data = Images | Files | Loader | InputOptions
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from planescope.criticality.definition import THRESHOLD, Critical, agreed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from planescope.criticality.resets.record import ResetCell, Resets
 
 # More names than these are counted.

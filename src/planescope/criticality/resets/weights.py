@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from planescope.checkpoints import read_contents
@@ -15,9 +17,6 @@ from planescope.networks.paper import smallest_image
 from planescope.networks.state.parametrisations import resolved
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
     from torch import nn
 
 

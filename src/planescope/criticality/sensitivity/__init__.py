@@ -7,6 +7,7 @@ with nothing at all synthetic pictures rank layers and ways.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,15 @@ from typing import TYPE_CHECKING, Any
 from planescope.criticality.options import InputOptions
 from planescope.criticality.replacements import Ways, read_ways
 from planescope.files.optional import required
+from planescope.hyperplanes.layer import Kind
 
 if TYPE_CHECKING:
-    import os
-
     from torch import nn
 
     from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.criticality.sensitivity.record import Sensitivity
     from planescope.data.load import DataOptions
     from planescope.data.roles import Unpack
-    from planescope.hyperplanes.layer import Kind
     from planescope.training.run import Run
 
 __all__ = ["Cost", "sensitivity"]

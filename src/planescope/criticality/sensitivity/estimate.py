@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,6 @@ from planescope.criticality.sensitivity.record import Estimate, Method
 from planescope.hyperplanes.chance import wilson
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.progress import Tally
 

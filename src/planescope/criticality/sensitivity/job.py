@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,14 +41,13 @@ from planescope.criticality.sensitivity.record import (
 )
 from planescope.data.random_states import generators_of, same_random_states
 from planescope.files.errors import UsageError
+from planescope.hyperplanes.layer import Kind, Layer, Skipped
 from planescope.networks.graph.file_graph import FileGraph
 from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from planescope.hyperplanes.layer import Kind, Layer, Skipped
+    from collections.abc import Iterator
 
 # Inputs, below which a bootstrap over them is a rough one.
 FEW = 30

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -22,16 +23,12 @@ from planescope.criticality.resets.engine.borrow import borrowed, with_whole_wei
 from planescope.criticality.resets.trained import last_of
 from planescope.criticality.resets.weights import state_of, with_weights
 from planescope.files.errors import CheckpointError, UsageError
+from planescope.hyperplanes.layer import StateDict
 from planescope.networks.build import load_pretrained
 from planescope.networks.live.module import unwrapped
 from planescope.networks.state.parametrisations import resolved
 from planescope.training.folder.snapshots import input_shape_of
 from planescope.training.run import Run
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from planescope.hyperplanes.layer import StateDict
 
 Array = NDArray[Any]
 

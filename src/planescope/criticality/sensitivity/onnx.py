@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from planescope.checkpoints.onnx.runnable import Port, Replaceable, Runnable, Slot
 from planescope.checkpoints.onnx.slots import read_runnable
 from planescope.criticality.sensitivity.network import Network
 from planescope.criticality.sensitivity.onnx_process import SECONDS, TIMES, Process
@@ -23,12 +26,6 @@ from planescope.files.errors import CheckpointError, NoLayersError, RunError, Us
 from planescope.files.optional import required
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
 from planescope.networks.graph.file_graph import FileGraph
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
-
-    from planescope.checkpoints.onnx.runnable import Port, Replaceable, Runnable, Slot
 
 Array = NDArray[Any]
 

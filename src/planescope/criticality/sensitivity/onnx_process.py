@@ -12,17 +12,15 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planescope.criticality.sensitivity.onnx_server import PLAIN
 from planescope.files.errors import RunError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 Array = NDArray[Any]
 

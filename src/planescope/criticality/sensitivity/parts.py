@@ -5,6 +5,7 @@ To import this is to import torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable
 
 Array = NDArray[Any]
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from planescope.criticality.replacements import Way, WayKind
 from planescope.files.errors import UsageError
 from planescope.files.results import Table
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from planescope.hyperplanes.layer import Kind, Skipped
+from planescope.hyperplanes.layer import Kind, Skipped
 
 
 class Method(StrEnum):

@@ -6,15 +6,12 @@ To import this is to import torch.
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from planescope.hyperplanes.layer import Layer
+from planescope.hyperplanes.layer import Layer
 
 _NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d,

@@ -5,18 +5,14 @@ To import this is to import torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from planescope.criticality.plan.fit.observation import NORMS, watch
 from planescope.criticality.plan.fit.patches import rows_of, values_at
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from planescope.data.roles import Batch
+from planescope.data.roles import Batch
 
 
 def channel_moments(

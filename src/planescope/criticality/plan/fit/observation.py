@@ -9,16 +9,14 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from planescope.criticality.plan.fit.patches import CONVOLUTIONS
+from planescope.data.roles import Batch
 from planescope.networks.graph.file_graph import FileGraph
-
-if TYPE_CHECKING:
-    from planescope.data.roles import Batch
 
 # Norms that scale and shift each channel behind what they do, and the axis of those channels.
 NORMS: dict[type[nn.Module], int] = {

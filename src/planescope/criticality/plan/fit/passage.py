@@ -6,18 +6,15 @@ what was computed for the layers before stays as it is. To import this is to imp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
 
+from planescope.criticality.plan.fit.observation import Anatomy
+from planescope.data.roles import Batch
 from planescope.networks.graph.trace import trace_graph
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from planescope.criticality.plan.fit.observation import Anatomy
-    from planescope.data.roles import Batch
 
 # Bytes of values that may wait for the next layer.
 _HELD_BYTES = 512 << 20

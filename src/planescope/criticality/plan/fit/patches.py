@@ -5,14 +5,11 @@ To import this is to import torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn.functional import pad
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # Layers whose outputs are products of weights with patches.
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

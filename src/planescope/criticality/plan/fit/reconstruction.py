@@ -5,8 +5,8 @@ To import this is to import torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,15 +15,11 @@ from planescope.criticality.plan.fit.changes import Before, overwrite, put
 from planescope.criticality.plan.fit.channels import channel_moments
 from planescope.criticality.plan.fit.holding import Form, weight_of
 from planescope.criticality.plan.fit.observation import Anatomy, watch
+from planescope.criticality.plan.fit.passage import Passage
 from planescope.criticality.plan.fit.patches import patches_at, rows_of, values_at
 from planescope.criticality.plan.fit.solutions import Moments, least_squares, of_rank, rounded
+from planescope.data.roles import Batch
 from planescope.networks.graph.file_graph import FileGraph
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from planescope.criticality.plan.fit.passage import Passage
-    from planescope.data.roles import Batch
 
 # Patches of a layer that weights are fitted to.
 PATCHES = 30_000

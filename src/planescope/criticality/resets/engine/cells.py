@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,8 +25,6 @@ from planescope.criticality.resets.parts.inputs import Inputs, copied, stacked
 from planescope.criticality.resets.parts.prefix import split, survey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.progress import Progress, Tally
     from planescope.criticality.resets.parts.inputs import Tensors, Values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,6 @@ from planescope.files.errors import UsageError
 from planescope.networks.graph.file_graph import FileGraph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from planescope.data.roles import Batch
 
 

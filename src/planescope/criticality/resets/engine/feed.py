@@ -6,6 +6,7 @@ To import this is to import torch.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -16,19 +17,17 @@ from planescope.criticality.resets.engine.answers import picked
 from planescope.criticality.resets.engine.devices import batch_size
 from planescope.data.batches import batches
 from planescope.data.load import Images
+from planescope.data.loaders import Loader
 from planescope.data.roles import Batch, moved
 from planescope.files.errors import RunError, UsageError, one_line, own_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
     import numpy as np
     from numpy.typing import NDArray
 
     from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.data.load import Files
-    from planescope.data.loaders import Loader
     from planescope.data.roles import Unpack
 
     Data = Images | Files

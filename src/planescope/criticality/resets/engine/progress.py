@@ -7,7 +7,8 @@ import json
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,6 @@ from numpy.typing import NDArray
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import read_text
 from planescope.files.writing import replacing
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Array = NDArray[Any]
 

@@ -9,6 +9,8 @@ from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from planescope.criticality.resets.engine.cells import Plan, evaluate
+from planescope.criticality.resets.engine.progress import Progress
+from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.parts.prefix import trace
 
 if TYPE_CHECKING:
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.feed import Feed
-    from planescope.criticality.resets.engine.progress import Progress
-    from planescope.criticality.resets.engine.tensors import Cell
     from planescope.criticality.resets.parts.traced import Trace
 
 

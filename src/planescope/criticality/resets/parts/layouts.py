@@ -11,13 +11,10 @@ depends on shapes, not on values. To import this is to import torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx, nn
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 # Of a convolution that has few: one register holds them.
 FEW_CHANNELS = 16

@@ -13,16 +13,14 @@ torch.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from planescope.criticality.resets.parts.layouts import FEW_CHANNELS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 # Well below the largest float32: sums are rounded on their way.
 IN_RANGE = 1e37

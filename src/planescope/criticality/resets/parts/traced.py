@@ -5,21 +5,18 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
 from planescope.criticality.resets.parts import pixels
+from planescope.criticality.resets.parts.inputs import Inputs, Tensors, Values
 from planescope.criticality.resets.parts.layouts import Stretch, channels_together, stretches
 from planescope.criticality.resets.parts.packing import Chain, dense
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
-
-    from planescope.criticality.resets.parts.inputs import Inputs, Tensors, Values
 
 
 class Traced:

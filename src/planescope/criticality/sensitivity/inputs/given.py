@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from planescope.criticality.options import InputOptions, ResetOptions
 from planescope.criticality.resets.engine.answers import Judge, picked
 from planescope.criticality.resets.engine.feed import Feed, feed_images, feed_loader
 from planescope.criticality.sensitivity.inputs.rows import home_of, read_rows
@@ -22,15 +23,15 @@ from planescope.criticality.sensitivity.inputs.watched import Watched
 from planescope.criticality.sensitivity.record import Method
 from planescope.data.load import PLAIN, Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
+from planescope.data.roles import Batch
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from planescope.criticality.options import InputOptions, ResetOptions
     from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.data.load import DataOptions
-    from planescope.data.roles import Batch, Unpack
+    from planescope.data.roles import Unpack
 
 NO_CLASSES = (
     "the network's outputs are no classes: layers are ranked by the relative change of its output, "

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from planescope.criticality.options import InputOptions
 from planescope.criticality.resets.engine.answers import Judge, picked
 from planescope.criticality.resets.engine.devices import batch_size
 from planescope.criticality.resets.engine.feed import Feed
@@ -29,7 +30,6 @@ from planescope.networks.graph.file_graph import FileGraph
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from planescope.criticality.options import InputOptions
     from planescope.criticality.resets.engine.answers import Pick
 
 # Sides of images to be tried where nobody tells one, the first that the network takes.

@@ -5,6 +5,7 @@ To import this is to import torch.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,6 @@ from planescope.files.errors import CheckpointError, UsageError, one_line
 from planescope.files.reading import size_of
 
 if TYPE_CHECKING:
-    import os
-
     from numpy.typing import NDArray
 
 # The largest array of inputs that is looked at.

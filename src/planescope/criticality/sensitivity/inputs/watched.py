@@ -6,17 +6,13 @@ To import this is to import torch.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
 
+from planescope.criticality.resets.engine.feed import Feed
+from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from planescope.criticality.resets.engine.feed import Feed
-    from planescope.data.roles import Batch
 
 
 class Alike:
