@@ -206,8 +206,8 @@ def _loaded(saved: Saved, remeasure: bool) -> Subject:
     kind = _KINDS.get((saved.schema or MEASUREMENT).partition("/")[0])
     if kind is None:
         raise CheckpointError(
-            f"{saved.path}: holds {saved.schema!r:.80}; give a run, a measurement, resets, a relation, "
-            "a prediction, a sensitivity, a plan, what a Tracker saved, or a checkpoint"
+            f"{saved.path}: holds {saved.schema!r:.80}; give a run, a measurement, resets, a "
+            "relation, a prediction, a sensitivity, a plan, what a Tracker saved, or a checkpoint"
         )
     found = _opened(kind.of_saved(saved), remeasure, {})
     return replace(found, name=Path(saved.path).stem, path=saved.path)

@@ -108,18 +108,8 @@ class _Table:
             if not 0 < critical.sum() < len(critical):
                 return None
             return ranks.auc(values[there], critical, weights[:, of])
-        pairs, own = np.zeros(self._runs), np.zeros(self._runs)
-        for run in set(of):
-            mine = of == run
-            flags = critical[mine]
-            pairs[run] = flags.sum() * (~flags).sum()
-            if pairs[run]:
-                ones = np.ones((1, len(flags)))
-                own[run] = ranks.auc(values[there][mine], flags, ones)[0]
-        if not pairs.any():
-            return None
-        with np.errstate(invalid="ignore"):
-            return np.asarray((weights @ (own * pairs)) / (weights @ pairs))
+        found = ranks.auc_within(values[there], critical, of, weights)
+        return None if np.isnan(found).all() else found
 
     def _interval(self, values: Floats, there: Flags) -> tuple[float | None, float | None]:
         drawn = None if self._weights is None else self._of_draws(values, there, self._weights)

@@ -224,6 +224,34 @@ def auc(score: Floats, critical: Flags, /, weights: Floats) -> Floats:
     return np.asarray(area)
 
 
+def auc_within(score: Floats, critical: Flags, run: NDArray[np.intp], /, weights: Floats) -> Floats:
+    """Return the area under the ROC curve over the pairs of layers of one run.
+
+    Parameters
+    ----------
+    score : array, shape (layers,)
+    critical : array of bool, shape (layers,)
+    run : array of int, shape (layers,)
+        The run of each layer, from 0.
+    weights : array, shape (draws, runs)
+        How often each run is there.
+
+    Returns
+    -------
+    array, shape (draws,)
+        The mean over runs, each weighted by its pairs; NaN where there are none.
+    """
+    pairs, own = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
+    for each in np.unique(run):
+        mine = run == each
+        flags = critical[mine]
+        pairs[each] = flags.sum() * (~flags).sum()
+        if pairs[each]:
+            own[each] = auc(score[mine], flags, np.ones((1, len(flags))))[0]
+    with np.errstate(invalid="ignore"):
+        return np.asarray((weights @ (own * pairs)) / (weights @ pairs))
+
+
 def average_precision(score: Floats, critical: Flags, /, weights: Floats) -> Floats:
     """Mean precision at the critical layers, highest score first; parameters as for `auc`.
 
