@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from planescope.criticality.options import EXAMPLES, RepairedBy
-from planescope.criticality.plan.fit.mending import OnLayer
 from planescope.criticality.plan.record import Repair
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
@@ -15,6 +14,7 @@ from planescope.files.optional import required
 if TYPE_CHECKING:
     from torch import nn
 
+    from planescope.criticality.plan.fit.mending import OnLayer
     from planescope.criticality.resets.engine.answers import Pick
     from planescope.data.load import DataOptions
     from planescope.data.roles import Unpack
