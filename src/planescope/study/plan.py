@@ -108,10 +108,16 @@ def _reset_settings() -> type[_Model]:
         for name, default in _OF_STUDIES.items()
     }
     snapshots = (tuple[int, ...] | None, None)
-    return create_model("ResetSettings", __base__=_Model, snapshots=snapshots, **fields)
+    made: type[_Model] = create_model(
+        "ResetSettings", __base__=_Model, snapshots=snapshots, **fields
+    )
+    return made
 
 
-ResetSettings = _reset_settings()
+if TYPE_CHECKING:
+    ResetSettings = _Model
+else:
+    ResetSettings = _reset_settings()
 
 
 class StudyConfig(_Model):
@@ -143,7 +149,7 @@ class StudyConfig(_Model):
     when: Annotated[tuple[Rule, ...], BeforeValidator(_listed)] = ()
     exclude: Several = ()
     make: tuple[Step, ...] = ("train", "measure", "reset")
-    reset: ResetSettings = ResetSettings()  # type: ignore[valid-type]
+    reset: ResetSettings = ResetSettings()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -21,8 +21,9 @@ from planescope.criticality.resets.engine.feed import Feed, feed_images, feed_lo
 from planescope.criticality.sensitivity.inputs.rows import home_of, read_rows
 from planescope.criticality.sensitivity.inputs.watched import Watched
 from planescope.criticality.sensitivity.record import Method
-from planescope.data.load import PLAIN, Files, Images, load
+from planescope.data.load import Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
+from planescope.data.options import PLAIN
 from planescope.data.roles import Batch
 
 if TYPE_CHECKING:
