@@ -25,7 +25,8 @@ from planescope.files.folders import inside, make_inside, names_inside, replacin
 from planescope.files.locks import held, is_locked
 from planescope.files.reading import read_text
 from planescope.files.results import Result
-from planescope.study.plan import Plan, StudyConfig, read_plan
+from planescope.study.config import StudyConfig
+from planescope.study.plan import Plan, read_plan
 from planescope.training.run import Run
 
 if TYPE_CHECKING:
