@@ -121,7 +121,8 @@ class Batches(ABC):
     """Epochs of a data set; made by `batches`.
 
     An iteration that is left before its end is an interrupted epoch: `state_dict` tells how far it
-    came, and unless that is loaded, the next iteration begins a new epoch.
+    came, and unless that is loaded, the next iteration begins a new epoch. Lightning keeps it with
+    each checkpoint and looks for it when a run is resumed, one of an earlier version too.
     """
 
     def __init__(self, data: Images | Files, plan: _Plan) -> None:

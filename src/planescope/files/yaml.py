@@ -1,4 +1,8 @@
-"""YAML that a user writes: its values, and the line of each for what may be wrong with it."""
+"""YAML that a user writes: its values, and the line of each for what may be wrong with it.
+
+Its price is this module, over PyYAML, which is there already; a library that keeps lines would be
+one package more for whoever trains.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Convolutions and linear layers alone are counted, a multiplication and an addition for each weight
 at each position; a training step costs three times what the forward pass does. Runs that were made
 tell better: a study scales these estimates by what its runs until now took.
+Its price is this module, and that it knows the paper's networks alone: torch counts those of any,
+and takes two seconds to import before `--dry-run` says a word.
 """
 
 from __future__ import annotations

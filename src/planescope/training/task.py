@@ -75,13 +75,6 @@ class Task(pl.LightningModule):
         self._loss, self._examples = torch.zeros(()), 0  # summed over the epoch's batches
         self._tallies: list[_Tally] = []
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; the one that Lightning sets twice a hook, without torch's detour."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
     @functools.cached_property
     def _train_batches(self) -> Batches:
         data, config = self._data.train, self._config
