@@ -47,6 +47,62 @@ LATE_IMPORTS = {
 }
 # The first line of a docstring says what is done, or what a class is; it asks nothing.
 QUESTIONS = {"What", "Whether", "Where", "How", "Which", "Why"}
+# Nor does that of a function begin with what it gives.
+NAMED = {
+    *(
+        "A",
+        "All",
+        "An",
+        "Array",
+        "As",
+        "Areas",
+        "Batches",
+        "Both",
+        "By",
+        "Columns",
+        "Cosine",
+        "During",
+    ),
+    *(
+        "Each",
+        "Every",
+        "Everything",
+        "Few",
+        "Filters",
+        "In",
+        "Its",
+        "Largest",
+        "Layers",
+        "Mean",
+        "Names",
+    ),
+    *("Negative", "Nothing", "Of", "One", "Only", "Output", "Parameters", "Path", "Rows", "Runs"),
+    *(
+        "Second",
+        "Seconds",
+        "Shapes",
+        "Size",
+        "Some",
+        "Statistic",
+        "Tensor",
+        "Tensors",
+        "That",
+        "The",
+    ),
+    *(
+        "There",
+        "Those",
+        "To",
+        "Two",
+        "Type",
+        "Value",
+        "Values",
+        "Weight",
+        "Weights",
+        "When",
+        "Without",
+    ),
+}
 
 
 @cache
@@ -156,3 +212,16 @@ def test_docstrings_say_what_is_done():
         and text.split()[0] in QUESTIONS
     ]
     assert asked == []
+
+
+def test_docstrings_of_functions_begin_with_a_verb():
+    named = [
+        f"{path}: {node.name}: {text.splitlines()[0]}"
+        for path, tree in trees().items()
+        if path.startswith("src/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (text := ast.get_docstring(node)) is not None
+        and text.split()[0].rstrip(",.;:") in NAMED
+    ]
+    assert named == []

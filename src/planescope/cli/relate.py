@@ -166,7 +166,10 @@ _OTHERS = {
 
 
 def _other_selections(relation: Relation) -> list[str]:
-    """Agreement in the layers that the table is not about: all together, the others apart."""
+    """Return the agreement in the layers that the table is not about.
+
+    All together, the others apart.
+    """
     from planescope.criticality.definition import Critical
     from planescope.criticality.relation.record import Selection
 

@@ -94,7 +94,9 @@ def train(*, config: str | None, out: str, resume: bool, trust: bool, **options:
 def _config(
     path: str | None, out: str, given: dict[str, Any], *, resume: bool
 ) -> tuple[RunConfig, dict[str, str]]:
-    """The config, the options given laid over it; and of network and data the user's own names.
+    """Return the config, the options given laid over it.
+
+    And of network and data the user's own names.
 
     What a run says that is resumed is not the user's.
     """

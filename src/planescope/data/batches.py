@@ -182,7 +182,7 @@ class Batches(ABC):
         return order, torch.stack(draws, 1) if draws else order.new_empty(self._total, 0)
 
     def _remaining(self, drawn: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Batches of what was drawn, of those examples that this process has still to give out."""
+        """Return what was drawn, by batches, for the examples that are still to be given."""
         rank, ranks = self._plan.shard
         mine = drawn[rank::ranks]
         if self._plan.shuffle:

@@ -115,7 +115,10 @@ def _choose_classes(data: Images | Files, options: DataOptions) -> Images | File
 
 
 def _hold_out(data: Images | Files, options: DataOptions) -> Images | Files:
-    """Training examples without, or only, those that validate; both in their stored order."""
+    """Return the training examples without, or only, those that validate.
+
+    Both in their stored order.
+    """
     import torch
 
     rng = _rng(options.validation_seed, _VALIDATION)
@@ -182,7 +185,10 @@ def _shuffle_pixels(data: Images | Files, options: DataOptions) -> Images | File
 
 
 def pixel_permutation(seed: int, index: int, pixels: int, /) -> np.ndarray:
-    """Permutation of the pixels of a training image; its own for each seed, index and size."""
+    """Return the permutation of the pixels of a training image.
+
+    Its own for each seed, index and size.
+    """
     return _rng(seed, _PIXELS, index).permutation(pixels)
 
 

@@ -174,7 +174,7 @@ def _frames(run: Run, measured: Mapping[int, Measurement]) -> tuple[list[Frame],
 def _backdrop(
     shots: Sequence[Measurement], laws: Sequence[Floats], width: float, unit: str
 ) -> Figure:
-    """Return the parts that all frames share; the layout is that of the last."""
+    """Draw the parts that all frames share; the layout is that of the last."""
     from matplotlib.collections import LineCollection
 
     layers = shots[-1].layers

@@ -242,7 +242,10 @@ def _run(run: Run, remeasure: bool) -> Subject:
 
 
 def _remeasured(run: Run) -> Measurement | None:
-    """The last snapshot, measured as the run did; None where it kept none, or not its norms."""
+    """Return the last snapshot, measured as the run did.
+
+    None where it kept none, or not its norms.
+    """
     config, table, snapshots = run.about, run.measurements, run.snapshots
     if run.keeps_tables_alone:
         return None

@@ -47,7 +47,9 @@ def _refuse_link(folder: Path, target: Path) -> None:
 
 
 def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str:
-    """Suffix of an output file, which chooses its form; looked at before long work begins.
+    """Return the suffix of an output file, which chooses its form.
+
+    Looked at before long work begins.
 
     Raises
     ------

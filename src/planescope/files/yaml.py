@@ -141,7 +141,7 @@ def _mappings(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
 
 
 def _check_names(path: str | os.PathLike[str], mapping: yaml.MappingNode) -> None:
-    """YAML itself lets the last of two equal names win, without a word."""
+    """Refuse two equal names, of which YAML itself lets the last win without a word."""
     import yaml
 
     seen: set[str] = set()

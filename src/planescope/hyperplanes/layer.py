@@ -97,7 +97,10 @@ class Tensor:
 
     @property
     def eps(self) -> float:
-        """Distance from 1 to the next number of the stored type; of integers, float32's."""
+        """Return the distance from 1 to the next number of the stored type.
+
+        Of integers, float32's.
+        """
         if self.dtype.startswith("float8_e5m2"):
             return 2.0**-2
         return _EPS.get(self.dtype.partition("_")[0], 2.0**-23)
@@ -178,7 +181,7 @@ class Layer:
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Extent in each dimension; () for a linear layer."""
+        """Return the extent in each dimension; () for a linear layer."""
         return self.weight.shape[2:]
 
 

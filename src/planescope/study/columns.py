@@ -84,7 +84,7 @@ class _Words:
 
 
 def _grown(values: NDArray[Any], rows: int) -> NDArray[Any]:
-    """Last rows of an array that is made longer by them, where it lies if there is room."""
+    """Return last rows of an array that is made longer by them, where it lies if there is room."""
     had = len(values)
     # Nothing else refers to these values, so that nothing is left with memory that was freed.
     values.resize(had + rows, refcheck=False)

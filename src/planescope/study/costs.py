@@ -98,7 +98,10 @@ def seconds_of(
 
 
 def _resets(spec: Spec) -> float:
-    """Passes through the whole network that its resets come to: half of it for each, on average."""
+    """Return the passes through the whole network that its resets come to.
+
+    Half of it for each, on average.
+    """
     operations = NETWORKS[spec.get("network")].operations
     kinds = [type(operation) for operation in operations]
     layers = kinds.count(Convolution) or kinds.count(Linear)

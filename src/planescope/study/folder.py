@@ -58,7 +58,7 @@ class RunRecord:
     error: str = ""
 
     def missing(self, spec: Spec, *, in_table: bool) -> list[str]:
-        """Steps that are still to be made of a run, in order."""
+        """Return the steps that are still to be made of a run, in order."""
         wanted = [step for step in ("train", "reset", "measure") if step in spec.make]
         reset_is_old = "reset" in self.made and self.reset != _plain(dict(spec.reset))
         undone = {
@@ -353,7 +353,7 @@ class Study:
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
+    """Return fields as JSON gives them back."""
     plain: dict[str, Any] = json.loads(json.dumps(fields))
     return plain
 
@@ -366,7 +366,9 @@ def runs_in(
     data: str | None = None,
     trust: bool | str | Collection[str] = False,
 ) -> list[Run]:
-    """Runs of some paths; a study stands for those of its runs of which everything is made.
+    """Return the runs of some paths.
+
+    A study stands for those of its runs of which everything is made.
 
     Parameters
     ----------

@@ -164,7 +164,7 @@ def _made(
 
 
 def _scale(specs: Sequence[Spec], took: dict[str, float]) -> float:
-    """By how much runs that were made took longer than their operations say."""
+    """Tell by how much runs that were made took longer than their operations say."""
     known = [
         (took[spec.name], s) for spec in specs if spec.name in took and (s := seconds_of(spec))
     ]

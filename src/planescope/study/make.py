@@ -315,7 +315,7 @@ class _Drive:
         )
 
     def _seconds_left(self, left: dict[str, Spec]) -> float | None:
-        """By the estimates, held against what the runs until now took; before one, by none."""
+        """Estimate what is left, by what the runs until now took; None before the first."""
         if not self._seconds:
             return None
         expected = [seconds_of(spec, steps=self._missing[name]) for name, spec in left.items()]

@@ -163,7 +163,7 @@ class _Planner:
             yield {field: value for part in parts for field, value in part.items()}
 
     def _check_count(self, combinations: int, block: Block, index: int) -> None:
-        """Few lists can come to more combinations than anybody can wait for."""
+        """Refuse lists of more combinations than anybody can wait for: few are enough."""
         self._combined += combinations
         conditions = len(self._config.when) + len(self._config.exclude) + len(block.exclude)
         if self._combined > MAX_RUNS or combinations * conditions > MAX_QUESTIONS:
@@ -187,7 +187,7 @@ class _Planner:
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _check_once(self, axes: Iterable[Sequence[Fields]], index: int) -> None:
-        """One field is varied in one place."""
+        """Refuse a field that is varied in two places."""
         seen: set[str] = set()
         for axis in axes:
             for field in axis[0] if axis else ():
@@ -201,7 +201,10 @@ class _Planner:
         return {field: self._value(field, value, *place, field) for field, value in fields.items()}
 
     def _many(self, field: str, values: Any, *place: str | int, again: bool = False) -> list[Any]:
-        """The values of a list, or one that is alone; `again`: whether they may be repeated."""
+        """Return the values of a list, or one that is alone.
+
+        `again`: whether they may be repeated.
+        """
         if not _is_list_of(field, values):
             return [self._value(field, values, *place)]
         if not values:

@@ -107,7 +107,10 @@ def _train(spec: Spec, folder: Study) -> None:
 
 
 def _config(spec: Spec, run: Run) -> RunConfig:
-    """Config of a run; the threads it was started with, where it was: they decide last bits."""
+    """Return the config of a run.
+
+    The threads it was started with, where it was: they decide last bits.
+    """
     config = spec.config
     if run.exists:
         had = run.config

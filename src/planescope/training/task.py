@@ -93,7 +93,7 @@ class Task(pl.LightningModule):
         return self._train_batches
 
     def val_dataloader(self) -> list[Batches]:
-        """Batches of the validation examples, then, where asked for, of the training examples."""
+        """Return batches of the validation examples and, where asked for, of the training ones."""
         parts = [self._data.val, *([self._data.train] if self._config.train_accuracy else [])]
         size = self._config.batch_size
         return [batches(part, batch_size=size, **self._placement()) for part in parts]

@@ -187,7 +187,7 @@ def stays(way: str, weight: Array, setting: Fraction, /) -> float:
 
 
 def _counted(weights: Weights, wanted: Mapping[str, float], size: float) -> Settings:
-    """Shares of whole numbers of weights that together are as many as asked for."""
+    """Return the shares of whole numbers of weights that together are as many as asked for."""
     left = _pruned(weights, size)
     found, floor = {}, {name: int(count) for name, count in wanted.items()}
     rest = left - sum(floor.values())

@@ -323,7 +323,7 @@ def _of_weights(
 def _planned(
     whole: nn.Module, anatomy: Anatomy, knife: Knife, keep: Collection[str]
 ) -> tuple[dict[str, np.ndarray[Any, Any]], list[Skipped]]:
-    """Weights of the layers that are planned; the others, with the reason."""
+    """Return the weights of the layers that are planned; the others, with the reason."""
     names = list(anatomy.calls)
     for name in keep:
         if name not in names:
@@ -349,7 +349,7 @@ def _planned(
 
 
 def _labels(batches: list[Batch], table: Yardstick) -> list[torch.Tensor] | None:
-    """Labels that are classes, a value an answer; None where there are none."""
+    """Return the labels that are classes, a value an answer; None where there are none."""
     found = []
     for batch, logs in zip(batches, table.answers, strict=True):
         labels = batch.labels

@@ -154,7 +154,7 @@ def _is_run(given: Opened) -> bool:
 
 
 def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tensor]:
-    """Tensors of the state that layers are put back to, of the shapes of the network's."""
+    """Return tensors of the state that layers are put back to, of the shapes of the network's."""
     if to is None or (isinstance(to, int) and not isinstance(to, bool)):
         to = _snapshot(to, given)
     if isinstance(to, str | os.PathLike):

@@ -56,12 +56,12 @@ class Examples:
 
     @property
     def fitted(self) -> int:
-        """Examples for fitting."""
+        """Return the examples for fitting."""
         return sum(batch.size for batch in self.fit)
 
     @property
     def checked(self) -> int:
-        """Examples kept back."""
+        """Return the examples kept back."""
         return sum(batch.size for batch in self.check)
 
 
@@ -196,7 +196,7 @@ def _opened(
 
 
 def _prepared(data: Images | Files, most: int, device: torch.device, seed: int) -> Iterator[Batch]:
-    """Examples of a data set by name, drawn at random, prepared as it says."""
+    """Yield the examples of a data set by name, drawn at random, prepared as it says."""
     order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))
     chosen = order[:most].sort().values
     for images, labels in batches(data.take(chosen), batch_size=_BATCH, device=device):

@@ -151,7 +151,10 @@ def check_finite(tensors: Mapping[str, torch.Tensor], what: str, /) -> None:
 
 
 def acting(module: nn.Module, /) -> dict[str, torch.Tensor]:
-    """Tensors of a network by name, a pruned weight as it acts; counters are left out."""
+    """Return the tensors of a network by name, a pruned weight as it acts.
+
+    Counters are left out.
+    """
     found = {
         name: tensor.detach()
         for name, tensor in module.state_dict().items()

@@ -175,7 +175,7 @@ def plan(
 
 
 def _asked(way: str, size: float | None, bits: float | None, budget: float | None) -> float | None:
-    """Size or bits; None where a budget is given."""
+    """Return the size or bits; None where a budget is given."""
     check_way(way)
     if [size, bits, budget].count(None) != 2:
         raise UsageError("give one of size, bits and budget")

@@ -102,7 +102,7 @@ class _Table:
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
     def _of_draws(self, values: Floats, there: Flags, weights: Floats) -> Floats | None:
-        """Areas by rows of weights of runs; None where there is no pair."""
+        """Return the areas by rows of weights of runs; None where there is no pair."""
         critical, of = self._critical[there], self._of[there]
         if self._over is not Over.WITHIN:
             if not 0 < critical.sum() < len(critical):
@@ -116,7 +116,7 @@ class _Table:
         return (None, None) if drawn is None else ranks.interval(drawn)
 
     def _ahead(self, values: Floats, rival: str) -> tuple[float | None, float | None, float | None]:
-        """By how much an area is larger than a rival's, on the layers that have both."""
+        """Tell by how much an area is larger than a rival's, on the layers that have both."""
         others = self._values(rival)
         there = np.isfinite(values) & np.isfinite(others)
         one = np.ones((1, self._runs))
@@ -131,7 +131,7 @@ class _Table:
         return float(mine[0] - theirs[0]), low, high
 
     def _random(self, there: Flags) -> tuple[float | None, float | None]:
-        """Areas that 95 % of random scores have."""
+        """Return the areas that 95 % of random scores have."""
         key = there.tobytes()
         if key not in self._chance:
             one = np.ones((1, self._runs))

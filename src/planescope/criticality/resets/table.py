@@ -192,7 +192,7 @@ def _on_pictures(
 def _cells(
     subject: Subject, options: ResetOptions, rows: Mapping[str, tuple[str, ...]], folder: Path
 ) -> tuple[dict[tuple[str, int | str, int | None], Cell], list[str]]:
-    """Cells by their places; and, in sentences, what is left out."""
+    """Return the cells by their places; and, in sentences, what is left out."""
     names = {name for own in rows.values() for name in own}
     targets = (
         *stepped(subject), *drawn(subject, options, folder),

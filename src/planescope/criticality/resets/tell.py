@@ -287,7 +287,10 @@ class Table:
     def _drawn(
         self, sure: Floats, columns: Sequence[Floats | None]
     ) -> list[tuple[Floats, Floats] | None]:
-        """Bootstrap means of `sure` and of each column on the same draws; of whole columns."""
+        """Return the bootstrap means of `sure` and of each column on the same draws.
+
+        Of whole columns.
+        """
         whole = [i for i, c in enumerate(columns) if c is not None and len(c) == len(sure)]
         found: list[tuple[Floats, Floats] | None] = [None] * len(columns)
         for start in range(0, len(whole), _COLUMNS):

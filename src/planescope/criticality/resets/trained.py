@@ -83,7 +83,10 @@ def of_run(
     unfinished: bool,
     options: ResetOptions,
 ) -> Subject:
-    """Last snapshot of a run, and earlier ones; `planescope.reset` says what is raised."""
+    """Return the last snapshot of a run, and earlier ones.
+
+    `planescope.reset` says what is raised.
+    """
     path, status = run.path, run.status
     name = run.about.network if network is not None else name_of(run)
     examples: Callable[[], Data]

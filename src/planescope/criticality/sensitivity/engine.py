@@ -150,7 +150,7 @@ def _of_own(way: Way, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _wide(tensor: torch.Tensor) -> Array:
-    """Array of a tensor; of narrow types, exactly, as float32."""
+    """Return the array of a tensor; of narrow types, exactly, as float32."""
     held = tensor.detach().cpu()
     if held.dtype not in (torch.float32, torch.float64):
         held = held.float()

@@ -186,7 +186,7 @@ def some_of(names: Sequence[str], /) -> str:
 
 
 def _numpy(values: Any) -> Array:
-    """Array of a tensor on whatever device; of types that NumPy lacks, as float32."""
+    """Return the array of a tensor on whatever device; of types that NumPy lacks, as float32."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         if values.dtype in (torch.bfloat16,):

@@ -127,7 +127,7 @@ class Surroundings:
         return name.endswith("_norm") and len(node.all_input_nodes) > 1
 
     def norm(self, layer: Layer) -> tuple[str, ...]:
-        """Names of weight and bias of the affine norm that is this layer's alone."""
+        """Return the names of weight and bias of the affine norm that is this layer's alone."""
         name = self._norm_behind(layer)
         part = self._modules.get(name)
         if part is None:

@@ -57,7 +57,7 @@ class Report:
             draft.write_text(self.html, encoding="utf-8", errors="backslashreplace", newline="\n")
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own, from which it can reach nothing of the notebook."""
+        """Return the page in a frame, from which it can reach nothing of the notebook."""
         from html import escape
 
         return (

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def _callback() -> type:
-    """Lightning's callback, under whichever of its two names it is installed."""
+    """Return Lightning's callback, under whichever of its two names it is installed."""
     bases = []
     for name in ("pytorch_lightning", "lightning.pytorch"):
         try:
@@ -274,7 +274,7 @@ class Tracker(_Callback):
         yield from self._recorder.history.unlogged(self._logged, by_layer=self._by_layer)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Table with a row an update and layer."""
+        """Return the table with a row an update and layer."""
         return self._recorder.history.to_pandas()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -390,7 +390,9 @@ class Tracker(_Callback):
         return transformers.callback(self, trainer)
 
     def for_keras(self) -> Any:
-        """Callback for ``fit`` of Keras 3, with any backend; the statistics join its logs.
+        """Return the callback for ``fit`` of Keras 3, with any backend.
+
+        The statistics join its logs.
 
         Raises
         ------

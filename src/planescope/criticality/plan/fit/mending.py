@@ -162,7 +162,10 @@ class Mending:
         return by, done, reason if done is not None else same
 
     def _gone(self, changed: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor | None:
-        """Filters whose weights are 0, as is what is added behind them: somebody removed them."""
+        """Return the filters whose weights are 0, as is what is added behind them.
+
+        Somebody removed them.
+        """
         place = self.anatomy.norms.get(name, name)
         bias = changed.get_submodule(place)._parameters.get("bias")
         if bias is None or bias.shape != weight.shape[:1]:

@@ -188,7 +188,7 @@ class Reconstruction:
         return self._moments[place]
 
     def _folding_norm(self, changed: nn.Module, name: str) -> nn.Module | None:
-        """The batch norm behind a layer, if it keeps a running mean."""
+        """Return the batch norm behind a layer, if it keeps a running mean."""
         norm = self.anatomy.norms.get(name)
         found = None if norm is None else changed.get_submodule(norm)
         return found if isinstance(getattr(found, "running_mean", None), torch.Tensor) else None
@@ -197,7 +197,9 @@ class Reconstruction:
         self, changed: nn.Module, name: str, layer: nn.Module, groups: int,
         passage: Passage | None,
     ) -> list[Moments] | None:  # fmt: skip
-        """Second moments by groups, of patches in the changed network; None where nothing is off.
+        """Return the second moments by groups, of patches in the changed network.
+
+        None where nothing is off.
 
         The outputs are those of the whole network; where the norm behind is another there, those
         that this norm makes the whole network's of.
@@ -260,7 +262,7 @@ class Reconstruction:
         )
 
     def _drawn(self, name: str) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
-        """Batches, with the numbers of the patches of each call that are taken."""
+        """Yield the batches, with the numbers of the patches of each call that are taken."""
         draw = torch.Generator().manual_seed(self.seed)
         total = sum(batch.size for batch in self.batches)
         calls = self.anatomy.calls[name]
@@ -337,7 +339,7 @@ def _part(form: Form, at: slice) -> Form:
 
 
 def _fitted(moments: Moments, rows: torch.Tensor, form: Form, *, about_mean: bool) -> torch.Tensor:
-    """Weights of a group of filters, in the form that has to stay."""
+    """Return the weights of a group of filters, in the form that has to stay."""
     c, b = moments.centred(about_mean=about_mean)
     found = least_squares(c, b, rows, form.stays)
     if form.most is not None and form.steps is not None:
@@ -348,7 +350,7 @@ def _fitted(moments: Moments, rows: torch.Tensor, form: Form, *, about_mean: boo
 
 
 def _affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gain and shift of a batch norm with running statistics."""
+    """Return the gain and shift of a batch norm with running statistics."""
     mean: torch.Tensor = norm.running_mean.double().cpu()
     gain = (norm.running_var.double().cpu() + norm.eps).rsqrt()
     if norm._parameters.get("weight") is not None:
@@ -362,7 +364,7 @@ def _affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 def _chunks(
     rows: torch.Tensor, values: torch.Tensor, width: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows and what belongs to them, so many that their patches fit in memory."""
+    """Yield the rows and what belongs to them, so many that their patches fit in memory."""
     size = max(1, _AT_ONCE // width)
     for start in range(0, len(rows), size):
         yield rows[start : start + size], values[start : start + size]

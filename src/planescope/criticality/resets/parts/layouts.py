@@ -62,6 +62,6 @@ def _gains(module: nn.Module | None, most: float) -> bool:
 
 
 def _is_worth_it(stretch: Sequence[nn.Module]) -> bool:
-    """Coming and going costs what one convolution gains; an average gains more."""
+    """Tell whether a run is worth it: both ways cost what one convolution gains."""
     averages = any(isinstance(module, _AVERAGES) for module in stretch)
     return averages or sum(isinstance(module, nn.Conv2d) for module in stretch) > 1

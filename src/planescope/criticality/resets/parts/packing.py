@@ -151,7 +151,10 @@ def _is_plain(module: Any) -> bool:
 
 
 def largest(values: torch.Tensor, /) -> float:
-    """Largest magnitude; infinite where a value is no number, which a comparison would lose."""
+    """Return the largest magnitude.
+
+    Infinite where a value is no number, which a comparison would lose.
+    """
     found = float(values.abs().amax())
     return found if math.isfinite(found) else math.inf
 

@@ -51,7 +51,7 @@ def find(nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module], /) -> Sprea
 
 
 def run(layer: Any, own: Mapping[str, torch.Tensor], pixel: torch.Tensor, /) -> torch.Tensor:
-    """Output of a linear layer for values of which each stands for several that are the same.
+    """Apply a linear layer to values of which each stands for several that are the same.
 
     Parameters
     ----------

@@ -165,7 +165,7 @@ def _opened(
 
 
 def _inputs_alone(unpack: Unpack | None) -> Any:
-    """An `unpack` that gives no labels."""
+    """Return an `unpack` that gives no labels."""
     if unpack is None:
         return _without_label
     return lambda raw: (unpack(raw)[0], None)

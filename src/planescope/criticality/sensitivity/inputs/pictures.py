@@ -113,7 +113,7 @@ def _unlabelled(args: tuple[Any, ...], size: int) -> Batch:
 def _shape(
     run: Any, module: nn.Module, layers: Sequence[Layer], options: InputOptions
 ) -> tuple[tuple[int, int, int], bool, torch.Tensor]:
-    """Size of the inputs, whether it is a guess, and what the network gives for two of them."""
+    """Find the size of the inputs, whether it is a guess, and what two of them give."""
     channels, sides = _channels(layers), _SIDES
     told = options.shape or _configured(module)
     if told is not None:
@@ -166,7 +166,7 @@ def _configured(module: nn.Module) -> tuple[int, int, int] | None:
 
 
 def _of_flat(inputs: int) -> tuple[int, int, int] | None:
-    """The square picture of 3 channels or 1 with so many numbers."""
+    """Return the square picture of 3 channels or 1 with so many numbers."""
     for channels in (3, 1):
         side = math.isqrt(inputs // channels)
         if channels * side * side == inputs:
