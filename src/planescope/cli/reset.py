@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -15,6 +15,7 @@ from planescope.cli.progress import layer_progress
 from planescope.cli.reset_table import print_resets
 from planescope.files.errors import StoppedError, UsageError
 from planescope.files.optional import is_foreign
+from planescope.training.processor import Precision
 
 if TYPE_CHECKING:
     from planescope.criticality.resets import ResetOptions
@@ -97,9 +98,11 @@ FORECAST_SCHEMA = "planescope.reset-forecast/1"
 )
 @click.option(
     "--precision",
-    type=click.Choice(["32-true", "bf16-mixed", "16-mixed"]),
+    type=click.Choice(["auto", *get_args(Precision)]),
     default="32-true",
     show_default=True,
+    help="Of computing. auto: bf16-mixed where the devices have instructions for it; the result "
+    "tells.",
 )
 @MEMORY
 @click.option(
@@ -203,6 +206,8 @@ def reset(
     if as_json:
         sys.stdout.write(resets.to_json() + "\n")
     else:
+        if options.precision == "auto":
+            say(f"precision: {resets.precision}, chosen for this device")
         print_resets(resets)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from planescope.criticality.resets.options import AskedPrecision, ResetOptions
 from planescope.data.sources import check_name
 from planescope.files.errors import PlanescopeError, UsageError, nearest
 from planescope.files.yaml import Document, read_document, shown
@@ -91,6 +92,7 @@ class ResetSettings(_Model):
     draws: int = Field(0, ge=0)
     subset: int | None = Field(None, ge=1)
     split: Literal["val", "train"] = "val"
+    precision: AskedPrecision = ResetOptions.precision
     tolerance: float | None = Field(None, gt=0, lt=1)
     seed: int = Field(0, ge=0)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from planescope.files.errors import MissingDependencyError, UsageError
 from planescope.files.yaml import read_document, shown
+from planescope.training.processor import Precision
 
 try:
     from pydantic import (
@@ -47,7 +48,6 @@ def _split(value: Any) -> Any:
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
 Logger = Literal["csv", "tensorboard", "wandb", "mlflow"]
 LayerKind = Literal["conv", "pointwise", "transposed", "linear", "all"]
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 class FieldError(UsageError):

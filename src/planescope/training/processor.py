@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from planescope.training.config import Precision
+# What a network computes in, by Lightning's names; its weights are kept in 32 bits in all of them.
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -47,7 +47,7 @@ def _libc() -> str:
 
 
 def fitting_precision(accelerator: str, /) -> Precision:
-    """Choose the precision in which a device trains fastest with weights of 32 bits.
+    """Choose the precision in which a device computes fastest with weights of 32 bits.
 
     Parameters
     ----------
