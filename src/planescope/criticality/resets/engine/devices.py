@@ -16,7 +16,9 @@ from planescope.networks.graph.file_graph import FileGraph
 from planescope.training.processor import fitting_precision
 
 if TYPE_CHECKING:
+    from planescope.criticality.resets.options import AskedPrecision
     from planescope.data.roles import Batch
+    from planescope.training.processor import Precision
 
 
 # Memory by default: half of what is free, but no more than this; groups of batches gain little
@@ -30,11 +32,11 @@ PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 SIGNIFICANT_BITS = {"bf16-mixed": 8, "16-mixed": 11}
 
 
-def chosen_precision(asked: str, devices: Sequence[torch.device], /) -> str:
+def chosen_precision(asked: AskedPrecision, devices: Sequence[torch.device], /) -> Precision:
     """Return the precision that is computed in: of ``"auto"`` the one that all devices share."""
     if asked != "auto":
         return asked
-    fitting = {
+    fitting: set[Precision] = {
         fitting_precision(kind) if kind in BATCHES else "32-true"
         for kind in {device.type for device in devices}
     }
