@@ -47,7 +47,11 @@ EVALUATED = {
     "together": ("L1,L2", "Layers to put back at once; repeatable."),
     "subset": ("N", "Evaluate on N examples, drawn at random."),
     "split": (None, None),
-    "precision": (None, None),
+    "precision": (
+        None,
+        "Of computing. auto: bf16-mixed where the devices have instructions for it; the result "
+        "tells.",
+    ),
     "tolerance": (
         "X",
         "End a cell as soon as its accuracy is known to this (0.01), with 95 % confidence.",
@@ -198,6 +202,8 @@ def reset(
     if as_json:
         sys.stdout.write(resets.to_json() + "\n")
     else:
+        if options.precision == "auto":
+            say(f"precision: {resets.precision}, chosen for this device")
         print_resets(resets)
 
 

@@ -15,6 +15,8 @@ from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Kind
 from planescope.training.precision import Precision
 
+# "auto" stands for what the devices at hand compute fastest in.
+AskedPrecision = Literal["auto", Precision]
 # How a network is made smaller, and a layer repaired, and on how many examples by default.
 PlannedWay = Literal["prune", "filters", "rank", "bits", "reset", "freeze"]
 RepairedBy = Literal["least squares", "moments"]
@@ -52,7 +54,9 @@ class ResetOptions:
         On which examples. Training examples are not augmented.
     devices : sequence of str
         As torch calls them, or ``"auto"``; the snapshots are shared out over several.
-    precision : {"32-true", "bf16-mixed", "16-mixed"}
+    precision : {"auto", "32-true", "bf16-mixed", "16-mixed"}
+        Of all that is evaluated, the trained network too. ``"auto"`` is ``"bf16-mixed"`` where all
+        devices have instructions for it, else ``"32-true"``; the result tells which it was.
     memory : int, optional
         Bytes for what is kept between steps; by default half of what is free, within reason.
     tolerance : float, optional
@@ -75,13 +79,13 @@ class ResetOptions:
     subset: int | None = None
     split: Split = "val"
     devices: Sequence[str] = ("auto",)
-    precision: Precision = "32-true"
+    precision: AskedPrecision = "32-true"
     memory: int | None = None
     tolerance: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for value, known in ((self.split, Split), (self.precision, Precision)):
+        for value, known in ((self.split, Split), (self.precision, AskedPrecision)):
             if value not in get_args(known):
                 raise UsageError(f"unknown {value!r}; there are {', '.join(get_args(known))}")
         check_bounds(self, BOUNDS)

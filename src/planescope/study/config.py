@@ -65,7 +65,7 @@ class Block(_Model):
 _OF_STUDIES = {
     field.name: field.default
     for field in dataclasses.fields(ResetOptions)
-    if field.name not in ("devices", "precision", "memory")
+    if field.name not in ("devices", "memory")
 }
 # Values of YAML, of which a list comes as one.
 _LISTS = {"kinds": tuple[KindName, ...], "together": tuple[str, ...]}

@@ -25,7 +25,7 @@ from planescope.files.folders import inside, make_inside, names_inside, replacin
 from planescope.files.locks import held, is_locked
 from planescope.files.reading import read_text
 from planescope.files.results import Result
-from planescope.study.config import StudyConfig
+from planescope.study.config import ResetSettings, StudyConfig
 from planescope.study.plan import Plan, read_plan
 from planescope.training.run import Run
 
@@ -60,7 +60,9 @@ class RunRecord:
     def missing(self, spec: Spec, *, in_table: bool) -> list[str]:
         """Return the steps that are still to be made of a run, in order."""
         wanted = [step for step in ("train", "reset", "measure") if step in spec.make]
-        reset_is_old = "reset" in self.made and self.reset != _plain(dict(spec.reset))
+        # An option that came later has been at its default.
+        had = {**_plain(ResetSettings().model_dump()), **(self.reset or {})}
+        reset_is_old = "reset" in self.made and had != _plain(dict(spec.reset))
         undone = {
             "train": "train" not in self.made,
             "reset": "reset" not in self.made or reset_is_old,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-# As Lightning names it; weights are kept in 32 bits.
+# What a network computes in, by Lightning's names; its weights are kept in 32 bits in all of them.
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 # Instructions that multiply matrices of bfloat16; without them a CPU is slower so than in float32.
@@ -12,7 +12,7 @@ _BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 
 def fitting_precision(accelerator: str, /) -> Precision:
-    """Choose the precision in which a device trains fastest with weights of 32 bits.
+    """Choose the precision in which a device computes fastest with weights of 32 bits.
 
     Parameters
     ----------

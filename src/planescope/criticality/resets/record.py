@@ -156,6 +156,9 @@ class Resets(Table):
         By layer, then snapshot, then draw.
     tolerance : float or None
         Cells were ended once their accuracy was known to this.
+    precision : str or None
+        What all of it was computed in: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; None in
+        files from before this was kept.
     metric : str or None
         What `value` is: ``"accuracy"``, or the name of the function that was given; None without.
     chance : float or None
@@ -182,6 +185,7 @@ class Resets(Table):
     layers: tuple[ResetLayer, ...]
     cells: tuple[ResetCell, ...]
     tolerance: float | None = None
+    precision: str | None = None
     metric: str | None = "accuracy"
     chance: float | None = None
     preprocessing: str | None = None

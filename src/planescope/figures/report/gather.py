@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from planescope.criticality.relation.record import Relation
@@ -22,6 +21,7 @@ from planescope.figures.report.rounding import rounded
 from planescope.figures.report.sensitivity import sensitivity_shown
 from planescope.figures.sources import Subject
 from planescope.files.errors import UsageError
+from planescope.files.folders import is_same_place
 from planescope.hyperplanes import chance
 from planescope.hyperplanes.layer import Skipped, View
 from planescope.measurement.measure import measure
@@ -127,7 +127,7 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
 def _belongs(other: Subject, network: Subject) -> bool:
     known = (other.resets, *other.sensitivities, *other.predictions, other.plan)
     for apart in (one for one in known if one is not None):
-        return Path(apart.source).resolve() == Path(network.path).resolve()
+        return is_same_place(apart.source, network.path)
     return other.relation is not None and _run_in(other.relation, network) is not None
 
 
@@ -135,8 +135,8 @@ def _run_in(relation: Relation, subject: Subject) -> str | None:
     """Return the run of a subject as a relation names it."""
     if subject.run is None:
         return None
-    wanted = subject.run.path.resolve()
-    return next((path for path in relation.runs if Path(path).resolve() == wanted), None)
+    wanted = subject.run.path
+    return next((path for path in relation.runs if is_same_place(path, wanted)), None)
 
 
 def _shown(subject: Subject, relations: Sequence[Relation], networks: int) -> NetworkShown:
