@@ -70,7 +70,7 @@ def _cost(cell: ResetCell) -> float | None:
 
 
 def _fitting_table(resets: Resets, rows: Sequence[str], out: Console) -> Table:
-    """The table with as many snapshots as there is room for, the first and the last among them."""
+    """Make a table of as many snapshots as there is room for, first and last among them."""
     every = list(resets.snapshots)
     for count in range(len(every), 1, -1):
         shown = [every[round(i * (len(every) - 1) / (count - 1))] for i in range(count)]

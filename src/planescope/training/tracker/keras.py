@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def callback(
     recorder: Recorder, tracker: Tracker, choice: Choice, loggers: Sequence[Any] = (), /
 ) -> Any:
-    """Callback that measures the model which it is given to; its statistics join the logs.
+    """Return the callback that measures the model which it is given to.
+
+    Its statistics join the logs.
 
     Raises
     ------
