@@ -90,6 +90,7 @@ def required(package: str) -> ModuleType:
         if exc.name != package:
             raise  # it is there, what it imports is not: its own message is the useful one
         own = {"timm": "timm", "torch_pruning": "torch-pruning"}
+        own |= dict.fromkeys(("onnx", "onnxruntime"), "'.[onnx]'")
         wanted = own.get(package, "'.[train]'")
         raise MissingDependencyError(f"{package} is not installed: pip install {wanted}") from exc
 

@@ -111,6 +111,10 @@ def reset(
     table = Table(judge, options, progress[TRAINED], feed.examples, chance, feed.sets)
     tallies = {place: progress[cell.key] for place, cell in cells.items()}
     found = table.cells(tallies)
+    notes = (
+        note, *work.groups, *left_out, untouched(found), *feed.notes,
+        _rounding(work.plan.precision), *table.notes(), *table.not_numbers(tallies),
+    )  # fmt: skip
     return Resets(
         source=subject.source,
         network=subject.network,
@@ -125,21 +129,7 @@ def reset(
         chance=table.chance,
         preprocessing=feed.preprocessing,
         needed_steps={} if subject.path is None else table.needed_steps(found),
-        notes=tuple(
-            filter(
-                None,
-                (
-                    note,
-                    *work.groups,
-                    *left_out,
-                    untouched(found),
-                    *feed.notes,
-                    _rounding(work.plan.precision),
-                    *table.notes(),
-                    *table.not_numbers(tallies),
-                ),
-            )
-        ),
+        notes=tuple(filter(None, notes)),
     )
 
 
