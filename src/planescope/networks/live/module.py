@@ -124,9 +124,20 @@ def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
             raise UsageError(f"a state dict has names for keys, not {name!r}")
         # torch keeps whatever a module likes under this name.
         if not name.endswith("_extra_state"):
-            tensor = named_tensor(name, functools.partial(_array, name, value))
-            tensors[name] = dataclasses.replace(tensor, identity=_memory(value))
+            tensors[name] = live_tensor(name, value)
     return StateDict(tensors=tensors)
+
+
+def live_tensor(name: str, value: Any, /) -> Tensor:
+    """Describe an array by its name; one that shares its memory is known as the same.
+
+    Raises
+    ------
+    UsageError
+        If it is no array, or has no values.
+    """
+    tensor = named_tensor(name, functools.partial(_array, name, value))
+    return dataclasses.replace(tensor, identity=_memory(value))
 
 
 def _memory(value: Any) -> Hashable:
