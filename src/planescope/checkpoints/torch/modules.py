@@ -79,6 +79,8 @@ class Found:
         By name with a dot behind.
     unread : dict of str to str
         Why what stands under a name, and is to be a tensor, cannot be had.
+    has_names : bool
+        Whether names are more than places in a list.
     """
 
     path: tuple[str, ...]
@@ -86,6 +88,7 @@ class Found:
     others: int = 0
     modules: list[tuple[str, Call]] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
+    has_names: bool = True
 
     def take(self, name: str, value: object) -> bool:
         """Keep a value that is a tensor, or holds the packed ones of a layer."""
