@@ -31,9 +31,9 @@ FORMATS = (torch_zip, torch_stream)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
-def read(path: Path) -> StateDict:
+def read(path: Path, **options) -> StateDict:
     (reader,) = [each for each in FORMATS if each.recognises(probe(path))]
-    return reader.read(path)
+    return reader.read(path, **options)
 
 
 @pytest.fixture(params=["zip", "stream"])
@@ -270,6 +270,27 @@ def test_a_state_dict_of_python_2_is_found(tmp_path):
 def test_a_file_without_a_state_dict_says_what_it_holds(save, saved, sentence):
     with pytest.raises(CheckpointError, match=f"{sentence}.*save model.state_dict"):
         read(save(saved))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["zip", "stream"])
+def test_a_file_within_a_file_is_told(tmp_path, stream):
+    path, script = tmp_path / "net.pt", io.BytesIO()
+    torch.jit.save(torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3))), script)
+    for held in (script, script.getvalue()):
+        torch.save({"script": held}, path, _use_new_zipfile_serialization=not stream)
+        with pytest.raises(CheckpointError, match="lies within it at 'script': write its bytes"):
+            read(path)
+    torch.save({"script": held, "model": STATE}, path, _use_new_zipfile_serialization=not stream)
+    assert "lies within it at 'script'" in " ".join(read(path).notes)
+
+
+def test_tensors_in_a_list_are_told_and_read_where_they_are_asked_for(save):
+    path = save({"model": STATE, "ema": {"shadow": [torch.ones(4, 3), torch.ones(4)]}})
+    assert "tensors at 'ema.shadow'" in " ".join(read(path).notes)
+    assert {n: t.shape for n, t in read(path, entry="shadow").tensors.items()} == {
+        "0": (4, 3),
+        "1": (4,),
+    }
 
 
 @pytest.mark.parametrize(
