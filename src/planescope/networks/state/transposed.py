@@ -60,6 +60,7 @@ def find_transposed(
         elif margins[module] > 0 or (module == row[-1].module and patterns[_pattern(module)] == 1):
             told[_MAYBE_TRANSPOSED].append(module)
     sure = kinds | dict.fromkeys(found, Kind.TRANSPOSED)
+    turned = {w.shape[2:] for w in row if sure[w.module] is Kind.TRANSPOSED}
     alike = defaultdict(set)
     for w in row:
         if w.shape[0] != w.shape[1]:
@@ -70,7 +71,9 @@ def find_transposed(
         if alike[_pattern(weight.module)] == {Kind.TRANSPOSED} or _hint(weight) > 1:
             found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, 1)
             told[_AS_TRANSPOSED].append(weight.module)
-        elif (_hint(weight) or _is_even(weight)) and kinds[weight.module] is Kind.CONV:
+        elif kinds[weight.module] is Kind.CONV and (
+            _hint(weight) or _is_even(weight) or weight.shape[2:] in turned
+        ):
             told[_MAYBE_TRANSPOSED].append(weight.module)
     return found
 
@@ -86,7 +89,9 @@ def _is_free(weight: Weight, wanted: Wanted) -> bool:
         return False
     is_square = weight.shape[0] == weight.shape[1]
     is_open = weight.outputs is None or (is_square and weight.outputs == weight.shape[0])
-    return is_open and math.prod(weight.shape[2:]) > 1
+    # Of a kernel of 1 by 1 that is turned the norm alone tells.
+    is_turned = weight.norm == weight.shape[1] != weight.shape[0]
+    return is_open and (math.prod(weight.shape[2:]) > 1 or is_turned)
 
 
 def _pattern(module: str) -> str:
