@@ -41,7 +41,7 @@ def test_a_mapping_gives_the_table_of_its_file(tmp_path, case):
     live, saved = ps.measure(NESTED[case]), ps.measure(path)
     assert rows(live) == rows(saved)
     assert live.notes == saved.notes
-    assert [layer.filters for layer in live.layers][0] == 16
+    assert live.layers[0].filters == 16
 
 
 def test_mappings_of_any_class_and_arrays_in_boxes_are_read():

@@ -201,7 +201,7 @@ def unwrapped(module: nn.Module, /) -> nn.Module:
         elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
         elif f"{type(module).__module__}.{type(module).__name__}" == _AVERAGED:
-            module = module._modules["module"]  # type: ignore[assignment]
+            module = module._modules["module"]
         else:
             return module
 

@@ -14,7 +14,9 @@ from planescope.hyperplanes.layer import Kind, Layer, Tensor
 
 _RECURRENT_TORCH = re.compile(r"(^|[._/])weight_(ih|hh|hr)(_l\d+)?(_reverse)?$")
 _ATTENTION = re.compile(r"(^|[._/])in_proj_weight$")
-_CELL = re.compile(r"(^|_)(conv)?_?(lstm|gru|rnn)s?(_?\d+)?$|(lstm|gru|rnn|simple)_?cell", re.IGNORECASE)
+_CELL = re.compile(
+    r"(^|_)(conv)?_?(lstm|gru|rnn)s?(_?\d+)?$|(lstm|gru|rnn|simple)_?cell", re.IGNORECASE
+)
 _GATES = ({"hi", "hf", "hg", "ho"}, {"hr", "hz", "hn"})
 _GATE = re.compile(r"[ih][ifgorzn]$")
 _HEADS = {"query", "key", "value", "out"}
