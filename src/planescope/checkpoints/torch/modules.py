@@ -22,12 +22,14 @@ _MAX_NAMES = 1 << 24
 # Classes whose weight acts as it is stored: torch's own, and those that only pad.
 _CONVOLUTION = re.compile(
     r"torch\.nn\.(modules\.conv|quantized\.modules\.conv)\.Conv(Transpose)?([123])d|"
+    r"torch\.nn\.utils\.parametrize\.ParametrizedConv(Transpose)?([123])d|"
     r"(mmcv\.cnn\.bricks\.wrappers|detectron2\.layers\.wrappers)\.Conv(Transpose)?([123])d|"
     r"timm\.(models\.)?layers\.conv2d_same\.Conv()(2)dSame|"
     r"efficientnet_(?:pytorch|lite_pytorch)\.utils\.Conv()(2)d(?:Static|Dynamic)SamePadding"
 )
 _LINEAR = re.compile(
     r"torch\.nn\.modules\.linear\.(Linear|NonDynamicallyQuantizableLinear)|"
+    r"torch\.nn\.utils\.parametrize\.ParametrizedLinear|"
     r"mmcv\.cnn\.bricks\.wrappers\.Linear|timm\.(models\.)?layers\.linear\.Linear"
 )
 _LINEAR_LAST = re.compile(r"transformers\.(pytorch_utils|modeling_utils)\.Conv1D")

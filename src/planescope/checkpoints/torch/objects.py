@@ -37,6 +37,7 @@ from planescope.checkpoints.torch.tensors import (
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.pickles import Call
 from planescope.hyperplanes.layer import Place, Skipped, StateDict, Tensor
+from planescope.networks.state.parametrisations import WEIGHT_OR_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -101,7 +102,8 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
     norm_eps: dict[str, float] = {}
     for at, module in found.modules:
         constants = {} if storages.constants is None else storages.constants(called(module))
-        told = place(module, tensors.get(f"{at}weight"), constants)
+        held = (tensors.get(f"{at}{part}") for part in WEIGHT_OR_PARTS)
+        told = place(module, next((one for one in held if one is not None), None), constants)
         name = clean(at)[:-1]
         if isinstance(told, Place):
             places[name] = told
