@@ -376,6 +376,13 @@ def test_a_pickled_module_is_walked(save):
     assert "Scaled, which may use its weight in a way of its own" in state.reasons["scaled"]
 
 
+@pytest.mark.parametrize("part", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore")
+def test_the_class_of_a_layer_whose_weight_is_in_parts_is_told(save, part):
+    net = nn.Sequential(part(nn.ConvTranspose2d(6, 6, 1, bias=False)), nn.ReLU())
+    assert read(save(net)).places["0"].kind is Kind.TRANSPOSED
+
+
 def test_modules_of_torchvision_are_walked(save):
     import torchvision
 
