@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_resets import ALL, PARITY, SNAPSHOTS, UsedTwice, images, seeded
 
 import planescope as ps
 from planescope.networks.build import build
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
+from tests.criticality.test_resets import ALL, PARITY, SNAPSHOTS, UsedTwice, images, seeded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -575,7 +575,9 @@ def _torch_export() -> Seeds:
     yield "net", {INPUT: zipped(kept)}
     weights = io.BytesIO()
     torch.save(_torch_network().state_dict(), weights)
-    (graph,) = (content for name, content, _ in members if name.endswith("models/model.json"))
+    # Torch 2.6 writes the older form itself.
+    graphs = ("models/model.json", "serialized_exported_program.json")
+    (graph,) = (content for name, content, _ in members if name.endswith(graphs))
     older = [
         ("serialized_exported_program.json", graph, zipfile.ZIP_STORED),
         ("serialized_state_dict.pt", weights.getvalue(), zipfile.ZIP_STORED),

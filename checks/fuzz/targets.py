@@ -168,7 +168,10 @@ def preload() -> None:
 
 def _read_annotations(kind: Any) -> None:
     records._readers(kind)
-    for part in typing.get_type_hints(kind).values():
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        # What is not compared is not stored: it holds arrays.
+        part = hints[field.name] if field.compare else None
         for each in (part, *typing.get_args(part)):
             if dataclasses.is_dataclass(each):
                 _read_annotations(each)

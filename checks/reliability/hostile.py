@@ -105,6 +105,10 @@ RECORDS = (
     "config.yaml", "state.json", "environment.json", "network.json", "resets.json", "relation.json",
 )  # fmt: skip
 TRACKED_RECORDS = ("config.yaml", "state.json", "environment.json", "network.json")
+# What surely learns something: of a network no better than chance nothing is related.
+LEARNING = (
+    "--optimizer", "adam", "--lr", "0.001", "--batch-size", "8", "--examples", "400",
+)  # fmt: skip
 # Saved by `measure`, `sensitivity`, `plan` and `reset`, which pages and figures are made of.
 RESULTS = ("m.json", "ways.json", "plan.json", "lost.json")
 PARTS = (
@@ -387,7 +391,7 @@ def _prepare(place: Place, *, quick: bool) -> Path:
     images = np.random.default_rng(0).random((8, 1, 28, 28), dtype=np.float32)
     np.save(place.work / "given.npy", images)
     commands: list[Args] = [
-        ("train", *SMALL, "--out", "run"),
+        ("train", *SMALL, *LEARNING, "--out", "run"),
         ("reset", "run", "--subset", "200", "--snapshot", "0"),
         ("relate", "run", "--draws", "99", "--out", "run/relation.json"),
     ]

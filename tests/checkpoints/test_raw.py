@@ -173,7 +173,7 @@ def test_bytes_are_read_where_they_lie(file):
     [
         ("none", "cannot be read: No such file"),
         ("", "cannot be read: is a folder, not a file"),
-        ("a\0b", "cannot be read: embedded null"),
+        ("a\0b", "cannot be read: .*embedded null"),
     ],
 )
 def test_what_cannot_be_opened_is_named(tmp_path, name, sentence):

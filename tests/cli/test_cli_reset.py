@@ -23,6 +23,7 @@ import warm
 import planescope as ps
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
+from planescope.training.precision import fitting_precision
 from planescope.training.run import Run
 
 PARITY = Path("tests/parity")
@@ -87,12 +88,16 @@ def test_a_run_is_reset_to_all_of_its_epochs(trained, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["map.png", "resets.csv"]
 
 
-def test_a_run_may_be_reset_to_some_epochs_and_on_its_training_examples(trained, tmp_path):
+def test_a_run_may_be_reset_to_some_epochs_on_its_training_examples_in_bfloat16(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
-    done = run(tmp_path / "run", "--snapshot", "1", "--split", "train", "--json")
-    found = json.loads(done.stdout)
-    assert (found["split"], found["trained"]["examples"]) == ("train", 256)
-    assert {cell["snapshot"] for cell in found["cells"]} == {1}
+    done = run(tmp_path / "run", "--snapshot", "1", "--split", "train", "--precision", "auto")
+    found = ps.Resets.load(Run(tmp_path / "run").resets)
+    assert (found.split, found.trained.examples) == ("train", 256)
+    assert {cell.snapshot for cell in found.cells} == {1}
+    assert found.precision == fitting_precision("cpu")
+    assert done.stdout.startswith(f"precision: {found.precision}, chosen for this device\n")
+    in_short = found.precision == "bf16-mixed"
+    assert ("computed in bf16-mixed" in " ".join(done.stdout.split())) == in_short
 
 
 def without_epoch_0(folder: Path, trained: Path) -> list[str | Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import runpy
@@ -95,6 +96,17 @@ def test_a_study_that_is_to_be_reset_too_goes_on_with_what_was_trained(tmp_path)
         assert first.name == second.name
         assert record.missing(second, in_table=True) == ["reset", "measure"]
         assert record.missing(first, in_table=True) == []
+
+
+def test_resets_from_before_an_option_was_there_are_not_made_anew():
+    spec = PLANS["cifar10"].specs[0]
+    made = {"train": 1.0, "reset": 1.0, "measure": 1.0}
+    had = json.loads(json.dumps(dict(spec.reset)))
+    assert had.pop("precision") == "32-true"
+    assert RunRecord(name="x", made=made, reset=had).missing(spec, in_table=True) == []
+    in_bfloat16 = replace(spec, reset=(*had.items(), ("precision", "bf16-mixed")))
+    missing = RunRecord(name="x", made=made, reset=had).missing(in_bfloat16, in_table=True)
+    assert missing == ["reset", "measure"]
 
 
 def test_what_is_kept_of_a_study_is_read_as_the_study_is(tmp_path):

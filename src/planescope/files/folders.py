@@ -103,6 +103,14 @@ def names_inside(root: Root, /, *parts: str) -> tuple[str, ...]:
     return ()
 
 
+def is_same_place(one: str | os.PathLike[str], other: str | os.PathLike[str], /) -> bool:
+    """Tell whether two paths lead to one place; a name that no file can have leads to none."""
+    try:
+        return os.path.realpath(one) == os.path.realpath(other)
+    except ValueError:  # NUL in a name, as in a record of somebody else's
+        return False
+
+
 def refuse_ways_out(root: Root, /, *parts: str) -> None:
     """Refuse a folder in which others write, if a link anywhere below it leads out of the root.
 

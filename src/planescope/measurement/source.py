@@ -231,7 +231,10 @@ def _placed(opened: Opened, network: str | Structure, state: StateDict) -> Opene
 
 
 def _as_recorded(structure: Structure, state: StateDict, source: Source) -> StateDict:
-    """The state dict with what was recorded when its network was built; nothing else is guessed."""
+    """Return the state dict with what was recorded when its network was built.
+
+    Nothing else is guessed.
+    """
     tensors = dict(state.tensors)
     if not structure.known:  # nothing is known: names would pair norms, and names may deceive
         tensors = {

@@ -106,7 +106,8 @@ def local_client(
             worker_dashboard_address="127.0.0.1:0",  # by default all interfaces
             scheduler_kwargs={"dashboard": dashboard is not None},
             silence_logs=logging.CRITICAL,
-            env=env,
+            # Torch below 2.7 makes a folder as it is imported, which a killed worker leaves too.
+            env={**env, "TMPDIR": str(folder)},
             resources={"GPU": 1} if devices else None,
         ) as cluster,
         distributed.Client(cluster) as client,
@@ -235,7 +236,7 @@ def _check_workers(client: Client, address: str) -> None:
 
 
 def _version_probe() -> Callable[[], str | None]:
-    """Travels by value, being no module's own: a worker without the package can run it."""
+    """Return a function sent by value: no module's own, it runs without the package."""
 
     def version() -> str | None:
         from importlib import import_module

@@ -25,7 +25,8 @@ from planescope.files.folders import inside, make_inside, names_inside, replacin
 from planescope.files.locks import held, is_locked
 from planescope.files.reading import read_text
 from planescope.files.results import Result
-from planescope.study.plan import Plan, StudyConfig, read_plan
+from planescope.study.config import ResetSettings, StudyConfig
+from planescope.study.plan import Plan, read_plan
 from planescope.training.run import Run
 
 if TYPE_CHECKING:
@@ -57,9 +58,11 @@ class RunRecord:
     error: str = ""
 
     def missing(self, spec: Spec, *, in_table: bool) -> list[str]:
-        """Steps that are still to be made of a run, in order."""
+        """Return the steps that are still to be made of a run, in order."""
         wanted = [step for step in ("train", "reset", "measure") if step in spec.make]
-        reset_is_old = "reset" in self.made and self.reset != _plain(dict(spec.reset))
+        # An option that came later has been at its default.
+        had = {**_plain(ResetSettings().model_dump()), **(self.reset or {})}
+        reset_is_old = "reset" in self.made and had != _plain(dict(spec.reset))
         undone = {
             "train": "train" not in self.made,
             "reset": "reset" not in self.made or reset_is_old,
@@ -352,7 +355,7 @@ class Study:
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
+    """Return fields as JSON gives them back."""
     plain: dict[str, Any] = json.loads(json.dumps(fields))
     return plain
 
@@ -365,7 +368,9 @@ def runs_in(
     data: str | None = None,
     trust: bool | str | Collection[str] = False,
 ) -> list[Run]:
-    """Runs of some paths; a study stands for those of its runs of which everything is made.
+    """Return the runs of some paths.
+
+    A study stands for those of its runs of which everything is made.
 
     Parameters
     ----------

@@ -35,7 +35,10 @@ class _Scope:
     parent: _Scope | None = None
 
     def find(self, text: str) -> Name | None:
-        """Value that a name stands for; one that is defined nowhere is a value of its own."""
+        """Return the value that a name stands for.
+
+        One that is defined nowhere is a value of its own.
+        """
         if not text:
             return None
         scope: _Scope | None = self

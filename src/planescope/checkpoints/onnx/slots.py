@@ -209,7 +209,7 @@ class _Finder:
         return slot if slot is not None and slot.tensor.shape == layer.weight.shape[:1] else None
 
     def _sized(self, node: Node) -> str:
-        """Value of which each element stands for a position, times channels."""
+        """Return the value of which each element stands for a position, times channels."""
         fed = node.input(0)
         return fed.text if node.op == "ConvTranspose" and fed is not None else node.output.text
 

@@ -309,7 +309,7 @@ def channels(weight: Tensor) -> tuple[int, ...]:
 
 
 def per_filter(tensor: Tensor, tail: tuple[int, ...]) -> Tensor | None:
-    """The tensor as shape (filters,), where that is how it would be spread over the outputs."""
+    """Return a tensor as shape (filters,), if it would be spread over the outputs in that way."""
     if tensor.shape[-len(tail) :] != tail or math.prod(tensor.shape) != math.prod(tail):
         return None
     return reshaped(tensor, (math.prod(tail),))

@@ -51,7 +51,10 @@ def is_module(value: object) -> TypeGuard[Call]:
 
 
 def entries(value: object) -> Mapping[object, object]:
-    """Items of a dictionary, or attributes of another object; empty where there are none."""
+    """Return the items of a dictionary, or attributes of another object.
+
+    Empty where there are none.
+    """
     if type(value) is dict:
         return value
     if type(value) is not Call:
@@ -141,7 +144,10 @@ class Names:
 
 
 def walk(root: Call, path: tuple[str, ...], names: Names) -> Found:
-    """All tensors of a module and of those in it; one that is shared has all of its names."""
+    """Return all tensors of a module and of those in it.
+
+    One that is shared has all of its names.
+    """
     found = Found(path, {}, modules=[])
     inside: set[int] = set()  # the modules above: one within itself would never end
     stack: list[tuple[str | None, Call]] = [("", root)]

@@ -156,6 +156,9 @@ class Resets(Table):
         By layer, then snapshot, then draw.
     tolerance : float or None
         Cells were ended once their accuracy was known to this.
+    precision : str or None
+        What all of it was computed in: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; None in
+        files from before this was kept.
     metric : str or None
         What `value` is: ``"accuracy"``, or the name of the function that was given; None without.
     chance : float or None
@@ -182,6 +185,7 @@ class Resets(Table):
     layers: tuple[ResetLayer, ...]
     cells: tuple[ResetCell, ...]
     tolerance: float | None = None
+    precision: str | None = None
     metric: str | None = "accuracy"
     chance: float | None = None
     preprocessing: str | None = None
@@ -207,7 +211,10 @@ class Resets(Table):
         return agreed(cell.critical for cell in self.at(layer, snapshot))
 
     def drop(self, layer: str, snapshot: int | str) -> tuple[float, float] | None:
-        """Mean of the relative drop over draws, and its standard deviation; None without one."""
+        """Return the mean of the relative drop over draws, and its standard deviation.
+
+        None without one.
+        """
         return mean_drop(self.at(layer, snapshot))
 
     @property
@@ -278,7 +285,10 @@ def _renewed(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean_loss(cells: Sequence[ResetCell], /) -> tuple[float | None, float | None, float | None]:
-    """Mean of the loss over some draws, and the widest of their intervals; None where one lacks."""
+    """Return the mean of the loss over some draws, and the widest of their intervals.
+
+    None where one lacks.
+    """
     losses, lows, highs = (
         [value for cell in cells if (value := getattr(cell, name)) is not None]
         for name in ("loss", "loss_low", "loss_high")
@@ -291,7 +301,10 @@ def mean_loss(cells: Sequence[ResetCell], /) -> tuple[float | None, float | None
 
 
 def mean_drop(cells: Sequence[ResetCell], /) -> tuple[float, float] | None:
-    """Mean of the relative drop over some draws, and its standard deviation; None without one."""
+    """Return the mean of the relative drop over some draws, and its standard deviation.
+
+    None without one.
+    """
     drops = [cell.relative_drop for cell in cells if cell.relative_drop is not None]
     if not drops:
         return None

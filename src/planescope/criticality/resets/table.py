@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from planescope.criticality.options import InputOptions
+from planescope.criticality.resets.cost import Forecast
 from planescope.criticality.resets.draws import drawn, redrawn, stepped
 from planescope.criticality.resets.engine.cells import Plan
 from planescope.criticality.resets.engine.devices import (
+    SIGNIFICANT_BITS,
     chosen_device,
+    chosen_precision,
+    computing_in,
     default_memory,
     seconds_of_a_pass,
 )
@@ -28,11 +33,10 @@ from planescope.criticality.resets.engine.progress import Progress
 from planescope.criticality.resets.engine.sharing import Work
 from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.layers import chosen_layers, rows_of
-from planescope.criticality.resets.options import Forecast
 from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
 from planescope.criticality.resets.targets import Target
 from planescope.criticality.resets.tell import Table
-from planescope.criticality.sensitivity.inputs import InputOptions, synthetic
+from planescope.criticality.sensitivity.inputs.pictures import synthetic
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
 from planescope.files.drafts import scratch
@@ -47,15 +51,14 @@ from planescope.networks.state.layers import find_layers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.feed import Feed
-    from planescope.criticality.resets.options import ResetOptions
     from planescope.criticality.resets.trained import Subject
     from planescope.data.load import Files
     from planescope.data.roles import Unpack
 
     Data = Images | Files
-    # (cells done, cells in all, name of what is reset)
     OnCell = Callable[[int, int, str], None]
 
 
@@ -116,16 +119,34 @@ def reset(
         layers=_layers(subject, work.layers),
         cells=found,
         tolerance=options.tolerance,
+        precision=work.plan.precision,
         metric=judge.name,
         chance=table.chance,
         preprocessing=feed.preprocessing,
         needed_steps={} if subject.path is None else table.needed_steps(found),
         notes=tuple(
             filter(
-                None, (note, *left_out, *feed.notes, *table.notes(), *table.not_numbers(tallies))
+                None,
+                (
+                    note,
+                    *left_out,
+                    *feed.notes,
+                    _rounding(work.plan.precision),
+                    *table.notes(),
+                    *table.not_numbers(tallies),
+                ),
             )
         ),
     )
+
+
+def _rounding(precision: str) -> str:
+    """Say what a precision does to the answers; "" where nothing is rounded to fewer bits."""
+    bits = SIGNIFICANT_BITS.get(precision)
+    return "" if bits is None else (
+        f"computed in {precision}, the trained network too: products are rounded to {bits} bits, "
+        "so that answers on the edge may be others than in 32-true"
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,6 +169,7 @@ def _prepared(
     layers = chosen_layers(subject, options)
     rows = rows_of(subject.module, layers, options)
     devices = [chosen_device(name, subject.module, stays=subject.stays) for name in options.devices]
+    options = dataclasses.replace(options, precision=chosen_precision(options.precision, devices))
     module = subject.module.to(devices[0])
     data = subject.data
     if isinstance(data, InputOptions):
@@ -192,7 +214,7 @@ def _on_pictures(
 def _cells(
     subject: Subject, options: ResetOptions, rows: Mapping[str, tuple[str, ...]], folder: Path
 ) -> tuple[dict[tuple[str, int | str, int | None], Cell], list[str]]:
-    """Cells by their places; and, in sentences, what is left out."""
+    """Return the cells by their places; and, in sentences, what is left out."""
     names = {name for own in rows.values() for name in own}
     targets = (
         *stepped(subject), *drawn(subject, options, folder),
@@ -220,7 +242,8 @@ def forecast(
     with scratch() as folder:
         cells, left_out = _cells(subject, options, work.rows, folder)
     first = next(iter(work.feed.on(work.devices[0])))
-    seconds = seconds_of_a_pass(work.module, first)
+    with computing_in(work.plan.precision, work.devices[0]):
+        seconds = seconds_of_a_pass(work.module, first)
     examples = work.feed.examples
     passes = None if examples is None else examples / first.size * seconds
     return Forecast(

@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from planescope.criticality.relation.record import Relation
@@ -22,6 +21,7 @@ from planescope.figures.report.rounding import rounded
 from planescope.figures.report.sensitivity import sensitivity_shown
 from planescope.figures.sources import Subject
 from planescope.files.errors import UsageError
+from planescope.files.folders import is_same_place
 from planescope.hyperplanes import chance
 from planescope.hyperplanes.layer import Skipped, View
 from planescope.measurement.measure import measure
@@ -86,7 +86,9 @@ def contents_of(
 
 
 def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Subject]]:
-    """Networks among some subjects, with the resets that came apart from them; and the rest.
+    """Return the networks among some subjects, with the resets that came apart from them.
+
+    And the rest.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Sub
 def _belongs(other: Subject, network: Subject) -> bool:
     known = (other.resets, *other.sensitivities, *other.predictions, other.plan)
     for apart in (one for one in known if one is not None):
-        return Path(apart.source).resolve() == Path(network.path).resolve()
+        return is_same_place(apart.source, network.path)
     return other.relation is not None and _run_in(other.relation, network) is not None
 
 
@@ -133,8 +135,8 @@ def _run_in(relation: Relation, subject: Subject) -> str | None:
     """Return the run of a subject as a relation names it."""
     if subject.run is None:
         return None
-    wanted = subject.run.path.resolve()
-    return next((path for path in relation.runs if Path(path).resolve() == wanted), None)
+    wanted = subject.run.path
+    return next((path for path in relation.runs if is_same_place(path, wanted)), None)
 
 
 def _shown(subject: Subject, relations: Sequence[Relation], networks: int) -> NetworkShown:
@@ -210,7 +212,7 @@ def _of_run(
 
 
 def _measured_arrays(run: Run, layers: Sequence[LayerMeasurement]) -> Arrays:
-    """Filters of the last snapshot of a run that kept none, as one of an earlier version."""
+    """Return filters of the last snapshot of a run that kept none, as one of an earlier version."""
     config, snapshots = run.about, run.snapshots
     if not snapshots or not run.can_be_measured:
         return {}
@@ -241,7 +243,7 @@ def _relation(
 
 
 def _verdict(networks: Sequence[NetworkShown]) -> str:
-    """That of a single network, or how many of several are biased."""
+    """Return the verdict of a single network, or how many of several are biased."""
     if len(networks) == 1:
         return networks[0].verdict
     counts = [network.pool["biased"][-1] for network in networks]

@@ -10,6 +10,7 @@ from planescope.criticality.definition import THRESHOLD, Critical
 from planescope.criticality.prediction.cuts import LOWER, UPPER
 from planescope.criticality.prediction.record import LayerPrediction, Method, Prediction
 from planescope.criticality.resets.record import ResetCell, Resets
+from planescope.files.folders import is_same_place
 from planescope.training.run import Run
 
 # Of a row's drawing, in its own units: width, and the margin on both sides of its axis.
@@ -146,7 +147,7 @@ def _measured(found: Prediction, resets: Resets, run: Run | None) -> Mapping[str
     path = Path(found.init)
     names: set[int | str] = {found.init, path.name, path.stem}
     start = None if run is None else run.snapshots.get(0)
-    if start is not None and start.resolve() == path.resolve():
+    if start is not None and is_same_place(start, path):
         names.add(0)
     there = {layer.name for layer in found.layers}
     return {

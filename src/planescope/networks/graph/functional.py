@@ -103,7 +103,10 @@ def _held(
 
 
 def _sources(value: Any) -> Iterator[str | None]:
-    """Names of what a value is computed from; None of what is no parameter, buffer or constant."""
+    """Yield the names of what a value is computed from.
+
+    None of what is no parameter, buffer or constant.
+    """
     waiting, seen = [value], set()
     while waiting:
         node = waiting.pop()

@@ -84,7 +84,9 @@ def _own(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 
 def weight_hooks(module: nn.Module, /) -> list[Any]:
-    """Hooks that compute a weight of the module before each call: torch's own, and others.
+    """Return the hooks that compute a weight of the module before each call.
+
+    Torch's own, and others.
 
     Another's hook is one where what it would compute lies in the module: a tensor that is
     neither parameter nor buffer, and that no hook of torch's computes.
@@ -115,7 +117,7 @@ def base_layer(module: nn.Module, /) -> nn.Module:
 
 
 def own_tensors(module: nn.Module, /) -> list[torch.Tensor]:
-    """Parameters and buffers of a module and of all within it, each once, in its order."""
+    """Return parameters and buffers of a module and of all within it, each once, in its order."""
     held = (*module.parameters(), *module.buffers())
     return list({id(tensor): tensor for tensor in held}.values())
 

@@ -68,7 +68,7 @@ def of_name(name: str, /) -> str | None:
 
 
 def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[str]:
-    """Modules whose weights act on their own output, by what Keras, Flax and TensorFlow call them.
+    """Find modules whose weights act on their own output, by Keras', Flax' and TensorFlow's names.
 
     A layer within a network that is called so is no cell: of PyTorch's names the last part counts.
     """
@@ -97,7 +97,9 @@ def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[s
 
 
 def of_heads(shapes: Mapping[str, tuple[int, ...]], /) -> set[str]:
-    """Dense layers whose weights have three axes: those of an attention's heads, for example.
+    """Return the dense layers whose weights have three axes.
+
+    Those of an attention's heads, for example.
 
     Flax keeps (in, heads, depth) and, behind them, (heads, depth, out).
 

@@ -45,11 +45,11 @@ def find_transposed(
     }
     # Branches side by side would link if every second one were transposed; they are alike.
     torn = {(_pattern(w.module), w.shape) for w in row if w.module not in margins}
-    shapes = {w.module: w.shape for w in row}
+    open_ones = {w.module: w for w in row if w.module in margins}
     surely = {
         _pattern(module)
         for module, margin in margins.items()
-        if margin >= _MARGIN and (_pattern(module), shapes[module]) not in torn
+        if margin >= _MARGIN and (_pattern(module), open_ones[module].shape) not in torn
     }
     patterns = Counter(_pattern(w.module) for w in row)
     groups = {w.module: _groups(w) for w in row}
@@ -57,6 +57,8 @@ def find_transposed(
         if _pattern(module) in surely:
             found[module] = Axes(Kind.TRANSPOSED, FIRST, groups[module])
             told[_AS_TRANSPOSED].append(module)
+        elif _is_like(open_ones[module], torn):
+            continue
         # One filter for each channel seldom comes last, to one channel people do go back.
         elif margins[module] > 0 or (module == row[-1].module and patterns[_pattern(module)] == 1):
             told[_MAYBE_TRANSPOSED].append(module)
@@ -96,6 +98,12 @@ def _is_free(weight: Weight, wanted: Wanted) -> bool:
 
 def _pattern(module: str) -> str:
     return re.sub(r"\d+", "#", module)
+
+
+def _is_like(weight: Weight, ordinary: Container[tuple[str, tuple[int, ...]]]) -> bool:
+    """Tell whether it is as others that are ordinary, and has nothing of a transposed one."""
+    is_alike = (_pattern(weight.module), weight.shape) in ordinary
+    return is_alike and not _hint(weight) and not _is_even(weight)
 
 
 def _hint(weight: Weight) -> int:

@@ -77,7 +77,7 @@ def _batches(data: Any) -> Iterable[Any]:
 
 
 def _named(name: str) -> Iterable[Any]:
-    """The first validation examples of a data set by name, prepared as when planescope trains."""
+    """Load the first validation examples of a data set by name, as planescope trains on them."""
     called = call_loader(name, "val")
     if called is not None:
         return _batches(called)
@@ -87,7 +87,10 @@ def _named(name: str) -> Iterable[Any]:
 
 
 def _loader(theirs: Any) -> DataLoader[Any]:
-    """A loader of our own over the same data set: theirs may draw, and give its examples away."""
+    """Return a loader of our own over the same data set.
+
+    Theirs may draw, and give its examples away.
+    """
     dataset = theirs.dataset
     sampler = getattr(theirs, "batch_sampler", None)
     size = theirs.batch_size or getattr(sampler, "batch_size", None)
@@ -112,7 +115,7 @@ def _twice_readable(dataset: IterableDataset[Any]) -> IterableDataset[Any]:
 
 @contextlib.contextmanager
 def _unmoved(dataset: Any) -> Iterator[None]:
-    """Random generators of Python, of NumPy, and those that a data set keeps, as they were."""
+    """Leave the generators of Python, of NumPy, and those that a data set keeps, as they were."""
     pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
     kept = [(generator, _state(generator)) for generator in _generators(dataset, _DEPTH)]
     try:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
-    """Callback that measures the model which it is given to; its statistics join the logs.
+    """Return the callback that measures the model which it is given to.
+
+    Its statistics join the logs.
 
     Raises
     ------

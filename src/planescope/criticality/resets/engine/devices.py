@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +13,12 @@ from torch import nn
 
 from planescope.files.errors import UsageError
 from planescope.networks.graph.file_graph import FileGraph
+from planescope.training.precision import fitting_precision
 
 if TYPE_CHECKING:
+    from planescope.criticality.options import AskedPrecision
     from planescope.data.roles import Batch
+    from planescope.training.precision import Precision
 
 
 # Memory by default: half of what is free, but no more than this; groups of batches gain little
@@ -26,6 +29,18 @@ BATCHES = {"cpu": (256, 512 << 20), "cuda": (2048, 4 << 30)}
 # A step holds what it reads, what it gives, and what it works with.
 COPIES_OF_LARGEST = 4
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+SIGNIFICANT_BITS = {"bf16-mixed": 8, "16-mixed": 11}
+
+
+def chosen_precision(asked: AskedPrecision, devices: Sequence[torch.device], /) -> Precision:
+    """Return the precision that is computed in: of ``"auto"`` the one that all devices share."""
+    if asked != "auto":
+        return asked
+    fitting: set[Precision] = {
+        fitting_precision(kind) if kind in BATCHES else "32-true"
+        for kind in {device.type for device in devices}
+    }
+    return fitting.pop() if len(fitting) == 1 else "32-true"
 
 
 @contextlib.contextmanager
