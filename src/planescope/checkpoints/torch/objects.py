@@ -103,7 +103,9 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
     for at, module in found.modules:
         constants = {} if storages.constants is None else storages.constants(called(module))
         held = (tensors.get(f"{at}{part}") for part in WEIGHT_OR_PARTS)
-        told = place(module, next((one for one in held if one is not None), None), constants)
+        # Of spectral norm `weight_v` is a vector.
+        weight = next((one for one in held if one is not None and len(one.shape) > 1), None)
+        told = place(module, weight, constants)
         name = clean(at)[:-1]
         if isinstance(told, Place):
             places[name] = told
