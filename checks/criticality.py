@@ -143,16 +143,10 @@ def usable(rows: pd.DataFrame) -> pd.DataFrame:
 
 def within(rows: pd.DataFrame, score: str, weights: Any = None) -> float:
     """Give the AUC over pairs of layers of one network, runs weighted by their pairs."""
-    total = pairs = 0.0
-    for number, (_, own) in enumerate(rows.groupby("run", sort=True)):
-        is_critical = (own["loss"] > 0.1).to_numpy()
-        count = (
-            is_critical.sum() * (~is_critical).sum() * (1 if weights is None else weights[number])
-        )
-        if count:
-            one = ranks.auc(own[score].to_numpy(float), is_critical, np.ones((1, len(own))))[0]
-            total, pairs = total + one * count, pairs + count
-    return total / pairs if pairs else float("nan")
+    runs, names = pd.factorize(rows["run"], sort=True)
+    counts = np.ones(len(names)) if weights is None else weights
+    is_critical = (rows["loss"] > 0.1).to_numpy()
+    return float(ranks.auc_within(rows[score].to_numpy(float), is_critical, runs, counts[None])[0])
 
 
 def pooled(rows: pd.DataFrame, score: str, weights: Any = None) -> float:

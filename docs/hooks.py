@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from enum import Enum
+from typing import Any, get_args
 
 HELP = "<!-- help of every command -->"
 FIELDS = "<!-- fields of RunConfig -->"
@@ -22,11 +23,19 @@ def _fields() -> str:
     lines = []
     for name, field in RunConfig.model_fields.items():
         kind = getattr(field.annotation, "__name__", "")
-        if kind in ("", "Literal", "Optional", "Union", "UnionType", "tuple") or "|" in kind:
+        enums = [part for part in (field.annotation, *get_args(field.annotation)) if _is_enum(part)]
+        if enums:
+            words = ", ".join(repr(member.value) for member in enums[0])
+            kind = f"Literal[{words}]{' | None' if kind != enums[0].__name__ else ''}"
+        elif kind in ("", "Literal", "Optional", "Union", "UnionType", "tuple") or "|" in kind:
             kind = str(field.annotation).replace("typing.", "").replace("NoneType", "None")
         lines.append(f"- **`{name}`** : `{kind}`, default `{field.default!r}`  \n"
                      f"  {field.description}")  # fmt: skip
     return "\n".join(["**Fields**", "", *lines])
+
+
+def _is_enum(part: Any) -> bool:
+    return isinstance(part, type) and issubclass(part, Enum)
 
 
 def _help() -> str:

@@ -30,7 +30,7 @@ from checks.benchmarks.processes import machine
 from planescope.criticality.resets import ResetOptions, reset
 from planescope.criticality.resets.record import Resets
 from planescope.networks.build import build
-from planescope.training.processor import Precision, fitting_precision
+from planescope.training.precision import Precision, fitting_precision
 
 SNAPSHOTS = 5
 BATCH = 256
@@ -163,11 +163,10 @@ def compare(name: str, device: str, precision: Precision, threads: int) -> None:
         ends_early = ""
 
         def ours() -> None:
-            options = ResetOptions(kinds="all", devices=(device,), precision=precision)
             found.append(
                 reset(
                     paths[0], to=paths[1:], network=name, data="cifar10", data_path=folder,
-                    options=options,
+                    kinds="all", devices=(device,), precision=precision,
                 )
             )  # fmt: skip
 
@@ -190,9 +189,8 @@ def compare(name: str, device: str, precision: Precision, threads: int) -> None:
             ends_early = _with_tolerance(paths, name, folder, device, found[-1])
     for clock in ("cpu", "wall") if device == "cpu" else ("wall",):
         each = getattr(shared, clock) / cells
-        line = (
-            f"{name:20} {precision:>10} {device:>4} {threads:>3} {clock:>5} {cells:>4} {each:9.4f}s"
-        )
+        line = f"{name:20} {precision:>10} {device:>4} {threads:>3} {clock:>5} {cells:>4}"
+        line += f" {each:9.4f}s"
         for other, bound in zip((plain, bare), BOUNDS[name, device, precision], strict=True):
             wanted = "" if bound is None else f"{bound:.1f}"
             seconds = getattr(other, clock)

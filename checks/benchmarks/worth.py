@@ -16,8 +16,8 @@ from torch import nn
 import planescope as ps
 from checks.benchmarks.processes import machine
 from checks.benchmarks.resets import Cost, bare_pass, cost
+from planescope.criticality.options import InputOptions
 from planescope.criticality.replacements import read_ways
-from planescope.criticality.sensitivity.inputs import InputOptions
 from planescope.criticality.sensitivity.job import Job
 from planescope.networks.build import build
 

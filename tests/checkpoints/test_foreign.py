@@ -51,6 +51,7 @@ PICKLE = pickle.dumps({"w": np.zeros((2, 2))})
 FILES = {
     "flatbuffer-of-torch": (b"0\0\0\0PTMF" + bytes(64), "PyTorch Mobile.*flatbuffer form; .*ptl"),
     "onnxruntime": (b"0\0\0\0ORTM" + bytes(64), "an ORT model.*measure the .onnx"),
+    "executorch": (b"0\0\0\0ET12eh00" + bytes(64), "an ExecuTorch program.*torch.export.save"),
     "gguf": (b"GGUF\3\0\0\0", "a GGUF file.*gguf.GGUFReader"),
     "dlib": (
         b"\1\1\1\x0dloss_metric_2\3\x0a" + bytes(64),

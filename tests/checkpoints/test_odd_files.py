@@ -23,7 +23,8 @@ import planescope as ps
 from planescope.files.errors import CheckpointError, OutputError
 from planescope.files.locks import is_locked
 from planescope.files.reading import open_binary, read_text
-from planescope.files.writing import check_target, replacing
+from planescope.files.targets import check_target
+from planescope.files.writing import replacing
 from planescope.training.config import RunConfig
 from planescope.training.folder.status import State
 from planescope.training.loop import train

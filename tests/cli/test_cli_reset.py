@@ -23,7 +23,7 @@ import warm
 import planescope as ps
 from planescope.training.config import RunConfig
 from planescope.training.loop import train
-from planescope.training.processor import fitting_precision
+from planescope.training.precision import fitting_precision
 from planescope.training.run import Run
 
 PARITY = Path("tests/parity")

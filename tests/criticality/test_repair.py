@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 import planescope as ps
-from planescope.criticality.plan.holding import form_of
-from planescope.criticality.plan.patches import patches_at, rows_of, values_at
-from planescope.criticality.plan.solutions import RIDGE, Moments, least_squares, rounded
+from planescope.criticality.plan.fit.holding import form_of
+from planescope.criticality.plan.fit.patches import patches_at, rows_of, values_at
+from planescope.criticality.plan.fit.solutions import RIDGE, Moments, least_squares, rounded
 from planescope.criticality.replacements import of_bits
 
 
@@ -239,13 +239,13 @@ class Branching(nn.Module):
               pytest.param(Branching, id="no-graph")],
 )  # fmt: skip
 def test_a_pass_that_goes_on_gives_the_bits_of_whole_passes(whole, monkeypatch) -> None:
-    from planescope.criticality.plan.passage import Passage
+    from planescope.criticality.plan.fit.passage import Passage
 
     torch.manual_seed(0)
     own = whole().eval()
     changed, inputs = pruned(own), draws(250, 2, 8, 8)
     # One batch has to start again, as where memory is short.
-    monkeypatch.setattr("planescope.criticality.plan.passage._HELD_BYTES", 100 * 6 * 64 * 4)
+    monkeypatch.setattr("planescope.criticality.plan.fit.passage._HELD_BYTES", 100 * 6 * 64 * 4)
     result = ps.repair(changed, own, data=inputs)
     monkeypatch.setattr(Passage, "of", classmethod(lambda *_: None))
     plain = ps.repair(changed, own, data=inputs)
@@ -258,8 +258,8 @@ def test_a_pass_that_goes_on_gives_the_bits_of_whole_passes(whole, monkeypatch) 
 
 
 def test_a_pass_goes_on_where_there_is_a_graph() -> None:
-    from planescope.criticality.plan.observation import look_at
-    from planescope.criticality.plan.passage import Passage
+    from planescope.criticality.plan.fit.observation import look_at
+    from planescope.criticality.plan.fit.passage import Passage
     from planescope.data.roles import Batch
 
     x = draws(4, 2, 8, 8)

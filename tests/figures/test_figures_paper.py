@@ -400,7 +400,7 @@ def test_saved_results_of_another_schema_or_of_none_are_told(tmp_path):
     for name, text, sentence in [
         ("old", '{"schema": "planescope.measurement/0"}', "schema is 'planescope.measurement/0'"),
         ("other", '{"schema": "planescope.status/1"}', "holds 'planescope.status/1'; give a run"),
-        ("broken", "{", "cannot be read"),
+        ("broken", "{", "holds no saved result; save it with --out"),
     ]:
         path = tmp_path / f"{name}.json"
         path.write_text(text)

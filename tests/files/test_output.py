@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from planescope.files.errors import MissingDependencyError, OutputError, UsageError
-from planescope.files.writing import check_target, replacing, write, write_csv, write_parquet
+from planescope.files.targets import check_target
+from planescope.files.writing import replacing, write, write_csv, write_parquet
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no umask and no symlinks on Windows")
 

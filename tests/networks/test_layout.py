@@ -200,7 +200,11 @@ def test_a_square_weight_is_transposed_by_name_alone(name, kind):
 
 
 @pytest.mark.parametrize(
-    "model", ["resnet18", "squeezenet1_0", "googlenet", "efficientnet_b0", "shufflenet_v2_x0_5"]
+    "model",
+    [
+        *("resnet18", "squeezenet1_0", "googlenet", "efficientnet_b0", "shufflenet_v2_x0_5"),
+        "densenet121",
+    ],
 )
 def test_published_networks_of_torch_have_no_transposed_layer(model):
     import torch

@@ -9,7 +9,9 @@ import pytest
 
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.yaml import read_document
-from planescope.study.costs import GPU, THREAD, estimate
+from planescope.study.costs import GPU, THREAD, estimate, seconds_of
+from planescope.study.folder import RunRecord, Study
+from planescope.study.forecast import forecast
 from planescope.study.plan import read_plan
 from planescope.study.spec import name_of
 from planescope.training.config import RunConfig
@@ -209,6 +211,29 @@ def test_the_estimates_that_are_documented_are_those_of_the_dry_run():
         # What runs on data that are not known before is not in the estimate.
         ours *= len(specs) / (len(specs) - cpu.unknown)
         assert ours == pytest.approx(float(time.replace(",", "")), rel=0.2)
+
+
+def test_a_forecast_counts_what_is_left_of_a_run(tmp_path):
+    """Runs whose training is there lack their resets alone, and a subset is evaluated on."""
+    study = tmp_path / "study.yaml"
+    study.write_text("base: {epochs: 2}\nseeds: 2\nreset: {subset: 100}\n", encoding="utf-8")
+    whole = forecast(study, tmp_path / "out")
+    specs = read_plan(study).specs
+    folder = Study(tmp_path / "out")
+    (folder.path / "runs" / specs[0].name).mkdir(parents=True)
+    (folder.path / "study.yaml").write_bytes(study.read_bytes())
+    folder.save_record(RunRecord(name=specs[0].name, made={"train": 1.0}))
+    left = forecast(study, folder.path)
+    reset = left.runs[0].seconds
+    assert 0 < reset < whole.runs[0].seconds
+    assert left.runs[1].seconds == whole.runs[1].seconds
+    more = study.read_text(encoding="utf-8").replace("100", "1000")
+    study.write_text(more, encoding="utf-8")
+    few, every = (
+        seconds_of(spec, steps=["reset"]) - THREAD.start
+        for spec in (specs[0], read_plan(study).specs[0])
+    )
+    assert every == pytest.approx(10 * few)
 
 
 @pytest.mark.parametrize(

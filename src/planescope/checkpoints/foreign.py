@@ -33,6 +33,11 @@ _SIGNS = tuple(
             "a PyTorch Mobile model in flatbuffer form",
             "measure the .pt or .ptl file that it was made from",
         ),
+        (
+            rb".{4}ET\d\d",
+            "an ExecuTorch program, whose weights are laid out for one runtime",
+            "measure the module that it was made from, or its torch.export.save file (.pt2)",
+        ),
         (rb".{4}ORTM", "an ORT model of onnxruntime's", "measure the .onnx file it was made from"),
         (
             rb"GGUF",

@@ -197,7 +197,7 @@ def _of_tree(objects: Objects, tree: int, rank: int) -> Iterator[Chunk]:
 def _newer_chunks(
     objects: Objects, message: bytes, shape: tuple[int, ...], width: int, *, packed: bool
 ) -> tuple[tuple[int, ...], tuple[Chunk, ...]]:
-    """Shape of the chunks, elements' bytes last, and the chunks, of the newer kind."""
+    """Return the shape of the chunks, elements' bytes last, and the chunks, of the newer kind."""
     flags, rank, bytes_each = message[2:5]
     at = 5 + rank * bytes_each
     extents = tuple(
@@ -249,7 +249,7 @@ def _offset(number: int, counts: Sequence[int], extents: Sequence[int]) -> tuple
 def _fixed_array(
     objects: Objects, address: int, count: int, size: int, *, packed: bool
 ) -> list[tuple[int, int, int]]:
-    """Place, size and skipped filters of each chunk."""
+    """Return the place, size and skipped filters of each chunk."""
     head = objects.read(address, 28)
     if not head.startswith(b"FAHD"):
         raise ValueError("an array of chunks without its signature")

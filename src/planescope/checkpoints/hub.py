@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from planescope.checkpoints.choose import TWINS, listing, models_among, only_model
+from planescope.checkpoints.ranges import RANGED_BYTES, Remote, can_be_read_in_ranges, register
 from planescope.checkpoints.sharded import shard_names
 from planescope.files.errors import CheckpointError
 
@@ -110,8 +111,6 @@ def _in_ranges(repo: str, name: str, commit: str) -> Path | None:
     """Open a large file on the hub to be read by ranges; None where it is to be fetched whole."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers
-
-    from planescope.checkpoints.ranges import RANGED_BYTES, Remote, can_be_read_in_ranges, register
 
     if isinstance(try_to_load_from_cache(repo, name, revision=commit), str):
         return None

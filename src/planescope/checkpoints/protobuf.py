@@ -121,7 +121,7 @@ class WireFile:
         return next((field for field in self.fields(span) if field.number == number), None)
 
     def integers(self, field: Field) -> Iterator[int]:
-        """Signed integers of a repeated field: one by itself, or packed."""
+        """Yield the signed integers of a repeated field: one by itself, or packed."""
         if field.wire == VARINT:
             yield signed(field.value)
         elif field.wire == BYTES:
@@ -161,7 +161,10 @@ class WireFile:
             )
 
     def _look(self, offset: int) -> bytes:
-        """Enough bytes from `offset` on for one varint or fixed number; fewer at the file's end."""
+        """Return enough bytes from `offset` on for one varint or fixed number.
+
+        Fewer at the file's end.
+        """
         at = offset - self._window_begin
         if not 0 <= at <= len(self._window) - _LONGEST_VARINT:
             self._file.seek(offset)

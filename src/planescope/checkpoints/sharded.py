@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path, PureWindowsPath
 
+from planescope.checkpoints import read_contents
 from planescope.checkpoints.probe import Probe, probe
 from planescope.checkpoints.safetensors import parse_object
 from planescope.files.errors import CheckpointError
@@ -103,7 +104,6 @@ def stays_inside(name: str) -> bool:
 
 
 def _read_shard(index: Path, name: str) -> StateDict:
-    from planescope.checkpoints import read_contents
 
     path = index.parent / name
     if not os.path.exists(path):  # noqa: PTH110 - of a name that is too long pathlib raises

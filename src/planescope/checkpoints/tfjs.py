@@ -23,6 +23,7 @@ from planescope.checkpoints.arrays.raw import DIGEST_BYTES, ITEM_SIZES, MAX_DIME
 from planescope.checkpoints.keras.config import trace
 from planescope.checkpoints.keras.entries import ConfigLayer
 from planescope.checkpoints.keras.left_out import reason_for, reason_for_class
+from planescope.checkpoints.keras.model import described_layers, is_known
 from planescope.checkpoints.keras.variables import Variables
 from planescope.checkpoints.safetensors import parse_object
 from planescope.checkpoints.sharded import stays_inside
@@ -260,8 +261,6 @@ class _Arrays:
 
 
 def _layers(path: Path, described: list[ConfigLayer], tensors: Mapping[str, Tensor]) -> Described:
-    from planescope.checkpoints.keras.model import described_layers
-
     by_module: dict[str, dict[str, str]] = {}
     for name in tensors:
         module, _, last = name.removesuffix(":0").rpartition("/")
@@ -299,8 +298,6 @@ def _rest(
     taken: set[str],
 ) -> Iterator[Skipped]:
     """Tell of what has weights and is no layer here."""
-    from planescope.checkpoints.keras.model import is_known
-
     for layer in described:
         if layer.name not in owned:
             if is_known(layer) and not layer.is_norm:

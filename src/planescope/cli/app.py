@@ -1,4 +1,4 @@
-"""Wires the commands together: each is loaded when it is named, or when the help lists it."""
+"""Wires the commands together: each is loaded when it is named."""
 
 from __future__ import annotations
 
@@ -8,15 +8,29 @@ import click
 
 from planescope import __version__
 
-# Each is a module of this package with a command of its own name.
-COMMANDS = (
-    "claims", "diff", "figures", "measure", "plan", "predict", "quickstart", "relate",
-    "repair", "report", "reset", "sensitivity", "status", "study", "train",
-)  # fmt: skip
+# Each is a module of this package with a command of its own name; said here, so that the list of
+# all of them needs none.
+COMMANDS = {
+    "claims": "Answer the paper's claims from the runs of a study.",
+    "diff": "Tell what moved between two checkpoints, layer by layer.",
+    "figures": "Write every figure of a paper on some networks.",
+    "measure": "Measure the hyperplanes of checkpoints: no data, no GPU.",
+    "plan": "Make a smaller network out of a trained one.",
+    "predict": "Say which layers a network cannot do without, without labels.",
+    "quickstart": "Measure two published networks, train one, reset its layers.",
+    "relate": "Ask whether the bias ranks the layers as resets do.",
+    "repair": "Repair the layers of a pruned, quantised or reset network.",
+    "report": "Write one HTML page that shows what is known of networks.",
+    "reset": "Put each layer of a trained network back to earlier weights.",
+    "sensitivity": "Say what it costs to prune, thin, factor or quantise layers.",
+    "status": "Tell what training runs are, and how far they came.",
+    "study": "Make all runs of a study: train, measure, reset, relate.",
+    "train": "Train a network and measure it on the way.",
+}
 
 
 class _Commands(click.Group):
-    """A group of commands whose modules are not loaded before they are asked for."""
+    """A group of commands whose modules are not loaded before one of them is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -26,6 +40,11 @@ class _Commands(click.Group):
             return None
         command: click.Command = getattr(import_module(f"planescope.cli.{cmd_name}"), cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 def _about(ctx: click.Context, _: click.Parameter, asked: bool) -> None:

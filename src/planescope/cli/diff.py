@@ -10,6 +10,7 @@ import click
 from planescope.cli.options import ENTRY, KINDS, LAYERS
 from planescope.cli.printing import console, plain_table
 from planescope.cli.progress import layer_progress
+from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
 
 if TYPE_CHECKING:
     from planescope.measurement.difference import Difference, LayerDifference
@@ -53,11 +54,9 @@ def diff(
     pruning, quantising or converting. Layers are matched by name and shape, across formats by
     their filters; what has no partner is named.
     """
-    from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_targets
     from planescope.measurement.diff import diff as compare
 
-    check_targets((out, FORMS), (figure, FIGURE_FORMS), (page, (".html", ".htm")))
+    check_targets((out, TABLES), (figure, FIGURES), (page, PAGES))
     with layer_progress() as advance:
         found = compare(
             before,

@@ -7,6 +7,9 @@ import sys
 import click
 
 from planescope.cli.options import ENTRY, KINDS, LAYERS
+from planescope.cli.progress import layer_progress
+from planescope.files.errors import UsageError
+from planescope.files.targets import CARDS, FIGURES, FILTERS, TABLES, check_targets
 
 
 @click.command()
@@ -103,7 +106,6 @@ def measure(
     torchvision:NAME or timm:NAME.
     """
     from planescope.checkpoints.locate import locate_each
-    from planescope.cli.progress import layer_progress
     from planescope.files import results
     from planescope.measurement.measure import measure as measure_one
     from planescope.measurement.record import save_filters
@@ -161,12 +163,12 @@ def _check_outputs(
     card: str | None,
 ) -> None:
     """Refuse what could not be written before the files are read."""
-    from planescope.files.errors import UsageError
-    from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_targets
-    from planescope.measurement.record import FILTER_FORMS
-
-    check_targets((out, FORMS), (filters, FILTER_FORMS), (figure, FIGURE_FORMS), (card, (".md",)))
+    check_targets(
+        (out, TABLES),
+        (filters, FILTERS),
+        (figure, FIGURES),
+        (card, CARDS),
+    )
     for option, target in (("--figure", figure), ("--card", card)):
         if target is not None and len(files) > 1:
             raise UsageError(f"{option} shows one network; give one file")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
 from planescope.cli.printing import say
+from planescope.data.options import Split
+from planescope.files.errors import UsageError
+from planescope.files.optional import search_working_folder
+from planescope.hyperplanes.layer import KindName
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,6 +30,59 @@ def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
+def words_of(annotation: Any, /) -> Iterator[Any]:
+    """Yield what a field may be: types, or words of a closed choice."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif isinstance(annotation, type) and issubclass(annotation, Enum):
+        yield from (member.value for member in annotation)
+    elif parts := get_args(annotation):
+        for part in parts:
+            if part not in (type(None), ...):
+                yield from words_of(part)
+    else:
+        yield annotation
+
+
+def options_of(
+    model: type, described: Mapping[str, tuple[str | None, str | None]], /, **types: Any
+) -> Callable[[F], F]:
+    """Return a decorator that adds an option for each field of a dataclass that is described.
+
+    Parameters
+    ----------
+    model : type
+        It has the names, types, words and defaults.
+    described : mapping of field to (metavar, help)
+    **types
+        Of fields that a command takes in one form of several.
+    """
+    hints = get_type_hints(model) | types
+    defaults = {field.name: field.default for field in dataclasses.fields(model)}
+    return _together(
+        *(
+            _option(name, hints[name], defaults[name], metavar, text)
+            for name, (metavar, text) in described.items()
+        )
+    )
+
+
+def _option(
+    name: str, annotation: Any, default: Any, metavar: str | None, text: str | None
+) -> Callable[[F], F]:
+    flag = "--" + name.replace("_", "-")
+    if annotation is bool:
+        return click.option(flag, is_flag=True, help=text)
+    words = list(words_of(annotation))
+    kind = click.Choice(words) if isinstance(words[0], str) else words[0]
+    if default == ():
+        return click.option(flag, type=kind, multiple=True, metavar=metavar, help=text)
+    return click.option(
+        flag, type=kind, default=default, show_default=default is not None, metavar=metavar,
+        help=text,
+    )  # fmt: skip
+
+
 TRUST = click.option(
     "--trust",
     is_flag=True,
@@ -32,7 +91,7 @@ TRUST = click.option(
 )
 
 
-KIND = click.Choice(["conv", "pointwise", "transposed", "linear", "all"])
+KIND = click.Choice(get_args(KindName))
 KINDS = click.option(
     "--kinds",
     type=KIND,
@@ -54,8 +113,6 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 def _bytes(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
     """Read bytes, as in 500M or 4G."""
-    from planescope.files.errors import UsageError
-
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
@@ -133,7 +190,7 @@ cell_options = _together(
     click.option(
         "--layers", metavar="NAMES", help="Only these; names or patterns, commas between."
     ),
-    click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True),
+    click.option("--split", type=click.Choice(get_args(Split)), default="val", show_default=True),
     click.option("--device", default="auto", show_default=True, metavar="NAME"),
     click.option("--seed", type=int, default=0, show_default=True, help="Of synthetic pictures."),
     MEMORY,
@@ -146,8 +203,6 @@ def consent(
     sources: Iterable[str], *, network: str | None, data: str | None, trust: bool
 ) -> dict[str, Any]:
     """Give what a `Run` takes of these options, and say which names are replaced."""
-    from planescope.files.optional import search_working_folder
-
     if trust:
         search_working_folder()
     given = {
@@ -196,8 +251,6 @@ def check_inputs(inputs: str | None, data: str | None) -> None:
     UsageError
         If both are given.
     """
-    from planescope.files.errors import UsageError
-
     if inputs is not None and data is not None:
         raise UsageError("give --inputs, whose labels are not looked at, or --data, not both")
 
@@ -211,8 +264,6 @@ def of_inputs(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
         If they are not understood, or are not of such inputs.
     """
     from planescope.data.load import DataOptions
-    from planescope.files.errors import UsageError
-    from planescope.files.optional import search_working_folder
 
     if choices.get("trust"):
         search_working_folder()
@@ -231,8 +282,6 @@ def of_inputs(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
 
 def shape_of(text: str, /) -> tuple[int, ...]:
     """Read channels, height and width with commas between."""
-    from planescope.files.errors import UsageError
-
     sizes = numbers("--input-shape", text)
     if len(sizes) != 3 or any(size % 1 != 0 for size in sizes):
         raise UsageError(f"--input-shape {text!r}: give channels, height and width: 3,32,32")
@@ -241,8 +290,6 @@ def shape_of(text: str, /) -> tuple[int, ...]:
 
 def numbers(option: str, text: str | None, /) -> tuple[float, ...]:
     """Read numbers with commas between; none where the option was left out."""
-    from planescope.files.errors import UsageError
-
     if text is None:
         return ()
     try:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from planescope.cli.options import TRUST, check_inputs, numbers, of_inputs, prepared_options
 from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
+from planescope.criticality.options import EXAMPLES, PlannedWay
+from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.planned import Plan, PlanCost
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 @prepared_options
 @click.option(
     "--way",
-    type=click.Choice(["prune", "filters", "rank", "bits", "reset", "freeze"]),
+    type=click.Choice(get_args(PlannedWay)),
     default="prune",
     show_default=True,
 )
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--keep", multiple=True, metavar="NAME", help="Layer that stays whole; repeatable.")
 @click.option("--no-repair", is_flag=True, help="Compare the allocations as they are.")
 @click.option(
-    "--examples", metavar="N", type=click.IntRange(2), default=400, show_default=True,
+    "--examples", metavar="N", type=click.IntRange(2), default=EXAMPLES, show_default=True,
     help="Inputs to repair on; as many more for the table.",
 )  # fmt: skip
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws.")
@@ -74,18 +76,15 @@ def plan(
     plan.
     """
     from planescope.criticality.plan import export
-    from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.planned import PlanCost
     from planescope.criticality.plan.search import plan as make_plan
-    from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_targets
 
     check_inputs(inputs, data)
     check_targets(
         (out, () if out is None else export.forms(model)),
-        (table, FORMS),
-        (figure, FIGURE_FORMS),
-        (page, (".html", ".htm")),
+        (table, TABLES),
+        (figure, FIGURES),
+        (page, PAGES),
     )
     options = _options(choices, synthetic=inputs is None and data is None)
     with layer_progress() as advance:
@@ -97,6 +96,8 @@ def plan(
         print_cost(made)
         return
     if out is not None:
+        from planescope.criticality.plan.opening import opened
+
         given = opened(model, network, "network", trust=options["trust"])
         export.save_network(made.module, out, like=given.file, architecture=given.architecture)
     if table is not None:

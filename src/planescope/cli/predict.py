@@ -12,6 +12,7 @@ from planescope.cli.printing import console, plain_table
 from planescope.cli.progress import layer_progress
 from planescope.cli.sensitivity import print_cost
 from planescope.files.errors import UsageError
+from planescope.files.targets import FIGURES, TABLES, check_targets
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,9 +52,8 @@ def predict(
     from planescope.criticality.prediction import predict_critical
     from planescope.criticality.sensitivity import Cost
     from planescope.files import results
-    from planescope.files.writing import FIGURE_FORMS, check_targets
 
-    check_targets((out, results.FORMS), (figure, FIGURE_FORMS))
+    check_targets((out, TABLES), (figure, FIGURES))
     if figure is not None and len(files) > 1:
         raise UsageError("--figure draws one network; give one FILE, or draw them one by one")
     options = of_inputs(choices, synthetic=inputs is None)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import click
+
+from planescope.cli.printing import console
+from planescope.cli.progress import layer_progress
+from planescope.cli.reset_table import print_resets
 
 if TYPE_CHECKING:
     from planescope.cli.story import Loss, Published, Quickstart
@@ -29,15 +34,10 @@ def quickstart(*, out: str, epochs: int) -> None:
     loss is held against the bias. Without what training needs (pip install '.[train]')
     only the published networks are measured.
     """
-    from importlib.util import find_spec
-
     from planescope.cli import story as parts
-    from planescope.cli.printing import console
-    from planescope.cli.progress import layer_progress
     from planescope.cli.relate import print_relation
-    from planescope.cli.reset_table import print_resets
     from planescope.cli.tables import print_measurement
-    from planescope.training.processor import keep_memory
+    from planescope.training.memory import keep_memory
 
     out_of = console()
     published = parts.measure_published(out)
@@ -77,8 +77,6 @@ def quickstart(*, out: str, epochs: int) -> None:
 
 def _print_emergence(trained: Quickstart) -> None:
     """Say what the training changed: before, after, accuracy."""
-    from planescope.cli.printing import console
-
     before, after = trained.initial.network, trained.measurement.network
     accuracy = trained.run.metrics[-1].val_accuracy
     console().print(
@@ -90,7 +88,6 @@ def _print_emergence(trained: Quickstart) -> None:
 
 
 def _print_files(made: Published | Quickstart | Loss) -> None:
-    from planescope.cli.printing import console
 
     for path in made.files:
         console().print(f"written: {path}", style="bold")

@@ -11,6 +11,7 @@ import click
 from planescope.cli.options import code_options, consent
 from planescope.cli.printing import console, plain_table
 from planescope.cli.progress import layer_progress
+from planescope.files.targets import FIGURES, TABLES, check_targets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,10 +83,8 @@ def relate(
     that need no data are held against what each layer costs when it is put back to its start.
     """
     from planescope.criticality.relation.relate import relate as relate_runs
-    from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_targets
 
-    check_targets((out, FORMS), (figure, FIGURE_FORMS))
+    check_targets((out, TABLES), (figure, FIGURES))
     given = consent(runs, network=network, data=data, trust=trust)
     with layer_progress() as advance:
         relation = relate_runs(
@@ -167,7 +166,10 @@ _OTHERS = {
 
 
 def _other_selections(relation: Relation) -> list[str]:
-    """Agreement in the layers that the table is not about: all together, the others apart."""
+    """Return the agreement in the layers that the table is not about.
+
+    All together, the others apart.
+    """
     from planescope.criticality.definition import Critical
     from planescope.criticality.relation.record import Selection
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from planescope.cli.options import TRUST, of_inputs, prepared_options
 from planescope.cli.printing import console, plain_table
 from planescope.cli.progress import layer_progress
+from planescope.criticality.options import EXAMPLES, RepairedBy
+from planescope.files.targets import TABLES, check_targets
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.record import Repair
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
 @prepared_options
 @click.option(
     "--by",
-    type=click.Choice(["least squares", "moments"]),
+    type=click.Choice(get_args(RepairedBy)),
     default="least squares",
     show_default=True,
     help="Fit the weights that stay, or put back mean and deviation of each channel.",
 )
 @click.option(
-    "--examples", metavar="N", type=click.IntRange(2), default=400, show_default=True,
+    "--examples", metavar="N", type=click.IntRange(2), default=EXAMPLES, show_default=True,
     help="Take so many inputs; every fourth is kept back.",
 )  # fmt: skip
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of draws.")
@@ -54,7 +56,7 @@ def repair(
     reference: str,
     network: str | None,
     data: str | None,
-    by: str,
+    by: RepairedBy,
     as_json: bool,
     out: str | None,
     table: str | None,
@@ -67,12 +69,9 @@ def repair(
     inputs that the repair did not see.
     """
     from planescope.criticality.plan import export
-    from planescope.criticality.plan.opening import opened
     from planescope.criticality.plan.repair import repair as put_right
-    from planescope.files.results import FORMS
-    from planescope.files.writing import check_targets
 
-    check_targets((out, () if out is None else export.forms(changed)), (table, FORMS))
+    check_targets((out, () if out is None else export.forms(changed)), (table, TABLES))
     options = of_inputs(choices, synthetic=data is None)
     with layer_progress() as advance:
         done = put_right(
@@ -80,11 +79,13 @@ def repair(
             reference,
             architecture=network,
             data=data,
-            by="moments" if by == "moments" else "least squares",
+            by=by,
             on_layer=advance,
             **options,
         )
     if out is not None and done.module is not None:
+        from planescope.criticality.plan.opening import opened
+
         given = opened(changed, network, "network", trust=options["trust"])
         export.save_network(done.module, out, like=given.file, architecture=given.architecture)
     if table is not None:

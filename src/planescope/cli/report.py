@@ -13,6 +13,7 @@ import click
 from planescope.cli.options import code_options, consent, measured_options
 from planescope.cli.printing import say
 from planescope.files.errors import UsageError
+from planescope.files.targets import PAGES, check_target
 
 if TYPE_CHECKING:
     from planescope.figures.report import Report
@@ -55,11 +56,9 @@ def report(
     and --kinds say, or a measurement, resets, a relation, a prediction or a sensitivity that
     --out of those commands saved, or what a Tracker saved. Several networks are compared.
     """
-    from planescope.figures.report import FORMS
     from planescope.figures.report import report as report_on
-    from planescope.files.writing import check_target
 
-    check_target(out, FORMS)
+    check_target(out, PAGES)
     if watch and (init is not None or kinds):
         raise UsageError("--init and --kinds are of checkpoints; --watch follows a run")
     if watch and len(sources) != 1:

@@ -4,25 +4,60 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import KIND, MEMORY, TRUST, consent, shape_of, tell_data_path
+from planescope.cli.options import (
+    MEMORY,
+    TRUST,
+    consent,
+    numbers,
+    options_of,
+    shape_of,
+    tell_data_path,
+)
 from planescope.cli.printing import say
 from planescope.cli.progress import layer_progress
 from planescope.cli.reset_table import print_resets
+from planescope.criticality.options import ResetOptions
+from planescope.data.options import DataOptions
 from planescope.files.errors import StoppedError, UsageError
 from planescope.files.optional import is_foreign
-from planescope.training.processor import Precision
+from planescope.files.targets import FIGURES, TABLES, check_targets
+from planescope.hyperplanes.layer import KindName
 
 if TYPE_CHECKING:
-    from planescope.criticality.resets import ResetOptions
-    from planescope.data.load import DataOptions
     from planescope.training.run import Run
 
 FORECAST_SCHEMA = "planescope.reset-forecast/1"
+
+
+# Fields of `ResetOptions`, which has their types, words and defaults, as the command tells them.
+EVALUATED = {
+    "layers": (
+        "NAMES",
+        "Only layers of these names, or in whose name such a regular expression is found; commas "
+        "between.",
+    ),
+    "kinds": (None, "Which layers; repeatable.  [default: conv, or linear where there is none]"),
+    "with_norm": (None, "Put the batch norm behind a layer back with it."),
+    "together": ("L1,L2", "Layers to put back at once; repeatable."),
+    "subset": ("N", "Evaluate on N examples, drawn at random."),
+    "split": (None, None),
+    "precision": (
+        None,
+        "Of computing. auto: bf16-mixed where the devices have instructions for it; the result "
+        "tells.",
+    ),
+    "tolerance": (
+        "X",
+        "End a cell as soon as its accuracy is known to this (0.01), with 95 % confidence.",
+    ),
+    "seed": ("N", "Of draws, subset and order."),
+}
 
 
 @click.command()
@@ -71,24 +106,6 @@ FORECAST_SCHEMA = "planescope.reset-forecast/1"
 @click.option("--image-size", metavar="N", type=int, help="Resize the shorter side of image files.")
 @click.option("--crop", metavar="N", type=int, help="Take the middle N × N pixels of image files.")
 @click.option(
-    "--layers",
-    metavar="NAMES",
-    help="Only layers of these names, or in whose name such a regular expression is found; commas "
-    "between.",
-)
-@click.option(
-    "--kinds",
-    type=KIND,
-    multiple=True,
-    help="Which layers; repeatable.  [default: conv, or linear where there is none]",
-)
-@click.option("--with-norm", is_flag=True, help="Put the batch norm behind a layer back with it.")
-@click.option(
-    "--together", multiple=True, metavar="L1,L2", help="Layers to put back at once; repeatable."
-)
-@click.option("--subset", metavar="N", type=int, help="Evaluate on N examples, drawn at random.")
-@click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True)
-@click.option(
     "--devices",
     "--device",
     default="auto",
@@ -96,29 +113,8 @@ FORECAST_SCHEMA = "planescope.reset-forecast/1"
     metavar="NAMES",
     help="cpu, cuda, or several that share the work: cuda:0,cuda:1.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", *get_args(Precision)]),
-    default="32-true",
-    show_default=True,
-    help="Of computing. auto: bf16-mixed where the devices have instructions for it; the result "
-    "tells.",
-)
+@options_of(ResetOptions, EVALUATED, kinds=Sequence[KindName])
 @MEMORY
-@click.option(
-    "--tolerance",
-    metavar="X",
-    type=float,
-    help="End a cell as soon as its accuracy is known to this (0.01), with 95 % confidence.",
-)
-@click.option(
-    "--seed",
-    metavar="N",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Of draws, subset and order.",
-)
 @click.option("--unfinished", is_flag=True, help="Take a run that is not finished, as it is.")
 @click.option("--dry-run", is_flag=True, help="Tell cells and time; evaluate none.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -221,9 +217,7 @@ def _tell_forecast(subject: Run | str, common: dict[str, Any], *, as_json: bool)
 
 def _data_options(choices: dict[str, Any]) -> DataOptions | None:
     """Return the options of a data set by name; None for the usual preparation."""
-    from planescope.data.load import DataOptions
-
-    mean, std = (_numbers(f"--{name}", choices.pop(name)) for name in ("mean", "std"))
+    mean, std = (numbers(f"--{name}", choices.pop(name)) for name in ("mean", "std"))
     sizes = {name: choices.pop(name) for name in ("image_size", "crop")}
     normalise = not choices.pop("no_normalise")
     if normalise and not (mean or std or any(sizes.values())):
@@ -231,20 +225,7 @@ def _data_options(choices: dict[str, Any]) -> DataOptions | None:
     return DataOptions(normalise=normalise, mean=mean, std=std, **sizes)
 
 
-def _numbers(option: str, text: str | None) -> tuple[float, ...]:
-    if text is None:
-        return ()
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"{option} {text!r}: give a number, or one a channel with commas"
-        ) from None
-
-
 def _options(choices: dict[str, Any], *, fresh: bool) -> ResetOptions:
-    from planescope.criticality.resets import ResetOptions
-
     rand, draws = choices.pop("rand"), choices.pop("draws")
     if draws is not None and not rand and not fresh:
         raise UsageError("--draws says how many draws --fresh or --rand takes; give one of them")
@@ -288,10 +269,7 @@ def _check(
 
 def _check_outputs(out: str | None, figure: str | None) -> None:
     """Refuse what could not be written before the work begins."""
-    from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_targets
-
-    check_targets((out, FORMS), (figure, FIGURE_FORMS))
+    check_targets((out, TABLES), (figure, FIGURES))
 
 
 def _epochs(snapshots: tuple[str, ...]) -> list[int] | None:

@@ -54,7 +54,7 @@ def _trained_line(resets: Resets) -> str:
 
 
 def _fitting_table(resets: Resets, out: Console) -> Table:
-    """The table with as many snapshots as there is room for, the first and the last among them."""
+    """Make a table of as many snapshots as there is room for, first and last among them."""
     every = list(resets.snapshots)
     for count in range(len(every), 1, -1):
         shown = [every[round(i * (len(every) - 1) / (count - 1))] for i in range(count)]

@@ -19,6 +19,7 @@ from planescope.cli.options import (
 )
 from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
+from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,12 +71,13 @@ def sensitivity(
     """
     from planescope.criticality.sensitivity import Cost
     from planescope.criticality.sensitivity import sensitivity as find
-    from planescope.files.results import FORMS
-    from planescope.files.writing import FIGURE_FORMS, check_targets
 
     check_inputs(inputs, data)
     check_targets(
-        (out, FORMS), (figure, FIGURE_FORMS), (curves, FIGURE_FORMS), (page, (".html", ".htm"))
+        (out, TABLES),
+        (figure, FIGURES),
+        (curves, FIGURES),
+        (page, PAGES),
     )
     options = of_inputs(choices, synthetic=inputs is None and data is None)
     with layer_progress() as advance:

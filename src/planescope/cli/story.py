@@ -9,8 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from planescope import figures
+from planescope.criticality.relation.relate import relate
+from planescope.criticality.resets import reset
+from planescope.figures.comparisons import networks
 from planescope.files.errors import MissingDependencyError, OutputError
 from planescope.measurement.measure import measure
+from planescope.training.loop import train
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +24,6 @@ if TYPE_CHECKING:
     from planescope.criticality.relation.record import Relation
     from planescope.criticality.resets.record import Resets
     from planescope.measurement.record import Measurement
-    from planescope.training.run import Run
 
 # Published ImageNet weights that a package registry serves; the files lie in the packages. A VGG16
 # (59 MB, Flax; the package's own dependencies are not needed) and EfficientNet-Lite0 (17 MB).
@@ -136,8 +141,6 @@ def measure_published(out: str | os.PathLike[str], /) -> Published:
     OutputError
         If the folder cannot be made or written.
     """
-    from planescope import figures
-
     found: dict[str, tuple[str, Path]] = {}
     missing: list[str] = []
     for title, stem, checkpoint in NETWORKS:
@@ -164,8 +167,6 @@ def measure_published(out: str | os.PathLike[str], /) -> Published:
 
 def side_by_side(measurements: Mapping[str, Measurement], /) -> Figure:
     """Draw the negative masses of networks beside one another: the front picture."""
-    from planescope.figures.comparisons import networks
-
     return networks({title: [measurement] for title, measurement in measurements.items()})
 
 
@@ -187,10 +188,7 @@ def train_on_digits(
     PlanescopeError
         As `planescope.training.loop.train`.
     """
-    from planescope import figures
     from planescope.training.config import RunConfig
-    from planescope.training.loop import train
-    from planescope.training.run import Run
 
     folder = _made(out)
     path = folder / "lenet-on-digits"
@@ -233,10 +231,6 @@ def reset_and_relate(
     PlanescopeError
         As `planescope.reset` and `planescope.relate`.
     """
-    from planescope import figures
-    from planescope.criticality.relation.relate import relate
-    from planescope.criticality.resets import reset
-
     folder = _made(out)
     before_last = list(run.snapshots)[:-1]
     chosen = [epoch for epoch in RESET_TO if epoch in before_last]

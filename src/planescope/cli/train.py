@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
 import click
 
-from planescope.cli.options import TRUST, consent, tell_data_path
+from planescope.cli.options import TRUST, consent, tell_data_path, words_of
 from planescope.cli.printing import console
 from planescope.cli.progress import layer_progress
 from planescope.cli.status import print_status
@@ -43,7 +42,7 @@ def _options() -> tuple[click.Option, ...]:
 def _option(name: str, field: FieldInfo) -> click.Option:
     """Return an option for a field; values are checked by the config, not here."""
     flag = "--" + name.replace("_", "-")
-    types = list(_types(field.annotation))
+    types = list(words_of(field.annotation))
     is_tuple = get_origin(field.annotation) is tuple
     text = (field.description or "").rstrip()
     if field.default not in (None, ()):
@@ -55,18 +54,6 @@ def _option(name: str, field: FieldInfo) -> click.Option:
         metavar = {int: "N", float: "X"}.get(types[0], "TEXT")
     others = [f"--{other}" for other in OTHER_NAMES.get(name, ())]
     return click.Option([flag, *others], multiple=is_tuple, metavar=metavar, help=text)
-
-
-def _types(annotation: Any) -> Iterator[Any]:
-    """Yield what a value may be: a type, or one of several words."""
-    if get_origin(annotation) is Literal:
-        yield from get_args(annotation)
-    elif parts := get_args(annotation):
-        for part in parts:
-            if part not in (type(None), ...):
-                yield from _types(part)
-    else:
-        yield annotation
 
 
 @click.command(cls=_ConfigCommand)
@@ -84,7 +71,7 @@ def train(*, config: str | None, out: str, resume: bool, trust: bool, **options:
     """
     from planescope.training.loop import rank
     from planescope.training.loop import train as train_run
-    from planescope.training.processor import keep_memory
+    from planescope.training.memory import keep_memory
     from planescope.training.run import Run
 
     keep_memory()
@@ -107,7 +94,9 @@ def train(*, config: str | None, out: str, resume: bool, trust: bool, **options:
 def _config(
     path: str | None, out: str, given: dict[str, Any], *, resume: bool
 ) -> tuple[RunConfig, dict[str, str]]:
-    """The config, the options given laid over it; and of network and data the user's own names.
+    """Return the config, the options given laid over it.
+
+    And of network and data the user's own names.
 
     What a run says that is resumed is not the user's.
     """

@@ -15,7 +15,7 @@ Values = NDArray[np.bool_] | Floats
 
 
 def accuracy_bounds(right: int, seen: int, total: int, /) -> tuple[float, float]:
-    """Bounds of the accuracy over all examples, from those seen so far in a random order.
+    """Return bounds of the accuracy over all examples, from those seen so far in a random order.
 
     With probability 95 % they hold at every moment at once, so that one may stop whenever they are
     narrow enough; when all examples were seen they are the accuracy itself.

@@ -124,7 +124,10 @@ def balanced(
 
 
 def softmax(outputs: NDArray[Any], /) -> NDArray[np.float64]:
-    """Probabilities of classes (axis 1); of several positions their mean: shape (n, classes)."""
+    """Return the probabilities of classes (axis 1).
+
+    Of several positions their mean: shape (n, classes).
+    """
     wide = np.asarray(outputs, dtype=np.float64)
     wide = np.exp(wide - wide.max(axis=1, keepdims=True))
     wide /= wide.sum(axis=1, keepdims=True)
@@ -155,7 +158,7 @@ def _sure_at_worst(
     rng: np.random.Generator,
     sureness: NDArray[Any],
 ) -> NDArray[Any]:
-    """Least probability of what was answered, over small shifts with noise."""
+    """Return the least probability of what was answered, over small shifts with noise."""
     least, scale = sureness.copy(), _NOISE * np.asarray(bank.std, dtype=np.float32)
     for shift in _SHIFTS:
         start = 0
@@ -177,7 +180,7 @@ def _batches(pictures: Pictures) -> Iterator[Pictures]:
 
 
 def _taken(bank: Bank, which: Indices, held: list[Pictures] | None) -> Pictures:
-    """Some pictures of a bank by their places in it, which ascend."""
+    """Return some pictures of a bank by their places in it, which ascend."""
     parts, start = [], 0
     for number, block in enumerate(bank.blocks):
         stop = start + block[2]

@@ -121,7 +121,8 @@ class Batches(ABC):
     """Epochs of a data set; made by `batches`.
 
     An iteration that is left before its end is an interrupted epoch: `state_dict` tells how far it
-    came, and unless that is loaded, the next iteration begins a new epoch.
+    came, and unless that is loaded, the next iteration begins a new epoch. Lightning keeps it with
+    each checkpoint and looks for it when a run is resumed, one of an earlier version too.
     """
 
     def __init__(self, data: Images | Files, plan: _Plan) -> None:
@@ -181,7 +182,7 @@ class Batches(ABC):
         return order, torch.stack(draws, 1) if draws else order.new_empty(self._total, 0)
 
     def _remaining(self, drawn: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Batches of what was drawn, of those examples that this process has still to give out."""
+        """Return what was drawn, by batches, for the examples that are still to be given."""
         rank, ranks = self._plan.shard
         mine = drawn[rank::ranks]
         if self._plan.shuffle:

@@ -1,7 +1,8 @@
 """On-disk formats of data sets: bytes to images (uint8, N × C × H × W) and labels (int64).
 
 Nothing in a file is executed, and what a header claims is held against the file's size before
-memory is taken.
+memory is taken. The price is this module and those of MATLAB's and CIFAR's forms: torchvision
+unpickles the files of CIFAR, and refuses copies with another MD5.
 """
 
 from __future__ import annotations

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from planescope.data.options import Resize
 
 if TYPE_CHECKING:
     import torch
 
-Split = Literal["train", "val"]
+    from planescope.data.options import Split
+
 Channels = tuple[float, ...]  # one value a channel
 
 LARGE = 224  # the size that ImageNet's networks take
-
-
-class Labels(StrEnum):
-    """The source of the labels of the training examples."""
-
-    GIVEN = "given"  # the data set
-    RANDOM = "random"  # a draw from all classes for each example, whatever it shows
-
-
-class Resize(StrEnum):
-    """The change of an image's size before it enters the network."""
-
-    NATIVE = "native"
-    PAD_32 = "pad-32"  # zeros around it up to 32 × 32, for digits of 28 × 28
-    UPSCALE_224 = "224"
-    PAD_224 = "112-in-224"  # upscaled to 112, zeros around it up to 224
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

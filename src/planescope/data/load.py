@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from planescope.data.images import Channels, Files, Images, Labels, Resize, Split
+from planescope.data.images import Channels, Files, Images
+from planescope.data.options import PLAIN, DataOptions, Labels, Resize, Split, Validation
 from planescope.data.published import KNOWN
 from planescope.data.sources import must_not_augment, open_source
 from planescope.files.errors import UsageError
@@ -27,123 +26,6 @@ __all__ = [
     "pixel_permutation",
 ]
 
-
-class Validation(StrEnum):
-    """The source of the validation examples."""
-
-    GIVEN = "given"  # the data set's own
-    RANDOM = "random"  # drawn from the training examples, which lose them
-    STRATIFIED = "stratified"  # likewise, the same share of each class
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """The options of a data set: how it departs from its plain form.
-
-    Attributes
-    ----------
-    classes : int, optional
-        Keep this many classes, chosen at random; their labels become 0, 1, ...
-    validation : Validation
-    validation_share : float
-        Of the training examples, where they give those for validation; in (0, 1).
-    validation_seed : int
-        Of that draw.
-    examples : int, optional
-        Keep this many training examples, chosen at random.
-    labels : Labels
-        Random ones are drawn anew for all training examples, uniformly from all classes, so that
-        the right one may come too; the validation examples keep theirs.
-    label_noise : float
-        Share of the training labels that are replaced by another class, drawn uniformly; exactly
-        ``round(label_noise * N)`` labels. In [0, 1].
-    shuffle_pixels : bool
-        Permute the pixels of each training image: a permutation of its own, the same in all
-        channels and in every epoch.
-    resize : Resize
-        For sets in memory; images in folders are always cropped to 224 × 224.
-    augment : bool, optional
-        Crop and flip training images at random. By default where that is usual: CIFAR and folders.
-    normalise : bool
-        Subtract the channel means and divide by the standard deviations; else inputs lie in [0, 1].
-    mean, std : sequence of float
-        Of these, by channel, in place of the data set's own; one value stands for all channels.
-    image_size, crop : int, optional
-        Of images in folders: the shorter side is resized to `image_size`, and the middle square of
-        `crop` pixels is taken; by default 256 and 224, and all of the square where only the first
-        is given.
-    seed : int
-        Of classes, examples, noise and permutations. Each draws from a stream of its own, so that
-        one option does not change what another draws.
-
-    Raises
-    ------
-    UsageError
-        If a value is out of its range.
-    """
-
-    classes: int | None = None
-    validation: Validation = Validation.GIVEN
-    validation_share: float = 0.1
-    validation_seed: int = 0
-    examples: int | None = None
-    labels: Labels = Labels.GIVEN
-    label_noise: float = 0.0
-    shuffle_pixels: bool = False
-    resize: Resize = Resize.NATIVE
-    augment: bool | None = None
-    normalise: bool = True
-    seed: int = 0
-    mean: Sequence[float] = ()
-    std: Sequence[float] = ()
-    image_size: int | None = None
-    crop: int | None = None
-
-    def __post_init__(self) -> None:
-        for fits, problem in (
-            (0 <= self.label_noise <= 1, f"label noise must lie in [0, 1], not {self.label_noise}"),
-            (
-                0 < self.validation_share < 1,
-                f"the share for validation must lie in (0, 1), not {self.validation_share}",
-            ),
-            (
-                self.classes is None or self.classes > 0,
-                f"the number of classes must be 1 or more, not {self.classes}",
-            ),
-            (
-                self.examples is None or self.examples > 0,
-                f"the number of examples must be 1 or more, not {self.examples}",
-            ),
-            (
-                min(self.seed, self.validation_seed) >= 0,
-                f"seeds must be 0 or more, not {min(self.seed, self.validation_seed)}",
-            ),
-            (
-                self.labels is Labels.GIVEN or not self.label_noise,
-                "random labels have no right ones that label noise could replace; leave out one",
-            ),
-            (
-                self.normalise or not (self.mean or self.std),
-                "no normalisation has no mean and no standard deviation",
-            ),
-            (
-                all(map(math.isfinite, (*self.mean, *self.std))),
-                "means and standard deviations must be finite",
-            ),
-            (
-                all(s > 0 for s in self.std),
-                f"standard deviations must be above 0, not {self.std}",
-            ),
-            (
-                min(self.image_size or 1, self.crop or 1) >= 1,
-                "sizes of images must be 1 pixel or more",
-            ),
-        ):
-            if not fits:
-                raise UsageError(problem)
-
-
-PLAIN = DataOptions()
 DATA_PATH = Path("data")
 
 # What random numbers are drawn for; each has a stream of its own.
@@ -233,7 +115,10 @@ def _choose_classes(data: Images | Files, options: DataOptions) -> Images | File
 
 
 def _hold_out(data: Images | Files, options: DataOptions) -> Images | Files:
-    """Training examples without, or only, those that validate; both in their stored order."""
+    """Return the training examples without, or only, those that validate.
+
+    Both in their stored order.
+    """
     import torch
 
     rng = _rng(options.validation_seed, _VALIDATION)
@@ -300,7 +185,10 @@ def _shuffle_pixels(data: Images | Files, options: DataOptions) -> Images | File
 
 
 def pixel_permutation(seed: int, index: int, pixels: int, /) -> np.ndarray:
-    """Permutation of the pixels of a training image; its own for each seed, index and size."""
+    """Return the permutation of the pixels of a training image.
+
+    Its own for each seed, index and size.
+    """
     return _rng(seed, _PIXELS, index).permutation(pixels)
 
 

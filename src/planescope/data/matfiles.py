@@ -76,7 +76,7 @@ def _matrices(data: memoryview) -> Iterator[memoryview]:
 
 
 def _element(data: memoryview, at: int) -> tuple[int, memoryview, int]:
-    """Type and content of the element at `at`, and where the next one begins."""
+    """Return the type and content of the element at `at`, and where the next one begins."""
     if len(data) - at < 8:
         raise _DamagedError("it ends inside an element")
     kind, length = struct.unpack_from("<II", data, at)

@@ -8,7 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from planescope.data.files import Examples
-    from planescope.data.images import Split
+    from planescope.data.options import Split
     from planescope.data.published import Known
 
 # Keeps these draws apart from those of `planescope.data.load`.

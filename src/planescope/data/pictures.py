@@ -93,7 +93,10 @@ class Bank:
 
     @property
     def blocks(self) -> list[tuple[str, int, int]]:
-        """Blocks in order: the part, the number of the block within it, and its pictures."""
+        """Return the blocks in order.
+
+        The part, the number of the block within it, and its pictures.
+        """
         numbers = self.channels * self.height * self.width
         size = max(1, min(_BLOCK, _BLOCK_NUMBERS // numbers))
         found: list[tuple[str, int, int]] = []
@@ -220,7 +223,7 @@ def noise(size: tuple[int, ...], slope: float, rng: Rng, /) -> Pictures:
 
 
 def _varied(size: tuple[int, ...], slope: float, rng: Rng) -> Pictures:
-    """Noise of several contrasts and offsets."""
+    """Return the noise of several contrasts and offsets."""
     n = size[0]
     contrast = rng.uniform(0.3, 1.8, (n, 1, 1, 1)).astype(np.float32)
     offset = rng.normal(0, 0.5, (n, 1, 1, 1)).astype(np.float32)
@@ -233,12 +236,12 @@ def _grid(height: int, width: int) -> tuple[Pictures, Pictures]:
 
 
 def _column(values: Any) -> Pictures:
-    """A value a picture, to be set against its pixels."""
+    """Return a value a picture, to be set against its pixels."""
     return np.asarray(values, dtype=np.float32)[:, None, None]
 
 
 def _blurred(pictures: Pictures) -> Pictures:
-    """Means over 3 × 3 pixels, the border repeated."""
+    """Return the means over 3 × 3 pixels, the border repeated."""
     padded = np.pad(pictures, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
     result: Pictures = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / np.float32(9)

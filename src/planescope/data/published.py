@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from planescope.data import files as datafiles
-from planescope.data.images import Resize
+from planescope.data.options import Resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from planescope.data.images import Channels, Split
+    from planescope.data.images import Channels
+    from planescope.data.options import Split
 
 _TEN = tuple("0123456789")
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from planescope.data.images import Channels, Split
+    from planescope.data.images import Channels
+    from planescope.data.options import Split
     from planescope.data.published import Known
 
 NAMES = ("digits", *KNOWN, "imagenet")
@@ -220,7 +221,10 @@ def _as_tensors(part: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _moments(images: torch.Tensor) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel of bytes, scaled to [0, 1]; from histograms."""
+    """Return the mean and standard deviation of each channel of bytes, scaled to [0, 1].
+
+    From histograms.
+    """
     import torch
 
     values = torch.arange(256, dtype=torch.float64) / 255

@@ -25,7 +25,8 @@ from planescope.figures.layers import (
     ridge,
 )
 from planescope.files.errors import CheckpointError, MissingDependencyError, OutputError, UsageError
-from planescope.files.writing import check_target, write
+from planescope.files.targets import FILMS, check_target
+from planescope.files.writing import write
 from planescope.measurement.measure import measure
 from planescope.measurement.record import Measurement, filter_values
 from planescope.training.run import Run
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-FORMS = (".gif", ".mp4")
 # Of GIF, which counts hundredths of a second and is not shown faster.
 FASTEST = 50
 DPI = 200
@@ -94,7 +94,7 @@ def animate(
     from matplotlib.animation import FFMpegWriter, PillowWriter
 
     across = inches(width)
-    mp4 = check_target(path, FORMS) == ".mp4"
+    mp4 = check_target(path, FILMS) == ".mp4"
     if fps not in range(1, FASTEST + 1):
         raise UsageError(f"fps {fps!r}: give frames a second, from 1 to {FASTEST}")
     if mp4 and not FFMpegWriter.isAvailable():
@@ -114,7 +114,7 @@ def animate(
             _film(figure, [*frames, *[frames[-1]] * (HELD * fps)], writer, draft)
 
     try:
-        write(path, dict.fromkeys(FORMS, film))
+        write(path, dict.fromkeys(FILMS, film))
     except subprocess.CalledProcessError as exc:
         said = str(exc.stderr).strip().rpartition("\n")[2]
         raise OutputError(f"{path}: ffmpeg could not write it: {said}") from exc
@@ -174,7 +174,7 @@ def _frames(run: Run, measured: Mapping[int, Measurement]) -> tuple[list[Frame],
 def _backdrop(
     shots: Sequence[Measurement], laws: Sequence[Floats], width: float, unit: str
 ) -> Figure:
-    """Return the parts that all frames share; the layout is that of the last."""
+    """Draw the parts that all frames share; the layout is that of the last."""
     from matplotlib.collections import LineCollection
 
     layers = shots[-1].layers

@@ -191,7 +191,7 @@ def _line(message: object) -> str:
 
 @contextlib.contextmanager
 def our_style() -> Iterator[None]:
-    """Matplotlib's settings as all figures have them, for the time of a block."""
+    """Set Matplotlib as all figures have it, for the time of a block."""
     import matplotlib.style
 
     ours: list[Path | dict[str, Any]] = [

@@ -12,10 +12,10 @@ from urllib.parse import quote
 from planescope.figures.canvas import save
 from planescope.figures.overview import overview
 from planescope.files.errors import printable
-from planescope.files.writing import check_target, replacing
+from planescope.files.targets import CARDS, check_target
+from planescope.files.writing import replacing
 from planescope.measurement.record import LayerMeasurement, Measurement
 
-FORMS = (".md",)
 _HEAD = ("layer", "filters", "fan-in", "negative mass", "mean cosine", "q mass", "biased")
 _METHOD = "https://arxiv.org/abs/2003.07797"
 
@@ -38,7 +38,7 @@ def write_card(measurement: Measurement, path: str | os.PathLike[str], /) -> Non
     OutputError
         If a file cannot be written; that file is left as it was then.
     """
-    check_target(path, FORMS)
+    check_target(path, CARDS)
     picture = picture_of(path)
     save(overview(measurement), picture)
     with replacing(path) as draft:

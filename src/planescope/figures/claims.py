@@ -52,7 +52,7 @@ LONGEST = 44
 
 @styled
 def masses_before_and_after(table: pd.DataFrame, /, *, width: Width = "page") -> Figure:
-    """Negative mass of each layer at initialisation and trained, a point a run, by network.
+    """Draw negative mass of each layer at initialisation and trained, a point a run, by network.
 
     Runs with true labels, all classes and whole images. Grey bars are the bands of chance that
     were tested, each run's before and after training, corrected over its layers: within the dark
@@ -143,7 +143,9 @@ def agreement_through_training(table: pd.DataFrame, /, *, width: Width = "page")
 
 @styled
 def effects(found: Sequence[Effect], /, *, width: Width = "page") -> Figure:
-    """Differences with their 95 % intervals, a row each; filled where the corrected p < 0.05.
+    """Draw the differences with their 95 % intervals, a row each.
+
+    Filled where the corrected p < 0.05.
 
     Parameters
     ----------

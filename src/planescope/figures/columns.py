@@ -56,7 +56,10 @@ def dynamics_numbers(run: Run | History, statistics: Iterable[str], /) -> Column
 
 
 def layers_numbers(measurement: Measurement, /) -> Columns:
-    """A row a layer, with what chance gives its negative mass; the network's pool is the last."""
+    """Return a row a layer, with what chance gives its negative mass.
+
+    The network's pool is the last.
+    """
     columns: Columns = {key: [] for key in _LAYER_COLUMNS}
     level = tested_level(measurement.layers)
     for number, layer in enumerate(measurement.layers, 1):

@@ -70,7 +70,7 @@ def _columns(width: Width, panel: float) -> int:
 
 @styled
 def networks(groups: Mapping[str, Group], /, *, width: Width = "page") -> Figure:
-    """Negative mass by layer, a panel a network, over the band of chance that was tested.
+    """Draw negative mass by layer, a panel a network, over the band of chance that was tested.
 
     Parameters
     ----------
@@ -110,7 +110,10 @@ def networks(groups: Mapping[str, Group], /, *, width: Width = "page") -> Figure
 
 
 def _folded(title: str, width: float, networks: int = 1) -> str:
-    """A title in lines of so many inches, parted at its commas; how many networks, if several."""
+    """Return a title in lines of so many inches, parted at its commas.
+
+    How many networks, if several.
+    """
     room = int(SIGNS_AN_INCH * width)
     count = f" ({networks})" if networks > 1 else ""
     lines = [""]
@@ -125,7 +128,7 @@ def _folded(title: str, width: float, networks: int = 1) -> str:
 
 
 def _draw_network(axes: Axes, measurement: Measurement, *, alone: bool) -> None:
-    """Points in the look of their bias, joined in the order of the network."""
+    """Draw the points in the look of their bias, joined in the order of the network."""
     numbers, mass = np.arange(1, len(measurement.layers) + 1), _values(measurement, "negative_mass")
     looks = np.array([look(layer) for layer in measurement.layers])
     axes.plot(numbers, mass, color=NEUTRAL, linewidth=0.6 if alone else FAINT_LINE)
@@ -149,7 +152,7 @@ def _draw_network(axes: Axes, measurement: Measurement, *, alone: bool) -> None:
 def settings(
     panels: Mapping[str, Mapping[str, Group]], setting: str, /, *, width: Width = "page"
 ) -> Figure:
-    """Negative mass and mean cosine by layer, a line a value of a setting of the runs.
+    """Draw the negative mass and mean cosine by layer, a line a value of a setting of the runs.
 
     A line is the mean over the runs of a value, between the least and the largest of them. Grey is
     where chance puts one network, with 95 % probability.

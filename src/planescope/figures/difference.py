@@ -31,7 +31,7 @@ WIDE = 5.0
 
 @styled
 def difference(difference: Difference, /, *, width: Width = "page") -> Figure:
-    """Negative mass of each layer before and after, filters that changed sides, and distance.
+    """Draw each layer's negative mass before and after, filters that changed sides, distance.
 
     One row a layer in the order of the first checkpoint. The grey band is the one that was tested,
     corrected over the layers of each checkpoint, for the filters that have a side: in the upper

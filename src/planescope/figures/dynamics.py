@@ -242,7 +242,10 @@ def _draw_metrics(axes: Axes, metrics: pd.DataFrame, name: str) -> None:
 
 
 def _draw_statistic(axes: Axes, table: pd.DataFrame, name: str, names: Sequence[str]) -> None:
-    """A line a layer; where there is a test, a point is filled if the layer is beyond chance."""
+    """Draw a line a layer.
+
+    Where there is a test, a point is filled if the layer is beyond chance.
+    """
     panel, few = PANELS[name], len(names) <= MANY
     values = _by_layer(table, name, names)
     epochs, lines = values.index.to_numpy(), values.to_numpy(dtype=float).T
@@ -273,7 +276,7 @@ def _by_layer(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.Data
 
 
 def depth_colors() -> Colormap:
-    """Colours of an order, from first to last, all of them dark enough on white."""
+    """Return the colours of an order, from first to last, all of them dark enough on white."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -281,7 +284,7 @@ def depth_colors() -> Colormap:
 
 
 def _draw_points(axes: Axes, epochs: Any, lines: Floats, beyond: Any, colors: Any) -> None:
-    """Filled points beyond chance; hollow ones within it, unless they would hide the lines."""
+    """Draw filled points beyond chance, hollow ones within it unless they would hide the lines."""
     few = len(lines) <= MANY
     size = min(3.0 if few else 2.0, CROWDED / len(epochs))
     style: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": size, **ON_TOP}

@@ -45,7 +45,7 @@ def grouped(subjects: Sequence[Subject]) -> dict[str, list[Measurement]]:
 
 
 def panels_by(subjects: Sequence[Subject], field: str) -> dict[str, dict[str, list[Measurement]]]:
-    """Runs by what else they have in common, and by the value of a field, where that differs.
+    """Group runs by what else they have in common, and by the value of a field that differs.
 
     What goes with the field, as more epochs with fewer classes, is said with its value.
     """
@@ -88,7 +88,7 @@ def varied_fields(configs: Sequence[RunConfig]) -> list[str]:
 
 
 def telling_fields(configs: Sequence[RunConfig], fields: Sequence[str]) -> list[str]:
-    """Fewer of some fields that tell as many configs apart: the first, names before all."""
+    """Return fewer of some fields that tell as many configs apart: the first, names before all."""
 
     def told(some: Sequence[str]) -> int:
         return len({tuple(getattr(config, field) for field in some) for config in configs})

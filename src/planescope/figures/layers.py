@@ -59,7 +59,7 @@ class Look:
 
     @property
     def face(self) -> str:
-        """Colour that fills its histograms."""
+        """Return the colour that fills its histograms."""
         return self.color if self.filled else FAINT
 
 
@@ -78,7 +78,7 @@ def look(layer: LayerMeasurement) -> Look:
 
 @styled
 def negative_mass(measurement: Measurement, /, *, width: Width = "column") -> Figure:
-    """Negative mass of each layer, over the band of chance that was tested.
+    """Draw the negative mass of each layer, over the band of chance that was tested.
 
     It is exact, and corrected over the layers: 5 % of the layers called biased may be so by chance.
     One row a layer in the order of the network, the network's pool last. Biased layers are filled,
@@ -145,7 +145,7 @@ def row_pitch(rows: int, best: float) -> float:
 
 
 def mass_panel(axes: Axes, measurement: Measurement) -> None:
-    """Masses over their bands of chance; the network's pool is the last row."""
+    """Draw the masses over their bands of chance; the network's pool is the last row."""
     rows = [*measurement.layers, measurement.network]
     looks = np.array([*map(look, measurement.layers), POOL])
     mass = np.array([math.nan if row.negative_mass is None else row.negative_mass for row in rows])
@@ -209,7 +209,7 @@ def _plot_points(axes: Axes, mass: Floats, y: Any, kind: Look) -> None:
 
 
 def ridge_panel(axes: Axes, measurement: Measurement, layers: Sequence[LayerMeasurement]) -> None:
-    """Histograms of cosines with the density of chance over them, one row a layer."""
+    """Draw the histograms of cosines with the density of chance over them, one row a layer."""
     from matplotlib.collections import LineCollection, PolyCollection
 
     histograms: dict[Look, list[Floats]] = {}
@@ -282,7 +282,10 @@ def _outline(cosine: Floats, edges: Floats) -> Floats:
 
 
 def law_curve(fan_in: int) -> Floats:
-    """Points (cosine, density) of what chance gives; none for d = 1, which has no density."""
+    """Return the points (cosine, density) of what chance gives.
+
+    None for d = 1, which has no density.
+    """
     if fan_in < 2:
         return np.empty((0, 2))
     # Closer where the law is narrow; the end points, where that of d = 2 is infinite, are left out.

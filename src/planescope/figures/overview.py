@@ -35,7 +35,7 @@ FRAME = 0.95
 
 @styled
 def overview(measurement: Measurement, /, *, width: Width = "page") -> Figure:
-    """Negative masses, distributions of the cosines, and the portrait of the most biased layer.
+    """Draw negative masses, distributions of cosines, and the portrait of the most biased layer.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def most_biased(measurement: Measurement) -> LayerMeasurement:
 
 
 def _draw_rows(figure: SubFigure, measurement: Measurement, width: float, pitch: float) -> None:
-    """Masses and cosines side by side; the names of the layers stand once."""
+    """Draw the masses and cosines side by side; the names of the layers stand once."""
     layers = measurement.layers
     masses, ridges = figure.subplots(1, 2)
     mass_panel(masses, measurement)

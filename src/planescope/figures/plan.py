@@ -16,6 +16,7 @@ from planescope.figures.canvas import (
     Width,
     canvas,
     inches,
+    our_style,
     shown,
     styled,
 )
@@ -76,8 +77,6 @@ def numbers(plan: Plan, /) -> dict[str, list[Any]]:
 
 def picture(made: Plan, /) -> str:
     """Return the figure as the address of an SVG that holds it."""
-    from planescope.figures.canvas import our_style
-
     held = io.BytesIO()
     with our_style():
         plan(made).savefig(held, format="svg", metadata={"Date": None})

@@ -186,7 +186,10 @@ def seen_height(
 
 
 def _draw_orthant(axes: Axes, fan_in: int, high: float) -> None:
-    """Cones about the identity line: one inside the positive orthant, one that holds it."""
+    """Draw the cones about the identity line.
+
+    One inside the positive orthant, one that holds it.
+    """
     slope = math.sqrt(max(fan_in - 1, 0))
     cones = [(slope, PARTLY, "partly in it")]
     if slope:
@@ -206,7 +209,7 @@ def _draw_side(
     alpha: float,
     label: str,
 ) -> None:
-    """Half-lines that face one way, and a triangle at each crossing toward the active side."""
+    """Draw half-lines that face one way, and a triangle at each crossing toward the active side."""
     from matplotlib.collections import LineCollection
 
     axes.add_collection(LineCollection(list(segments), colors=color, linewidths=0.8, alpha=alpha))

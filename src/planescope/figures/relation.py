@@ -112,7 +112,7 @@ def score_against_drop(
 
 @styled
 def ranks(relation: Relation, /, *, width: Width = "column") -> Figure:
-    """Mean rank of each layer by agreement and by drop, over the runs of the commonest network.
+    """Draw each layer's mean rank by agreement and by drop, over runs of the commonest network.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ def _chosen(relation: Relation, layer: RelatedLayer) -> bool:
 
 
 def _ranks(axes: Axes, relation: Relation) -> None:
-    """Two marks a layer: its mean rank by agreement and by drop; a line joins them."""
+    """Draw two marks a layer: its mean rank by agreement and by drop; a line joins them."""
     from scipy.stats import rankdata
 
     network, names = _ranked_layers(relation)
@@ -313,7 +313,7 @@ def _ranks(axes: Axes, relation: Relation) -> None:
 
 
 def _curves(axes: Axes, relation: Relation) -> None:
-    """ROC curves with bands, over the decided ones of the layers that the verdict speaks of."""
+    """Draw ROC curves with bands, over the decided layers that the verdict speaks of."""
     every = [layer for layer in relation.layers if _chosen(relation, layer)]
     layers = [layer for layer in every if layer.is_decided]
     rng = np.random.default_rng(relation.seed)

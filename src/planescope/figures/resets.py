@@ -35,7 +35,7 @@ CHARACTER, APART = 0.058, 0.15
 
 @styled
 def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
-    """Relative drop of the accuracy with each layer put back to each snapshot, in per cent.
+    """Draw relative drop of the accuracy with each layer put back to each snapshot, in per cent.
 
     Cells of fresh draws have their mean. The number of a layer that is critical by its loss is in
     bold; a drop within noise has its number in parentheses, or is dotted where numbers have no
@@ -86,7 +86,10 @@ def heatmap(resets: Resets, /, *, width: Width = "page") -> Figure:
 
 
 def _values(resets: Resets) -> tuple[Floats, bool]:
-    """Per cent by row and column, NaN where there is no cell; and whether they are drops."""
+    """Return the per cent by row and column, NaN where there is no cell.
+
+    And whether they are drops.
+    """
     is_drop = any(cell.relative_drop is not None for cell in resets.cells)
 
     def value(row: str, column: int | str) -> float:
@@ -158,7 +161,7 @@ def _name_columns(axes: Axes, titles: Sequence[str], columns: float, *, aslant: 
 
 
 def _draw_strip(axes: Axes, resets: Resets, size: float) -> None:
-    """Negative mass of each layer, in the colour of the side that its normals face."""
+    """Draw the negative mass of each layer, in the colour of the side that its normals face."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colors = LinearSegmentedColormap.from_list("sides", [TOWARD, "white", AWAY])

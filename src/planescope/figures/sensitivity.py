@@ -41,7 +41,9 @@ STRENGTHS = {
 
 @styled
 def sensitivity(found: Sensitivity, /, *, width: Width = "page") -> Figure:
-    """Cost of each layer against the strength of each way: a panel a way, a curve a layer.
+    """Draw the cost of each layer against the strength of each way.
+
+    A panel a way, a curve a layer.
 
     Strength grows to the right: ranks and bits fall. The layer that costs most at the end of a
     panel has its name there.
@@ -123,7 +125,7 @@ def _scale_of_depth(figure: Figure, panels: Sequence[Axes], layers: int) -> None
 
 @styled
 def sensitivity_map(found: Sensitivity, /, *, width: Width = "page") -> Figure:
-    """Cost of every way in every layer, in per cent, beside the layer's weights and multiply-adds.
+    """Draw the cost of every way in every layer, in per cent, beside weights and multiply-adds.
 
     A way that does not apply to a layer is an empty cell. The bars are shares of what the layers of
     the map have together; a narrow figure has none.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,19 +15,23 @@ from planescope.criticality.resets.record import Resets
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside
-from planescope.files.reading import open_binary, read_text
-from planescope.files.writing import read_parquet_metadata
+from planescope.files.results import Result
+from planescope.files.saved import Saved, found_saved
 from planescope.hyperplanes.layer import Kind
 from planescope.measurement.measure import measure
 from planescope.measurement.record import SCHEMA as MEASUREMENT
-from planescope.measurement.record import Measurement, load
+from planescope.measurement.record import Measurement
 from planescope.training.run import Run
 from planescope.training.tracker.history import History
 
 if TYPE_CHECKING:
     from planescope.training.config import RunConfig
 
-PARQUET = b"PAR1"
+# What files may hold, by the name of its schema.
+_KINDS: Mapping[str, type[Result]] = {
+    kind.SCHEMA.partition("/")[0]: kind
+    for kind in (Measurement, Resets, Relation, Plan, Sensitivity, Prediction, History)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +139,12 @@ def open_subjects(
 
 
 def _parts(source: Any, given: Mapping[str, Any]) -> Iterable[Any]:
-    """Return the runs of a study, a run, or what is neither itself."""
+    """Return the runs of a study, a run, a saved result as it was read, or the source itself."""
     if not isinstance(source, (str, os.PathLike)):
         return [source]
     if not inside(source, "study.yaml").is_file():
         run = Run(source, **given)
-        return [run if run.exists else source]
+        return [run if run.exists else found_saved(source) or source]
     from planescope.study.folder import Study
 
     runs = Study(source, **given).runs
@@ -166,10 +169,7 @@ def _apart(subjects: list[Subject]) -> Iterable[Subject]:
 
 def _is_measured(source: Any) -> bool:
     """Return whether a source is a checkpoint or a network: nothing that was found before."""
-    if isinstance(source, str | os.PathLike):
-        return _schema(Path(source)) is None
-    found_before = Measurement | Resets | Relation | Sensitivity | Prediction | Plan | Run | History
-    return not isinstance(source, found_before) and not _is_tracker(source)
+    return not isinstance(source, (Saved, Run, *_KINDS.values())) and not _is_tracker(source)
 
 
 def _is_tracker(source: Any) -> bool:
@@ -177,6 +177,8 @@ def _is_tracker(source: Any) -> bool:
 
 
 def _opened(source: Any, remeasure: bool, how: Mapping[str, Any]) -> Subject:
+    if isinstance(source, Saved):
+        return _loaded(source, remeasure)
     if isinstance(source, Measurement):
         return _measured(source)
     if isinstance(source, Resets):
@@ -197,32 +199,18 @@ def _opened(source: Any, remeasure: bool, how: Mapping[str, Any]) -> Subject:
         return _followed(source.history)
     if not isinstance(source, (str, os.PathLike)):
         return _measured(measure(source, **how))
-    path = Path(source)
-    schema = _schema(path)
-    if schema is None:
-        return replace(_measured(measure(source, **how)), path=str(source))
-    loaded: Measurement | Resets | Relation | Sensitivity | Prediction | Plan | History
-    match schema.partition("/")[0]:
-        case "planescope.measurement":
-            loaded = load(path)
-        case "planescope.resets":
-            loaded = Resets.load(path)
-        case "planescope.relation":
-            loaded = Relation.load(path)
-        case "planescope.plan":
-            loaded = Plan.load(path)
-        case "planescope.sensitivity":
-            loaded = Sensitivity.load(path)
-        case "planescope.prediction":
-            loaded = Prediction.load(path)
-        case "planescope.track":
-            loaded = History.load(path)
-        case _:
-            raise CheckpointError(
-                f"{path}: holds {schema!r}; give a run, a measurement, resets, a relation, a "
-                "prediction, a sensitivity, a plan, what a Tracker saved, or a checkpoint"
-            )
-    return replace(_opened(loaded, remeasure, how), name=path.stem, path=str(path))
+    return replace(_measured(measure(source, **how)), path=str(source))
+
+
+def _loaded(saved: Saved, remeasure: bool) -> Subject:
+    kind = _KINDS.get((saved.schema or MEASUREMENT).partition("/")[0])
+    if kind is None:
+        raise CheckpointError(
+            f"{saved.path}: holds {saved.schema!r:.80}; give a run, a measurement, resets, a "
+            "relation, a prediction, a sensitivity, a plan, what a Tracker saved, or a checkpoint"
+        )
+    found = _opened(kind.of_saved(saved), remeasure, {})
+    return replace(found, name=Path(saved.path).stem, path=saved.path)
 
 
 def _measured(measurement: Measurement) -> Subject:
@@ -254,7 +242,10 @@ def _run(run: Run, remeasure: bool) -> Subject:
 
 
 def _remeasured(run: Run) -> Measurement | None:
-    """The last snapshot, measured as the run did; None where it kept none, or not its norms."""
+    """Return the last snapshot, measured as the run did.
+
+    None where it kept none, or not its norms.
+    """
     config, table, snapshots = run.about, run.measurements, run.snapshots
     if run.keeps_tables_alone:
         return None
@@ -272,22 +263,3 @@ def _remeasured(run: Run) -> Measurement | None:
         network=run.structure,
         init=first if first != last and min(snapshots) == 0 else None,
     )
-
-
-def _schema(path: Path) -> str | None:
-    """Read the schema of a saved result; None for other files, as a checkpoint."""
-    if path.suffix.lower() not in (".json", ".parquet") or not path.is_file():
-        return None
-    try:
-        with open_binary(path) as file:
-            is_parquet = file.read(len(PARQUET)) == PARQUET
-        if is_parquet:
-            return read_parquet_metadata(path).get(b"schema", b"none").decode()
-        data = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
-    if isinstance(data, list):  # several, as --out of `measure` and `predict` writes them
-        data = next((one for one in data if isinstance(one, dict) and "schema" in one), None)
-        return MEASUREMENT if data is None else str(data["schema"])
-    # An index of a checkpoint's shards is JSON too.
-    return str(data["schema"]) if isinstance(data, dict) and "schema" in data else None

@@ -64,7 +64,7 @@ def theory(*, width: Width = "page") -> Figure:
 def _block(
     panels: NDArray[np.object_], matrix: Floats, inside: NDArray[np.bool_], title: str
 ) -> None:
-    """A matrix, and the angles and crossings of its rows."""
+    """Draw a matrix, and the angles and crossings of its rows."""
     image, angles, crossings = panels
     positions, inputs = len(matrix) // len(BIAS), matrix.shape[1]
     largest = np.abs(matrix).max()
@@ -81,7 +81,7 @@ def _block(
 
 
 def _points(axes: Axes, values: Floats, inside: NDArray[np.bool_], label: str) -> None:
-    """A point a row, in the colour of its filter; hollow where the row lies at the border."""
+    """Draw a point a row, in the colour of its filter; hollow where the row lies at the border."""
     rows = np.arange(len(values))
     first = rows < len(rows) // 2
     for color, own in ((TOWARD, first), (AWAY, ~first)):

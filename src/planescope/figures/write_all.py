@@ -47,9 +47,10 @@ from planescope.figures.repetitions import rate_drops, repetitions, together
 from planescope.figures.resets import heatmap
 from planescope.figures.sensitivity import sensitivity, sensitivity_map
 from planescope.figures.sources import Subject, open_subjects
+from planescope.files import targets
 from planescope.files.errors import OutputError, UsageError
 from planescope.files.folders import inside, replacing_inside
-from planescope.files.writing import FIGURE_FORMS, write_csv
+from planescope.files.writing import write_csv
 from planescope.hyperplanes.layer import Kind
 from planescope.measurement.record import Measurement
 
@@ -145,8 +146,8 @@ def write_all(
     """
     folder = _checked(Path(out))
     inches(width)
-    if f".{form}" not in FIGURE_FORMS:
-        raise UsageError(f"form {form!r}: give {', '.join(f[1:] for f in FIGURE_FORMS)}")
+    if f".{form}" not in targets.FIGURES:
+        raise UsageError(f"form {form!r}: give {', '.join(f[1:] for f in targets.FIGURES)}")
     with style(style_sheet):
         subjects = open_subjects(
             sources, network=network, data=data, trust=trust, init=init, kinds=kinds

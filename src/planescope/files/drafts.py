@@ -3,6 +3,8 @@
 A killed process cannot tidy up. Whoever makes such a folder holds a lock on a file in it, which the
 operating system takes back when the process ends, however it ends: a folder whose lock is free is
 nobody's. Where locks cannot be had, as on some network file systems, such folders stay.
+Its price is this module. One hidden name beside each target would do without locks, and leave what
+a killed process wrote until that very target is written again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Records of plain data that anybody may have written: each field is what its record says.
 
 JSON has any type anywhere, and a dataclass takes it: only what uses the field would fail.
+Its price is this module: pydantic would do it, and takes 0.11 s to import, a third of `measure` on
+a small file; results are read without it.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from planescope.files.errors import CheckpointError, one_line, printable
-from planescope.files.reading import open_binary, read_text
 from planescope.files.records import record
+from planescope.files.saved import Saved, check_schema, read_saved
+from planescope.files.targets import TABLES
 from planescope.files.writing import (
     in_utf8,
-    read_parquet_metadata,
     write,
     write_csv,
     write_parquet,
@@ -25,9 +25,6 @@ from planescope.files.writing import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# What the suffix of a table's file may be.
-FORMS = (".json", ".csv", ".parquet")
 
 # Columns of flat tables by what the JSON form calls them: `layers[].name` there, `layer` here.
 # Tables of before have the names of the JSON form.
@@ -87,7 +84,18 @@ class Result:
         MissingDependencyError
             If a Parquet file needs pyarrow.
         """
-        data = read_saved(path, cls.WHAT)
+        return cls.of_saved(read_saved(path, cls.WHAT))
+
+    @classmethod
+    def of_saved(cls, saved: Saved, /) -> Self:
+        """Make the record of a file that was read.
+
+        Raises
+        ------
+        CheckpointError
+            If it is of another result, holds several, or has another schema version.
+        """
+        path, data = saved.path, saved.data
         if isinstance(data, list) and data:
             raise CheckpointError(
                 f"{path}: holds {len(data)} results; save each {cls.WHAT} in its own file"
@@ -265,7 +273,7 @@ def save(results: Sequence[Table], path: str | os.PathLike[str], /) -> None:
         write_parquet(draft, kind.parquet_columns(results), whole)
 
     writers = (lambda draft: _write_json(results, draft), as_csv, as_parquet)
-    write(path, dict(zip(FORMS, writers, strict=True)))
+    write(path, dict(zip(TABLES, writers, strict=True)))
 
 
 def _write_json(results: Sequence[Result], draft: Path) -> None:
@@ -307,47 +315,3 @@ def _as_text(columns: Mapping[str, Sequence[Any]]) -> str:
 
 def _is_text(values: Sequence[Any]) -> bool:
     return any(isinstance(value, str) and value[:1].isalpha() for value in values)
-
-
-def check_schema(path: str | os.PathLike[str], data: Any, /, *, schema: str, remedy: str) -> None:
-    """Check that the plain data of a result has a schema version.
-
-    Raises
-    ------
-    CheckpointError
-        If it has another one, or none.
-    """
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != schema:
-        raise CheckpointError(
-            f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
-            f"{schema!r}; {remedy}"
-        )
-
-
-def read_saved(path: str | os.PathLike[str], what: str) -> Any:
-    """Plain data of a result that was saved as JSON, or as Parquet with the JSON in its metadata.
-
-    Parameters
-    ----------
-    what : str
-        What the file is to hold, as a message calls it.
-
-    Raises
-    ------
-    CheckpointError
-        If the file cannot be read, or holds neither.
-    MissingDependencyError
-        If a Parquet file needs pyarrow.
-    """
-    path = Path(path)
-    try:
-        with open_binary(path) as file:
-            is_parquet = file.read(4) == b"PAR1"
-        if is_parquet:
-            return json.loads(read_parquet_metadata(path).get(b"planescope", b"null"))
-        return json.loads(read_text(path))
-    except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read: {exc.strerror or one_line(exc)}") from exc
-    except (ValueError, RecursionError) as exc:  # JSON, UTF-8 and Arrow errors are ValueErrors
-        raise CheckpointError(f"{path}: holds no {what}; save it with --out") from exc

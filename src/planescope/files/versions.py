@@ -25,7 +25,10 @@ def version() -> str:
 
 
 def environment(device: str, /) -> dict[str, Any]:
-    """Versions, machine and device; the git revision where planescope runs from a checkout."""
+    """Return the versions, machine and device.
+
+    The git revision where planescope runs from a checkout.
+    """
     import torch
 
     is_cuda = device.startswith("cuda")

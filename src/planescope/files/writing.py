@@ -7,7 +7,6 @@ import csv
 import math
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +15,12 @@ from planescope.files.drafts import draft_of
 from planescope.files.errors import (
     MissingDependencyError,
     OutputError,
-    UsageError,
     one_line,
 )
+from planescope.files.targets import check_target, followed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-# What the suffix of a figure may be.
-FIGURE_FORMS = (".pdf", ".svg", ".png")
 
 
 @contextlib.contextmanager
@@ -47,7 +42,7 @@ def replacing(target: str | os.PathLike[str], *, beside: Path | None = None) -> 
     """
     target = Path(target)
     try:
-        target = _followed(target)
+        target = followed(target)
         with draft_of(target, beside=beside) as draft:
             yield draft
             # Some writers let nobody else read; a result has the rights of any new file.
@@ -57,75 +52,6 @@ def replacing(target: str | os.PathLike[str], *, beside: Path | None = None) -> 
             draft.replace(target)
     except OSError as exc:
         raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
-
-
-# What tells the folder of a run, and of a study: anybody may have filled them.
-_RUN_OR_STUDY = (("config.yaml", "snapshots"), ("study.yaml", "runs"))
-
-
-def _followed(target: Path) -> Path:
-    """Follow a link, so that it stays one; refuse what is neither a file nor absent.
-
-    A link within a run or a study is a stranger's, not the user's, and is refused too.
-    """
-    for folder in target.parents:
-        if any(all((folder / part).exists() for part in parts) for parts in _RUN_OR_STUDY):
-            _refuse_link(folder, target)
-    with contextlib.suppress(FileNotFoundError):
-        mode = target.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise OSError("it is no regular file; give another name")
-    return Path(os.path.realpath(target)) if target.is_symlink() else target
-
-
-def _refuse_link(folder: Path, target: Path) -> None:
-    below = target
-    while below != folder:
-        if below.is_symlink():
-            raise OSError(f"{below} is a link within {folder}; remove it, or give another name")
-        below = below.parent
-
-
-def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str:
-    """Suffix of an output file, which chooses its form; looked at before long work begins.
-
-    Raises
-    ------
-    UsageError
-        If it is none of `suffixes`.
-    OutputError
-        If the target is a folder or a device, or its own folder does not exist or may not be
-        written.
-    """
-    path = Path(target)
-    *others, last = suffixes
-    if path.suffix.lower() not in (*others, last):
-        forms = f"{', '.join(others)} or {last}" if others else last
-        raise UsageError(f"{target}: the name must end in {forms}")
-    if path.is_dir():
-        raise OutputError(f"{target}: is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"{target}: the folder {path.parent} does not exist; make it first")
-    try:
-        folder = _followed(path).parent
-    except OSError as exc:
-        raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
-    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{target}: the folder {folder} may not be written; give another")
-    return path.suffix.lower()
-
-
-def check_targets(*pairs: tuple[str | os.PathLike[str] | None, Iterable[str]]) -> None:
-    """Look at all files that a command is to write, each with its suffixes; None is not wanted.
-
-    Raises
-    ------
-    UsageError, OutputError
-        As `check_target`.
-    """
-    for target, suffixes in pairs:
-        if target is not None:
-            check_target(target, suffixes)
 
 
 # What a spreadsheet takes for a formula at the start of a cell, or skips before one.

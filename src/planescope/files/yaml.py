@@ -1,4 +1,8 @@
-"""YAML that a user writes: its values, and the line of each for what may be wrong with it."""
+"""YAML that a user writes: its values, and the line of each for what may be wrong with it.
+
+Its price is this module, over PyYAML, which is there already; a library that keeps lines would be
+one package more for whoever trains.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +141,7 @@ def _mappings(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
 
 
 def _check_names(path: str | os.PathLike[str], mapping: yaml.MappingNode) -> None:
-    """YAML itself lets the last of two equal names win, without a word."""
+    """Refuse two equal names, of which YAML itself lets the last win without a word."""
     import yaml
 
     seen: set[str] = set()

@@ -136,7 +136,9 @@ def wilson(successes: int, trials: int, /) -> tuple[float, float]:
 
 
 def cosine_cdf(cosines: ArrayLike, fan_in: ArrayLike, /) -> Floats:
-    """Distribution function of c_i at initialisation: (c + 1)/2 ~ Beta((d-1)/2, (d-1)/2).
+    """Return the distribution function of c_i at initialisation.
+
+    (c + 1)/2 ~ Beta((d-1)/2, (d-1)/2).
 
     Parameters
     ----------
@@ -192,7 +194,9 @@ def cosine_density(cosines: ArrayLike, fan_in: int, /) -> Floats:
 
 
 def benjamini_hochberg(p_values: Sequence[float | None], /) -> list[float | None]:
-    """Corrected p-values (false discovery rate; Benjamini and Hochberg 1995), in the given order.
+    """Return the p-values corrected for the false discovery rate, in the given order.
+
+    Benjamini and Hochberg 1995.
 
     None, where there was no test, stays None and does not count as one.
     """
@@ -250,7 +254,10 @@ def log_fair_binomial(k: NDArray[np.int64], n: NDArray[np.int64], /) -> Floats:
 
 @functools.cache
 def _quadrature(count: int) -> tuple[Floats, Floats]:
-    """Nodes and weights of the Gauss-Legendre rule on [0, 1]; finding them takes milliseconds."""
+    """Return the nodes and weights of the Gauss-Legendre rule on [0, 1].
+
+    Finding them takes milliseconds.
+    """
     nodes, weights = np.polynomial.legendre.leggauss(count)
     return 0.5 * (nodes + 1.0), 0.5 * weights
 

@@ -43,7 +43,7 @@ def stirling_error(n: Floats) -> Floats:
 
 
 def deviance(x: Floats, gap: Floats) -> Floats:
-    """X log(x/mean) + mean - x, mean = x + gap; accurate where x is near its mean."""
+    """Return X log(x/mean) + mean - x, mean = x + gap; accurate where x is near its mean."""
     mean = x + gap
     ratio = -gap / (x + mean)
     square = np.square(ratio)

@@ -86,7 +86,7 @@ def arrangement(
     eps: float | None = None,
     xp: Namespace | None = None,
 ) -> Hyperplanes:
-    """Projection, norm and cosine of all filters of a layer in one pass over the weights.
+    """Return projection, norm and cosine of all filters of a layer in one pass over the weights.
 
     Parameters
     ----------
@@ -187,7 +187,9 @@ def from_sums(
     *,
     sideless: NDArray[np.bool_],
 ) -> Hyperplanes:
-    """Hyperplanes of filters whose sums and lengths somebody has taken; NumPy's, but the bias.
+    """Return the hyperplanes of filters whose sums and lengths somebody has taken.
+
+    NumPy's, but the bias.
 
     Parameters
     ----------
@@ -285,7 +287,7 @@ def crossing(projection: Array, bias: Array | None, /, *, xp: Namespace | None =
 
 
 def offset(norm: Array, bias: Array | None, /, *, xp: Namespace | None = None) -> Array:
-    """Signed distance of the origin from each hyperplane: s_i = b_i / ||w_i||.
+    """Return the signed distance of the origin from each hyperplane: s_i = b_i / ||w_i||.
 
     Parameters
     ----------
@@ -315,7 +317,7 @@ def effective(
     *,
     xp: Namespace | None = None,
 ) -> Hyperplanes:
-    """Hyperplanes that convolution, batch norm and ReLU cut together (METHOD, section 4).
+    """Return hyperplanes that convolution, batch norm and ReLU cut together (METHOD, section 4).
 
     ``w' = s w`` and ``b' = beta + s (b - mean)`` with ``s = gamma / sqrt(variance + eps)``: a
     negative gamma turns the normal round, gamma = 0 makes the filter degenerate.
@@ -370,7 +372,7 @@ def centre(gamma: Array, beta: Array, /, *, xp: Namespace | None = None) -> Arra
 def distances(
     weight: Array, initial: Array, /, *, xp: Namespace | None = None
 ) -> tuple[Array, Array]:
-    """Relative distances of a layer's weights from their initial values (METHOD, section 5).
+    """Return relative distances of a layer's weights from their initial values (METHOD, section 5).
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ _ONE_THREAD = 1 << 18
 
 
 def kolmogorov_smirnov(uniforms: ArrayLike, /) -> float:
-    """Two-sided Kolmogorov-Smirnov p-value of values that are uniform on [0, 1] under chance.
+    """Return the two-sided Kolmogorov-Smirnov p-value of values uniform on [0, 1] under chance.
 
     Parameters
     ----------

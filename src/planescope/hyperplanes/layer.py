@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 # Whatever array_api_compat takes: NumPy, torch, JAX, CuPy. No library names a common base.
 Array = Any
@@ -33,6 +33,9 @@ class Kind(StrEnum):
         """Return the words for such a layer in a sentence."""
         return _KINDS[self]
 
+
+# What a user may ask for; its words are those of `Kind`.
+KindName = Literal["conv", "pointwise", "transposed", "linear", "all"]
 
 _KINDS = {
     Kind.CONV: "convolution",
@@ -94,7 +97,10 @@ class Tensor:
 
     @property
     def eps(self) -> float:
-        """Distance from 1 to the next number of the stored type; of integers, float32's."""
+        """Return the distance from 1 to the next number of the stored type.
+
+        Of integers, float32's.
+        """
         if self.dtype.startswith("float8_e5m2"):
             return 2.0**-2
         return _EPS.get(self.dtype.partition("_")[0], 2.0**-23)
@@ -175,7 +181,7 @@ class Layer:
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Extent in each dimension; () for a linear layer."""
+        """Return the extent in each dimension; () for a linear layer."""
         return self.weight.shape[2:]
 
 

@@ -115,7 +115,7 @@ class Filters:
 
     @property
     def sided(self) -> Flags:
-        """Filters whose normals face one way or the other, the unusable ones among them."""
+        """Return filters whose normals face one way or the other, the unusable ones among them."""
         return self.projection != 0 if self.sideless is None else ~self.sideless
 
 
@@ -162,7 +162,10 @@ def summarise(filters: Filters, fan_in: Floats | int, /) -> Statistics:
 
 
 def _mean(values: Floats) -> float | None:
-    """Mean of values of any size, rounded once: what cancels leaves what it does not cancel."""
+    """Return the mean of values of any size, rounded once.
+
+    What cancels leaves what it does not cancel.
+    """
     if not len(values):
         return None
     # A sum of large float64 values could overflow where their mean cannot.

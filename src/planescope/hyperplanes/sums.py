@@ -37,7 +37,10 @@ DEVICE_BLOCK_ELEMENTS = 1 << 24
 
 
 def namespace(array: Array, /) -> Namespace:
-    """Array API namespace of an array; NumPy's own needs no wrapper, whose import costs 0.1 s."""
+    """Return the array API namespace of an array.
+
+    NumPy's own needs no wrapper, whose import costs 0.1 s.
+    """
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(array, (numpy.ndarray, numpy.generic)):
         return numpy
@@ -56,7 +59,10 @@ def is_numpy(xp: Namespace) -> bool:
 
 
 def widest_float(array: Array, xp: Namespace) -> Any:
-    """float64 where the library and the device have it; JAX by default and Apple GPUs do not."""
+    """Return float64 where the library and the device have it.
+
+    JAX by default and Apple GPUs do not.
+    """
     if is_numpy(xp):
         return xp.float64
     if is_torch(array):
@@ -109,7 +115,10 @@ def some_rows(normals: Array, rows: NDArray[np.intp]) -> Array:
 
 
 def numpy_view(rows: Array) -> Array:
-    """NumPy's view of a tensor on the CPU; types that NumPy has not, as bfloat16, stay tensors."""
+    """Return NumPy's view of a tensor on the CPU.
+
+    Types that NumPy has not, as bfloat16, stay tensors.
+    """
     torch = sys.modules["torch"]
     if rows.dtype not in (torch.float16, torch.float32, torch.float64):
         return rows
@@ -170,7 +179,7 @@ def _numbers(weights: Array) -> Iterator[list[float]]:
 
 
 def doubtful(total: Array, length: Array, fan_in: int) -> Array:
-    """Rows in which so much cancels that rounding could have decided the sign, or leave few digits.
+    """Find rows in which so much cancels that rounding could decide the sign, or leave few digits.
 
     In whatever order n terms are added, the error is below n/2 ulps of the sum of magnitudes, which
     is at most sqrt(n) times the length.
@@ -198,7 +207,7 @@ def difference(now: Array, then: Array) -> Array:
 
 
 def length_and_peak(values: Array) -> tuple[Array, Array]:
-    """Euclidean length and largest magnitude of a whole block, safe from overflow."""
+    """Return Euclidean length and largest magnitude of a whole block, safe from overflow."""
     xp = namespace(values)
     wide = widest_float(values, xp)
     if math.prod(values.shape) == 0:

@@ -34,7 +34,9 @@ def toeplitz(
     groups: int = 1,
     padding_mode: PaddingMode = "zeros",
 ) -> scipy.sparse.csr_array:
-    """Whole matrix of a convolution: each row is the normal of one hyperplane in input space.
+    """Return the whole matrix of a convolution.
+
+    Each row is the normal of one hyperplane in input space.
 
     Parameters
     ----------
@@ -124,7 +126,7 @@ def _taps(
     dilation: int | Sequence[int],
     mode: str,
 ) -> NDArray[np.intp]:
-    """Flat input pixel that each tap of each output position reads, -1 on padding of zeros.
+    """Return flat input pixel that each tap of each output position reads, -1 on padding of zeros.
 
     Shape (positions, prod(kernel)).
     """

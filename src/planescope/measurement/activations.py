@@ -153,7 +153,7 @@ class _Moments:
 
 @contextmanager
 def _evaluation(network: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each module is in the mode that it was in."""
+    """Evaluate within a block; afterwards each module is in the mode that it was in."""
     modes = [(part, part.training) for part in network.modules()]
     network.eval()
     try:

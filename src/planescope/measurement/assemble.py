@@ -127,7 +127,9 @@ def _measure_layer(
 def in_view(
     layer: Layer, raw: geometry.Hyperplanes, view: View, /
 ) -> tuple[geometry.Hyperplanes, Array | None]:
-    """Hyperplanes of a layer as a view has them, and its centres; nothing waits for the device.
+    """Return the hyperplanes of a layer as a view has them, and its centres.
+
+    Nothing waits for the device.
 
     Parameters
     ----------

@@ -196,7 +196,7 @@ def _without_partner(layers: Iterable[Layer], partners: Collection[int]) -> Iter
 
 
 def _read_once(layer: Layer) -> Layer:
-    """The layer with its weight kept from the first reading on."""
+    """Return the layer with its weight kept from the first reading on."""
     weight = layer.weight
     kept: list[Array] = []
 

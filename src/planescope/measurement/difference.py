@@ -86,7 +86,7 @@ class LayerDifference:
 
     @property
     def turned(self) -> int:
-        """Filters that changed sides."""
+        """Return the filters that changed sides."""
         return self.turned_away + self.turned_toward
 
     @property

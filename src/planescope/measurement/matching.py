@@ -114,7 +114,10 @@ def _alike(
 
 
 def _distance(one: Filters, other: Filters) -> float:
-    """Distance of two layers' projections and norms, relative to the larger; 1 tells nothing."""
+    """Return the distance of two layers' projections and norms, relative to the larger.
+
+    1 tells nothing.
+    """
     pairs = [(one.projection, other.projection), (one.norm, other.norm)]
     gap = sum(float(np.nansum((a - b) ** 2)) for a, b in pairs)
     size = max(sum(float(np.nansum(pair[k] ** 2)) for pair in pairs) for k in (0, 1))
@@ -134,7 +137,7 @@ def _endings(layer: Layer) -> Iterable[str]:
 def _unique(
     before: Sequence[Layer], after: Sequence[Layer], of_before: _Keys, of_after: _Keys
 ) -> Iterator[_Two]:
-    """Layers of one shape that share a key which no other layer has, longest keys first."""
+    """Yield layers of one shape that share a key which no other layer has, longest keys first."""
     sides = (_by_key(before, of_before), _by_key(after, of_after))
     used: set[int] = set()
     for key in sorted(sides[0].keys() & sides[1].keys(), key=lambda key: -len(key[0])):

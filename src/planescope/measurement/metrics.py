@@ -24,7 +24,9 @@ LOGGABLE = tuple(
 def by_key(
     measurement: Measurement, names: Iterable[str] = LOGGED, /, *, by_layer: bool = True
 ) -> dict[str, float]:
-    """Statistics by key: ``planescope/LAYER/NAME``, and ``planescope/NAME`` of all filters.
+    """Return the statistics by key.
+
+    ``planescope/LAYER/NAME``, and ``planescope/NAME`` of all filters.
 
     What a layer does not have is left out, and without `by_layer` all that is of one layer.
     ``planescope/biased_share``, the share of layers that are biased, sums them up where anything is

@@ -13,6 +13,7 @@ import numpy as np
 from planescope.files.errors import NoLayersError
 from planescope.files.records import record
 from planescope.files.results import COLUMN_OF, Table, plain
+from planescope.files.targets import FILTERS
 from planescope.files.writing import write, write_csv, write_parquet
 from planescope.hyperplanes.layer import Input, Kind, Pairing, Skipped, View
 from planescope.hyperplanes.statistics import Filters, Statistics
@@ -21,7 +22,6 @@ from planescope.measurement.verdict import verdict
 SCHEMA = "planescope.measurement/1"
 
 # What the suffix of a file of single filters may be.
-FILTER_FORMS = (".npz", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,7 @@ def save_filters(measurements: Sequence[Measurement], path: str | os.PathLike[st
     def as_parquet(draft: Path) -> None:
         write_parquet(draft, columns, {"schema": schema})
 
-    write(path, dict(zip(FILTER_FORMS, (as_npz, as_csv, as_parquet), strict=True)))
+    write(path, dict(zip(FILTERS, (as_npz, as_csv, as_parquet), strict=True)))
 
 
 def _values_of(layers: Iterable[tuple[Measurement, LayerMeasurement]]) -> Iterator[Filters]:

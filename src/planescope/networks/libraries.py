@@ -88,7 +88,7 @@ def own(package: str, attribute: str, in_channels: int, classes: int, image_size
 
 
 def torchvision_pretrained(name: str) -> nn.Module:
-    """Network of torchvision with its default weights, from torch hub's folder or the net."""
+    """Build torchvision's network with its default weights, from torch hub's folder or the net."""
     models = required("torchvision").models
     _check_known("torchvision", name, models.list_models())
     weights = models.get_model_weights(name).DEFAULT
@@ -126,7 +126,7 @@ def _unpickling_tensors_alone() -> Iterator[None]:
 
 
 def timm_pretrained(name: str) -> nn.Module:
-    """Network of timm with its default weights, from the Hugging Face cache or the net."""
+    """Return network of timm with its default weights, from the Hugging Face cache or the net."""
     library = required("timm")
     tagged = library.list_models(pretrained=True)
     _check_known("timm", name, {*tagged, *(known.partition(".")[0] for known in tagged)})

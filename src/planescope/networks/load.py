@@ -94,7 +94,7 @@ def _built(
 
 
 def _image(first: tuple[int, ...]) -> dict[str, int]:
-    """Channels and size of the images of a fully connected network, from its number of inputs."""
+    """Guess channels and size of the images of a fully connected network from its inputs."""
     if len(first) > 2:
         return {"image_size": 224}  # of a size that every network takes; no weight depends on it
     inputs = first[1]
@@ -134,7 +134,10 @@ def _fill(module: nn.Module, state: StateDict, name: str) -> None:
 
 
 def tensor_of(values: Any, /) -> torch.Tensor:
-    """Tensor of an array that nobody else has; it takes the memory over where it may be written."""
+    """Return the tensor of an array that nobody else has.
+
+    It takes the memory over where it may be written.
+    """
     import torch
 
     if isinstance(values, torch.Tensor):
@@ -190,7 +193,7 @@ def fitting(
 
 
 def _named_alike(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Mapping[str, Tensor]:
-    """Tensors without the name of a wrapper before theirs, or with that of the network's own."""
+    """Name tensors without a wrapper's name before theirs, or with that of the network's own."""
     names = list(own)
     first = next(iter(names), "")
     if first in tensors:

@@ -138,7 +138,7 @@ def _varied(operations: Iterable[Operation], norm: str, activation: str) -> Iter
 
 
 def _variants(name: str) -> dict[str, Network]:
-    """A network with each norm and each activation, under NAME[_bn|_gn][_leaky|_gelu|_tanh]."""
+    """Yield a network with each norm and activation, as NAME[_bn|_gn][_leaky|_gelu|_tanh]."""
     plan = {"lenet": _LENET, "vgg11": _vgg("vgg11")}[name]
     heads = ("features", "classifier")
     parts = [[o for o in plan.operations if o.name.startswith(head)] for head in heads]

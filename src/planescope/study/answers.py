@@ -96,7 +96,7 @@ def _trained(effects: Sequence[Effect]) -> Answer:
 
 
 def _learned(effects: Sequence[Effect], unlearned: Sequence[str]) -> Answer:
-    """During training: epoch after epoch. With learning: less where nothing can be learned."""
+    """Answer the second claim: during training, epoch after epoch, and with learning."""
     if not effects:
         return _NONE
     steps = [e for e in _overall(effects) if e.comparison.startswith("after epoch")]
@@ -156,7 +156,7 @@ def _critical(relation: Relation | None) -> Answer:
 
 
 def _depends(effects: Sequence[Effect]) -> Answer:
-    """Each comparison by itself; those of runs that cannot learn are the second claim's."""
+    """Answer each comparison by itself; those of runs that cannot learn are the second claim's."""
     by: dict[tuple[str, str], list[Effect]] = {}
     for effect in _overall(effects):
         by.setdefault((effect.comparison, effect.network), []).append(effect)

@@ -225,7 +225,7 @@ def _by_run(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _first(plain: pd.DataFrame) -> Iterator[Effect]:
-    """Trained against initialised, the same runs."""
+    """Yield trained against initialised, the same runs."""
     for key, measure in (("biased", "share of biased layers"), ("agreement", "agreement")):
         yield from _since_start(plain, 1, key, measure, "trained, against initialised")
 
@@ -259,7 +259,7 @@ def _of_networks(runs: pd.DataFrame, key: str) -> float:
 
 
 def _second(runs: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[Effect]:
-    """During training: epoch against epoch. With learning: true labels against random ones."""
+    """Yield epoch against epoch during training, and true labels against random ones."""
     plain = epochs[epochs["condition"] == PLAIN]
     start = plain[plain["epoch"] == 0].set_index("run")["agreement"]
     for epoch in sorted(set(plain["epoch"]) - {0}):
@@ -291,7 +291,7 @@ def _second(runs: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[Effect]:
 
 
 def _fourth(runs: pd.DataFrame) -> Iterator[Effect]:
-    """Each condition against plain runs of the same networks; and with against without norm."""
+    """Yield each condition against plain runs of the same networks; and with norm, without."""
     # Where nothing can be learned is the second claim's: one answer for one comparison.
     for condition in sorted(set(runs["condition"]) - {PLAIN, *UNLEARNED}):
         yield from _between(runs, 4, condition, "agreement", "agreement")

@@ -236,7 +236,7 @@ def _check_workers(client: Client, address: str) -> None:
 
 
 def _version_probe() -> Callable[[], str | None]:
-    """Travels by value, being no module's own: a worker without the package can run it."""
+    """Return a function sent by value: no module's own, it runs without the package."""
 
     def version() -> str | None:
         from importlib import import_module

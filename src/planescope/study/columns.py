@@ -1,7 +1,8 @@
 """Columns of pandas that grow by the rows of one Arrow table after another.
 
 Values are written once, to where they stay: tables of a whole study, and what pandas makes of
-them, would be in memory twice.
+them, would be in memory twice. Its price is this module: a table of 160,000 rows and 66 columns
+takes 160 MiB in place of the 290 of a pyarrow data set.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class _Words:
 
 
 def _grown(values: NDArray[Any], rows: int) -> NDArray[Any]:
-    """Last rows of an array that is made longer by them, where it lies if there is room."""
+    """Return last rows of an array that is made longer by them, where it lies if there is room."""
     had = len(values)
     # Nothing else refers to these values, so that nothing is left with memory that was freed.
     values.resize(had + rows, refcheck=False)

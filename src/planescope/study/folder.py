@@ -25,7 +25,8 @@ from planescope.files.folders import inside, make_inside, names_inside, replacin
 from planescope.files.locks import held, is_locked
 from planescope.files.reading import read_text
 from planescope.files.results import Result
-from planescope.study.plan import Plan, ResetSettings, StudyConfig, read_plan
+from planescope.study.config import ResetSettings, StudyConfig
+from planescope.study.plan import Plan, read_plan
 from planescope.training.run import Run
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class RunRecord:
     error: str = ""
 
     def missing(self, spec: Spec, *, in_table: bool) -> list[str]:
-        """Steps that are still to be made of a run, in order."""
+        """Return the steps that are still to be made of a run, in order."""
         wanted = [step for step in ("train", "reset", "measure") if step in spec.make]
         # An option that came later has been at its default.
         had = {**_plain(ResetSettings().model_dump()), **(self.reset or {})}
@@ -354,7 +355,7 @@ class Study:
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
+    """Return fields as JSON gives them back."""
     plain: dict[str, Any] = json.loads(json.dumps(fields))
     return plain
 
@@ -367,7 +368,9 @@ def runs_in(
     data: str | None = None,
     trust: bool | str | Collection[str] = False,
 ) -> list[Run]:
-    """Runs of some paths; a study stands for those of its runs of which everything is made.
+    """Return the runs of some paths.
+
+    A study stands for those of its runs of which everything is made.
 
     Parameters
     ----------

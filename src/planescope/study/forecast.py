@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,8 +30,8 @@ class ForecastRun:
     settings : dict
         Where its config departs from the default.
     seconds : float or None
-        About what it takes on one thread or, by runs that were made, on what made those; None
-        where the network or the data are not known here.
+        About what is left of it takes, of one that is done all of it, on one thread or, by runs
+        that were made, on what made those; None where the network or the data are not known here.
     """
 
     name: str
@@ -114,9 +114,9 @@ def forecast(
         As `make_study`, of the YAML.
     """
     specs = read_plan(file).specs
-    states, took = _made(specs, None if out is None else Path(out))
+    states, took, left = _made(specs, None if out is None else Path(out))
     scale = _scale(specs, took)
-    rest = [spec for spec in specs if states[spec.name] != "done"]
+    rest = [spec for spec in specs if spec.name in left]
     count = workers or len(cluster.gpus()) or cluster.cores()
     return Forecast(
         runs=tuple(
@@ -124,38 +124,47 @@ def forecast(
                 name=spec.name,
                 state=states[spec.name],
                 settings=dict(spec.settings),
-                seconds=None if (s := seconds_of(spec)) is None else round(s * scale, 1),
+                seconds=_rounded(seconds_of(spec, steps=left.get(spec.name)), scale),
             )
             for spec in specs
         ),
         made=len(took),
         workers=max(1, min(count, len(rest))),
-        estimates=(estimate(rest, THREAD), estimate(rest, GPU)),
+        estimates=(estimate(rest, THREAD, left), estimate(rest, GPU, left)),
     )
 
 
-def _made(specs: Sequence[Spec], out: Path | None) -> tuple[dict[str, str], dict[str, float]]:
-    """Return the state of each run, and seconds of those that are done."""
+def _rounded(seconds: float | None, scale: float) -> float | None:
+    return None if seconds is None else round(seconds * scale, 1)
+
+
+def _made(
+    specs: Sequence[Spec], out: Path | None
+) -> tuple[dict[str, str], dict[str, float], dict[str, Collection[str]]]:
+    """Return the state of each run, seconds of those that are done, and what is left of others."""
     states = dict.fromkeys((spec.name for spec in specs), "new")
     took: dict[str, float] = {}
+    left: dict[str, Collection[str]] = {spec.name: spec.make for spec in specs}
     if out is None or not (out / "study.yaml").is_file():
-        return states, took
+        return states, took, left
     study = Study(out)
     tables = study.in_table()
     for spec in specs:
         record = study.record(spec.name)
+        left[spec.name] = record.missing(spec, in_table=spec.name in tables)
         if study.is_done(spec, record, tables):
             states[spec.name] = "done"
             took[spec.name] = sum(record.made.values())
+            del left[spec.name]
         elif record.error:
             states[spec.name] = "failed"
         elif study.run(spec.name).exists:
             states[spec.name] = "begun"
-    return states, took
+    return states, took, left
 
 
 def _scale(specs: Sequence[Spec], took: dict[str, float]) -> float:
-    """By how much runs that were made took longer than their operations say."""
+    """Tell by how much runs that were made took longer than their operations say."""
     known = [
         (took[spec.name], s) for spec in specs if spec.name in took and (s := seconds_of(spec))
     ]

@@ -157,6 +157,7 @@ class _Drive:
 
     def __post_init__(self) -> None:
         self._failed: dict[str, str] = {}
+        self._missing: dict[str, list[str]] = {}  # steps of the runs that are to be made
         self._done = 0
         self._made = 0  # of those that are done: now, not before
         self._seconds = 0.0  # that they took,
@@ -211,6 +212,7 @@ class _Drive:
                 self._failed[spec.name] = record.error
             else:
                 todo.append(spec)
+                self._missing[spec.name] = record.missing(spec, in_table=spec.name in tables)
         return todo
 
     def _make(self, client: Client, todo: Sequence[Spec]) -> None:
@@ -268,8 +270,9 @@ class _Drive:
             return
         self._done += 1
         self._made += 1
-        self._seconds += sum(record.made.values())
-        self._expected += seconds_of(spec) or 0.0
+        steps = self._missing[spec.name]
+        self._seconds += sum(record.made.get(step, 0.0) for step in steps)
+        self._expected += seconds_of(spec, steps=steps) or 0.0
 
     def _died(self, spec: Spec, exc: BaseException | None) -> RunRecord:
         """Record the failure of a run whose worker died."""
@@ -312,10 +315,10 @@ class _Drive:
         )
 
     def _seconds_left(self, left: dict[str, Spec]) -> float | None:
-        """By the estimates, held against what the runs until now took; before one, by none."""
+        """Estimate what is left, by what the runs until now took; None before the first."""
         if not self._seconds:
             return None
-        expected = [seconds_of(spec) for spec in left.values()]
+        expected = [seconds_of(spec, steps=self._missing[name]) for name, spec in left.items()]
         if self._expected and None not in expected:
             total = sum(seconds or 0.0 for seconds in expected) * self._seconds / self._expected
         else:

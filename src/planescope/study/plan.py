@@ -8,16 +8,16 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from planescope.criticality.resets.options import AskedPrecision, ResetOptions
 from planescope.data.sources import check_name
 from planescope.files.errors import PlanescopeError, UsageError, nearest
 from planescope.files.yaml import Document, read_document, shown
 from planescope.networks import paper
-from planescope.study.spec import DEFAULTS, Spec, Step, name_of
+from planescope.study.config import MAX_RUNS, Block, Fields, ResetSettings, StudyConfig
+from planescope.study.spec import DEFAULTS, Spec, name_of
 from planescope.training.config import FieldError, RunConfig
 
 if TYPE_CHECKING:
@@ -26,106 +26,7 @@ if TYPE_CHECKING:
     # A rule to match configs by, and the values that each of its fields may have.
     Values = Mapping[str, Any]
 
-SCHEMA = "planescope.study/1"
-
-MAX_RUNS = 100_000  # before any is left out
 MAX_QUESTIONS = 5_000_000  # conditions that are asked of a block's combinations
-
-
-def _listed(value: Any) -> Any:
-    """Return one where a list of them is meant."""
-    return [value] if isinstance(value, Mapping) else value
-
-
-def _counted(value: Any) -> Any:
-    """Return a number of seeds where they are meant: 3 is 0, 1, 2."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_RUNS
-    return list(range(value)) if is_count else value
-
-
-Fields = dict[str, Any]
-Seeds = Annotated[tuple[int, ...], BeforeValidator(_counted), Field(min_length=1)]
-Several = Annotated[tuple[Fields, ...], BeforeValidator(_listed)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rule(_Model):
-    """A rule: for runs whose fields have these values (or one of a list), others are set."""
-
-    match: Fields = Field(min_length=1)
-    set: Fields = Field(min_length=1)
-
-
-class Block(_Model):
-    """A part of the grid: every combination of what its fields list, with each seed.
-
-    All keys but those below are fields of a config; a single value is a list of one. The fields of
-    an item of `zip` go together: their first values, then their second ones.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    zip: Several = ()
-    seeds: Seeds | None = None
-    exclude: Several = ()
-
-    @property
-    def fields(self) -> Fields:
-        """Return the fields that are varied or fixed, other than `zip` and `seeds`."""
-        return dict(self.model_extra or {})
-
-
-class ResetSettings(_Model):
-    """The options of resets of a run, as those of ``planescope reset``.
-
-    `snapshots` are those of these epochs that the run kept; by default all before the last.
-    """
-
-    snapshots: tuple[int, ...] | None = None
-    layers: str | None = None
-    kinds: tuple[Literal["conv", "pointwise", "transposed", "linear", "all"], ...] = ()
-    with_norm: bool = False
-    together: tuple[str, ...] = ()
-    draws: int = Field(0, ge=0)
-    subset: int | None = Field(None, ge=1)
-    split: Literal["val", "train"] = "val"
-    precision: AskedPrecision = ResetOptions.precision
-    tolerance: float | None = Field(None, gt=0, lt=1)
-    seed: int = Field(0, ge=0)
-
-
-class StudyConfig(_Model):
-    """The contents of a study's file.
-
-    Attributes
-    ----------
-    base : dict
-        Fields of a config that all runs share.
-    grid : tuple of Block
-    seeds : tuple of int
-        Of blocks that have none of their own.
-    when : tuple of Rule
-        Applied in turn to each combination.
-    exclude : tuple of dict
-        Combinations that are left out.
-    make : tuple of {"train", "measure", "reset", "relate"}
-        What is made of each run: measure puts its layers at every snapshot into the study's table,
-        reset puts layers back, relate holds one against the other over the whole study.
-    reset : ResetSettings
-    """
-
-    # "schema" is a method of pydantic's models.
-    form: Literal["planescope.study/1"] = Field("planescope.study/1", alias="schema")
-    base: Fields = Field(default_factory=dict)
-    grid: Annotated[tuple[Block, ...], BeforeValidator(_listed), Field(min_length=1)] = (Block(),)
-    seeds: Seeds | None = None
-    when: Annotated[tuple[Rule, ...], BeforeValidator(_listed)] = ()
-    exclude: Several = ()
-    make: tuple[Step, ...] = ("train", "measure", "reset")
-    reset: ResetSettings = ResetSettings()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -262,7 +163,7 @@ class _Planner:
             yield {field: value for part in parts for field, value in part.items()}
 
     def _check_count(self, combinations: int, block: Block, index: int) -> None:
-        """Few lists can come to more combinations than anybody can wait for."""
+        """Refuse lists of more combinations than anybody can wait for: few are enough."""
         self._combined += combinations
         conditions = len(self._config.when) + len(self._config.exclude) + len(block.exclude)
         if self._combined > MAX_RUNS or combinations * conditions > MAX_QUESTIONS:
@@ -286,7 +187,7 @@ class _Planner:
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _check_once(self, axes: Iterable[Sequence[Fields]], index: int) -> None:
-        """One field is varied in one place."""
+        """Refuse a field that is varied in two places."""
         seen: set[str] = set()
         for axis in axes:
             for field in axis[0] if axis else ():
@@ -300,7 +201,10 @@ class _Planner:
         return {field: self._value(field, value, *place, field) for field, value in fields.items()}
 
     def _many(self, field: str, values: Any, *place: str | int, again: bool = False) -> list[Any]:
-        """The values of a list, or one that is alone; `again`: whether they may be repeated."""
+        """Return the values of a list, or one that is alone.
+
+        `again`: whether they may be repeated.
+        """
         if not _is_list_of(field, values):
             return [self._value(field, values, *place)]
         if not values:

@@ -226,7 +226,10 @@ def _read_ahead(batches: Iterable[list[Path]], schema: pa.Schema) -> Iterator[li
 
 
 def _part(file: Path, schema: pa.Schema) -> pa.Table:
-    """Columns of one run; Arrow's own threads, and its data sets, take three times as long."""
+    """Return the columns of one run.
+
+    Arrow's own threads, and its data sets, take three times as long.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from planescope.files import signals
 from planescope.files.errors import OutputError, PlanescopeError, StoppedError
 from planescope.study.folder import RunRecord, Study
-from planescope.training.processor import keep_memory
+from planescope.training.loop import train
+from planescope.training.memory import keep_memory
 
 if TYPE_CHECKING:
     from planescope.study.spec import Spec
@@ -100,14 +101,16 @@ def _sentence(exc: Exception) -> str:
 
 
 def _train(spec: Spec, folder: Study) -> None:
-    from planescope.training.loop import train
 
     run = folder.run(spec.name)
     train(_config(spec, run), run.path, resume=True, trust=_typed(spec))
 
 
 def _config(spec: Spec, run: Run) -> RunConfig:
-    """Config of a run; the threads it was started with, where it was: they decide last bits."""
+    """Return the config of a run.
+
+    The threads it was started with, where it was: they decide last bits.
+    """
     config = spec.config
     if run.exists:
         had = run.config

@@ -9,11 +9,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from planescope.data.options import BOUNDS, PLAIN, Labels, Resize, Validation
 from planescope.files.errors import MissingDependencyError, UsageError
 from planescope.files.yaml import read_document, shown
-from planescope.training.processor import Precision
+from planescope.hyperplanes.layer import KindName
+from planescope.training.precision import Precision
 
 try:
     from pydantic import (
@@ -47,7 +50,14 @@ def _split(value: Any) -> Any:
 
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
 Logger = Literal["csv", "tensorboard", "wandb", "mlflow"]
-LayerKind = Literal["conv", "pointwise", "transposed", "linear", "all"]
+
+
+def _of_data(name: str, description: str) -> Any:
+    """Return a field that `DataOptions` has too: its default and bounds are those."""
+    default = getattr(PLAIN, name)
+    bounds: Any = {} if isinstance(default, tuple) else BOUNDS.get(name, {})
+    plain = default.value if isinstance(default, Enum) else default
+    return Field(plain, description=description, **bounds)
 
 
 class FieldError(UsageError):
@@ -76,7 +86,10 @@ class RunConfig(BaseModel):
         If a field is unknown or a value is invalid.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # A closed choice is kept as the word that the user wrote.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_enum_values=True
+    )
 
     network: str = Field(
         "lenet",
@@ -97,51 +110,48 @@ class RunConfig(BaseModel):
     )
     data_path: str | None = Field(None, description="Where the files of the data lie.")
     download: bool = Field(False, description="Let torchvision download the data if missing.")
-    classes: int | None = Field(
-        None, ge=1, description="Train on this many classes, chosen at random."
+    classes: int | None = _of_data("classes", "Train on this many classes, chosen at random.")
+    examples: int | None = _of_data("examples", "Train on this many examples, chosen at random.")
+    validation: Validation = _of_data(
+        "validation", "Validate on the data set's own examples, or on some taken from training."
     )
-    examples: int | None = Field(
-        None, ge=1, description="Train on this many examples, chosen at random."
+    validation_share: float = _of_data(
+        "validation_share", "Share of the training examples that is taken for that."
     )
-    validation: Literal["given", "random", "stratified"] = Field(
-        "given",
-        description="Validate on the data set's own examples, or on some taken from training.",
+    validation_seed: int = _of_data("validation_seed", "Seed of that draw.")
+    labels: Labels = _of_data(
+        "labels",
+        "Training labels: the data set's, or for each example one drawn from all classes, so that "
+        "the right one may come too.",
     )
-    validation_share: float = Field(
-        0.1, gt=0, lt=1, description="Share of the training examples that is taken for that."
+    label_noise: float = _of_data(
+        "label_noise", "Share of training labels replaced by another class."
     )
-    validation_seed: int = Field(0, ge=0, description="Seed of that draw.")
-    labels: Literal["given", "random"] = Field(
-        "given",
-        description="Training labels: the data set's, or for each example one drawn from all "
-        "classes, so that the right one may come too.",
+    shuffle_pixels: bool = _of_data(
+        "shuffle_pixels", "Permute the pixels of each training image, always in its own way."
     )
-    label_noise: float = Field(
-        0.0, ge=0, le=1, description="Share of training labels replaced by another class."
-    )
-    shuffle_pixels: bool = Field(
-        False, description="Permute the pixels of each training image, always in its own way."
-    )
-    resize: Literal["native", "pad-32", "224", "112-in-224"] | None = Field(
+    resize: Resize | None = Field(
         None,
         description="Zeros around the image up to 32; upscaled to 224; or upscaled to 112 with "
         "zeros around. By default pad-32 where the network needs it.",
     )
-    augment: bool | None = Field(
-        None, description="Crop and flip at random; by default where that is usual."
+    augment: bool | None = _of_data(
+        "augment", "Crop and flip at random; by default where that is usual."
     )
-    normalise: bool = Field(True, description="Subtract channel means, divide by deviations.")
-    mean: Numbers = Field(
-        (), description="These means in place of the data's own: one, or one a channel with commas."
+    normalise: bool = _of_data("normalise", "Subtract channel means, divide by deviations.")
+    mean: Numbers = _of_data(
+        "mean", "These means in place of the data's own: one, or one a channel with commas."
     )
-    std: Numbers = Field((), description="Likewise these standard deviations.")
-    image_size: int | None = Field(
-        None, ge=1, description="Resize the shorter side of image files to this [default: 256]."
+    std: Numbers = _of_data("std", "Likewise these standard deviations.")
+    image_size: int | None = _of_data(
+        "image_size", "Resize the shorter side of image files to this [default: 256]."
     )
-    crop: int | None = Field(
-        None, ge=1, description="Take the middle square of so many pixels of them [default: 224]."
+    crop: int | None = _of_data(
+        "crop", "Take the middle square of so many pixels of them [default: 224]."
     )
-    data_seed: int = Field(0, ge=0, description="Seed of classes, examples, noise and shuffling.")
+    data_seed: int = Field(
+        PLAIN.seed, description="Seed of classes, examples, noise and shuffling.", **BOUNDS["seed"]
+    )
     workers: int = Field(4, ge=0, description="Processes that decode image files.")
 
     epochs: int = Field(30, ge=1, description="Passes over the training examples.")
@@ -184,7 +194,7 @@ class RunConfig(BaseModel):
     view: Literal["raw", "effective"] = Field(
         "raw", description="Hyperplanes to measure: raw, or with batch norm folded in."
     )
-    kinds: tuple[LayerKind, ...] = Field(
+    kinds: tuple[KindName, ...] = Field(
         (),
         description="Layers to measure: conv, pointwise, transposed, linear or all; repeatable. By "
         "default conv, or linear where there is none.",

@@ -22,7 +22,7 @@ APART = ("wandb", "mlflow")
 
 @contextlib.contextmanager
 def begin_loggers(names: Sequence[str], run: Run) -> Iterator[list[Any]]:
-    """Loggers by name; a run of wandb's that they began ends with them.
+    """Give loggers by name; a run of wandb's that they began ends with them.
 
     Else the next training of this process would go on in it, and its file would not be whole.
     """

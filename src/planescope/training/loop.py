@@ -25,9 +25,10 @@ from planescope.files.errors import (
 )
 from planescope.files.optional import consented, is_foreign, required
 from planescope.networks import paper
+from planescope.networks.build import build
 from planescope.training.folder.status import State, Status
 from planescope.training.loggers import APART, begin_loggers
-from planescope.training.processor import fitting_precision
+from planescope.training.precision import fitting_precision
 from planescope.training.run import Run
 from planescope.training.split import both_splits
 from planescope.training.stopping import is_last, on_interrupt
@@ -209,7 +210,6 @@ def _prepare(
 
 
 def _network(config: RunConfig, data: Data) -> nn.Module:
-    from planescope.networks.build import build
 
     channels, height, width = data.train.input_shape
     network = build(

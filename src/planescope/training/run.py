@@ -299,7 +299,10 @@ class Run(Folder):
 
     @property
     def snapshots(self) -> dict[int, Path]:
-        """Path of each snapshot by its epoch, in order; a safetensors file of weights."""
+        """Return the path of each snapshot by its epoch, in order.
+
+        A safetensors file of weights.
+        """
         return self._by_epoch(SNAPSHOTS)
 
     @property
@@ -309,7 +312,9 @@ class Run(Folder):
 
     @property
     def measurements(self) -> pd.DataFrame:
-        """Every layer at every snapshot: `epoch`, `view`, and the keys of a measurement's layers.
+        """Return every layer at every snapshot.
+
+        `epoch`, `view`, and the keys of a measurement's layers.
 
         Where a Tracker counted steps, `step` takes the place of `epoch`.
 
@@ -341,7 +346,7 @@ class Run(Folder):
         return tuple(self._by_epoch(FILTERS))
 
     def load_filters(self, epoch: int) -> dict[str, NDArray[np.float32]]:
-        """Cosine and offset of each filter at a snapshot, of shape (2, filters), by layer.
+        """Return cosine and offset of each filter at a snapshot, of shape (2, filters), by layer.
 
         Raises
         ------
@@ -352,7 +357,7 @@ class Run(Folder):
 
     @property
     def stamp(self) -> tuple[int, ...]:
-        """When each of the files that hold results was written; equal while nothing is new."""
+        """Tell when each of the files of results was written; equal while nothing is new."""
         files = (self._measurements_file, self._part("metrics.csv"), self.resets, self.relation)
         return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
 
@@ -456,7 +461,10 @@ class Run(Folder):
         return table if table.exists() or find_spec("pyarrow") is None else parquet
 
     def _whole_table(self) -> dict[str, list[Any]]:
-        """Columns of the measurements; an error where there are none that this version reads."""
+        """Return the columns of the measurements.
+
+        An error where there are none that this version reads.
+        """
         measured = self._measured()
         if not measured:
             if self.status.state is State.FINISHED:

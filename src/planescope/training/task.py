@@ -75,13 +75,6 @@ class Task(pl.LightningModule):
         self._loss, self._examples = torch.zeros(()), 0  # summed over the epoch's batches
         self._tallies: list[_Tally] = []
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; the one that Lightning sets twice a hook, without torch's detour."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
     @functools.cached_property
     def _train_batches(self) -> Batches:
         data, config = self._data.train, self._config
@@ -100,7 +93,7 @@ class Task(pl.LightningModule):
         return self._train_batches
 
     def val_dataloader(self) -> list[Batches]:
-        """Batches of the validation examples, then, where asked for, of the training examples."""
+        """Return batches of the validation examples and, where asked for, of the training ones."""
         parts = [self._data.val, *([self._data.train] if self._config.train_accuracy else [])]
         size = self._config.batch_size
         return [batches(part, batch_size=size, **self._placement()) for part in parts]

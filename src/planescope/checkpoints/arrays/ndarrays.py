@@ -134,7 +134,7 @@ def unwrapped(record: object) -> Call | None:
 
 
 def objects_of(record: Call) -> list[object] | object | None:
-    """Objects of an array of Python objects, or the only one of an array without dimensions.
+    """Return objects of an array of Python objects, or the only one of an array without dimensions.
 
     None where the record is no such array.
     """

@@ -96,7 +96,7 @@ class _TorchStorages:
         return torch_objects.Storages(self.path, self._find, named=self._named)
 
     def _named(self, stored: object) -> object:
-        """Persistent id of a storage, with its place in the file for a key."""
+        """Return the persistent id of a storage, with its place in the file for a key."""
         match stored:
             case Call(args=(Stretch(begin=begin, form="bytes"),)) if (
                 called(stored) == "torch.storage._load_from_bytes"

@@ -134,7 +134,7 @@ class _Network:
             self._values.update(dict.fromkeys(layer.tops, number))
 
     def _value(self, name: str) -> int:
-        """Number of the node that gives a value; what no layer gives is the network's input."""
+        """Return the number of the node that gives a value; else that of the network's input."""
         if name not in self._values:
             self.nodes.append(Node(role=Role.IMAGE))
             self._values[name] = len(self.nodes) - 1

@@ -73,7 +73,7 @@ _Node = tuple[str, int]  # a layer of a functional model, and which of its calls
 
 
 def trace(text: str | bytes) -> list[ConfigLayer]:
-    """Layers of a model in the order of its config, those of models within it in their places.
+    """List the layers of a model as its config does, those of models within it in their places.
 
     A config that lists no layers, as a subclassed model's, gives none.
 
@@ -263,7 +263,10 @@ def _downsamples(layer: ConfigLayer) -> bool:
 
 
 def _fused_activation(layer: ConfigLayer) -> ConfigLayer | None:
-    """Activation within a convolution or dense layer, as a layer of its own; None if linear."""
+    """Return the activation within a convolution or dense layer, as a layer of its own.
+
+    None if linear.
+    """
     if layer.is_foreign or not _LAYER.fullmatch(layer.class_name):
         return None
     spec = layer.options.get("activation")

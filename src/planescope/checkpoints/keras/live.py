@@ -107,7 +107,10 @@ def _held(layer: ConfigLayer, live: Any, variable: str) -> Any:
 
 
 def _own(layer: ConfigLayer, live: Any) -> list[Any]:
-    """Variables of a layer; of a class that is not of Keras, without those of its parts."""
+    """Return the variables of a layer.
+
+    Of a class that is not of Keras, without those of its parts.
+    """
     if not layer.is_foreign:
         return list(live.weights)
     names = ("trainable_variables", "trainable_weights")  # of Keras 3, of Keras 2

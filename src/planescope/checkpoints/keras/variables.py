@@ -203,7 +203,10 @@ def _names(file: Hdf5, group: str, attribute: str) -> list[str]:
 
 
 def _within(layer: str, folder: str, *, alone: bool) -> list[str]:
-    """Path of a layer below the one of the whole model that it is in; empty for that itself."""
+    """Return the path of a layer below the one of the whole model that it is in.
+
+    Empty for that itself.
+    """
     # Before it may stand the name of the whole model.
     _, _, rest = f"/{folder}/".rpartition(f"/{layer}/")
     within = [part for part in rest.split("/") if part]

@@ -19,7 +19,10 @@ def mapped(
     shape: tuple[int, ...] | None = None,
     dtype: str | None = None,
 ) -> Tensor:
-    """Tensor that is `function` of others; by default with the shape and type of the first."""
+    """Return the tensor that is `function` of others.
+
+    By default with the shape and type of the first.
+    """
 
     def read() -> Array:
         arrays = [tensor.read() for tensor in tensors]
@@ -61,7 +64,10 @@ def transposed(tensor: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Values as `dtype` has them; those of bfloat16 in float32, as all readers give it."""
+    """Return the values as `dtype` has them.
+
+    Those of bfloat16 in float32, as all readers give it.
+    """
     if dtype != "bfloat16":
         return values.astype(dtype, copy=False)
     import ml_dtypes

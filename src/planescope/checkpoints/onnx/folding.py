@@ -92,7 +92,7 @@ def _transpose(node: Node, tensor: Tensor, _others: Others) -> Tensor:
 
 
 def _reshape(node: Node, tensor: Tensor, others: Others) -> Tensor:
-    """To a shape in which 0 copies an extent and -1 takes what remains."""
+    """Reshape; 0 in a shape copies an extent, and -1 takes what remains."""
     wanted = listed(node, "shape", others)
     if 0 in wanted[len(tensor.shape) :]:
         raise ValueError(f"shape {tensor.shape} has no extent to copy into {wanted}")

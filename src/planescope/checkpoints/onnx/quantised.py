@@ -104,7 +104,7 @@ def _quantisation(
 
 
 def scaled(weight: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-    """Weights of whole numbers with their filters first, as ``(q - zero_point) * scale``.
+    """Return weights of whole numbers with their filters first, as ``(q - zero_point) * scale``.
 
     Scale and zero point have one element, or one for each filter.
     """

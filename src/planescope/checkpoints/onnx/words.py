@@ -177,7 +177,7 @@ class _Steps:
         return len(self.steps) - 1
 
     def _number(self, name: Name) -> int:
-        """Number of the step that gives a value; constants get one when they are first read."""
+        """Return the number of the step that gives a value; a constant gets one when first read."""
         if name in self.numbers:
             return self.numbers[name]
         if name in self._dynamic:

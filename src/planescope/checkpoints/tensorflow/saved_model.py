@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from planescope.checkpoints.protobuf import BYTES, VARINT, Span, WireFile
 from planescope.checkpoints.tensorflow.checkpoint import Variables, variables_at
+from planescope.checkpoints.tensorflow.checkpoint import files as files_of_checkpoint
 from planescope.checkpoints.tensorflow.graph import describe
 from planescope.checkpoints.tensorflow.operations import Operation, functions_at, operations_at
 from planescope.checkpoints.tensorflow.tensors import tensor_at
@@ -101,8 +102,6 @@ def read(path: Path) -> Described | StateDict:
 
 def files(path: Path) -> list[Path]:
     """List all files that make the model."""
-    from planescope.checkpoints.tensorflow.checkpoint import files as files_of_checkpoint
-
     index = path.parent / INDEX
     return [path, *(files_of_checkpoint(index) if index.is_file() else [])]
 

@@ -22,12 +22,14 @@ _MAX_NAMES = 1 << 24
 # Classes whose weight acts as it is stored: torch's own, and those that only pad.
 _CONVOLUTION = re.compile(
     r"torch\.nn\.(modules\.conv|quantized\.modules\.conv)\.Conv(Transpose)?([123])d|"
+    r"torch\.nn\.utils\.parametrize\.ParametrizedConv(Transpose)?([123])d|"
     r"(mmcv\.cnn\.bricks\.wrappers|detectron2\.layers\.wrappers)\.Conv(Transpose)?([123])d|"
     r"timm\.(models\.)?layers\.conv2d_same\.Conv()(2)dSame|"
     r"efficientnet_(?:pytorch|lite_pytorch)\.utils\.Conv()(2)d(?:Static|Dynamic)SamePadding"
 )
 _LINEAR = re.compile(
     r"torch\.nn\.modules\.linear\.(Linear|NonDynamicallyQuantizableLinear)|"
+    r"torch\.nn\.utils\.parametrize\.ParametrizedLinear|"
     r"mmcv\.cnn\.bricks\.wrappers\.Linear|timm\.(models\.)?layers\.linear\.Linear"
 )
 _LINEAR_LAST = re.compile(r"transformers\.(pytorch_utils|modeling_utils)\.Conv1D")
@@ -49,7 +51,10 @@ def is_module(value: object) -> TypeGuard[Call]:
 
 
 def entries(value: object) -> Mapping[object, object]:
-    """Items of a dictionary, or attributes of another object; empty where there are none."""
+    """Return the items of a dictionary, or attributes of another object.
+
+    Empty where there are none.
+    """
     if type(value) is dict:
         return value
     if type(value) is not Call:
@@ -79,6 +84,8 @@ class Found:
         By name with a dot behind.
     unread : dict of str to str
         Why what stands under a name, and is to be a tensor, cannot be had.
+    has_names : bool
+        Whether names are more than places in a list.
     """
 
     path: tuple[str, ...]
@@ -86,6 +93,7 @@ class Found:
     others: int = 0
     modules: list[tuple[str, Call]] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
+    has_names: bool = True
 
     def take(self, name: str, value: object) -> bool:
         """Keep a value that is a tensor, or holds the packed ones of a layer."""
@@ -136,7 +144,10 @@ class Names:
 
 
 def walk(root: Call, path: tuple[str, ...], names: Names) -> Found:
-    """All tensors of a module and of those in it; one that is shared has all of its names."""
+    """Return all tensors of a module and of those in it.
+
+    One that is shared has all of its names.
+    """
     found = Found(path, {}, modules=[])
     inside: set[int] = set()  # the modules above: one within itself would never end
     stack: list[tuple[str | None, Call]] = [("", root)]

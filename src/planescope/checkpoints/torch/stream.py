@@ -101,7 +101,10 @@ def _pickles(path: Path, data: mmap.mmap, begin: int = 0) -> tuple[Pickled, Pick
 def _extents(
     path: Path, data: mmap.mmap, saved: Pickled, keys: Pickled
 ) -> dict[str, tuple[int, int]]:
-    """First byte and size of each storage: one behind the other, in the order of their keys."""
+    """Return the first byte and size of each storage.
+
+    One behind the other, in the order of their keys.
+    """
     # A storage is written with the type under which it was met first.
     known: dict[str, StorageId] = {}
     for persistent in saved.persistent:

@@ -127,7 +127,7 @@ class Storages:
 
 
 def storage_id(persistent: Persistent, where: str) -> StorageId:
-    """Identity of a storage from its persistent id.
+    """Return the identity of a storage from its persistent id.
 
     Raises
     ------
@@ -351,7 +351,7 @@ def _sparse_parts(
 
 
 def packed(value: object, /) -> tuple[Call, Call | None] | None:
-    """Weight and bias of a quantised linear layer, packed as torch's operators take them."""
+    """Return weight and bias of a quantised linear layer, packed as torch's operators take them."""
     if type(value) is Call and (called(value) == "torch.ScriptObject" or "Linear" in called(value)):
         value = value.state if value.state is not None else value.args
     if type(value) is tuple and value and type(value[0]) is tuple:  # with its class behind

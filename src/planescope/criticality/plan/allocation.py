@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planescope.criticality.options import PlannedWay
 from planescope.files.errors import UsageError
 
 Array = NDArray[Any]
@@ -22,7 +23,6 @@ Weights = Mapping[str, Array]
 Settings = dict[str, Fraction]
 
 MOST_BITS = 16
-WAYS = ("prune", "filters", "rank", "bits", "reset", "freeze")
 
 
 def uniform_pruning(weights: Weights, size: float, /) -> Settings:
@@ -155,8 +155,10 @@ def check_size(way: str, size: float, weights: Weights, /) -> None:
 
 def check_way(way: str, /) -> None:
     """Refuse a way that is not planned."""
-    if way not in WAYS:
-        raise UsageError(f"way {way!r} is not planned; take one of {', '.join(WAYS)}")
+    if way not in get_args(PlannedWay):
+        raise UsageError(
+            f"way {way!r} is not planned; take one of {', '.join(get_args(PlannedWay))}"
+        )
 
 
 def least_share(way: str, weights: Weights, /) -> float:
@@ -185,7 +187,7 @@ def stays(way: str, weight: Array, setting: Fraction, /) -> float:
 
 
 def _counted(weights: Weights, wanted: Mapping[str, float], size: float) -> Settings:
-    """Shares of whole numbers of weights that together are as many as asked for."""
+    """Return the shares of whole numbers of weights that together are as many as asked for."""
     left = _pruned(weights, size)
     found, floor = {}, {name: int(count) for name, count in wanted.items()}
     rest = left - sum(floor.values())

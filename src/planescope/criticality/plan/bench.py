@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -28,26 +26,27 @@ from planescope.criticality.plan.allocation import (
 from planescope.criticality.plan.cuts import Knife
 from planescope.criticality.plan.divergence import Yardstick, is_less
 from planescope.criticality.plan.examples import Examples, halves, take
-from planescope.criticality.plan.holding import weight_of
-from planescope.criticality.plan.observation import Anatomy
+from planescope.criticality.plan.fit.changes import put_back
+from planescope.criticality.plan.fit.holding import weight_of
+from planescope.criticality.plan.fit.mending import Mending
+from planescope.criticality.plan.fit.observation import Anatomy
+from planescope.criticality.plan.orders import Orders
 from planescope.criticality.plan.planned import PlannedLayer, Rival
-from planescope.criticality.plan.reconstruction import put_back
-from planescope.criticality.plan.repair import Mending
 from planescope.files.errors import UsageError, nearest
 from planescope.hyperplanes.chance import wilson
 from planescope.hyperplanes.layer import Skipped
 from planescope.networks.live.copies import deep_copy
 
 if TYPE_CHECKING:
-    from planescope.criticality.plan.holding import Form
+    import numpy as np
+
+    from planescope.criticality.plan.fit.holding import Form
     from planescope.data.roles import Batch
 
 # (tries done, tries in all, what is tried)
 OnTry = Callable[[int, int, str], None]
 # Of several allocations as good as the nearest, within chance, the one that is taken.
 USUAL = {"prune": "global magnitude"}
-# Passes of the joint network that choose which layers are put back.
-MOST_PASSES = 300
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,8 +108,6 @@ class Bench:
     knife: Knife
     notes: list[str] = field(default_factory=list)
     stopped: bool = False
-    _alone: dict[str, float] = field(default_factory=dict, repr=False)
-    _path: list[str] = field(default_factory=list, repr=False)
 
     @classmethod
     def of(
@@ -152,13 +149,18 @@ class Bench:
         if self.knife.way not in PUT_BACK:
             rivals = RIVALS[self.knife.way]
             return {name: _of_weights(f, self.weights) for name, f in rivals.items()}
+        orders = self._orders
         return {
             "joint cost, step by step": lambda size: in_order(
-                self.weights, self._joint_order(size), size
+                self.weights, orders.step_by_step(size), size
             ),
-            "cost alone": lambda size: in_order(self.weights, self._alone_order(), size),
-            "distance": lambda size: in_order(self.weights, self._distance_order(), size),
+            "cost alone": lambda size: in_order(self.weights, orders.by_cost_alone(), size),
+            "distance": lambda size: in_order(self.weights, orders.by_distance(), size),
         }
+
+    @functools.cached_property
+    def _orders(self) -> Orders:
+        return Orders(self.whole, self.knife, self.mending.yardstick, self.weights)
 
     def tries(
         self, asked: float, *, repair: bool, on_try: OnTry | None = None, before: int = 0,
@@ -311,57 +313,6 @@ class Bench:
             )
         return tuple(rows)
 
-    def _alone_order(self) -> list[str]:
-        """Layers by what each costs alone, a weight, from the least."""
-        if not self._alone:
-            changed = deep_copy(self.whole)
-            for name in self.weights:
-                _, before = self.knife.cut(changed, name, Fraction(1))
-                self._alone[name] = self.mending.yardstick.value(changed)
-                put_back(before)
-        return self._by_cost(self._alone)
-
-    def _by_cost(self, costs: Mapping[str, float]) -> list[str]:
-        return sorted(costs, key=lambda name: costs[name] / self.weights[name].size)
-
-    def _joint_order(self, size: float) -> list[str]:
-        """Layers as they are put back one by one, each the cheapest beside those before it.
-
-        What a layer costs is the measure of the joint network, a weight of the layer. Of many
-        layers those are tried that were cheapest in the step before, so that passes stay bounded.
-        """
-        order = self._alone_order()
-        total = sum(w.size for w in self.weights.values())
-        left = total - sum(self.weights[name].size for name in self._path)
-        width = max(1, (MOST_PASSES - len(order)) // max(1, len(order) - 1))
-        changed = deep_copy(self.whole)
-        for name in self._path:
-            self.knife.cut(changed, name, Fraction(1))
-            order.remove(name)
-        start = self.mending.yardstick.value(changed) if self._path else 0.0
-        while order and left > size * total:
-            values: dict[str, float] = {}
-            for name in order[:width]:
-                _, before = self.knife.cut(changed, name, Fraction(1))
-                values[name] = self.mending.yardstick.value(changed)
-                put_back(before)
-            best, *rest = self._by_cost({name: value - start for name, value in values.items()})
-            start = values[best]
-            self.knife.cut(changed, best, Fraction(1))
-            self._path.append(best)
-            left -= self.weights[best].size
-            order = rest + order[width:]
-        return [*self._path, *order]
-
-    def _distance_order(self) -> list[str]:
-        """Layers by the relative distance of their weights from what they are put back to."""
-        distances = {}
-        for name, weight in self.weights.items():
-            start = self.knife.starts[f"{name}.weight"].cpu().numpy()
-            whole = float(np.linalg.norm(start)) or 1.0
-            distances[name] = float(np.linalg.norm(weight - start)) / whole
-        return sorted(distances, key=lambda name: distances[name])
-
 
 def _of_weights(
     allocate: Callable[[Any, float], Settings], weights: Any
@@ -372,7 +323,7 @@ def _of_weights(
 def _planned(
     whole: nn.Module, anatomy: Anatomy, knife: Knife, keep: Collection[str]
 ) -> tuple[dict[str, np.ndarray[Any, Any]], list[Skipped]]:
-    """Weights of the layers that are planned; the others, with the reason."""
+    """Return the weights of the layers that are planned; the others, with the reason."""
     names = list(anatomy.calls)
     for name in keep:
         if name not in names:
@@ -398,7 +349,7 @@ def _planned(
 
 
 def _labels(batches: list[Batch], table: Yardstick) -> list[torch.Tensor] | None:
-    """Labels that are classes, a value an answer; None where there are none."""
+    """Return the labels that are classes, a value an answer; None where there are none."""
     found = []
     for batch, logs in zip(batches, table.answers, strict=True):
         labels = batch.labels

@@ -1,21 +1,32 @@
-"""Cuts: the weights that each way takes from a layer, and those that a repair has to keep.
+"""The weights that each way takes from a layer, and those that a repair has to keep.
 
 To import this is to import torch.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from planescope.criticality.plan.holding import Form, weight_of
-from planescope.criticality.plan.reconstruction import Before, overwrite
+from planescope.criticality.plan.allocation import PUT_BACK
+from planescope.criticality.plan.fit.changes import Before, overwrite
+from planescope.criticality.plan.fit.holding import Form, weight_of
+from planescope.criticality.plan.graphs import GraphNetwork
+from planescope.criticality.plan.opening import (
+    Opened,
+    acting,
+    check_finite,
+    check_shapes,
+    load_file,
+    opened,
+)
 from planescope.criticality.replacements import (
     of_bits,
     of_rank,
@@ -23,9 +34,13 @@ from planescope.criticality.replacements import (
     weakest_filters,
     without_filters,
 )
+from planescope.criticality.sensitivity.parts import find_parts
+from planescope.files.errors import UsageError
+from planescope.networks.live.copies import deep_copy
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
-    from planescope.criticality.sensitivity.network import Part
+    from planescope.criticality.sensitivity.parts import Part
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,3 +129,69 @@ def _clear(before: Before, tensor: torch.Tensor, which: torch.Tensor) -> None:
     before.append((tensor, tensor.detach().clone()))
     with torch.no_grad():
         tensor[which.to(tensor.device)] = 0
+
+
+def knife_of(way: str, whole: nn.Module, to: Any, given: Opened, /) -> Knife:
+    """Find what a way needs to know of the network."""
+    if (to is not None) != (way in PUT_BACK) and not (way in PUT_BACK and _is_run(given)):
+        raise UsageError(
+            "--to FILE (to=) says to which state layers are reset or frozen: give it with these "
+            "ways, and with no other"
+        )
+    if way in PUT_BACK:
+        return Knife(way=way, starts=_starts(to, whole, given))
+    if way != "filters":
+        return Knife(way=way)
+
+    if isinstance(whole, GraphNetwork):
+        return Knife(way=way, parts=whole.parts)
+    parts, _ = find_parts(whole, "all", None)
+    return Knife(way=way, parts={part.layer.name: part for part in parts})
+
+
+def _is_run(given: Opened) -> bool:
+    return given.file is not None and given.source != given.file
+
+
+def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tensor]:
+    """Return tensors of the state that layers are put back to, of the shapes of the network's."""
+    if to is None or (isinstance(to, int) and not isinstance(to, bool)):
+        to = _snapshot(to, given)
+    if isinstance(to, str | os.PathLike):
+        if given.architecture is None and given.file is None:
+            start: nn.Module = load_file(to, given.module)
+        else:
+            start = opened(to, given.architecture, "state to put back to").module
+    elif isinstance(to, nn.Module):
+        start = opened(to, None, "state to put back to").module
+    elif isinstance(to, Mapping):
+        start = deep_copy(given.module)
+        try:
+            start.load_state_dict(dict(to))
+        except (RuntimeError, TypeError, ValueError) as exc:
+            first = str(exc).partition("\n\t")[2].partition("\n")[0] or str(exc)
+            raise UsageError(f"to= is a state dict of another network ({first.strip()})") from exc
+    else:
+        raise UsageError(f"to= is a {type(to).__name__}; give a module, a state dict or a file")
+    own, tensors = acting(whole), acting(start)
+    check_shapes(own, tensors, "state to put back to")
+    check_finite(tensors, "the state to put back to")
+    if all(bool((own[n] == t.to(own[n].device)).all()) for n, t in tensors.items() if t.ndim > 1):
+        raise UsageError(
+            "every layer is already what it would be put back to; give another --to (to=)"
+        )
+    return tensors
+
+
+def _snapshot(epoch: int | None, given: Opened) -> str:
+
+    if not _is_run(given):
+        raise UsageError(f"--to {epoch} (to=): epochs are those of a run; give a module or a file")
+    files = Run(given.source).snapshots
+    wanted = min(files) if epoch is None else epoch
+    if wanted not in files:
+        near = min(files, key=lambda one: abs(one - wanted))
+        raise UsageError(
+            f"{given.source}: has no snapshot of epoch {epoch}; the nearest is of {near}"
+        )
+    return str(files[wanted])

@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from planescope.criticality.options import InputOptions
 from planescope.criticality.resets.engine.answers import Pick
-from planescope.criticality.sensitivity.inputs import (
-    Alike,
-    InputOptions,
-    check_finite,
-    read_rows,
-)
-from planescope.criticality.sensitivity.inputs import synthetic as chosen_for
+from planescope.criticality.sensitivity.inputs.pictures import synthetic as chosen_for
+from planescope.criticality.sensitivity.inputs.rows import read_rows
+from planescope.criticality.sensitivity.inputs.watched import Alike, check_finite
 from planescope.data.batches import batches
 from planescope.data.load import DataOptions, Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
@@ -31,7 +28,7 @@ from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
-    from planescope.data.images import Split
+    from planescope.data.options import Split
     from planescope.data.roles import Unpack
 
 # Of every so many examples the last is kept back.
@@ -59,12 +56,12 @@ class Examples:
 
     @property
     def fitted(self) -> int:
-        """Examples for fitting."""
+        """Return the examples for fitting."""
         return sum(batch.size for batch in self.fit)
 
     @property
     def checked(self) -> int:
-        """Examples kept back."""
+        """Return the examples kept back."""
         return sum(batch.size for batch in self.check)
 
 
@@ -199,7 +196,7 @@ def _opened(
 
 
 def _prepared(data: Images | Files, most: int, device: torch.device, seed: int) -> Iterator[Batch]:
-    """Examples of a data set by name, drawn at random, prepared as it says."""
+    """Yield the examples of a data set by name, drawn at random, prepared as it says."""
     order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))
     chosen = order[:most].sort().values
     for images, labels in batches(data.take(chosen), batch_size=_BATCH, device=device):

@@ -6,21 +6,19 @@ import os
 from typing import TYPE_CHECKING
 
 from planescope.files.errors import OutputError, UsageError, one_line
+from planescope.files.targets import NETWORKS
 from planescope.files.writing import replacing
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# What the suffix of a state dict's file may be.
-FORMS = (".safetensors", ".pt", ".pth")
-
 
 def forms(source: str, /) -> tuple[str, ...]:
     """Return the suffixes that a file with the weights of another may have: of ONNX its own."""
     from planescope.criticality.sensitivity.job import onnx_file
 
-    return FORMS if onnx_file(source) is None else (".onnx",)
+    return NETWORKS if onnx_file(source) is None else (".onnx",)
 
 
 def save_network(
@@ -44,7 +42,7 @@ def save_network(
     Raises
     ------
     UsageError
-        If the suffix is none of `FORMS`.
+        If the suffix is none of `files.targets.NETWORKS`.
     OutputError
         If the file cannot be written; nothing is left behind then.
     """
@@ -59,8 +57,10 @@ def save_network(
     if like is not None:
         tensors = _as_in(tensors, like, architecture)
     suffix = os.fspath(path).rpartition(".")[2].lower()
-    if f".{suffix}" not in FORMS:
-        raise UsageError(f"{path}: the name must end in {', '.join(FORMS[:-1])} or {FORMS[-1]}")
+    if f".{suffix}" not in NETWORKS:
+        raise UsageError(
+            f"{path}: the name must end in {', '.join(NETWORKS[:-1])} or {NETWORKS[-1]}"
+        )
     with replacing(path) as draft:
         if suffix == "safetensors":
             from safetensors import SafetensorError

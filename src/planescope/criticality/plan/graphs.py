@@ -20,8 +20,8 @@ from torch import nn
 
 from planescope.checkpoints.onnx.runnable import Call, Replaceable, Slot
 from planescope.checkpoints.onnx.slots import read_runnable
-from planescope.criticality.sensitivity.network import Part
 from planescope.criticality.sensitivity.onnx import OnnxNetwork, part_of, slots_of
+from planescope.criticality.sensitivity.parts import Part
 from planescope.files.errors import NoLayersError, UsageError
 from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind, Layer

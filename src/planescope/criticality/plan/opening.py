@@ -1,4 +1,7 @@
-"""Networks that are repaired or planned: opened, looked at, and given back in their own form."""
+"""Networks that are repaired or planned: opened, looked at, and given back in their own form.
+
+To import this is to import torch.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,25 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from planescope.checkpoints.keras.live import refuse
+from planescope.criticality.plan.fit.holding import weight_of
+from planescope.criticality.plan.fit.observation import is_pruned
+from planescope.criticality.plan.graphs import GraphNetwork
+from planescope.criticality.resets.trained import last_of
+from planescope.criticality.resets.weights import state_of, with_weights
+from planescope.criticality.sensitivity.job import onnx_file
+from planescope.criticality.sensitivity.network import no_graph
 from planescope.files.errors import UsageError, nearest
+from planescope.networks.live.copies import deep_copy
 from planescope.networks.live.module import unwrapped
 from planescope.networks.state.parametrisations import resolved
+from planescope.training.folder.snapshots import input_shape_of
+from planescope.training.run import Run
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-
-    from planescope.training.run import Run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,11 +73,6 @@ def opened(
     CheckpointError
         If the file is missing, damaged or of another network.
     """
-    from torch import nn
-
-    from planescope.criticality.sensitivity.job import onnx_file
-    from planescope.training.run import Run
-
     refuse(network, "run", "export it to ONNX")
     if isinstance(network, nn.Module):
         module = unwrapped(network)
@@ -78,8 +85,6 @@ def opened(
         )
     if architecture is None:
         if (path := onnx_file(network)) is not None:
-            from planescope.criticality.plan.graphs import GraphNetwork
-
             return Opened(module=GraphNetwork(path), source=str(network), file=str(network))
         raise UsageError(
             f"{network}: a checkpoint does not tell its network; give --network NAME (network=; of "
@@ -89,15 +94,12 @@ def opened(
 
 
 def _of_run(run: Run, architecture: str | nn.Module | None) -> Opened:
-    from planescope.criticality.resets.trained import last_of
 
     file, named = last_of(run, architecture)
     return _of_file(file, named, str(run.path))
 
 
 def _of_file(path: str | os.PathLike[str], architecture: str | nn.Module, source: str) -> Opened:
-    from planescope.training.folder.snapshots import input_shape_of
-
     return Opened(
         module=load_file(path, architecture), source=source, file=str(path),
         architecture=architecture, input_shape=input_shape_of(path),
@@ -106,9 +108,6 @@ def _of_file(path: str | os.PathLike[str], architecture: str | nn.Module, source
 
 def load_file(path: str | os.PathLike[str], architecture: str | nn.Module, /) -> nn.Module:
     """Load the weights of a file into the network that they belong to."""
-    from planescope.criticality.resets.weights import state_of, with_weights
-    from planescope.criticality.sensitivity.network import no_graph
-
     with no_graph(path):
         return with_weights(architecture, resolved(state_of(path)), path)
 
@@ -152,10 +151,10 @@ def check_finite(tensors: Mapping[str, torch.Tensor], what: str, /) -> None:
 
 
 def acting(module: nn.Module, /) -> dict[str, torch.Tensor]:
-    """Tensors of a network by name, a pruned weight as it acts; counters are left out."""
-    from planescope.criticality.plan.holding import weight_of
-    from planescope.criticality.plan.observation import is_pruned
+    """Return the tensors of a network by name, a pruned weight as it acts.
 
+    Counters are left out.
+    """
     found = {
         name: tensor.detach()
         for name, tensor in module.state_dict().items()
@@ -171,8 +170,6 @@ def acting(module: nn.Module, /) -> dict[str, torch.Tensor]:
 
 def filled(given: nn.Module, own: nn.Module, /) -> nn.Module:
     """Copy a network as it is, with the tensors of another of its kind."""
-    from planescope.networks.live.copies import deep_copy
-
     made = deep_copy(given)
     made.load_state_dict(own.state_dict())
     return made

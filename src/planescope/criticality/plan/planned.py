@@ -160,7 +160,7 @@ class Plan(Table):
 
     @property
     def ahead(self) -> Rival | None:
-        """The rival that does best of those that do better than the plan, if one does."""
+        """Return the rival that does best of those that do better than the plan, if one does."""
         better = [rival for rival in self.rivals if rival.better]
         return min(better, key=_cost) if better else None
 

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
-from planescope.criticality.plan.opening import check_pair, filled, opened
-from planescope.criticality.plan.record import Repair, RepairedLayer
+from planescope.criticality.options import EXAMPLES, RepairedBy
+from planescope.criticality.plan.record import Repair
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from planescope.criticality.plan.divergence import Yardstick
-    from planescope.criticality.plan.examples import Examples
-    from planescope.criticality.plan.holding import Form
-    from planescope.criticality.plan.observation import Anatomy
-    from planescope.criticality.plan.passage import Passage
-    from planescope.criticality.plan.reconstruction import Before, Reconstruction
+    from planescope.criticality.plan.fit.mending import OnLayer
     from planescope.criticality.resets.engine.answers import Pick
     from planescope.data.load import DataOptions
     from planescope.data.roles import Unpack
     from planescope.training.run import Run
-
-By = Literal["least squares", "moments"]
-WAYS = ("least squares", "moments")
-# Examples that are taken of what a user gives.
-EXAMPLES = 400
-# (layers done, layers in all, name of the layer)
-OnLayer = Callable[[int, int, str], None]
 
 
 def repair(
@@ -42,7 +26,7 @@ def repair(
     reference: nn.Module | Run | str | os.PathLike[str],
     *,
     data: Any = None,
-    by: By = "least squares",
+    by: RepairedBy = "least squares",
     examples: int = EXAMPLES,
     seed: int = 0,
     unpack: Unpack | None = None,
@@ -108,11 +92,13 @@ def repair(
     torch = required("torch")
     from planescope.criticality.plan.divergence import Yardstick
     from planescope.criticality.plan.examples import synthetic, take
+    from planescope.criticality.plan.fit.mending import Mending
+    from planescope.criticality.plan.opening import check_pair, filled, opened
     from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.data.random_states import generators_of, same_random_states
 
-    if by not in WAYS:
-        raise UsageError(f"by={by!r}: repair by one of {', '.join(WAYS)}")
+    if by not in get_args(RepairedBy):
+        raise UsageError(f"by={by!r}: repair by one of {', '.join(get_args(RepairedBy))}")
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")
     given = opened(network, architecture, "network", trust=trust)
@@ -157,159 +143,3 @@ def repair(
         notes=(*notes, *taken.notes),
         module=filled(given.module, own),
     )
-
-
-def _second_half(on_layer: OnLayer, layers: int, number: int, name: str) -> None:
-    on_layer(layers + number, 2 * layers, name)
-
-
-@dataclass(eq=False)
-class Mending:
-    """The means to repair one changed network after another.
-
-    Attributes
-    ----------
-    reconstruction : Reconstruction
-    anatomy : Anatomy
-    yardstick : Yardstick
-        On the examples that are kept back.
-    by : str
-    """
-
-    reconstruction: Reconstruction
-    anatomy: Anatomy
-    yardstick: Yardstick
-    by: str
-
-    @classmethod
-    def of(
-        cls, whole: nn.Module, taken: Examples, yardstick: Yardstick, *, by: str, seed: int
-    ) -> Mending:
-        """Look at the whole network."""
-        from planescope.criticality.plan.observation import look_at
-        from planescope.criticality.plan.reconstruction import Reconstruction
-
-        anatomy = look_at(whole, taken.fit[0])
-        return cls(Reconstruction(whole, anatomy, taken.fit, seed), anatomy, yardstick, by)
-
-    def repair(
-        self,
-        changed: nn.Module,
-        before: float,
-        *,
-        forms: Mapping[str, Form | None] | None = None,
-        on_layer: OnLayer | None = None,
-    ) -> tuple[tuple[RepairedLayer, ...], float]:
-        """Repair a network in place, and give what was done and the measure at the end.
-
-        A layer whose form is None stays as it is.
-        """
-        from planescope.criticality.plan.passage import Passage
-
-        names = list(self.anatomy.calls)
-        passage = None
-        if self.by == "least squares":
-            passage = Passage.of(changed, self.reconstruction.batches, self.anatomy)
-        done: dict[str, tuple[str, Before]] = {}
-        reasons: dict[str, str | None] = {}
-        for number, name in enumerate(names):
-            if on_layer is not None:
-                on_layer(number, 2 * len(names), name)
-            if forms is not None and name in forms and forms[name] is None:
-                reasons[name] = "it stays as it was put back"
-                continue
-            by, overwritten, reasons[name] = self._tried(
-                changed, name, (forms or {}).get(name), passage
-            )
-            if overwritten is not None:
-                done[name] = by, overwritten
-        told = None if on_layer is None else functools.partial(_second_half, on_layer, len(names))
-        values, least = self._checked(changed, done, before, told)
-        rows = []
-        for name in names:
-            if name not in done:
-                rows.append(RepairedLayer(name=name, reason=reasons[name]))
-                continue
-            kept, value = values[name]
-            if not kept:
-                reasons[name] = f"repaired, the {self.yardstick.name} would be higher"
-            shown = value if value != float("inf") else None
-            rows.append(
-                RepairedLayer(
-                    name=name, by=done[name][0], kept=kept, without=shown, reason=reasons[name]
-                )
-            )
-        left = [
-            RepairedLayer(name=name, reason=reason) for name, reason in self.anatomy.left.items()
-        ]
-        return (*rows, *left), least
-
-    def _checked(
-        self,
-        changed: nn.Module,
-        done: dict[str, tuple[str, Before]],
-        before: float,
-        on_layer: Callable[[int, str], None] | None,
-    ) -> tuple[dict[str, tuple[bool, float]], float]:
-        """Put layers back that the network is nearer to its reference without.
-
-        One layer after the other, from the last, beside the repair of all others: behind a layer
-        that is not repaired, the repair of an earlier one may well look like harm. If all of it
-        together does not help, all is put back.
-        """
-        from planescope.criticality.plan.divergence import is_less
-        from planescope.criticality.plan.reconstruction import put_back, swap
-
-        values: dict[str, tuple[bool, float]] = {}
-        least = self.yardstick.of_examples(changed)
-        for number, (name, (_, overwritten)) in enumerate(reversed(done.items())):
-            if on_layer is not None:
-                on_layer(number, name)
-            repaired = swap(overwritten)
-            without = self.yardstick.of_examples(changed)
-            kept = not is_less(without, least)
-            if kept:
-                swap(repaired)
-            else:
-                least = without
-            values[name] = kept, float(without.mean())
-        end = float(least.mean())
-        if end < before:
-            return values, end
-        for _, overwritten in reversed(done.values()):
-            put_back(overwritten)
-        return {name: (False, value) for name, (_, value) in values.items()}, before
-
-    def _tried(
-        self, changed: nn.Module, name: str, form: Form | None, passage: Passage | None
-    ) -> tuple[str, Before | None, str | None]:
-        from planescope.criticality.plan.holding import form_of, weight_of
-        from planescope.criticality.plan.reconstruction import LeftError
-
-        same = "it gives what it gives in the reference"
-        reason, by = None, self.by
-        own = weight_of(changed.get_submodule(name))
-        if form is None:
-            form = form_of(own, weight_of(self.reconstruction.whole.get_submodule(name)))
-            form = dataclasses.replace(form, removed=self._gone(changed, name, own))
-        if by == "least squares":
-            try:
-                done = self.reconstruction.least_squares(changed, name, form, passage)
-            except LeftError as exc:
-                reason, by = f"by moments: {exc}", "moments"
-            else:
-                return by, done, None if done is not None else same
-        try:
-            done = self.reconstruction.moments(changed, name, form.removed)
-        except LeftError as exc:
-            return by, None, str(exc)
-        return by, done, reason if done is not None else same
-
-    def _gone(self, changed: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor | None:
-        """Filters whose weights are 0, as is what is added behind them: somebody removed them."""
-        place = self.anatomy.norms.get(name, name)
-        bias = changed.get_submodule(place)._parameters.get("bias")
-        if bias is None or bias.shape != weight.shape[:1]:
-            return None
-        gone = (weight.flatten(1) == 0).all(1) & (bias == 0)
-        return gone.nonzero()[:, 0].cpu() if bool(gone.any()) else None

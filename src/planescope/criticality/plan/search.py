@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from planescope.criticality.plan.allocation import PUT_BACK, check_size, check_way, least_share
-from planescope.criticality.plan.opening import (
-    Opened,
-    acting,
-    check_finite,
-    check_shapes,
-    filled,
-    load_file,
-    opened,
-)
+from planescope.criticality.options import EXAMPLES
+from planescope.criticality.plan.allocation import check_way
 from planescope.criticality.plan.planned import Plan, PlanCost
-from planescope.criticality.plan.repair import EXAMPLES
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from planescope.criticality.plan.bench import Bench, Try
-    from planescope.criticality.plan.cuts import Knife
     from planescope.criticality.resets.engine.answers import Pick
     from planescope.data.load import DataOptions
     from planescope.data.roles import Unpack
     from planescope.training.run import Run
 
-# Sizes, and bits, that are looked at for a budget.
-_SIZES = tuple(Fraction(n, 20) for n in range(1, 20))
-_BITS = tuple(Fraction(n) for n in range(2, 9))
 # (tries done, tries in all, what is tried)
 OnTry = Callable[[int, int, str], None]
 
@@ -132,8 +115,11 @@ def plan(
     asked = _asked(way, size, bits, budget)
     torch = required("torch")
     from planescope.criticality.plan.bench import Bench
+    from planescope.criticality.plan.cuts import knife_of
     from planescope.criticality.plan.divergence import is_less
     from planescope.criticality.plan.examples import synthetic
+    from planescope.criticality.plan.opening import acting, check_finite, filled, opened
+    from planescope.criticality.plan.sizes import at, cost, within
     from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.data.random_states import generators_of, same_random_states
 
@@ -143,7 +129,7 @@ def plan(
     with same_random_states(*generators_of(data)), torch.no_grad():
         whole = borrowed(given.module, whole=False)
         check_finite(acting(whole), f"{given.source}:")
-        knife = _knife(way, whole, to, given)
+        knife = knife_of(way, whole, to, given)
         notes: list[str] = []
         inputs = data
         if data is None:
@@ -156,12 +142,12 @@ def plan(
             unpack=unpack, output=output, data_path=data_path, data_options=data_options,
         )  # fmt: skip
         if dry_run:
-            return _cost(bench, way, asked, curve, repair=repair)
+            return cost(bench, way, asked, curve, repair=repair)
         if asked is None:
             assert budget is not None  # noqa: S101
-            tries, others = _within(bench, budget, repair=repair, on_try=on_try)
+            tries, others = within(bench, budget, repair=repair, on_try=on_try)
         else:
-            tries, others = _at(bench, asked, curve, repair=repair, on_try=on_try)
+            tries, others = at(bench, asked, curve, repair=repair, on_try=on_try)
         best = bench.best(tries)
         layers = bench.layers(best.settings)
     return Plan(
@@ -189,7 +175,7 @@ def plan(
 
 
 def _asked(way: str, size: float | None, bits: float | None, budget: float | None) -> float | None:
-    """Size or bits; None where a budget is given."""
+    """Return the size or bits; None where a budget is given."""
     check_way(way)
     if [size, bits, budget].count(None) != 2:
         raise UsageError("give one of size, bits and budget")
@@ -198,181 +184,3 @@ def _asked(way: str, size: float | None, bits: float | None, budget: float | Non
     if budget is not None and not 0 < budget < 1:
         raise UsageError(f"a budget of {budget:g}: give a loss between 0 and 1")
     return size if bits is None else bits
-
-
-def _knife(way: str, whole: nn.Module, to: Any, given: Opened) -> Knife:
-    """Find what a way needs to know of the network."""
-    from planescope.criticality.plan.cuts import Knife
-
-    if (to is not None) != (way in PUT_BACK) and not (way in PUT_BACK and _is_run(given)):
-        raise UsageError(
-            "--to FILE (to=) says to which state layers are reset or frozen: give it with these "
-            "ways, and with no other"
-        )
-    if way in PUT_BACK:
-        return Knife(way=way, starts=_starts(to, whole, given))
-    if way != "filters":
-        return Knife(way=way)
-    from planescope.criticality.plan.graphs import GraphNetwork
-    from planescope.criticality.sensitivity.network import find_parts
-
-    if isinstance(whole, GraphNetwork):
-        return Knife(way=way, parts=whole.parts)
-    parts, _ = find_parts(whole, "all", None)
-    return Knife(way=way, parts={part.layer.name: part for part in parts})
-
-
-def _is_run(given: Opened) -> bool:
-    return given.file is not None and given.source != given.file
-
-
-def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tensor]:
-    """Tensors of the state that layers are put back to, of the shapes of the network's."""
-    from torch import nn
-
-    from planescope.networks.live.copies import deep_copy
-
-    if to is None or (isinstance(to, int) and not isinstance(to, bool)):
-        to = _snapshot(to, given)
-    if isinstance(to, str | os.PathLike):
-        if given.architecture is None and given.file is None:
-            start: nn.Module = load_file(to, given.module)
-        else:
-            start = opened(to, given.architecture, "state to put back to").module
-    elif isinstance(to, nn.Module):
-        start = opened(to, None, "state to put back to").module
-    elif isinstance(to, Mapping):
-        start = deep_copy(given.module)
-        try:
-            start.load_state_dict(dict(to))
-        except (RuntimeError, TypeError, ValueError) as exc:
-            first = str(exc).partition("\n\t")[2].partition("\n")[0] or str(exc)
-            raise UsageError(f"to= is a state dict of another network ({first.strip()})") from exc
-    else:
-        raise UsageError(f"to= is a {type(to).__name__}; give a module, a state dict or a file")
-    own, tensors = acting(whole), acting(start)
-    check_shapes(own, tensors, "state to put back to")
-    check_finite(tensors, "the state to put back to")
-    if all(bool((own[n] == t.to(own[n].device)).all()) for n, t in tensors.items() if t.ndim > 1):
-        raise UsageError(
-            "every layer is already what it would be put back to; give another --to (to=)"
-        )
-    return tensors
-
-
-def _snapshot(epoch: int | None, given: Opened) -> str:
-    from planescope.training.run import Run
-
-    if not _is_run(given):
-        raise UsageError(f"--to {epoch} (to=): epochs are those of a run; give a module or a file")
-    files = Run(given.source).snapshots
-    wanted = min(files) if epoch is None else epoch
-    if wanted not in files:
-        near = min(files, key=lambda one: abs(one - wanted))
-        raise UsageError(
-            f"{given.source}: has no snapshot of epoch {epoch}; the nearest is of {near}"
-        )
-    return str(files[wanted])
-
-
-def _at(
-    bench: Bench, asked: float, curve: Sequence[float], *, repair: bool, on_try: OnTry | None
-) -> tuple[list[Try], list[Try]]:
-    """Try a size, then those of a curve."""
-    sizes = [asked, *(one for one in dict.fromkeys(curve) if one != asked)]
-    for one in sizes:
-        check_size(bench.knife.way, one, bench.weights)
-    count = len(bench.allocations) * (1 + repair)
-    found: list[list[Try]] = []
-    for number, one in enumerate(sizes):
-        found.append(
-            bench.tries(
-                one, repair=repair, on_try=on_try, before=number * count, total=count * len(sizes)
-            )
-        )
-        if bench.stopped:
-            break
-    return found[0], [each for tries in found[1:] for each in tries]
-
-
-def _within(
-    bench: Bench, budget: float, *, repair: bool, on_try: OnTry | None
-) -> tuple[list[Try], list[Try]]:
-    """Find by halves the smallest size whose loss is within a budget; with it, what was tried."""
-    if not bench.table.of_classes:
-        raise UsageError("the network's outputs are no classes: there is no loss to hold a budget")
-    sizes = _sizes(bench)
-    low, high, best = 0, len(sizes), -1
-    tried: dict[int, list[Try]] = {}
-    losses: dict[int, float] = {}
-    count = len(bench.allocations) * (1 + repair)
-    total = count * len(sizes).bit_length()
-    while low < high and not bench.stopped:
-        middle = (low + high) // 2
-        tries = bench.tries(
-            float(sizes[middle]), repair=repair, on_try=on_try, before=count * len(tried),
-            total=total,
-        )  # fmt: skip
-        if not tries:
-            break
-        tried[middle] = tries
-        found = bench.best(tries).rival.loss
-        losses[middle] = math.inf if found is None else found
-        if losses[middle] <= budget:
-            high = best = middle
-        else:
-            low = middle + 1
-    if best < 0:
-        nearest = min(losses, key=lambda at: losses[at])
-        what = "bits" if bench.knife.way == "bits" else "size"
-        told = (
-            f"the nearest is a loss of {losses[nearest]:.4g}, at {what} {float(sizes[nearest]):g}"
-            if math.isfinite(losses[nearest])
-            else "the network knows no more than chance on these examples"
-        )
-        raise UsageError(f"no {what} keeps the loss within {budget:g}; {told}")
-    bench.notes.append("the size was chosen by the loss on the examples of the table")
-    return tried.pop(best), [one for tries in tried.values() for one in tries]
-
-
-def _sizes(bench: Bench) -> tuple[Fraction, ...]:
-    if bench.knife.way == "bits":
-        return _BITS
-    least = least_share(bench.knife.way, bench.weights)
-    return tuple(one for one in _SIZES if one >= least)
-
-
-def _cost(
-    bench: Bench, way: str, asked: float | None, curve: Sequence[float], *, repair: bool
-) -> PlanCost:
-    """Count the passes of all tries, and time one."""
-    from planescope.criticality.plan.passage import Passage
-    from planescope.criticality.resets.engine.devices import seconds_of_a_pass
-
-    layers, every = len(bench.weights), len(bench.mending.anatomy.calls)
-    checked, fitted = bench.taken.checked, bench.taken.fitted
-    told = sum(batch.size for batch in bench.table.batches)
-    sizes = len(_sizes(bench)).bit_length() if asked is None else 1 + len({*curve} - {asked})
-    tries = sizes * len(bench.allocations) * (1 + repair)
-    repaired = tries // 2 if repair else 0
-    first = bench.taken.fit[0]
-    goes_on = bool(repaired) and (
-        Passage.of(bench.whole, bench.taken.fit, bench.mending.anatomy) is not None
-    )
-    # To look at inputs and network, and that a graph answers as the network does.
-    looks = 2 + 2 * repaired * goes_on
-    # A repair is judged as a whole, without each of its layers, and at the end.
-    checks = 1 + tries + repaired * (every + 2) + 2 * layers
-    if way in PUT_BACK:
-        from planescope.criticality.plan.bench import MOST_PASSES
-
-        checks += min(MOST_PASSES, layers * (layers + 1) // 2)
-    fits = bench.mending.reconstruction.passes(repaired, goes_on=goes_on)
-    examples = looks * first.size + checks * checked + fits * fitted + (1 + tries) * told
-    return PlanCost(
-        layers=layers,
-        tries=tries,
-        passes=math.ceil(looks + checks + fits + 1 + tries),
-        examples=fitted + checked + told,
-        seconds=seconds_of_a_pass(bench.whole, first) / first.size * examples,
-    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planescope.criticality.plan.holding import weight_of
+from planescope.criticality.plan.fit.holding import weight_of
 from planescope.files.errors import RunError, UsageError, one_line
 from planescope.files.optional import required
 from planescope.networks.graph.file_graph import FileGraph

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planescope.criticality.options import InputOptions
 from planescope.criticality.prediction.record import LayerPrediction, Method, Prediction
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside
@@ -129,7 +130,6 @@ def predict_critical(
         return of_weights(model, network=network, kinds=kinds, layers=layers)
     required("torch")
     from planescope.criticality.prediction.restored import open_start, predicted
-    from planescope.criticality.sensitivity.inputs import InputOptions
     from planescope.criticality.sensitivity.job import Job
 
     job = Job.open(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from planescope.criticality.definition import Critical
     from planescope.criticality.sensitivity.estimate import Estimates
     from planescope.criticality.sensitivity.job import Job
-    from planescope.criticality.sensitivity.network import Part
+    from planescope.criticality.sensitivity.parts import Part
     from planescope.criticality.sensitivity.record import Estimate
 
 # Standard deviations of chance that the cosine of some layer's weights then and now is to pass.

@@ -102,31 +102,21 @@ class _Table:
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
     def _of_draws(self, values: Floats, there: Flags, weights: Floats) -> Floats | None:
-        """Areas by rows of weights of runs; None where there is no pair."""
+        """Return the areas by rows of weights of runs; None where there is no pair."""
         critical, of = self._critical[there], self._of[there]
         if self._over is not Over.WITHIN:
             if not 0 < critical.sum() < len(critical):
                 return None
             return ranks.auc(values[there], critical, weights[:, of])
-        pairs, own = np.zeros(self._runs), np.zeros(self._runs)
-        for run in set(of):
-            mine = of == run
-            flags = critical[mine]
-            pairs[run] = flags.sum() * (~flags).sum()
-            if pairs[run]:
-                ones = np.ones((1, len(flags)))
-                own[run] = ranks.auc(values[there][mine], flags, ones)[0]
-        if not pairs.any():
-            return None
-        with np.errstate(invalid="ignore"):
-            return np.asarray((weights @ (own * pairs)) / (weights @ pairs))
+        found = ranks.auc_within(values[there], critical, of, weights)
+        return None if np.isnan(found).all() else found
 
     def _interval(self, values: Floats, there: Flags) -> tuple[float | None, float | None]:
         drawn = None if self._weights is None else self._of_draws(values, there, self._weights)
         return (None, None) if drawn is None else ranks.interval(drawn)
 
     def _ahead(self, values: Floats, rival: str) -> tuple[float | None, float | None, float | None]:
-        """By how much an area is larger than a rival's, on the layers that have both."""
+        """Tell by how much an area is larger than a rival's, on the layers that have both."""
         others = self._values(rival)
         there = np.isfinite(values) & np.isfinite(others)
         one = np.ones((1, self._runs))
@@ -141,7 +131,7 @@ class _Table:
         return float(mine[0] - theirs[0]), low, high
 
     def _random(self, there: Flags) -> tuple[float | None, float | None]:
-        """Areas that 95 % of random scores have."""
+        """Return the areas that 95 % of random scores have."""
         key = there.tobytes()
         if key not in self._chance:
             one = np.ones((1, self._runs))

@@ -239,7 +239,10 @@ def corrected(pooled: Sequence[Association], /) -> list[Association]:
 def shares(
     layers: Sequence[RelatedLayer], /, *, draws: int, rng: np.random.Generator
 ) -> Iterator[Share]:
-    """Both directions of the claim, by selection: outcomes of the unbiased and of the biased."""
+    """Yield both directions of the claim, by selection.
+
+    Outcomes of the unbiased and of the biased.
+    """
     for selection in Selection:
         chosen = selected(layers, selection)
         for biased in (False, True):

@@ -48,7 +48,9 @@ class Block:
 
 
 def ranks(values: Floats, /) -> Floats:
-    """Ranks along the last axis, tied ones averaged; centred, of length 1; NaN where all are tied.
+    """Return the ranks along the last axis, tied ones averaged.
+
+    Centred, of length 1; NaN where all are tied.
 
     The product of two of them is Spearman's rho.
     """
@@ -80,7 +82,7 @@ def _signs(values: Floats) -> Floats:
 
 
 def partial_spearman(score: Floats, drop: Floats, position: Floats, /) -> Floats:
-    """Spearman's rho along the last axis of what position leaves of the ranks of score and drop.
+    """Return Spearman's rho of what position leaves of the ranks of score and drop, last axis.
 
     NaN where position tells one of the two without rest.
     """
@@ -174,7 +176,7 @@ def _partial_terms(block: Block) -> tuple[Floats, Floats, Floats]:
 
 
 def _shuffled(left: Floats, right: Floats, along: Floats, orders: Integers) -> Floats:
-    """Statistic of one run for each order of the left side, what lies along position taken away."""
+    """Compute one run's statistic for each order of the left side, without what is position's."""
     values = np.empty(len(orders))
     for part in chunks(len(orders), left.size):
         some = orders[part]
@@ -224,8 +226,38 @@ def auc(score: Floats, critical: Flags, /, weights: Floats) -> Floats:
     return np.asarray(area)
 
 
+def auc_within(score: Floats, critical: Flags, run: NDArray[np.intp], /, weights: Floats) -> Floats:
+    """Return the area under the ROC curve over the pairs of layers of one run.
+
+    Parameters
+    ----------
+    score : array, shape (layers,)
+    critical : array of bool, shape (layers,)
+    run : array of int, shape (layers,)
+        The run of each layer, from 0.
+    weights : array, shape (draws, runs)
+        How often each run is there.
+
+    Returns
+    -------
+    array, shape (draws,)
+        The mean over runs, each weighted by its pairs; NaN where there are none.
+    """
+    pairs, own = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
+    for each in np.unique(run):
+        mine = run == each
+        flags = critical[mine]
+        pairs[each] = flags.sum() * (~flags).sum()
+        if pairs[each]:
+            own[each] = auc(score[mine], flags, np.ones((1, len(flags))))[0]
+    with np.errstate(invalid="ignore"):
+        return np.asarray((weights @ (own * pairs)) / (weights @ pairs))
+
+
 def average_precision(score: Floats, critical: Flags, /, weights: Floats) -> Floats:
-    """Mean precision at the critical layers, highest score first; parameters as for `auc`.
+    """Return the mean precision at the critical layers, highest score first.
+
+    Parameters as for `auc`.
 
     Returns
     -------
@@ -255,7 +287,10 @@ def resampled(units: int, /, *, draws: int, rng: np.random.Generator) -> Floats:
 
 
 def weighted_mean(values: Floats, weights: Floats, /) -> Floats:
-    """Means of values by rows of weights, those of NaN left out; NaN where nothing is left."""
+    """Return the means of values by rows of weights, those of NaN left out.
+
+    NaN where nothing is left.
+    """
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.asarray((weights[:, there] @ values[there]) / weights[:, there].sum(axis=1))

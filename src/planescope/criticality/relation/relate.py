@@ -233,7 +233,7 @@ def _check_options(critical: float, robust: float, draws: int) -> None:
 
 
 def _check_names(layers: Sequence[RelatedLayer]) -> None:
-    """Runs of one network have the same layers, so that these can be shuffled alike."""
+    """Refuse runs of one network that have other layers: these are shuffled alike."""
     known: dict[str, tuple[str, list[str]]] = {}
     for (run, network), names in _names(layers).items():
         other, expected = known.setdefault(network, (run, names))

@@ -11,7 +11,7 @@ from typing import Any
 from planescope.criticality.relation.evidence import Evidence
 from planescope.criticality.resets.record import ResetLayer, Resets
 from planescope.files.errors import CheckpointError, UsageError
-from planescope.files.results import read_saved
+from planescope.files.saved import found_saved
 from planescope.hyperplanes.layer import Input
 from planescope.measurement.measure import measure
 from planescope.measurement.record import Measurement
@@ -20,8 +20,6 @@ from planescope.training.folder.status import State
 from planescope.training.run import Run
 from planescope.training.tracker.history import History
 
-# Suffixes of files that results are saved in.
-_SAVED = (".json", ".parquet")
 # The name that a caller gives the network's own start, as the guides do.
 _START = "init"
 
@@ -74,26 +72,20 @@ def _opened(source: Any, trust: bool | str | Collection[str]) -> Run | Measureme
     history = source if isinstance(source, History) else getattr(source, "history", None)
     if isinstance(history, History):
         return _last(history, "the Tracker")
-    if isinstance(source, Run) or not _is_saved(source):
+    saved = None if isinstance(source, Run) else found_saved(source)
+    if saved is None:
         return Run.open(source, trust=trust)
-    data = read_saved(source, "saved result")
-    schema = str(data.get("schema")) if isinstance(data, dict) else "planescope.measurement"
-    match schema.partition("/")[0]:
+    match (saved.schema or "planescope.measurement").partition("/")[0]:
         case "planescope.measurement":
-            return Measurement.load(source)
+            return Measurement.of_saved(saved)
         case "planescope.resets":
-            return Resets.load(source)
+            return Resets.of_saved(saved)
         case "planescope.track":
-            return _last(History.load(source), source)
+            return _last(History.of_saved(saved), source)
     raise CheckpointError(
-        f"{source}: holds {schema!r:.80}; give runs whose layers were reset, or saved resets and "
-        "the measurements of their networks"
+        f"{source}: holds {saved.schema!r:.80}; give runs whose layers were reset, or saved resets "
+        "and the measurements of their networks"
     )
-
-
-def _is_saved(source: Any) -> bool:
-    path = Path(source)
-    return path.suffix.lower() in _SAVED and path.is_file()
 
 
 def _last(history: History, source: Any) -> Measurement:

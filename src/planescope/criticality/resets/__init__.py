@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from planescope.checkpoints.keras.live import refuse
+from planescope.criticality.options import ResetOptions
+from planescope.criticality.resets.cost import Forecast
 from planescope.criticality.resets.data import Own, open_data, synthetic_inputs
-from planescope.criticality.resets.options import Forecast, ResetOptions
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 from planescope.networks.live.module import unwrapped

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.criticality.resets.options import ResetOptions
+from planescope.criticality.options import InputOptions, ResetOptions
+from planescope.data.load import Files, Images, load
+from planescope.data.options import PLAIN, DataOptions, Resize
 from planescope.files.errors import UsageError
+from planescope.training.folder.snapshots import input_shape_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.criticality.sensitivity.inputs import InputOptions
-    from planescope.data.load import DataOptions, Files, Images
     from planescope.data.loaders import Loader
     from planescope.training.run import Run
 
@@ -37,9 +38,7 @@ def open_data(
 ) -> Images | Files | Loader | None:
     """Return the data as they are gone through; None for a run's own."""
     from planescope.criticality.resets.weights import smallest_of
-    from planescope.data.load import PLAIN as AS_USUAL
-    from planescope.data.load import Files, Images, Resize, load
-    from planescope.data.loaders import open_loader
+    from planescope.data.loaders import call_loader, open_loader
 
     if isinstance(data, Own):
         if run is not None and run.tracked is not None and run.named_data is not None:
@@ -54,8 +53,6 @@ def open_data(
     if isinstance(data, Images | Files):
         return data
     if isinstance(data, str):
-        from planescope.data.loaders import call_loader
-
         called = call_loader(data, options.split)
         if called is not None:
             given = open_loader(
@@ -67,7 +64,7 @@ def open_data(
             return given
     if isinstance(data, str):
         name = run.named_network if run is not None else network
-        wanted = data_options or AS_USUAL
+        wanted = data_options or PLAIN
         where = None if data_path is None else Path(data_path)
         found = load(data, split=options.split, path=where, options=wanted)
         least = 1 if name is None else smallest_of(name)
@@ -88,17 +85,13 @@ def synthetic_inputs(
     options: ResetOptions,
 ) -> InputOptions:
     """Return what is told of the synthetic pictures that a network is to be evaluated on."""
-    from planescope.criticality.sensitivity.inputs import InputOptions
-    from planescope.data.load import PLAIN as AS_USUAL
-    from planescope.training.folder.snapshots import input_shape_of
-
     files = () if run is None else tuple(run.snapshots.values())
     named = model if run is None and isinstance(model, str | os.PathLike) else None
     path = files[-1] if files else named
     if shape is None and path is not None and Path(path).is_file():
         shape = input_shape_of(path)
-    told = data_options or AS_USUAL
-    if dataclasses.replace(told, mean=(), std=()) != dataclasses.replace(AS_USUAL, mean=(), std=()):
+    told = data_options or PLAIN
+    if dataclasses.replace(told, mean=(), std=()) != dataclasses.replace(PLAIN, mean=(), std=()):
         raise UsageError("of synthetic pictures mean and std can be told, and input_shape")
     for value, what in ((options.subset, "a subset"), (options.tolerance, "a tolerance")):
         if value is not None:

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from planescope.criticality.resets.options import ResetOptions
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.trained import Subject
     from planescope.hyperplanes.layer import Tensor
 
 
 def stepped(subject: Subject, /) -> tuple[Target, ...]:
-    """Targets, or the steps from the only one to the trained weights (METHOD, section 7: path)."""
+    """Return the targets, or the steps from the only one to the trained weights.
+
+    METHOD, section 7: path.
+    """
     if subject.path is None:
         return subject.targets
     (first,), steps = subject.targets, subject.path
@@ -66,7 +69,7 @@ def _step_digest(target: Target, step: int, steps: int) -> str:
 def redrawn(
     subject: Subject, names: Collection[str], options: ResetOptions, folder: Path, /
 ) -> list[Target]:
-    """Draws by the own `reset_parameters` of the modules that hold some tensors, in files.
+    """Return draws by the own `reset_parameters` of the modules that hold some tensors, in files.
 
     A module without one, or whose weight it does not reach (a pruned or normed one's parts), is
     not among the tensors of the target.
@@ -109,7 +112,10 @@ def redrawn(
 
 
 def _redrawn(owner: str, part: nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors of a module once its own `reset_parameters` has drawn them; none where it did not."""
+    """Return the tensors of a module once its own `reset_parameters` has drawn them.
+
+    None where it did not.
+    """
     if not callable(getattr(part, "reset_parameters", None)):
         return {}
     own: Any = deep_copy(part).cpu()
@@ -130,7 +136,9 @@ def _redrawn(owner: str, part: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def drawn(subject: Subject, options: ResetOptions, folder: Path, /) -> list[Target]:
-    """Fresh draws of the network, in files of `folder`: all of them together may be large.
+    """Return the fresh draws of the network, in files of `folder`.
+
+    All of them together may be large.
 
     Raises
     ------

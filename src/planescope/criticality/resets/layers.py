@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from planescope.criticality.resets.options import ResetOptions
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.trained import Subject
 
 
@@ -86,7 +86,10 @@ def rows_of(
 def _tensor_names(
     module: nn.Module, layers: Sequence[Layer], *, with_norm: bool
 ) -> tuple[str, ...]:
-    """Names of the parameters and buffers of layers; all names of those that have several."""
+    """Return the names of the parameters and buffers of layers.
+
+    All names of those that have several.
+    """
     held = module.state_dict(keep_vars=True)
     names: set[str] = set()
     for layer in layers:
@@ -99,7 +102,9 @@ def _tensor_names(
 
 
 def _own_names(layer: str, held: Mapping[str, object]) -> list[str]:
-    """Names of what a layer is made of: its weight and bias, or all that its module holds.
+    """Return the names of what a layer is made of.
+
+    Its weight and bias, or all that its module holds.
 
     Raises
     ------

@@ -211,7 +211,10 @@ class Resets(Table):
         return agreed(cell.critical for cell in self.at(layer, snapshot))
 
     def drop(self, layer: str, snapshot: int | str) -> tuple[float, float] | None:
-        """Mean of the relative drop over draws, and its standard deviation; None without one."""
+        """Return the mean of the relative drop over draws, and its standard deviation.
+
+        None without one.
+        """
         return mean_drop(self.at(layer, snapshot))
 
     @property
@@ -282,7 +285,10 @@ def _renewed(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean_loss(cells: Sequence[ResetCell], /) -> tuple[float | None, float | None, float | None]:
-    """Mean of the loss over some draws, and the widest of their intervals; None where one lacks."""
+    """Return the mean of the loss over some draws, and the widest of their intervals.
+
+    None where one lacks.
+    """
     losses, lows, highs = (
         [value for cell in cells if (value := getattr(cell, name)) is not None]
         for name in ("loss", "loss_low", "loss_high")
@@ -295,7 +301,10 @@ def mean_loss(cells: Sequence[ResetCell], /) -> tuple[float | None, float | None
 
 
 def mean_drop(cells: Sequence[ResetCell], /) -> tuple[float, float] | None:
-    """Mean of the relative drop over some draws, and its standard deviation; None without one."""
+    """Return the mean of the relative drop over some draws, and its standard deviation.
+
+    None without one.
+    """
     drops = [cell.relative_drop for cell in cells if cell.relative_drop is not None]
     if not drops:
         return None

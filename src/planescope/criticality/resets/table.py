@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from planescope.criticality.options import InputOptions
+from planescope.criticality.resets.cost import Forecast
 from planescope.criticality.resets.draws import drawn, redrawn, stepped
 from planescope.criticality.resets.engine.cells import Plan
 from planescope.criticality.resets.engine.devices import (
@@ -31,11 +33,10 @@ from planescope.criticality.resets.engine.progress import Progress
 from planescope.criticality.resets.engine.sharing import Work
 from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.layers import chosen_layers, rows_of
-from planescope.criticality.resets.options import Forecast
 from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
 from planescope.criticality.resets.targets import Target
 from planescope.criticality.resets.tell import Table
-from planescope.criticality.sensitivity.inputs import InputOptions, synthetic
+from planescope.criticality.sensitivity.inputs.pictures import synthetic
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
 from planescope.files.drafts import scratch
@@ -50,15 +51,14 @@ from planescope.networks.state.layers import find_layers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.feed import Feed
-    from planescope.criticality.resets.options import ResetOptions
     from planescope.criticality.resets.trained import Subject
     from planescope.data.load import Files
     from planescope.data.roles import Unpack
 
     Data = Images | Files
-    # (cells done, cells in all, name of what is reset)
     OnCell = Callable[[int, int, str], None]
 
 
@@ -214,7 +214,7 @@ def _on_pictures(
 def _cells(
     subject: Subject, options: ResetOptions, rows: Mapping[str, tuple[str, ...]], folder: Path
 ) -> tuple[dict[tuple[str, int | str, int | None], Cell], list[str]]:
-    """Cells by their places; and, in sentences, what is left out."""
+    """Return the cells by their places; and, in sentences, what is left out."""
     names = {name for own in rows.values() for name in own}
     targets = (
         *stepped(subject), *drawn(subject, options, folder),

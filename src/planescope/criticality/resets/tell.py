@@ -29,9 +29,9 @@ from planescope.criticality.resets.record import Accuracy, ResetCell
 from planescope.hyperplanes.chance import LEVEL, benjamini_hochberg, wilson
 
 if TYPE_CHECKING:
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.progress import Tally
-    from planescope.criticality.resets.options import ResetOptions
 
 Floats = NDArray[np.float64]
 Place = tuple[str, int | str, int | None]
@@ -287,7 +287,10 @@ class Table:
     def _drawn(
         self, sure: Floats, columns: Sequence[Floats | None]
     ) -> list[tuple[Floats, Floats] | None]:
-        """Bootstrap means of `sure` and of each column on the same draws; of whole columns."""
+        """Return the bootstrap means of `sure` and of each column on the same draws.
+
+        Of whole columns.
+        """
         whole = [i for i, c in enumerate(columns) if c is not None and len(c) == len(sure)]
         found: list[tuple[Floats, Floats] | None] = [None] * len(columns)
         for start in range(0, len(whole), _COLUMNS):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from planescope.criticality.options import InputOptions
 from planescope.criticality.resets.targets import Target, To, target_in, targets_of
 from planescope.criticality.resets.weights import copied, state_of, with_weights
-from planescope.criticality.sensitivity.inputs import InputOptions
 from planescope.data.loaders import Loader
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.networks.load import build_like, load_network
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from planescope.criticality.resets.options import ResetOptions
+    from planescope.criticality.options import ResetOptions
     from planescope.data.load import Files, Images
 
     Data = Images | Files | Loader | InputOptions
@@ -83,7 +83,10 @@ def of_run(
     unfinished: bool,
     options: ResetOptions,
 ) -> Subject:
-    """Last snapshot of a run, and earlier ones; `planescope.reset` says what is raised."""
+    """Return the last snapshot of a run, and earlier ones.
+
+    `planescope.reset` says what is raised.
+    """
     path, status = run.path, run.status
     name = run.about.network if network is not None else name_of(run)
     examples: Callable[[], Data]

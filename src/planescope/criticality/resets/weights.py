@@ -68,7 +68,7 @@ def state_of(path: str | os.PathLike[str], /) -> StateDict:
 
 
 def in_parts_or_whole(state: StateDict, module: nn.Module) -> Mapping[str, Tensor]:
-    """Tensors as they are, or with whole weights where a network has those."""
+    """Return the tensors as they are, or with whole weights where a network has those."""
     if not module.state_dict().keys() <= state.tensors.keys():
         state = resolved(state)
     return state.tensors

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from planescope.criticality.options import InputOptions
 from planescope.criticality.replacements import Ways, read_ways
 from planescope.files.optional import required
 from planescope.hyperplanes.layer import Kind
@@ -144,7 +145,6 @@ def sensitivity(
     """
     wanted = read_ways(ways)  # before anything is loaded
     required("torch")
-    from planescope.criticality.sensitivity.inputs import InputOptions
     from planescope.criticality.sensitivity.job import Job
 
     job = Job.open(

@@ -34,8 +34,8 @@ from planescope.files.errors import RunError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from planescope.criticality.sensitivity.inputs import Given
-    from planescope.criticality.sensitivity.network import Part
+    from planescope.criticality.sensitivity.inputs.given import Given
+    from planescope.criticality.sensitivity.parts import Part
 
 Array = NDArray[Any]
 # (cells done, cells in all, name of the layer)
@@ -150,7 +150,7 @@ def _of_own(way: Way, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _wide(tensor: torch.Tensor) -> Array:
-    """Array of a tensor; of narrow types, exactly, as float32."""
+    """Return the array of a tensor; of narrow types, exactly, as float32."""
     held = tensor.detach().cpu()
     if held.dtype not in (torch.float32, torch.float64):
         held = held.float()

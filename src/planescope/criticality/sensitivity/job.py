@@ -18,9 +18,9 @@ import torch
 
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
+from planescope.criticality.options import InputOptions, ResetOptions
 from planescope.criticality.replacements import Way, WayKind
 from planescope.criticality.resets.engine.devices import chosen_device, seconds_of_a_pass
-from planescope.criticality.resets.options import ResetOptions
 from planescope.criticality.sensitivity import Cost
 from planescope.criticality.sensitivity.engine import (
     Counted,
@@ -29,16 +29,10 @@ from planescope.criticality.sensitivity.engine import (
     count,
 )
 from planescope.criticality.sensitivity.estimate import Estimates
-from planescope.criticality.sensitivity.inputs import Given, InputOptions, handed_over, synthetic
-from planescope.criticality.sensitivity.network import (
-    LIBRARIES,
-    Network,
-    Part,
-    count_work,
-    find_parts,
-    open_network,
-    some_of,
-)
+from planescope.criticality.sensitivity.inputs.given import Given, handed_over
+from planescope.criticality.sensitivity.inputs.pictures import synthetic
+from planescope.criticality.sensitivity.network import LIBRARIES, Network, open_network
+from planescope.criticality.sensitivity.parts import Part, count_work, find_parts, some_of
 from planescope.criticality.sensitivity.record import (
     Estimate,
     LayerSensitivity,

@@ -12,12 +12,12 @@ from planescope.figures.report.contents import Contents, as_text
 from planescope.figures.report.gather import contents_of
 from planescope.figures.report.render import render
 from planescope.figures.sources import open_subjects
+from planescope.files.targets import PAGES, check_target
 from planescope.files.versions import made_by
-from planescope.files.writing import check_target, replacing
+from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind
 from planescope.measurement.difference import Difference
 
-FORMS = (".html", ".htm")
 # Of the frame in a notebook.
 HEIGHT = 800
 
@@ -51,13 +51,13 @@ class Report:
         OutputError
             If the file cannot be written; nothing is left behind then.
         """
-        check_target(path, FORMS)
+        check_target(path, PAGES)
         with replacing(path) as draft:
             # The name of a file may be no text.
             draft.write_text(self.html, encoding="utf-8", errors="backslashreplace", newline="\n")
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own, from which it can reach nothing of the notebook."""
+        """Return the page in a frame, from which it can reach nothing of the notebook."""
         from html import escape
 
         return (

@@ -104,7 +104,7 @@ def filters_shown(
 
 
 def _most_of_each(filters: Sequence[int], room: int) -> int:
-    """Most filters of a layer, so that those of all layers have room."""
+    """Return most filters of a layer, so that those of all layers have room."""
     most = MOST_OF_A_LAYER
     while most > 8 and sum(min(most, count) for count in filters) > room:
         most = 7 * most // 8
@@ -112,7 +112,7 @@ def _most_of_each(filters: Sequence[int], room: int) -> int:
 
 
 def _of_layer(layer: LayerMeasurement, arrays: Arrays) -> Floats | None:
-    """Rows of cosine and offset in double precision, NaN in both for what is not usable."""
+    """Return rows of cosine and offset in double precision, NaN in both for what is not usable."""
     if layer.name not in arrays:
         return None
     values = np.array(arrays[layer.name], dtype=np.float64)

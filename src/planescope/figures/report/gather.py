@@ -86,7 +86,9 @@ def contents_of(
 
 
 def networks_of(subjects: Sequence[Subject], /) -> tuple[list[Subject], list[Subject]]:
-    """Networks among some subjects, with the resets that came apart from them; and the rest.
+    """Return the networks among some subjects, with the resets that came apart from them.
+
+    And the rest.
 
     Raises
     ------
@@ -210,7 +212,7 @@ def _of_run(
 
 
 def _measured_arrays(run: Run, layers: Sequence[LayerMeasurement]) -> Arrays:
-    """Filters of the last snapshot of a run that kept none, as one of an earlier version."""
+    """Return filters of the last snapshot of a run that kept none, as one of an earlier version."""
     config, snapshots = run.about, run.snapshots
     if not snapshots or not run.can_be_measured:
         return {}
@@ -241,7 +243,7 @@ def _relation(
 
 
 def _verdict(networks: Sequence[NetworkShown]) -> str:
-    """That of a single network, or how many of several are biased."""
+    """Return the verdict of a single network, or how many of several are biased."""
     if len(networks) == 1:
         return networks[0].verdict
     counts = [network.pool["biased"][-1] for network in networks]

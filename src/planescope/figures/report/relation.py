@@ -68,7 +68,10 @@ class RelationShown:
 
 
 def scores_shown(layers: Sequence[LayerMeasurement], resets: ResetsShown) -> RelationShown | None:
-    """Scores beside the drops of the first column of some resets; no more than is known of each."""
+    """Return the scores beside the drops of the first column of some resets.
+
+    No more than is known of each.
+    """
     if not resets.is_drop:
         return None
     drops: list[Any] = [None] * len(layers)

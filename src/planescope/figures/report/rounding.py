@@ -14,7 +14,7 @@ DIGITS = 6
 
 
 def rounded(value: float | None, digits: int = DIGITS) -> float | None:
-    """To so many significant digits; None where it is not finite."""
+    """Round to so many significant digits; None where it is not finite."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}")

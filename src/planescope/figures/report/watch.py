@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Callable
 
-from planescope.figures.report import FORMS, Report, report
+from planescope.figures.report import Report, report
 from planescope.files.errors import CheckpointError
-from planescope.files.writing import check_target
+from planescope.files.targets import PAGES, check_target
 from planescope.training.folder.status import State
 from planescope.training.run import Run
 
@@ -52,7 +52,7 @@ def watch(
         As `report` and `Report.save`.
     """
     run = Run.open(run)
-    check_target(out, FORMS)
+    check_target(out, PAGES)
     seen = None
     while True:
         # Asked for before anything is read: what is written meanwhile is seen the next time.

@@ -37,7 +37,7 @@ def _instruction(code: bytes) -> Callable[[_Instruction], _Instruction]:
 
 
 def _pushes(code: bytes, operand: Callable[[Machine], object]) -> None:
-    """Instruction that pushes what `operand` reads, and does nothing else."""
+    """Register an instruction that pushes what `operand` reads, and does nothing else."""
 
     @_instruction(code)
     def push(m: Machine) -> None:
@@ -302,4 +302,4 @@ def _frame(m: Machine) -> None:
 
 @_instruction(b"\x98")
 def _read_only(m: Machine) -> None:
-    """All that was read is as good as read-only."""
+    """Do nothing: all that was read is as good as read-only."""

@@ -90,7 +90,7 @@ class Step:
     leaf: Leaf | None = None
 
     def option(self, name: str, position: int, default: Any = None) -> Any:
-        """Value of an option, whether a module keeps it or a function is called with it."""
+        """Return value of an option, whether a module keeps it or a function is called with it."""
         if self.module is not None:
             return getattr(self.module, name, default)
         if len(self.node.args) > position:

@@ -168,7 +168,10 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
-    """Options of forward as they are when left out: a symbol in place of None would be no None."""
+    """Return the options of forward as they are when left out.
+
+    A symbol in place of None would be no None.
+    """
     parameters = inspect.signature(type(module).forward).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
@@ -178,7 +181,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @contextlib.contextmanager
 def _undisturbed(root: nn.Module) -> Iterator[None]:
-    """Evaluation mode without hooks; afterwards all modules hold again what they held."""
+    """Evaluate without hooks within a block; afterwards all modules hold what they held."""
     kept = [(vars(module), dict(vars(module))) for module in root.modules()]
     held = [value for _, before in kept for value in before.values()]
     dicts = [(value, dict(value)) for value in held if isinstance(value, dict)]

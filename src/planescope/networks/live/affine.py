@@ -152,7 +152,10 @@ def _drawing_nothing(device: torch.device) -> Iterator[None]:
 def _inputs(
     module: nn.Module, held: Sequence[torch.Tensor]
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shapes of one input that the forward may take, channels then positions: small, and roomy."""
+    """Yield the shapes of one input that the forward may take, channels then positions.
+
+    Small, and roomy.
+    """
     seen, base = set(), base_layer(module)
     for channels, dims in _guesses(base, held):
         small, roomy = ((channels, *_positions(base, held, dims, size)) for size in (1, 2))

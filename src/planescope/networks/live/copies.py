@@ -84,18 +84,29 @@ def _own(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 
 def weight_hooks(module: nn.Module, /) -> list[Any]:
-    """Hooks that compute a weight of the module before each call: torch's own, and others.
+    """Return the hooks that compute a weight of the module before each call.
+
+    Torch's own, and others.
 
     Another's hook is one where what it would compute lies in the module: a tensor that is
-    neither parameter nor buffer.
+    neither parameter nor buffer, and that no hook of torch's computes.
     """
-    own_parts = any(isinstance(value, torch.Tensor) for value in vars(module).values())
+    own = [hook for hook in module._forward_pre_hooks.values() if _is_of_torch(hook)]
+    computed = {getattr(hook, "_tensor_name", getattr(hook, "name", "weight")) for hook in own}
+    open_parts = any(
+        isinstance(value, torch.Tensor) and name not in computed
+        for name, value in vars(module).items()
+    )
     return [
         hook
         for number, hook in module._forward_pre_hooks.items()
-        if type(hook).__module__.startswith("torch.nn.utils.")
-        or (own_parts and number not in module._forward_pre_hooks_with_kwargs)
+        if _is_of_torch(hook)
+        or (open_parts and number not in module._forward_pre_hooks_with_kwargs)
     ]
+
+
+def _is_of_torch(hook: Any) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils.")
 
 
 def base_layer(module: nn.Module, /) -> nn.Module:
@@ -106,7 +117,7 @@ def base_layer(module: nn.Module, /) -> nn.Module:
 
 
 def own_tensors(module: nn.Module, /) -> list[torch.Tensor]:
-    """Parameters and buffers of a module and of all within it, each once, in its order."""
+    """Return parameters and buffers of a module and of all within it, each once, in its order."""
     held = (*module.parameters(), *module.buffers())
     return list({id(tensor): tensor for tensor in held}.values())
 

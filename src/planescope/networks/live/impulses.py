@@ -50,7 +50,10 @@ def _cost(trial: Trial, y: torch.Tensor) -> int:
 
 
 def _forms(trial: Trial) -> Iterator[Form]:
-    """Forms that the map may have: those of the convolutions seen, widest first; what it tells."""
+    """Yield the forms that the map may have.
+
+    Those of the convolutions seen, widest first; what it tells.
+    """
     dims, module = len(trial.shape) - 1, trial.module
     if dims == 0:
         yield Form()

@@ -60,7 +60,10 @@ def may_be_affine(module: nn.Module) -> bool:
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Own tensors of a module that may multiply: two dimensions or more that are not 1."""
+    """Return the own tensors of a module that may multiply.
+
+    Two dimensions or more that are not 1.
+    """
     held = {**module._parameters, **module._buffers}
     return {
         name: tensor

@@ -166,7 +166,10 @@ class Trial:
         return y, seen.calls
 
     def handed_over(self) -> Acting | None:
-        """Weight and bias of the one convolution or product that makes the output; else None."""
+        """Return the weight and bias of the one convolution or product that makes the output.
+
+        Else None.
+        """
         x, z = self.draw(2), self.draw(2)
         (y, calls), (_, again) = self._watched(x), self._watched(z)
         self.forms = [_form(call, x) for call in calls if call.name == "convolution"]

@@ -26,6 +26,15 @@ _OLD = re.compile(r"(?:^|(?P<module>.*)\.)(?P<name>[^.]+)_(?P<part>orig|mask|g|v
 _MARK = "parametrizations."
 _ENDS = ("_orig", "_mask", "_g", "_v", "_u")
 
+# A weight, or the part of it that has its shape.
+WEIGHT_OR_PARTS = (
+    "weight",
+    "weight_v",
+    "weight_orig",
+    "parametrizations.weight.original1",
+    "parametrizations.weight.original",
+)
+
 NOT_TOLD = "{} is computed from parts by a formula that a state dict does not tell; give the module"
 
 
@@ -101,7 +110,7 @@ def _weight_norm(v: Array, g: Array) -> Array:
 
 
 def _spectral_norm(w: Array, u: Array, v: Array) -> Array:
-    """``w / sigma`` with the stored estimates of the first singular vectors, sigma = u^T W v."""
+    """Return ``w / sigma``; sigma = u^T W v, of the stored estimates of the singular vectors."""
     rows = w if u.shape[0] == w.shape[0] else w.swapaxes(0, 1)
     return w / (u * (rows.reshape(u.shape[0], -1) * v).sum(1)).sum()
 
@@ -116,7 +125,10 @@ def _is_spectral_norm(w: Shape, u: Shape, v: Shape) -> bool:
 
 
 def _chained(parts: Mapping[str, Tensor]) -> Tensor | None:
-    """The tensor of torch's own parametrisations from their parts; None where one is unknown."""
+    """Return the tensor of torch's own parametrisations from their parts.
+
+    None where one is unknown.
+    """
     originals = [name for name in parts if _ORIGINAL.fullmatch(name)]
     steps: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in parts.items():

@@ -23,7 +23,7 @@ SCHEMA = "planescope.run-filters/1"
 
 
 def filters_of(measurement: Measurement, /) -> dict[str, NDArray[np.float32]]:
-    """Cosine and offset of each filter, of shape (2, filters), by layer.
+    """Return the cosine and offset of each filter, of shape (2, filters), by layer.
 
     A measurement that was loaded from a file has none.
     """

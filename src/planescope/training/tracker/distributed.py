@@ -40,7 +40,7 @@ def is_sharded(model: nn.Module, /) -> bool:
 
 @contextlib.contextmanager
 def whole_weights(model: nn.Module, /) -> Iterator[None]:
-    """Weights that `FullyShardedDataParallel` has flattened and shared out, put together."""
+    """Put weights together that `FullyShardedDataParallel` has flattened and shared out."""
     if not _is_flattened(model):
         yield
         return
@@ -58,7 +58,10 @@ def _is_flattened(model: nn.Module) -> bool:
 
 
 def held(layer: Layer, /) -> Layer:
-    """The layer with what it holds now; what is shared out is put together, by all processes."""
+    """Return the layer with what it holds now.
+
+    What is shared out is put together, by all processes.
+    """
 
     def kept(tensor: Tensor) -> Tensor:
         values = tensor.read()
@@ -81,7 +84,7 @@ def agree(failure: Exception | None, /) -> Exception | None:
 
 @contextlib.contextmanager
 def unchanged_random_state(device: torch.device, /) -> Iterator[None]:
-    """All generators that data may draw from, as they were."""
+    """Leave all generators that data may draw from as they were."""
     import random
 
     import torch

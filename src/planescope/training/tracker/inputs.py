@@ -68,14 +68,16 @@ def _batches(data: Any) -> Iterable[Any]:
         return islice(DataLoader(_twice_readable(data), batch_size=BATCH), 1)
     if is_indexed(data):
         return islice(open_loader(data).source, 1)
-    if hasattr(data, "__next__") or not isinstance(data, Iterable):
-        kind = type(data).__name__
+    kind = type(data).__name__
+    if not isinstance(data, Iterable):
+        raise UsageError(f"data= has the type {kind}, which holds no batches; {_TENSORS}")
+    if hasattr(data, "__next__"):
         raise UsageError(f"data= is a {kind}, which can be read only once; {_TENSORS}")
     return islice(data, 1)
 
 
 def _named(name: str) -> Iterable[Any]:
-    """The first validation examples of a data set by name, prepared as when planescope trains."""
+    """Load the first validation examples of a data set by name, as planescope trains on them."""
     called = call_loader(name, "val")
     if called is not None:
         return _batches(called)
@@ -85,7 +87,10 @@ def _named(name: str) -> Iterable[Any]:
 
 
 def _loader(theirs: Any) -> DataLoader[Any]:
-    """A loader of our own over the same data set: theirs may draw, and give its examples away."""
+    """Return a loader of our own over the same data set.
+
+    Theirs may draw, and give its examples away.
+    """
     dataset = theirs.dataset
     sampler = getattr(theirs, "batch_sampler", None)
     size = theirs.batch_size or getattr(sampler, "batch_size", None)
@@ -110,7 +115,7 @@ def _twice_readable(dataset: IterableDataset[Any]) -> IterableDataset[Any]:
 
 @contextlib.contextmanager
 def _unmoved(dataset: Any) -> Iterator[None]:
-    """Random generators of Python, of NumPy, and those that a data set keeps, as they were."""
+    """Leave the generators of Python, of NumPy, and those that a data set keeps, as they were."""
     pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
     kept = [(generator, _state(generator)) for generator in _generators(dataset, _DEPTH)]
     try:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
-    """Callback that measures the model which it is given to; its statistics join the logs.
+    """Return the callback that measures the model which it is given to.
+
+    Its statistics join the logs.
 
     Raises
     ------
@@ -44,9 +46,11 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
 
         def on_train_begin(self, logs: Any = None) -> None:
             self._network: Live | None = None
+            self._done_before = 0
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self._epoch = epoch  # a resumed fit begins with another than 0
+            # A resumed fit begins with another than 0, and a second one of a model with 0 again.
+            self._epoch = epoch + self._done_before
             if self._network is None:
                 self._network = _live(self.model, choice)
                 optimizer = self.model.optimizer
@@ -54,6 +58,8 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
                 self._accumulated = getattr(optimizer, "gradient_accumulation_steps", None) or 1
                 self._batches = int(getattr(optimizer, "_iterations", optimizer.iterations))
                 self._step = self._batches // self._accumulated
+                self._done_before = recorder.history.epochs_behind(self._step, epoch)
+                self._epoch += self._done_before
                 self._measure()
             self._before = self._batches
 
@@ -69,7 +75,7 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
                 self._measure()
 
         def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-            self._epoch = epoch + 1
+            self._epoch = epoch + self._done_before + 1
             tracker._note(logs or {})
             if tracker.every == "epoch":
                 self._measure()

@@ -83,7 +83,7 @@ def read(
 
 
 def _parts(now: Singles, then: Singles | None) -> Iterator[tuple[int, Singles, Singles | None]]:
-    """Number of filters with whole pieces of each, shape (..., length); then with what is left."""
+    """Yield filters by number, with whole pieces of shape (..., length), then with what is left."""
     filters, fan_in = now.shape
     whole = fan_in - fan_in % PIECE
     if whole == fan_in:  # one axis less to step over takes a fifth less time
@@ -121,7 +121,10 @@ def _pass(filters: int, now: Singles, then: Singles | None) -> _Sums:
 
 
 def _peak(block: Singles) -> float:
-    """Largest magnitude, if none is NaN: NumPy takes two passes for what BLAS takes in one."""
+    """Return the largest magnitude, if none is NaN.
+
+    NumPy takes two passes for what BLAS takes in one.
+    """
     from scipy.linalg.blas import isamax
 
     flat = block.reshape(-1)

@@ -341,7 +341,7 @@ def _structure(root: nn.Module) -> Structure:
 
 
 def _slim(measurement: Measurement) -> Measurement:
-    """Without the values of single filters."""
+    """Leave out the values of single filters."""
     layers = tuple(replace(layer, values=None) for layer in measurement.layers)
     return replace(measurement, layers=layers)
 

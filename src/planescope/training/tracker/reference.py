@@ -79,7 +79,10 @@ class Starts:
         return frozenset(replaced)
 
     def of(self, layer: Layer, rows: Array, /) -> Start | None:
-        """Weights that the layer began with; those of now where it is new or has a new shape."""
+        """Return the weights that the layer began with.
+
+        Those of now where it is new or has a new shape.
+        """
         if self._reference is None:
             return None
         name, start = layer.name, self._starts.get(layer.name)
@@ -93,7 +96,7 @@ class Starts:
         return start
 
     def _copy(self, weight: Array, rows: Array) -> Array:
-        """Memory of our own: what is read may be the network's."""
+        """Copy into memory of our own: what is read may be the network's."""
         if not hasattr(weight, "clone"):
             return weight.copy()
         kept = weight.clone()

@@ -13,7 +13,7 @@ from planescope.hyperplanes.layer import Kind, View
 from planescope.measurement.choice import DEFAULT_KINDS, Choice, member
 from planescope.measurement.metrics import LOGGABLE, LOGGED
 from planescope.measurement.record import Measurement
-from planescope.training.tracker import distributed, inputs
+from planescope.training.tracker import distributed, inputs, transformers
 from planescope.training.tracker.folder import Folder, checked_metrics, known_metrics
 from planescope.training.tracker.history import SCHEMA, History
 from planescope.training.tracker.picture import log_picture
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def _callback() -> type:
-    """Lightning's callback, under whichever of its two names it is installed."""
+    """Return Lightning's callback, under whichever of its two names it is installed."""
     bases = []
     for name in ("pytorch_lightning", "lightning.pytorch"):
         try:
@@ -274,7 +274,7 @@ class Tracker(_Callback):
         yield from self._recorder.history.unlogged(self._logged, by_layer=self._by_layer)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Table with a row an update and layer."""
+        """Return the table with a row an update and layer."""
         return self._recorder.history.to_pandas()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -387,12 +387,12 @@ class Tracker(_Callback):
         MissingDependencyError
             If transformers is not installed.
         """
-        from planescope.training.tracker.transformers import callback
-
-        return callback(self, trainer)
+        return transformers.callback(self, trainer)
 
     def for_keras(self) -> Any:
-        """Callback for ``fit`` of Keras 3, with any backend; the statistics join its logs.
+        """Return the callback for ``fit`` of Keras 3, with any backend.
+
+        The statistics join its logs.
 
         Raises
         ------

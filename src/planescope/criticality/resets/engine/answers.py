@@ -259,7 +259,10 @@ def _mean(values: torch.Tensor) -> torch.Tensor:
 
 
 def _by_example(values: torch.Tensor) -> NDArray[Any]:
-    """Values of examples on the host; of an example with several positions, their mean."""
+    """Return the values of examples on the host.
+
+    Of an example with several positions, their mean.
+    """
     array: NDArray[Any] = (_mean(values) if values.ndim > 1 else values).cpu().numpy()
     return array
 

@@ -13,12 +13,12 @@ from torch import nn
 
 from planescope.files.errors import UsageError
 from planescope.networks.graph.file_graph import FileGraph
-from planescope.training.processor import fitting_precision
+from planescope.training.precision import fitting_precision
 
 if TYPE_CHECKING:
-    from planescope.criticality.resets.options import AskedPrecision
+    from planescope.criticality.options import AskedPrecision
     from planescope.data.roles import Batch
-    from planescope.training.processor import Precision
+    from planescope.training.precision import Precision
 
 
 # Memory by default: half of what is free, but no more than this; groups of batches gain little

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.engine.answers import Judge
-    from planescope.criticality.resets.options import ResetOptions
     from planescope.data.load import Files
     from planescope.data.roles import Unpack
 

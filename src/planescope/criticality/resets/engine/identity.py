@@ -22,9 +22,9 @@ from planescope.files.versions import version
 from planescope.networks.graph.trace import trace_graph
 
 if TYPE_CHECKING:
+    from planescope.criticality.options import ResetOptions
     from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.feed import Feed
-    from planescope.criticality.resets.options import ResetOptions
     from planescope.criticality.resets.trained import Subject
     from planescope.data.load import Files
 
@@ -61,7 +61,10 @@ def code_digest(module: nn.Module, graph: fx.Graph | None, /) -> str:
 
 
 def value_digest(value: Any, /) -> str:
-    """Digest of a function or another value; one that never comes again where that is in doubt."""
+    """Return the digest of a function or another value.
+
+    One that never comes again where that is in doubt.
+    """
     try:
         return hashlib.sha256(_told(value).encode(errors="surrogatepass")).hexdigest()
     except (_DoubtError, RecursionError):
@@ -132,7 +135,7 @@ def _code(code: types.CodeType) -> str:
 def protocol_digest(
     subject: Subject, data: Images | Files, judge: Judge, options: ResetOptions, feed: Feed
 ) -> str:
-    """Digest of all that decides what a tally must be, but for the cell's own weights."""
+    """Return digest of all that decides what a tally must be, but for the cell's own weights."""
     if subject.keep is None:
         return ""
     examples = (

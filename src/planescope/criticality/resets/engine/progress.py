@@ -56,7 +56,10 @@ class Tally:
             self.right += int(values.sum())
 
     def column(self, name: str) -> Array | None:
-        """Values of all examples counted, float64; None where there are none of the name."""
+        """Return the values of all examples counted, float64.
+
+        None where there are none of the name.
+        """
         parts = self.columns.get(name)
         return None if parts is None else np.concatenate(parts).astype(np.float64)
 

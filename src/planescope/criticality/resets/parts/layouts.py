@@ -6,7 +6,8 @@ images into that order and back.
 
 Another order may come with a kernel that adds in another order. Whether it does is found by trying:
 on a whole batch of real examples that shows in some of a million sums, and which kernel is chosen
-depends on shapes, not on values. To import this is to import torch.
+depends on shapes, not on values. Its price is this module; `packing` tells the gain of all three.
+To import this is to import torch.
 """
 
 from __future__ import annotations
@@ -61,6 +62,6 @@ def _gains(module: nn.Module | None, most: float) -> bool:
 
 
 def _is_worth_it(stretch: Sequence[nn.Module]) -> bool:
-    """Coming and going costs what one convolution gains; an average gains more."""
+    """Tell whether a run is worth it: both ways cost what one convolution gains."""
     averages = any(isinstance(module, _AVERAGES) for module in stretch)
     return averages or sum(isinstance(module, nn.Conv2d) for module in stretch) > 1

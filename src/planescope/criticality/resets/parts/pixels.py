@@ -1,8 +1,8 @@
 """Linear layers that read one pixel several times, as VGG's first does of small images.
 
 Its average pooling makes 7 × 7 pixels of the one that is left of 32 × 32. Weights that multiply the
-same value can be added up before, which is a 49th of the work and rounds differently. To import
-this is to import torch.
+same value can be added up before, which is a 49th of the work and rounds differently. Its price is
+this module; `packing` tells the gain of all three. To import this is to import torch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def find(nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module], /) -> Sprea
 
 
 def run(layer: Any, own: Mapping[str, torch.Tensor], pixel: torch.Tensor, /) -> torch.Tensor:
-    """Output of a linear layer for values of which each stands for several that are the same.
+    """Apply a linear layer to values of which each stands for several that are the same.
 
     Parameters
     ----------

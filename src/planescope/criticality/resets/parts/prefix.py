@@ -27,7 +27,7 @@ class Splittable(Protocol):
     steps: int
 
     def uses(self, names: Collection[str]) -> tuple[int, int]:
-        """Steps before which, and from which on, the named tensors play no part."""
+        """Return the steps before which, and from which on, the named tensors play no part."""
 
     def begin(self, inputs: Inputs) -> Values:
         """Return the values before step 0."""
@@ -39,7 +39,7 @@ class Splittable(Protocol):
         """
 
     def finish(self, values: Values, start: int, tensors: Tensors) -> Any:
-        """Output from the values before step `start`, with some parameters and buffers replaced.
+        """Run from the values before step `start`, with some parameters and buffers replaced.
 
         `values` stays as it is, but what it holds may be changed in place; see `Cut.changes`.
         """
@@ -54,7 +54,7 @@ class Whole:
         self._module = module
 
     def uses(self, names: Collection[str]) -> tuple[int, int]:  # noqa: ARG002
-        """Nothing is known to come before or behind."""
+        """Return the whole network: nothing is known to come before or behind."""
         return 0, self.steps
 
     def begin(self, inputs: Inputs) -> Values:
@@ -62,7 +62,7 @@ class Whole:
         return {"args": inputs.args, "kwargs": dict(inputs.kwargs)}
 
     def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
-        """There is one step, and no way to stop before it."""
+        """Do nothing: there is one step, and no way to stop before it."""
 
     def finish(self, values: Values, start: int, tensors: Tensors) -> Any:  # noqa: ARG002
         """Run the network."""
@@ -137,9 +137,11 @@ def _options(module: nn.Module, inputs: Inputs) -> str:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Return whether two outputs are the same, part by part."""
+    """Return whether two outputs are the same, part by part; what is no number is so in both."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and bool(torch.equal(one, other))
+        if one.dtype != other.dtype or one.shape != other.shape:
+            return False
+        return bool(((one == other) | ((one != one) & (other != other))).all())
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_is_same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

@@ -85,7 +85,7 @@ class Traced:
         return same
 
     def uses(self, names: Collection[str]) -> tuple[int, int]:
-        """Indices of the first node that reads one of them, and of the one behind the last."""
+        """Return the indices of the first node that reads one, and of the one behind the last."""
         found = [node for node in self._nodes if any(_reads(node, name) for name in names)]
         if not found:
             return self.steps, self.steps
@@ -203,7 +203,10 @@ def _pair(size: Any) -> tuple[Any, ...]:
 
 
 def _halved(images: torch.Tensor) -> torch.Tensor:
-    """Largest of each 2 × 2 pixels; on a CPU torch would look for their positions too."""
+    """Return the largest of each 2 × 2 pixels.
+
+    On a CPU torch would look for their positions too.
+    """
     if images.device.type != "cpu":
         return nn.functional.max_pool2d(images, 2)
     height, width = images.shape[-2] // 2 * 2, images.shape[-1] // 2 * 2

@@ -39,7 +39,7 @@ class Moments:
 
     @classmethod
     def empty(cls, fan_in: int, filters: int) -> Moments:
-        """Nothing seen yet."""
+        """Begin with nothing seen."""
         wide = {"dtype": torch.float64}
         return cls(
             0,

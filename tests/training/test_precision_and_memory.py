@@ -9,14 +9,15 @@ import sys
 import pytest
 
 import planescope as ps
-from planescope.training import processor
+from planescope.training import memory
+from planescope.training.precision import fitting_precision
 
 # Takes and gives back 64 MiB twenty times, as steps of a training do, and prints the pages of
 # memory that the system had to clear for it.
 STEPS = """
 import resource, sys
 import numpy as np
-from planescope.training.processor import keep_memory
+from planescope.training.memory import keep_memory
 if sys.argv[1] == "kept":
     assert keep_memory()
 for step in range(21):
@@ -27,7 +28,7 @@ for step in range(21):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-on_glibc = pytest.mark.skipif("glibc" not in processor._libc(), reason="another C library")
+on_glibc = pytest.mark.skipif("glibc" not in memory._libc(), reason="another C library")
 
 
 def faults(how: str) -> int:
@@ -56,7 +57,7 @@ def test_memory_that_is_kept_is_not_cleared_anew():
 def test_bfloat16_is_chosen_where_the_processor_multiplies_it(capabilities, precision, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert processor.fitting_precision("cpu") == precision
+    assert fitting_precision("cpu") == precision
 
 
 def test_a_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch):

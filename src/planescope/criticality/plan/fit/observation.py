@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planescope.criticality.plan.patches import CONVOLUTIONS
+from planescope.criticality.plan.fit.patches import CONVOLUTIONS
 from planescope.data.roles import Batch
 from planescope.networks.graph.file_graph import FileGraph
 
@@ -120,7 +120,7 @@ def is_pruned(module: nn.Module, /) -> bool:
 
 
 def _odd(module: nn.Module) -> dict[str, str]:
-    """Modules with a weight of two axes or more that are no layers of ours."""
+    """Return the modules with a weight of two axes or more that are no layers of ours."""
     found = {}
     for name, part in module.named_modules():
         weight = getattr(part, "weight", None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from planescope.criticality.plan.observation import is_pruned
+from planescope.criticality.plan.fit.observation import is_pruned
 
 # A weight is a whole multiple of a step if it is nearer to one than this, in steps.
 _NEAR = 1e-3

@@ -1,4 +1,7 @@
-"""The options of resets: which layers, to what, and how the network is evaluated."""
+"""Options of resets, inputs, plans and repairs; studies and the command line make theirs of them.
+
+To import this costs next to nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from planescope.data.options import Split
+from planescope.files.bounds import Bounds, check_bounds
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Kind
-from planescope.training.processor import Precision
+from planescope.training.precision import Precision
 
 # "auto" stands for what the devices at hand compute fastest in.
 AskedPrecision = Literal["auto", Precision]
-Part = Literal["val", "train"]
+# How a network is made smaller, and a layer repaired, and on how many examples by default.
+PlannedWay = Literal["prune", "filters", "rank", "bits", "reset", "freeze"]
+RepairedBy = Literal["least squares", "moments"]
+EXAMPLES = 400
+
+BOUNDS: Bounds = {
+    "draws": {"ge": 0},
+    "subset": {"ge": 1},
+    "memory": {"ge": 1},
+    "tolerance": {"gt": 0, "lt": 1},
+    "seed": {"ge": 0},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +77,7 @@ class ResetOptions:
     together: Sequence[str] = ()
     draws: int = 0
     subset: int | None = None
-    split: Part = "val"
+    split: Split = "val"
     devices: Sequence[str] = ("auto",)
     precision: AskedPrecision = "32-true"
     memory: int | None = None
@@ -69,65 +85,39 @@ class ResetOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for value, known in ((self.split, Part), (self.precision, AskedPrecision)):
+        for value, known in ((self.split, Split), (self.precision, AskedPrecision)):
             if value not in get_args(known):
                 raise UsageError(f"unknown {value!r}; there are {', '.join(get_args(known))}")
-        for fits, problem in (
-            (self.draws >= 0, f"the number of draws must be 0 or more, not {self.draws}"),
-            (
-                self.subset is None or self.subset > 0,
-                f"a subset must have 1 example or more, not {self.subset}",
-            ),
-            (
-                self.memory is None or self.memory > 0,
-                f"memory must be 1 byte or more, not {self.memory}",
-            ),
-            (
-                self.tolerance is None or 0 < self.tolerance < 1,
-                f"a tolerance must lie in (0, 1), not {self.tolerance}",
-            ),
-            (self.seed >= 0, f"a seed must be 0 or more, not {self.seed}"),
-            (len(self.devices) > 0, "give a device"),
-        ):
-            if not fits:
-                raise UsageError(problem)
+        check_bounds(self, BOUNDS)
+        if not self.devices:
+            raise UsageError("give a device")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """The cost of resets, told beforehand.
+class InputOptions:
+    """Options of the inputs, where the caller hands none over.
 
     Attributes
     ----------
-    layers : int
-        Rows of the table: layers, and those that are put back together.
-    cells : int
-        Networks to be evaluated beside the trained one.
-    examples : int or None
-        Each of them on so many; None where nobody knows beforehand.
-    pass_seconds : float or None
-        The trained network once over all of these, by its first batch, loading aside.
-    at_most_seconds : float or None
-        All cells, if nothing were shared between them; what lies before a layer is.
-    left_out : tuple of str
-        Sentences on layers that do not fit what they would be put back to.
+    shape : tuple of int, optional
+        Channels, height, width.
+    mean, std : sequence of float
+        What the inputs of the network have, a channel each; 0 and 1 where they are normalised.
+    examples : int, optional
+        Take the first so many of inputs handed over.
+    seed : int
+        Of synthetic pictures.
     """
 
-    layers: int
-    cells: int
-    examples: int | None
-    pass_seconds: float | None
-    at_most_seconds: float | None
-    left_out: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+    examples: int | None = None
+    seed: int = 0
 
-    def __str__(self) -> str:
-        on = "examples that are counted on the way" if self.examples is None else (
-            f"{self.examples} examples"
-        )  # fmt: skip
-        text = f"{self.cells} cells of {self.layers} rows, each on {on}"
-        if self.pass_seconds is not None and self.at_most_seconds is not None:
-            text += (
-                f"; once over them takes the network about {self.pass_seconds:.2g} s, all cells at "
-                f"most {self.at_most_seconds:.2g} s"
+    def __post_init__(self) -> None:
+        if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
+            raise UsageError(
+                f"input shape {','.join(map(str, self.shape))}: give channels, height and width"
             )
-        return "\n".join([text, *self.left_out])
+        check_bounds(self, {"examples": {"ge": 1}, "seed": {"ge": 0}})

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from planescope.criticality.plan.holding import Form, hold, weight_of
-from planescope.criticality.plan.observation import NORMS, Anatomy, watch
-from planescope.criticality.plan.passage import Passage
-from planescope.criticality.plan.patches import patches_at, rows_of, values_at
-from planescope.criticality.plan.solutions import Moments, least_squares, of_rank, rounded
+from planescope.criticality.plan.fit.changes import Before, overwrite, put
+from planescope.criticality.plan.fit.channels import channel_moments
+from planescope.criticality.plan.fit.holding import Form, weight_of
+from planescope.criticality.plan.fit.observation import Anatomy, watch
+from planescope.criticality.plan.fit.passage import Passage
+from planescope.criticality.plan.fit.patches import patches_at, rows_of, values_at
+from planescope.criticality.plan.fit.solutions import Moments, least_squares, of_rank, rounded
 from planescope.data.roles import Batch
 from planescope.networks.graph.file_graph import FileGraph
 
@@ -27,9 +29,6 @@ _AT_ONCE = 8_000_000
 _KEPT_BYTES = 512 << 20
 # Wider filters have second moments that would not fit in memory; they are repaired by moments.
 MOST_FAN_IN = 8192
-
-# Tensors before a layer was repaired, to be put back where that did not help.
-Before = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class LeftError(Exception):
@@ -133,10 +132,10 @@ class Reconstruction:
         if form.removed is not None:  # a constant in its place would keep the filter
             shift[form.removed] = 0
         if bias is not None:
-            _put(before, bias, shift)
+            put(before, bias, shift)
         elif norm is not None:
             mean: torch.Tensor = norm.running_mean
-            _put(before, mean, mean.double().cpu() - shift)
+            put(before, mean, mean.double().cpu() - shift)
         return before
 
     def moments(
@@ -166,7 +165,7 @@ class Reconstruction:
         if own["bias"].ndim != 1:
             raise LeftError("the norm behind it has no value a channel")
         want_mean, want_std = self._wanted(place, name)
-        mean, std = _channel_moments(changed, place, self.anatomy.calls[name], self.batches)
+        mean, std = channel_moments(changed, place, self.anatomy.calls[name], self.batches)
         if torch.equal(mean, want_mean) and torch.equal(std, want_std):
             return None
         dead = std <= 1e-6 * mean.abs()
@@ -179,17 +178,17 @@ class Reconstruction:
         weight = weight_of(target) if place == name else target._parameters["weight"].detach()
         wide = scale.view(-1, *[1] * (weight.ndim - 1))
         overwrite(before, target, weight.double().cpu() * wide)
-        _put(before, target._parameters["bias"], moved)
+        put(before, target._parameters["bias"], moved)
         return before
 
     def _wanted(self, place: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         if place not in self._moments:
             calls = self.anatomy.calls[name]
-            self._moments[place] = _channel_moments(self.whole, place, calls, self.batches)
+            self._moments[place] = channel_moments(self.whole, place, calls, self.batches)
         return self._moments[place]
 
     def _folding_norm(self, changed: nn.Module, name: str) -> nn.Module | None:
-        """The batch norm behind a layer, if it keeps a running mean."""
+        """Return the batch norm behind a layer, if it keeps a running mean."""
         norm = self.anatomy.norms.get(name)
         found = None if norm is None else changed.get_submodule(norm)
         return found if isinstance(getattr(found, "running_mean", None), torch.Tensor) else None
@@ -198,7 +197,9 @@ class Reconstruction:
         self, changed: nn.Module, name: str, layer: nn.Module, groups: int,
         passage: Passage | None,
     ) -> list[Moments] | None:  # fmt: skip
-        """Second moments by groups, of patches in the changed network; None where nothing is off.
+        """Return the second moments by groups, of patches in the changed network.
+
+        None where nothing is off.
 
         The outputs are those of the whole network; where the norm behind is another there, those
         that this norm makes the whole network's of.
@@ -261,7 +262,7 @@ class Reconstruction:
         )
 
     def _drawn(self, name: str) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
-        """Batches, with the numbers of the patches of each call that are taken."""
+        """Yield the batches, with the numbers of the patches of each call that are taken."""
         draw = torch.Generator().manual_seed(self.seed)
         total = sum(batch.size for batch in self.batches)
         calls = self.anatomy.calls[name]
@@ -332,41 +333,13 @@ class Reconstruction:
             watch(self.whole, batch, wanted)
 
 
-def put_back(before: Before, /) -> None:
-    """Undo a repair."""
-    with torch.no_grad():
-        for tensor, values in reversed(before):
-            tensor.copy_(values)
-
-
-def swap(before: Before, /) -> Before:
-    """Undo a repair, and give what brings it back."""
-    repaired = [(tensor, tensor.detach().clone()) for tensor, _ in before]
-    put_back(before)
-    return repaired
-
-
-def _put(before: Before, tensor: torch.Tensor, values: torch.Tensor) -> None:
-    before.append((tensor, tensor.detach().clone()))
-    with torch.no_grad():
-        tensor.copy_(values)
-
-
-def overwrite(before: Before, layer: nn.Module, weight: torch.Tensor, /) -> None:
-    """Put a weight in place, and what it replaces on a list."""
-    held = layer._parameters.get("weight_orig", layer._parameters.get("weight"))
-    assert held is not None  # noqa: S101
-    before.append((held, held.detach().clone()))
-    hold(layer, weight.to(held))
-
-
 def _part(form: Form, at: slice) -> Form:
     steps = None if form.steps is None else form.steps[at]
     return Form(stays=form.stays[at], most=form.most, steps=steps, rank=form.rank)
 
 
 def _fitted(moments: Moments, rows: torch.Tensor, form: Form, *, about_mean: bool) -> torch.Tensor:
-    """Weights of a group of filters, in the form that has to stay."""
+    """Return the weights of a group of filters, in the form that has to stay."""
     c, b = moments.centred(about_mean=about_mean)
     found = least_squares(c, b, rows, form.stays)
     if form.most is not None and form.steps is not None:
@@ -377,7 +350,7 @@ def _fitted(moments: Moments, rows: torch.Tensor, form: Form, *, about_mean: boo
 
 
 def _affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gain and shift of a batch norm with running statistics."""
+    """Return the gain and shift of a batch norm with running statistics."""
     mean: torch.Tensor = norm.running_mean.double().cpu()
     gain = (norm.running_var.double().cpu() + norm.eps).rsqrt()
     if norm._parameters.get("weight") is not None:
@@ -391,40 +364,7 @@ def _affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 def _chunks(
     rows: torch.Tensor, values: torch.Tensor, width: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows and what belongs to them, so many that their patches fit in memory."""
+    """Yield the rows and what belongs to them, so many that their patches fit in memory."""
     size = max(1, _AT_ONCE // width)
     for start in range(0, len(rows), size):
         yield rows[start : start + size], values[start : start + size]
-
-
-def _channel_moments(
-    module: nn.Module, place: str, calls: int, batches: Sequence[Batch]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each channel of what a module gives, over inputs and positions."""
-    target = module.get_submodule(place)
-    sums: list[torch.Tensor] = []
-
-    def values(output: torch.Tensor) -> torch.Tensor:
-        axis = NORMS.get(type(target))
-        if axis is None:
-            rows = torch.arange(rows_of(target, output), device=output.device)
-            return values_at(target, output, rows)
-        return output.movedim(axis, -1).flatten(0, -2)
-
-    # About the first example's mean, so that squares of large means do not drown deviations.
-    centre: list[torch.Tensor] = []
-
-    def take(_call: int, _given: torch.Tensor, output: torch.Tensor) -> None:
-        own = values(output).double().cpu()
-        if not centre:
-            centre.append(own.mean(0))
-        off = own - centre[0]
-        sums.append(
-            torch.stack([torch.full_like(centre[0], len(own)), off.sum(0), (off * off).sum(0)])
-        )
-
-    for batch in batches:
-        watch(module, batch, {place: (calls, take)})
-    count, first, second = torch.stack(sums).sum(0)
-    mean = first / count
-    return mean + centre[0], (second / count - mean * mean).clamp(min=0).sqrt()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from planescope.criticality.plan.observation import Anatomy
+from planescope.criticality.plan.fit.observation import Anatomy
 from planescope.data.roles import Batch
 from planescope.networks.graph.trace import trace_graph
 

@@ -1,0 +1,1 @@
+"""Layers of a changed network, fitted anew to what the whole one gives."""
