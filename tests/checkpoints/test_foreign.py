@@ -51,6 +51,7 @@ PICKLE = pickle.dumps({"w": np.zeros((2, 2))})
 FILES = {
     "flatbuffer-of-torch": (b"0\0\0\0PTMF" + bytes(64), "PyTorch Mobile.*flatbuffer form; .*ptl"),
     "onnxruntime": (b"0\0\0\0ORTM" + bytes(64), "an ORT model.*measure the .onnx"),
+    "executorch": (b"0\0\0\0ET12eh00" + bytes(64), "an ExecuTorch program.*torch.export.save"),
     "gguf": (b"GGUF\3\0\0\0", "a GGUF file.*gguf.GGUFReader"),
     "dlib": (
         b"\1\1\1\x0dloss_metric_2\3\x0a" + bytes(64),
@@ -94,6 +95,22 @@ FILES = {
 def test_a_file_of_another_format_is_called_by_its_name(tmp_path, name):
     content, match = FILES[name]
     (tmp_path / "net.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=match):
+        read_contents(tmp_path / "net.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "description", "match"),
+    [
+        ("net.xml", FILES["openvino"][0], "is a weight file of an OpenVINO model, which net.xml"),
+        ("net.param", FILES["ncnn"][0], "is a weight file of an NCNN network, which net.param"),
+        ("net.xml", b"<?xml version='1.0'?><page/>", "no checkpoint of a known format"),
+        ("other.xml", FILES["openvino"][0], "no checkpoint of a known format"),
+    ],
+)
+def test_bare_weights_are_told_by_what_describes_them(tmp_path, name, description, match):
+    (tmp_path / name).write_bytes(description)
+    (tmp_path / "net.bin").write_bytes(FILES["unknown"][0])
     with pytest.raises(CheckpointError, match=match):
         read_contents(tmp_path / "net.bin")
 

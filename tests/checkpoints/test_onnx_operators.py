@@ -28,15 +28,24 @@ CONSTANTS = {
     "s4": S4, "s5": S5, "z4": np.zeros(4, np.int8), "z5": Z5, "z": np.int8(3),
     "xs": np.float32(0.5), "xz": np.uint8(128), "low": np.uint8(0), "s": np.float32(0.25),
     "last": np.moveaxis(W4, 1, -1), "w2t": W2.T.copy(), "w6": W4.reshape(2, 2, 27),
-    "qkv": np.arange(15, dtype=np.float32), "b41": B5.reshape(5, 1),
+    "row": np.zeros(15, np.uint8), "qkv": np.arange(15, dtype=np.float32), "b41": B5.reshape(5, 1),
 }  # fmt: skip
 MS, ML = {"domain": "com.microsoft"}, {"domain": "ai.onnx.ml"}
 
 node = helper.make_node
 
 
+def inputs_of(nodes):
+    """Yield the names that nodes and the bodies in them read."""
+    for each in nodes:
+        yield from each.input
+        for attribute in each.attribute:
+            yield from inputs_of(attribute.g.node)
+
+
 def model(nodes, constants=None, functions=()):
-    held = CONSTANTS | (constants or {})
+    read = set(inputs_of(nodes))
+    held = {n: v for n, v in CONSTANTS.items() if n in read} | (constants or {})
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
     answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in held.items()]
@@ -134,6 +143,17 @@ QUANTISED_2 = dequantised(Q2.T, S5, Z5)
             ],
             *(QUANTISED_2, B5, Kind.LINEAR),
             id="MatMulInteger",
+        ),
+        pytest.param(
+            [
+                node("DynamicQuantizeLinear", ["x"], ["xq", "xs1", "xz1"]),
+                node("ConvInteger", ["xq", "q4", "xz1"], ["c"]),
+                node("Cast", ["c"], ["f"], to=1),
+                node("Mul", ["f", "xs1"], ["m"]),
+                node("Mul", ["m", "s"], ["y"]),
+            ],
+            *(dequantised(Q4, 0.25), None, Kind.CONV),
+            id="ConvInteger-scaled-in-two-steps",
         ),
         pytest.param(
             [node("QLinearMatMul", ["x", "xs", "xz", "q2", "s5", "z5", "s", "xz"], ["y"])],
@@ -292,6 +312,11 @@ def test_numbers_packed_to_a_few_bits_are_unpacked(tmp_path, bits, zeros):
             "com.microsoft.nchwc.Conv",
             id="blocked-for-a-processor",
         ),
+        pytest.param(
+            [node("MatMulBnb4", ["x", "row", "s5"], ["y"], K=6, N=5, **MS)],
+            "packed in a few bits",
+            id="bitsandbytes",
+        ),
         pytest.param([node("Mine", ["x", "w2"], ["y"], domain="a.b")], "a.b.Mine", id="own"),
         pytest.param([node("MatMul", ["x", "w6"], ["y"])], "a stack of matrices", id="stack"),
         pytest.param(
@@ -359,6 +384,36 @@ def test_layers_within_functions_are_found_and_named_by_their_calls(tmp_path):
             "the weights of second.inner under another name; measured once, there",
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("op", "attribute", "domain"),
+    [("BeamSearch", "decoder", "com.microsoft"), ("SequenceMap", "body", ""), ("Own", "b", "own")],
+)
+def test_layers_within_the_body_of_a_search_are_found(tmp_path, op, attribute, domain):
+    fed, given = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "io")
+    body = helper.make_graph([node("MatMul", ["i", "w2"], ["o"])], "body", [fed], [given])
+    search = node(op, ["x"], ["y"], domain=domain, **{attribute: body})
+    (layer,) = read(tmp_path, model([search])).layers
+    np.testing.assert_array_equal(layer.weight.read(), W2.T)
+    assert layer.stage is None
+
+
+def test_what_no_operator_reads_and_what_reaches_no_output_is_told(tmp_path):
+    nodes = [node("Conv", ["x", "a.weight"], ["y"]), node("Conv", ["y", "b.weight"], ["idle"])]
+    held = {"a.weight": W4, "b.weight": W4[:, :, :1], "gone.weight": W4, "gone.bias": B4}
+    found = read(tmp_path, model(nodes, held))
+    assert [layer.name for layer in found.layers] == ["a", "b"]
+    assert [(one.name, one.reason) for one in found.skipped] == [
+        ("gone", "a stored tensor that no operator of the graph reads")
+    ]
+    assert found.notes == ("what b gives reaches no output of the network",)
+
+
+def test_a_constant_that_scales_filters_behind_their_layer_is_told(tmp_path):
+    nodes = [node("Conv", ["x", "w4"], ["c"]), node("Mul", ["c", "f"], ["y"])]
+    (note,) = read(tmp_path, model(nodes, {"f": -B4.reshape(4, 1, 1)})).notes
+    assert note.startswith("behind c a constant scales each filter")
 
 
 def test_functions_that_call_one_another_without_end_are_refused(tmp_path):

@@ -31,9 +31,9 @@ FORMATS = (torch_zip, torch_stream)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
-def read(path: Path) -> StateDict:
+def read(path: Path, **options) -> StateDict:
     (reader,) = [each for each in FORMATS if each.recognises(probe(path))]
-    return reader.read(path)
+    return reader.read(path, **options)
 
 
 @pytest.fixture(params=["zip", "stream"])
@@ -272,6 +272,27 @@ def test_a_file_without_a_state_dict_says_what_it_holds(save, saved, sentence):
         read(save(saved))
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["zip", "stream"])
+def test_a_file_within_a_file_is_told(tmp_path, stream):
+    path, script = tmp_path / "net.pt", io.BytesIO()
+    torch.jit.save(torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3))), script)
+    for held in (script, script.getvalue()):
+        torch.save({"script": held}, path, _use_new_zipfile_serialization=not stream)
+        with pytest.raises(CheckpointError, match="lies within it at 'script': write its bytes"):
+            read(path)
+    torch.save({"script": held, "model": STATE}, path, _use_new_zipfile_serialization=not stream)
+    assert "lies within it at 'script'" in " ".join(read(path).notes)
+
+
+def test_tensors_in_a_list_are_told_and_read_where_they_are_asked_for(save):
+    path = save({"model": STATE, "ema": {"shadow": [torch.ones(4, 3), torch.ones(4)]}})
+    assert "tensors at 'ema.shadow'" in " ".join(read(path).notes)
+    assert {n: t.shape for n, t in read(path, entry="shadow").tensors.items()} == {
+        "0": (4, 3),
+        "1": (4,),
+    }
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -353,6 +374,13 @@ def test_a_pickled_module_is_walked(save):
     }
     assert list(state.reasons) == ["scaled"]
     assert "Scaled, which may use its weight in a way of its own" in state.reasons["scaled"]
+
+
+@pytest.mark.parametrize("part", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore")
+def test_the_class_of_a_layer_whose_weight_is_in_parts_is_told(save, part):
+    net = nn.Sequential(part(nn.ConvTranspose2d(6, 6, 1, bias=False)), nn.ReLU())
+    assert read(save(net)).places["0"].kind is Kind.TRANSPOSED
 
 
 def test_modules_of_torchvision_are_walked(save):

@@ -538,6 +538,50 @@ def test_hooks_that_may_change_a_layer_are_told():
     assert note == "hooks on 0 are not run: what they change is not in the table"
 
 
+@pytest.mark.parametrize(
+    "computed",
+    [nn.utils.weight_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)],
+    ids=["weight-norm", "pruned"],
+)
+def test_a_hook_beside_one_of_torch_is_told_and_not_called(computed):
+    called = []
+    net = nn.Sequential(computed(nn.Conv2d(3, 8, 3)))
+    net[0].register_forward_pre_hook(lambda _, inputs: called.append(inputs) or (-inputs[0],))
+    found = ps.measure(net)
+    assert found.notes == ("hooks on 0 are not run: what they change is not in the table",)
+    assert found.layers[0].negative_mass == ps.measure({"w": net[0].weight}).layers[0].negative_mass
+    assert called == []
+
+
+def test_of_a_weight_put_together_the_parts_are_told_once():
+    class Magnitude(nn.Module):
+        """As DoRA: a length beside a direction that parts of low rank change."""
+
+        def __init__(self):
+            super().__init__()
+            self.base = nn.Linear(6, 8)
+            self.a, self.b = (nn.Parameter(torch.randn(*s)) for s in ((2, 6), (8, 2)))
+            self.length = nn.Parameter(torch.rand(8) + 0.5)
+
+        def weight(self):
+            whole = self.base.weight + self.b @ self.a
+            return self.length[:, None] * whole / whole.norm(dim=1, keepdim=True)
+
+        def forward(self, x):
+            return F.linear(x, self.weight(), self.base.bias)
+
+    net = nn.Sequential(Magnitude(), nn.ReLU(), nn.Linear(8, 3))
+    found, left_out = layers(net)
+    torch.testing.assert_close(found["0.base.weight@linear"].weight.read(), net[0].weight())
+    assert list(left_out) == ["0.base"]
+
+
+def test_averaged_weights_are_read_without_their_wrapper():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    (layer,) = ps.measure(torch.optim.swa_utils.AveragedModel(net)).layers
+    assert (layer.name, layer.norm, layer.stage) == ("0", "1", 0)
+
+
 def test_hooks_of_others_are_not_called_and_nothing_moves():
     called = []
     net = nn.Sequential(timm.layers.StdConv2d(3, 8, 3), nn.Conv2d(8, 2, 3))

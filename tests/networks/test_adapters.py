@@ -27,6 +27,35 @@ def test_a_layer_within_a_wrapper_of_ones_own_is_left_out(below):
     assert "0.linear" in [one.name for one in found.skipped]
 
 
+@pytest.mark.parametrize("part", ["hra_u", "bone_block", "shira_weight", "vera_A"])
+def test_whatever_stands_in_the_wrapper_of_peft_changes_its_layer(part):
+    arrays = {"m.fc.base_layer.weight": ones(8, 4), f"m.fc.{part}.default": ones(2, 4)}
+    found = ps.measure(arrays | {"1.weight": ones(3, 8)}, kinds="all")
+    assert [layer.name for layer in found.layers] == ["1"]
+    assert [one.name for one in found.skipped] == ["m.fc.base_layer"]
+
+
+PACKED = {
+    "gptq": {"qweight": np.zeros((8, 32), np.int32), "qzeros": np.zeros((4, 4), np.int32)},
+    "hqq": {"W_q": np.zeros((32, 32), np.uint8), "zero": ones(64, 1)},
+    "quanto": {"weight._data": np.zeros((32, 32), np.int8), "weight._scale": ones(32, 1)},
+}
+
+
+@pytest.mark.parametrize("beside", [{}, {"0.weight": ones(3, 8)}], ids=["alone", "beside"])
+@pytest.mark.parametrize("way", PACKED)
+def test_weights_in_few_bits_are_left_out_by_name_and_their_scales_are_no_layers(way, beside):
+    arrays = {f"fc.{part}": array for part, array in PACKED[way].items()} | beside
+    arrays["fc.scales"] = ones(4, 32)
+    if not beside:
+        with pytest.raises(NoLayersError, match="left out: fc"):
+            ps.measure(arrays, kinds="all")
+        return
+    found = ps.measure(arrays, kinds="all")
+    assert [layer.name for layer in found.layers] == ["0"]
+    assert found.skipped[0].name.startswith("fc.")
+
+
 def test_a_network_with_a_part_called_base_layer_is_looked_into():
     class Net(nn.Module):
         def __init__(self):

@@ -155,6 +155,12 @@ def test_an_even_kernel_of_one_width_is_told_as_open():
     assert "whether mask is a transposed convolution cannot be told" in " ".join(found.notes)
 
 
+def test_the_norm_behind_tells_the_groups_of_a_transposed_convolution():
+    arrays = {"a.weight": drawn(8, 3, 3, 3), "up.weight": drawn(8, 4, 2, 2), **norm("up_bn", 16)}
+    (layer,) = (layer for layer in measured(arrays)[0].layers if layer.name == "up")
+    assert (str(layer.kind), layer.filters, layer.fan_in) == ("transposed", 16, 2 * 2 * 2)
+
+
 def test_a_group_is_no_upsampling():
     """As in NextViT: 96 channels in three groups, behind 96 and before 96."""
     arrays = {"a.weight": drawn(96, 8, 1, 1), "mhca.group_conv.weight": drawn(96, 32, 3, 3)}

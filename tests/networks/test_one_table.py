@@ -6,6 +6,7 @@ the arrays that TensorFlow gave, and is written here in every other format.
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import nn
 import planescope as ps
 
 FILES = Path(__file__).parents[1] / "tensorflow_files"
-GRAPHS = ["live", "onnx", "pt2"]
+GRAPHS = ["live", "onnx", "pt2", "caffemodel"]
 TABLES = ["net.keras", "net.pb", "saved", "layers-plain"]
 # Converters fold the norm into the weights before it: raw is there what is effective elsewhere.
 FOLDED = ["net.tflite", "graph-plain"]
@@ -122,6 +123,70 @@ def hdf5_file(net, path):
             file[name] = array
 
 
+def message(*fields):
+    """Write fields of a protocol buffer: (number, text, bytes, int, float or array)."""
+
+    def varint(value):
+        low = value & 127
+        return bytes([low | 128]) + varint(value >> 7) if value > 127 else bytes([low])
+
+    written = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            written += varint(number << 3) + varint(value)
+        elif isinstance(value, float):
+            written += varint(number << 3 | 5) + struct.pack("<f", value)
+        else:
+            held = value.encode() if isinstance(value, str) else bytes(value)
+            written += varint(number << 3 | 2) + varint(len(held)) + held
+    return written
+
+
+def caffe_file(net, path):
+    """Write the network as Caffe lists it, by the numbers of its schema."""
+    state = {name: np.ascontiguousarray(held.numpy()) for name, held in net.state_dict().items()}
+
+    def arrays(*names):
+        held = [state[name] if isinstance(name, str) else np.float32([name]) for name in names]
+        return [(7, message((7, message((1, bytes(a.shape)))), (5, a.tobytes()))) for a in held]
+
+    def layer(kind, bottoms, top, *options):
+        reads = [(3, bottom) for bottom in bottoms.split()]
+        return (100, message((1, top), (2, kind), *reads, (4, top), *options))
+
+    def weighted(kind, module, bottom, top, *options, bias=True):
+        held = arrays(f"{module}.weight", *[f"{module}.bias"] * bias)
+        return layer(kind, bottom, top, *held, (106, message(*options)))
+
+    norm = arrays("stem_bn.running_mean", "stem_bn.running_var", 1.0)
+    layers = [
+        layer("Input", "", "data"),
+        layer("Power", "data", "scaled", (122, message((2, 1 / 255)))),
+        weighted("Convolution", "stem", "scaled", "stem", bias=False),
+        layer("BatchNorm", "stem", "bn", *norm, (139, message((3, 1e-3)))),
+        layer("Scale", "bn", "stem_bn", *arrays("stem_bn.weight", "stem_bn.bias")),
+        layer("ReLU", "stem_bn", "r1"),
+        layer("Pooling", "r1", "pool", (121, message((2, 2), (3, 2)))),
+        weighted("Convolution", "deep", "pool", "deep", (5, 8)),
+        layer("ReLU", "deep", "r2"),
+        weighted("Convolution", "point", "r2", "point"),
+        weighted("Convolution", "apart.depthwise", "point", "a", (5, 8), bias=False),
+        weighted("Convolution", "apart.pointwise", "a", "b"),
+        layer("ReLU", "b", "r3"),
+        layer("Eltwise", "point r3", "sum"),
+        weighted("Convolution", "stride", "sum", "stride", (6, 2)),
+        layer("ReLU", "stride", "r4"),
+        weighted("Deconvolution", "up", "r4", "up", (6, 2)),
+        layer("ReLU", "up", "r5"),
+        layer("Pooling", "r5", "mean", (121, message((1, 1)))),
+        weighted("InnerProduct", "hidden", "mean", "hidden"),
+        layer("ReLU", "hidden", "r6"),
+        weighted("InnerProduct", "answer", "r6", "answer"),
+        layer("Softmax", "answer", "probability"),
+    ]
+    path.write_bytes(message((1, "twin"), *layers))
+
+
 def write(net, container, path):
     """Write the network into a file of a format."""
     image, state = torch.zeros(1, 3, 16, 16), net.state_dict()
@@ -139,6 +204,7 @@ def write(net, container, path):
         "npz": lambda: np.savez(path.open("wb"), **keras_arrays(net)),
         "hdf5": lambda: hdf5_file(net, path),
         "flax": lambda: flax_file(net, path),
+        "caffemodel": lambda: caffe_file(net, path),
         "pickled": lambda: torch.save({"nets": [net]}, path),
         "scripted": lambda: torch.jit.save(torch.jit.script(net), path),
         "pt2": lambda: torch.export.save(torch.export.export(net, (image,)), path),
@@ -191,7 +257,7 @@ def test_files_of_tensorflow_give_it(right, file):
 
 
 @pytest.mark.parametrize("container", GRAPHS[1:])
-def test_graphs_of_torch_give_it(right, tmp_path, container):
+def test_graphs_of_others_give_it(right, tmp_path, container):
     write(twin(), container, tmp_path / f"net.{container}")
     found = ps.measure(tmp_path / f"net.{container}", kinds="all", view="effective")
     assert rows(found) == rows(right)

@@ -535,3 +535,28 @@ def test_a_bias_without_values_is_no_bias_of_one_filter():
     (left,) = measured.skipped
     assert left.name == "a"
     assert "its bias of length 0 fits no axis" in left.reason
+
+
+def test_a_norm_behind_a_block_of_a_sequence_is_paired_with_the_last_layer_in_it(tmp_path):
+    """As Xception's separable convolutions; in whatever order the file has its tensors."""
+
+    def block(name, inputs, outputs):
+        norm = {f"{name}.1.{p}": np.ones(outputs, "f4") for p in ("running_mean", "running_var")}
+        depthwise = {f"{name}.0.conv1.weight": np.ones((inputs, 1, 3, 3), "f4")}
+        return depthwise | {f"{name}.0.pointwise.weight": np.ones((outputs, inputs, 1, 1))} | norm
+
+    whole = block("a", 8, 16) | block("b", 16, 16)
+    for arrays in (whole, dict(sorted(whole.items()))):
+        found = {x.name: x.norm for x in ps.measure(arrays, kinds="all").layers}
+        assert found["a.0.pointwise"] == "a.1"
+        assert found["b.0.pointwise"] == "b.1"
+        assert found["a.0.conv1"] is found["b.0.conv1"] is None
+    # Of one width throughout, either layer may stand before the norm.
+    assert {x.norm for x in ps.measure(dict(sorted(block("b", 8, 8).items()))).layers} == {None}
+
+
+def test_dense_layers_that_fit_one_another_the_other_way_are_told():
+    arrays = {"a.weight": np.ones((64, 10), "f4"), "b.weight": np.ones((10, 4), "f4")}
+    assert "as many outputs" in " ".join(ps.measure(arrays, kinds="all").notes)
+    turned = {name: array.T for name, array in arrays.items()}
+    assert ps.measure(turned, kinds="all").notes == ()

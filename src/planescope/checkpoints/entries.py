@@ -35,7 +35,7 @@ def read_entry(form: ModuleType, path: Path, entry: str | None, /) -> StateDict 
     """
     if entry is None:
         contents = form.read(path)
-        return _without_copies(contents) if isinstance(contents, StateDict) else contents
+        return without_copies(contents) if isinstance(contents, StateDict) else contents
     knows = "entry" in inspect.signature(form.read).parameters
     contents = form.read(path, entry=entry) if knows else form.read(path)
     if not isinstance(contents, StateDict):
@@ -77,7 +77,7 @@ def _only(state: StateDict, entry: str, path: Path) -> StateDict:
     )
 
 
-def _without_copies(state: StateDict) -> StateDict:
+def without_copies(state: StateDict) -> StateDict:
     """Leave out the averages of a network that stand beside it, tensor by tensor the same."""
     groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in state.tensors.items():

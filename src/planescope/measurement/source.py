@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.checkpoints import files, open_model
+from planescope.checkpoints.arrays.mappings import is_nested, read_nested
+from planescope.checkpoints.entries import without_copies
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.reading import size_of
@@ -156,8 +158,12 @@ def _part_notes(source: Source) -> list[str]:
 def _opened(x: Any, entry: str | None) -> Opened:
     if isinstance(x, (str, os.PathLike)):
         return _from_path(os.fspath(x), entry)
+    if isinstance(x, Mapping) and (entry is not None or is_nested(x)):
+        source = Source(path=type(x).__name__, format="state dict", bytes=None)
+        contents = read_nested(x, entry=entry)
+        return Opened(source=source, contents=contents if entry else without_copies(contents))
     if entry is not None:
-        raise UsageError("--entry chooses within a file; give the state dict itself")
+        raise UsageError("entry= chooses within a file or a mapping; leave it out")
     # On one of its backends a Keras model is a torch module too.
     if _is_keras(x):
         from planescope.checkpoints.keras.live import read_model
@@ -169,7 +175,7 @@ def _opened(x: Any, entry: str | None) -> Opened:
         return _from_module(x, type(x).__name__)
     if isinstance(x, Mapping):
         source = Source(path=type(x).__name__, format="state dict", bytes=None)
-        return Opened(source=source, contents=read_state_dict(x))
+        return Opened(source=source, contents=without_copies(read_state_dict(x)))
     raise UsageError(
         f"cannot measure a {type(x).__name__}; give a path, a torch module, a Keras model or a "
         "mapping of arrays"

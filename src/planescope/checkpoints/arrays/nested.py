@@ -134,6 +134,10 @@ def _part(tree: dict[str, Tree], entry: str, path: Path) -> _Part:
     rest = entry
     while rest and isinstance(found, dict):
         keys = [key for key in found if rest == key or rest.startswith(f"{key}.")]
+        starts = (f"{rest}.", f"{rest}/")
+        if not keys and any(key.startswith(starts) for key in found):  # what names begin with
+            found = {k[len(rest) + 1 :]: each for k, each in found.items() if k.startswith(starts)}
+            break
         if not keys:
             near = difflib.get_close_matches(rest, found, n=3, cutoff=0.0)
             raise UsageError(

@@ -21,7 +21,7 @@ _MAX_SILENT = 16  # operators in a row that change nothing
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike")
 
-_BODIES = ("If", "Loop", "Scan")
+_BODIES = ("If", "Loop", "Scan", "SequenceMap")
 
 # Once a network is trained these give what they get.
 SILENT = frozenset(("Cast", "CastLike", "Dropout", "Identity", "com.microsoft.BitmaskDropout"))
@@ -121,6 +121,21 @@ class Graph:
                 dynamic.update(name for name in given if name not in known)
         return dynamic
 
+    def acting(self) -> set[Node]:
+        """Find the nodes of which something comes out of the network."""
+        found: set[Node] = set()
+        left = list(self.outputs)
+        while left:
+            node = self.makers.get(left.pop())
+            if node is not None and node not in found:
+                found.add(node)
+                left += [name for name in node.inputs if name is not None]
+        return found
+
+    def unread(self) -> list[Name]:
+        """List the stored tensors that no node reads and that are no output."""
+        return [name for name in self.stored if not self.users.get(name, name in self.outputs)]
+
     def only_user(self, value: Name) -> Node | None:
         """Find the node that alone reads a value."""
         for _ in range(_MAX_SILENT):
@@ -160,7 +175,7 @@ class Graph:
                 continue
             if (function := self._functions.get((node.op, node.overload))) is not None:
                 self._call(function, node, depth + 1)
-            elif node.op in _BODIES:
+            elif node.op in _BODIES or ("." in node.op and node.graphs()):  # a search holds one
                 self._add(self._with_bodies(node, scope, depth + 1))
             else:
                 self._add(node)

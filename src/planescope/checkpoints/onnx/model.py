@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from planescope.checkpoints.onnx.arithmetic import mapped
@@ -16,12 +16,14 @@ from planescope.checkpoints.onnx.constants import Constants
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.checkpoints.onnx.operators import left_out, weights_of
+from planescope.checkpoints.onnx.tensors import tensor_at
 from planescope.checkpoints.onnx.weights import Weights, channels, operand, readable
 from planescope.checkpoints.onnx.words import steps
 from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Layer, Norm, Skipped, Tensor
 from planescope.networks.graph.places import Position, follow
+from planescope.networks.state.layout import named
 from planescope.networks.state.pairing import folded_notes
 
 if TYPE_CHECKING:
@@ -120,9 +122,50 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
     told = (name for node, held in found.items() for name in (readable(node), *held.names))
     return Described(
         layers=tuple(layers),
-        skipped=(*skipped, *_shared(found, names)),
-        notes=folded_notes(told),
+        skipped=(*skipped, *_shared(found, names), *_unread(graph, set(names.values()))),
+        notes=(
+            *folded_notes(told),
+            *_without_effect(graph, names),
+            *_scaled_behind(graph, constants, found, names),
+        ),
     )
+
+
+def _unread(graph: Graph, layers: Container[str]) -> Iterator[Skipped]:
+    """Tell the stored tensors that look like weights and that no operator reads."""
+    for name in graph.unread():
+        try:
+            tensor = tensor_at(graph.wire, graph.stored[name])
+        except CheckpointError:  # of no account where nothing reads it
+            continue
+        module = _module((name.text,)) or name.text
+        if sum(extent > 1 for extent in tensor.shape) > 1 and module not in layers:
+            yield Skipped(name=module, reason="a stored tensor that no operator of the graph reads")
+
+
+def _without_effect(graph: Graph, names: Mapping[Node, str]) -> Iterator[str]:
+    """Note layers of which nothing reaches an output of the network."""
+    acting = graph.acting()
+    if acting and (idle := set(names.values()) - {names[node] for node in acting & names.keys()}):
+        listed = [name for name in dict.fromkeys(names.values()) if name in idle]
+        yield f"what {named(listed)} gives reaches no output of the network"
+
+
+def _scaled_behind(
+    graph: Graph, constants: Constants, found: Mapping[Node, Weights], names: Mapping[Node, str]
+) -> Iterator[str]:
+    """Note layers whose outputs a constant scales, as frozen norms are exported."""
+    scaled = [
+        names[node]
+        for node, weights in found.items()
+        if operand(graph, constants, weights.value, "Mul", channels(weights.weight))
+    ]
+    if scaled:
+        yield (
+            f"behind {named(list(dict.fromkeys(scaled)))} a constant scales each filter, as a "
+            "frozen norm that was exported; it is not in the table, and turns round where it is "
+            "negative"
+        )
 
 
 def _layer(name: str, weights: Weights, position: Position, norm: Norm | None) -> Layer:

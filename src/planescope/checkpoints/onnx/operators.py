@@ -76,6 +76,8 @@ _ATTENTIONS = (
     *("Attention", "DecoderAttention", "DecoderMaskedSelfAttention", "LongformerAttention"),
     *("PackedAttention", "QAttention", "QOrderedAttention", "QOrderedLongformerAttention"),
 )
+# Weights in a row, packed for one kernel.
+_IN_A_ROW = ("com.microsoft.MatMulBnb4", "com.microsoft.MatMulFpQ4")
 _MACHINES = ("ai.onnx.ml.SVMClassifier", "ai.onnx.ml.SVMRegressor")
 # These look rows up in a table, turn positions round, or take masks: no constant of theirs is a
 # weight.
@@ -125,6 +127,8 @@ def left_out(graph: Graph, constants: Constants, node: Node) -> str | None:
         return "queries, keys and values of an attention: several linear maps in one"
     if name in _MACHINES:
         return "a support vector machine: its vectors are examples, or act through a kernel"
+    if node.op in _IN_A_ROW:
+        return "its weights are packed in a few bits each; export the model before it is quantised"
     domain = node.op.rpartition(".")[0]
     if domain in ("", "ai.onnx.ml") or name in _TABLES or node.op in WORDS:
         return None

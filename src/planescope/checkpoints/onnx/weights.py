@@ -190,16 +190,25 @@ def _dequantised(given: Operands, weight: Tensor, scale: Tensor, zero: Tensor | 
 def _scale_behind(given: Operands) -> tuple[Tensor, Name, list[Node]]:
     """Find the scale of weights where the product is turned back into real numbers."""
     graph, constants, value = given.graph, given.constants, given.node.output
-    node = graph.only_user(value)
-    if node is not None and node.op == "Mul":
-        # One operand comes from the layer, the other is the product of both scales.
+    parts: list[Node] = []
+    apart: Tensor | None = None
+    is_fed = False
+    while (node := graph.only_user(value)) is not None and node.op == "Mul" and len(parts) < 2:
+        parts.append(node)
+        # One operand comes from the layer, the other is the product of both scales, or one of them.
         for name in filter(None, node.inputs):
             maker = graph.makers.get(name)
-            if maker is None or maker.op != "Mul":
-                continue
-            for factor in filter(None, maker.inputs):
-                if (scale := constants.tensor(factor)) is not None:
-                    return scale, node.output, [node]
+            if (found := constants.tensor(name)) is not None:
+                apart = found
+            elif maker is not None and maker.op == "DynamicQuantizeLinear":
+                is_fed = True
+            elif maker is not None and maker.op == "Mul" and maker not in parts:
+                for factor in filter(None, maker.inputs):
+                    if (scale := constants.tensor(factor)) is not None:
+                        return scale, node.output, parts
+        if apart is not None and is_fed:
+            return apart, node.output, parts
+        value = node.output
     raise LeftOutError("its weights are whole numbers, and nothing tells their scale")
 
 

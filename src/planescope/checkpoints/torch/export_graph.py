@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor, kind_of_convolution
@@ -64,6 +66,8 @@ _LEFT_OUT = {
 _FLIPS = {"t", "permute", "transpose"}
 _KEEPS = {"detach", "alias", "lift_fresh_copy", "clone", "contiguous"}
 _DEFAULT_EPS = 1e-5
+# Behind the name of a module: the part that it keeps, or computes another from.
+_PART = re.compile(r"(\.parametrizations\..*|\.[^.]*)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class _Network:
     skipped: list[Skipped] = field(default_factory=list)
     _values: dict[str, int] = field(default_factory=dict)
     _weights: dict[str, _Weight] = field(default_factory=dict)
+    _sources: dict[str, str] = field(default_factory=dict)  # the largest tensor behind a value
 
     def _append(self, node: Node) -> int:
         self.nodes.append(node)
@@ -125,6 +130,7 @@ class _Network:
         stored = content.get("parameter_name") or content.get("buffer_name")
         if type(stored) is str and stored in self.tensors:
             self._weights[name] = _Weight(stored)
+            self._sources[name] = stored
 
     def add(self, node: Mapping[str, Any]) -> None:
         """Take in an operation."""
@@ -142,8 +148,16 @@ class _Network:
         if word in _NORMS:
             self._add_norm(arguments, len(self.nodes))
         number = self._append(step)
+        behind = [
+            self._sources[name]
+            for argument in arguments.values()
+            for name in _names(argument)
+            if name in self._sources
+        ]
         for name in outputs:
             self._values[name] = number
+            if behind:
+                self._sources[name] = max(behind, key=lambda held: prod(self.tensors[held].shape))
         self._follow_weight(word, arguments, outputs)
 
     def _step(
@@ -222,9 +236,15 @@ class _Network:
             # Of two values that both come from the input nothing is a weight.
             made = [self._values[name] for name in _names(argument) if name in self._values]
             if key == "weight" or (made and self._is_constant(made[0])):
-                self._skip(outputs, f"a layer ({word}) whose weights the program computes")
+                known = [self._sources[n] for n in _names(argument) if n in self._sources]
+                where = [_PART.sub("", name) or name for name in known] or outputs
+                self._skip(where, f"a layer ({word}) whose weights the program computes")
             return None
-        bias = self._weight(arguments.get("self" if word == "addmm" else "bias"))
+        own = arguments.get("self" if word == "addmm" else "bias")
+        bias = self._weight(own)
+        if bias is None and word != "addmm" and any(_names(own)):
+            name = weight.name.removesuffix(".weight")
+            self._skip([f"{name}.bias"], "a bias that the program computes; it is not in the table")
         layer = _described(word, arguments, weight, self.tensors, bias)
         if layer is None:
             self._skip(outputs, f"an operation ({word}) with a weight that is no layer's")

@@ -22,12 +22,14 @@ _MAX_NAMES = 1 << 24
 # Classes whose weight acts as it is stored: torch's own, and those that only pad.
 _CONVOLUTION = re.compile(
     r"torch\.nn\.(modules\.conv|quantized\.modules\.conv)\.Conv(Transpose)?([123])d|"
+    r"torch\.nn\.utils\.parametrize\.ParametrizedConv(Transpose)?([123])d|"
     r"(mmcv\.cnn\.bricks\.wrappers|detectron2\.layers\.wrappers)\.Conv(Transpose)?([123])d|"
     r"timm\.(models\.)?layers\.conv2d_same\.Conv()(2)dSame|"
     r"efficientnet_(?:pytorch|lite_pytorch)\.utils\.Conv()(2)d(?:Static|Dynamic)SamePadding"
 )
 _LINEAR = re.compile(
     r"torch\.nn\.modules\.linear\.(Linear|NonDynamicallyQuantizableLinear)|"
+    r"torch\.nn\.utils\.parametrize\.ParametrizedLinear|"
     r"mmcv\.cnn\.bricks\.wrappers\.Linear|timm\.(models\.)?layers\.linear\.Linear"
 )
 _LINEAR_LAST = re.compile(r"transformers\.(pytorch_utils|modeling_utils)\.Conv1D")
@@ -82,6 +84,8 @@ class Found:
         By name with a dot behind.
     unread : dict of str to str
         Why what stands under a name, and is to be a tensor, cannot be had.
+    has_names : bool
+        Whether names are more than places in a list.
     """
 
     path: tuple[str, ...]
@@ -89,6 +93,7 @@ class Found:
     others: int = 0
     modules: list[tuple[str, Call]] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
+    has_names: bool = True
 
     def take(self, name: str, value: object) -> bool:
         """Keep a value that is a tensor, or holds the packed ones of a layer."""

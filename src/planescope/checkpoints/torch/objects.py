@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from planescope.checkpoints.probe import ZIP_MAGIC
 from planescope.checkpoints.torch.modules import (
     Found,
     Names,
@@ -36,6 +37,7 @@ from planescope.checkpoints.torch.tensors import (
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.pickles import Call
 from planescope.hyperplanes.layer import Place, Skipped, StateDict, Tensor
+from planescope.networks.state.parametrisations import WEIGHT_OR_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -80,7 +82,8 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
     """
     all_found = _find(value, storages.path)
     found = _named(all_found, entry, storages.path) if entry else None
-    found = found or min(all_found, key=_preference, default=None)
+    of_names = (each for each in all_found if each.has_names)
+    found = found or min(of_names, key=_preference, default=None)
     if found is None and called(value).startswith("__torch__."):
         raise CheckpointError(
             f"{storages.path}: is a TorchScript module without tensors by name, as "
@@ -88,9 +91,9 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
             "before these, or model.state_dict()"
         )
     if found is None:
+        instead = _write_out(_held_files(value)) or "save model.state_dict() instead"
         raise CheckpointError(
-            f"{storages.path}: holds {_outline(value)}, and no tensors by name; "
-            "save model.state_dict() instead"
+            f"{storages.path}: holds {_outline(value)}, and no tensors by name; {instead}"
         )
     tensors = {name: read_tensor(raw, name, storages) for name, raw in found.tensors.items()}
     clean = _without_prefixes(tensors)
@@ -99,7 +102,10 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
     norm_eps: dict[str, float] = {}
     for at, module in found.modules:
         constants = {} if storages.constants is None else storages.constants(called(module))
-        told = place(module, tensors.get(f"{at}weight"), constants)
+        held = (tensors.get(f"{at}{part}") for part in WEIGHT_OR_PARTS)
+        # Of spectral norm `weight_v` is a vector.
+        weight = next((one for one in held if one is not None and len(one.shape) > 1), None)
+        told = place(module, weight, constants)
         name = clean(at)[:-1]
         if isinstance(told, Place):
             places[name] = told
@@ -114,7 +120,7 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
         tensors={clean(name): tensor for name, tensor in tensors.items()},
         places=places,
         entry=".".join(found.path),
-        notes=_others(all_found, found),
+        notes=(*_others(all_found, found), *filter(None, [_write_out(_held_files(value))])),
         skipped=tuple(Skipped(name=_layer_of(name), reason=r) for name, r in found.unread.items()),
         reasons=reasons,
         norm_eps=norm_eps,
@@ -143,7 +149,7 @@ def _of_own_classes(found: Found, tensors: Mapping[str, Tensor]) -> dict[str, st
 
 def holds_tensors(value: object, path: Path) -> bool:
     """Tell whether there is a state dict or module of torch's."""
-    return bool(_find(value, path))
+    return any(each.has_names for each in _find(value, path))
 
 
 def _is_unpacked(at: str, tensors: Mapping[str, Tensor]) -> bool:
@@ -219,6 +225,7 @@ def _find(value: object, path: Path) -> list[Found]:
             continue
         if isinstance(value, list | tuple):  # networks are kept in these too; tensors need a name
             if len(where) < _MAX_DEPTH:
+                found.append(_of_list(where, value))
                 queue.extend(
                     ((*where, str(at)), entry)
                     for at, entry in enumerate(value[:_MAX_LISTED])
@@ -238,6 +245,41 @@ def _find(value: object, path: Path) -> list[Found]:
                 if type(entry) in _HOLDERS and not _OPTIMIZER.search(key)
             )
     return [each for each in found if each.tensors or each.unread]
+
+
+def _of_list(where: tuple[str, ...], values: Sequence[object]) -> Found:
+    """Return the tensors of a list, which have no names: they are read where a user asks for them.
+
+    Pictures and histories are kept in lists too.
+    """
+    made = {str(at): rebuild(entry) for at, entry in enumerate(values[:_MAX_LISTED])}
+    tensors = {name: call for name, call in made.items() if call is not None}
+    is_any = any(_rank(call) > 1 for call in tensors.values())
+    return Found(where, tensors if is_any else {}, has_names=False)
+
+
+def _held_files(value: object) -> list[str]:
+    """Keys at the top under which the bytes of another file lie, as those of TorchScript."""
+    held = entries(value).items() if type(value) is dict else ()
+    return [key for key, each in held if type(key) is str and _is_file(each)]
+
+
+def _is_file(value: object) -> bool:
+    """Tell bytes, as they are or in a stream, that begin as an archive of torch's does."""
+    if called(value) == "_io.BytesIO" and type(value) is Call:
+        value = value.state
+        value = value[0] if type(value) is tuple and value else None
+    if called(value) == "_codecs.encode" and type(value) is Call:
+        value = next(iter(value.args), None) if type(value.args) is tuple else None
+    begin = value[:4] if isinstance(value, bytes | str) else b""
+    return begin in (ZIP_MAGIC, ZIP_MAGIC.decode("latin-1"))
+
+
+def _write_out(keys: Sequence[str]) -> str:
+    if not keys:
+        return ""
+    shown = ", ".join(repr(key[:40]) for key in keys[:_SHOWN])
+    return f"another file lies within it at {shown}: write its bytes into a file and measure that"
 
 
 def _without_prefixes(names: Iterable[str]) -> Callable[[str], str]:

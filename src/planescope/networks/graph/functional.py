@@ -35,12 +35,15 @@ class Functional:
         computed from that.
     parameter : str
         Full name of the parameter that the weight is, or is computed from.
+    sources : tuple of str
+        Full names of all parameters that the weight is computed from.
     tensors : dict of str to Tensor
         `weight`, as torch lays it out, and `bias` where there is one.
     """
 
     name: str
     parameter: str
+    sources: tuple[str, ...]
     place: Place
     tensors: dict[str, Tensor]
 
@@ -91,7 +94,11 @@ def _held(
         kind = kind_of_convolution(tensors["weight"].shape[2:])
     groups = 1 if kind is Kind.LINEAR else (_argument(node, 6, "groups") or 1)
     return Functional(
-        name=name, parameter=parameter, place=Place(kind=kind, groups=groups), tensors=tensors
+        name=name,
+        parameter=parameter,
+        sources=tuple(named),
+        place=Place(kind=kind, groups=groups),
+        tensors=tensors,
     )
 
 

@@ -134,15 +134,24 @@ def weight_hooks(module: nn.Module, /) -> list[Any]:
     Torch's own, and others.
 
     Another's hook is one where what it would compute lies in the module: a tensor that is
-    neither parameter nor buffer.
+    neither parameter nor buffer, and that no hook of torch's computes.
     """
-    own_parts = any(isinstance(value, torch.Tensor) for value in vars(module).values())
+    own = [hook for hook in module._forward_pre_hooks.values() if _is_of_torch(hook)]
+    computed = {getattr(hook, "_tensor_name", getattr(hook, "name", "weight")) for hook in own}
+    open_parts = any(
+        isinstance(value, torch.Tensor) and name not in computed
+        for name, value in vars(module).items()
+    )
     return [
         hook
         for number, hook in module._forward_pre_hooks.items()
-        if type(hook).__module__.startswith("torch.nn.utils.")
-        or (own_parts and number not in module._forward_pre_hooks_with_kwargs)
+        if _is_of_torch(hook)
+        or (open_parts and number not in module._forward_pre_hooks_with_kwargs)
     ]
+
+
+def _is_of_torch(hook: Any) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils.")
 
 
 def base_layer(module: nn.Module, /) -> nn.Module:

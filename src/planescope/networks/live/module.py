@@ -79,7 +79,8 @@ def read_module(module: nn.Module, /) -> StateDict:
             tensors |= {f"{name}.{part}": tensor for part, tensor in held.tensors.items()}
         places = {n: p for n, p in traced.places.items() if n in found.layers or n in own}
         for held in own.values():
-            found.loose.pop(held.parameter, None)
+            for source in held.sources:
+                found.loose.pop(source, None)
             owner = held.parameter.removesuffix(".weight")
             # Another module takes its weight, and changes it; it is not called itself.
             if owner in found.layers and owner not in traced.places:
@@ -124,9 +125,20 @@ def read_state_dict(mapping: Mapping[str, Any], /) -> StateDict:
             raise UsageError(f"a state dict has names for keys, not {name!r}")
         # torch keeps whatever a module likes under this name.
         if not name.endswith("_extra_state"):
-            tensor = named_tensor(name, functools.partial(_array, name, value))
-            tensors[name] = dataclasses.replace(tensor, identity=_memory(value))
+            tensors[name] = live_tensor(name, value)
     return StateDict(tensors=tensors)
+
+
+def live_tensor(name: str, value: Any, /) -> Tensor:
+    """Describe an array by its name; one that shares its memory is known as the same.
+
+    Raises
+    ------
+    UsageError
+        If it is no array, or has no values.
+    """
+    tensor = named_tensor(name, functools.partial(_array, name, value))
+    return dataclasses.replace(tensor, identity=_memory(value))
 
 
 def _memory(value: Any) -> Hashable:
@@ -175,6 +187,10 @@ def named_tensor(name: str, read: Callable[[], Array], /) -> Tensor:
     return Tensor(tuple(array.shape), dtype, lambda: plain(name, read()))
 
 
+# Of weights along a training; to import its class would take time.
+_AVERAGED = "torch.optim.swa_utils.AveragedModel"
+
+
 def unwrapped(module: nn.Module, /) -> nn.Module:
     """Find the module itself below `torch.compile`, `DataParallel` and the like."""
     from torch import nn
@@ -184,6 +200,8 @@ def unwrapped(module: nn.Module, /) -> nn.Module:
             module = module._orig_mod
         elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
+        elif f"{type(module).__module__}.{type(module).__name__}" == _AVERAGED:
+            module = module._modules["module"]
         else:
             return module
 

@@ -14,7 +14,9 @@ from planescope.hyperplanes.layer import Kind, Layer, Tensor
 
 _RECURRENT_TORCH = re.compile(r"(^|[._/])weight_(ih|hh|hr)(_l\d+)?(_reverse)?$")
 _ATTENTION = re.compile(r"(^|[._/])in_proj_weight$")
-_CELL = re.compile(r"(^|_)(conv)?_?(lstm|gru|rnn)s?(_?\d+)?$|(lstm|gru|rnn)_?cell", re.IGNORECASE)
+_CELL = re.compile(
+    r"(^|_)(conv)?_?(lstm|gru|rnn)s?(_?\d+)?$|(lstm|gru|rnn|simple)_?cell", re.IGNORECASE
+)
 _GATES = ({"hi", "hf", "hg", "ho"}, {"hr", "hz", "hn"})
 _GATE = re.compile(r"[ih][ifgorzn]$")
 _HEADS = {"query", "key", "value", "out"}
@@ -35,7 +37,10 @@ _ADAPTERS = (
     re.compile(r"(^|[._/])lora[._]"),
 )
 # Any of what begins a part of an adapter, to tell at once that a name has none.
-_OF_ADAPTERS = re.compile("lora|hada_w|lokr_w|oft_|vera_lambda|ia3_l|dora_scale")
+_OF_ADAPTERS = re.compile("lora|hada_w|lokr_w|oft_|vera_lambda|ia3_l|dora_scale|[.]base_layer[.]")
+# The layer that peft wraps, and what else stands in the wrapper under the name of an adapter.
+_WRAPPED = re.compile(r"(?P<module>.+)\.base_layer\.weight$")
+_IN_WRAPPER = re.compile(r"(?P<module>.+)\.[^.]+\.(?!(weight|bias|running_\w+|num_\w+)$)[^.]+$")
 # Tensors beside a weight that leave it as it is.
 _STATISTICS = ("running_mean", "moving_mean", "avg_mean", "_mean", ".mean")
 _HARMLESS = frozenset(
@@ -133,12 +138,29 @@ def adapted(names: Iterable[str], /) -> tuple[dict[str, str], list[str]]:
         All modules that are changed.
     """
     parts = {}
-    for name in filter(_OF_ADAPTERS.search, names):
+    held = list(names)
+    for name in filter(_OF_ADAPTERS.search, held):
         match = next((m for p in _ADAPTERS if (m := p.search(name)) is not None), None)
         if match is not None:
             module = name[: match.start()].removesuffix(".base_layer")
             parts[name] = module.replace(".processor.", ".")  # of diffusers' attention
+    parts |= _of_wrappers(held)
     return parts, list(dict.fromkeys(parts.values()))
+
+
+def _of_wrappers(names: Iterable[str]) -> dict[str, str]:
+    """Return what stands beside a layer in the wrapper that peft puts round it, whatever its way.
+
+    Its parts are called PART.ADAPTER there, and never weight or bias.
+    """
+    held = list(names)
+    wrappers = {match["module"] for name in held if (match := _WRAPPED.fullmatch(name))}
+    found = ((name, _IN_WRAPPER.fullmatch(name)) for name in (held if wrappers else ()))
+    return {
+        name: match["module"]
+        for name, match in found
+        if match is not None and match["module"] in wrappers and ".base_layer." not in name
+    }
 
 
 def of_adapters(changed: Iterable[str], modules: Iterable[str], /) -> dict[str, str]:
@@ -175,6 +197,11 @@ def of_bias(shape: tuple[int, ...], bias: Tensor, /) -> str | None:
     return None
 
 
+def not_floating(weight: Tensor, /) -> str:
+    """Say that a weight is stored in whole numbers."""
+    return f"its weights are stored as {weight.dtype}; convert them to floating point"
+
+
 def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) -> str | None:
     """Say why a weight makes no layer, by its name, type and shape.
 
@@ -188,7 +215,7 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
     if len(shape) <= 3 and outputs is None and _EMBEDDING.search(name):
         return EMBEDDING
     if not weight.is_floating:
-        return f"its weights are stored as {weight.dtype}; convert them to floating point"
+        return not_floating(weight)
     if 0 in shape:
         return "it has no weights"
     if outputs is None and _SCALE.search(name):

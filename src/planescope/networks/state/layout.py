@@ -100,6 +100,7 @@ class _Usual:
 
     layout: Layout
     proof: str  # "biases", "norms", "names", "shapes"
+    doubtful: bool = False  # outputs are inputs the other way alone
     divided: bool = False  # biases of some say the other
 
 
@@ -135,8 +136,11 @@ def _usual(
     if len(beside) == 1:
         return _Usual(beside.pop(), "norms")
     if by_name is not None:
-        is_misled = _is_misleading(members, by_name)
-        return _Usual(_OTHER[by_name], "shapes") if is_misled else _Usual(by_name, "names")
+        if _is_misleading(members, by_name):
+            return _Usual(_OTHER[by_name], "shapes")
+        links = dict(zip((FIRST, LAST), _links(members), strict=True))
+        is_doubtful = links[_OTHER[by_name]] > links[by_name] == _forms(members)[by_name] == 0
+        return _Usual(by_name, "names", doubtful=is_doubtful)
     first, last = _links(members)
     forms = _forms(members)
     first, last = first + 2 * forms[FIRST], last + 2 * forms[LAST]
@@ -264,6 +268,8 @@ def _layout(weight: Weight, usual: _Usual, wanted: Wanted, told: Told) -> Layout
         told[_UNTOLD].append(weight.module)
     elif usual.proof == "names" and _by_form(weight.shape) not in (None, usual.layout):
         told[_AGAINST_FORM[usual.layout]].append(weight.module)
+    elif usual.doubtful and is_told_apart:
+        told[_AGAINST_LINKS[usual.layout]].append(weight.module)
     elif usual.proof == "names" and weight.ending == "w" and _by_form(weight.shape) is None:
         told[_NAME_ALONE].append(weight.module)  # Haiku's name for it, and Caffe2's too
     return usual.layout
@@ -293,6 +299,11 @@ _DIVIDED = {
 _AGAINST_FORM = {
     at: f"by its name the filters of {{}} lie on the {side} axis, though its shape looks "
     "otherwise; --layout settles it"
+    for at, side in _SIDES.items()
+}
+_AGAINST_LINKS = {
+    at: f"by its name the filters of {{}} lie on the {side} axis, though as many outputs as the "
+    "next has inputs would lie on the other; --layout settles it"
     for at, side in _SIDES.items()
 }
 _NAME_ALONE = "the names alone say that the filters of {} lie on the last axis (--layout)"

@@ -274,6 +274,7 @@ class _Index:
             for at, part in enumerate(parts):
                 self.alike[(at, *parts[:at], None, *parts[at + 1 :])].append((part, norm))
             self.below[_joined(parts[:-1])].append(norm)
+        self.at = {_parts(name): norm for name, norm in norms.items()}
 
     def candidates(self, layer: str) -> Iterator[tuple[_Rule, FoundNorm]]:
         """Yield the norms that by some rule, which names the depth too, stand behind the layer."""
@@ -285,6 +286,12 @@ class _Index:
             for other, norm in self.alike[(at, *parts[:at], None, *parts[at + 1 :])]:
                 if (rule := self.rule(part, other, is_last=at == len(parts) - 1)) is not None:
                     yield (rule[0], where, *rule[1:]), norm
+        # A member of a sequence that holds the layer, and a norm for the next member.
+        *outer, member, last = ("", *parts)
+        if member.isdecimal() and not self.below[_joined(parts[:-1])]:
+            behind = self.at.get((*outer[1:], str(int(member) + 1)))
+            if behind is not None:
+                yield ("behind", str(len(parts)), *_words(last)[:1]), behind
 
 
 def _rule(layer: str, norm: str, *, is_last: bool) -> _Rule | None:

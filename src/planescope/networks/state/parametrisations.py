@@ -26,6 +26,15 @@ _OLD = re.compile(r"(?:^|(?P<module>.*)\.)(?P<name>[^.]+)_(?P<part>orig|mask|g|v
 _MARK = "parametrizations."
 _ENDS = ("_orig", "_mask", "_g", "_v", "_u")
 
+# A weight, or the part of it that has its shape.
+WEIGHT_OR_PARTS = (
+    "weight",
+    "weight_v",
+    "weight_orig",
+    "parametrizations.weight.original1",
+    "parametrizations.weight.original",
+)
+
 NOT_TOLD = "{} is computed from parts by a formula that a state dict does not tell; give the module"
 
 

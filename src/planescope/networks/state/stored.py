@@ -36,11 +36,14 @@ _FLAT_NAME = re.compile(rf"(?P<module>.+)(?P<separator>_)(?P<ending>{_ENDING})",
 _NUMBERED = re.compile(r"(?P<stem>(?:.*[._/])?)(?P<ending>[Ww])(?P<number>_?\d+)", re.DOTALL)
 # Arrays under names of their own, in a mapping that has no `.weight` at all, which are no weights.
 _NO_WEIGHT = re.compile(
-    r"(embed(ding)?s?|tokens?|mask|table|bias(es)?|mean|var(iance)?|scale|gamma|beta|"
+    r"(embed(ding)?s?|tokens?|mask|table|bias(es)?|mean|var(iance)?|scales?|gamma|beta|"
+    r"q?zeros?|zero_points?|"
     r"(^|[._/])pos)$"
 )
 _BIAS = re.compile(r"((^|[._/])b_?\d*|_b)$")
 _LISTED = re.compile(r"(?:arr_|param_?|weights?_?)?(\d+)")
+# As quantisers call the whole numbers that a weight is made of.
+_WHOLE_NUMBERS = re.compile(r"(^|[._/])(\w*weight|weight[._]_?data|W_q|weight_int\d*)$")
 _LEFT = (
     "a parameter that is no layer's weight by its name; what it does, a state dict does not tell"
 )
@@ -210,7 +213,11 @@ def left_over(
             continue
         if (reason := exclusions.of_name(name)) is not None:
             yield Skipped(name=name, reason=reason)
-        elif tensor.is_floating and module not in told and not _is_other(name, tensor):
+        elif module in told:
+            continue
+        elif not tensor.is_floating and _WHOLE_NUMBERS.search(name):
+            yield Skipped(name=name, reason=exclusions.not_floating(tensor))
+        elif tensor.is_floating and not _is_other(name, tensor):
             yield Skipped(name=name, reason=_LEFT)
 
 

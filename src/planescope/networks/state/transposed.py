@@ -52,9 +52,10 @@ def find_transposed(
         if margin >= _MARGIN and (_pattern(module), open_ones[module].shape) not in torn
     }
     patterns = Counter(_pattern(w.module) for w in row)
+    groups = {w.module: _groups(w) for w in row}
     for module in margins:
         if _pattern(module) in surely:
-            found[module] = Axes(Kind.TRANSPOSED, FIRST, 1)
+            found[module] = Axes(Kind.TRANSPOSED, FIRST, groups[module])
             told[_AS_TRANSPOSED].append(module)
         elif _is_like(open_ones[module], torn):
             continue
@@ -62,6 +63,7 @@ def find_transposed(
         elif margins[module] > 0 or (module == row[-1].module and patterns[_pattern(module)] == 1):
             told[_MAYBE_TRANSPOSED].append(module)
     sure = kinds | dict.fromkeys(found, Kind.TRANSPOSED)
+    turned = {w.shape[2:] for w in row if sure[w.module] is Kind.TRANSPOSED}
     alike = defaultdict(set)
     for w in row:
         if w.shape[0] != w.shape[1]:
@@ -70,9 +72,11 @@ def find_transposed(
         if weight.module not in free or weight.shape[0] != weight.shape[1]:
             continue
         if alike[_pattern(weight.module)] == {Kind.TRANSPOSED} or _hint(weight) > 1:
-            found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, 1)
+            found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, groups[weight.module])
             told[_AS_TRANSPOSED].append(weight.module)
-        elif (_hint(weight) or _is_even(weight)) and kinds[weight.module] is Kind.CONV:
+        elif kinds[weight.module] is Kind.CONV and (
+            _hint(weight) or _is_even(weight) or weight.shape[2:] in turned
+        ):
             told[_MAYBE_TRANSPOSED].append(weight.module)
     return found
 
@@ -88,7 +92,8 @@ def _is_free(weight: Weight, wanted: Wanted) -> bool:
         return False
     is_square = weight.shape[0] == weight.shape[1]
     is_open = weight.outputs is None or (is_square and weight.outputs == weight.shape[0])
-    return is_open and math.prod(weight.shape[2:]) > 1
+    is_large = math.prod(weight.shape[2:]) > 1
+    return is_open and (is_large or is_called_transposed(weight.module))
 
 
 def _pattern(module: str) -> str:
@@ -156,8 +161,15 @@ def _sides(weight: Weight, turned: bool) -> tuple[int, int]:
     """Return the numbers of inputs and outputs."""
     first, second = weight.shape[:2]
     if turned:
-        return first, second
+        return first, second * _groups(weight)
     return (first if second == 1 else second), first  # one input a filter: most likely a group
+
+
+def _groups(weight: Weight) -> int:
+    """Return the groups of a transposed convolution, of which the norm behind it tells."""
+    first, second = weight.shape[:2]
+    groups, rest = divmod(weight.norm or 0, second) if second else (1, 1)
+    return groups if groups and not rest and first % groups == 0 else 1
 
 
 def _own(weight: Weight, turned: bool) -> int:

@@ -82,6 +82,13 @@ class History(Table):
     records: list[Record] = field(default_factory=list)
     drift: bool = False
 
+    def epochs_behind(self, step: int, epoch: int) -> int:
+        """Return the epochs done before a fit that counts them anew and goes on with the steps."""
+        last = self.records[-1] if self.records else None
+        if last is None or step == 0 or last.step != step or last.epoch is None:
+            return 0
+        return max(last.epoch - epoch, 0)
+
     def add(
         self,
         step: int,

@@ -68,8 +68,10 @@ def _batches(data: Any) -> Iterable[Any]:
         return islice(DataLoader(_twice_readable(data), batch_size=BATCH), 1)
     if is_indexed(data):
         return islice(open_loader(data).source, 1)
-    if hasattr(data, "__next__") or not isinstance(data, Iterable):
-        kind = type(data).__name__
+    kind = type(data).__name__
+    if not isinstance(data, Iterable):
+        raise UsageError(f"data= has the type {kind}, which holds no batches; {_TENSORS}")
+    if hasattr(data, "__next__"):
         raise UsageError(f"data= is a {kind}, which can be read only once; {_TENSORS}")
     return islice(data, 1)
 

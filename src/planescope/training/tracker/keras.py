@@ -49,9 +49,11 @@ def callback(
 
         def on_train_begin(self, logs: Any = None) -> None:
             self._network: Live | None = None
+            self._done_before = 0
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self._epoch = epoch  # a resumed fit begins with another than 0
+            # A resumed fit begins with another than 0, and a second one of a model with 0 again.
+            self._epoch = epoch + self._done_before
             if self._network is None:
                 self._network = _live(self.model, choice)
                 optimizer = self.model.optimizer
@@ -59,6 +61,8 @@ def callback(
                 self._accumulated = getattr(optimizer, "gradient_accumulation_steps", None) or 1
                 self._batches = int(getattr(optimizer, "_iterations", optimizer.iterations))
                 self._step = self._batches // self._accumulated
+                self._done_before = recorder.history.epochs_behind(self._step, epoch)
+                self._epoch += self._done_before
                 self._measure()
             self._before = self._batches
 
@@ -74,7 +78,7 @@ def callback(
                 self._measure()
 
         def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-            self._epoch = epoch + 1
+            self._epoch = epoch + self._done_before + 1
             tracker._note(logs or {})
             if tracker.every == "epoch":
                 self._measure()
