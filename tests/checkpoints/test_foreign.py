@@ -100,6 +100,22 @@ def test_a_file_of_another_format_is_called_by_its_name(tmp_path, name):
 
 
 @pytest.mark.parametrize(
+    ("name", "description", "match"),
+    [
+        ("net.xml", FILES["openvino"][0], "is a weight file of an OpenVINO model, which net.xml"),
+        ("net.param", FILES["ncnn"][0], "is a weight file of an NCNN network, which net.param"),
+        ("net.xml", b"<?xml version='1.0'?><page/>", "no checkpoint of a known format"),
+        ("other.xml", FILES["openvino"][0], "no checkpoint of a known format"),
+    ],
+)
+def test_bare_weights_are_told_by_what_describes_them(tmp_path, name, description, match):
+    (tmp_path / name).write_bytes(description)
+    (tmp_path / "net.bin").write_bytes(FILES["unknown"][0])
+    with pytest.raises(CheckpointError, match=match):
+        read_contents(tmp_path / "net.bin")
+
+
+@pytest.mark.parametrize(
     ("names", "match"),
     [
         (["_METADATA", "manifest.ocdbt", "d"], "an Orbax checkpoint; restore it by orbax"),

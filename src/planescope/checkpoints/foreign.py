@@ -165,7 +165,7 @@ def outline(look: Probe) -> str:
     """Say of a file that no format recognises what it is, and what to do."""
     if not look.size:
         return "the file is empty; is the download complete?"
-    for tell in (_by_sign, _by_text, _by_members, _by_fields):
+    for tell in (_by_sign, _by_neighbour, _by_text, _by_members, _by_fields):
         if (found := tell(look)) is not None:
             return f"is {found}"
     if not look.head.strip(b"\0"):
@@ -179,6 +179,26 @@ def _by_sign(look: Probe) -> str | None:
             return f"{what}; {how}"
     if look.head[:1] == b"\x78" and look.head[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda"):
         return _packed(look.head)
+    return None
+
+
+# By the suffix of the file that describes weights without a sign of their own, which lies beside
+# them under the same name: how it begins, and what it describes.
+_DESCRIPTIONS = {
+    ".xml": (re.compile(rb"\s*<\?xml.{0,400}?<net ", re.DOTALL), "an OpenVINO model"),
+    ".param": (re.compile(rb"7767517\s"), "an NCNN network"),
+}
+
+
+def _by_neighbour(look: Probe) -> str | None:
+    """Tell weights by the description of their network that lies beside them."""
+    for suffix, (sign, what) in _DESCRIPTIONS.items():
+        try:
+            beside = probe(look.path.with_suffix(suffix))
+        except (CheckpointError, ValueError):  # there is none, or no such name can be made
+            continue
+        if beside.path != look.path and sign.match(beside.head):
+            return f"a weight file of {what}, which {beside.path.name} describes; {SOURCE}"
     return None
 
 

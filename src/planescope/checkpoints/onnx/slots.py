@@ -22,6 +22,12 @@ from planescope.checkpoints.onnx.tensors import DTYPES, is_external, tensor_at
 from planescope.checkpoints.onnx.weights import Weights
 from planescope.checkpoints.protobuf import VARINT, Span, WireFile
 from planescope.hyperplanes.layer import Layer, Skipped
+from planescope.networks.graph.surroundings import (
+    User,
+    has_norm_behind,
+    is_coupled,
+    last_layers,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +90,8 @@ class _Finder:
     found: Mapping[Node, Weights]
 
     def __post_init__(self) -> None:
-        self.outputs = self._before(self.graph.outputs)
+        self.values = _Values(self.graph, self.found)
+        self.outputs = last_layers(self.values, self.graph.outputs)
 
     def replaceable(self, layer: Layer, nodes: Sequence[Node]) -> Replaceable | str:
         """Say where the weights of a layer enter, or why they cannot be fed."""
@@ -118,8 +125,11 @@ class _Finder:
             norm=norm,
             takes_filters=known and (len(nodes) == 1 or not any(biases)),
             is_output=any(node in self.outputs for node in nodes),
-            is_coupled=any(self._couples(node) for node in nodes),
-            leaves_norm=not norm and any(self._leaves_norm(node) for node in nodes),
+            is_coupled=any(
+                is_coupled(self.values, node, [self.found[node].value]) for node in nodes
+            ),
+            leaves_norm=not norm
+            and any(has_norm_behind(self.values, self.found[node].value) for node in nodes),
             sizes=tuple(self._sized(node) for node in nodes),
             calls=tuple(self._call(node) for node in nodes),
             mean=self._mean(first, layer) if len(nodes) == 1 else None,
@@ -189,18 +199,6 @@ class _Finder:
             node = self.graph.only_user(node.output)
         return slots
 
-    def _leaves_norm(self, node: Node) -> bool:
-        """Tell whether an affine norm behind a layer is one that `_norm` does not find."""
-        behind = self.graph.only_user(self.found[node].value)
-        while behind is not None and behind not in self.found:
-            if behind.op in (*_NORMS, *_OTHER_NORMS):
-                return True
-            live = [name for name in behind.inputs if name in self.graph.dynamic]
-            if behind.op in _JOINS and len(live) > 1:
-                return False
-            behind = self.graph.only_user(behind.output)
-        return False
-
     def _mean(self, node: Node, layer: Layer) -> Slot | None:
         behind = self.graph.only_user(self.found[node].value)
         if behind is None or behind.op != "BatchNormalization":
@@ -213,59 +211,43 @@ class _Finder:
         fed = node.input(0)
         return fed.text if node.op == "ConvTranspose" and fed is not None else node.output.text
 
-    def _before(self, values: Iterable[Name]) -> set[Node]:
-        """Find the layers between which and some values nothing has weights."""
-        found: set[Node] = set()
-        seen: set[Name] = set()
-        left = list(values)
-        while left:
-            value = left.pop()
-            if value in seen:
-                continue
-            seen.add(value)
-            node = self.graph.makers.get(value)
-            if node is None:
-                continue
-            if node in self.found:
-                found.add(node)
-            else:
-                left += [name for name in node.inputs if name is not None]
-        return found
 
-    def _couples(self, node: Node) -> bool:
-        """Tell whether channels meet those of others, or go on one by one."""
-        seen: set[Name] = set()
-        left = [self.found[node].value]
-        while left:
-            value = left.pop()
-            if value in seen:
-                continue
-            seen.add(value)
-            for user in self.graph.users.get(value, ()):
-                if (weights := self.found.get(user)) is not None:
-                    if weights.groups > 1 and weights.weight.shape[1] == 1:
-                        return True
-                    continue
-                live = [name for name in user.inputs if name in self.graph.dynamic]
-                if user.op in _JOINS and not all(self._is_of(name, node) for name in live):
-                    return True
-                left += [name for name in user.outputs if name is not None]
-        return False
+@dataclass(eq=False)
+class _Values:
+    """A graph by its values, as `networks.graph.surroundings` takes it."""
 
-    def _is_of(self, value: Name, node: Node) -> bool:
-        """Tell whether a value follows from one layer's output alone, as the gate of a SiLU."""
-        seen: set[Name] = set()
-        left = [value]
-        while left:
-            one = left.pop()
-            if one in seen or one == self.found[node].value or one not in self.graph.dynamic:
-                continue
-            seen.add(one)
-            maker = self.graph.makers.get(one)
-            if maker is None or (maker in self.found and maker is not node):
-                return False
-            left += [name for name in maker.inputs if name is not None]
-        return True
+    graph: Graph
+    found: Mapping[Node, Weights]
+
+    def layer(self, value: Name, /) -> Node | None:
+        """Return the node of the layer that gives a value."""
+        node = self.graph.makers.get(value)
+        return node if node is not None and node in self.found else None
+
+    def sources(self, value: Name, /) -> list[Name] | None:
+        """Return what a value is computed from; None of an input of the model."""
+        node = self.graph.makers.get(value)
+        return None if node is None else self._live(node)
+
+    def users(self, value: Name, /) -> list[User[Name]]:
+        """Return the nodes that take a value; the model's output counts as one."""
+        ends: list[User[Name]] = [User()] if value in self.graph.outputs else []
+        return ends + [self._user(node) for node in self.graph.users.get(value, ())]
+
+    def _user(self, node: Node) -> User[Name]:
+        weights = self.found.get(node)
+        return User(
+            layer=None if weights is None else node,
+            is_depthwise=weights is not None
+            and weights.groups > 1
+            and weights.weight.shape[1] == 1,
+            joins=tuple(self._live(node)) if node.op in _JOINS else (),
+            is_norm=node.op in (*_NORMS, *_OTHER_NORMS),
+            gives=tuple(name for name in node.outputs if name is not None),
+        )
+
+    def _live(self, node: Node) -> list[Name]:
+        return [name for name in node.inputs if name is not None and name in self.graph.dynamic]
 
 
 def _members(wire: WireFile, number: int) -> list[Span]:

@@ -6,12 +6,18 @@ To import this is to import torch.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx, nn
 
 from planescope.hyperplanes.layer import Layer
+from planescope.networks.graph.surroundings import (
+    User,
+    has_norm_behind,
+    is_coupled,
+    last_layers,
+)
 
 _NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d,
@@ -23,6 +29,52 @@ _JOINS = {
     torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum,
 }  # fmt: skip
 _JOINING_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "maximum", "minimum"}
+
+
+class _Calls:
+    """The graph of a traced module, whose nodes are its values."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], layers: Mapping[str, Layer]) -> None:
+        self._modules, self._layers = modules, layers
+
+    def layer(self, value: fx.Node, /) -> str | None:
+        """Return the name of the layer that a node calls."""
+        name = str(value.target)
+        return name if value.op == "call_module" and name in self._layers else None
+
+    def sources(self, value: fx.Node, /) -> list[fx.Node] | None:
+        """Return the nodes that one takes from; None of an input of the network."""
+        return None if value.op == "placeholder" else _live(value)
+
+    def users(self, value: fx.Node, /) -> list[User[fx.Node]]:
+        """Return the nodes that take from one."""
+        return [self._user(node) for node in value.users]
+
+    def _user(self, node: fx.Node) -> User[fx.Node]:
+        name = self.layer(node)
+        layer = None if name is None else self._layers[name]
+        called = _JOINING_METHODS if node.op == "call_method" else _JOINS
+        is_join = node.target in called and len(node.all_input_nodes) > 1
+        return User(
+            layer=name,
+            is_depthwise=layer is not None
+            and (layer.groups or 1) > 1
+            and layer.weight.shape[1] == 1,
+            joins=tuple(_live(node)) if is_join else (),
+            is_norm=self._is_affine_norm(node),
+            gives=(node,),
+        )
+
+    def _is_affine_norm(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            part = self._modules.get(str(node.target))
+            return "Norm" in type(part).__name__ and getattr(part, "weight", None) is not None
+        name = getattr(node.target, "__name__", "")
+        return name.endswith("_norm") and len(node.all_input_nodes) > 1
+
+
+def _live(node: fx.Node) -> list[fx.Node]:
+    return [one for one in node.all_input_nodes if one.op != "get_attr"]
 
 
 class Surroundings:
@@ -42,89 +94,24 @@ class Surroundings:
         for node in nodes:
             if node.op == "call_module":
                 self._of.setdefault(str(node.target), []).append(node)
-        self._layers = {layer.name: layer for layer in layers}
-        self.outputs = self._outputs(nodes) if nodes else {layers[-1].name} if layers else set()
-        self.coupled = {name for name in self._of if name in self._layers and self._couples(name)}
+        named = {layer.name: layer for layer in layers}
+        self._flow = _Calls(self._modules, named)
+        ends = [node for node in nodes if node.op == "output"]
+        self.outputs = last_layers(self._flow, ends) if nodes else {*list(named)[-1:]}
+        self.coupled = {
+            name
+            for name, calls in self._of.items()
+            if name in named and is_coupled(self._flow, name, calls)
+        }
         self._norms: dict[str, int] = {}
         for layer in layers:
             if layer.norm is not None:
                 self._norms[layer.norm.name] = self._norms.get(layer.norm.name, 0) + 1
 
-    def _is_layer(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and str(node.target) in self._layers
-
-    def _outputs(self, nodes: Sequence[fx.Node]) -> set[str]:
-        found, seen, left = set(), set(), [node for node in nodes if node.op == "output"]
-        while left:
-            node = left.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if self._is_layer(node):
-                found.add(str(node.target))
-            else:
-                left += node.all_input_nodes
-        return found
-
-    def _couples(self, name: str) -> bool:
-        """Tell whether channels meet others, or go on one by one, before the next layer."""
-        left, seen = [user for node in self._of[name] for user in node.users], set()
-        while left:
-            node = left.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if self._is_layer(node):
-                layer = self._layers[str(node.target)]
-                if layer.groups and layer.groups > 1 and layer.weight.shape[1] == 1:
-                    return True
-                continue
-            if self._is_join(node) and not all(
-                self._is_of(one, name) for one in node.all_input_nodes
-            ):
-                return True
-            left += node.users
-        return False
-
-    def _is_join(self, node: fx.Node) -> bool:
-        called = _JOINING_METHODS if node.op == "call_method" else _JOINS
-        return node.target in called and len(node.all_input_nodes) > 1
-
-    def _is_of(self, node: fx.Node, name: str) -> bool:
-        """Tell whether a value follows from one layer's output alone, as the gate of a SiLU."""
-        left, seen = [node], set()
-        while left:
-            one = left.pop()
-            if one in seen or one.op == "get_attr":
-                continue
-            seen.add(one)
-            if one.op == "placeholder" or self._is_layer(one):
-                if str(one.target) != name:
-                    return False
-                continue
-            left += one.all_input_nodes
-        return True
-
     def leaves_norm(self, layer: Layer) -> bool:
         """Tell whether an affine norm behind the layer is not taken away with its filters."""
-        if self.norm(layer):
-            return False
-        for call in self._of.get(layer.name, []):
-            node = call
-            while len(node.users) == 1:
-                (node,) = node.users
-                if self._is_layer(node) or self._is_join(node):
-                    break
-                if self._is_affine_norm(node):
-                    return True
-        return False
-
-    def _is_affine_norm(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            part = self._modules.get(str(node.target))
-            return "Norm" in type(part).__name__ and getattr(part, "weight", None) is not None
-        name = getattr(node.target, "__name__", "")
-        return name.endswith("_norm") and len(node.all_input_nodes) > 1
+        calls = self._of.get(layer.name, [])
+        return not self.norm(layer) and any(has_norm_behind(self._flow, call) for call in calls)
 
     def norm(self, layer: Layer) -> tuple[str, ...]:
         """Return the names of weight and bias of the affine norm that is this layer's alone."""
