@@ -137,7 +137,7 @@ def test_a_part_of_a_distributed_checkpoint_is_called_so(tmp_path):
     for name in names:
         (tmp_path / name).touch()
     for name in names:
-        with pytest.raises(CheckpointError, match="is a part of .*dcp_to_torch_save"):
+        with pytest.raises(CheckpointError, match=r"is a part of .*dcp_to_torch_save"):
             locate(tmp_path / name)
 
 
