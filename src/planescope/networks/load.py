@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -115,22 +115,21 @@ def _width(name: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
 
 
 def _fill(module: nn.Module, state: StateDict, name: str) -> None:
-    own = module.state_dict()
-    wanted = {key for key in own if not key.endswith(COUNTER)}
-    missing = sorted(wanted - state.tensors.keys())
-    extra = sorted(key for key in state.tensors.keys() - own.keys())
-    for keys, where in ((missing, "the file lacks"), (extra, "the file has beyond it")):
-        if keys:
-            raise CheckpointError(f"not the network {name}: {where} {keys[0]}")
-    for key, tensor in state.tensors.items():
-        if tuple(own[key].shape) != tensor.shape:
-            raise CheckpointError(
-                f"not the network {name}: {key} has shape {tensor.shape} in the file, "
-                f"{tuple(own[key].shape)} in the network"
-            )
-    module.load_state_dict(
-        {key: tensor_of(tensor.read()) for key, tensor in state.tensors.items()}, strict=False
+    # What is missing first, then what is beyond, then other shapes.
+    found = sorted(
+        _differences(state.tensors, module),
+        key=lambda one: (one.held is not None, one.wanted is not None, one.name),
     )
+    for one in found:
+        if one.held is None:
+            problem = f"the file lacks {one.name}"
+        elif one.wanted is None:
+            problem = f"the file has beyond it {one.name}"
+        else:
+            problem = f"{one.name} has shape {one.held} in the file, {one.wanted} in the network"
+        raise CheckpointError(f"not the network {name}: {problem}")
+    held = {key: tensor_of(tensor.read()) for key, tensor in state.tensors.items()}
+    module.load_state_dict(held, strict=False)
 
 
 def tensor_of(values: Any, /) -> torch.Tensor:
@@ -162,34 +161,69 @@ def fitting(
     CheckpointError
         If one is missing, or is none of the network's.
     """
-    own = {
-        name: held.shape
-        for name, held in module.state_dict().items()
-        if not name.endswith(COUNTER) and hasattr(held, "shape")  # a module may keep what it likes
-    }
+    own = _shapes(module)
     tensors = _named_alike(tensors, own)
     odd: dict[str, str] = {}
-    for name, shape in own.items():
-        layer, found = name.removesuffix(".weight"), tensors.get(name)
-        if found is None:
-            odd[name] = f"{path}: is of another network: it has no {layer}"
-        elif found.shape != tuple(shape):
-            odd[name] = (
-                f"{path}: is of another network: {layer} has shape {_size(found.shape)} there, "
-                f"{_size(shape)} in the trained one"
+    extra = ""
+    for one in _differences(tensors, module):
+        layer = one.name.removesuffix(".weight")
+        if one.held is None:
+            odd[one.name] = f"{path}: is of another network: it has no {layer}"
+        elif one.wanted is None:
+            extra = extra or (
+                f"{path}: is of another network: it has {layer} of shape {_size(one.held)}, which "
+                "the trained one has not"
+            )
+        else:
+            odd[one.name] = (
+                f"{path}: is of another network: {layer} has shape {_size(one.held)} there, "
+                f"{_size(one.wanted)} in the trained one"
             )
     missing = [name for name in odd if name not in tensors]
     partly = partly and bool(odd) and 2 * len(odd) <= len(own)
-    if missing and not partly:
-        raise CheckpointError(odd[missing[0]])
-    extra = [name for name in tensors if name not in own and not name.endswith(COUNTER)]
-    if extra and not partly:
-        raise CheckpointError(
-            f"{path}: is of another network: it has {extra[0].removesuffix('.weight')} of shape "
-            f"{_size(tensors[extra[0]].shape)}, which the trained one has not"
-        )
+    if (missing or extra) and not partly:
+        raise CheckpointError(odd[missing[0]] if missing else extra)
     fits = {name: tensor for name, tensor in tensors.items() if name in own and name not in odd}
     return fits, tuple(odd.values())
+
+
+def beyond(tensors: Mapping[str, Tensor], module: nn.Module, /) -> tuple[str, ...]:
+    """Return the layers that are among some tensors, by their names, and not in a network."""
+    return tuple(
+        one.name.removesuffix(".weight")
+        for one in _differences(_named_alike(tensors, _shapes(module)), module)
+        if one.wanted is None and one.held is not None and len(one.held) > 1
+    )
+
+
+class _Difference(NamedTuple):
+    """A tensor that differs; its shape in a file and in a network, None where it is not there."""
+
+    name: str
+    held: tuple[int, ...] | None
+    wanted: tuple[int, ...] | None
+
+
+def _differences(tensors: Mapping[str, Tensor], module: nn.Module) -> Iterator[_Difference]:
+    """Yield what keeps tensors from being those of a network, counters of batches aside."""
+    own = _shapes(module)
+    for name, shape in own.items():
+        found = tensors.get(name)
+        if found is None:
+            yield _Difference(name, None, shape)
+        elif found.shape != shape:
+            yield _Difference(name, found.shape, shape)
+    for name, tensor in tensors.items():
+        if name not in own and not name.endswith(COUNTER):
+            yield _Difference(name, tensor.shape, None)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(held.shape)
+        for name, held in module.state_dict().items()
+        if not name.endswith(COUNTER) and hasattr(held, "shape")  # a module may keep what it likes
+    }
 
 
 def _named_alike(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Mapping[str, Tensor]:

@@ -34,9 +34,10 @@ from planescope.criticality.replacements import (
     weakest_filters,
     without_filters,
 )
+from planescope.criticality.resets.weights import with_weights
 from planescope.criticality.sensitivity.parts import find_parts
 from planescope.files.errors import UsageError
-from planescope.networks.live.copies import deep_copy
+from planescope.networks.live.module import read_state_dict
 from planescope.training.run import Run
 
 if TYPE_CHECKING:
@@ -165,12 +166,7 @@ def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tens
     elif isinstance(to, nn.Module):
         start = opened(to, None, "state to put back to").module
     elif isinstance(to, Mapping):
-        start = deep_copy(given.module)
-        try:
-            start.load_state_dict(dict(to))
-        except (RuntimeError, TypeError, ValueError) as exc:
-            first = str(exc).partition("\n\t")[2].partition("\n")[0] or str(exc)
-            raise UsageError(f"to= is a state dict of another network ({first.strip()})") from exc
+        start = with_weights(given.module, read_state_dict(to), "to=")
     else:
         raise UsageError(f"to= is a {type(to).__name__}; give a module, a state dict or a file")
     own, tensors = acting(whole), acting(start)

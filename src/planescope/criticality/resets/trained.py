@@ -111,7 +111,7 @@ def of_run(
     epochs = _epochs(path, list(files), to.epochs, drawn=drawn)
     trained = files[max(files)]
     state = state_of(trained)
-    module = load_network(name, state) if network is None else copied(network, state)
+    module = load_network(name, state) if network is None else copied(network, state, str(path))
     if network is not None and options.draws:
         raise UsageError('nobody knows the initialiser of a network in memory; give to="fresh"')
     by_steps = run.unit == "step"

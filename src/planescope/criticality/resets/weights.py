@@ -30,16 +30,18 @@ def with_weights(
     CheckpointError
         If they are of another network.
     """
+    if not isinstance(network, str):
+        return copied(network, state, str(path))
     try:
-        return load_network(network, state) if isinstance(network, str) else copied(network, state)
+        return load_network(network, state)
     except CheckpointError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
 
 
-def copied(network: nn.Module, state: StateDict) -> nn.Module:
+def copied(network: nn.Module, state: StateDict, path: str, /) -> nn.Module:
     """Return a copy of a network, on the CPU, with the weights of a state dict."""
     module = deep_copy(unwrapped(network)).cpu().eval()
-    tensors, odd = fitting(state.tensors, module, "it")
+    tensors, odd = fitting(state.tensors, module, path)
     if odd:
         raise CheckpointError(odd[0])
     own = module.state_dict()
