@@ -120,6 +120,7 @@ def test_bare_weights_are_told_by_what_describes_them(tmp_path, name, descriptio
     [
         (["_METADATA", "manifest.ocdbt", "d"], "an Orbax checkpoint; restore it by orbax"),
         (["Manifest.json", "Data"], "a Core ML package"),
+        ([".metadata", "__0_0.distcp"], "torch.distributed wrote in parts; .*dcp_to_torch_save"),
         (["net.pdmodel", "net.pdiparams"], "a Paddle model for inference; .*pdparams"),
         (["net.xml", "notes.txt"], "holds no model"),
     ],
@@ -129,6 +130,15 @@ def test_a_folder_of_another_format_is_called_by_its_name(tmp_path, names, match
         (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=match):
         locate(tmp_path)
+
+
+def test_a_part_of_a_distributed_checkpoint_is_called_so(tmp_path):
+    names = (".metadata", "__0_0.distcp")
+    for name in names:
+        (tmp_path / name).touch()
+    for name in names:
+        with pytest.raises(CheckpointError, match=r"is a part of .*dcp_to_torch_save"):
+            locate(tmp_path / name)
 
 
 def test_the_ways_that_need_no_other_framework_lead_to_a_table(tmp_path):

@@ -104,4 +104,4 @@ def test_files_and_live_models_give_the_weights_that_act(made, name):
         # What the class is called differs from format to format.
         told = {name: reason.partition("StdConv ")[2] or reason for name, reason in reasons.items()}
         assert told == LEFT_OUT
-    assert "1 layers stand within classes that are not of Keras" in found.notes[0]
+    assert "1 layer within classes that are not of Keras" in found.notes[0]

@@ -412,7 +412,7 @@ def test_a_scale_that_is_no_norm_is_told(tmp_path):
     graph.add("AddV2", scaled, graph.constant([1.0, 1.0]))
     contents = graph.read(tmp_path)
     assert contents.layers[0].norm is None
-    assert re.match("behind 1 layers .* stands a scale", contents.notes[0])
+    assert re.match("behind 1 layer .* stands a scale", contents.notes[0])
 
 
 def test_fused_operations_are_followed(tmp_path):

@@ -157,11 +157,20 @@ def test_bad_input_gives_one_sentence_and_status_2(case, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
 
 
-@pytest.mark.parametrize("args", [["measure"], ["measure", "x", "--view", "odd"], ["nonsense"]])
-def test_wrong_usage_gives_status_2(args):
+@pytest.mark.parametrize(
+    ("args", "page"),
+    [
+        (["measure"], "planescope measure --help"),
+        (["measure", "x", "--view", "odd"], "planescope measure --help"),
+        (["train", "--optimiser"], "planescope train --help"),
+        (["nonsense"], "planescope --help"),
+    ],
+    ids=["nothing", "value", "no-value", "command"],
+)
+def test_wrong_usage_gives_status_2_and_the_page_that_helps(args, page):
     done = run(*args)
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith(f"(see {page})\n")
 
 
 def test_quickstart_measures_a_published_network_trains_one_and_resets_it(tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import planescope as ps
 from planescope.criticality.definition import Critical, loss_of_examples
 from planescope.criticality.resets import forecast
+from planescope.networks.build import build
 
 
 class Net(nn.Module):
@@ -215,14 +218,14 @@ def test_fresh_weights_are_drawn_by_the_module_and_by_the_seed(case):
     odd.c2 = nn.Conv2d(8, 16, 3, stride=2)
     odd.c2.__class__ = Odd
     (note,) = (n for n in ps.reset(odd, to="fresh", data=(x, y)).notes if "left out" in n)
-    assert note == "fresh: left out c2, which are not drawn by a reset_parameters"
+    assert note == "fresh: left out c2, which is not drawn by a reset_parameters"
 
 
 def test_layers_of_another_shape_are_left_out_by_name(case):
     network, _, x, y = case
     found = ps.reset(network, to={"pretrained": Net(classes=20)}, data=(x, y), kinds="all")
     assert found.rows == ("c1", "c2")
-    assert "pretrained: left out fc, which are missing or of another shape there" in found.notes
+    assert "pretrained: left out fc, which is missing or of another shape there" in found.notes
 
 
 def test_a_metric_of_examples_has_an_interval_and_one_of_batches_has_none(case):
@@ -411,7 +414,7 @@ def test_a_start_without_the_names_of_a_wrapper_or_with_another_head_fits(case):
     headless["head.weight"] = start["fc.weight"]
     found = ps.reset(network, to={"init": headless}, data=(x, y), kinds="all")
     assert "fc" not in found.rows
-    assert "init: left out fc, which are missing or of another shape there" in found.notes
+    assert "init: left out fc, which is missing or of another shape there" in found.notes
 
 
 def test_a_forecast_tells_cells_and_evaluates_none(case):
@@ -422,6 +425,118 @@ def test_a_forecast_tells_cells_and_evaluates_none(case):
     assert (told.cells, told.examples) == (len(done.cells), len(y))
     assert told.layers == len(done.rows) == 3
     assert 0 < told.pass_seconds < told.at_most_seconds
+
+
+def test_groups_are_names_blocks_or_patterns_and_their_layers_are_told(case):
+    network, start, x, y = case
+    whole = nn.Sequential(network)
+    init = {f"0.{name}": tensor for name, tensor in start.items()}
+    found = ps.reset(whole, to={"init": init}, data=(x, y), groups=["0", r"0\.c.", "0.c1, 0.c2"])
+    assert found.rows[2:] == ("0", r"0\.c.", "0.c1,0.c2")
+    block, pattern, names = (found.at(row, "init")[0].value for row in found.rows[2:])
+    assert pattern == names == answers_of(network, start, ("c1.", "c2."), x, y)
+    assert block == answers_of(network, start, ("c1.", "c2.", "fc."), x, y)
+    assert "0 is 0.c1, 0.c2, 0.fc, put back together" in found.notes
+    assert "of 5 rows" in found.verdict
+    for wrong, sentence in (("0.c1", "give two layers or more"), ("c", "no layer is called 'c'")):
+        with pytest.raises(ps.UsageError, match=sentence):
+            ps.reset(whole, to={"init": init}, data=(x, y), groups=[wrong])
+
+
+def answers_of(network, start, beginnings, x, y):
+    own = copy.deepcopy(network).eval()
+    own.load_state_dict(
+        own.state_dict() | {n: t for n, t in start.items() if n.startswith(beginnings)}
+    )
+    with torch.no_grad():
+        return float((own(x).argmax(1) == y).sum()) / len(y)
+
+
+def test_a_result_prints_what_it_is_and_names_layers_that_change_nothing(case):
+    network, start, x, y = case
+    whole = copy.deepcopy(network)
+    whole.aux = nn.Conv2d(3, 4, 3)
+    other = Net()
+    other.aux = nn.Conv2d(3, 4, 3)
+    other.load_state_dict({**other.state_dict(), **start})
+    found = ps.reset(whole, to={"init": other}, data=(x, y))
+    text = str(found)
+    assert text.splitlines()[0].split() == ["layer", "critical", "init"]
+    assert f"trained: {found.trained.value:.1%} of 300 examples right" in text
+    assert "Table: relative drop in %, in parentheses within noise. " in text
+    assert "no output changes by aux: evaluation does not reach it" in text
+    assert "no output changes" not in str(ps.reset(network, to={"init": start}, data=(x, y)))
+
+
+def test_a_break_in_the_midst_leaves_everything_as_it_was(case):
+    network, start, x, y = case
+    network.train()
+    before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+
+    def broken():
+        torch.rand(3)
+        yield x[:100], y[:100]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ps.reset(network, to={"init": start}, data=broken())
+    assert network.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
+
+
+def test_a_callable_that_fails_or_gives_nothing_is_told_in_a_sentence(case, tmp_path, monkeypatch):
+    network, start, _, _ = case
+    (tmp_path / "failing.py").write_text("def disk(): raise OSError('gone')\ndef nothing(): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sentences = (
+        ("disk", "'failing:disk' fails in code of its own, .*failing.py, line 1: OSError: gone"),
+        ("nothing", "'failing:nothing' returns nothing; it must return a DataLoader"),
+    )
+    for name, sentence in sentences:
+        with pytest.raises(ps.UsageError, match=sentence):
+            ps.reset(network, to={"init": start}, data=f"failing:{name}")
+    with pytest.raises(ps.UsageError, match="network 'failing:disk' fails in code of its own"):
+        build("failing:disk")
+
+
+def in_shards(network):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (1,))
+    return fully_shard(network, mesh=mesh)
+
+
+def with_a_compiled_part(network):
+    network.c2 = torch.compile(network.c2, backend="eager")
+    return network
+
+
+def with_a_hook_that_nobody_copies(network):
+    lock = threading.Lock()
+    network.c2.register_forward_hook(lambda *_: lock.locked() and None)
+    network.register_forward_pre_hook(functools.partial(print, lock))
+    return network
+
+
+@pytest.mark.parametrize(
+    "change", [in_shards, with_a_compiled_part, with_a_hook_that_nobody_copies]
+)
+def test_what_a_training_does_to_a_network_changes_no_cell(case, change, tmp_path):
+    network, start, x, y = case
+    plain = ps.reset(network, to={"init": start}, data=(x, y))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/m", rank=0, world_size=1
+    )
+    try:
+        changed = change(copy.deepcopy(network))
+        kind = type(changed)
+        found = ps.reset(changed, to={"init": start}, data=(x, y))
+        assert type(changed) is kind
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [(c.layer, c.value) for c in found.cells] == [(c.layer, c.value) for c in plain.cells]
 
 
 class Keeping(nn.Conv2d):
@@ -460,3 +575,11 @@ def test_a_quantised_network_is_refused_in_a_sentence(case):
     sentence = "3 is quantised .*: its weights are packed, .*; give the network before"
     with pytest.raises(ps.UsageError, match=sentence):
         ps.reset(packed, data=(x, y), to={"init": start})
+
+
+def test_layers_that_only_the_start_has_are_told(case):
+    network, start, x, y = case
+    deeper = start | {"c3.weight": torch.zeros(16, 16, 3, 3), "fc.weight": torch.zeros(20, 16)}
+    found = ps.reset(network, to={"deeper": deeper}, data=(x, y))
+    told = "deeper: has layers that the trained network has not, c3; is it of the same network?"
+    assert told in found.notes

@@ -11,7 +11,14 @@ import pytest
 
 import planescope
 from planescope.files import errors
-from planescope.files.errors import MAX_MESSAGE, CheckpointError, one_line
+from planescope.files.errors import (
+    MAX_MESSAGE,
+    CheckpointError,
+    counted,
+    one_line,
+    own_place,
+    published,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +51,33 @@ def test_of_a_long_message_beginning_and_end_are_kept():
 def test_lines_of_a_library_are_joined():
     assert one_line(ValueError("No more data\n  to read.\n")) == "No more data to read."
     assert one_line(KeyError()) == "KeyError"
+
+
+def test_a_number_and_what_it_counts_agree():
+    assert [counted(n, "layer") for n in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("microsoft/resnet-50", "hf:microsoft/resnet-50"),
+        ("resnet18", "torchvision:resnet18 or timm:resnet18"),
+        ("mynets:small", "and --network mynets:small"),
+        ("folder/net.pt", ""),
+    ],
+)
+def test_a_name_that_is_no_file_points_to_what_it_may_be(name, meant):
+    assert published(name).partition(" (from")[0].endswith(meant)
+    assert bool(published(name)) == bool(meant)
+
+
+def test_the_place_of_a_fault_is_told_of_code_that_is_no_library(tmp_path):
+    """Whatever the folder is called in which a user has it."""
+    for folder, is_own in (("torch", True), ("planescope", True), ("site-packages", False)):
+        file = tmp_path / folder / "net.py"
+        with pytest.raises(KeyError) as raised:
+            exec(compile("\n{}['x']", file, "exec"))  # noqa: S102
+        assert own_place(raised.value) == (f"{file}, line 2" if is_own else "")
 
 
 def test_the_page_of_errors_lists_every_class_with_its_status_and_remedy():

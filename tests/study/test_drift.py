@@ -64,7 +64,7 @@ def test_random_labels_are_a_condition_and_centred_filters_have_no_mass_to_compa
     )
     found = drift_of(whole)
     assert [layer.condition for layer in found.layers] == ["random labels"]
-    assert found.notes == ("1 runs with centred filters are left out: these have no side",)
+    assert found.notes == ("1 run with centred filters is left out: these have no side",)
 
 
 @pytest.mark.parametrize(

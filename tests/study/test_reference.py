@@ -68,7 +68,7 @@ def test_masses_are_held_against_the_percentages_of_a_figure(runs, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "head", "message"),
     [
-        (["1,50,100"], "layer,0,75", "has 1 layers, and the runs have 16 convolutions"),
+        (["1,50,100"], "layer,0,75", "has 1 layer, and the runs have 16 convolutions"),
         (["1,0.5,1.0"], "layer,0,75", "masses must be percentages"),
         (["1,50,100"], "epoch,0,75", "its first column is not 'layer'"),
         (["1,50,100", "3,50,100"], "layer,0,75", "after layer 1 comes 3"),

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import planescope as ps
 from planescope.measurement.record import LAYER_KEYS
+from planescope.training.run import Run
 
 
 def network(seed=0):
@@ -774,7 +775,7 @@ def test_the_first_of_several_processes_keeps_the_statistics(shared_out, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", ["epoch", 2])
-def test_the_trainer_of_hugging_face(tmp_path, every):
+def test_the_trainer_of_hugging_face(tmp_path, every, monkeypatch):
     transformers = pytest.importorskip("transformers")
 
     class Classifier(nn.Module):
@@ -788,6 +789,7 @@ def test_the_trainer_of_hugging_face(tmp_path, every):
 
     images, labels = examples()
     data = [{"pixels": x, "labels": y} for x, y in zip(images, labels, strict=True)]
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     trainer = transformers.Trainer(
         model=Classifier(),
         args=transformers.TrainingArguments(
@@ -795,14 +797,14 @@ def test_the_trainer_of_hugging_face(tmp_path, every):
             num_train_epochs=2,
             per_device_train_batch_size=8,
             logging_steps=2,
-            report_to=[],
+            report_to=["tensorboard"],
             save_strategy="no",
             use_cpu=True,
             disable_tqdm=True,
         ),
         train_dataset=data,
     )
-    tracker = ps.Tracker(every=every)
+    tracker = ps.Tracker(every=every, out=tmp_path / "run")
     trainer.add_callback(tracker.for_transformers(trainer))
     trainer.train()
     steps = [step for step, _ in tracker.measurements]
@@ -810,7 +812,12 @@ def test_the_trainer_of_hugging_face(tmp_path, every):
     same_statistics(tracker.measurements[-1][1], ps.measure(trainer.model))
     logged = [row for row in trainer.state.log_history if "planescope/agreement" in row]
     assert logged[-1]["planescope/agreement"] == tracker.metrics()["planescope/agreement"]
-    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [2, 4, 6]
+    losses = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
+    assert list(losses) == [2, 4, 6]
+    told = {row.epoch: row.train_loss for row in Run(tmp_path / "run").metrics}
+    wanted = {0: None, 1: losses[2], 2: losses[6]} if every == "epoch" else {0: None, **losses}
+    assert told == wanted
+    assert pictures(tmp_path / "logs") == [6]
 
 
 KERAS = """
@@ -835,7 +842,8 @@ model.compile("sgd", "mse")
 tracker = ps.Tracker(every={every!r}, kinds="all", view="effective", log="negative_mass")
 x, y = np.random.rand(24, 12, 12, 3), np.random.rand(24, 2)
 history = model.fit(
-    x, y, epochs=2, batch_size=8, verbose=0, callbacks=[tracker.for_keras()], shuffle=False
+    x, y, epochs=2, batch_size=8, verbose=0, shuffle=False,
+    callbacks=[tracker.for_keras(keras.callbacks.TensorBoard({logs!r}))],
 )
 model.save({path!r})
 measurements = tracker.measurements
@@ -865,7 +873,8 @@ def test_a_keras_model_is_measured_as_its_file_will_be(tmp_path, backend, every,
     for package in ("keras", backend):  # to import keras here would choose its backend
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    code = KERAS.format(every=every, path=str(tmp_path / "model.keras"))
+    logs = str(tmp_path / "logs")
+    code = KERAS.format(every=every, path=str(tmp_path / "model.keras"), logs=logs)
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "KERAS_BACKEND": backend},
@@ -882,6 +891,7 @@ def test_a_keras_model_is_measured_as_its_file_will_be(tmp_path, backend, every,
         "or give its torch version",
         "a Keras network cannot be run here; export it to ONNX, or give its torch version",
     ]
+    assert pictures(logs) == steps[-1:]
 
 
 def test_data_do_not_go_through_keras():
@@ -915,17 +925,34 @@ def fit_with(tracker, folder, *loggers):
     trainer.fit(Courteous())
 
 
-def test_a_logger_that_takes_pictures_gets_one_of_all_layers(tmp_path):
+def pictures(folder):
+    """Return the steps of the pictures of all layers that TensorBoard finds in a folder."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    found = EventAccumulator(str(folder)).Reload().Images("planescope/negative_mass_by_layer")
+    assert all(image.width > 500 for image in found)
+    return [image.step for image in found]
+
+
+def test_any_loop_gives_the_picture_to_a_logger_of_its_own(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    tracker, model = ps.Tracker(every=2), network()
+    tracker.update(model, 0)
+    with SummaryWriter(tmp_path) as writer:
+        with pytest.raises(ps.UsageError, match="two updates or more"):
+            tracker.log_picture(writer)
+        tracker.update(model, 2)
+        tracker.log_picture(writer)
+    assert pictures(tmp_path) == [2]
+    with pytest.raises(ps.UsageError, match=r"a \w*Path takes no picture; give a SummaryWriter"):
+        tracker.log_picture(tmp_path)
+
+
+def test_a_logger_that_takes_pictures_gets_one_of_all_layers(tmp_path):
     logger = pl.loggers.TensorBoardLogger(tmp_path)
     fit_with(ps.Tracker(), tmp_path, logger, pl.loggers.CSVLogger(tmp_path))
-    events = EventAccumulator(logger.log_dir)
-    events.Reload()
-    assert events.Tags()["images"] == ["planescope/negative_mass_by_layer"]
-    (image,) = events.Images("planescope/negative_mass_by_layer")
-    assert image.step == 6
-    assert image.width > 500
+    assert pictures(logger.log_dir) == [6]
 
 
 def test_a_callback_of_another_trainer_says_which_to_give(tmp_path):

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 # What to do with a file that holds a network in a form that no reader of ours knows.
 SOURCE = "measure the PyTorch, ONNX, TensorFlow or Keras file that it was made from"
 
+DISTRIBUTED = (
+    "a checkpoint that torch.distributed wrote in parts; put them into one file by "
+    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, file)"
+)
+
 # The names under which Hugging Face keeps one and the same model, the one to read first.
 TWINS = (
     "model.safetensors",
@@ -102,6 +107,8 @@ def folder_of_another_format(names: Collection[str]) -> str | None:
             "is an Orbax checkpoint; restore it by orbax.checkpoint.PyTreeCheckpointer().restore "
             "and save the arrays by numpy.savez"
         )
+    if any(name.endswith(".distcp") for name in names):
+        return f"is {DISTRIBUTED}"
     if "Manifest.json" in names:
         return f"is a Core ML package; {SOURCE}"
     if any(name.endswith(".xml") for name in names) and any(n.endswith(".bin") for n in names):

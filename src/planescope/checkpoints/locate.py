@@ -8,7 +8,12 @@ import os
 import stat
 from pathlib import Path
 
-from planescope.checkpoints.choose import folder_of_another_format, models_among, only_model
+from planescope.checkpoints.choose import (
+    DISTRIBUTED,
+    folder_of_another_format,
+    models_among,
+    only_model,
+)
 from planescope.files.errors import CheckpointError, published
 
 
@@ -51,6 +56,8 @@ def locate(target: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         reason = getattr(exc, "strerror", None) or exc
         raise CheckpointError(f"{path}: cannot be read: {reason}; give another file") from exc
+    if path.suffix == ".distcp" or (path.name == ".metadata" and [*path.parent.glob("*.distcp")]):
+        raise CheckpointError(f"{path}: is a part of {DISTRIBUTED}")
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -40,6 +41,18 @@ class _Commands(click.Group):
             return None
         command: click.Command = getattr(import_module(f"planescope.cli.{cmd_name}"), cmd_name)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as exc:
+            # Of an option without its value click does not say which command has it.
+            name = ctx.invoked_subcommand
+            if exc.ctx is None and name is not None:
+                command = self.get_command(ctx, name)
+                if command is not None:
+                    exc.ctx = click.Context(command, info_name=name, parent=ctx)
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of the commands."""

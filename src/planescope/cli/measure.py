@@ -58,8 +58,8 @@ from planescope.files.targets import CARDS, FIGURES, FILTERS, TABLES, check_targ
 @click.option(
     "--data",
     metavar="NAME",
-    help="Data set (digits, mnist, cifar10, ...): measures centre and activation rate from its "
-    "validation examples. Needs torch and --network.",
+    help="Data set (digits, mnist, cifar10, ...), or package.module:callable, which returns a "
+    "DataLoader or a Dataset: measures centre and activation rate. Needs torch and --network.",
 )
 @click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie.")
 @click.option(

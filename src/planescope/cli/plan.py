@@ -11,6 +11,7 @@ from planescope.cli.options import TRUST, check_inputs, numbers, of_inputs, prep
 from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, PlannedWay
+from planescope.files.errors import counted
 from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
 
 if TYPE_CHECKING:
@@ -127,8 +128,9 @@ def _options(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
 def print_cost(cost: PlanCost) -> None:
     """Print what a plan would take."""
     say(
-        f"{cost.layers} layers, at most {cost.tries} tries, {cost.passes} passes of parts of "
-        f"{cost.examples} examples: about {cost.seconds:.0f} s, and what fitting weights takes"
+        f"{counted(cost.layers, 'layer')}, at most {cost.tries} tries, {cost.passes} passes of "
+        f"parts of {counted(cost.examples, 'example')}: about {cost.seconds:.0f} s, and what "
+        "fitting weights takes"
     )
 
 
@@ -136,7 +138,7 @@ def print_plan(made: Plan) -> None:
     """Print what stays of each layer, and the rivals."""
     from rich.text import Text
 
-    from planescope.cli.tables import skipped_lines
+    from planescope.files.results import skipped_lines
 
     out = console()
     what = "bits" if made.way == "bits" else "size"
@@ -166,5 +168,5 @@ def print_plan(made: Plan) -> None:
     out.print(Text(made.verdict), soft_wrap=not out.is_terminal)
     if made.put_back and made.way == "freeze":
         out.print(Text(f"requires_grad_(False): {', '.join(made.put_back)}"))
-    for line in (*made.remarks, *made.notes, *skipped_lines(made.skipped, "left whole")):
+    for line in (*made.remarks, *made.notes, *skipped_lines(made.skipped, made.LEFT)):
         out.print(Text(line, style="dim"))

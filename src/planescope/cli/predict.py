@@ -84,7 +84,7 @@ def print_prediction(found: Prediction) -> None:
     """Print scores and verdicts, what the scores are, and warnings."""
     from rich.text import Text
 
-    from planescope.cli.tables import skipped_lines
+    from planescope.files.results import skipped_lines
 
     out = console()
     where = "" if found.init is None else f" put back to {found.init}, on {found.data}"

@@ -288,7 +288,8 @@ def _shares_table(shares: list[Share]) -> Table:
 def _best(relation: Relation) -> list[str]:
     """Return the score that ranks best, agreement and position aside."""
     return [
-        f"best: {one.best}; |rho| larger than that of {one.other} by {one.difference:.2f} "
+        f"best: {one.best}; its |rho| is {'' if one.low > 0 else 'not '}larger than that of "
+        f"{one.other}{'' if one.low > 0 else ' beyond chance'}: by {one.difference:.2f} "
         f"({one.low:.2f} to {one.high:.2f})"
         for one in relation.comparisons
         if one.selection is relation.selection

@@ -44,7 +44,7 @@ EVALUATED = {
     ),
     "kinds": (None, "Which layers; repeatable.  [default: conv, or linear where there is none]"),
     "with_norm": (None, "Put the batch norm behind a layer back with it."),
-    "together": ("L1,L2", "Layers to put back at once; repeatable."),
+    "together": ("L1,L2", "Layers, blocks or patterns to put back at once; repeatable."),
     "subset": ("N", "Evaluate on N examples, drawn at random."),
     "split": (None, None),
     "precision": (
@@ -117,6 +117,9 @@ EVALUATED = {
 @MEMORY
 @click.option("--unfinished", is_flag=True, help="Take a run that is not finished, as it is.")
 @click.option("--dry-run", is_flag=True, help="Tell cells and time; evaluate none.")
+@click.option(
+    "--top", metavar="N", type=click.IntRange(1), help="Print the N rows that cost most alone."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")
 @click.option("--figure", metavar="FILE", help="Draw the heat map: .pdf, .svg or .png.")
@@ -133,6 +136,7 @@ def reset(
     trust: bool,
     unfinished: bool,
     dry_run: bool,
+    top: int | None,
     as_json: bool,
     out: str | None,
     figure: str | None,
@@ -204,7 +208,7 @@ def reset(
     else:
         if options.precision == "auto":
             say(f"precision: {resets.precision}, chosen for this device")
-        print_resets(resets)
+        print_resets(resets, top=top)
 
 
 def _tell_forecast(subject: Run | str, common: dict[str, Any], *, as_json: bool) -> None:

@@ -19,6 +19,7 @@ from planescope.cli.options import (
 )
 from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
+from planescope.files.errors import counted
 from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
 
 if TYPE_CHECKING:
@@ -114,9 +115,9 @@ def _draw(found: Sensitivity, *, figure: str | None, curves: str | None) -> None
 
 def print_cost(cost: Cost) -> None:
     """Print what a call would take."""
-    inputs = "as many inputs as there are" if cost.inputs is None else f"{cost.inputs} inputs"
+    inputs = "as many inputs as there are" if cost.inputs is None else counted(cost.inputs, "input")
     time = "" if cost.seconds is None else f", at most about {cost.seconds:.0f} s"
-    say(f"{cost.layers} layers, {cost.cells} cells on {inputs}{time}")
+    say(f"{counted(cost.layers, 'layer')}, {counted(cost.cells, 'cell')} on {inputs}{time}")
 
 
 def print_sensitivity(found: Sensitivity, *, top: int | None = None) -> None:
@@ -127,7 +128,7 @@ def print_sensitivity(found: Sensitivity, *, top: int | None = None) -> None:
     """
     from rich.text import Text
 
-    from planescope.cli.tables import skipped_lines
+    from planescope.files.results import skipped_lines
 
     out = console()
     out.print(Text(f"{found.source}: {found.network} on {found.data}", style="bold"))
@@ -142,7 +143,8 @@ def print_sensitivity(found: Sensitivity, *, top: int | None = None) -> None:
     for note in found.notes:
         out.print(Text(note, style="dim"))
     if left := len(found.layers) - len(layers):
-        out.print(Text(f"not shown: the {left} layers that cost least (--top {top})", style="dim"))
+        those = "layer that costs" if left == 1 else f"{left} layers that cost"
+        out.print(Text(f"not shown: the {those} least (--top {top})", style="dim"))
     for line in skipped_lines(found.skipped):
         out.print(Text(line, style="dim"))
 

@@ -12,7 +12,7 @@ import click
 
 from planescope.cli.printing import console, say
 from planescope.cli.printing import table as empty_table
-from planescope.files.errors import RunError, UsageError
+from planescope.files.errors import RunError, UsageError, counted
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -116,8 +116,8 @@ def _fail_with(made: Study) -> None:
     status = made.status
     if status.done < status.total:
         raise RunError(
-            f"{made.path}: {status.total - status.done} of {status.total} runs failed; --status "
-            "tells why, --retry-failed tries them again"
+            f"{made.path}: {status.total - status.done} of {counted(status.total, 'run')} failed; "
+            "--status tells why, --retry-failed tries them again"
         )
 
 
@@ -150,7 +150,7 @@ def _print(made: Study, *, as_json: bool) -> None:
 
 
 def _headline(status: StudyStatus) -> str:
-    parts = [f"{status.path}: {status.done} of {status.total} runs done"]
+    parts = [f"{status.path}: {status.done} of {counted(status.total, 'run')} done"]
     if status.running:
         parts.append(f"{len(status.running)} running")
     if status.failed:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from planescope.cli.printing import PIPE_WIDTH, console, table
-from planescope.hyperplanes.layer import Skipped
+from planescope.files.errors import counted
+from planescope.files.results import skipped_lines
 from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _name(row: Row) -> str:
         return row.name
     if row.stage is None:
         return "network"
-    return f"stage {row.stage}, {row.layers} {'layer' if row.layers == 1 else 'layers'}"
+    return f"stage {row.stage}, {counted(row.layers, 'layer')}"
 
 
 def _verdict(row: Row) -> str:
@@ -150,7 +151,7 @@ def _rows(
     if by_stage:
         if not measurement.stages:
             return measurement.layers, "no graph tells the stages; give --network"
-        return measurement.stages, f"by stage: {len(measurement.layers)} layers"
+        return measurement.stages, f"by stage: {counted(len(measurement.layers), 'layer')}"
     layers = measurement.layers
     if top is None or top >= len(layers):
         return layers, ""
@@ -164,7 +165,7 @@ def _rows(
         )
 
     chosen = sorted(layers, key=strength, reverse=True)[:top]
-    told = f"the {top} of {len(layers)} layers that are turned most, by mass or centre"
+    told = f"{top} of {counted(len(layers), 'layer')}, turned most by mass or centre"
     return [layer for layer in layers if layer in chosen], told
 
 
@@ -199,14 +200,3 @@ def _table(measurement: Measurement, rows: Sequence[Row], columns: list[_Column]
         made.add_row(*cells, style=style, end_section=i == last)
     made.add_row(*(column.show(measurement.network) for column in columns))
     return made
-
-
-def skipped_lines(skipped: Iterable[Skipped], words: str = "left out", /) -> list[str]:
-    """Return one line a reason, with how many layers it left out."""
-    reasons: dict[str, list[str]] = {}
-    for each in skipped:
-        reasons.setdefault(each.reason, []).append(each.name)
-    return [
-        f"{words}: {names[0] if len(names) == 1 else f'{len(names)} layers'} ({reason})"
-        for reason, names in reasons.items()
-    ]

@@ -45,7 +45,8 @@ class ResetOptions:
     with_norm : bool
         Put the batch norm behind a layer back with it: parameters and statistics.
     together : sequence of str
-        Names of layers with commas between that are reset at once; each is a row of its own.
+        Names of layers or blocks, or regular expressions, with commas between: what they find is
+        reset at once, a row of its own.
     draws : int
         Fresh draws from the network's own initialiser to reset to (*re-randomisation*).
     subset : int, optional

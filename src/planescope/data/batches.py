@@ -23,6 +23,7 @@ from planescope.data.images import LARGE
 from planescope.data.load import Files, Images, Resize, load, pixel_permutation
 from planescope.files.errors import CheckpointError, UsageError, one_line
 from planescope.files.reading import open_binary
+from planescope.files.versions import cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -275,6 +276,7 @@ class _FileBatches(Batches):
 
     def __init__(self, data: Files, plan: _Plan, workers: int) -> None:
         super().__init__(data, plan)
+        workers = min(workers, cores())  # examples do not depend on how many there are
         # Refilled for each epoch: the workers stay alive and keep the loader.
         self._items: list[list[tuple[int, int]]] = []
         self._loader = DataLoader(

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from planescope.data.roles import Batch, Reader, Unpack, left_note, moved
-from planescope.files.errors import UsageError, one_line
-from planescope.files.optional import find_callable, is_foreign
+from planescope.files.errors import UsageError, counted, one_line
+from planescope.files.optional import call, find_callable, is_foreign
 
 # Examples of a batch, where a data set is batched here and nothing says how many.
 BATCH = 64
@@ -157,7 +157,12 @@ def call_loader(name: str, split: str, /) -> Any:
         ) from exc
     except ValueError:  # some of C have no signature
         pass
-    found = function()
+    found = call(f"data {name!r}", function)
+    if found is None:
+        raise UsageError(
+            f"data {name!r} returns nothing; it must return a DataLoader, a Dataset, or two of "
+            "them, to train and to validate on"
+        )
     is_pair = isinstance(found, tuple | list) and len(found) == 2 and not all(map(_has_rows, found))
     if not is_pair:
         return found
@@ -196,9 +201,9 @@ def is_indexed(data: Any) -> bool:
 
 def of_module(data: Any, split: str, name: str) -> Any:
     """Return the loader of a LightningDataModule, prepared and set up as its trainer would."""
-    for call, args in (("prepare_data", ()), ("setup", ("fit",))):
-        if callable(getattr(data, call, None)):
-            getattr(data, call)(*args)
+    for method, args in (("prepare_data", ()), ("setup", ("fit",))):
+        if callable(getattr(data, method, None)):
+            getattr(data, method)(*args)
     loader = getattr(data, f"{split}_dataloader")()
     if isinstance(loader, list | tuple) and len(loader) == 1:
         loader = loader[0]
@@ -234,7 +239,8 @@ def _of_dataloader(loader: DataLoader[Any], name: str, subset: int | None) -> Lo
         examples -= left
         if left:
             notes.append(
-                f"the DataLoader drops its last, smaller batch: {left} examples were not looked at"
+                f"the DataLoader drops its last, smaller batch: {counted(left, 'example')} "
+                f"{'was' if left == 1 else 'were'} not looked at"
             )
     if loader.batch_sampler is None or type(loader.batch_sampler).__name__ != "BatchSampler":
         examples = None
@@ -247,7 +253,7 @@ def _of_dataset(data: Any, name: str, batch: int, subset: int | None, seed: int)
         raise UsageError(f"{name}: has no examples")
     if subset is not None:
         if subset > total:
-            raise UsageError(f"a subset of {subset}: {name} has {total} examples")
+            raise UsageError(f"a subset of {subset}: {name} has {counted(total, 'example')}")
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:subset]
         data, total = Subset(data, order.sort().values.tolist()), subset
     # Its own generator: else each pass would draw from torch's global one.

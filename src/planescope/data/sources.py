@@ -12,7 +12,7 @@ from planescope.data import noise
 from planescope.data.images import Files, Images
 from planescope.data.published import IMAGENET, KNOWN
 from planescope.files.errors import CheckpointError, UsageError, nearest, one_line
-from planescope.files.optional import find_callable
+from planescope.files.optional import call, find_callable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,7 +174,7 @@ def _from_callable(name: str, split: Split) -> Images:
     function = find_callable(
         _FORMER.get(module, module), attribute, "data set", "one that is known, folder:PATH"
     )
-    parts = function()
+    parts = call(f"data {name!r}", function)
     if not (isinstance(parts, tuple | list) and len(parts) == 2):
         raise UsageError(f"data {name!r}: must return two parts, one to train and one to validate")
     train, val = (_as_tensors(part, name) for part in parts)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from planescope.criticality.definition import THRESHOLD, Critical
-from planescope.criticality.prediction.cuts import LOWER, UPPER
+from planescope.criticality.definition import Critical
 from planescope.criticality.prediction.record import Method, Prediction
 from planescope.figures.canvas import AWAY, CHANCE, NEUTRAL, TOWARD, Width, canvas, styled
 from planescope.figures.layers import NAME_PITCH, row_pitch
+from planescope.figures.predicted import VERDICTS, cuts, is_share, quantity, value_of
 from planescope.figures.resets import told_apart
 from planescope.files.errors import UsageError
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 # Inches: a row, and what stands above and below.
 PITCH, FRAME, LEAST = 0.2, 1.0, 1.2
 _LOOKS = {
-    Critical.YES: (AWAY, "D", "critical"),
-    Critical.NO: (TOWARD, "o", "not critical"),
-    Critical.UNDECIDED: (NEUTRAL, "s", "undecided"),
-    None: (NEUTRAL, "o", "no verdict"),
+    Critical.YES: (AWAY, "D"),
+    Critical.NO: (TOWARD, "o"),
+    Critical.UNDECIDED: (NEUTRAL, "s"),
+    None: (NEUTRAL, "o"),
 }
 
 
@@ -50,9 +50,11 @@ def prediction(found: Prediction, /, *, width: Width = "column") -> Figure:
     pitch = row_pitch(len(rows), PITCH)
     figure = canvas(width, max(LEAST, len(rows) * pitch) + FRAME)
     axes = figure.subplots()
-    _marks(axes, found)
-    values = [layer.loss if found.has_loss else layer.score for layer in rows]
-    for verdict, (color, marker, label) in _LOOKS.items():
+    for cut in cuts(found):
+        axes.axvline(cut, color=CHANCE, linewidth=0.8, linestyle="--")
+    values = [value_of(found, layer) for layer in rows]
+    for verdict, (color, marker) in _LOOKS.items():
+        label = "no verdict" if verdict is None else VERDICTS[verdict]
         own = [i for i, layer in enumerate(rows) if layer.critical is verdict]
         there = [i for i in own if values[i] is not None]
         if not there:
@@ -73,33 +75,22 @@ def prediction(found: Prediction, /, *, width: Width = "column") -> Figure:
     return figure
 
 
-def _marks(axes: Axes, found: Prediction) -> None:
-    if found.has_loss:
-        axes.axvline(THRESHOLD, color=CHANCE, linewidth=0.8, linestyle="--")
-    elif found.method is Method.SYNTHETIC and any(layer.critical for layer in found.layers):
-        for cut in (LOWER, UPPER):
-            axes.axvline(cut, color=CHANCE, linewidth=0.8, linestyle="--")
-
-
 def _limits(axes: Axes, found: Prediction, values: list[float]) -> None:
-    is_share = found.has_loss or found.method is Method.SYNTHETIC
     ends = [
         *values,
         *(x for layer in found.layers for x in (layer.lower, layer.upper) if x is not None),
     ]
-    low, high = min(0.0, *ends), max(1.0 if is_share else 0.0, *ends)
+    low, high = min(0.0, *ends), max(1.0 if is_share(found) else 0.0, *ends)
     axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
-    if is_share:
+    if is_share(found):
         from matplotlib.ticker import PercentFormatter
 
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def _words(found: Prediction) -> str:
-    if found.has_loss:
-        return "expected loss when put back"
-    return {
-        Method.SYNTHETIC: "answers that change when put back,\nsynthetic pictures",
-        Method.UNLABELLED: "relative change of the output",
-        Method.WEIGHTS: "agreement of the hyperplanes",
-    }[found.method]
+    """Return the title of the axis."""
+    if found.method is Method.WEIGHTS:
+        return f"{quantity(found)} of the hyperplanes"
+    on = ",\nsynthetic pictures" if found.method is Method.SYNTHETIC else ""
+    return f"{quantity(found)} when put back{on}"

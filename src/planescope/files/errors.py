@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,11 +74,21 @@ def one_line(exc: BaseException, /) -> str:
     return " ".join(str(exc).split()) or type(exc).__name__
 
 
+def counted(number: int, noun: str, /) -> str:
+    """Return a number with what it counts, which agree: ``1 layer``, ``2 layers``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def published(name: str, /) -> str:
     """Say how a published network of that name would be given; "" where none has such a name."""
     has_suffix = os.path.splitext(name)[1][1:].isalpha()  # noqa: PTH122  no file
     if re.fullmatch(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*", name) and not has_suffix:
         return f"; a model on the Hugging Face hub is hf:{name}"
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name):
+        return (
+            "; code of your own is no checkpoint: give the file of its weights, and "
+            f"--network {name} (from Python the module itself)"
+        )
     if re.fullmatch(r"[a-z][a-z0-9_]*\d[a-z0-9_]*(\.\w+)?", name):
         return f"; a published network is torchvision:{name} or timm:{name}"
     return ""
@@ -88,15 +100,23 @@ def nearest(name: str, known: Collection[str], /) -> str:
 
 
 def own_place(exc: BaseException, /) -> str:
-    """Return the place of an error, ``file, line N``, if its code is neither torch's nor ours."""
+    """Return the place of an error, ``file, line N``, if its code is no library's and not ours.
+
+    A fault in a library's code says that a network does not take its inputs.
+    """
     frames = traceback.extract_tb(exc.__traceback__)
-    if not frames or any(f"{os.sep}{name}{os.sep}" in frames[-1].filename for name in _LIBRARIES):
+    if not frames:
         return ""
-    return f"{frames[-1].filename}, line {frames[-1].lineno}"
+    file = Path(frames[-1].filename)
+    torch = getattr(sys.modules.get("torch"), "__file__", None) or __file__
+    libraries = {Path(__file__).parents[1], Path(torch).parent}
+    if not _INSTALLED.isdisjoint(file.parts) or not libraries.isdisjoint(file.parents):
+        return ""
+    return f"{file}, line {frames[-1].lineno}"
 
 
-# In whose code a network's fault says that it does not take its inputs.
-_LIBRARIES = ("torch", "torchvision", "timm", "planescope")
+# Folders in which packages are installed.
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def printable(text: str, /) -> str:

@@ -12,7 +12,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from planescope.files.errors import MissingDependencyError, UsageError, nearest
+from planescope.files.errors import (
+    MissingDependencyError,
+    PlanescopeError,
+    UsageError,
+    nearest,
+    one_line,
+    own_place,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -83,6 +90,7 @@ def required(package: str) -> ModuleType:
         if exc.name != package:
             raise  # it is there, what it imports is not: its own message is the useful one
         own = {"timm": "timm", "torch_pruning": "torch-pruning"}
+        own |= dict.fromkeys(("onnx", "onnxruntime"), "'.[onnx]'")
         wanted = own.get(package, "'.[train]'")
         raise MissingDependencyError(f"{package} is not installed: pip install {wanted}") from exc
 
@@ -120,6 +128,27 @@ def find_callable(package: str, attribute: str, kind: str, others: str) -> Calla
             f"{package} has no callable {attribute!r}; {nearest(attribute, _callables(module))}"
         )
     return found
+
+
+def call(name: str, function: Callable[..., Any], /, **options: Any) -> Any:
+    """Call what a user named.
+
+    Raises
+    ------
+    UsageError
+        If it fails; its own error is the cause.
+    """
+    try:
+        return function(**options)
+    except (PlanescopeError, MemoryError):
+        raise
+    except Exception as exc:  # anybody's code
+        place = own_place(exc)
+        where = f" in code of its own, {place}" if place else ""
+        raise UsageError(
+            f"{name} fails{where}: {type(exc).__name__}: {one_line(exc)}; call it by itself to see "
+            "why"
+        ) from exc
 
 
 def _callables(module: ModuleType) -> list[str]:

@@ -132,9 +132,12 @@ class Table(Result):
     ----------
     INDEX : str or None
         Column by which pandas finds rows.
+    LEFT : str
+        What is said of layers that were skipped.
     """
 
     INDEX: ClassVar[str | None] = None
+    LEFT: ClassVar[str] = "left out"
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of the table, as pandas has them."""
@@ -186,9 +189,14 @@ class Table(Result):
         return getattr(self, "verdict", self.WHAT), self.columns()
 
     def __str__(self) -> str:
-        """Return the table as text, as wide as the terminal, and what is said of it below."""
+        """Return the table as text, as wide as the terminal, and below what is said of it."""
         sentence, columns = self._summary()
-        return f"{_as_text(columns)}\n{printable(sentence)}"
+        return "\n".join((_as_text(columns), *map(printable, (sentence, *self._told()))))
+
+    def _told(self) -> Sequence[str]:
+        """Return what stands below: remarks and notes, and what was left out."""
+        words = (one for name in ("remarks", "notes") for one in getattr(self, name, ()))
+        return (*words, *skipped_lines(getattr(self, "skipped", ()), self.LEFT))
 
     def _repr_html_(self) -> str:
         sentence, columns = self._summary()
@@ -197,9 +205,10 @@ class Table(Result):
             f"<tr>{''.join(f'<td>{escape(_short(value))}</td>' for value in row)}</tr>"
             for row in zip(*columns.values(), strict=True)
         )
+        notes = "".join(f"<p><small>{escape(one)}</small></p>" for one in self._told())
         return (
             f"<p>{escape(sentence)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
         )
 
 
@@ -315,3 +324,14 @@ def _as_text(columns: Mapping[str, Sequence[Any]]) -> str:
 
 def _is_text(values: Sequence[Any]) -> bool:
     return any(isinstance(value, str) and value[:1].isalpha() for value in values)
+
+
+def skipped_lines(skipped: Iterable[Any], words: str = "left out", /) -> list[str]:
+    """Return one line a reason, with how many layers it left out."""
+    reasons: dict[str, list[str]] = {}
+    for each in skipped:
+        reasons.setdefault(each.reason, []).append(each.name)
+    return [
+        f"{words}: {names[0] if len(names) == 1 else f'{len(names)} layers'} ({reason})"
+        for reason, names in reasons.items()
+    ]

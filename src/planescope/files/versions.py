@@ -1,8 +1,9 @@
-"""Versions of planescope and of what it runs on."""
+"""Versions of planescope and of what it runs on, and how much of that there is."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -22,6 +23,13 @@ TRAINING_PACKAGES = (
 def version() -> str:
     """Return the version of planescope that is installed."""
     return importlib.metadata.version("planescope")
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def environment(device: str, /) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def measure(
     x : path, str, torch.nn.Module, keras.Model, or mapping of str to arrays
         A checkpoint file, a folder with one model, ``hf:OWNER/NAME[@REVISION][/FILE]``,
         ``torchvision:NAME``, ``timm:NAME``, a live module or Keras model (on any backend), a state
-        dict, or named NumPy arrays.
+        dict, or named arrays, one mapping within another too (Flax's variables, a loaded
+        checkpoint), which are read as a file of the same.
         A module is left exactly as it is.
     view : {"raw", "effective"}
         The convolutions' own hyperplanes, as in the paper, or those that convolution and batch norm
@@ -74,7 +75,7 @@ def measure(
     eps : float, optional
         Epsilon of the batch norms of a state dict, which does not hold it.
     entry : str, optional
-        Which of several state dicts in a file, as ``"ema"``.
+        Which of several state dicts in a file or a mapping, as ``"ema"``.
     network : str or Structure, optional
         One of the paper's networks (``lenet``, ``vgg16_bn``, ...), or with torch any that
         `planescope.networks.build.build` takes; it then tells stages, inputs and norms of a

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from planescope.files.errors import CheckpointError, UsageError, nearest, one_line
-from planescope.files.optional import find_callable, required
+from planescope.files.optional import call, find_callable, required
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -79,7 +79,7 @@ def own(package: str, attribute: str, in_channels: int, classes: int, image_size
             f"classes and image_size, but wants more ({one_line(exc)}); name a function that "
             "needs no other arguments"
         ) from exc
-    built = function(**options)
+    built = call(f"network '{package}:{attribute}'", function, **options)
     if not isinstance(built, nn.Module):
         raise UsageError(
             f"{package}:{attribute} gave a {type(built).__name__}; it must give a torch.nn.Module"

@@ -187,6 +187,15 @@ def fitting(
     return fits, tuple(odd.values())
 
 
+def beyond(tensors: Mapping[str, Tensor], module: nn.Module, /) -> tuple[str, ...]:
+    """Return the layers that are among some tensors, by their names, and not in a network."""
+    return tuple(
+        one.name.removesuffix(".weight")
+        for one in _differences(_named_alike(tensors, _shapes(module)), module)
+        if one.wanted is None and one.held is not None and len(one.held) > 1
+    )
+
+
 class _Difference(NamedTuple):
     """A tensor that differs; its shape in a file and in a network, None where it is not there."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.files.drafts import scratch
 from planescope.files.errors import MissingDependencyError, UsageError
-from planescope.files.versions import version
+from planescope.files.versions import cores, version
 from planescope.study.worker import GPUS
 
 if TYPE_CHECKING:
@@ -26,13 +26,6 @@ ANSWER_S = 10.0
 WORKERS_S = 300.0
 # A name, a number or an IPv6 in brackets, with a port; what Dask does not know it refuses at once.
 _ADDRESS = re.compile(r"((tcp|tls|ucxx?|wss?)://)?(\[[^\]]+\]|[^\[\]:/\s]+):\d+/?")
-
-
-def cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def gpus() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from planescope.files.errors import UsageError
+from planescope.files.errors import UsageError, counted
 from planescope.files.results import Table, columns_of, texts_of
 from planescope.hyperplanes.chance import CONFIDENCE
 from planescope.study.conditions import CENTRED, NOISE, condition_of
@@ -172,7 +172,10 @@ def drift_of(table: pd.DataFrame, /, *, study: str = "") -> Drift:
     centred = runs["condition"].str.contains(CENTRED)
     notes: list[str] = []
     if count := runs.loc[centred, "run"].nunique():
-        notes.append(f"{count} runs with centred filters are left out: these have no side")
+        verb = "is" if count == 1 else "are"
+        notes.append(
+            f"{counted(count, 'run')} with centred filters {verb} left out: these have no side"
+        )
     runs = runs[~centred]
     layers: list[Drifted] = []
     for _, alike in runs.groupby(list(ALIKE), observed=True, dropna=False, sort=False):
@@ -182,7 +185,8 @@ def drift_of(table: pd.DataFrame, /, *, study: str = "") -> Drift:
         if len(noise) < FEWEST:
             if len(others):
                 notes.append(
-                    f"{network}: {len(noise)} runs on noise, and {FEWEST} are needed for a band"
+                    f"{network}: {counted(len(noise), 'run')} on noise, and {FEWEST} are "
+                    "needed for a band"
                 )
             continue
         for condition, own in others.groupby("condition", sort=False):

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from planescope.files.errors import counted
 from planescope.files.results import Result
+from planescope.files.versions import cores
 from planescope.study import cluster
 from planescope.study.costs import GPU, THREAD, Estimate, estimate, seconds_of
 from planescope.study.folder import Study
@@ -69,18 +71,18 @@ class Forecast(Result):
         rest = [run for run in self.runs if run.state != "done"]
         known = sum(run.seconds or 0.0 for run in rest)
         thread, gpu = self.estimates
-        parts = [f"{len(self.runs)} runs, {len(self.runs) - len(rest)} done."]
+        parts = [f"{counted(len(self.runs), 'run')}, {len(self.runs) - len(rest)} done."]
         if rest and self.made:
             parts.append(
-                f"By those, the rest take about {span(known / self.workers)} with {self.workers} "
-                "workers."
+                f"By those, the rest take about {span(known / self.workers)} with "
+                f"{counted(self.workers, 'worker')}."
             )
         elif rest:
             parts.append(
                 f"By their operations alone the rest take about {span(3600 * thread.hours)} on "
-                f"{thread.device}, {span(3600 * thread.hours / self.workers)} with {self.workers} "
-                f"workers here, or {span(3600 * gpu.hours)} on {gpu.device}; once some are made, "
-                "those tell better."
+                f"{thread.device}, {span(3600 * thread.hours / self.workers)} with "
+                f"{counted(self.workers, 'worker')} here, or {span(3600 * gpu.hours)} on "
+                f"{gpu.device}; once some are made, those tell better."
             )
         if thread.unknown:
             parts.append(
@@ -117,7 +119,7 @@ def forecast(
     states, took, left = _made(specs, None if out is None else Path(out))
     scale = _scale(specs, took)
     rest = [spec for spec in specs if spec.name in left]
-    count = workers or len(cluster.gpus()) or cluster.cores()
+    count = workers or len(cluster.gpus()) or cores()
     return Forecast(
         runs=tuple(
             ForecastRun(

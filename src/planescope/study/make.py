@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.files.drafts import remove_drafts
 from planescope.files.errors import PlanescopeError, RunError, StoppedError, UsageError
+from planescope.files.versions import cores
 from planescope.study import cluster
 from planescope.study.costs import seconds_of
 from planescope.study.folder import Running, RunRecord, Study, StudyStatus
@@ -175,7 +176,7 @@ class _Drive:
         """Make all runs that are not made, however often the scheduler goes away meanwhile."""
         if scheduler is None:
             if todo := self._todo():
-                count = workers or len(cluster.gpus()) or cluster.cores()
+                count = workers or len(cluster.gpus()) or cores()
                 try:
                     count = min(count, len(todo))
                     with cluster.local_client(count, dashboard=dashboard) as client:

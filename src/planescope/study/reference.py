@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from planescope.criticality.relation.ranks import spearman
-from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.errors import CheckpointError, UsageError, counted
 from planescope.files.reading import read_text
 from planescope.files.results import Table, columns_of, texts_of
 from planescope.training.run import REPETITION, Run
@@ -172,8 +172,8 @@ def deviation(runs: Sequence[Run], reference: str | os.PathLike[str], /) -> Devi
     names = list(tables[0])
     if len(names) != len(layers):
         raise UsageError(
-            f"{path}: has {len(layers)} layers, and the runs have {len(names)} convolutions; give "
-            "runs of that network"
+            f"{path}: has {counted(len(layers), 'layer')}, and the runs have {len(names)} "
+            "convolutions; give runs of that network"
         )
     points, missing = [], set()
     for number, (name, cells) in enumerate(zip(names, layers.values(), strict=True), 1):

@@ -21,7 +21,6 @@ from planescope.files.errors import (
     StoppedError,
     UsageError,
     one_line,
-    own_place,
 )
 from planescope.files.optional import consented, is_foreign, required
 from planescope.networks import paper
@@ -234,26 +233,20 @@ def _check_fit(network: nn.Module, config: RunConfig, data: Data) -> None:
     """Send one empty image through a network before anything is written."""
     import torch
 
-    channels, height, width = data.train.input_shape
-    image, classes = f"images of {channels}×{height}×{width}", len(data.train.classes)
+    from planescope.networks.answer import answer
+
+    shape, classes = data.train.input_shape, len(data.train.classes)
+    images = f"the images of {config.data}, {'×'.join(map(str, shape))}"
     mode = network.training
     try:
-        with torch.no_grad():
-            out = network.eval()(torch.zeros(1, channels, height, width))
-    except Exception as exc:  # forward is anybody's code
-        reason = str(exc).partition("\n")[0]
-        if place := own_place(exc):
-            raise UsageError(
-                f"{config.network} fails in code of its own, {place}: {type(exc).__name__}: "
-                f"{reason}; it was given {image}"
-            ) from exc
-        raise UsageError(f"{config.network} cannot take {image} ({reason})") from exc
+        example = torch.zeros(1, *shape)
+        out = answer(network.eval(), (example,), name=config.network, given=images)
     finally:
         network.train(mode)
-    shape = tuple(getattr(out, "shape", ()))
-    if shape != (1, classes):
+    found = tuple(getattr(out, "shape", ()))
+    if found != (1, classes):
         raise UsageError(
-            f"{config.network} gives an output of shape {shape} for one image, but {config.data} "
+            f"{config.network} gives an output of shape {found} for one image, but {config.data} "
             f"has {classes} classes; it must give (1, {classes})"
         )
 

@@ -58,6 +58,8 @@ def _made(value: Any, path: tuple[str, ...], known: dict[int, Tree | None]) -> T
         named = {str(k): each for k, each in value.items() if not str(k).endswith("_extra_state")}
         parts = {key: _tree(each, (*path, key), known) for key, each in named.items()}
         return {key: part for key, part in parts.items() if part}
+    if hasattr(value, "named_parameters"):
+        raise UsageError(f"{'.'.join(path)!r} holds a module; give that one")
     if isinstance(value, list | tuple):
         parts_of = [_tree(each, (*path, str(i)), known) for i, each in enumerate(value)]
         return nested.of_sequence(parts_of)

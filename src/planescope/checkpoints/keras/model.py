@@ -27,7 +27,7 @@ from planescope.checkpoints.keras.layers import (
 from planescope.checkpoints.keras.left_out import reason_for, reason_for_class, reason_for_names
 from planescope.checkpoints.keras.variables import Variables, Weights, weights_of
 from planescope.checkpoints.probe import Probe, probe
-from planescope.files.errors import CheckpointError
+from planescope.files.errors import CheckpointError, counted
 from planescope.files.zips import Archive
 from planescope.hyperplanes.layer import Described, Input, Layer, Norm, Pairing, Skipped
 
@@ -40,8 +40,7 @@ INFLATED_BYTES = 1 << 31
 _MODES = (None, "int8")
 
 _JUDGED = (
-    "{} layers stand within classes that are not of Keras, and are judged by the names and shapes "
-    "of their variables"
+    "{} within classes that are not of Keras: judged by the names and shapes of their variables"
 )
 
 _WEIGHTS = "model.weights.h5"
@@ -101,7 +100,7 @@ def describe(
     return Described(
         layers=(*described_layers(file, described, owned), *judged),
         skipped=(*skipped, *_unjudged(file, rest)),
-        notes=(_JUDGED.format(len(judged)),) if judged and described else (),
+        notes=(_JUDGED.format(counted(len(judged), "layer")),) if judged and described else (),
     )
 
 

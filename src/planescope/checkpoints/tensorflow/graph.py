@@ -33,7 +33,7 @@ from planescope.checkpoints.tensorflow.words import (
     TURNED,
     Use,
 )
-from planescope.files.errors import CheckpointError
+from planescope.files.errors import CheckpointError, counted
 from planescope.hyperplanes.layer import Described, Layer, Norm, Tensor
 from planescope.networks.graph.places import Role
 from planescope.networks.state.pairing import folded_notes
@@ -95,8 +95,8 @@ class _Graph:
             self._numbers[operation.name] = self._add(operation)
         if self._scaled:
             self.network.notes.append(
-                f"behind {len(self._scaled)} layers ({', '.join(self._scaled[:5])}) stands a scale "
-                "that the file does not tell to be a batch norm: they are measured without it"
+                f"behind {counted(len(self._scaled), 'layer')} ({', '.join(self._scaled[:5])}) "
+                "stands a scale that the file does not tell to be a batch norm: measured without it"
             )
         fused = (each for each in order if each.op in LAYERS and each.op not in PLAIN)
         self.network.notes += folded_notes(

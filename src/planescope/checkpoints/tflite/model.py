@@ -27,7 +27,7 @@ from planescope.checkpoints.tflite.words import (
     SPLITS,
     Use,
 )
-from planescope.files.errors import CheckpointError
+from planescope.files.errors import CheckpointError, counted
 from planescope.hyperplanes.layer import Described, Kind, Layer, Tensor, kind_of_convolution
 from planescope.networks.graph.places import Role
 from planescope.networks.state.pairing import folded_notes
@@ -107,8 +107,8 @@ class _Walk:
             self._numbers.update(dict.fromkeys(operator.outputs, node))
         if self._scaled:
             self.network.notes.append(
-                f"behind {len(self._scaled)} layers ({', '.join(self._scaled[:5])}) stands a scale "
-                "that the file does not tell to be a batch norm: they are measured without it"
+                f"behind {counted(len(self._scaled), 'layer')} ({', '.join(self._scaled[:5])}) "
+                "stands a scale that the file does not tell to be a batch norm: measured without it"
             )
         layers = [operator for operator in self.graph.operators if operator.op in LAYERS]
         numbers = [n for each in layers for n in (*each.inputs[1:], *each.outputs[:1])]

@@ -23,7 +23,8 @@ from planescope.data.batches import batches
 from planescope.data.load import DataOptions, Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
 from planescope.data.roles import Batch
-from planescope.files.errors import UsageError, one_line, own_place
+from planescope.files.errors import UsageError
+from planescope.networks.answer import answer
 from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import find_layers
 
@@ -233,14 +234,10 @@ def _check(taken: Sequence[Batch], module: nn.Module, name: str) -> None:
         seen.look_at(batch)
         check_finite(batch, name)
     seen.refuse(name)
-    try:
-        with torch.no_grad():
-            module(*taken[0].args, **taken[0].kwargs)
-    except UsageError as exc:  # of a network that looks at its inputs, as that of a file does
-        raise UsageError(f"{name}: {exc}") from exc
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as exc:
-        place = own_place(exc)
-        where = f" in code of its own, {place}" if place else ""
-        raise UsageError(
-            f"{name}: the network does not take its batches as they come{where} ({one_line(exc)})"
-        ) from exc
+    answer(
+        module,
+        taken[0].args,
+        taken[0].kwargs,
+        name=f"{name}: the network",
+        given="its batches as they come",
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from planescope.files.errors import counted
 from planescope.files.results import Table, columns_of
 from planescope.hyperplanes.layer import Skipped
 
@@ -137,6 +138,7 @@ class Plan(Table):
 
     SCHEMA: ClassVar[str] = "planescope.plan/1"
     WHAT: ClassVar[str] = "plan"
+    LEFT: ClassVar[str] = "left whole"
     INDEX: ClassVar[str | None] = "layer"
     DERIVED: ClassVar[tuple[str, ...]] = ("recommended",)
 
@@ -180,12 +182,12 @@ class Plan(Table):
         if (ahead := self.ahead) is not None:
             return (
                 f"not recommended: {ahead.title} does better than the plan ({what}{loss}) on "
-                f"{self.examples} examples that chose neither"
+                f"{counted(self.examples, 'example')} that chose neither"
             )
         rest = "no rival does better"
         if any(_cost(rival) < _cost(self.chosen) for rival in self.rivals):
             rest += ", beyond chance"
-        return f"the plan is {what}{loss}, on {self.examples} examples; {rest}"
+        return f"the plan is {what}{loss}, on {counted(self.examples, 'example')}; {rest}"
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from planescope.files.errors import counted
 from planescope.files.results import Table, columns_of
 
 
@@ -84,13 +85,13 @@ class Repair(Table):
         tried = sum(layer.by is not None for layer in self.layers)
         if not kept:
             return (
-                f"nothing was repaired: in none of {tried} layers it lowers the {self.measure} "
-                f"from the reference ({self.before:.4g})"
+                f"nothing was repaired: in none of {counted(tried, 'layer')} it lowers the "
+                f"{self.measure} from the reference ({self.before:.4g})"
             )
         return (
-            f"{kept} of {len(self.layers)} layers repaired; {self.measure} from the reference "
-            f"{self.before:.4g} before, {self.after:.4g} after, on {self.checked} examples that "
-            "the repair did not see"
+            f"{kept} of {counted(len(self.layers), 'layer')} repaired; {self.measure} from "
+            f"the reference {self.before:.4g} before, {self.after:.4g} after, on "
+            f"{counted(self.checked, 'example')} that the repair did not see"
         )
 
     def columns(self) -> dict[str, list[Any]]:

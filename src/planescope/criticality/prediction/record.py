@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from planescope.criticality.definition import Critical
+from planescope.files.errors import counted
 from planescope.files.results import Table, columns_of
 from planescope.hyperplanes.layer import Kind, Skipped
 
@@ -131,6 +132,7 @@ class Prediction(Table):
     @property
     def sentence(self) -> str:
         """Return what the scores are, in a sentence."""
+        of, made = (counted(self.inputs, what) for what in ("input", "synthetic input"))
         match self.method:
             case Method.WEIGHTS:
                 return (
@@ -139,10 +141,10 @@ class Prediction(Table):
                 )
             case Method.SYNTHETIC:
                 return (
-                    f"no data: disagreement on {self.inputs} synthetic inputs when a layer is put "
-                    "back; it ranks, and is no loss of accuracy"
+                    f"no data: disagreement on {made} when a layer is put back; "
+                    " it ranks, and is no loss of accuracy"
                 )
             case _ if self.has_loss:
-                return f"no labels: loss that the network itself expects on {self.inputs} inputs"
+                return f"no labels: loss that the network itself expects on {of}"
             case _:
-                return f"no labels: change of what the network gives, on {self.inputs} inputs"
+                return f"no labels: change of what the network gives, on {of}"

@@ -100,7 +100,8 @@ def reset(
     output : str, int or callable, optional
         Picks what of the network's output is its answer.
     groups : iterable of sequences of str
-        Layers that are put back together, a row each; of a text, those between its commas.
+        Layers that are put back together, a row each; of a text, those between its commas. A name
+        may be that of a block, for all layers in it, or a regular expression of whole names.
     path : int, optional
         Go from the only state of `to` to the trained weights in so many steps (METHOD, section 7).
     draws : int

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planescope.files.errors import counted
+
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
@@ -34,9 +36,9 @@ class Forecast:
 
     def __str__(self) -> str:
         on = "examples that are counted on the way" if self.examples is None else (
-            f"{self.examples} examples"
+            counted(self.examples, "example")
         )  # fmt: skip
-        text = f"{self.cells} cells of {self.layers} rows, each on {on}"
+        text = f"{counted(self.cells, 'cell')} of {counted(self.layers, 'row')}, each on {on}"
         if self.pass_seconds is not None and self.at_most_seconds is not None:
             text += (
                 f"; once over them takes the network about {self.pass_seconds:.2g} s, all cells at "

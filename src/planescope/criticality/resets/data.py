@@ -45,9 +45,10 @@ def open_data(
             own = run.named_data
             return open_data(own, data_path, data_options, network, options, run)
         if run is None or run.tracked is not None:
+            who = "" if run is None else f"{run.path}: a Tracker followed it and knows no data; "
             raise UsageError(
-                "give data=, what the network is evaluated on: a DataLoader, a Dataset, tensors, "
-                "or the name of a data set"
+                f"{who}give data= (--data), what the network is evaluated on: a DataLoader, a "
+                "Dataset, tensors, the name of a data set, or package.module:callable"
             )
         return None
     if isinstance(data, Images | Files):

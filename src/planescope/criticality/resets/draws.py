@@ -120,7 +120,10 @@ def _redrawn(owner: str, part: nn.Module) -> dict[str, torch.Tensor]:
         return {}
     own: Any = deep_copy(part).cpu()
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
-    own.reset_parameters()
+    try:
+        own.reset_parameters()
+    except Exception:  # one of a user's may want arguments, or a module that it does not have here
+        return {}
     after = own.state_dict()
     weights = [name for name in after if name == "weight" or "weight" not in after]
     if (

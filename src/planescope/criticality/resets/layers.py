@@ -65,22 +65,44 @@ def _pattern(part: str, names: Sequence[str]) -> str:
 
 def rows_of(
     module: nn.Module, every: Iterable[Layer], layers: Sequence[Layer], options: ResetOptions
-) -> dict[str, tuple[str, ...]]:
-    """Return what is reset, by name: each with the names of its parameters and buffers."""
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Return what is reset, by name: each with the names of its parameters and buffers.
+
+    With it, in sentences, which layers a block or a pattern stands for.
+    """
     known = {layer.name: layer for layer in every}
     rows = {layer.name: [layer] for layer in layers}
+    notes = []
     for text in options.together:
-        names = [name.strip() for name in text.split(",")]
-        for name in names:
-            if name not in known:
-                raise UsageError(f"no layer is called {name!r}; {nearest(name, known)}")
-        if len(set(names)) < 2:
-            raise UsageError(f"--together {text}: give two layers or more, with commas between")
-        rows[",".join(names)] = [known[name] for name in names]
-    return {
+        parts = [part.strip() for part in text.split(",")]
+        names = dict.fromkeys(name for part in parts for name in _meant(part, list(known)))
+        if len(names) < 2:
+            raise UsageError(
+                f"groups (--together) {text}: is one layer, {next(iter(names))}; give two layers "
+                "or more, with commas between, a block or a pattern"
+            )
+        row = ",".join(parts)
+        rows[row] = [known[name] for name in names]
+        if len(names) != len(parts):
+            notes.append(f"{row} is {', '.join(names)}, put back together")
+    tensors = {
         row: _tensor_names(module, several, with_norm=options.with_norm)
         for row, several in rows.items()
     }
+    return tensors, notes
+
+
+def _meant(part: str, known: Sequence[str]) -> list[str]:
+    """Return the layers that a part of a group means: one, those of a block, or of a pattern."""
+    if part in known:
+        return [part]
+    pattern = compiled(part, "together")
+    found = [name for name in known if name.startswith(f"{part}.")] or [
+        name for name in known if pattern is not None and pattern.fullmatch(name)
+    ]
+    if not found:
+        raise UsageError(f"no layer is called {part!r}; {nearest(part, known)}")
+    return found
 
 
 def _tensor_names(

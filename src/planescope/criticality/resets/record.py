@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from planescope.criticality.definition import Critical, agreed
-from planescope.criticality.resets.verdict import verdict
+from planescope.criticality.resets.verdict import cells_are, title, trained_line, verdict
 from planescope.files.results import Table, plain
 from planescope.hyperplanes.layer import Kind
 
@@ -253,8 +253,14 @@ class Resets(Table):
 
     def _summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
         """Return what a notebook shows: the verdict, and a row a layer, a column a snapshot."""
-        texts = {str(s): [self.shown(row, s) for row in self.rows] for s in self.snapshots}
-        return f"{self.source}: {self.verdict}", {"layer": self.rows, **texts}
+        columns: dict[str, Sequence[Any]] = {"layer": self.rows}
+        first = self.snapshots[0]
+        told = [self.critical(row, first) for row in self.rows]
+        if any(told):
+            columns["critical"] = ["" if one is None else one.value for one in told]
+        columns |= {title(s): [self.shown(row, s) for row in self.rows] for s in self.snapshots}
+        sentence = f"{self.source}, {trained_line(self)}. Table: {cells_are(self)}. {self.verdict}"
+        return sentence, columns
 
     def shown(self, layer: str, snapshot: int | str) -> str:
         """Return text of a cell: relative drop in per cent, or the metric where there is none.

@@ -27,7 +27,7 @@ from planescope.criticality.resets.engine.devices import (
     default_memory,
     seconds_of_a_pass,
 )
-from planescope.criticality.resets.engine.feed import feed_images, feed_loader, ran_out
+from planescope.criticality.resets.engine.feed import feed_images, feed_loader
 from planescope.criticality.resets.engine.identity import protocol_digest
 from planescope.criticality.resets.engine.progress import Progress
 from planescope.criticality.resets.engine.sharing import Work
@@ -35,15 +35,16 @@ from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.layers import chosen_layers, found_layers, rows_of
 from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
 from planescope.criticality.resets.targets import Target
-from planescope.criticality.resets.tell import Table
+from planescope.criticality.resets.tell import Table, untouched
 from planescope.criticality.sensitivity.inputs.pictures import synthetic
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
 from planescope.files.drafts import scratch
-from planescope.files.errors import CheckpointError, RunError, UsageError
+from planescope.files.errors import CheckpointError, RunError, UsageError, counted
 from planescope.hyperplanes.layer import Layer
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.record import Source
+from planescope.networks.answer import ran_out
 from planescope.networks.load import tensor_of
 
 if TYPE_CHECKING:
@@ -108,6 +109,10 @@ def reset(
     table = Table(judge, options, progress[TRAINED], feed.examples, chance, feed.sets)
     tallies = {place: progress[cell.key] for place, cell in cells.items()}
     found = table.cells(tallies)
+    notes = (
+        note, *work.groups, *left_out, untouched(found), *feed.notes,
+        _rounding(work.plan.precision), *table.notes(), *table.not_numbers(tallies),
+    )  # fmt: skip
     return Resets(
         source=subject.source,
         network=subject.network,
@@ -122,19 +127,7 @@ def reset(
         chance=table.chance,
         preprocessing=feed.preprocessing,
         needed_steps={} if subject.path is None else table.needed_steps(found),
-        notes=tuple(
-            filter(
-                None,
-                (
-                    note,
-                    *left_out,
-                    *feed.notes,
-                    _rounding(work.plan.precision),
-                    *table.notes(),
-                    *table.not_numbers(tallies),
-                ),
-            )
-        ),
+        notes=tuple(filter(None, notes)),
     )
 
 
@@ -153,6 +146,7 @@ class _Prepared:
 
     layers: list[Layer]
     rows: dict[str, tuple[str, ...]]
+    groups: list[str]
     devices: list[torch.device]
     module: nn.Module
     feed: Feed
@@ -166,7 +160,7 @@ def _prepared(
 ) -> _Prepared:
     found = found_layers(subject)
     layers = chosen_layers(found, options)
-    rows = rows_of(subject.module, found.layers, layers, options)
+    rows, groups = rows_of(subject.module, found.layers, layers, options)
     devices = [chosen_device(name, subject.module, stays=subject.stays) for name in options.devices]
     options = dataclasses.replace(options, precision=chosen_precision(options.precision, devices))
     module = subject.module.to(devices[0])
@@ -189,6 +183,7 @@ def _prepared(
     return _Prepared(
         layers=layers,
         rows=rows,
+        groups=groups,
         devices=devices,
         module=module,
         feed=feed,
@@ -285,10 +280,17 @@ def _places(
             raise CheckpointError(target.odd[0] if target.odd else f"{target.snapshot}: is empty")
         missing = [row for row in rows if row not in fits]
         if missing:
-            why = "are not drawn by a reset_parameters" if target.snapshot == FRESH else (
-                "are missing or of another shape there"
+            why = "not drawn by a reset_parameters" if target.snapshot == FRESH else (
+                "missing or of another shape there"
             )  # fmt: skip
-            notes.append(f"{target.snapshot}: left out {', '.join(missing)}, which {why}")
+            verb = "is" if len(missing) == 1 else "are"
+            notes.append(f"{target.snapshot}: left out {', '.join(missing)}, which {verb} {why}")
+        if more := target.beyond:
+            shown = more[0] if len(more) == 1 else f"{more[0]} and {len(more) - 1} more"
+            notes.append(
+                f"{target.snapshot}: has layers that the trained network has not, {shown}; is it "
+                "of the same network?"
+            )
         found += [(row, target) for row in fits]
     order = {row: i for i, row in enumerate(rows)}
     found.sort(key=lambda place: order[place[0]])
@@ -301,7 +303,8 @@ def _chosen_examples(data: Data, options: ResetOptions) -> Data:
     count = total if options.subset is None else options.subset
     if count > total:
         raise UsageError(
-            f"--subset {count}: {data.name} has {total} examples in the {options.split} split"
+            f"--subset {count}: {data.name} has {counted(total, 'example')} in the "
+            f"{options.split} split"
         )
     if options.subset is None and options.tolerance is None:
         return data

@@ -21,7 +21,7 @@ from planescope.files.errors import UsageError
 from planescope.measurement.source import LIBRARIES
 from planescope.networks.build import load_pretrained
 from planescope.networks.live.module import read_state_dict, unwrapped
-from planescope.networks.load import fitting
+from planescope.networks.load import beyond, fitting
 
 if TYPE_CHECKING:
     from planescope.hyperplanes.layer import Tensor
@@ -41,6 +41,8 @@ class Target:
         Gives what tells these weights from others.
     odd : tuple of str
         Why some tensors of the network are missing, in sentences.
+    beyond : tuple of str
+        Layers that are there and not in the network.
     """
 
     snapshot: int | str
@@ -48,6 +50,7 @@ class Target:
     tensors: Mapping[str, Tensor]
     digest: Callable[[], str]
     odd: tuple[str, ...] = ()
+    beyond: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,32 +139,31 @@ def target_of(name: int | str, state: Any, module: nn.Module, /) -> Target:
         state = unwrapped(state).state_dict()
     if not isinstance(state, Mapping):
         raise UsageError(f"to={{{name!r}: ...}} is a {type(state).__name__}, not a state dict")
-    tensors, odd = fitting(
-        in_parts_or_whole(read_state_dict(state), module),
-        module,
-        f"snapshot {name!r}",
-        partly=True,
-    )
+    # Shared out among processes: put together now, in one order by all of them.
+    state = {key: t.full_tensor() if hasattr(t, "full_tensor") else t for key, t in state.items()}
+    given = in_parts_or_whole(read_state_dict(state), module)
+    tensors, odd = fitting(given, module, f"snapshot {name!r}", partly=True)
     return Target(
         snapshot=name,
         draw=None,
         tensors=tensors,
         digest=functools.partial(digest_of, state),
         odd=odd,
+        beyond=beyond(given, module),
     )
 
 
 def target_in(name: int | str, path: str | os.PathLike[str], module: nn.Module) -> Target:
     """Return the weights of a file."""
-    tensors, odd = fitting(
-        in_parts_or_whole(state_of(path), module), module, str(path), partly=True
-    )
+    given = in_parts_or_whole(state_of(path), module)
+    tensors, odd = fitting(given, module, str(path), partly=True)
     return Target(
         snapshot=name,
         draw=None,
         tensors=tensors,
         digest=functools.partial(_file_digest, path),
         odd=odd,
+        beyond=beyond(given, module),
     )
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Place = tuple[str, int | str, int | None]
 
+# More rows than these are counted.
+_NAMED = 5
 # Columns whose means are drawn at once.
 _COLUMNS = 64
 
@@ -312,6 +314,24 @@ class Table:
             if keeps and (best is None or share < best):
                 found[cell.layer] = share
         return found
+
+
+def untouched(cells: Sequence[ResetCell], /) -> str:
+    """Name the rows by which no output changed, wherever they were put back to; "" without one."""
+    moves: dict[str, bool] = {}
+    for cell in cells:
+        step, _, steps = str(cell.snapshot).removeprefix("path:").partition("/")
+        if step != steps:  # the end of a path is the trained network
+            moves[cell.layer] = moves.get(cell.layer, False) or cell.relative_l2 != 0
+    still = [row for row, does in moves.items() if not does]
+    if not still:
+        return ""
+    shown = ", ".join(still[:_NAMED]) + (f" and {len(still) - _NAMED} more") * (len(still) > _NAMED)
+    verb, their = ("its", "it") if len(still) == 1 else ("their", "them")
+    return (
+        f"no output changes by {shown}: evaluation does not reach {their}, or {verb} weights are "
+        "those that were put back"
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from planescope.criticality.definition import THRESHOLD, Critical, agreed
+from planescope.files.errors import counted
 
 if TYPE_CHECKING:
     from planescope.criticality.resets.record import ResetCell, Resets
@@ -25,28 +26,73 @@ def verdict(resets: Resets, /) -> str:
     where = _WHERE.get(first, f"put back to {first}")
     if resets.trained.value is None or resets.metric is None:
         on = "On synthetic inputs" if resets.split == "synthetic" else "Without labels"
+        if resets.metric is not None:
+            on = f"{resets.metric} of the trained network is no number"
         return _without_labels(rows, where, on)
     found = {row: agreed(cell.critical for cell in cells) for row, cells in rows.items()}
     named = {each: [row for row in rows if found[row] is each] for each in (*Critical, None)}
     if len(named[None]) == len(rows):
         return f"Undecided: {_reason(resets)}. {_changed(resets, rows, where)}"
-    return " ".join((*_decided(rows, named, where), _changed(resets, rows, where)))
+    decided = _decided(rows, named, where, _noun(resets, rows))
+    return " ".join((*decided, _changed(resets, rows, where)))
+
+
+def _noun(resets: Resets, rows: Iterable[str]) -> str:
+    """Return what is counted: layers, or rows where some are layers put back together."""
+    alone = {layer.name for layer in resets.layers} & set(rows)
+    return "row" if alone and alone != set(rows) else "layer"
+
+
+def trained_line(resets: Resets, /) -> str:
+    """Return what the trained network attains, in a line."""
+    trained = resets.trained
+    if resets.split == "synthetic":
+        return f"trained: {trained.examples} {resets.data.replace(' of ', ', ', 1)}"
+    examples = counted(trained.examples, "example")
+    if trained.value is None:
+        told = " without labels" if resets.metric is None else f", {resets.metric} is no number"
+        return f"trained: {examples}{told}"
+    if trained.top1 is None:
+        interval = "" if trained.low is None else (
+            f" (95 % interval {trained.low:.4g} to {trained.high:.4g})"
+        )  # fmt: skip
+        return f"trained: {resets.metric} {trained.value:.4g} over {examples}{interval}"
+    return (
+        f"trained: {trained.top1:.1%} of {examples} right "
+        f"(95 % interval {trained.low:.1%} to {trained.high:.1%})"
+    )
+
+
+def cells_are(resets: Resets, /) -> str:
+    """Name what the cells of the table show."""
+    if any(cell.relative_drop is not None for cell in resets.cells):
+        return "relative drop in %, in parentheses within noise"
+    if resets.metric is not None and any(cell.value is not None for cell in resets.cells):
+        return resets.metric
+    of_classes = any(cell.disagreement is not None for cell in resets.cells)
+    return "disagreement with the trained network" if of_classes else "relative change of outputs"
+
+
+def title(snapshot: int | str, /) -> str:
+    """Return what a column of a snapshot is called."""
+    return f"epoch {snapshot}" if isinstance(snapshot, int) else snapshot
 
 
 def _decided(
     rows: dict[str, list[ResetCell]],
     named: dict[Critical | None, list[str]],
     where: str,
+    noun: str,
 ) -> Sequence[str]:
-    every = _count(len(rows))
+    every = counted(len(rows), noun)
     meaning = f"loss above {THRESHOLD:.0%} with its whole 95 % interval"
     yes, no, undecided = (named[each] for each in (Critical.YES, Critical.NO, Critical.UNDECIDED))
     parts = []
     if yes:
         worst = max(yes, key=lambda row: _loss(rows[row]))
         parts.append(
-            f"Holds in {len(yes)} of {every}, {where}: critical, {meaning}; most of all {worst}, "
-            f"{_numbers(rows[worst])}."
+            f"Holds in {len(yes)} of {every}, {where}: critical, {meaning}; most of all "
+            f"{_name(worst)}, {_numbers(rows[worst])}."
         )
     elif no and not undecided:
         parts.append(f"Does not hold: none of {every}, {where}, is critical ({meaning}).")
@@ -54,11 +100,11 @@ def _decided(
         some = f"{len(undecided)} of {every}" if len(undecided) < len(rows) else every
         parts.append(f"Undecided in {some}, {where}: whether critical, {meaning}.")
     if no and (yes or undecided):
-        parts.append(f"Does not hold in {_named(no)}.")
+        parts.append(f"Does not hold in {_named(no, noun)}.")
     if yes and undecided:
-        parts.append(f"Undecided in {_named(undecided)}.")
+        parts.append(f"Undecided in {_named(undecided, noun)}.")
     if named[None]:
-        parts.append(f"Nothing can be said of {_named(named[None])}.")
+        parts.append(f"Nothing can be said of {_named(named[None], noun)}.")
     return parts
 
 
@@ -76,20 +122,20 @@ def _reason(resets: Resets) -> str:
 def _changed(resets: Resets, rows: dict[str, list[ResetCell]], where: str) -> str:
     """Say which layers change the metric beyond noise."""
     trained, metric = resets.trained.value or 0.0, resets.metric
-    cells = [cell for own in rows.values() for cell in own]
+    cells, noun = [cell for own in rows.values() for cell in own], _noun(resets, rows)
     lower = [c for c in cells if c.value is not None and c.value < trained]
     lost = [cell for cell in lower if cell.significant]
     if not lower or (not lost and any(cell.significant is not None for cell in cells)):
         beyond = " beyond noise" * bool(lower)
-        return f"No layer, {where}, lowers {metric}{beyond}."
+        return f"No {noun}, {where}, lowers {metric}{beyond}."
     worst = min(lost or lower, key=lambda cell: cell.value or 0.0)
     lowest = f"{_value(resets, worst.value)} in place of {_value(resets, trained)}"
     if not lost:
-        return f"{metric} is lowest with {worst.layer} {where}: {lowest}."
+        return f"{metric} is lowest with {_name(worst.layer)} {where}: {lowest}."
     count = len({cell.layer for cell in lost})
     return (
-        f"{count} of {_count(len(rows))} {'lowers' if count == 1 else 'lower'} {metric} beyond "
-        f"noise, most of all {worst.layer}: {lowest}."
+        f"{count} of {counted(len(rows), noun)} {'lowers' if count == 1 else 'lower'} {metric} "
+        f"beyond noise, most of all {_name(worst.layer)}: {lowest}."
     )
 
 
@@ -99,7 +145,7 @@ def _without_labels(rows: dict[str, list[ResetCell]], where: str, on: str) -> st
     if told:
         worst = max(told, key=lambda cell: cell.disagreement or 0.0)
         return (
-            f"Undecided. {on}: {worst.layer}, {where}, changes most answers, "
+            f"Undecided. {on}: {_name(worst.layer)}, {where}, changes most answers, "
             f"{worst.disagreement:.1%}."
         )
     moved = [cell for cell in cells if cell.relative_l2 is not None]
@@ -107,7 +153,7 @@ def _without_labels(rows: dict[str, list[ResetCell]], where: str, on: str) -> st
         return "Undecided: outputs are no numbers."
     worst = max(moved, key=lambda cell: cell.relative_l2 or 0.0)
     return (
-        f"Undecided. {on}: {worst.layer}, {where}, changes outputs most, by "
+        f"Undecided. {on}: {_name(worst.layer)}, {where}, changes outputs most, by "
         f"{worst.relative_l2:.1%} of their norm."
     )
 
@@ -128,11 +174,13 @@ def _value(resets: Resets, value: float | None) -> str:
     return f"{value:.1%}" if resets.metric == "accuracy" else f"{value:.4g}"
 
 
-def _named(rows: Sequence[str]) -> str:
+def _named(rows: Sequence[str], noun: str) -> str:
     if len(rows) > _NAMED:
-        return _count(len(rows))
-    return "".join(rows) if len(rows) < 2 else f"{', '.join(rows[:-1])} and {rows[-1]}"
+        return counted(len(rows), noun)
+    names = [_name(row) for row in rows]
+    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _count(number: int) -> str:
-    return "1 layer" if number == 1 else f"{number} layers"
+def _name(row: str) -> str:
+    """Return the name of a row, such that one that is a number is not read as a count."""
+    return f"layer {row}" if row.isdecimal() else row

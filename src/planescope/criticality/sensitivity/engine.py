@@ -25,11 +25,11 @@ from planescope.criticality.replacements import (
 )
 from planescope.criticality.resets.engine.cells import Plan, evaluate
 from planescope.criticality.resets.engine.devices import default_memory
-from planescope.criticality.resets.engine.feed import ran_out
 from planescope.criticality.resets.engine.progress import Progress, Tally
 from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.parts.prefix import trace
 from planescope.files.errors import RunError, UsageError
+from planescope.networks.answer import ran_out
 
 if TYPE_CHECKING:
     from torch import nn

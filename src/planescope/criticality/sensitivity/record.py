@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from planescope.criticality.replacements import Way, WayKind
-from planescope.files.errors import UsageError
+from planescope.files.errors import UsageError, counted
 from planescope.files.results import Table
 from planescope.hyperplanes.layer import Kind, Skipped
 
@@ -200,7 +200,7 @@ class Sensitivity(Table):
     @property
     def sentence(self) -> str:
         """Return what the numbers are, in a sentence."""
-        of = f"{self.inputs} inputs"
+        of = counted(self.inputs, "input")
         match self.method:
             case Method.SYNTHETIC if not self.of_classes:
                 return (

@@ -20,7 +20,7 @@ from planescope.figures.report.resets import ResetsShown, resets_shown
 from planescope.figures.report.rounding import rounded
 from planescope.figures.report.sensitivity import sensitivity_shown
 from planescope.figures.sources import Subject
-from planescope.files.errors import UsageError
+from planescope.files.errors import UsageError, counted
 from planescope.files.folders import is_same_place
 from planescope.hyperplanes import chance
 from planescope.hyperplanes.layer import Skipped, View
@@ -174,7 +174,7 @@ def _of_history(subject: Subject, history: History, networks: int) -> NetworkSho
     shown = _of_measurement(subject, last, networks)
     return replace(
         shown,
-        about=f"{last.source.format}, {len(updates)} updates, {_view(last.view)}",
+        about=f"{last.source.format}, {counted(len(updates), 'update')}, {_view(last.view)}",
         **_through(each),
         epochs=tuple(updates),
         unit=history.unit,
@@ -196,7 +196,7 @@ def _of_run(
     return NetworkShown(
         name=subject.name,
         path=subject.path,
-        about=f"{config.network} on {config.data}, {len(measured)} snapshots, "
+        about=f"{config.network} on {config.data}, {counted(len(measured), 'snapshot')}, "
         f"{_view(View(config.view))}",
         **_through(layers),
         epochs=tuple(measured),

@@ -6,20 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from planescope.criticality.definition import THRESHOLD, Critical
-from planescope.criticality.prediction.cuts import LOWER, UPPER
-from planescope.criticality.prediction.record import LayerPrediction, Method, Prediction
+from planescope.criticality.definition import Critical
+from planescope.criticality.prediction.record import LayerPrediction, Prediction
 from planescope.criticality.resets.record import ResetCell, Resets
+from planescope.figures.predicted import VERDICTS, cuts, is_share, quantity, value_of
 from planescope.files.folders import is_same_place
 from planescope.training.run import Run
 
 # Of a row's drawing, in its own units: width, and the margin on both sides of its axis.
 WIDTH, MARGIN = 240, 8
-
-_WORDS = {
-    Critical.YES: "critical", Critical.NO: "not critical", Critical.UNDECIDED: "undecided",
-    None: "",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,23 +109,19 @@ def prediction_shown(
     for skipped in found.skipped:
         reasons.setdefault(skipped.reason, []).append(skipped.name)
     has_verdict = any(layer.critical is not None for layer in found.layers)
-    lines: tuple[float, ...] = ()
-    marks = ""
-    if found.has_loss:
-        lines, marks = (THRESHOLD,), f"the threshold of the definition, {_share(THRESHOLD)}"
-    elif found.method is Method.SYNTHETIC and has_verdict:
-        lines, marks = (LOWER, UPPER), f"the frozen cuts, {_share(LOWER)} and {_share(UPPER)}"
+    lines = cuts(found)
+    marks = "the threshold of the definition" if found.has_loss else "the frozen cuts"
     return PredictionShown(
         sentence=found.sentence,
         about=_about(found),
         verdict=_verdict(found, cells),
-        cost=_cost(found),
+        cost=quantity(found),
         rows=tuple(_row(found, layer, cells.get(layer.name), x) for layer in found.layers),
         has_loss=found.has_loss,
         has_verdict=has_verdict,
         is_measured=bool(cells),
         lines=tuple(map(x, lines)),
-        marks=marks,
+        marks=f"{marks}, {' and '.join(map(_share, lines))}" if lines else "",
         ends=(_text(found, low), _text(found, high)),
         notes=found.notes,
         skipped=tuple((reason, tuple(names)) for reason, names in reasons.items()),
@@ -162,26 +153,19 @@ def _measured(found: Prediction, resets: Resets, run: Run | None) -> Mapping[str
 
 def _ends(found: Prediction, cells: Iterable[ResetCell]) -> tuple[float, float]:
     """Return what the axis begins and ends with: all of a share, and marks that lie beyond."""
-    values = [_value(found, layer) for layer in found.layers]
+    values = [value_of(found, layer) for layer in found.layers]
     if found.has_loss:
         values += [cell.loss for cell in cells]
     there = [value for value in values if value is not None]
-    high = max([1.0, *there] if _is_share(found) else [*there, 0.0])
+    high = max([1.0, *there] if is_share(found) else [*there, 0.0])
     return min([0.0, *there]), high if high > 0 else 1.0
-
-
-def _is_share(found: Prediction) -> bool:
-    return found.has_loss or found.method is Method.SYNTHETIC
-
-
-def _value(found: Prediction, layer: LayerPrediction) -> float | None:
-    return layer.loss if found.has_loss else layer.score
 
 
 def _row(
     found: Prediction, layer: LayerPrediction, cell: ResetCell | None, x: Callable[[float], float]
 ) -> PredictedShown:
-    value = _value(found, layer)
+    value = value_of(found, layer)
+    verdict = "" if layer.critical is None else VERDICTS[layer.critical]
     loss = "" if layer.loss is None else _share(layer.loss, 1)
     if layer.lower is not None and layer.upper is not None:
         loss += f" ({_share(layer.lower, 1)} to {_share(layer.upper, 1)})"
@@ -191,7 +175,7 @@ def _row(
         if cell.loss_low is not None and cell.loss_high is not None:
             measured += f" ({_share(cell.loss_low, 1)} to {_share(cell.loss_high, 1)})"
     score = "∞" if layer.score >= 1e6 else f"{layer.score:.3g}"
-    told = [f"{layer.name}: {_cost(found)} {loss or score}", _WORDS[layer.critical]]
+    told = [f"{layer.name}: {quantity(found)} {loss or score}", verdict]
     if measured:
         told.append(f"a reset measured {measured}")
     mark = None
@@ -203,10 +187,10 @@ def _row(
         kind=layer.kind.value,
         score=score,
         loss=loss,
-        verdict=_WORDS[layer.critical],
+        verdict=verdict,
         look="none" if layer.critical is None else layer.critical.value,
         measured=measured,
-        found="" if cell is None else _WORDS[cell.critical],
+        found="" if cell is None or cell.critical is None else VERDICTS[cell.critical],
         title=", ".join(filter(None, told)),
         mark=mark,
         ring=x(cell.loss)
@@ -216,7 +200,7 @@ def _row(
 
 
 def _text(found: Prediction, value: float) -> str:
-    return _share(value) if _is_share(found) else f"{value:.2g}"
+    return _share(value) if is_share(found) else f"{value:.2g}"
 
 
 def _share(value: float, digits: int = 0) -> str:
@@ -255,13 +239,3 @@ def _verdict(found: Prediction, cells: Mapping[str, ResetCell]) -> str:
     if held:
         text += f" Resets with labels decide {len(held)} of these verdicts: {sum(held)} right."
     return text
-
-
-def _cost(found: Prediction) -> str:
-    if found.has_loss:
-        return "expected loss"
-    return {
-        Method.SYNTHETIC: "disagreement",
-        Method.UNLABELLED: "relative change of the output",
-        Method.WEIGHTS: "agreement",
-    }[found.method]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -52,14 +53,58 @@ def stand_in(
     return twin
 
 
-def deep_copy(module: nn.Module, /) -> nn.Module:
+def deep_copy(module: nn.Module, /, *, memo: dict[int, Any] | None = None) -> nn.Module:
     """Copy a module as `copy.deepcopy` does, with tensors that hooks have computed from others.
 
-    Old weight norm and pruning leave such ones behind after each call.
+    Old weight norm and pruning leave such ones behind after each call. Weights that
+    `fully_shard` has shared out are put together, by all processes.
+
+    Parameters
+    ----------
+    memo : dict, optional
+        Copies that are known already, by the `id` of what they are of.
     """
     held = (value for part in module.modules() for value in vars(part).values())
     computed = (t for t in held if isinstance(t, torch.Tensor) and not t.is_leaf)
-    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in computed})
+    known = {id(tensor): tensor.detach().clone() for tensor in computed} | (memo or {})
+    with _unsharded_classes(module):
+        return copy.deepcopy(module, known | _put_together(module))
+
+
+def _put_together(module: nn.Module) -> dict[int, Any]:
+    """Return whole weights in place of shared ones, and nothing in place of who shares them."""
+    known: dict[int, Any] = {}
+    for parameter in module.parameters():
+        if hasattr(parameter, "full_tensor"):
+            whole = parameter.detach().full_tensor().clone()
+            known[id(parameter)] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+    for part in module.modules() if known else ():
+        for value in vars(part).values():
+            held = value.values() if isinstance(value, dict) else ()
+            if any(_shares(each) for each in held):
+                known[id(value)] = {}
+    return known
+
+
+def _shares(value: Any) -> bool:
+    """Tell what holds the processes among which a module's weights are shared out."""
+    of_torch = type(value).__module__.startswith("torch.distributed.")
+    return of_torch and not isinstance(value, torch.Tensor | nn.Module)
+
+
+@contextlib.contextmanager
+def _unsharded_classes(module: nn.Module) -> Iterator[None]:
+    """Parts that `fully_shard` has given a class of its own, meanwhile in the one they had."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # who uses it has imported it
+    kind = getattr(fsdp, "FSDPModule", ())
+    changed = [(part, type(part)) for part in module.modules() if isinstance(part, kind)]
+    try:
+        for part, own in changed:
+            part.__class__ = next(each for each in own.__mro__ if not issubclass(each, kind))
+        yield
+    finally:
+        for part, own in changed:
+            part.__class__ = own
 
 
 def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any]) -> Any:

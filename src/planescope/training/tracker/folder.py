@@ -37,9 +37,17 @@ def known_metrics(logs: Mapping[str, Any], /) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, others in NAMES.items():
         for other in others:
-            if other in logs:
-                found.setdefault(name, float(logs[other]))
+            if other in logs and (value := _number(logs[other])) is not None:
+                found.setdefault(name, value)
     return found
+
+
+def _number(value: Any) -> float | None:
+    """Return a figure as a number; None of what is another thing, as a value a class."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several
+        return None
 
 
 class Folder:

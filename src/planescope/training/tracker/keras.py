@@ -3,6 +3,7 @@
 # ruff: noqa: ARG002 - Keras gives these arguments, wanted or not
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from planescope.training.tracker.tracker import Tracker
 
 
-def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
+def callback(
+    recorder: Recorder, tracker: Tracker, choice: Choice, loggers: Sequence[Any] = (), /
+) -> Any:
     """Return the callback that measures the model which it is given to.
 
     Its statistics join the logs.
@@ -85,6 +88,7 @@ def callback(recorder: Recorder, tracker: Tracker, choice: Choice, /) -> Any:
         def on_train_end(self, logs: Any = None) -> None:
             if self._network is not None:
                 self._measure()
+                tracker._log_picture(loggers)
                 tracker.close()
 
         def _measure(self) -> None:

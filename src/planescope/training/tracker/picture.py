@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +15,13 @@ from planescope.files.errors import one_line
 if TYPE_CHECKING:
     from planescope.training.tracker.history import History
 
+# Hands a picture and the step of its last update on to a logger.
+Taker = Callable[[np.ndarray, int], None]
+
 KEY = "planescope/negative_mass_by_layer"
+_MLFLOW_KEY = KEY.replace("/", ".")
+# Packages whose runs log pictures as `Image`.
+_IMAGES = ("wandb", "trackio")
 # Inches: of a row, of what surrounds all of them, and across; dots an inch.
 ROW, AROUND, ACROSS, DOTS = 0.16, 1.1, 7.0, 120
 # With more layers a row is thinner, and some names are left out.
@@ -57,9 +66,9 @@ def picture_of(history: History, /) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def log_picture(loggers: list[Any], history: History, step: int, /) -> None:
-    """Give the picture to those of Lightning's loggers that take one; none ends a training."""
-    takers = [take for logger in loggers if (take := _taker(logger)) is not None]
+def log_picture(loggers: Iterable[Any], history: History, step: int, /) -> None:
+    """Give the picture to those loggers that take one; none ends a training."""
+    takers = [take for logger in loggers if (take := taker_of(logger)) is not None]
     if not takers or len(history.numbered) < 2:
         return
     picture = picture_of(history)
@@ -71,14 +80,54 @@ def log_picture(loggers: list[Any], history: History, step: int, /) -> None:
                           stacklevel=2)  # fmt: skip
 
 
-def _taker(logger: Any) -> Any:
-    if callable(getattr(logger, "log_image", None)):  # Weights & Biases, and those alike
+def taker_of(logger: Any, /) -> Taker | None:
+    """Return what hands a picture and its step on to a logger; None where it takes none.
+
+    A logger of Lightning's, a callback of Hugging Face's or Keras' that logs, a ``SummaryWriter``,
+    a run of Weights & Biases or one alike, or the module ``mlflow``.
+    """
+    # Callbacks of Hugging Face's trainer hold what they log to; some before they have begun.
+    for name in ("tb_writer", "_wandb", "_trackio", "_ml_flow"):
+        if getattr(logger, name, None) is not None:
+            return taker_of(getattr(logger, name))
+    library = _library_of(logger)
+    if library == "keras":
+        return _taker_of_keras(logger)
+    if library in _IMAGES and callable(getattr(logger, "log", None)):
+        image = getattr(sys.modules[library], "Image")  # noqa: B009  it is not typed
+        return lambda picture, _: logger.log({KEY: image(picture)})
+    if library == "mlflow":
+        return lambda picture, step: logger.log_image(picture, key=_MLFLOW_KEY, step=step)
+    if callable(getattr(logger, "add_image", None)):
+        return lambda picture, step: logger.add_image(KEY, picture, step, dataformats="HWC")
+    if callable(getattr(logger, "log_image", None)):  # Lightning's for W&B, and those alike
         return lambda picture, step: logger.log_image(key=KEY, images=[picture], step=step)
     experiment: Any = getattr(logger, "experiment", None)
-    if callable(getattr(experiment, "add_image", None)):  # TensorBoard
-        return lambda picture, step: experiment.add_image(KEY, picture, step, dataformats="HWC")
+    if callable(getattr(experiment, "add_image", None)):  # Lightning's for TensorBoard
+        return taker_of(experiment)
     if callable(getattr(experiment, "log_image", None)) and hasattr(logger, "run_id"):  # MLflow
         return lambda picture, step: experiment.log_image(
-            logger.run_id, picture, key=KEY.replace("/", "."), step=step
+            logger.run_id, picture, key=_MLFLOW_KEY, step=step
         )
     return None
+
+
+def _library_of(logger: Any) -> str:
+    """Return the package that a logger comes from; it may be the package."""
+    name = logger.__name__ if isinstance(logger, ModuleType) else type(logger).__module__
+    return str(name).partition(".")[0]
+
+
+def _taker_of_keras(callback: Any) -> Taker | None:
+    """Return what hands a picture on beside the figures of Keras' TensorBoard."""
+    folder = getattr(callback, "log_dir", None)
+    if folder is None:
+        return None
+
+    def take(picture: np.ndarray, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(folder)) as writer:  # its own is closed as `fit` ends
+            writer.add_image(KEY, picture, step, dataformats="HWC")
+
+    return take

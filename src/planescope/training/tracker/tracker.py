@@ -16,7 +16,7 @@ from planescope.measurement.record import Measurement
 from planescope.training.tracker import distributed, inputs, transformers
 from planescope.training.tracker.folder import Folder, checked_metrics, known_metrics
 from planescope.training.tracker.history import SCHEMA, History
-from planescope.training.tracker.picture import log_picture
+from planescope.training.tracker.picture import log_picture, taker_of
 from planescope.training.tracker.recorder import Errors, Recorder
 from planescope.training.tracker.reference import Reference
 
@@ -109,8 +109,9 @@ class Tracker(_Callback):
     The keys that are logged are ``planescope/STATISTIC`` for the filters of all layers together,
     ``planescope/biased_share``, the share of layers that are biased, and with `log` also
     ``planescope/LAYER/STATISTIC``, for example ``planescope/features.0/negative_mass``.
-    As Lightning's fit ends, loggers that take pictures (TensorBoard, Weights & Biases, MLflow) get
-    one, ``planescope/negative_mass_by_layer``: layers by updates.
+    As a training of a framework ends, loggers that take pictures (TensorBoard, Weights & Biases,
+    MLflow) get one, ``planescope/negative_mass_by_layer``: layers by updates; `log_picture` gives
+    it to any other.
 
     An update queues its work on the device of the network and waits for nothing, unless there are
     `data`. What it took is brought to the host when it is logged, read or saved, and at the latest
@@ -273,6 +274,35 @@ class Tracker(_Callback):
         """Step and metrics of each update that was not asked for here before."""
         yield from self._recorder.history.unlogged(self._logged, by_layer=self._by_layer)
 
+    def log_picture(self, *loggers: Any) -> None:
+        """Give loggers one picture of all layers by updates: their negative mass.
+
+        Parameters
+        ----------
+        *loggers
+            A ``SummaryWriter``, a run of Weights & Biases, the module ``mlflow``, or a logger of
+            Lightning's.
+
+        Raises
+        ------
+        UsageError
+            If one takes no pictures, or there are fewer than two updates.
+        """
+        for logger in loggers:
+            if taker_of(logger) is None:
+                raise UsageError(
+                    f"a {type(logger).__name__} takes no picture; give a SummaryWriter, a run of "
+                    "wandb, the module mlflow, or a logger of Lightning's"
+                )
+        self._log_picture(loggers)
+        if len(self.history.numbered) < 2:
+            raise UsageError("a picture of a training has two updates or more")
+
+    def _log_picture(self, loggers: Iterable[Any]) -> None:
+        records = self._recorder.history.records
+        if self._logged and records and distributed.is_first():
+            log_picture(loggers, self.history, records[-1].step)
+
     def to_pandas(self) -> pd.DataFrame:
         """Return the table with a row an update and layer."""
         return self._recorder.history.to_pandas()
@@ -347,8 +377,7 @@ class Tracker(_Callback):
         """Measure the network as it ends."""
         self.record(pl_module, _steps(trainer), epoch=trainer.current_epoch)
         self._log(trainer)
-        if self._logged and distributed.is_first():
-            log_picture(trainer.loggers, self.history, _steps(trainer))
+        self._log_picture(trainer.loggers)
         self.close()
 
     def _log(self, trainer: Any) -> None:
@@ -379,8 +408,8 @@ class Tracker(_Callback):
         Parameters
         ----------
         trainer : transformers.Trainer, optional
-            Logs the statistics when it logs the loss, to the same places:
-            ``trainer.add_callback(tracker.for_transformers(trainer))``.
+            Logs the statistics when it logs the loss, to the same places, and as it ends one
+            picture of all layers: ``trainer.add_callback(tracker.for_transformers(trainer))``.
 
         Raises
         ------
@@ -389,10 +418,16 @@ class Tracker(_Callback):
         """
         return transformers.callback(self, trainer)
 
-    def for_keras(self) -> Any:
+    def for_keras(self, *loggers: Any) -> Any:
         """Return the callback for ``fit`` of Keras 3, with any backend.
 
         The statistics join its logs.
+
+        Parameters
+        ----------
+        *loggers
+            Get one picture of all layers as ``fit`` ends: ``keras.callbacks.TensorBoard``, or what
+            `log_picture` takes.
 
         Raises
         ------
@@ -405,7 +440,7 @@ class Tracker(_Callback):
 
         if self._has_data:
             raise UsageError("data= needs a torch module; leave it out for Keras")
-        return callback(self._recorder, self, self._choice)
+        return callback(self._recorder, self, self._choice, loggers)
 
 
 def _steps(trainer: Any) -> int:

@@ -60,16 +60,26 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
                 _save(tracker, _folder(args, state.global_step))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            tracker.record(kwargs["model"], state.global_step, epoch=_done(state.epoch))
+            self._end(state, kwargs["model"])
             self._log()
             tracker.close()
 
-        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                tracker._note(kwargs.get("metrics") or {}, late=True)
+        def _end(self, state: Any, model: Any) -> None:
+            tracker.record(model, state.global_step, epoch=_done(state.epoch))
 
         # Not earlier: to log in between would make the trainer forget that it has to.
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+        ) -> None:
+            if (logs or {}).keys() >= _ENDED:
+                # Now: later the best model may have taken the place of the last, and loggers close.
+                self._end(state, kwargs["model"])
+                if trainer is not None:
+                    tracker._log_picture(trainer.callback_handler.callbacks)
+            else:
+                records = tracker.history.records
+                is_late = bool(records) and records[-1].step == state.global_step
+                tracker._note(logs or {}, late=is_late)
             self._log()
 
         def _log(self) -> None:
@@ -79,6 +89,10 @@ def callback(tracker: Tracker, trainer: Any = None, /) -> Any:
                 trainer.log(found[-1][1])
 
     return TrackerCallback()
+
+
+# What Hugging Face's trainer logs together but once, when all steps are done: of all of them.
+_ENDED = {"train_runtime", "train_loss"}
 
 
 def _done(epoch: float | None) -> int:

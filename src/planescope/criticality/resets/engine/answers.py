@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from planescope.data.roles import described
-from planescope.files.errors import UsageError, one_line
+from planescope.files.errors import UsageError, counted, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,7 +109,7 @@ class Judge:
         if output.shape[:1] != (batch.size,):
             raise UsageError(
                 f"the network gives an output of shape {tuple(output.shape)} for a batch of "
-                f"{batch.size} examples; say by output= what has a row an example"
+                f"{counted(batch.size, 'example')}; say by output= what has a row an example"
             )
         labels = batch.labels
         self.classes = output.shape[1] if output.ndim > 1 else 1
@@ -191,6 +191,11 @@ class Judge:
         for output, reference, right, own in zip(outputs, references, labels, several, strict=True):
             self._count(tally, output, reference, right, own)
 
+    @property
+    def _called(self) -> str:
+        """Return what a message calls the user's metric."""
+        return "metric=" if self.name == "metric" else f"metric {self.name}"
+
     def _measure(self, tally: Tally, output: torch.Tensor, batch: Batch) -> None:
         """Apply the user's metric."""
         assert self.metric is not None  # noqa: S101
@@ -199,7 +204,7 @@ class Judge:
             values = torch.as_tensor(found).detach().to("cpu", torch.float64)
         except (TypeError, ValueError, RuntimeError) as exc:
             raise UsageError(
-                f"metric {self.name} gives {described(found)} ({one_line(exc)}); it is to give a "
+                f"{self._called} gives {described(found)} ({one_line(exc)}); it is to give a "
                 "value an example, or one for the batch"
             ) from exc
         if values.shape == (batch.size,):
@@ -209,7 +214,7 @@ class Judge:
             tally.sums["metric"] = tally.sums.get("metric", 0.0) + float(values) * batch.size
         else:
             raise UsageError(
-                f"metric {self.name} gives {tuple(values.shape)} for a batch of {batch.size}; it "
+                f"{self._called} gives {tuple(values.shape)} for a batch of {batch.size}; it "
                 "is to give a value an example, or one for the batch"
             )
 

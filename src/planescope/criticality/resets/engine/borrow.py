@@ -6,6 +6,8 @@ To import this is to import torch.
 from __future__ import annotations
 
 import contextlib
+import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -40,12 +42,14 @@ def borrowed(module: nn.Module, /, *, whole: bool = True) -> nn.Module:
         If it cannot be copied, or its weights are quantised.
     """
     _refuse_quantised(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError("TorchScript holds its weights fast; give the module that it was made of")
     held = [(vars(part), name) for part in module.modules() for name in _OF_A_TRAINER]
     kept = [(attributes, name, attributes[name]) for attributes, name in held if name in attributes]
     try:
         for attributes, name, _ in kept:
             attributes[name] = None
-        own = deep_copy(module)
+        own = deep_copy(module, memo=_own_hooks(module))
     except Exception as exc:  # a lock, an open file: a module holds whatever its class likes
         raise UsageError(
             f"{type(module).__name__} cannot be copied ({one_line(exc)}); give a network that "
@@ -54,14 +58,32 @@ def borrowed(module: nn.Module, /, *, whole: bool = True) -> nn.Module:
     finally:
         for attributes, name, value in kept:
             attributes[name] = value
-    for part in own.modules():
-        for name in _HOOKS:
-            hooks = getattr(part, name, {})
-            for key in [k for k, hook in hooks.items() if not _is_of_torch(hook)]:
-                del hooks[key]
-        if whole:
+    own = _without_compiled(own)
+    if whole:
+        for part in own.modules():
             with_whole_weights(part)
     return own.eval()
+
+
+def _own_hooks(module: nn.Module) -> dict[int, Any]:
+    """Return torch's own hooks of each part in place of all, which may hold what nobody copies."""
+    every = (getattr(part, name, None) for part in module.modules() for name in _HOOKS)
+    return {
+        id(hooks): OrderedDict(
+            (key, copy.deepcopy(hook)) for key, hook in hooks.items() if _is_of_torch(hook)
+        )
+        for hooks in every
+        if hooks
+    }
+
+
+def _without_compiled(module: nn.Module) -> nn.Module:
+    """Put the parts that `torch.compile` wraps in the place of what wraps them, names with them."""
+    for part in list(module.modules()):
+        for name, child in part._modules.items():
+            if child is not None and "_orig_mod" in child._modules:
+                part._modules[name] = child._modules["_orig_mod"]
+    return module
 
 
 def _refuse_quantised(module: nn.Module) -> None:

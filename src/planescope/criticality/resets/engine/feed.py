@@ -19,7 +19,8 @@ from planescope.data.batches import batches
 from planescope.data.load import Images
 from planescope.data.loaders import Loader
 from planescope.data.roles import Batch, moved
-from planescope.files.errors import RunError, UsageError, one_line, own_place
+from planescope.files.errors import UsageError
+from planescope.networks.answer import answer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,33 +155,19 @@ def _checked(batches: Iterator[Batch], judge: Judge) -> Iterator[Batch]:
         yield batch
 
 
-def ran_out(exc: Exception, /) -> bool:
-    """Tell whether memory did; torch has no class for the host's."""
-    of_memory = isinstance(exc, MemoryError | torch.OutOfMemoryError)
-    return of_memory or "can't allocate memory" in str(exc)
-
-
 def _device_of(module: nn.Module) -> torch.device:
     held = itertools.chain(module.parameters(), module.buffers())
     return next((tensor.device for tensor in held), torch.device("cpu"))
 
 
 def _look_at(module: nn.Module, batch: Batch, judge: Judge, name: str) -> None:
-    try:
-        with torch.inference_mode():
-            output = module(*batch.args, **batch.kwargs)
-    except Exception as exc:  # forward is anybody's code
-        if ran_out(exc) or isinstance(exc, RunError):
-            raise
-        if place := own_place(exc):
-            raise UsageError(
-                f"{name}: the network fails on its batches in code of its own, {place}: "
-                f"{type(exc).__name__}: {one_line(exc)}"
-            ) from exc
-        raise UsageError(
-            f"{name}: the network does not take its batches as they come{_of_shape(batch)} "
-            f"({one_line(exc)}); give inputs as it takes them"
-        ) from exc
+    output = answer(
+        module,
+        batch.args,
+        batch.kwargs,
+        name=f"{name}: the network",
+        given=f"its batches as they come{_of_shape(batch)}",
+    )
     judge.look_at(picked(output, judge.pick), batch)
 
 
@@ -196,7 +183,6 @@ def _check_fit(
 ) -> None:
     """Send an empty image through the network."""
     shape, classes = data.input_shape, len(data.classes)
-    images = f"{data.name} has images of {'×'.join(map(str, shape))}"
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype is not torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -205,21 +191,10 @@ def _check_fit(
                 "module.float()"
             )
     example = torch.zeros(1, *shape, device=_device_of(module))
-    try:
-        with torch.inference_mode():
-            out = module(example)
-    except Exception as exc:  # forward is anybody's code
-        if ran_out(exc) or isinstance(exc, RunError):
-            raise
-        reason = str(exc).partition("\n")[0]
-        if place := own_place(exc):
-            raise UsageError(
-                f"{network} fails in code of its own, {place}: {type(exc).__name__}: {reason}; "
-                f"{images}"
-            ) from exc
-        raise UsageError(f"{images}, which {network} does not take ({reason})") from exc
-    answer = picked(out, judge.pick)
-    found = tuple(getattr(answer, "shape", ()))
+    images = f"the images of {data.name}, {'×'.join(map(str, shape))}"
+    out = answer(module, (example,), name=network, given=images)
+    chosen = picked(out, judge.pick)
+    found = tuple(getattr(chosen, "shape", ()))
     if labelled and found != (1, classes) and judge.metric is None:
         raise UsageError(
             f"{data.name} has {classes} classes, but {network} gives an output of shape {found} "
@@ -227,4 +202,4 @@ def _check_fit(
         )
     labels = torch.zeros(1, dtype=torch.int64, device=example.device) if labelled else None
     raw = (example, labels)
-    judge.look_at(answer, Batch(args=(example,), kwargs={}, labels=labels, raw=raw, size=1))
+    judge.look_at(chosen, Batch(args=(example,), kwargs={}, labels=labels, raw=raw, size=1))
