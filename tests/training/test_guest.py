@@ -434,18 +434,13 @@ def _one_fails(rank, folder):
     if rank == 1:
         tracker._recorder._found = found
     tracker.update(model, 2)
-    seeing = ps.Tracker(every=1, data=torch.zeros(2, 3, 8, 8))
-    seeing.update(model, 0)
-    if rank == 1:
-        seeing._recorder._observe = _failing
-    seeing.update(model, 1)
     if rank == 0:
-        text = f"{rows(tracker)} {rows(seeing)} {[str(w.message) for w in told if 'planescope' in str(w.message)]}"
+        text = f"{rows(tracker)} {[str(w.message) for w in told if 'planescope' in str(w.message)]}"
         (folder / "rows.txt").write_text(text, encoding="utf-8")
     torch.distributed.destroy_process_group()
 
 
-def _failing(*_):
+def _failing(_):
     raise MemoryError("no room")
 
 
@@ -453,5 +448,5 @@ def _failing(*_):
 def test_a_failure_on_one_process_is_a_row_of_nulls_and_none_waits(tmp_path):
     torch.multiprocessing.start_processes(_one_fails, (tmp_path,), nprocs=2, start_method=START)
     text = (tmp_path / "rows.txt").read_text(encoding="utf-8")
-    assert text.startswith("[(0, False), (1, True), (2, False)] [(0, False), (1, True)]")
+    assert text.startswith("[(0, False), (1, True), (2, False)]")
     assert "on the process of rank 1: no room" in text

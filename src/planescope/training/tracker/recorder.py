@@ -149,14 +149,7 @@ class Recorder:
             failure = exc
         if (failure := distributed.agree(failure)) is not None:
             raise failure
-        observed: Mapping[str, Observed] = {}
-        if self._inputs is not None:
-            try:
-                observed = self._observe(model, like, network)
-            except Exception as exc:  # as above
-                failure = exc
-            if (failure := distributed.agree(failure)) is not None:
-                raise failure
+        observed = self._observe(model, like, network)
         first, parts = distributed.is_first(), []
         for layer in network.layers:
             held = distributed.held(layer)
