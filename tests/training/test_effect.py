@@ -35,8 +35,8 @@ def trained(tmp_path_factory):
 
 @pytest.mark.slow
 def test_after_training_the_last_convolution_faces_away_from_the_orthant(trained):
-    # With seed 1 torch 2.6 rounds so that the loss stays where it is for longer: an accuracy of 0.78
-    # and a mass of 0.72 after seven epochs, where torch 2.14 comes to more than 0.9.
+    # With seed 1 torch 2.6 rounds so that the loss stays where it is for longer: seven epochs give
+    # an accuracy of 0.78 and a mass of 0.72, where torch 2.14 comes to more than 0.9.
     for run in trained:
         assert run.metrics[-1].val_accuracy > 0.5
         last = ps.measure(run.snapshots[EPOCHS]).layers[-1]
