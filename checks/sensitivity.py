@@ -33,6 +33,7 @@ from planescope.criticality.replacements import read_ways, replaced
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.writing import replacing
 from planescope.hyperplanes.arrays import Floats
+from planescope.hyperplanes.chance import NORMAL_95
 
 # Those that cost most in the network of development first.
 GROUPS = (("prune:0.95", "rank:0.1", "bits:2"), ("filters:0.5", "prune:0.9", "rank:0.25"))
@@ -308,7 +309,7 @@ def _stated(found: Floats) -> str:
 def _ceiling(rows: pd.DataFrame) -> float:
     """Return the mean rho of the truth with itself, moved by as much as its intervals are wide."""
     loss = rows["loss"].to_numpy(float)
-    deviation = (rows["upper"] - rows["lower"]).to_numpy(float) / (2 * 1.96)
+    deviation = (rows["upper"] - rows["lower"]).to_numpy(float) / (2 * NORMAL_95)
     noise = np.random.default_rng(0).standard_normal((DRAWS, len(rows)))
     return float(ranks.spearman(loss + noise * deviation, np.tile(loss, (DRAWS, 1))).mean())
 

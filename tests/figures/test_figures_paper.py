@@ -215,7 +215,7 @@ def test_the_bands_are_those_of_chance(runs):
     layers = measure(LENET).layers
     level = chance.called_level([layer.p_mass for layer in layers])
     heights = [chance.mass_band(layer.filters, level=1 - level)[1] for layer in layers]
-    spreads = [1.96 / np.sqrt(layer.filters * layer.fan_in) for layer in layers]
+    spreads = [chance.NORMAL_95 / np.sqrt(layer.filters * layer.fan_in) for layer in layers]
     for axes, wanted in ((masses, heights), (means, spreads)):
         (outline,) = [path.vertices for path in axes.collections[0].get_paths()]
         for number, high in enumerate(wanted, 1):

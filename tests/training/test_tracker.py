@@ -839,7 +839,9 @@ model = keras.Sequential([
     keras.layers.Dense(2, name="head"),
 ])
 model.compile("sgd", "mse")
-tracker = ps.Tracker(every={every!r}, kinds="all", view="effective", log="negative_mass")
+tracker = ps.Tracker(
+    every={every!r}, kinds="all", view="effective", log="negative_mass", out={logs!r} + "-run"
+)
 x, y = np.random.rand(24, 12, 12, 3), np.random.rand(24, 2)
 history = model.fit(
     x, y, epochs=2, batch_size=8, verbose=0, shuffle=False,
@@ -853,11 +855,12 @@ for ours, theirs in zip(last.layers, wanted.layers, strict=True):
     a, b = vars(ours), vars(theirs)
     print(all(a[k] == b[k] for k in a if k not in ("l2", "linf", "values")), ours.name)
 print(len(history.history["planescope/stem/negative_mass"]))
-for run in (lambda: ps.reset(model, data=(x, y)), lambda: ps.sensitivity(model)):
-    try:
-        run()
-    except ps.UsageError as exc:
-        print(exc)
+for run in (ps.reset, ps.sensitivity):
+    for what in (model, {logs!r} + "-run"):
+        try:
+            run(what, data=(x, y))
+        except ps.UsageError as exc:
+            print(exc)
 """
 
 
@@ -882,6 +885,10 @@ def test_a_keras_model_is_measured_as_its_file_will_be(tmp_path, backend, every,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    no_run = (
+        f"{logs}-run: the run has no snapshots: only Keras itself lays out the weights of its "
+        "networks; export the model to ONNX, and planescope sensitivity runs it"
+    )
     names = ["stem", "inner.sep.depthwise", "inner.sep.pointwise", "inner.deep", "up", "head"]
     assert done.stdout.splitlines() == [
         f"{steps} {[False, *(True for _ in steps[1:])]}",
@@ -889,7 +896,9 @@ def test_a_keras_model_is_measured_as_its_file_will_be(tmp_path, backend, every,
         "2",
         "a Keras network cannot be reset here; export it to ONNX and use planescope sensitivity, "
         "or give its torch version",
+        no_run,
         "a Keras network cannot be run here; export it to ONNX, or give its torch version",
+        no_run,
     ]
     assert pictures(logs) == steps[-1:]
 

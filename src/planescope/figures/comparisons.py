@@ -33,6 +33,7 @@ from planescope.figures.layers import (
 from planescope.files.errors import UsageError
 from planescope.hyperplanes import chance
 from planescope.hyperplanes.arrays import Floats
+from planescope.hyperplanes.chance import NORMAL_95
 from planescope.hyperplanes.statistics import Statistics
 from planescope.measurement.record import LayerMeasurement, Measurement
 
@@ -50,8 +51,6 @@ SETTING_WIDTH, SETTING_PANEL = 1.6, 1.55
 # Points across, and of how many networks of a group each is drawn as if it were alone.
 MARKER, FAINT_LINE = 2.8, 0.35
 MARKERS = "osD^vPX"
-# Standard deviations of the mean cosine that hold 95 % of what chance gives.
-SPREAD_95 = 1.96
 
 
 def networks_room(width: Width) -> int:
@@ -233,7 +232,7 @@ def mass_range(row: Statistics, level: float = chance.LEVEL) -> tuple[float, flo
 def _mean_range(layer: LayerMeasurement) -> tuple[float, float]:
     """Return the same of a mean cosine."""
     usable = usable_filters(layer)
-    spread = SPREAD_95 / math.sqrt(layer.fan_in * usable) if usable else 0.0
+    spread = NORMAL_95 / math.sqrt(layer.fan_in * usable) if usable else 0.0
     return -spread, spread
 
 

@@ -375,7 +375,9 @@ def _left_out(subjects: Iterable[Subject]) -> Iterator[str]:
     for subject in subjects:
         kept = subject.run is not None and not subject.run.keeps_tables_alone
         if kept and subject.resets is None:
-            yield f"resets of {subject.name}: planescope reset {subject.path} makes them"
+            fixed = "" if subject.run is None else subject.run.fixed
+            remedy = fixed or f"planescope reset {subject.path} makes them"
+            yield f"resets of {subject.name}: {remedy}"
         if subject.run is not None and (unknown := subject.run.unknown):
             yield unknown
         if subject.run is not None and subject.run.keeps_tables_alone:

@@ -80,7 +80,7 @@ def mass_p_value(negative: int, filters: int, /) -> float:
     return min(1.0, 2.0 * series * _fair_binomial(fewer, filters))
 
 
-def mass_band(filters: int, /, *, level: float = 0.95) -> tuple[float, float]:
+def mass_band(filters: int, /, *, level: float = CONFIDENCE) -> tuple[float, float]:
     """Return the range of negative masses that chance gives with at least probability `level`.
 
     The smallest band symmetric about 1/2, from the exact binomial law.

@@ -17,6 +17,7 @@ import numpy as np
 
 from planescope.files.errors import UsageError, counted
 from planescope.files.results import Table, columns_of, texts_of
+from planescope.hyperplanes.chance import CONFIDENCE
 from planescope.study.conditions import CENTRED, NOISE, condition_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ ALIKE = (
     "weight_decay", "schedule",
 )  # fmt: skip
 FEWEST = 3
-COVERAGE = 0.95
+COVERAGE = CONFIDENCE
 COLUMNS = (
     "network", "condition", "layer", "runs", "initial mass", "mass", "drift alone", "beyond drift",
 )  # fmt: skip

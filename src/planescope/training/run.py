@@ -277,6 +277,14 @@ class Run(Folder):
         return structure.note if isinstance(structure, Structure) and not structure.known else ""
 
     @property
+    def fixed(self) -> str:
+        """Say why its layers cannot be put back, as of a training with Keras; "" where they can."""
+        if self.tracked is None or self.snapshots:
+            return ""
+        why = self.unknown or "its snapshots are gone"
+        return f"{why}; export the model to ONNX, and planescope sensitivity runs it"
+
+    @property
     def can_be_measured(self) -> bool:
         """Tell whether snapshots can be measured in the run's view, which may need norms."""
         return self.about.view == "raw" or not self.unknown

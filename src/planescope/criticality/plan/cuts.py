@@ -146,7 +146,7 @@ def knife_of(way: str, whole: nn.Module, to: Any, given: Opened, /) -> Knife:
 
     if isinstance(whole, GraphNetwork):
         return Knife(way=way, parts=whole.parts)
-    parts, _ = find_parts(whole, "all", None)
+    parts, _, _ = find_parts(whole, "all", None)
     return Knife(way=way, parts={part.layer.name: part for part in parts})
 
 

@@ -232,6 +232,8 @@ def _resets(run: Run, *, unfinished: bool) -> Resets:
             f"{run.path}: the run is not finished but {state}; let it finish, or take it as it is "
             "with --unfinished"
         )
+    if run.fixed:
+        raise UsageError(f"{run.path}: {run.fixed}")
     if not run.resets.is_file():
         raise UsageError(
             f"{run.path}: its layers were not reset yet; run planescope reset {run.path}"

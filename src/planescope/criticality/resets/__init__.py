@@ -233,6 +233,8 @@ def _asked(
 
     refuse(model, "reset", "export it to ONNX and use planescope sensitivity")
     run = _run(model, network, trust)
+    if run is not None and run.fixed:
+        raise UsageError(f"{run.path}: {run.fixed}")
     with same_random_states(*generators_of(data)):
         wanted = To.of(to, draws=draws, path=path, is_run=run is not None)
         opened: Any

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 _OWN = re.compile(r"(weight|bias)(_(g|v|u|orig|mask))?|parametrizations\.(weight|bias)\..*")
 
 
-def chosen_layers(subject: Subject, options: ResetOptions) -> list[Layer]:
+def chosen_layers(found: Found, options: ResetOptions) -> list[Layer]:
     """Return the layers that the options choose."""
-    found = _found(subject)
     names = [layer.name for layer in found.layers]
     default = "all" if options.layers else _usual_kinds(found.layers)
     kinds = chosen_kinds(options.kinds or default)
@@ -42,7 +41,8 @@ def chosen_layers(subject: Subject, options: ResetOptions) -> list[Layer]:
     return chosen
 
 
-def _found(subject: Subject) -> Found:
+def found_layers(subject: Subject) -> Found:
+    """Find all layers of a network."""
     layers, _ = find_layers(read_module(subject.module))
     source = Source(path=subject.source, format="module", bytes=None)
     return Found(source=source, layers=tuple(layers))
@@ -64,13 +64,13 @@ def _pattern(part: str, names: Sequence[str]) -> str:
 
 
 def rows_of(
-    module: nn.Module, layers: Sequence[Layer], options: ResetOptions
+    module: nn.Module, every: Iterable[Layer], layers: Sequence[Layer], options: ResetOptions
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Return what is reset, by name: each with the names of its parameters and buffers.
 
     With it, in sentences, which layers a block or a pattern stands for.
     """
-    known = {layer.name: layer for layer in find_layers(read_module(module))[0]}
+    known = {layer.name: layer for layer in every}
     rows = {layer.name: [layer] for layer in layers}
     notes = []
     for text in options.together:

@@ -32,7 +32,7 @@ from planescope.criticality.resets.engine.identity import protocol_digest
 from planescope.criticality.resets.engine.progress import Progress
 from planescope.criticality.resets.engine.sharing import Work
 from planescope.criticality.resets.engine.tensors import Cell
-from planescope.criticality.resets.layers import chosen_layers, rows_of
+from planescope.criticality.resets.layers import chosen_layers, found_layers, rows_of
 from planescope.criticality.resets.record import FRESH, SYNTHETIC, ResetLayer, Resets
 from planescope.criticality.resets.targets import Target
 from planescope.criticality.resets.tell import Table, untouched
@@ -45,9 +45,7 @@ from planescope.hyperplanes.layer import Layer
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.record import Source
 from planescope.networks.answer import ran_out
-from planescope.networks.live.module import read_module
 from planescope.networks.load import tensor_of
-from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -160,8 +158,9 @@ class _Prepared:
 def _prepared(
     subject: Subject, options: ResetOptions, judge: Judge, unpack: Unpack | None
 ) -> _Prepared:
-    layers = chosen_layers(subject, options)
-    rows, groups = rows_of(subject.module, layers, options)
+    found = found_layers(subject)
+    layers = chosen_layers(found, options)
+    rows, groups = rows_of(subject.module, found.layers, layers, options)
     devices = [chosen_device(name, subject.module, stays=subject.stays) for name in options.devices]
     options = dataclasses.replace(options, precision=chosen_precision(options.precision, devices))
     module = subject.module.to(devices[0])
@@ -172,7 +171,7 @@ def _prepared(
                 "a metric, and finished cells that are kept, need data; synthetic pictures have no "
                 "labels"
             )
-        feed, judge = _on_pictures(module, data, judge, options)
+        feed, judge = _on_pictures(module, found.layers, data, judge, options)
         digest = ""
     elif isinstance(data, Loader):
         _check_loader(subject, data, options)
@@ -195,10 +194,13 @@ def _prepared(
 
 
 def _on_pictures(
-    module: nn.Module, told: InputOptions, judge: Judge, options: ResetOptions
+    module: nn.Module,
+    layers: Sequence[Layer],
+    told: InputOptions,
+    judge: Judge,
+    options: ResetOptions,
 ) -> tuple[Feed, Judge]:
     """Return synthetic pictures that a network is sure of, and what there is to count on them."""
-    layers, _ = find_layers(read_module(module))
     given = synthetic(module, layers, told, judge.pick, options.memory)
     feed = dataclasses.replace(
         given.feed, split=SYNTHETIC, notes=[*given.notes, _ON_PICTURES], sets=given.sets

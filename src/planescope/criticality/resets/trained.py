@@ -158,6 +158,8 @@ def last_of(run: Run, network: str | nn.Module | None, /) -> tuple[Path, str | n
     UsageError
         As `name_of`, where `network` is None.
     """
+    if run.fixed:
+        raise UsageError(f"{run.path}: {run.fixed}")
     files = run.snapshots
     if not files:
         raise CheckpointError(f"{run.path}: has no snapshot yet")

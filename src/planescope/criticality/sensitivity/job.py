@@ -43,8 +43,6 @@ from planescope.data.random_states import generators_of, same_random_states
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
 from planescope.networks.graph.file_graph import FileGraph
-from planescope.networks.live.module import read_module
-from planescope.networks.state.layers import find_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,9 +106,8 @@ class Job:
         opened = open_network(model, network, trust)
         where = chosen_device(device, opened.module, stays=opened.stays)
         module = opened.module.to(where)
-        parts, skipped = find_parts(module, kinds, layers)
-        found, _ = find_layers(read_module(module))
-        return cls(opened, parts, skipped, list(found), where, memory, input_options)
+        parts, skipped, every = find_parts(module, kinds, layers)
+        return cls(opened, parts, skipped, every, where, memory, input_options)
 
     @contextlib.contextmanager
     def undisturbed(self, data: Any) -> Iterator[None]:

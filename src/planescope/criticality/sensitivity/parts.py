@@ -64,8 +64,8 @@ class Part:
 
 def find_parts(
     module: nn.Module, kinds: Iterable[Kind | str] | str, pattern: str | None, /
-) -> tuple[list[Part], list[Skipped]]:
-    """Find the layers that can be replaced, and what was left out with the reason.
+) -> tuple[list[Part], list[Skipped], list[Layer]]:
+    """Find the layers that can be replaced, what was left out with the reason, and all layers.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def find_parts(
             parts.append(part)
     if not parts:
         raise NoLayersError("no layer can be replaced; --kinds all takes layers of every kind")
-    return parts, left_out
+    return parts, left_out, list(layers)
 
 
 def wanted_layers(
