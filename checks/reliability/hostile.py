@@ -301,7 +301,8 @@ def streams(prepared: Path, *, quick: bool) -> Tally:
     for name, args in commands.items():
         with _copied(prepared) as place:
             ended = _ended(warm(_quietly(args), place, first=partial(os.close, 1)), place)
-            wanted = 0 if "--out" in args and "--status" not in args else 2
+            is_in_a_file = {"--out", "--table"} & set(args) and "--status" not in args
+            wanted = 0 if is_in_a_file else 2
             problems = list(found_in(place, ended))
             if ended.status != wanted:
                 problems.append(f"status {ended.status}, not {wanted}")

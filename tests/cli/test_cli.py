@@ -74,6 +74,19 @@ def test_all_outputs_are_written_in_one_go(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "o.svg", "t.csv"]
 
 
+def test_a_command_that_is_interrupted_prints_one_line(monkeypatch, capsys):
+    from planescope.cli import _run
+    from planescope.cli.measure import measure
+
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "callback", interrupted)
+    monkeypatch.setattr(sys, "argv", ["planescope", "measure", "tests/parity/lenet-epoch-12.tar"])
+    assert _run() == 130
+    assert capsys.readouterr().err == "planescope: interrupted\n"
+
+
 def test_a_reader_that_goes_away_is_no_error():
     command = f'"{sys.executable}" -m planescope measure {CHECKPOINT} --json | head -c 1'
     done = subprocess.run(command, shell=True, capture_output=True, text=True)  # noqa: S602

@@ -45,6 +45,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as exc:  # for which click itself would print an empty line
+            raise click.Abort from exc
         except click.UsageError as exc:
             # Of an option without its value click does not say which command has it.
             name = ctx.invoked_subcommand
