@@ -576,12 +576,6 @@ def test_of_a_weight_put_together_the_parts_are_told_once():
     assert list(left_out) == ["0.base"]
 
 
-def test_averaged_weights_are_read_without_their_wrapper():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-    (layer,) = ps.measure(torch.optim.swa_utils.AveragedModel(net)).layers
-    assert (layer.name, layer.norm, layer.stage) == ("0", "1", 0)
-
-
 def test_hooks_of_others_are_not_called_and_nothing_moves():
     called = []
     net = nn.Sequential(timm.layers.StdConv2d(3, 8, 3), nn.Conv2d(8, 2, 3))

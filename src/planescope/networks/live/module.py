@@ -187,10 +187,6 @@ def named_tensor(name: str, read: Callable[[], Array], /) -> Tensor:
     return Tensor(tuple(array.shape), dtype, lambda: plain(name, read()))
 
 
-# Of weights along a training; to import its class would take time.
-_AVERAGED = "torch.optim.swa_utils.AveragedModel"
-
-
 def unwrapped(module: nn.Module, /) -> nn.Module:
     """Find the module itself below `torch.compile`, `DataParallel` and the like."""
     from torch import nn
@@ -200,8 +196,6 @@ def unwrapped(module: nn.Module, /) -> nn.Module:
             module = module._orig_mod
         elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
-        elif f"{type(module).__module__}.{type(module).__name__}" == _AVERAGED:
-            module = module._modules["module"]
         else:
             return module
 
