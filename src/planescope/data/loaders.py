@@ -62,8 +62,10 @@ class Loader:
         reader = Reader(module, unpack)
         count = 0
         for raw in self.source:
-            yield reader.read(moved(raw, device))
-            count += 1
+            batch = reader.read(moved(raw, device))
+            if batch.size:  # one without examples tells nothing
+                yield batch
+                count += 1
         if not count:
             raise UsageError(f"{self.name}: gives no batch")
         if reader.left and (note := left_note(reader.left)) not in self.notes:

@@ -96,7 +96,7 @@ class StudyStatus(Result):
     running : tuple of Running
     failed : tuple of (name, error)
     seconds_left : float or None
-        About; None where nothing tells.
+        An estimate; None before the first run is made.
     """
 
     SCHEMA: ClassVar[str] = "planescope.study-status/1"

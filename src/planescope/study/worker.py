@@ -87,7 +87,7 @@ def _stepped(step: str, spec: Spec, folder: Study, record: RunRecord) -> RunReco
 
 
 def _saved(folder: Study, record: RunRecord) -> RunRecord:
-    """Write a record; where it cannot be, as on a full disk, that is its error."""
+    """Write a record; if that fails, as on a full disk, the record says so."""
     try:
         folder.save_record(record)
     except OutputError as exc:

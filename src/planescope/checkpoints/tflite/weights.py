@@ -68,7 +68,7 @@ def tensor_of(path: Path, stored: Stored) -> Tensor | None:
 
 
 def dequantised(path: Path, stored: Stored, tensor: Tensor) -> Tensor | None:
-    """Give the numbers that integers stand for, in float32; None where nothing tells their scale.
+    """Give the numbers that integers stand for, in float32; None where the file has no scale.
 
     Raises
     ------

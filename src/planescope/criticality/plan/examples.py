@@ -86,7 +86,7 @@ def take(
     Raises
     ------
     UsageError
-        If there are fewer than two, all are alike, one holds a number that is none, or the network
+        If there are fewer than two, all are alike, one holds NaN or an infinity, or the network
         does not take them.
     """
     name, notes, source = _opened(

@@ -102,7 +102,7 @@ def predict_critical(
     Raises
     ------
     UsageError
-        If an option cannot be, the inputs do not fit the network or are all alike, or the network
+        If an option is invalid, the inputs do not fit the network or are all alike, or the network
         equals its initialisation.
     CheckpointError
         If a file is missing, damaged, or of another network.

@@ -115,7 +115,7 @@ def relate(
         layers += evidence.related(critical=critical, robust=robust, rng=rng, with_alpha=alpha)
     if not layers:
         raise UsageError(f"{given[0].path}: has no relative drops: {evidence.without_drops}")
-    notes += [*_of_draws(found), *_undefined(found)]
+    notes += [*_of_draws(found), *_rounded(found), *_undefined(found)]
     return relate_layers(
         layers, critical=critical, robust=robust, draws=draws, seed=seed, notes=notes
     )
@@ -140,6 +140,16 @@ def _of_draws(found: Sequence[Evidence]) -> Iterator[str]:
             "layers were drawn anew, which is another question than putting them back to their own "
             "start: fresh draws can make every layer critical"
         )
+
+
+def _rounded(found: Sequence[Evidence]) -> Iterator[str]:
+    """Name networks whose resets were computed in fewer than 32 bits."""
+    for one in found:
+        if one.resets.precision not in (None, "32-true"):
+            yield (
+                f"{one.path} was reset in {one.resets.precision}: answers on the edge may be "
+                "others than in 32-true"
+            )
 
 
 def _undefined(found: Sequence[Evidence]) -> Iterator[str]:

@@ -135,7 +135,7 @@ def sensitivity(
     Raises
     ------
     UsageError
-        If a way is not understood, an option cannot be, or the inputs do not fit the network.
+        If a way is not understood, an option is invalid, or the inputs do not fit the network.
     CheckpointError
         If a file is missing, damaged, or of another network.
     NoLayersError

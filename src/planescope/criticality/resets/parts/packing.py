@@ -7,8 +7,8 @@ activation is done by the convolution.
 oneDNN's activation makes 0 of what is no number. So a chain is packed only where nothing in it can
 be that: where the largest input, times what each layer multiplies it by at most, stays in range.
 Whether the bits are the same is found by trying, as in `layouts`. Its price is this module; with
-`pixels` and `layouts` it takes LeNet on digits, 24 cells, from 1.6 s to 1.2, VGG16 by 1 to 3 %.
-To import this is to import torch.
+`pixels` and `layouts` it takes LeNet on digits, 24 cells of 1,000 examples, from 2.4 s of a core to
+2.1, and 26 cells of VGG16 from 16.2 s to 15.8. To import this is to import torch.
 """
 
 from __future__ import annotations

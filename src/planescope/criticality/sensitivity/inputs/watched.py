@@ -46,7 +46,7 @@ class Alike:
 
 
 def check_finite(batch: Batch, name: str, /) -> None:
-    """Refuse inputs that hold a number which is none.
+    """Refuse inputs that hold NaN or an infinity.
 
     Raises
     ------
