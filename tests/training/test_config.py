@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import pytest
 
 from planescope.data.load import DataOptions
 from planescope.files.errors import CheckpointError, UsageError
+from planescope.hyperplanes.layer import Kind, KindName
 from planescope.training.config import RunConfig, dump_config, load_config
 
 
@@ -88,6 +90,10 @@ def test_the_options_of_data_are_those_that_data_take():
     assert all(
         getattr(RunConfig(), name) == getattr(DataOptions(), name) for name in own - {"resize"}
     )
+
+
+def test_what_a_user_may_ask_for_are_the_kinds_of_layers():
+    assert set(get_args(KindName)) == {*map(str, Kind), "all"}
 
 
 def test_every_field_is_described():

@@ -166,8 +166,13 @@ def _sides(weight: Weight, turned: bool) -> tuple[int, int]:
 
 
 def _groups(weight: Weight) -> int:
-    """Return the groups of a transposed convolution, of which the norm behind it tells."""
+    """Return the groups of a transposed convolution, of which the norm behind it tells.
+
+    A norm as wide as the first axis is that of an ordinary one's filters, and tells of none.
+    """
     first, second = weight.shape[:2]
+    if weight.norm == first:
+        return 1
     groups, rest = divmod(weight.norm or 0, second) if second else (1, 1)
     return groups if groups and not rest and first % groups == 0 else 1
 
