@@ -106,12 +106,15 @@ def test_masses_lie_outside_the_tested_band_where_their_layers_are_biased_and_no
 def test_a_result_prints_as_its_table_and_says_what_did_not_fit(monkeypatch):
     measured = ps.measure(LENET, network="lenet")
     monkeypatch.setenv("COLUMNS", "200")
-    head, *_, last = str(measured).splitlines()
+    head, *_, verdict, note, left_out = str(measured).splitlines()
     assert head.split() == [
         *("layer", "filters", "fan_in", "negative_mass", "mean_cosine", "q_mass", "biased")
     ]
-    assert measured.verdict in last
+    assert measured.verdict in verdict
+    assert (note, left_out) == (
+        *measured.notes, "left out: 3 layers (a linear layer; measured with --kinds linear)",
+    )  # fmt: skip
     monkeypatch.setenv("COLUMNS", "40")
     narrow = str(measured).splitlines()
-    assert "left out at 40 columns: negative_mass, mean_cosine, q_mass, biased" in narrow[-2]
-    assert all(len(line) <= 40 for line in narrow[:-2])
+    assert "left out at 40 columns: negative_mass, mean_cosine, q_mass, biased" in narrow[-4]
+    assert all(len(line) <= 40 for line in narrow[:-4])

@@ -43,7 +43,7 @@ def answer(
         with torch.no_grad():  # a network may keep what it makes, and be trained with it
             return module(*args, **(kwargs or {}))
     except UsageError as exc:  # of a network that looks at its inputs, as that of a file does
-        raise UsageError(f"{name}: {exc}") from exc
+        raise UsageError(f"{name} does not take {given}: {exc}") from exc
     except Exception as exc:  # forward is anybody's code
         if ran_out(exc) or isinstance(exc, RunError):
             raise
