@@ -12,6 +12,7 @@ from planescope.criticality.definition import Critical, decide, is_robust
 from planescope.criticality.relation.associate import Sample, selected
 from planescope.criticality.relation.record import RelatedLayer, Relation, Selection
 from planescope.criticality.relation.relate import relate_layers
+from planescope.criticality.relation.sources import gather
 from planescope.criticality.scores import SCORES
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.chance import LEVEL
@@ -313,3 +314,11 @@ def test_runs_of_one_network_with_other_layers_are_refused():
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         relate_layers([layer("run", 0, 0.5, 0.1)], **options)
+
+
+@pytest.mark.parametrize("name", ["loop", "a\0b", "none"])
+def test_what_leads_nowhere_is_refused_in_a_sentence(tmp_path, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises((CheckpointError, UsageError)) as refused:
+        gather([str(tmp_path / name)])
+    assert "\n" not in str(refused.value)

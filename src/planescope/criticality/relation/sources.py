@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from planescope.criticality.relation.evidence import Evidence
@@ -43,11 +42,11 @@ def gather(
     found: list[Run | Evidence] = []
     measured: list[tuple[str, Measurement]] = []
     resets: list[tuple[str, Resets]] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for source in sources:
         path = source.path if isinstance(source, Run) else source
         if isinstance(path, (str, os.PathLike)):
-            where = Path(path).resolve()
+            where = _place(path)
             if where in seen:
                 raise UsageError(f"{path}: is given twice; a run counts once")
             seen.add(where)
@@ -60,6 +59,14 @@ def gather(
             case Resets():
                 resets.append((_named(source, one.source), one))
     return found + _paired(resets, measured, snapshot)
+
+
+def _place(path: str | os.PathLike[str]) -> str:
+    """Return where a path leads; of a loop of links and of a name with NUL, opening it tells."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:
+        return os.fspath(path)
 
 
 def _named(source: Any, name: str) -> str:
