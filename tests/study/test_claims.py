@@ -243,7 +243,9 @@ def test_where_nothing_emerges_the_answer_says_so():
     nothing = claims_of(made_up({PLAIN: 0.0}))
     assert nothing.conclusions[0] == "does not hold"
     assert nothing.answers[0].startswith("Does not hold: trained, against initialised")
-    assert nothing.answers[2] == "Undecided: no layers of plain runs were reset."
+    assert nothing.answers[2] == (
+        "Undecided: no layers of plain runs were reset, of networks better than chance."
+    )
 
 
 def test_one_run_a_network_has_no_interval():

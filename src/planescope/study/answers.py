@@ -150,7 +150,10 @@ def _with_learning(effects: Sequence[Effect], unlearned: Sequence[str]) -> Itera
 
 def _critical(relation: Relation | None) -> Answer:
     if relation is None:
-        return Answer(Conclusion.UNDECIDED, "Undecided: no layers of plain runs were reset.")
+        return Answer(
+            Conclusion.UNDECIDED,
+            "Undecided: no layers of plain runs were reset, of networks better than chance.",
+        )
     found = together([of_share(share) for share in directions(relation)] or [])
     return Answer(found, f"{found.opening}, both directions taken together. {claimed(relation)}")
 

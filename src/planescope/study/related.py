@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planescope.criticality.relation.record import Relation
-from planescope.criticality.relation.relate import relate
+from planescope.criticality.relation.relate import NoDropsError, relate
 from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def relation_of(study: Study, runs: Sequence[Run], /) -> Relation | None:
-    """Relate runs to their resets; None where none was reset.
+    """Relate runs to their resets; None where none was reset, or none is better than chance.
 
     Scores are of the weights. Of runs that keep tables alone, the relation is the study's own.
 
@@ -30,7 +30,10 @@ def relation_of(study: Study, runs: Sequence[Run], /) -> Relation | None:
     if not reset:
         return None
     if not any(run.keeps_tables_alone for run in reset):
-        return relate(reset)
+        try:
+            return relate(reset)
+        except NoDropsError:
+            return None
     wanted = {run.path.name for run in reset}
     kept = Relation.load(study.relation_file) if study.relation_file.is_file() else None
     related = set() if kept is None else {Path(run).name for run in kept.runs}

@@ -34,6 +34,10 @@ OnRun = Callable[[int, int, str], None]
 DRAWS_A_RUN = 999
 
 
+class NoDropsError(UsageError):
+    """No layer can be related: the network of no run is better than chance."""
+
+
 def relate(
     runs: Any,
     /,
@@ -114,7 +118,7 @@ def relate(
         found.append(evidence)
         layers += evidence.related(critical=critical, robust=robust, rng=rng, with_alpha=alpha)
     if not layers:
-        raise UsageError(f"{given[0].path}: has no relative drops: {evidence.without_drops}")
+        raise NoDropsError(f"{given[0].path}: has no relative drops: {evidence.without_drops}")
     notes += [*_of_draws(found), *_rounded(found), *_undefined(found)]
     return relate_layers(
         layers, critical=critical, robust=robust, draws=draws, seed=seed, notes=notes
