@@ -104,7 +104,6 @@ def stays_inside(name: str) -> bool:
 
 
 def _read_shard(index: Path, name: str) -> StateDict:
-
     path = index.parent / name
     if not os.path.exists(path):  # noqa: PTH110 - of a name that is too long pathlib raises
         raise CheckpointError(

@@ -88,6 +88,5 @@ def _print_emergence(trained: Quickstart) -> None:
 
 
 def _print_files(made: Published | Quickstart | Loss) -> None:
-
     for path in made.files:
         console().print(f"written: {path}", style="bold")

@@ -88,7 +88,7 @@ def _norms(rows: Floats) -> tuple[float | None, float | None]:
 
 
 def spectral_norm(rows: Floats, /) -> float:
-    """Return largest singular value of a matrix, from the smaller of its two products with itself.
+    """Return the largest singular value, from the smaller of a matrix's products with itself.
 
     Squaring costs accuracy at the small singular values, none at the largest.
     """

@@ -103,12 +103,17 @@ def names_inside(root: Root, /, *parts: str) -> tuple[str, ...]:
     return ()
 
 
-def is_same_place(one: str | os.PathLike[str], other: str | os.PathLike[str], /) -> bool:
-    """Tell whether two paths lead to one place; a name that no file can have leads to none."""
+def place_of(path: str | os.PathLike[str], /) -> str:
+    """Return where a path leads; a name that no file can have, and a loop of links, to itself."""
     try:
-        return os.path.realpath(one) == os.path.realpath(other)
+        return os.path.realpath(path)
     except ValueError:  # NUL in a name, as in a record of somebody else's
-        return False
+        return os.fspath(path)
+
+
+def is_same_place(one: str | os.PathLike[str], other: str | os.PathLike[str], /) -> bool:
+    """Tell whether two paths lead to one place."""
+    return place_of(one) == place_of(other)
 
 
 def refuse_ways_out(root: Root, /, *parts: str) -> None:

@@ -76,6 +76,13 @@ def search_working_folder() -> None:
         sys.path.append(folder)
 
 
+# What pip is told where it is not '.[train]' that brings a package.
+_INSTALLED_BY = {
+    "timm": "timm", "torch_pruning": "torch-pruning", "onnx": "'.[onnx]'",
+    "onnxruntime": "'.[onnx]'",
+}  # fmt: skip
+
+
 def required(package: str) -> ModuleType:
     """Import an optional package.
 
@@ -89,9 +96,7 @@ def required(package: str) -> ModuleType:
     except ModuleNotFoundError as exc:
         if exc.name != package:
             raise  # it is there, what it imports is not: its own message is the useful one
-        own = {"timm": "timm", "torch_pruning": "torch-pruning"}
-        own |= dict.fromkeys(("onnx", "onnxruntime"), "'.[onnx]'")
-        wanted = own.get(package, "'.[train]'")
+        wanted = _INSTALLED_BY.get(package, "'.[train]'")
         raise MissingDependencyError(f"{package} is not installed: pip install {wanted}") from exc
 
 

@@ -21,8 +21,6 @@ from planescope.measurement.verdict import verdict
 
 SCHEMA = "planescope.measurement/1"
 
-# What the suffix of a file of single filters may be.
-
 
 @dataclass(frozen=True, kw_only=True)
 class Source:

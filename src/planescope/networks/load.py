@@ -116,20 +116,23 @@ def _width(name: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
 
 def _fill(module: nn.Module, state: StateDict, name: str) -> None:
     # What is missing first, then what is beyond, then other shapes.
-    found = sorted(
+    worst = min(
         _differences(state.tensors, module),
         key=lambda one: (one.held is not None, one.wanted is not None, one.name),
+        default=None,
     )
-    for one in found:
-        if one.held is None:
-            problem = f"the file lacks {one.name}"
-        elif one.wanted is None:
-            problem = f"the file has beyond it {one.name}"
-        else:
-            problem = f"{one.name} has shape {one.held} in the file, {one.wanted} in the network"
-        raise CheckpointError(f"not the network {name}: {problem}")
+    if worst is not None:
+        raise CheckpointError(f"not the network {name}: {_told(worst)}")
     held = {key: tensor_of(tensor.read()) for key, tensor in state.tensors.items()}
     module.load_state_dict(held, strict=False)
+
+
+def _told(one: _Difference) -> str:
+    if one.held is None:
+        return f"the file lacks {one.name}"
+    if one.wanted is None:
+        return f"the file has beyond it {one.name}"
+    return f"{one.name} has shape {one.held} in the file, {one.wanted} in the network"
 
 
 def tensor_of(values: Any, /) -> torch.Tensor:

@@ -101,7 +101,6 @@ def _sentence(exc: Exception) -> str:
 
 
 def _train(spec: Spec, folder: Study) -> None:
-
     run = folder.run(spec.name)
     train(_config(spec, run), run.path, resume=True, trust=_typed(spec))
 

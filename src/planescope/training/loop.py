@@ -209,7 +209,6 @@ def _prepare(
 
 
 def _network(config: RunConfig, data: Data) -> nn.Module:
-
     channels, height, width = data.train.input_shape
     network = build(
         config.network,

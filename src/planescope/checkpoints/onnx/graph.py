@@ -134,7 +134,7 @@ class Graph:
 
     def unread(self) -> list[Name]:
         """List the stored tensors that no node reads and that are no output."""
-        return [name for name in self.stored if not self.users.get(name, name in self.outputs)]
+        return [n for n in self.stored if not self.users.get(n) and n not in self.outputs]
 
     def only_user(self, value: Name) -> Node | None:
         """Find the node that alone reads a value."""

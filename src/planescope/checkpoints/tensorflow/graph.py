@@ -33,10 +33,10 @@ from planescope.checkpoints.tensorflow.words import (
     TURNED,
     Use,
 )
-from planescope.files.errors import CheckpointError, counted
+from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Layer, Norm, Tensor
 from planescope.networks.graph.places import Role
-from planescope.networks.state.pairing import folded_notes
+from planescope.networks.state.pairing import folded_notes, scaled_notes
 
 
 def describe(
@@ -93,11 +93,7 @@ class _Graph:
         for operation in order:
             self.values.channels[operation.name] = self.values.known_channels(operation)
             self._numbers[operation.name] = self._add(operation)
-        if self._scaled:
-            self.network.notes.append(
-                f"behind {counted(len(self._scaled), 'layer')} ({', '.join(self._scaled[:5])}) "
-                "stands a scale that the file does not tell to be a batch norm: measured without it"
-            )
+        self.network.notes += scaled_notes(self._scaled)
         fused = (each for each in order if each.op in LAYERS and each.op not in PLAIN)
         self.network.notes += folded_notes(
             n for each in fused for n in (each.name, *each.inputs[1:])
@@ -354,7 +350,6 @@ class _Graph:
 
 
 def _turned(kernel: Tensor) -> Tensor:
-
     return transposed(kernel, (1, 0))
 
 

@@ -27,10 +27,10 @@ from planescope.checkpoints.tflite.words import (
     SPLITS,
     Use,
 )
-from planescope.files.errors import CheckpointError, counted
+from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Kind, Layer, Tensor, kind_of_convolution
 from planescope.networks.graph.places import Role
-from planescope.networks.state.pairing import folded_notes
+from planescope.networks.state.pairing import folded_notes, scaled_notes
 
 if TYPE_CHECKING:
     from planescope.checkpoints.probe import Probe
@@ -105,11 +105,7 @@ class _Walk:
         for operator in self.graph.operators:
             node = self._add(operator)
             self._numbers.update(dict.fromkeys(operator.outputs, node))
-        if self._scaled:
-            self.network.notes.append(
-                f"behind {counted(len(self._scaled), 'layer')} ({', '.join(self._scaled[:5])}) "
-                "stands a scale that the file does not tell to be a batch norm: measured without it"
-            )
+        self.network.notes += scaled_notes(self._scaled)
         layers = [operator for operator in self.graph.operators if operator.op in LAYERS]
         numbers = [n for each in layers for n in (*each.inputs[1:], *each.outputs[:1])]
         self.network.notes += folded_notes(s.name for n in numbers if (s := self._stored(n)))

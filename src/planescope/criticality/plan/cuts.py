@@ -143,7 +143,6 @@ def knife_of(way: str, whole: nn.Module, to: Any, given: Opened, /) -> Knife:
         return Knife(way=way, starts=_starts(to, whole, given))
     if way != "filters":
         return Knife(way=way)
-
     if isinstance(whole, GraphNetwork):
         return Knife(way=way, parts=whole.parts)
     parts, _, _ = find_parts(whole, "all", None)
@@ -180,7 +179,6 @@ def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tens
 
 
 def _snapshot(epoch: int | None, given: Opened) -> str:
-
     if not _is_run(given):
         raise UsageError(f"--to {epoch} (to=): epochs are those of a run; give a module or a file")
     files = Run(given.source).snapshots

@@ -94,7 +94,6 @@ def opened(
 
 
 def _of_run(run: Run, architecture: str | nn.Module | None) -> Opened:
-
     file, named = last_of(run, architecture)
     return _of_file(file, named, str(run.path))
 

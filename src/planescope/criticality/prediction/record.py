@@ -142,7 +142,7 @@ class Prediction(Table):
             case Method.SYNTHETIC:
                 return (
                     f"no data: disagreement on {made} when a layer is put back; "
-                    " it ranks, and is no loss of accuracy"
+                    "it ranks, and is no loss of accuracy"
                 )
             case _ if self.has_loss:
                 return f"no labels: loss that the network itself expects on {of}"

@@ -10,6 +10,7 @@ from typing import Any
 from planescope.criticality.relation.evidence import Evidence
 from planescope.criticality.resets.record import ResetLayer, Resets
 from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.folders import place_of
 from planescope.files.saved import found_saved
 from planescope.hyperplanes.layer import Input
 from planescope.measurement.measure import measure
@@ -46,7 +47,7 @@ def gather(
     for source in sources:
         path = source.path if isinstance(source, Run) else source
         if isinstance(path, (str, os.PathLike)):
-            where = _place(path)
+            where = place_of(path)
             if where in seen:
                 raise UsageError(f"{path}: is given twice; a run counts once")
             seen.add(where)
@@ -59,14 +60,6 @@ def gather(
             case Resets():
                 resets.append((_named(source, one.source), one))
     return found + _paired(resets, measured, snapshot)
-
-
-def _place(path: str | os.PathLike[str]) -> str:
-    """Return where a path leads; of a loop of links and of a name with NUL, opening it tells."""
-    try:
-        return os.path.realpath(path)
-    except ValueError:
-        return os.fspath(path)
 
 
 def _named(source: Any, name: str) -> str:

@@ -104,7 +104,7 @@ def filters_shown(
 
 
 def _most_of_each(filters: Sequence[int], room: int) -> int:
-    """Return most filters of a layer, so that those of all layers have room."""
+    """Return the most filters of a layer, so that those of all layers have room."""
     most = MOST_OF_A_LAYER
     while most > 8 and sum(min(most, count) for count in filters) > room:
         most = 7 * most // 8

@@ -5,7 +5,7 @@ A graph is given as `Flow`, which each format of graphs fills; what is asked of 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -52,19 +52,8 @@ class Flow(Protocol[V]):
 
 def last_layers(flow: Flow[V], outputs: Iterable[V], /) -> set[Hashable]:
     """Find the layers between which and some values nothing has weights."""
-    found: set[Hashable] = set()
-    seen: set[V] = set()
-    left = list(outputs)
-    while left:
-        value = left.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        if (layer := flow.layer(value)) is not None:
-            found.add(layer)
-        else:
-            left += flow.sources(value) or ()
-    return found
+    makers = (flow.layer(value) for value in _back(flow, outputs))
+    return {layer for layer in makers if layer is not None}
 
 
 def is_coupled(flow: Flow[V], layer: Hashable, values: Iterable[V], /) -> bool:
@@ -75,42 +64,50 @@ def is_coupled(flow: Flow[V], layer: Hashable, values: Iterable[V], /) -> bool:
     values : iterable
         What the layer gives.
     """
-    seen: set[V] = set()
-    left = list(values)
-    while left:
-        value = left.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        for user in flow.users(value):
-            if user.layer is not None:
-                if user.is_depthwise:
-                    return True
-                continue
-            if not all(_is_of(flow, one, layer) for one in user.joins):
-                return True
-            left += user.gives
-    return False
+    users: dict[V, Sequence[User[V]]] = {}
+
+    def ahead(value: V) -> Iterator[V]:
+        users[value] = flow.users(value)
+        return (each for user in users[value] if user.layer is None for each in user.gives)
+
+    return any(
+        _couples(flow, user, layer) for value in _reached(values, ahead) for user in users[value]
+    )
+
+
+def _couples(flow: Flow[V], user: User[V], layer: Hashable) -> bool:
+    if user.layer is not None:
+        return user.is_depthwise
+    return not all(_is_of(flow, one, layer) for one in user.joins)
 
 
 def _is_of(flow: Flow[V], value: V, layer: Hashable) -> bool:
     """Tell whether a value follows from one layer's output alone, as the gate of a SiLU."""
-    seen: set[V] = set()
-    left = [value]
-    while left:
-        one = left.pop()
-        if one in seen:
-            continue
-        seen.add(one)
-        if (maker := flow.layer(one)) is not None:
-            if maker != layer:
-                return False
-            continue
-        sources = flow.sources(one)
-        if sources is None:
+    for one in _back(flow, [value]):
+        maker = flow.layer(one)
+        is_input = maker is None and flow.sources(one) is None
+        if is_input or maker not in (None, layer):
             return False
-        left += sources
     return True
+
+
+def _back(flow: Flow[V], values: Iterable[V]) -> Iterator[V]:
+    """Yield some values and what they are computed from, up to the layers before."""
+    return _reached(
+        values, lambda value: () if flow.layer(value) is not None else flow.sources(value) or ()
+    )
+
+
+def _reached(values: Iterable[V], onward: Callable[[V], Iterable[V]]) -> Iterator[V]:
+    """Yield each value once that some lead to, these among them, in no order."""
+    seen: set[V] = set()
+    left = list(values)
+    while left:
+        value = left.pop()
+        if value not in seen:
+            seen.add(value)
+            left += onward(value)
+            yield value
 
 
 def has_norm_behind(flow: Flow[V], value: V, /) -> bool:

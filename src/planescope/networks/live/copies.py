@@ -151,6 +151,7 @@ def weight_hooks(module: nn.Module, /) -> list[Any]:
 
 
 def _is_of_torch(hook: Any) -> bool:
+    """Tell hooks of torch's own ways to compute a weight, as objects of their classes."""
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 
 from planescope.hyperplanes.layer import Kind, Layer, Tensor
 
@@ -39,7 +39,7 @@ _ADAPTERS = (
 # Any of what begins a part of an adapter, to tell at once that a name has none.
 _OF_ADAPTERS = re.compile("lora|hada_w|lokr_w|oft_|vera_lambda|ia3_l|dora_scale|[.]base_layer[.]")
 # The layer that peft wraps, and what else stands in the wrapper under the name of an adapter.
-_WRAPPED = re.compile(r"(?P<module>.+)\.base_layer\.weight$")
+_WRAPPED = ".base_layer.weight"
 _IN_WRAPPER = re.compile(r"(?P<module>.+)\.[^.]+\.(?!(weight|bias|running_\w+|num_\w+)$)[^.]+$")
 # Tensors beside a weight that leave it as it is.
 _STATISTICS = ("running_mean", "moving_mean", "avg_mean", "_mean", ".mean")
@@ -148,14 +148,13 @@ def adapted(names: Iterable[str], /) -> tuple[dict[str, str], list[str]]:
     return parts, list(dict.fromkeys(parts.values()))
 
 
-def _of_wrappers(names: Iterable[str]) -> dict[str, str]:
+def _of_wrappers(names: Collection[str]) -> dict[str, str]:
     """Return what stands beside a layer in the wrapper that peft puts round it, whatever its way.
 
     Its parts are called PART.ADAPTER there, and never weight or bias.
     """
-    held = list(names)
-    wrappers = {match["module"] for name in held if (match := _WRAPPED.fullmatch(name))}
-    found = ((name, _IN_WRAPPER.fullmatch(name)) for name in (held if wrappers else ()))
+    wrappers = {name.removesuffix(_WRAPPED) for name in names if name.endswith(_WRAPPED)}
+    found = ((name, _IN_WRAPPER.fullmatch(name)) for name in (names if wrappers else ()))
     return {
         name: match["module"]
         for name, match in found

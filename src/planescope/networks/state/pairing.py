@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from planescope.files.errors import UsageError
+from planescope.files.errors import UsageError, counted
 from planescope.hyperplanes.layer import Layer, Norm, Pairing, Tensor
 
 # How batch norms name their running mean and variance, scale and shift, and the epsilon that their
@@ -47,6 +47,16 @@ def folded_notes(names: Iterable[str], /) -> tuple[str, ...]:
     return (
         "batch norms were folded into weights and biases when the file was converted: what is "
         "measured is what convolution and norm cut together",
+    )
+
+
+def scaled_notes(layers: Sequence[str], /) -> tuple[str, ...]:
+    """Note layers behind which a scale stands that may be a norm's; none where there are none."""
+    if not layers:
+        return ()
+    return (
+        f"behind {counted(len(layers), 'layer')} ({', '.join(layers[:5])}) stands a scale that the "
+        "file does not tell to be a batch norm: measured without it",
     )
 
 

@@ -141,7 +141,6 @@ class Mending:
     def _tried(
         self, changed: nn.Module, name: str, form: Form | None, passage: Passage | None
     ) -> tuple[str, Before | None, str | None]:
-
         same = "it gives what it gives in the reference"
         reason, by = None, self.by
         own = weight_of(changed.get_submodule(name))

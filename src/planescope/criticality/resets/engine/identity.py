@@ -135,7 +135,7 @@ def _code(code: types.CodeType) -> str:
 def protocol_digest(
     subject: Subject, data: Images | Files, judge: Judge, options: ResetOptions, feed: Feed
 ) -> str:
-    """Return digest of all that decides what a tally must be, but for the cell's own weights."""
+    """Return the digest of what decides what a tally must be, but for the cell's own weights."""
     if subject.keep is None:
         return ""
     examples = (
