@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planescope.files.errors import UsageError, nearest
-from planescope.networks.live.copies import is_undrawn
 from planescope.networks.live.module import unwrapped
 
 if TYPE_CHECKING:
@@ -174,6 +173,8 @@ def _evaluation(network: torch.nn.Module) -> Iterator[None]:
 def _buffers(network: torch.nn.Module) -> Iterator[None]:
     """Put buffers back that a forward writes in evaluation too, as observers of a range do."""
     import torch
+
+    from planescope.networks.live.copies import is_undrawn
 
     held = [
         (part._buffers, name, buffer, buffer.clone())
