@@ -75,7 +75,10 @@ def find_transposed(
             found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, groups[weight.module])
             told[_AS_TRANSPOSED].append(weight.module)
         elif kinds[weight.module] is Kind.CONV and (
-            _hint(weight) or _is_even(weight) or weight.shape[2:] in turned
+            _hint(weight)
+            or _is_even(weight)
+            or weight.shape[2:] in turned
+            or not alike[_pattern(weight.module)]  # none of its name shows which way they go
         ):
             told[_MAYBE_TRANSPOSED].append(weight.module)
     return found
