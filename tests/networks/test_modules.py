@@ -442,6 +442,10 @@ def test_a_shared_layer_goes_by_its_first_name_and_what_its_calls_agree_on():
         pytest.param(torch.compile, id="compile"),
         pytest.param(nn.DataParallel, id="DataParallel"),
         pytest.param(lambda net: nn.DataParallel(torch.compile(net)), id="both"),
+        pytest.param(torch.optim.swa_utils.AveragedModel, id="averaged"),
+        pytest.param(
+            lambda net: nn.Sequential(torch.compile(net[0]), *net[1:]), id="a-compiled-part"
+        ),
     ],
 )
 def test_a_wrapper_is_taken_off(wrap):

@@ -254,6 +254,8 @@ class Job:
         yield from self.network.notes
         if counted.note and not self.network.notes:
             yield counted.note
+        if several := given.judge.positions_note:
+            yield several
         if given.judge.gives_probabilities:
             yield "the network gives probabilities, which were taken as such"
         if given.method is not Method.SYNTHETIC and counted.whole.examples < FEW:
