@@ -688,7 +688,7 @@ def test_time_is_linear_in_the_number_of_layers():
         ),
         pytest.param(np.ones((2, 3), np.float64), "float64", id="numpy"),
         pytest.param(np.ones((2, 3), ">f4"), "float32", id="numpy-big-endian"),
-        pytest.param(np.ones((2, 3), ml_dtypes.bfloat16), "float32", id="numpy-bfloat16-widened"),
+        pytest.param(np.ones((2, 3), ml_dtypes.bfloat16), "bfloat16", id="numpy-bfloat16-widened"),
         pytest.param(jnp.ones((2, 3), jnp.bfloat16), "bfloat16", id="jax"),
     ],
 )

@@ -146,7 +146,9 @@ def live_tensor(name: str, value: Any, /) -> Tensor:
         If it is no array, or has no values.
     """
     tensor = named_tensor(name, functools.partial(_array, name, value))
-    return dataclasses.replace(tensor, identity=_memory(value))
+    # What NumPy itself cannot compute with is widened, and keeps its type: that says how it rounds.
+    dtype = value.dtype.name if isinstance(value, np.ndarray) else tensor.dtype
+    return dataclasses.replace(tensor, identity=_memory(value), dtype=dtype)
 
 
 def _memory(value: Any) -> Hashable:
