@@ -21,15 +21,14 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 import planescope as ps
-from checks import imagenet, planning
+from checks.subjects import FEW, Subject, distilled, subject
 from planescope.criticality.relation import ranks
 from planescope.criticality.replacements import read_ways, replaced
 from planescope.criticality.sensitivity.record import Sensitivity
@@ -40,13 +39,6 @@ from planescope.hyperplanes.chance import NORMAL_95
 # Those that cost most in the network of development first.
 GROUPS = (("prune:0.95", "rank:0.1", "bits:2"), ("filters:0.5", "prune:0.9", "rank:0.25"))
 WAYS = tuple(way for group in GROUPS for way in group)
-LAYERS, LAYERS_OF_IMAGENET = 20, 12
-# Labelled test images that tell the truth; unlabelled ones, of the training set; labels on few.
-TRUTH, UNLABELLED, FEW = 5000, 400, (100, 30, 10)
-# Of the thousand pictures of ImageNet; the last hundred are the labelled ones.
-TRUTH_OF_IMAGENET, UNLABELLED_OF_IMAGENET = 600, 300
-# Of the inputs that are moved until they have the statistics of the batch norms (ZeroQ).
-DISTILLED, DISTILLED_OF_IMAGENET, STEPS, RATE = 64, 16, 100, 0.1
 KINDS = ("synthetic", "unlabelled", "distilled", *(f"labels_{n}" for n in FEW))
 OF_WEIGHTS = ("distance", "magnitude", "agreement", "cosine", "centre")
 SCORES = (*KINDS, *OF_WEIGHTS)
@@ -57,94 +49,6 @@ DRAWS = 2000
 SPREAD = 0.05
 
 
-Labelled = tuple[torch.Tensor, torch.Tensor]
-
-
-class Subject(NamedTuple):
-    """A network and what it is asked with."""
-
-    module: nn.Module
-    shape: tuple[int, int, int]
-    unlabelled: torch.Tensor
-    truth: Labelled
-    few: Labelled
-    layers: int = LAYERS
-    distilled: int = DISTILLED
-    chance: float = 0.1
-
-    def chosen(self) -> list[str]:
-        """Return the layers that are looked at, in the order of the network."""
-        every = [layer.name for layer in ps.measure(self.module).layers]
-        places = np.linspace(0, len(every) - 1, min(self.layers, len(every)))
-        return [every[place] for place in places.round().astype(int)]
-
-    def save(self, path: Path, ways: Any, data: Any, **options: Any) -> None:
-        """Write what inputs say of ways, unless it is there."""
-        if path.is_file():
-            return
-        found = ps.sensitivity(
-            self.module, ways=ways, data=data, layers=",".join(self.chosen()),
-            **({} if "metric" in options else {"chance": self.chance}), **options,
-        )  # fmt: skip
-        if isinstance(found, Sensitivity):  # no dry run
-            found.save(path)
-        print(path, flush=True)
-
-
-def subject(name: str, weights: Path, data: Path) -> Subject:
-    """Load a network, channels last (the same numbers but for rounding, sooner), and its inputs."""
-    if name in imagenet.NETWORKS:
-        module = imagenet.load(name, weights)
-        x, labels = imagenet.images(name, data)
-        parts = (TRUTH_OF_IMAGENET, UNLABELLED_OF_IMAGENET, max(FEW))
-        (true_x, pool, few_x), (true, _, few) = x.split(parts), labels.split(parts)
-        made = Subject(
-            module, (3, imagenet.SIDE, imagenet.SIDE), pool, (true_x, true), (few_x, few),
-            LAYERS_OF_IMAGENET, DISTILLED_OF_IMAGENET, 1 / imagenet.CLASSES,
-        )  # fmt: skip
-    else:
-        module = planning.load(name, weights)
-        x, labels = planning.images(data, "test_batch")
-        pool, _ = planning.images(data, "data_batch_5")
-        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
-        few = (x[-max(FEW) :], labels[-max(FEW) :])
-        made = Subject(
-            module, (3, 32, 32), pool[order[:UNLABELLED]], (x[:TRUTH], labels[:TRUTH]), few
-        )
-    module.to(memory_format=torch.channels_last)
-    return made
-
-
-def distilled(module: nn.Module, count: int, shape: Sequence[int]) -> torch.Tensor:
-    """Move noise until its activations have the mean and variance of each batch norm.
-
-    Cai et al. (2020), section 3.1; our own code.
-    """
-    torch.manual_seed(0)
-    pixels = torch.randn(count, *shape, requires_grad=True)
-    wanted: list[torch.Tensor] = []
-
-    def hook(norm: Any, args: Any, _output: Any) -> None:
-        given = args[0]
-        mean, var = given.mean((0, 2, 3)), given.var((0, 2, 3), unbiased=False)
-        off = (mean - norm.running_mean).square().sum()
-        wanted.append(off + (var.sqrt() - norm.running_var.sqrt()).square().sum())
-
-    hooks = [
-        m.register_forward_hook(hook) for m in module.modules() if isinstance(m, nn.BatchNorm2d)
-    ]
-    steps = torch.optim.Adam([pixels], lr=RATE)
-    for _ in range(STEPS):
-        wanted.clear()
-        module(pixels)
-        steps.zero_grad()
-        torch.stack(wanted).sum().backward()
-        steps.step()
-    for one in hooks:
-        one.remove()
-    return pixels.detach()
-
-
 def make(names: Sequence[str], weights: Path, data: Path, out: Path) -> None:
     """Write what is not there yet: what each kind of inputs says, and the truth way by way."""
     for group, name in itertools.product(GROUPS, names):
@@ -152,6 +56,8 @@ def make(names: Sequence[str], weights: Path, data: Path, out: Path) -> None:
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         for kind in KINDS:
+            if kind == "distilled" and not one.has_norms:
+                continue
             _make_scores(one, group, folder / f"{_file(group[0])}.{kind}.json", kind)
         if not (folder / "weights.csv").is_file():
             _write(folder / "weights.csv", ("layer", "way", *OF_WEIGHTS), list(_of_weights(one)))
@@ -235,7 +141,8 @@ def table(folder: Path, out: Path) -> None:
             path = own / f"{_file(way)}.measured.json"
             if not path.is_file():
                 continue
-            said = {kind: _by_layer(own / f"{_file(group[0])}.{kind}.json") for kind in KINDS}
+            files = {kind: own / f"{_file(group[0])}.{kind}.json" for kind in KINDS}
+            said = {kind: _by_layer(file) for kind, file in files.items() if file.is_file()}
             for layer, ways in _by_layer(path).items():
                 truth, expected = ways[way], said["unlabelled"][layer][way]
                 if truth is None:
@@ -244,7 +151,7 @@ def table(folder: Path, out: Path) -> None:
                     "network": own.name, "layer": layer, "way": way, "loss": truth.loss,
                     "lower": truth.lower, "upper": truth.upper, "expected": expected.loss,
                     "expected_lower": expected.lower, "expected_upper": expected.upper,
-                    **{kind: said[kind][layer][way].score for kind in KINDS},
+                    **{kind: each[layer][way].score for kind, each in said.items()},
                     **alone.loc[layer, way].to_dict(),
                 })  # fmt: skip
     _write(out, FIELDS, _earlier(out, rows) + rows)
@@ -268,7 +175,10 @@ def results(path: Path) -> None:
     tested = rows[rows["network"] != "resnet20"]
     for network, own in rows.groupby("network"):
         _print_network(str(network), own)
+    runs = tested["network"].str.contains("-s[0-9]")
     for title, own in (("resnet20, development", rows[rows["network"] == "resnet20"]),
+                       ("the test, published networks", tested[~runs]),
+                       ("the test, runs of ours", tested[runs]),
                        ("the test, all networks", tested)):  # fmt: skip
         if len(own):
             _print_means(title, own)
@@ -296,10 +206,13 @@ def _print_means(title: str, rows: pd.DataFrame) -> None:
     if not spreading:
         return
     print("| score | mean rho | minus distance |\n| --- | --- | --- |")
-    against = _drawn(spreading, "distance")
     for score in SCORES:
-        found = _drawn(spreading, score)
-        print(f"| {score} | {_stated(found)} | {_stated(found - against)} |")
+        having = [own for own in spreading if own[score].notna().all()]
+        if not having:
+            continue
+        found, against = _drawn(having, score), _drawn(having, "distance")
+        of = "" if len(having) == len(spreading) else f" (of {len(having)})"
+        print(f"| {score}{of} | {_stated(found)} | {_stated(found - against)} |")
     print(f"| the truth, measured again | {np.mean([_ceiling(p) for p in spreading]):.2f} | |")
     cells = pd.concat(spreading)
     error = (cells["expected"] - cells["loss"]).abs()
@@ -366,7 +279,7 @@ def main() -> None:
     of_network.add_argument(
         "networks",
         nargs="+",
-        choices=["resnet20", "resnet32", "resnet44", "resnet56", *imagenet.NETWORKS],
+        help="resnet20 to resnet56, one of checks.imagenet, or a run in the folder of weights",
     )
     for option in ("--weights", "--data", "--out"):
         of_network.add_argument(option, type=Path, required=True)

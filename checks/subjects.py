@@ -1,0 +1,138 @@
+"""Networks that the sensitivity test asks, each with the inputs that it is asked with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+import planescope as ps
+from checks import imagenet, planning
+from planescope.criticality.sensitivity.network import open_network
+from planescope.criticality.sensitivity.record import Sensitivity
+from planescope.data.files import read_cifar
+from planescope.data.published import KNOWN
+
+LAYERS, LAYERS_OF_IMAGENET = 20, 12
+# Labelled test images that tell the truth; unlabelled ones, of the training set; labels on few.
+TRUTH, UNLABELLED, FEW = 5000, 400, (100, 30, 10)
+# Of the thousand pictures of ImageNet; the last hundred are the labelled ones.
+TRUTH_OF_IMAGENET, UNLABELLED_OF_IMAGENET = 600, 300
+# Of the inputs that are moved until they have the statistics of the batch norms (ZeroQ).
+DISTILLED, DISTILLED_OF_IMAGENET, STEPS, RATE = 64, 16, 100, 0.1
+
+Labelled = tuple[torch.Tensor, torch.Tensor]
+
+
+class Subject(NamedTuple):
+    """A network and what it is asked with."""
+
+    module: nn.Module
+    shape: tuple[int, int, int]
+    unlabelled: torch.Tensor
+    truth: Labelled
+    few: Labelled
+    layers: int = LAYERS
+    distilled: int = DISTILLED
+    chance: float = 0.1
+
+    @property
+    def has_norms(self) -> bool:
+        """Tell whether there are statistics to move inputs to."""
+        return any(isinstance(module, nn.BatchNorm2d) for module in self.module.modules())
+
+    def chosen(self) -> list[str]:
+        """Return the layers that are looked at, in the order of the network."""
+        every = [layer.name for layer in ps.measure(self.module).layers]
+        places = np.linspace(0, len(every) - 1, min(self.layers, len(every)))
+        return [every[place] for place in places.round().astype(int)]
+
+    def save(self, path: Path, ways: Any, data: Any, **options: Any) -> None:
+        """Write what inputs say of ways, unless it is there."""
+        if path.is_file():
+            return
+        found = ps.sensitivity(
+            self.module, ways=ways, data=data, layers=",".join(self.chosen()),
+            **({} if "metric" in options else {"chance": self.chance}), **options,
+        )  # fmt: skip
+        if isinstance(found, Sensitivity):  # no dry run
+            found.save(path)
+        print(path, flush=True)
+
+
+def subject(name: str, weights: Path, data: Path) -> Subject:
+    """Load a network, channels last (the same numbers but for rounding, sooner), and its inputs."""
+    if (run := ps.Run(weights / name)).exists:
+        return _of_run(run, data)
+    if name in imagenet.NETWORKS:
+        module = imagenet.load(name, weights)
+        x, labels = imagenet.images(name, data)
+        parts = (TRUTH_OF_IMAGENET, UNLABELLED_OF_IMAGENET, max(FEW))
+        (true_x, pool, few_x), (true, _, few) = x.split(parts), labels.split(parts)
+        made = Subject(
+            module, (3, imagenet.SIDE, imagenet.SIDE), pool, (true_x, true), (few_x, few),
+            LAYERS_OF_IMAGENET, DISTILLED_OF_IMAGENET, 1 / imagenet.CLASSES,
+        )  # fmt: skip
+    else:
+        module = planning.load(name, weights)
+        x, labels = planning.images(data, "test_batch")
+        pool, _ = planning.images(data, "data_batch_5")
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+        few = (x[-max(FEW) :], labels[-max(FEW) :])
+        made = Subject(
+            module, (3, 32, 32), pool[order[:UNLABELLED]], (x[:TRUTH], labels[:TRUTH]), few
+        )
+    module.to(memory_format=torch.channels_last)
+    return made
+
+
+def _of_run(run: ps.Run, data: Path) -> Subject:
+    """Take a run on CIFAR-10, whose inputs are prepared as it was trained."""
+    known = KNOWN["cifar10"]
+    mean, std = (torch.tensor(part)[:, None, None] for part in (known.mean, known.std))
+    (x, labels), (pool, _) = (
+        (torch.from_numpy(pixels).float().div(255).sub(mean).div(std), torch.from_numpy(classes))
+        for pixels, classes in (
+            read_cifar([data / "cifar-10-batches-py" / part])
+            for part in ("test_batch", "data_batch_5")
+        )
+    )
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+    return Subject(
+        open_network(run, None).module, (3, 32, 32), pool[order[:UNLABELLED]],
+        (x[:TRUTH], labels[:TRUTH]), (x[-max(FEW) :], labels[-max(FEW) :]),
+    )  # fmt: skip
+
+
+def distilled(module: nn.Module, count: int, shape: Sequence[int]) -> torch.Tensor:
+    """Move noise until its activations have the mean and variance of each batch norm.
+
+    Cai et al. (2020), section 3.1; our own code.
+    """
+    torch.manual_seed(0)
+    pixels = torch.randn(count, *shape, requires_grad=True)
+    wanted: list[torch.Tensor] = []
+
+    def hook(norm: Any, args: Any, _output: Any) -> None:
+        given = args[0]
+        mean, var = given.mean((0, 2, 3)), given.var((0, 2, 3), unbiased=False)
+        off = (mean - norm.running_mean).square().sum()
+        wanted.append(off + (var.sqrt() - norm.running_var.sqrt()).square().sum())
+
+    hooks = [
+        m.register_forward_hook(hook) for m in module.modules() if isinstance(m, nn.BatchNorm2d)
+    ]
+    steps = torch.optim.Adam([pixels], lr=RATE)
+    for _ in range(STEPS):
+        wanted.clear()
+        module(pixels)
+        steps.zero_grad()
+        torch.stack(wanted).sum().backward()
+        steps.step()
+    for one in hooks:
+        one.remove()
+    return pixels.detach()
