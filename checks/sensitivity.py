@@ -1,15 +1,16 @@
 """Hold what `planescope sensitivity` says of networks that others trained against labels.
 
-    python -m checks.sensitivity make resnet32 --weights FOLDER --cifar FOLDER --out FOLDER
+    python -m checks.sensitivity make resnet32 --weights FOLDER --data FOLDER --out FOLDER
     python -m checks.sensitivity table FOLDER --out studies/results/sensitivity.csv
     python -m checks.sensitivity results studies/results/sensitivity.csv
 
-FOLDER of weights holds ``resnet32-*.th`` and the like (Y. Idelbayev), that of CIFAR-10 the folder
-``cifar-10-batches-py``. `make` takes several networks and goes through them twice, three ways each
-time, so that a part of it is a fair part; broken off, the same command goes on behind the last
-whole file. `table` needs no network, `results` nothing but the table. resnet20 was for development;
-the others are the test. Twenty layers of each network, evenly spaced from the first to the last,
-are looked at.
+FOLDER of weights holds ``resnet32-*.th`` and the like (Y. Idelbayev) or what `checks.imagenet`
+names, that of data the folder ``cifar-10-batches-py`` or the pictures of ImageNet. `make` takes
+several networks and goes through them twice, three ways each time, so that a part of it is a fair
+part; broken off, the same command goes on behind the last whole file. `table` needs no network and
+keeps what the table had of others, `results` needs nothing but the table. resnet20 was for
+development; the others are the test. Twenty layers of each network, twelve of those of ImageNet,
+evenly spaced from the first to the last, are looked at.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,7 +29,7 @@ import torch
 from torch import nn
 
 import planescope as ps
-from checks.planning import images, load
+from checks import imagenet, planning
 from planescope.criticality.relation import ranks
 from planescope.criticality.replacements import read_ways, replaced
 from planescope.criticality.sensitivity.record import Sensitivity
@@ -38,11 +40,13 @@ from planescope.hyperplanes.chance import NORMAL_95
 # Those that cost most in the network of development first.
 GROUPS = (("prune:0.95", "rank:0.1", "bits:2"), ("filters:0.5", "prune:0.9", "rank:0.25"))
 WAYS = tuple(way for group in GROUPS for way in group)
-LAYERS = 20
+LAYERS, LAYERS_OF_IMAGENET = 20, 12
 # Labelled test images that tell the truth; unlabelled ones, of the training set; labels on few.
 TRUTH, UNLABELLED, FEW = 5000, 400, (100, 30, 10)
+# Of the thousand pictures of ImageNet; the last hundred are the labelled ones.
+TRUTH_OF_IMAGENET, UNLABELLED_OF_IMAGENET = 600, 300
 # Of the inputs that are moved until they have the statistics of the batch norms (ZeroQ).
-DISTILLED, STEPS, RATE = 64, 100, 0.1
+DISTILLED, DISTILLED_OF_IMAGENET, STEPS, RATE = 64, 16, 100, 0.1
 KINDS = ("synthetic", "unlabelled", "distilled", *(f"labels_{n}" for n in FEW))
 OF_WEIGHTS = ("distance", "magnitude", "agreement", "cosine", "centre")
 SCORES = (*KINDS, *OF_WEIGHTS)
@@ -53,13 +57,71 @@ DRAWS = 2000
 SPREAD = 0.05
 
 
-def distilled(module: nn.Module) -> torch.Tensor:
+Labelled = tuple[torch.Tensor, torch.Tensor]
+
+
+class Subject(NamedTuple):
+    """A network and what it is asked with."""
+
+    module: nn.Module
+    shape: tuple[int, int, int]
+    unlabelled: torch.Tensor
+    truth: Labelled
+    few: Labelled
+    layers: int = LAYERS
+    distilled: int = DISTILLED
+    chance: float = 0.1
+
+    def chosen(self) -> list[str]:
+        """Return the layers that are looked at, in the order of the network."""
+        every = [layer.name for layer in ps.measure(self.module).layers]
+        places = np.linspace(0, len(every) - 1, min(self.layers, len(every)))
+        return [every[place] for place in places.round().astype(int)]
+
+    def save(self, path: Path, ways: Any, data: Any, **options: Any) -> None:
+        """Write what inputs say of ways, unless it is there."""
+        if path.is_file():
+            return
+        found = ps.sensitivity(
+            self.module, ways=ways, data=data, layers=",".join(self.chosen()),
+            **({} if "metric" in options else {"chance": self.chance}), **options,
+        )  # fmt: skip
+        if isinstance(found, Sensitivity):  # no dry run
+            found.save(path)
+        print(path, flush=True)
+
+
+def subject(name: str, weights: Path, data: Path) -> Subject:
+    """Load a network, channels last (the same numbers but for rounding, sooner), and its inputs."""
+    if name in imagenet.NETWORKS:
+        module = imagenet.load(name, weights)
+        x, labels = imagenet.images(name, data)
+        parts = (TRUTH_OF_IMAGENET, UNLABELLED_OF_IMAGENET, max(FEW))
+        (true_x, pool, few_x), (true, _, few) = x.split(parts), labels.split(parts)
+        made = Subject(
+            module, (3, imagenet.SIDE, imagenet.SIDE), pool, (true_x, true), (few_x, few),
+            LAYERS_OF_IMAGENET, DISTILLED_OF_IMAGENET, 1 / imagenet.CLASSES,
+        )  # fmt: skip
+    else:
+        module = planning.load(name, weights)
+        x, labels = planning.images(data, "test_batch")
+        pool, _ = planning.images(data, "data_batch_5")
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+        few = (x[-max(FEW) :], labels[-max(FEW) :])
+        made = Subject(
+            module, (3, 32, 32), pool[order[:UNLABELLED]], (x[:TRUTH], labels[:TRUTH]), few
+        )
+    module.to(memory_format=torch.channels_last)
+    return made
+
+
+def distilled(module: nn.Module, count: int, shape: Sequence[int]) -> torch.Tensor:
     """Move noise until its activations have the mean and variance of each batch norm.
 
     Cai et al. (2020), section 3.1; our own code.
     """
     torch.manual_seed(0)
-    pixels = torch.randn(DISTILLED, 3, 32, 32, requires_grad=True)
+    pixels = torch.randn(count, *shape, requires_grad=True)
     wanted: list[torch.Tensor] = []
 
     def hook(norm: Any, args: Any, _output: Any) -> None:
@@ -83,57 +145,37 @@ def distilled(module: nn.Module) -> torch.Tensor:
     return pixels.detach()
 
 
-def make(names: Sequence[str], weights: Path, cifar: Path, out: Path) -> None:
+def make(names: Sequence[str], weights: Path, data: Path, out: Path) -> None:
     """Write what is not there yet: what each kind of inputs says, and the truth way by way."""
-    x, labels = images(cifar, "test_batch")
-    pool, _ = images(cifar, "data_batch_5")
-    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
     for group, name in itertools.product(GROUPS, names):
-        module = _network(name, weights)
-        _make_scores(module, group, out / name, pool[order[:UNLABELLED]], (x, labels))
+        one = subject(name, weights, data)
+        folder = out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in KINDS:
+            _make_scores(one, group, folder / f"{_file(group[0])}.{kind}.json", kind)
+        if not (folder / "weights.csv").is_file():
+            _write(folder / "weights.csv", ("layer", "way", *OF_WEIGHTS), list(_of_weights(one)))
         for way in group:
-            path = out / name / f"{_file(way)}.measured.json"
-            if not path.is_file():
-                _save(path, module, (way,), (x[:TRUTH], labels[:TRUTH]))
+            one.save(folder / f"{_file(way)}.measured.json", (way,), one.truth)
 
 
 def _file(way: str) -> str:
     return way.replace(":", "-")
 
 
-def _make_scores(
-    module: nn.Module,
-    group: Sequence[str],
-    folder: Path,
-    pool: torch.Tensor,
-    test: tuple[torch.Tensor, ...],
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
-        path = folder / f"{_file(group[0])}.{kind}.json"
-        if path.is_file():
-            continue
-        if kind == "synthetic":
-            _save(path, module, group, None, input_shape=(3, 32, 32))
-        elif kind == "unlabelled":
-            _save(path, module, group, pool, labelled=False)
-        elif kind == "distilled":
-            made = _kept(folder / "distilled.pt", module)
-            with torch.inference_mode():
-                answers = module(made).log_softmax(1)
-            _save(path, module, group, (made, answers.clone()), metric=_less_divergence)
-        else:
-            n = int(kind.removeprefix("labels_"))
-            _save(path, module, group, tuple(part[-n:] for part in test))
-    path = folder / "weights.csv"
-    if not path.is_file():
-        _write(path, ("layer", "way", *OF_WEIGHTS), list(_of_weights(module)))
-
-
-def _network(name: str, weights: Path) -> nn.Module:
-    """Load a network, channels last: the same numbers but for rounding, in two thirds the time."""
-    module: nn.Module = load(name, weights).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return module
+def _make_scores(one: Subject, group: Sequence[str], path: Path, kind: str) -> None:
+    if kind == "synthetic":
+        one.save(path, group, None, input_shape=one.shape)
+    elif kind == "unlabelled":
+        one.save(path, group, one.unlabelled, labelled=False)
+    elif kind == "distilled":
+        made = _kept(path.parent / "distilled.pt", one)
+        with torch.inference_mode():
+            answers = one.module(made).log_softmax(1)
+        one.save(path, group, (made, answers.clone()), metric=_less_divergence)
+    else:
+        n = int(kind.removeprefix("labels_"))
+        one.save(path, group, tuple(part[-n:] for part in one.few))
 
 
 def _less_divergence(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
@@ -142,36 +184,19 @@ def _less_divergence(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
     return -(whole.exp() * (whole - outputs.log_softmax(1))).sum(1)
 
 
-def _chosen(module: nn.Module) -> list[str]:
-    """Return the layers that are looked at, in the order of the network."""
-    every = [layer.name for layer in ps.measure(module).layers]
-    places = np.linspace(0, len(every) - 1, min(LAYERS, len(every))).round().astype(int)
-    return [every[place] for place in places]
-
-
-def _save(path: Path, module: nn.Module, ways: Any, data: Any, **options: Any) -> None:
-    found = ps.sensitivity(
-        module, ways=ways, data=data, layers=",".join(_chosen(module)),
-        **({} if "metric" in options else {"chance": 0.1}), **options,
-    )  # fmt: skip
-    if isinstance(found, Sensitivity):  # no dry run
-        found.save(path)
-    print(path, flush=True)
-
-
-def _kept(path: Path, module: nn.Module) -> torch.Tensor:
+def _kept(path: Path, one: Subject) -> torch.Tensor:
     if not path.is_file():
         with replacing(path) as draft:
-            torch.save(distilled(module), draft)
+            torch.save(distilled(one.module, one.distilled, one.shape), draft)
     found: torch.Tensor = torch.load(path, weights_only=True)
     return found
 
 
-def _of_weights(module: nn.Module) -> Iterator[dict[str, Any]]:
+def _of_weights(one: Subject) -> Iterator[dict[str, Any]]:
     """Return what weights alone tell: how far they go, what goes, how the hyperplanes face."""
-    modules = dict(module.named_modules())
-    chosen = _chosen(module)
-    for layer in ps.measure(module).layers:
+    modules = dict(one.module.named_modules())
+    chosen = one.chosen()
+    for layer in ps.measure(one.module).layers:
         if layer.name not in chosen:
             continue
         weight = modules[layer.name].weight.detach().numpy().astype(np.float64)
@@ -197,7 +222,10 @@ def _write(path: Path, fields: Sequence[str], rows: Sequence[dict[str, Any]]) ->
 
 
 def table(folder: Path, out: Path) -> None:
-    """Put the files of all networks together, of ways whose truth is there."""
+    """Put the files of all networks together, of ways whose truth is there.
+
+    What the table had of other networks and ways stays.
+    """
     rows: list[dict[str, Any]] = []
     for own in sorted(folder.iterdir()):
         if not (own / "weights.csv").is_file():
@@ -219,7 +247,15 @@ def table(folder: Path, out: Path) -> None:
                     **{kind: said[kind][layer][way].score for kind in KINDS},
                     **alone.loc[layer, way].to_dict(),
                 })  # fmt: skip
-    _write(out, FIELDS, rows)
+    _write(out, FIELDS, _earlier(out, rows) + rows)
+
+
+def _earlier(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    new = {(row["network"], row["way"]) for row in rows}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if (row["network"], row["way"]) not in new]
 
 
 def _by_layer(path: Path) -> dict[str, dict[str, Any]]:
@@ -293,12 +329,18 @@ def _drawn(pairs: Sequence[pd.DataFrame], score: str) -> Floats:
     """
     found = []
     for own in pairs:
-        rng = np.random.default_rng(int(own["network"].iloc[0].removeprefix("resnet")))
+        rng = np.random.default_rng(_seed(own["network"].iloc[0]))
         values, loss = own[score].to_numpy(float), own["loss"].to_numpy(float)
         drawn = rng.integers(0, len(own), (DRAWS, len(own)))
         drawn = np.concatenate([np.arange(len(own))[None], drawn])
         found.append(np.nan_to_num(ranks.spearman(values[drawn], loss[drawn])))
     return np.asarray(np.mean(found, axis=0))
+
+
+def _seed(network: str) -> int:
+    """Return a seed of a network's own: all its ways have the same layers drawn."""
+    depth = network.removeprefix("resnet")
+    return int(depth) if depth.isdecimal() else zlib.crc32(network.encode())
 
 
 def _stated(found: Floats) -> str:
@@ -322,9 +364,11 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     of_network = commands.add_parser("make")
     of_network.add_argument(
-        "networks", nargs="+", choices=["resnet20", "resnet32", "resnet44", "resnet56"]
+        "networks",
+        nargs="+",
+        choices=["resnet20", "resnet32", "resnet44", "resnet56", *imagenet.NETWORKS],
     )
-    for option in ("--weights", "--cifar", "--out"):
+    for option in ("--weights", "--data", "--out"):
         of_network.add_argument(option, type=Path, required=True)
     of_folder = commands.add_parser("table")
     of_folder.add_argument("folder", type=Path)
@@ -332,7 +376,7 @@ def main() -> None:
     commands.add_parser("results").add_argument("table", type=Path)
     given = parser.parse_args()
     run: dict[str, Callable[[], None]] = {
-        "make": lambda: make(given.networks, given.weights, given.cifar, given.out),
+        "make": lambda: make(given.networks, given.weights, given.data, given.out),
         "table": lambda: table(given.folder, given.out),
         "results": lambda: results(given.table),
     }

@@ -173,6 +173,18 @@ def test_what_the_readme_links_to_is_there():
         assert (ROOT / link).exists(), link
 
 
+# Folders that a page's command makes.
+MADE = {"studies/results/paper-figure-full"}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "SECURITY.md"])
+def test_files_of_the_repository_that_a_page_names_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w/])(?:src|checks|tests|studies|atlas)/[\w./*-]*\w", text)
+    for path in set(named) - MADE:
+        assert list(ROOT.glob(path)), path
+
+
 # The site
 
 

@@ -416,6 +416,127 @@ def test_a_constant_that_scales_filters_behind_their_layer_is_told(tmp_path):
     assert note.startswith("behind c a constant scales each filter")
 
 
+# What makes a constant `c` of values `v`, in any way that graphs have.
+FORMS = {
+    "stored": lambda v: ([], {"c": v}),
+    "constant": lambda v: (
+        [node("Constant", [], ["c"], value=numpy_helper.from_array(v))],
+        {},
+    ),
+    "cast": lambda v: ([node("Cast", ["c0"], ["c"], to=TensorProto.FLOAT)], {"c0": v.astype("f8")}),
+    "reshaped": lambda v: (
+        [node("Reshape", ["c0", "to"], ["c"])],
+        {"c0": v.reshape(-1), "to": np.array(v.shape, np.int64)},
+    ),
+    "same": lambda v: ([node("Identity", ["c0"], ["c"])], {"c0": v}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1), (4, 1, 1), (1, 4, 1, 1)])
+@pytest.mark.parametrize(
+    ("op", "order"), [("Add", ["c", "z"]), ("Add", ["z", "c"]), ("Sub", ["z", "c"])]
+)
+def test_what_a_constant_adds_behind_a_layer_is_its_bias(tmp_path, op, order, shape, form):
+    made, held = FORMS[form](RNG.standard_normal(shape).astype(np.float32))
+    nodes = [*made, node("Conv", ["x", "w4"], ["z"]), node(op, order, ["y"])]
+    proto = model(nodes, held)
+    found = read(tmp_path, proto)
+    # The bias is what comes out where nothing goes in.
+    nothing = {"x": np.zeros((1, 3, 3, 3), np.float32)}
+    (answer,) = onnx.reference.ReferenceEvaluator(proto).run(None, nothing)
+    np.testing.assert_allclose(found.layers[0].bias.read(), answer.reshape(4), rtol=1e-6)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param([node("Transpose", ["z"], ["t"], perm=[0, 2, 3, 1])], id="channels-last"),
+        pytest.param(
+            [
+                node("Squeeze", ["z", "third"], ["q"]),
+                node("Transpose", ["q"], ["t"], perm=[0, 2, 1]),
+            ],
+            id="of-one-dimension",
+        ),
+    ],
+)
+def test_a_bias_is_found_behind_axes_that_are_turned(tmp_path, steps):
+    nodes = [node("Conv", ["x", "w4"], ["z"]), *steps, node("Add", ["t", "b4"], ["y"])]
+    found = read(tmp_path, model(nodes, {"third": np.array([2])}))
+    np.testing.assert_array_equal(found.layers[0].bias.read(), B4)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("steps", "bias", "said"),
+    [
+        pytest.param([("Add", "s"), ("Sub", "b41")], 0.25, "a constant is added", id="misfit"),
+        pytest.param([("Add", "s"), ("Add", "b4c")], "sum", None, id="two"),
+        pytest.param([("Mul", "s")], None, None, id="scaled-alike"),
+        pytest.param([("Mul", "less")], None, "one negative constant scales all", id="turned"),
+        pytest.param([("Div", "b4c")], None, "a constant scales each filter", id="divided"),
+        pytest.param(
+            [("Mul", "s"), ("Add", "b4c")], None, "a constant is added", id="behind-scale"
+        ),
+        pytest.param([("Neg",)], None, "what comes out is turned round", id="negative"),
+        pytest.param([("Sub", "-", "b4c")], None, "what comes out is turned round", id="from"),
+    ],
+)
+def test_what_constants_do_behind_a_layer_is_in_the_table_or_told(tmp_path, steps, bias, said):
+    nodes, value = [node("Conv", ["x", "w4"], ["v0"])], "v0"
+    for number, (op, *operands) in enumerate(steps, 1):
+        order = [operands[-1], value] if "-" in operands else [value, *operands]
+        nodes.append(node(op, order, [f"v{number}"]))
+        value = f"v{number}"
+    nodes.append(node("Relu", [value], ["y"]))
+    held = {"less": np.float32(-2), "b4c": B4.reshape(4, 1, 1), "b41": B5[:3]}
+    found = read(tmp_path, model(nodes, held))
+    (layer,) = found.layers
+    expected = {"sum": np.float32(0.25) + B4, 0.25: [0.25] * 4}.get(bias)
+    assert (layer.bias is None) == (expected is None)
+    if expected is not None:
+        np.testing.assert_array_equal(layer.bias.read(), expected)
+    assert [note.partition("v0 ")[2][: len(said or "")] for note in found.notes] == [said][
+        : said is not None
+    ]
+
+
+def test_a_bias_that_takes_the_type_of_a_value_is_a_constant(tmp_path):
+    """As torch's newer exporter writes a layer without a bias, unless it optimises."""
+    nodes = [
+        node("CastLike", ["b4", "x"], ["b"]),
+        node("Conv", ["x", "w4", "b"], ["c"]),
+        node("CastLike", ["zero", "c"], ["floor"]),
+        node("Max", ["c", "floor"], ["r"]),
+        node("Conv", ["r", "w43"], ["y"]),
+    ]
+    held = {"zero": np.float32(0), "w43": W4.reshape(3, 4, 3, 3)}
+    first, second = read(tmp_path, model(nodes, held)).layers
+    np.testing.assert_array_equal(first.bias.read(), B4)
+    assert second.input is Input.RELU
+
+
+def test_a_constant_beside_a_bias_of_the_layers_own_is_told(tmp_path):
+    nodes = [node("Conv", ["x", "w4", "b4"], ["c"]), node("Add", ["c", "s"], ["y"])]
+    found = read(tmp_path, model(nodes))
+    np.testing.assert_array_equal(found.layers[0].bias.read(), B4)
+    assert found.notes == (
+        "behind c one constant is added to all filters beside their bias or scale; it is not in "
+        "the table",
+    )
+
+
+def test_what_is_added_behind_an_activation_within_a_layer_is_no_bias(tmp_path):
+    nodes = [
+        node("FusedConv", ["x", "w4"], ["c"], activation="Relu", **MS),
+        node("Add", ["c", "b4c"], ["y"]),
+    ]
+    found = read(tmp_path, model(nodes, {"b4c": B4.reshape(4, 1, 1)}))
+    assert found.layers[0].bias is None
+
+
 def test_functions_that_call_one_another_without_end_are_refused(tmp_path):
     opset = [helper.make_opsetid("own", 1)]
     body = [node("f", ["v"], ["w"], domain="own"), node("f", ["w"], ["r"], domain="own")]
@@ -504,6 +625,53 @@ ARITHMETIC = {
         node("Neg", ["pd"], ["n"]),
         node("Clip", ["n", "minus", "s"], ["w"]),
     ],
+    # As LoRA merged by the graph, and masks that are made there.
+    "low-rank": [
+        node("Gemm", ["up", "down", "flat"], ["g"], alpha=0.5, beta=2.0, transA=1, transB=1),
+        node("Shape", ["w4"], ["shape"]),
+        node("Reshape", ["g", "shape"], ["w"]),
+    ],
+    "einstein-sum": [
+        node("Einsum", ["w4", "square"], ["e"], equation="oihw,io->oih w"),
+        node("Einsum", ["e"], ["w"], equation="oihw->oiwh"),
+    ],
+    "causal": [
+        node("Trilu", ["w4", "below"], ["t"], upper=0),
+        node("Greater", ["t", "s"], ["above"]),
+        node("Less", ["t", "minus"], ["under"]),
+        node("Or", ["above", "under"], ["far"]),
+        node("Not", ["far"], ["near"]),
+        node("Where", ["near", "t", "s"], ["w"]),
+    ],
+    # As timm's StdConv2d and weight standardisation are exported.
+    "standardised-by-a-norm": [
+        node("Reshape", ["w4", "one-four"], ["r"]),
+        node(
+            "BatchNormalization",
+            ["r", "b4", "b4", "b4", "b4"],
+            ["n", "m", "v"],
+            epsilon=1e-6,
+            training_mode=1,
+        ),
+        node("Shape", ["w4"], ["shape"]),
+        node("Reshape", ["n", "shape"], ["w"]),
+    ],
+    "normalised": [
+        node("BatchNormalization", ["w4", "three", "three", "three", "three"], ["n"]),
+        node("InstanceNormalization", ["n", "three", "three"], ["i"]),
+        node("LayerNormalization", ["i", "three", "three"], ["w"], axis=-1),
+    ],
+    "extents-multiplied": [
+        node("Shape", ["w4"], ["shape"], start=1),
+        node("ReduceProd", ["shape"], ["count"], keepdims=0),
+        node("Cast", ["count"], ["counted"], to=TensorProto.FLOAT),
+        node("Div", ["w4", "counted"], ["w"]),
+    ],
+    "padded-along": [
+        node("Slice", ["w4", "zero", "two", "one"], ["p"]),
+        node("Pad", ["p", "around", "s", "first"], ["pd"]),
+        node("Floor", ["pd"], ["w"]),
+    ],
 }
 
 
@@ -515,7 +683,10 @@ def test_weights_made_by_arithmetic_are_those_of_the_reference_evaluator(tmp_pat
         "extents": np.array([4, 3, 3, 3]), "mask": (W4 > 0).astype(np.int64),
         "order": np.array([2, 0, 1]), "half": np.array([1, 3, 3, 3]), "four": np.array([4]),
         "small": np.array([4, 2, 2, 1]), "pads": np.array([0, 0, 0, 1, 0, 0, 1, 0]),
-        "minus": np.float32(-0.5),
+        "minus": np.float32(-0.5), "up": W2[:2, :4], "down": W4.reshape(27, 4)[:, :2],
+        "flat": W4.reshape(4, 27), "square": W4.reshape(3, 36)[:, :4], "below": np.int64(-1),
+        "one-four": np.array([1, 4, 27]), "three": np.array([0.5, 1.5, 2.0], np.float32),
+        "around": np.array([0, 2]), "first": np.array([0]),
     }  # fmt: skip
     proto = model([*ARITHMETIC[name], node("Conv", ["x", "w"], ["y"])], held)
     (layer,) = read(tmp_path, proto).layers

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,6 +212,19 @@ def test_bad_input_is_a_sentence(network, start, tmp_path):
     refused(NoLayersError, "no layer", nn.ReLU(), init=None)
     torch.save(network.state_dict(), tmp_path / "net.pt")
     refused(UsageError, "does not tell its network; give --network", tmp_path / "net.pt")
+
+
+def test_the_name_of_a_data_set_is_no_folder_of_that_name(tmp_path, monkeypatch):
+    """A study of the digits lies in a folder of their name, beside which one goes on working."""
+    given = {"init": Path(START).resolve(), "network": "lenet", "examples": 40}
+    trained, layers = Path(TRAINED).resolve(), "features.12"
+    wanted = ps.predict_critical(trained, data="digits", layers=layers, **given)
+    monkeypatch.chdir(tmp_path)
+    Path("digits", "runs").mkdir(parents=True)
+    found = ps.predict_critical(trained, data="digits", layers=layers, **given)
+    assert found.layers == wanted.layers
+    with pytest.raises(ps.CheckpointError, match="no valid file for the classes runs"):
+        ps.predict_critical(trained, data="./digits", layers=layers, **given)
 
 
 def test_one_input_has_no_interval_and_so_no_verdict(network, start):

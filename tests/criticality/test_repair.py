@@ -341,6 +341,28 @@ def test_bad_input_is_one_sentence(change, data, sentence: str) -> None:
         ps.repair(change(copy.deepcopy(whole)), whole, data=data)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_networks_of_other_types_are_repaired_and_planned_in_their_own(dtype) -> None:
+    whole, x = network().to(dtype), draws(60, 2, 8, 8).to(dtype)
+    mended = ps.repair(pruned(whole), whole, data=x)
+    planned = ps.plan(whole, data=x, size=0.5, examples=30)
+    assert mended.after < mended.before
+    for made in (mended.module, planned.module):
+        assert {p.dtype for p in made.parameters()} == {dtype}
+    if dtype is not torch.float64:
+        with pytest.raises(ps.UsageError, match=r"holds 0\.weight as float32, its reference as"):
+            ps.repair(pruned(network()), whole, data=x)
+
+
+def test_a_weight_that_is_computed_is_left_and_says_so() -> None:
+    whole = network()
+    nn.utils.weight_norm(whole[3])
+    found = ps.plan(whole, data=draws(60, 2, 8, 8), size=0.5, examples=30)
+    assert ("3", "its weight is computed from other tensors") in [
+        (one.name, one.reason) for one in found.skipped
+    ]
+
+
 def test_weights_that_are_no_numbers_are_refused() -> None:
     whole = network()
     changed = pruned(whole)

@@ -272,7 +272,46 @@ def test_dense_outputs_in_dictionaries_and_options_of_forward():
         network.a.load_state_dict(other.a.state_dict())
         right = network(x, scale)["out"].argmax(1) == y
         assert found.cells[0].value == pytest.approx(float(right.double().mean()))
-    assert found.chance == y.flatten().bincount().max().item() / y.numel()
+    assert found.chance == pytest.approx(y.flatten().bincount().max().item() / y.numel())
+    assert found.positions == y.numel()
+    share = f"{found.trained.value:.1%} of positions right, 720 in 20 examples (mean over examples"
+    assert f"trained: {share}" in str(found)
+    assert any(note.startswith("outputs of 5×6×6 are taken for 5 classes") for note in found.notes)
+    blind = ps.reset(network, to={"other": other}, data=x)
+    assert "trained: 20 examples of 720 positions without labels" in str(blind)
+
+
+def pictures_of_two_sizes():
+    """Batches whose examples have 16 and 4 positions, and a network for them."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    large, small = torch.randn(12, 3, 4, 4), torch.randn(20, 3, 2, 2)
+    with torch.no_grad():
+        labels = [network(x).argmax(1) for x in (large, small)]
+    for y in labels:  # some answers are wrong, and labels of small pictures are of other classes
+        y[:, 0, 0] = 0
+    labels[1][:, 1] = 2
+    return network, [(large, labels[0]), (small, labels[1])]
+
+
+def test_an_example_counts_once_however_many_positions_it_has():
+    network, batches = pictures_of_two_sizes()
+    found = ps.reset(network, to="fresh", data=batches, kinds="all")
+    with torch.no_grad():
+        shares = [
+            share
+            for x, y in batches
+            for share in (network(x).argmax(1) == y).double().flatten(1).mean(1).tolist()
+        ]
+    assert found.trained.value == pytest.approx(sum(shares) / 32)
+    constant = [sum(float((y == c).double().mean()) * len(y) for _, y in batches) for c in range(3)]
+    assert found.chance == pytest.approx(max(constant) / 32)
+    assert found.positions == 12 * 16 + 20 * 4
+    cost = ps.sensitivity(network, data=batches, ways=["bits:3"], kinds="all")
+    assert (cost.trained, cost.chance) == (found.trained.value, pytest.approx(found.chance))
+    assert any("shares are means over the positions" in note for note in cost.notes)
+    plan = ps.plan(network, data=batches, size=0.9, examples=32)
+    assert "shares are means over the positions" in " ".join(plan.notes)
 
 
 def test_regression_wants_a_metric_and_tells_how_far_outputs_move():
@@ -522,9 +561,27 @@ def with_a_hook_that_nobody_copies(network):
     return network
 
 
-@pytest.mark.parametrize(
-    "change", [in_shards, with_a_compiled_part, with_a_hook_that_nobody_copies]
-)
+def with_checkpoints_of_activations(network):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    network.c1 = checkpoint_wrapper(network.c1)
+    return network
+
+
+def averaged(network):
+    return torch.optim.swa_utils.AveragedModel(network)
+
+
+CHANGES = [
+    in_shards,
+    with_a_compiled_part,
+    with_a_hook_that_nobody_copies,
+    with_checkpoints_of_activations,
+    averaged,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_a_training_does_to_a_network_changes_no_cell(case, change, tmp_path):
     network, start, x, y = case
     plain = ps.reset(network, to={"init": start}, data=(x, y))
@@ -539,6 +596,44 @@ def test_what_a_training_does_to_a_network_changes_no_cell(case, change, tmp_pat
     finally:
         torch.distributed.destroy_process_group()
     assert [(c.layer, c.value) for c in found.cells] == [(c.layer, c.value) for c in plain.cells]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_training_does_to_a_network_changes_neither_plan_nor_repair(case, change, tmp_path):
+    network, _, x, y = case
+    less = copy.deepcopy(network)
+    with torch.no_grad():
+        less.c2.weight *= less.c2.weight.abs() > less.c2.weight.abs().median()
+    plain = ps.plan(network, data=(x, y), size=0.5, examples=100)
+    mended = ps.repair(less, network, data=x, examples=100)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/m", rank=0, world_size=1
+    )
+    try:
+        changed = change(copy.deepcopy(network))
+        found = ps.plan(changed, data=(x, y), size=0.5, examples=100)
+        again = ps.repair(change(less), changed, data=x, examples=100)
+        with torch.no_grad():
+            given = found.module.eval()(x), again.module.eval()(x)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert (found.rivals, found.layers) == (plain.rivals, plain.layers)
+    assert (again.after, again.layers) == (mended.after, mended.layers)
+    with torch.no_grad():
+        assert torch.equal(given[0], plain.module.eval()(x))
+        assert torch.equal(given[1], mended.module.eval()(x))
+    whole = change not in (in_shards, with_a_hook_that_nobody_copies)
+    assert any("copy.deepcopy does not take" in note for note in found.notes) is not whole
+
+
+def test_a_start_with_the_names_of_a_compiled_part_fits(case):
+    network, start, x, y = case
+    other = Net()
+    other.load_state_dict(start)
+    other.c1 = torch.compile(other.c1)
+    expected = ps.reset(network, to={"init": start}, data=(x, y))
+    for given in (other, other.state_dict()):
+        assert ps.reset(network, to={"init": given}, data=(x, y)) == expected
 
 
 class Keeping(nn.Conv2d):
@@ -581,7 +676,23 @@ def test_a_quantised_network_is_refused_in_a_sentence(case):
 
 def test_layers_that_only_the_start_has_are_told(case):
     network, start, x, y = case
-    deeper = start | {"c3.weight": torch.zeros(16, 16, 3, 3), "fc.weight": torch.zeros(20, 16)}
-    found = ps.reset(network, to={"deeper": deeper}, data=(x, y))
-    told = "deeper: has layers that the trained network has not, c3; is it of the same network?"
-    assert told in found.notes
+    deeper = start | {"c3.weight": torch.zeros(16, 16, 3, 3), "c3.bias": torch.zeros(16)}
+    deeper |= {"c1.scale": torch.ones(8), "temperature": torch.ones(())}
+    plain = ps.reset(network, to={"deeper": start}, data=(x, y), kinds="all")
+    told = "deeper: left out c3, c1.scale, temperature, which the trained network has not; is it"
+    for given, rows in ((deeper, ("c1", "c2", "fc")), (deeper | other_head(), ("c1", "c2"))):
+        found = ps.reset(network, to={"deeper": given}, data=(x, y), kinds="all")
+        assert any(note.startswith(told) for note in found.notes)
+        assert found.rows == rows
+        assert [c.value for c in found.cells] == [c.value for c in plain.cells][: len(rows)]
+
+
+def other_head():
+    return {"fc.weight": torch.zeros(20, 16), "fc.bias": torch.zeros(20)}
+
+
+def test_a_checkpoint_of_a_larger_network_is_refused(case, tmp_path):
+    network, start, x, y = case
+    torch.save(network.state_dict() | {"c3.weight": torch.zeros(2, 3)}, tmp_path / "larger.pt")
+    with pytest.raises(ps.CheckpointError, match="it has c3 of shape 2×3, which the trained one"):
+        ps.reset(tmp_path / "larger.pt", to={"init": start}, data=(x, y), network=network)

@@ -175,6 +175,32 @@ def test_a_wrapped_network_is_measured_by_the_names_of_its_parts():
         np.testing.assert_array_equal(plain[layer].mean, wrapped[layer].mean)
 
 
+class Counting(nn.Conv2d):
+    """A layer that counts its calls in evaluation too, as an observer of a range does."""
+
+    def __init__(self):
+        super().__init__(3, 4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_what_a_forward_writes_into_buffers_is_put_back():
+    layer = Counting()
+    held = layer.calls
+    measure_activations(nn.Sequential(layer), [inputs(2)], {"0": "0"})
+    assert layer.calls is held
+    assert held == 0
+
+
+def test_torchscript_is_not_watched_and_says_so():
+    made = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(UsageError, match="through TorchScript; give the module that it was made"):
+        measure_activations(made, [inputs(2)], {"0": "0"})
+
+
 @pytest.mark.parametrize(
     ("batches", "names", "message"),
     [

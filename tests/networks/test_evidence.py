@@ -155,6 +155,16 @@ def test_an_even_kernel_of_one_width_is_told_as_open():
     assert "whether mask is a transposed convolution cannot be told" in " ".join(found.notes)
 
 
+def test_an_odd_kernel_of_one_width_is_told_as_open_where_none_of_its_name_shows_more():
+    bare = {"a.weight": drawn(8, 8, 3, 3)}
+    assert "whether a is a transposed convolution cannot be told" in " ".join(
+        measured(bare)[0].notes
+    )
+    assert measured(bare, transposed="a")[0].notes == ()
+    # One that goes from 3 to 8 channels, as the next takes them, is ordinary, and so its neighbour.
+    assert measured({"0.weight": drawn(8, 3, 3, 3), "2.weight": drawn(8, 8, 3, 3)})[0].notes == ()
+
+
 def test_the_norm_behind_tells_the_groups_of_a_transposed_convolution():
     arrays = {"a.weight": drawn(8, 3, 3, 3), "up.weight": drawn(8, 4, 2, 2), **norm("up_bn", 16)}
     (layer,) = (layer for layer in measured(arrays)[0].layers if layer.name == "up")

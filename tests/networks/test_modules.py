@@ -442,6 +442,10 @@ def test_a_shared_layer_goes_by_its_first_name_and_what_its_calls_agree_on():
         pytest.param(torch.compile, id="compile"),
         pytest.param(nn.DataParallel, id="DataParallel"),
         pytest.param(lambda net: nn.DataParallel(torch.compile(net)), id="both"),
+        pytest.param(torch.optim.swa_utils.AveragedModel, id="averaged"),
+        pytest.param(
+            lambda net: nn.Sequential(torch.compile(net[0]), *net[1:]), id="a-compiled-part"
+        ),
     ],
 )
 def test_a_wrapper_is_taken_off(wrap):
@@ -684,7 +688,7 @@ def test_time_is_linear_in_the_number_of_layers():
         ),
         pytest.param(np.ones((2, 3), np.float64), "float64", id="numpy"),
         pytest.param(np.ones((2, 3), ">f4"), "float32", id="numpy-big-endian"),
-        pytest.param(np.ones((2, 3), ml_dtypes.bfloat16), "float32", id="numpy-bfloat16-widened"),
+        pytest.param(np.ones((2, 3), ml_dtypes.bfloat16), "bfloat16", id="numpy-bfloat16-widened"),
         pytest.param(jnp.ones((2, 3), jnp.bfloat16), "bfloat16", id="jax"),
     ],
 )

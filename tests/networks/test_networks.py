@@ -381,6 +381,17 @@ def test_a_callable_gets_the_options_that_it_has_parameters_for():
         ("timm:resnet19", {}, r"timm has no network 'resnet19'; .* resnet18"),
         ("torchvison:resnet18", {}, r"no module 'torchvison' can be imported; .*torchvision:NAME"),
         (":resnet18", {}, r"no module '' can be imported"),
+        ("mine.py:small", {}, r"can be imported; .*; a module is named as for import, mine:small"),
+        (
+            "microsoft/resnet-50",
+            {},
+            r"of a model on the Hugging Face hub give package",
+        ),
+        (
+            "hf:microsoft/resnet-50",
+            {},
+            r"of a model on the Hugging Face hub give package",
+        ),
         ("mine:smal", {}, r"mine has no callable 'smal'; the nearest are small"),
         ("mine:nn", {}, r"mine has no callable 'nn'"),
         ("mine:broken", {}, r"mine:broken gave a str; it must give a torch\.nn\.Module"),

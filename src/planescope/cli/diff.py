@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 )
 @KINDS
 @LAYERS
-@click.option("--network", metavar="NAME", help="Network of two state dicts, as for measure.")
+@click.option(
+    "--network", "--model", metavar="NAME", help="Network of two state dicts, as for measure."
+)
 @ENTRY
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", metavar="FILE", help="Write the table: .json, .csv or .parquet.")

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", metavar="FILE|RUN")
-@click.option("--network", metavar="NAME", help="Of a checkpoint: lenet, vgg16_bn, ...")
+@click.option(
+    "--network", "--model", metavar="NAME", help="Of a checkpoint: lenet, vgg16_bn, ..."
+)  # fmt: skip
 @click.option(
     "--data",
     metavar="NAME",

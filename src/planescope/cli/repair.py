@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("changed", metavar="CHANGED")
 @click.option("--reference", required=True, metavar="FILE|RUN", help="The whole network.")
-@click.option("--network", metavar="NAME", help="Of checkpoints: lenet, vgg16_bn, ...")
+@click.option("--network", "--model", metavar="NAME", help="Of checkpoints: lenet, vgg16_bn.")
 @click.option(
     "--data",
     "--inputs",

@@ -79,11 +79,23 @@ def counted(number: int, noun: str, /) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def published(name: str, /) -> str:
-    """Say how a published network of that name would be given; "" where none has such a name."""
+# The hub holds weights; what network they are of is code.
+OF_THE_HUB = (
+    "of a model on the Hugging Face hub give package.module:callable, a function that returns it "
+    "as transformers builds it"
+)
+
+
+def published(name: str, /, *, as_network: bool = False) -> str:
+    """Say how a published network of that name would be given; "" where none has such a name.
+
+    `as_network` is of what is to be built, not of a file to be read.
+    """
     has_suffix = os.path.splitext(name)[1][1:].isalpha()  # noqa: PTH122  no file
     if re.fullmatch(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*", name) and not has_suffix:
-        return f"; a model on the Hugging Face hub is hf:{name}"
+        return (
+            f"; {OF_THE_HUB}" if as_network else f"; a model on the Hugging Face hub is hf:{name}"
+        )
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name):
         return (
             "; code of your own is no checkpoint: give the file of its weights, and "

@@ -123,9 +123,11 @@ def find_callable(package: str, attribute: str, kind: str, others: str) -> Calla
         name = getattr(exc, "name", None) or package
         if package != name and not package.startswith(f"{name}."):
             raise  # the module is there, what it imports is not
+        named = package.removesuffix(".py").replace("/", ".").strip(".")
+        hint = "" if named == package else f"; a module is named as for import, {named}:{attribute}"
         raise UsageError(
             f"no module {package!r} can be imported; a {kind} is {others} or "
-            "package.module:callable"
+            f"package.module:callable{hint}"
         ) from exc
     found: Callable[..., Any] | None = getattr(module, attribute, None)
     if not callable(found):

@@ -80,8 +80,9 @@ def measure_activations(
 
     Notes
     -----
-    The network is in evaluation mode meanwhile; its modes are put back. Moments are taken in
-    float64, those of batches merged by Chan's update. Nothing waits for the device before the end.
+    The network is in evaluation mode meanwhile; its modes and buffers are put back. Moments are
+    taken in float64, those of batches merged by Chan's update. Nothing waits for the device before
+    the end.
     """
     import torch
 
@@ -89,6 +90,11 @@ def measure_activations(
 
     # A compiled module would neither run hooks on its parts nor name them alike.
     network = unwrapped(module)
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UsageError(
+            "data cannot be watched on their way through TorchScript; give the module that it was "
+            "made of, or leave the data out"
+        )
     parts = dict(network.named_modules())
     for name in names.values():
         if name not in parts:
@@ -97,7 +103,7 @@ def measure_activations(
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
     device, reader = torch.device(device), Reader(network, unpack)
     moments = {name: _Moments(parts[name]) for name in names.values()}
-    with _evaluation(network), _hooks(parts, moments), torch.no_grad():
+    with _evaluation(network), _buffers(network), _hooks(parts, moments), torch.no_grad():
         for batch in batches:
             args, kwargs = reader.inputs_of(moved(batch, device))
             network(*args, **kwargs)
@@ -161,6 +167,29 @@ def _evaluation(network: torch.nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def _buffers(network: torch.nn.Module) -> Iterator[None]:
+    """Put buffers back that a forward writes in evaluation too, as observers of a range do."""
+    import torch
+
+    from planescope.networks.live.copies import is_undrawn
+
+    held = [
+        (part._buffers, name, buffer, buffer.clone())
+        for part in network.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None and not is_undrawn(buffer)
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for own, name, buffer, before in held:
+                own[name] = buffer
+                if not torch.equal(buffer, before):  # versions are not counted by all that writes
+                    buffer.resize_(before.shape).copy_(before)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import math
 from typing import TYPE_CHECKING
 
-from planescope.files.errors import UsageError
+from planescope.files.errors import OF_THE_HUB, UsageError
 from planescope.files.optional import required
 from planescope.networks import libraries
 from planescope.networks.operations import (
@@ -98,6 +98,8 @@ def build(
             return _sequence(plan, in_channels, classes, width, image_size, drawn=drawn)
         if library == "torchvision":
             return libraries.torchvision(rest, in_channels, classes)
+        if library == "hf":
+            raise UsageError(f"{name}: {OF_THE_HUB}")
         if library == "timm":
             return libraries.timm(rest, in_channels, classes)
         return libraries.own(library, rest, in_channels, classes, image_size)

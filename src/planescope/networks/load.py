@@ -157,7 +157,8 @@ def fitting(
     """Give the tensors that have the shapes of a network's, by its names, which all must be there.
 
     With them, in sentences, those of another shape; `partly`, also what is missing, where half of
-    the network's or more is there: a start that had another head.
+    the network's or more is there: a start that had another head. What it has beyond the network is
+    left out then, and told by `beyond`.
 
     Raises
     ------
@@ -183,7 +184,7 @@ def fitting(
                 f"{_size(one.wanted)} in the trained one"
             )
     missing = [name for name in odd if name not in tensors]
-    partly = partly and bool(odd) and 2 * len(odd) <= len(own)
+    partly = partly and 2 * len(odd) <= len(own)
     if (missing or extra) and not partly:
         raise CheckpointError(odd[missing[0]] if missing else extra)
     fits = {name: tensor for name, tensor in tensors.items() if name in own and name not in odd}
@@ -191,12 +192,15 @@ def fitting(
 
 
 def beyond(tensors: Mapping[str, Tensor], module: nn.Module, /) -> tuple[str, ...]:
-    """Return the layers that are among some tensors, by their names, and not in a network."""
-    return tuple(
-        one.name.removesuffix(".weight")
-        for one in _differences(_named_alike(tensors, _shapes(module)), module)
-        if one.wanted is None and one.held is not None and len(one.held) > 1
+    """Return what is among some tensors and not in a network: modules, and tensors outside one."""
+    own = _shapes(module)
+    modules = {name.rpartition(".")[0] for name in own}
+    names = (
+        one.name if (holder := one.name.rpartition(".")[0]) in modules or not holder else holder
+        for one in _differences(_named_alike(tensors, own), module)
+        if one.wanted is None
     )
+    return tuple(dict.fromkeys(names))
 
 
 class _Difference(NamedTuple):

@@ -181,7 +181,8 @@ def network(name: str, /) -> Network | Residual:
     found = NETWORKS.get(name) or RESNETS.get(name)
     if found is None:
         known = (*NETWORKS, *RESNETS)
-        raise UsageError(f"no network is called {name!r}; {nearest(name, known)}{published(name)}")
+        hint = published(name, as_network=True)
+        raise UsageError(f"no network is called {name!r}; {nearest(name, known)}{hint}")
     return found
 
 
@@ -270,4 +271,6 @@ def check(name: str, state: StateDict, /) -> None:
     if fault is None and extra is not None:
         fault = f"it has a layer {extra} of shape {shapes[extra]}, which {name} has not"
     if fault is not None:
-        raise CheckpointError(f"this is no {name}: {fault}; leave out --network or give another")
+        raise CheckpointError(
+            f"this is no {name}: {fault}; give another --network (measure needs none)"
+        )

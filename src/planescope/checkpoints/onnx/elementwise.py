@@ -94,6 +94,36 @@ def clipped(node: Node, tensor: Tensor, others: Others) -> Tensor | None:
     )
 
 
+def compared(function: Callable[..., np.ndarray]) -> Operator:
+    """Make an operator that holds two constants against one another, element by element."""
+
+    def operator(_node: Node, tensor: Tensor, others: Others) -> Tensor | None:
+        other = others[0] if others else None
+        if other is None or other.dtype != tensor.dtype:
+            return None
+        shape = np.broadcast_shapes(tensor.shape, other.shape)
+        return mapped(function, tensor, other, shape=shape, dtype="bool")
+
+    return operator
+
+
+def denied(_node: Node, tensor: Tensor, _others: Others) -> Tensor | None:
+    """Turn true and false round."""
+    return mapped(np.logical_not, tensor) if tensor.dtype == "bool" else None
+
+
+def triangle(node: Node, tensor: Tensor, others: Others) -> Tensor | None:
+    """Keep what lies above or below a diagonal, and put 0 in the place of the rest."""
+    given = others[0] if others else None
+    if len(tensor.shape) < 2 or (given is not None and math.prod(given.shape) != 1):
+        return None
+    least = -sum(tensor.shape)
+    by = 0 if given is None else int(given.read().reshape(()))
+    by = max(least, min(by, -least))  # beyond that it changes nothing, and NumPy would fall
+    half = np.triu if node.integer("upper", 1) else np.tril
+    return mapped(lambda values: half(values, by), tensor)
+
+
 def chosen_where(_node: Node, condition: Tensor, others: Others) -> Tensor | None:
     """Take elements of one constant or another."""
     chosen = [other for other in others if other is not None]
@@ -107,7 +137,7 @@ def reduced(function: Callable[..., np.ndarray]) -> Operator:
     """Make an operator that sums up axes by a function."""
 
     def operator(node: Node, tensor: Tensor, others: Others) -> Tensor | None:
-        if not tensor.is_floating:
+        if not tensor.is_floating and tensor.dtype not in ("int32", "int64"):  # extents
             return None
         axes = {axis_of(axis, tensor) for axis in listed(node, "axes", others)}
         if not axes:
@@ -129,22 +159,6 @@ def reduced(function: Callable[..., np.ndarray]) -> Operator:
         )
 
     return operator
-
-
-def matrix_product(_node: Node, tensor: Tensor, others: Others) -> Tensor | None:
-    """Multiply matrices, of stacks that fit."""
-    other = others[0] if others else None
-    if other is None or not tensor.is_floating or tensor.dtype != other.dtype:
-        return None
-    if len(tensor.shape) < 2 or len(other.shape) < 2:
-        return None
-    if tensor.shape[-1] != other.shape[-2]:
-        raise ValueError(f"shapes {tensor.shape} and {other.shape} cannot be multiplied")
-    stack = np.broadcast_shapes(tensor.shape[:-2], other.shape[:-2])
-    shape = (*stack, tensor.shape[-2], other.shape[-1])
-    return mapped(
-        lambda one, two: rounded(np.matmul(one, two), tensor.dtype), tensor, other, shape=shape
-    )
 
 
 def root_of_squares(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:

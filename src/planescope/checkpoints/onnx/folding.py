@@ -19,16 +19,24 @@ from planescope.checkpoints.onnx.elementwise import (
     axis_of,
     chosen_where,
     clipped,
+    compared,
+    denied,
     elementwise,
     listed,
-    matrix_product,
     of_all,
     power_of,
     quotient,
     reduced,
     root_of_squares,
+    triangle,
 )
 from planescope.checkpoints.onnx.nodes import Node, in_memory
+from planescope.checkpoints.onnx.normalising import (
+    batch_normalised,
+    instance_normalised,
+    layer_normalised,
+)
+from planescope.checkpoints.onnx.products import einstein_sum, general_product, matrix_product
 from planescope.checkpoints.onnx.quantised import dequantize, quantize
 from planescope.checkpoints.onnx.tensors import DTYPES, tensor_at
 from planescope.files.errors import CheckpointError
@@ -76,7 +84,11 @@ def _cast(node: Node, tensor: Tensor, _others: Others) -> Tensor | None:
 
 
 def _cast_like(_node: Node, tensor: Tensor, others: Others) -> Tensor | None:
-    return None if not others or others[0] is None else _as(tensor, others[0].dtype)
+    if not others:
+        return None
+    if others[0] is None:  # the type of a value that the network computes: floating point
+        return tensor if tensor.is_floating else _as(tensor, "float32")
+    return _as(tensor, others[0].dtype)
 
 
 def _as(tensor: Tensor, dtype: str | None) -> Tensor | None:
@@ -216,16 +228,18 @@ def _tile(node: Node, tensor: Tensor, others: Others) -> Tensor:
 
 def _pad(node: Node, tensor: Tensor, others: Others) -> Tensor | None:
     pads = listed(node, "pads", others)
-    value = others[1] if len(others) > 1 else None
+    value, along = (others[n] if len(others) > n else None for n in (1, 2))
     rank = len(tensor.shape)
     mode = node.text("mode") or "constant"
-    if mode != "constant" or value is not None or (len(others) > 2 and others[2] is not None):
+    if mode != "constant" or (value is not None and math.prod(value.shape) != 1):
         return None
-    if len(pads) != 2 * rank or min(pads, default=0) < 0:
+    axes = range(rank) if along is None else [axis_of(a, tensor) for a in listed(node, "", [along])]
+    if len(pads) != 2 * len(axes) or len(set(axes)) != len(axes) or min(pads, default=0) < 0:
         return None
-    widths = tuple(zip(pads[:rank], pads[rank:], strict=True))
+    around = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
+    widths = tuple(around.get(axis, (0, 0)) for axis in range(rank))
     shape = tuple(extent + sum(w) for extent, w in zip(tensor.shape, widths, strict=True))
-    fill = node.number("value", 0.0)
+    fill = float(value.read().reshape(())) if value is not None else node.number("value", 0.0)
     return mapped(lambda values: np.pad(values, widths, constant_values=fill), tensor, shape=shape)
 
 
@@ -256,24 +270,39 @@ REARRANGING = frozenset((
 OPERATORS: dict[str, Operator] = {
     "Abs": elementwise(np.abs, 1),
     "Add": elementwise(np.add, 2),
+    "And": compared(np.logical_and),
+    "BatchNormalization": batch_normalised,
     "Cast": _cast,
     "CastLike": _cast_like,
+    "Ceil": elementwise(np.ceil, 1),
     "Clip": clipped,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "DequantizeLinear": dequantize,
     "Div": elementwise(quotient, 2),
+    "Einsum": einstein_sum,
+    "Equal": compared(np.equal),
     "Exp": elementwise(np.exp, 1),
     "Expand": _expand,
     "Flatten": _flatten,
+    "Floor": elementwise(np.floor, 1),
     "Gather": _gather,
+    "Gemm": general_product,
+    "Greater": compared(np.greater),
+    "GreaterOrEqual": compared(np.greater_equal),
     "Identity": _identity,
+    "InstanceNormalization": instance_normalised,
+    "LayerNormalization": layer_normalised,
+    "Less": compared(np.less),
+    "LessOrEqual": compared(np.less_equal),
     "Log": elementwise(np.log, 1),
     "MatMul": matrix_product,
     "Max": elementwise(of_all(np.maximum)),
     "Min": elementwise(of_all(np.minimum)),
     "Mul": elementwise(np.multiply, 2),
     "Neg": elementwise(np.negative, 1),
+    "Not": denied,
+    "Or": compared(np.logical_or),
     "Pad": _pad,
     "Pow": power_of,
     "QuantizeLinear": quantize,
@@ -283,6 +312,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceMax": reduced(np.max),
     "ReduceMean": reduced(np.mean),
     "ReduceMin": reduced(np.min),
+    "ReduceProd": reduced(np.prod),
     "ReduceSum": reduced(np.sum),
     "ReduceSumSquare": reduced(lambda values, axis: np.square(values).sum(axis=axis)),
     "Relu": elementwise(lambda values: np.maximum(values, 0), 1),
@@ -299,6 +329,7 @@ OPERATORS: dict[str, Operator] = {
     "Tanh": elementwise(np.tanh, 1),
     "Tile": _tile,
     "Transpose": _transpose,
+    "Trilu": triangle,
     "Unsqueeze": _unsqueeze,
     "Where": chosen_where,
     "com.microsoft.DequantizeLinear": dequantize,

@@ -8,16 +8,17 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from planescope.checkpoints.onnx.arithmetic import mapped
+from planescope.checkpoints.onnx.behind import Deed, Met, met, per_filter, untold
 from planescope.checkpoints.onnx.constants import Constants
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.checkpoints.onnx.operators import left_out, weights_of
 from planescope.checkpoints.onnx.tensors import tensor_at
-from planescope.checkpoints.onnx.weights import Weights, channels, operand, readable
+from planescope.checkpoints.onnx.weights import Weights, channels, readable
 from planescope.checkpoints.onnx.words import steps
 from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
 from planescope.files.errors import CheckpointError
@@ -112,12 +113,16 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
     behind = [part for weights in found.values() for part in weights.parts]
     nodes, norms = steps(graph, constants, names, set(behind))
     first = {name: node for node, name in reversed(names.items())}
+    further: dict[str, list[Met]] = {}
+    for node, name in names.items():
+        further.setdefault(name, []).extend(found[node].further)
     layers = []
     for name, position in follow(nodes).items():
         weights = found[first[name]]
         norm = None
         if position.norm is not None:
-            norm = _norm(graph, constants, norms[position.norm], weights.weight)
+            norm, steps_behind = _norm(graph, constants, norms[position.norm], weights.weight)
+            further[name] += steps_behind
         layers.append(_layer(name, weights, position, norm))
     told = (name for node, held in found.items() for name in (readable(node), *held.names))
     return Described(
@@ -126,7 +131,7 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
         notes=(
             *folded_notes(told),
             *_without_effect(graph, names),
-            *_scaled_behind(graph, constants, found, names),
+            *_untold(further),
         ),
     )
 
@@ -151,21 +156,29 @@ def _without_effect(graph: Graph, names: Mapping[Node, str]) -> Iterator[str]:
         yield f"what {named(listed)} gives reaches no output of the network"
 
 
-def _scaled_behind(
-    graph: Graph, constants: Constants, found: Mapping[Node, Weights], names: Mapping[Node, str]
-) -> Iterator[str]:
-    """Note layers whose outputs a constant scales, as frozen norms are exported."""
-    scaled = [
-        names[node]
-        for node, weights in found.items()
-        if operand(graph, constants, weights.value, "Mul", channels(weights.weight))
-    ]
-    if scaled:
-        yield (
-            f"behind {named(list(dict.fromkeys(scaled)))} a constant scales each filter, as a "
-            "frozen norm that was exported; it is not in the table, and turns round where it is "
-            "negative"
-        )
+# Of what is done behind a layer by constants: to all filters alike, and to each.
+_DONE = {
+    (Deed.SCALES, False): "a constant scales each filter, as a frozen norm that was exported; it "
+    "is not in the table, and turns round where it is negative",
+    (Deed.SCALES, True): "one negative constant scales all filters; it is not in the table, and "
+    "turns them round",
+    (Deed.ADDS, False): "a constant is added that is not in the table: beside a bias, behind a "
+    "scale, or another one at each place",
+    (Deed.ADDS, True): "one constant is added to all filters beside their bias or scale; it is not "
+    "in the table",
+    (Deed.TURNS, False): "what comes out is turned round; the table has the filters as stored",
+}
+
+
+def _untold(further: Mapping[str, Sequence[Met]]) -> Iterator[str]:
+    """Note layers behind which constants act that are in no table."""
+    listed: dict[tuple[Deed, bool], list[str]] = {}
+    for name, behind in further.items():
+        for deed, is_single in untold(behind).items():
+            listed.setdefault((deed, is_single and deed is not Deed.TURNS), []).append(name)
+    for done, sentence in _DONE.items():
+        if done in listed:
+            yield f"behind {named(listed[done])} {sentence}"
 
 
 def _layer(name: str, weights: Weights, position: Position, norm: Norm | None) -> Layer:
@@ -181,22 +194,27 @@ def _layer(name: str, weights: Weights, position: Position, norm: Norm | None) -
     )
 
 
-def _norm(graph: Graph, constants: Constants, node: Node, weight: Tensor) -> Norm | None:
-    """Describe the batch norm that a node is, with a scale behind it that is part of it."""
+def _norm(
+    graph: Graph, constants: Constants, node: Node, weight: Tensor
+) -> tuple[Norm | None, list[Met]]:
+    """Describe the batch norm that a node is, with a scale behind it that is part of it.
+
+    What else constants do behind it comes second.
+    """
     parts = [constants.of(name) for name in node.inputs[1:5]]
     tensors = [part.tensor for part in parts if part]
+    tail = channels(weight)
+    behind = list(met(graph, constants, node.output, tail, len(weight.shape)))
     # The norm of a linear layer over sequences may stand on another axis.
     if [tensor.shape for tensor in tensors] != [weight.shape[:1]] * 4:
-        return None
+        return None, behind
     gamma, beta, mean, variance = tensors
-    value, tail = node.output, channels(weight)
     # Caffe has the affine part as a layer of its own.
-    if found := operand(graph, constants, value, "Mul", tail):
-        factor, value = found[0], found[1].output
+    if (factor := _joined(behind, "Mul", tail)) is not None:
         gamma, beta = (mapped(operator.mul, part, factor) for part in (gamma, beta))
-    if found := operand(graph, constants, value, "Add", tail):
-        beta = mapped(operator.add, beta, found[0])
-    return Norm(
+    if (summand := _joined(behind, "Add", tail)) is not None:
+        beta = mapped(operator.add, beta, summand)
+    norm = Norm(
         name=(parts[0] and _module(parts[0].names)) or readable(node),
         gamma=gamma,
         beta=beta,
@@ -204,6 +222,17 @@ def _norm(graph: Graph, constants: Constants, node: Node, weight: Tensor) -> Nor
         variance=variance,
         eps=node.number("epsilon", 1e-5),
     )
+    return norm, behind
+
+
+def _joined(behind: list[Met], op: str, tail: tuple[int, ...]) -> Tensor | None:
+    """Take the first step, if it joins one number for each filter to what a norm gives."""
+    if not behind or behind[0].node.op != op or behind[0].before or behind[0].constant is None:
+        return None
+    found = per_filter(behind[0].constant, tail)
+    if found is not None:
+        del behind[0]
+    return found
 
 
 def _names(found: Mapping[Node, Weights]) -> dict[Node, str]:

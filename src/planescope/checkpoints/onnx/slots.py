@@ -39,6 +39,8 @@ _NORMS = ("BatchNormalization", "InstanceNormalization")
 _OTHER_NORMS = ("LayerNormalization", "GroupNormalization", "MeanVarianceNormalization")
 # Where channels meet those of others one by one.
 _JOINS = ("Add", "Sub", "Sum", "Mul", "Div", "Max", "Min", "Mean")
+# What a bias behind a layer may be made of.
+_SUMS = ("Add", "Sub", "Sum", "com.microsoft.QLinearAdd")
 _GRAPH, _INPUT, _OUTPUT = 7, 11, 12
 
 
@@ -166,7 +168,7 @@ class _Finder:
         slot = None
         if node.op != "MatMul" and node.input(2) is not None:
             slot = self._slot(node, 2)
-        elif weights.parts and weights.parts[-1].op == "Add":
+        elif [part.op for part in weights.parts if part.op in _SUMS] == ["Add"]:
             behind = weights.parts[-1]
             numbers = [i for i in (0, 1) if self.constants.of(behind.input(i)) is not None]
             slot = self._slot(behind, numbers[0]) if len(numbers) == 1 else None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from planescope.checkpoints.onnx.arithmetic import mapped, reshaped, transposed
+from planescope.checkpoints.onnx.arithmetic import mapped, transposed
+from planescope.checkpoints.onnx.behind import Deed, Met, met, per_filter
 from planescope.checkpoints.onnx.constants import Constant, Constants, turned
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.quantised import scaled
-from planescope.checkpoints.onnx.words import saturates
+from planescope.checkpoints.onnx.words import activation, saturates
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Kind, Tensor
 
@@ -33,6 +35,8 @@ class Weights:
         What comes out of the layer, its scale and bias included.
     parts : tuple of Node
         Nodes behind it that hold its scale or bias.
+    further : tuple of Met
+        Constants that meet `value`, and are in no table.
     """
 
     kind: Kind
@@ -43,6 +47,7 @@ class Weights:
     bias: Tensor | None = None
     groups: int = 1
     parts: tuple[Node, ...] = ()
+    further: tuple[Met, ...] = ()
 
 
 class Slots(NamedTuple):
@@ -66,7 +71,6 @@ _OPERATOR_NAME = re.compile(
     r"|BatchNormalization)(_\d+)?(_quant)?$"
 )
 
-_ROUNDING = ("DequantizeLinear", "QuantizeLinear")
 _INTEGER = ("ConvInteger", "MatMulInteger")
 
 # Operators that hold the bias of the layer before them, and where.
@@ -161,11 +165,14 @@ def finished(
     if alpha != 1:
         weight = mapped(lambda values: values * values.dtype.type(alpha), weight)
     bias = _own_bias(given, slots, weight, scale)
+    tail = tail or channels(weight)
+    steps = list(_met(given, kind, weight, value, tail))
     if bias is None:
-        tail = tail or channels(weight)
-        if added := _added(given, value, tail):
-            bias, behind = added
-            parts, value = [*parts, *behind], behind[-1].output
+        if added := _added(steps, weight.shape[0]):
+            bias, taken = added
+            steps = steps[len(taken) :]
+            parts += [node for step in taken for node in (*step.before, step.node)]
+            value = taken[-1].node.output
         else:
             bias = _bias_behind(given, value, tail)
     return Weights(
@@ -177,7 +184,18 @@ def finished(
         bias=bias,
         groups=groups,
         parts=tuple(parts),
+        further=tuple(steps),
     )
+
+
+def _met(
+    given: Operands, kind: Kind, weight: Tensor, value: Name, tail: tuple[int, ...]
+) -> Iterator[Met]:
+    """Yield what meets the outputs of a layer, unless it has cut them or acts on them itself."""
+    if saturates(given.constants, given.node) or activation(given.node):
+        return iter(())
+    rank = None if kind is Kind.LINEAR else len(weight.shape)
+    return met(given.graph, given.constants, value, tail, rank)
 
 
 def _dequantised(given: Operands, weight: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
@@ -236,30 +254,19 @@ def _own_bias(given: Operands, slots: Slots, weight: Tensor, scale: Tensor | Non
     return spread if factor == 1 else mapped(lambda values: values * factor, spread)
 
 
-def _added(given: Operands, value: Name, tail: tuple[int, ...]) -> tuple[Tensor, list[Node]] | None:
-    """Find the bias that is added behind a layer, quantised in between or not, and the nodes."""
-    graph, constants, between = given.graph, given.constants, []
-    if saturates(constants, given.node):
-        return None
-    node = graph.only_user(value)
-    while node is not None and node.op.removeprefix("com.microsoft.") in _ROUNDING:
-        if node.input(0) is None or saturates(constants, node):
-            return None
-        between.append(node)
-        value = node.output
-        node = graph.only_user(value)
-    if found := operand(graph, constants, value, "Add", tail):
-        return found[0], [*between, found[1]]
-    if node is None or node.op != "com.microsoft.QLinearAdd":
-        return None
-    for first in (0, 3):
-        parts = [constants.tensor(node.input(first + number)) for number in range(3)]
-        steps, scale, zero = parts
-        if steps is None or scale is None or math.prod(scale.shape) != 1:
-            continue
-        if found_steps := per_filter(steps, tail):
-            return scaled(found_steps, scale, zero), [*between, node]
-    return None
+def _added(steps: Sequence[Met], filters: int) -> tuple[Tensor, list[Met]] | None:
+    """Sum up what steps behind a layer add to each filter, and tell which they are."""
+    bias: Tensor | None = None
+    taken: list[Met] = []
+    for step in steps:
+        each = step.each(filters) if step.deed in (Deed.ADDS, Deed.TAKES) else None
+        if each is None:
+            break
+        if step.deed is Deed.TAKES:
+            each = mapped(operator.neg, each)
+        bias = each if bias is None else mapped(operator.add, bias, each)
+        taken.append(step)
+    return None if bias is None else (bias, taken)
 
 
 def _bias_behind(given: Operands, value: Name, tail: tuple[int, ...]) -> Tensor | None:
@@ -289,30 +296,9 @@ def _bias_of_attention(given: Operands, node: Node, value: Name, filters: int) -
     )
 
 
-def operand(
-    graph: Graph, constants: Constants, value: Name, op: str, tail: tuple[int, ...]
-) -> tuple[Tensor, Node] | None:
-    """Find the constant, one for each filter, that `op` alone joins to a value, and its node."""
-    node = graph.only_user(value)
-    if node is None or node.op != op:
-        return None
-    for name in filter(None, node.inputs):
-        tensor = constants.tensor(name)
-        if tensor is not None and (found := per_filter(tensor, tail)):
-            return found, node
-    return None
-
-
 def channels(weight: Tensor) -> tuple[int, ...]:
     """Return the last extents of a constant that has one element for each filter."""
     return (weight.shape[0], *(1,) * len(weight.shape[2:]))
-
-
-def per_filter(tensor: Tensor, tail: tuple[int, ...]) -> Tensor | None:
-    """Return a tensor as shape (filters,), if it would be spread over the outputs in that way."""
-    if tensor.shape[-len(tail) :] != tail or math.prod(tensor.shape) != math.prod(tail):
-        return None
-    return reshaped(tensor, (math.prod(tail),))
 
 
 def readable(node: Node) -> str:

@@ -63,6 +63,7 @@ WORDS = {word: role for role, words in _WORDS.items() for word in words}
 
 # Which inputs hold values, where the others are scales, zero points, places or conditions.
 _OPERANDS: dict[str, slice] = {
+    "CastLike": slice(0, 1),
     "Where": slice(1, None),
     "ScatterElements": slice(0, None, 2),
     "ScatterND": slice(0, None, 2),
@@ -101,7 +102,6 @@ _FUSED = {
     "hardsigmoid": Role.GATE,
     "softplus": Role.GATE,
     "": Role.IDENTITY,
-    "none": Role.IDENTITY,
 }
 
 
@@ -205,12 +205,9 @@ class _Steps:
         summand = node.input(3) if node.op.endswith(("FusedConv", "nchwc.Conv")) else None
         if summand is not None:
             last = self._put(Step(role=Role.JOIN, reads=(last, self._number(summand))))
-        fuses = "." in node.op  # ONNX's own operators have no activation within
-        activation = node.text("activation").lower() if fuses else ""
-        if node.op == "com.microsoft.GemmFastGelu":
-            activation = "gelu"
-        role = _FUSED.get(activation, Role.OTHER)
-        if activation == "clip" and (node.numbers("activation_params") or (-1,))[0] >= 0:
+        within = activation(node)
+        role = _FUSED.get(within, Role.OTHER)
+        if within == "clip" and (node.numbers("activation_params") or (-1,))[0] >= 0:
             role = Role.RELU
         return last if role is Role.IDENTITY else self._put(Step(role=role, reads=(last,)))
 
@@ -260,6 +257,15 @@ def saturates(constants: Constants, node: Node) -> bool:
     zero = constants.tensor(name)
     lowest = INTEGER_RANGES.get(zero.dtype, (None,))[0] if zero else None
     return lowest is not None and constants.scalar(name) == lowest
+
+
+def activation(node: Node) -> str:
+    """Name the activation within a node that is a layer, in small letters; "" where it has none."""
+    if node.op == "com.microsoft.GemmFastGelu":
+        return "gelu"
+    # ONNX's own operators have none.
+    found = node.text("activation").lower() if "." in node.op else ""
+    return "" if found == "none" else found
 
 
 def downsamples(node: Node) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planescope.criticality.definition import loss
+from planescope.criticality.definition import interval, loss
 from planescope.criticality.plan.allocation import (
     PUT_BACK,
     RIVALS,
@@ -27,11 +27,12 @@ from planescope.criticality.plan.cuts import Knife
 from planescope.criticality.plan.divergence import Yardstick, is_less
 from planescope.criticality.plan.examples import Examples, halves, take
 from planescope.criticality.plan.fit.changes import put_back
-from planescope.criticality.plan.fit.holding import weight_of
+from planescope.criticality.plan.fit.holding import array_of
 from planescope.criticality.plan.fit.mending import Mending
 from planescope.criticality.plan.fit.observation import Anatomy
 from planescope.criticality.plan.orders import Orders
 from planescope.criticality.plan.planned import PlannedLayer, Rival
+from planescope.criticality.resets.engine.answers import over_positions
 from planescope.files.errors import UsageError, nearest
 from planescope.hyperplanes.chance import wilson
 from planescope.hyperplanes.layer import Skipped
@@ -249,14 +250,14 @@ class Bench:
         shown = divergence if math.isfinite(divergence) else None
         if not self.table.of_classes:
             return Rival(name=name, repaired=repaired, size=size, divergence=shown)
-        agreed = given = sure = count = 0.0
+        agreed = given = sure = 0.0
+        count = sum(len(out) for out in answers)
         for out, logs in zip(answers, self.table.answers, strict=True):
             best = out.argmax(1)
             p = logs.exp()
-            count += best.numel()
-            agreed += float((best == logs.argmax(1)).sum())
-            given += float(p.gather(1, best.unsqueeze(1)).sum())
-            sure += float(p.amax(1).sum())
+            agreed += float(over_positions(best == logs.argmax(1)).sum())
+            given += float(over_positions(p.gather(1, best.unsqueeze(1)).squeeze(1)).sum())
+            sure += float(over_positions(p.amax(1)).sum())
         right = self._accuracy(answers)
         if right is None:
             chance = 1 / self.table.answers[0].shape[1]
@@ -266,9 +267,8 @@ class Bench:
                 agreement=agreed / count, loss=expected,
             )  # fmt: skip
         whole, chance = self.accuracy or 0.0, self._chance()
-        low, _ = wilson(round(whole * count), round(count))
         # Of a network that knows no more than chance there is nothing to lose.
-        measured = loss(whole, right, chance).value if low > chance else None
+        measured = loss(whole, right, chance).value if self._low > chance else None
         return Rival(
             name=name, repaired=repaired, size=size, divergence=shown, agreement=agreed / count,
             accuracy=right, loss=measured,
@@ -280,16 +280,34 @@ class Bench:
         return self._accuracy(self.table.answers)
 
     def _accuracy(self, answers: Sequence[torch.Tensor]) -> float | None:
+        right = self._right(answers)
+        return None if right is None else float(right.sum()) / len(right)
+
+    def _right(self, answers: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Return which examples are answered right; of those with several positions, the share."""
         if self.labels is None:
             return None
-        pairs = list(zip(answers, self.labels, strict=True))
-        right = sum(int((given.argmax(1) == labels).sum()) for given, labels in pairs)
-        count = sum(int(labels.numel()) for _, labels in pairs)
-        return right / count
+        pairs = zip(answers, self.labels, strict=True)
+        return torch.cat([over_positions(given.argmax(1) == labels) for given, labels in pairs])
+
+    @functools.cached_property
+    def _low(self) -> float:
+        """Return the lower end of the 95 % interval of the whole network's accuracy."""
+        right = self._right(self.table.answers)
+        assert right is not None  # noqa: S101
+        if self.table.answers[0].ndim > 2:
+            return interval(right.cpu().numpy())[0]
+        return wilson(int(right.sum()), len(right))[0]
 
     def _chance(self) -> float:
-        every = torch.cat([labels.flatten() for labels in self.labels or ()])
-        return float(every.bincount().max()) / len(every)
+        """Return the share of the commonest label: of positions, then of examples."""
+        classes = self.table.answers[0].shape[1]
+        shares = [
+            labels.flatten().bincount(minlength=classes).double() * len(labels) / labels.numel()
+            for labels in self.labels or ()
+        ]
+        counts = torch.stack(shares).sum(0)
+        return float(counts.max() / counts.sum())
 
     def layers(self, settings: Settings) -> tuple[PlannedLayer, ...]:
         """Tell of each layer what stays, and what it costs alone and with those before it."""
@@ -338,11 +356,7 @@ def _planned(
                 reasons[name] = "its filters are the network's outputs"
             elif part.is_coupled:
                 reasons[name] = "its channels are coupled with those of other layers"
-    weights = {
-        name: weight_of(whole.get_submodule(name)).cpu().numpy()
-        for name in names
-        if name not in reasons
-    }
+    weights = {name: array_of(whole.get_submodule(name)) for name in names if name not in reasons}
     if not weights:
         raise UsageError("no layer is left to plan; keep fewer, or take another way")
     return weights, [Skipped(name=name, reason=reason) for name, reason in reasons.items()]

@@ -17,7 +17,7 @@ from torch import nn
 
 from planescope.criticality.plan.allocation import PUT_BACK
 from planescope.criticality.plan.fit.changes import Before, overwrite
-from planescope.criticality.plan.fit.holding import Form, weight_of
+from planescope.criticality.plan.fit.holding import Form, array_of, weight_of
 from planescope.criticality.plan.graphs import GraphNetwork
 from planescope.criticality.plan.opening import (
     Opened,
@@ -76,8 +76,7 @@ class Knife:
         layer = changed.get_submodule(name)
         if self.way in ("reset", "freeze"):
             return self._put_back(layer, name, setting)
-        held = weight_of(layer)
-        weight = held.cpu().numpy()
+        weight = array_of(layer)
         every = torch.ones(len(weight), weight[0].size, dtype=torch.bool)
         before: Before = []
         match self.way:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from planescope.criticality.resets.engine.answers import Pick, picked
+from planescope.criticality.resets.engine.answers import Pick, picked, told_positions
 from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
 
@@ -57,6 +57,11 @@ class Yardstick:
         if of_classes:
             answers = [one.float().log_softmax(1) for one in answers]
         return cls(batches, answers, of_classes, pick)
+
+    @property
+    def note(self) -> str:
+        """Say what is taken for classes where an example has several answers; else ""."""
+        return told_positions(self.answers[0].shape) if self.of_classes else ""
 
     @property
     def name(self) -> str:

@@ -16,12 +16,13 @@ from planescope.checkpoints.keras.live import refuse
 from planescope.criticality.plan.fit.holding import weight_of
 from planescope.criticality.plan.fit.observation import is_pruned
 from planescope.criticality.plan.graphs import GraphNetwork
+from planescope.criticality.resets.engine.borrow import borrowed
 from planescope.criticality.resets.trained import last_of
 from planescope.criticality.resets.weights import state_of, with_weights
 from planescope.criticality.sensitivity.job import onnx_file
 from planescope.criticality.sensitivity.network import no_graph
 from planescope.files.errors import UsageError, nearest
-from planescope.networks.live.copies import deep_copy
+from planescope.networks.live.copies import deep_copy, plain_name
 from planescope.networks.live.module import unwrapped
 from planescope.networks.state.parametrisations import resolved
 from planescope.training.folder.snapshots import input_shape_of
@@ -115,6 +116,13 @@ def check_pair(changed: nn.Module, whole: nn.Module, /) -> None:
     """Refuse two networks of other shapes, equal ones, and weights that are no numbers."""
     own, other = acting(changed), acting(whole)
     check_shapes(own, other, "reference")
+    for name, tensor in other.items():
+        if own[name].dtype is not tensor.dtype:
+            kinds = [str(one.dtype).removeprefix("torch.") for one in (own[name], tensor)]
+            raise UsageError(
+                f"the network holds {name} as {kinds[0]}, its reference as {kinds[1]}; give both "
+                "in one type: module.float()"
+            )
     check_finite(own, "the network")
     check_finite(other, "the reference")
     if all(
@@ -167,8 +175,23 @@ def acting(module: nn.Module, /) -> dict[str, torch.Tensor]:
     return found
 
 
-def filled(given: nn.Module, own: nn.Module, /) -> nn.Module:
-    """Copy a network as it is, with the tensors of another of its kind."""
-    made = deep_copy(given)
-    made.load_state_dict(own.state_dict())
-    return made
+def filled(given: nn.Module, own: nn.Module, /) -> tuple[nn.Module, str]:
+    """Copy a network as it is, with the tensors of another of its kind.
+
+    With it, a sentence where the copy lacks something of the network given, or "".
+    """
+    lacks = ""
+    try:
+        made = deep_copy(given)
+    except Exception:  # hooks hold whatever they like: a lock, the processes among them
+        made = borrowed(given, whole=False)
+        modes = {plain_name(name): part.training for name, part in given.named_modules()}
+        for name, part in made.named_modules():
+            part.training = modes[name]
+        lacks = (
+            "module is whole and without hooks that others put on the network: copy.deepcopy does "
+            "not take these"
+        )
+    held = own.state_dict()
+    made.load_state_dict({name: held[plain_name(name)] for name in made.state_dict()})
+    return made, lacks

@@ -129,6 +129,7 @@ def repair(
         if before == float("inf"):
             raise UsageError(f"{given.source}: gives NaN or an infinity on these inputs")
         layers, after = mended.repair(own, before, on_layer=on_layer)
+        module, lacks = filled(given.module, own)
     return Repair(
         source=given.source,
         reference=whole.source,
@@ -140,6 +141,6 @@ def repair(
         before=before,
         after=after,
         layers=layers,
-        notes=(*notes, *taken.notes),
-        module=filled(given.module, own),
+        notes=tuple(filter(None, (*notes, *taken.notes, yardstick.note, lacks))),
+        module=module,
     )

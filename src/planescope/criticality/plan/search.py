@@ -150,6 +150,7 @@ def plan(
             tries, others = at(bench, asked, curve, repair=repair, on_try=on_try)
         best = bench.best(tries)
         layers = bench.layers(best.settings)
+        module, lacks = filled(given.module, best.module)
     return Plan(
         source=given.source,
         way=way,
@@ -169,8 +170,10 @@ def plan(
         layers=layers,
         curve=tuple(one.rival for one in others),
         skipped=tuple(bench.skipped),
-        notes=(*notes, *bench.notes, *bench.taken.notes),
-        module=filled(given.module, best.module),
+        notes=tuple(
+            filter(None, (*notes, *bench.notes, *bench.taken.notes, bench.table.note, lacks))
+        ),
+        module=module,
     )
 
 

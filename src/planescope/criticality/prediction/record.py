@@ -40,6 +40,8 @@ class LayerPrediction:
         be told from chance.
     lower, upper : float or None
         95 % interval of the loss, by a bootstrap over the inputs.
+        An expected loss takes the network's own probabilities for right, and its interval holds
+        the true one less often.
     critical : {"yes", "no", "undecided"} or None
         By the definition where there is an interval (METHOD, section 7); for synthetic inputs by
         the frozen cuts of the score, undecided between them. None where nothing can be told.

@@ -168,6 +168,10 @@ class Resets(Table):
         What was done to the inputs here; None where they went to the network as they came.
     needed_steps : dict of str to (float or None)
         Of a path: by row the least share of it that keeps the metric within its interval.
+    positions : int or None
+        Answers of all examples together, where an example has several, as the pixels of a
+        segmentation: accuracies are then means over examples of the share of their positions that
+        is right. None where an example has one.
     notes : tuple of str
         What a reader should know.
     """
@@ -190,6 +194,7 @@ class Resets(Table):
     chance: float | None = None
     preprocessing: str | None = None
     needed_steps: dict[str, float | None] = dataclasses.field(default_factory=dict, hash=False)
+    positions: int | None = None
     notes: tuple[str, ...] = ()
 
     @property

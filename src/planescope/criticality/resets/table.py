@@ -66,6 +66,8 @@ _ON_PICTURES = (
     "loss of accuracy"
 )
 
+# More names of what only a start has are counted.
+_NAMED = 10
 # Where the whole network is evaluated as it was trained.
 TRAINED = "the trained network"
 
@@ -111,7 +113,8 @@ def reset(
     found = table.cells(tallies)
     notes = (
         note, *work.groups, *left_out, untouched(found), *feed.notes,
-        _rounding(work.plan.precision), *table.notes(), *table.not_numbers(tallies),
+        _rounding(work.plan.precision), judge.positions_note, *table.notes(),
+        *table.not_numbers(tallies),
     )  # fmt: skip
     return Resets(
         source=subject.source,
@@ -127,6 +130,7 @@ def reset(
         chance=table.chance,
         preprocessing=feed.preprocessing,
         needed_steps={} if subject.path is None else table.needed_steps(found),
+        positions=table.positions,
         notes=tuple(filter(None, notes)),
     )
 
@@ -286,10 +290,11 @@ def _places(
             verb = "is" if len(missing) == 1 else "are"
             notes.append(f"{target.snapshot}: left out {', '.join(missing)}, which {verb} {why}")
         if more := target.beyond:
-            shown = more[0] if len(more) == 1 else f"{more[0]} and {len(more) - 1} more"
+            shown = ", ".join(more[:_NAMED])
+            shown += f" and {len(more) - _NAMED} more" * (len(more) > _NAMED)
             notes.append(
-                f"{target.snapshot}: has layers that the trained network has not, {shown}; is it "
-                "of the same network?"
+                f"{target.snapshot}: left out {shown}, which the trained network has not; is it of "
+                "the same network?"
             )
         found += [(row, target) for row in fits]
     order = {row: i for i, row in enumerate(rows)}

@@ -20,6 +20,7 @@ from planescope.criticality.resets.weights import in_parts_or_whole, state_of
 from planescope.files.errors import UsageError
 from planescope.measurement.source import LIBRARIES
 from planescope.networks.build import load_pretrained
+from planescope.networks.live.copies import plain_name
 from planescope.networks.live.module import read_state_dict, unwrapped
 from planescope.networks.load import beyond, fitting
 
@@ -42,7 +43,7 @@ class Target:
     odd : tuple of str
         Why some tensors of the network are missing, in sentences.
     beyond : tuple of str
-        Layers that are there and not in the network.
+        Modules and tensors that are there and not in the network.
     """
 
     snapshot: int | str
@@ -141,7 +142,8 @@ def target_of(name: int | str, state: Any, module: nn.Module, /) -> Target:
         raise UsageError(f"to={{{name!r}: ...}} is a {type(state).__name__}, not a state dict")
     # Shared out among processes: put together now, in one order by all of them.
     state = {key: t.full_tensor() if hasattr(t, "full_tensor") else t for key, t in state.items()}
-    given = in_parts_or_whole(read_state_dict(state), module)
+    named = {plain_name(key): t for key, t in state.items() if isinstance(key, str)}
+    given = in_parts_or_whole(read_state_dict(named), module)
     tensors, odd = fitting(given, module, f"snapshot {name!r}", partly=True)
     return Target(
         snapshot=name,

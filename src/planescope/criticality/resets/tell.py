@@ -85,6 +85,12 @@ class Table:
         return self._accuracy(self.trained, exact=True)
 
     @property
+    def positions(self) -> int | None:
+        """Count the answers of all examples, where an example has several."""
+        count = self.trained.sums.get("positions")
+        return None if count is None else int(count)
+
+    @property
     def learned(self) -> bool:
         """Tell whether the trained network is better than chance: its interval lies above it."""
         found, chance = self.trained_value, self.chance

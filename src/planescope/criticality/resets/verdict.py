@@ -50,17 +50,25 @@ def trained_line(resets: Resets, /) -> str:
         return f"trained: {trained.examples} {resets.data.replace(' of ', ', ', 1)}"
     examples = counted(trained.examples, "example")
     if trained.value is None:
-        told = " without labels" if resets.metric is None else f", {resets.metric} is no number"
+        several = "" if resets.positions is None else f" of {resets.positions:,} positions"
+        told = (
+            f"{several} without labels"
+            if resets.metric is None
+            else f", {resets.metric} is no number"
+        )
         return f"trained: {examples}{told}"
     if trained.top1 is None:
         interval = "" if trained.low is None else (
             f" (95 % interval {trained.low:.4g} to {trained.high:.4g})"
         )  # fmt: skip
         return f"trained: {resets.metric} {trained.value:.4g} over {examples}{interval}"
-    return (
-        f"trained: {trained.top1:.1%} of {examples} right "
-        f"(95 % interval {trained.low:.1%} to {trained.high:.1%})"
-    )
+    interval = f"95 % interval {trained.low:.1%} to {trained.high:.1%}"
+    if resets.positions is not None:
+        return (
+            f"trained: {trained.top1:.1%} of positions right, {resets.positions:,} in {examples} "
+            f"(mean over examples, {interval})"
+        )
+    return f"trained: {trained.top1:.1%} of {examples} right ({interval})"
 
 
 def cells_are(resets: Resets, /) -> str:

@@ -10,7 +10,7 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import StateDict, Tensor
-from planescope.networks.live.copies import deep_copy
+from planescope.networks.live.copies import deep_copy, without_wrappers
 from planescope.networks.live.module import unwrapped
 from planescope.networks.load import fitting, load_network, tensor_of
 from planescope.networks.paper import smallest_image
@@ -40,7 +40,7 @@ def with_weights(
 
 def copied(network: nn.Module, state: StateDict, path: str, /) -> nn.Module:
     """Return a copy of a network, on the CPU, with the weights of a state dict."""
-    module = deep_copy(unwrapped(network)).cpu().eval()
+    module = without_wrappers(deep_copy(unwrapped(network))).cpu().eval()
     tensors, odd = fitting(state.tensors, module, path)
     if odd:
         raise CheckpointError(odd[0])

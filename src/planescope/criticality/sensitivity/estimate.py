@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planescope.criticality.definition import Loss, loss_of_examples
+from planescope.criticality.definition import Loss, interval, loss_of_examples
 from planescope.criticality.sensitivity.record import Estimate, Method
 from planescope.hyperplanes.chance import wilson
 
@@ -63,12 +63,20 @@ class Estimates:
         return None
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the whole network's accuracy."""
+        assert self.values is not None  # noqa: S101
+        if "positions" in self.whole.sums:  # shares of the positions of each example
+            return interval(self.values)
+        return wilson(int(self.values.sum()), self.whole.examples)
+
+    @property
     def learned(self) -> bool:
         """Return whether the whole network can be told from chance."""
         if self.mean is None or self.chance is None or not math.isfinite(self.mean):
             return False
         if self.judge.counts_right and self.method is Method.MEASURED:
-            low, _ = wilson(round(self.mean * self.whole.examples), self.whole.examples)
+            low, _ = self.interval
             return low > self.chance
         return self.mean > self.chance
 

@@ -36,6 +36,8 @@ class Estimate:
         synthetic inputs, which rank only, and where there is none.
     lower, upper : float or None
         95 % interval of the loss, by a bootstrap over the inputs.
+        An expected loss takes the network's own probabilities for right, and its interval holds
+        the true one less often.
     drop, relative_drop : float or None
         Of the metric, measured: ``a - a_r``, and the same over a.
     scope : {"branch"} or None

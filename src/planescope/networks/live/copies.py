@@ -112,6 +112,54 @@ def unshared_class(module: nn.Module, kind: Any, /) -> type:
     return next(each for each in type(module).__mro__ if not issubclass(each, kind))
 
 
+# Under these names `torch.compile` and the checkpoints of activations hold the part they wrap.
+WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+
+
+def without_wrappers(module: nn.Module, /) -> nn.Module:
+    """Put the parts that `torch.compile` and the like wrap in the place of what wraps them.
+
+    They have their own names then.
+    """
+    for part, name, _ in _wrapped(module):
+        while (inner := wrapped_in(part._modules[name])) is not None:
+            part._modules[name] = inner
+    return module
+
+
+def plain_name(name: str, /) -> str:
+    """Return the name of a tensor or a module without what wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPED)
+
+
+def wrapped_in(module: nn.Module | None, /) -> nn.Module | None:
+    """Return the module that `torch.compile` or the like wraps; None where it is no wrapper."""
+    held = {} if module is None else module._modules
+    return next((held[name] for name in WRAPPED if name in held), None)
+
+
+@contextlib.contextmanager
+def unwrapping(module: nn.Module, /) -> Iterator[None]:
+    """Do as `without_wrappers` within a block."""
+    held = _wrapped(module)
+    without_wrappers(module)
+    try:
+        yield
+    finally:
+        for part, name, child in held:
+            part._modules[name] = child
+
+
+def _wrapped(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module | None]]:
+    """Return who holds a wrapped part, its name there, and what wraps it; the outer ones first."""
+    return [
+        (part, name, child)
+        for part in module.modules()
+        for name, child in part._modules.items()
+        if wrapped_in(child) is not None
+    ]
+
+
 def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any]) -> Any:
     if isinstance(value, torch.Tensor):
         if id(value) not in memo:

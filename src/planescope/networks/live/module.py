@@ -55,12 +55,20 @@ def read_module(module: nn.Module, /) -> StateDict:
     """
     import torch
 
-    from planescope.networks.graph.trace import trace
-    from planescope.networks.live.survey import survey
+    from planescope.networks.live.copies import unwrapping
 
     module = unwrapped(module)
     if isinstance(module, torch.jit.ScriptModule):
         return read_script(module)
+    with unwrapping(module):
+        return _read(module)
+
+
+def _read(module: nn.Module) -> StateDict:
+    """Return the layers of a module none of whose parts is compiled."""
+    from planescope.networks.graph.trace import trace
+    from planescope.networks.live.survey import survey
+
     found = survey(module)
     tensors, places, note = dict(found.tensors), {}, ""
     try:
@@ -138,7 +146,9 @@ def live_tensor(name: str, value: Any, /) -> Tensor:
         If it is no array, or has no values.
     """
     tensor = named_tensor(name, functools.partial(_array, name, value))
-    return dataclasses.replace(tensor, identity=_memory(value))
+    # What NumPy itself cannot compute with is widened, and keeps its type: that says how it rounds.
+    dtype = value.dtype.name if isinstance(value, np.ndarray) else tensor.dtype
+    return dataclasses.replace(tensor, identity=_memory(value), dtype=dtype)
 
 
 def _memory(value: Any) -> Hashable:
@@ -190,13 +200,17 @@ def named_tensor(name: str, read: Callable[[], Array], /) -> Tensor:
 
 
 def unwrapped(module: nn.Module, /) -> nn.Module:
-    """Find the module itself below `torch.compile`, `DataParallel` and the like."""
+    """Find the module itself below `torch.compile`, `DataParallel` and other wrappers."""
     from torch import nn
+    from torch.optim.swa_utils import AveragedModel
 
+    from planescope.networks.live.copies import wrapped_in
+
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
     while True:
-        if "_orig_mod" in module._modules:  # torch.compile; its class would take a second to import
-            module = module._orig_mod
-        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if (inner := wrapped_in(module)) is not None:
+            module = inner
+        elif isinstance(module, wrappers):
             module = module.module
         else:
             return module

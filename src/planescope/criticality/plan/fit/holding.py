@@ -6,11 +6,15 @@ To import this is to import torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from planescope.criticality.plan.fit.observation import is_pruned
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # A weight is a whole multiple of a step if it is nearer to one than this, in steps.
 _NEAR = 1e-3
@@ -26,6 +30,15 @@ def weight_of(layer: nn.Module, /) -> torch.Tensor:
         return (layer.weight_orig * layer.weight_mask).detach()
     weight: torch.Tensor = layer.weight
     return weight.detach()
+
+
+def array_of(layer: nn.Module, /) -> np.ndarray[Any, Any]:
+    """Give the weight that acts as an array; in float32 where NumPy has no such type."""
+    weight = weight_of(layer).cpu()
+    found: np.ndarray[Any, Any] = (
+        weight.float() if weight.dtype is torch.bfloat16 else weight
+    ).numpy()
+    return found
 
 
 def hold(layer: nn.Module, weight: torch.Tensor, /) -> None:

@@ -126,12 +126,13 @@ def _odd(module: nn.Module) -> dict[str, str]:
         weight = getattr(part, "weight", None)
         if is_layer(part) or not isinstance(weight, torch.Tensor) or weight.ndim < 2:
             continue
-        if type(part).__name__.startswith("Parametrized"):
+        if "weight" not in part._parameters:
             found[name] = "its weight is computed from other tensors"
         else:
-            found[name] = (
-                f"a {type(part).__name__} is no convolution or linear layer as torch has it"
-            )
+            kind = type(part).__name__
+            if hasattr(nn, kind):  # of the name of one of torch's
+                kind = f"{type(part).__module__}.{kind}"
+            found[name] = f"a {kind} is no convolution or linear layer as torch has it"
     return found
 
 

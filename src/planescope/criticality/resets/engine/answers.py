@@ -84,6 +84,8 @@ class Judge:
     by_example: bool = True
     gives_probabilities: bool = False
     classes: int = 0
+    shape: tuple[int, ...] = ()
+    # Of each label; with several positions an example, in shares of an example.
     counts: torch.Tensor | None = field(default=None, repr=False)
 
     @property
@@ -112,6 +114,7 @@ class Judge:
                 f"{counted(batch.size, 'example')}; say by output= what has a row an example"
             )
         labels = batch.labels
+        self.shape = tuple(output.shape)
         self.classes = output.shape[1] if output.ndim > 1 else 1
         of_classes = labels is None or _are_classes(labels)
         self.is_softmax = output.ndim > 1 and self.classes > 1 and of_classes
@@ -146,14 +149,21 @@ class Judge:
                 "outputs an example; give the data that it was trained on, or metric="
             )
         counts = labels.long().bincount(minlength=self.classes).cpu()
+        if batch.labels.ndim > 1:
+            counts = counts.double() * batch.size / labels.numel()
         self.counts = counts if self.counts is None else self.counts + counts
 
     @property
     def chance(self) -> float | None:
         """Share of the commonest label; 1/classes where there is none (METHOD, section 7)."""
         if self.counts is not None:
-            return int(self.counts.max()) / int(self.counts.sum())
+            return float(self.counts.max()) / float(self.counts.sum())
         return 1 / self.classes if self.is_softmax else None
+
+    @property
+    def positions_note(self) -> str:
+        """Say what is taken for classes where an example has several answers; else ""."""
+        return told_positions(self.shape) if self.is_softmax else ""
 
     def logits(self, output: torch.Tensor) -> torch.Tensor:
         """Return outputs whose softmax is the network's answer, in float32.
@@ -235,20 +245,23 @@ class Judge:
         if self.is_softmax:
             # An output that is no number is no answer.
             answers = logits.argmax(1)
+            if answers.ndim > 1:
+                each = columns["none"].new_tensor(answers[0].numel())
+                columns["positions"] = each.expand(len(answers))
             is_number = ~logits.isnan().any(1)
             best, before = logits.log_softmax(1), trained.log_softmax(1)
             p = before.exp()
-            columns["divergence"] = _mean((p * (before - best)).sum(1))
+            columns["divergence"] = over_positions((p * (before - best)).sum(1))
             agrees = (answers == trained.argmax(1)) & is_number
             given = p.gather(1, answers.unsqueeze(1)).squeeze(1) * is_number
-            tally.add("agrees", _by_example(agrees))
-            tally.add("given", _by_example(given))
+            tally.add("agrees", _host(agrees))
+            tally.add("given", _host(given))
             if labels is not None:
-                tally.add("right", _by_example((answers == labels) & is_number))
+                tally.add("right", _host((answers == labels) & is_number))
                 five = logits.topk(min(5, self.classes), dim=1).indices
-                columns["top5"] = _mean((five == labels.unsqueeze(1)).any(1) & is_number)
+                columns["top5"] = over_positions((five == labels.unsqueeze(1)).any(1) & is_number)
                 of_labels = cross_entropy(logits, labels.long(), reduction="none")
-                columns["loss"] = _mean(of_labels)
+                columns["loss"] = over_positions(of_labels)
         # By batches, whichever go together: sums are then the same to the last bit.
         starts = np.cumsum([0, *sizes[:-1]])
         sums = np.add.reduceat(torch.stack(list(columns.values())).cpu().numpy(), starts, axis=1)
@@ -257,18 +270,29 @@ class Judge:
                 tally.sums[name] = tally.sums.get(name, 0.0) + value
 
 
-def _mean(values: torch.Tensor) -> torch.Tensor:
+def told_positions(shape: Sequence[int], /) -> str:
+    """Say what of outputs of a shape is taken for classes, and what for positions of an example."""
+    if len(shape) < 3:
+        return ""
+    return (
+        f"outputs of {'×'.join(map(str, shape[1:]))} are taken for {shape[1]} classes at each of "
+        "several positions; shares are means over the positions of an example, then over examples "
+        "(output= can move classes to the front)"
+    )
+
+
+def over_positions(values: torch.Tensor, /) -> torch.Tensor:
     """Return the values of examples, float64; of an example with several positions, their mean."""
     wide = values.double()
     return wide.flatten(1).mean(1) if wide.ndim > 1 else wide
 
 
-def _by_example(values: torch.Tensor) -> NDArray[Any]:
+def _host(values: torch.Tensor) -> NDArray[Any]:
     """Return the values of examples on the host.
 
     Of an example with several positions, their mean.
     """
-    array: NDArray[Any] = (_mean(values) if values.ndim > 1 else values).cpu().numpy()
+    array: NDArray[Any] = (over_positions(values) if values.ndim > 1 else values).cpu().numpy()
     return array
 
 

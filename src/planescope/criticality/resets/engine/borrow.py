@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from planescope.files.errors import UsageError, one_line
-from planescope.networks.live.copies import deep_copy
+from planescope.networks.live.copies import deep_copy, without_wrappers
 
 # What a LightningModule holds of its trainer, data and loops among it.
 _OF_A_TRAINER = ("_trainer", "_fabric")
@@ -58,7 +58,7 @@ def borrowed(module: nn.Module, /, *, whole: bool = True) -> nn.Module:
     finally:
         for attributes, name, value in kept:
             attributes[name] = value
-    own = _without_compiled(own)
+    own = without_wrappers(own)
     if whole:
         for part in own.modules():
             with_whole_weights(part)
@@ -75,15 +75,6 @@ def _own_hooks(module: nn.Module) -> dict[int, Any]:
         for hooks in every
         if hooks
     }
-
-
-def _without_compiled(module: nn.Module) -> nn.Module:
-    """Put the parts that `torch.compile` wraps in the place of what wraps them, names with them."""
-    for part in list(module.modules()):
-        for name, child in part._modules.items():
-            if child is not None and "_orig_mod" in child._modules:
-                part._modules[name] = child._modules["_orig_mod"]
-    return module
 
 
 def _refuse_quantised(module: nn.Module) -> None:

@@ -40,8 +40,9 @@ class Tally:
         answer is the trained network's) and ``given`` (what that gives the answer).
     sums : dict of str to float
         Over examples: ``top5``, ``loss`` (cross-entropies), ``metric`` (of a metric without a value
-        an example), ``divergence``, ``none`` (whether an output is not a number), and squares of
-        ``changed`` outputs and of trained ones (``square``).
+        an example), ``divergence``, ``none`` (whether an output is not a number), ``positions``,
+        where an example has several, and squares of ``changed`` outputs and of trained ones
+        (``square``).
     """
 
     examples: int = 0

@@ -25,6 +25,7 @@ from planescope.data.load import Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
 from planescope.data.options import PLAIN
 from planescope.data.roles import Batch
+from planescope.data.sources import NAMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,7 +151,9 @@ def _opened(
 ) -> Images | Files | Loader:
     if isinstance(data, Images | Files):
         return data
-    if isinstance(data, os.PathLike) or (isinstance(data, str) and Path(data).is_dir()):
+    # A data set's own name comes before a folder of that name, as a study of it has.
+    is_path = isinstance(data, str) and data not in NAMES and Path(data).is_dir()
+    if is_path or isinstance(data, os.PathLike):
         data = f"folder:{os.fspath(data)}"
     if isinstance(data, str):
         called = call_loader(data, options.split)
