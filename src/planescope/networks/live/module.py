@@ -196,7 +196,9 @@ def named_tensor(name: str, read: Callable[[], Array], /) -> Tensor:
         return Tensor(tuple(array.shape), getattr(array.dtype, "name", str(array.dtype)), read)
     from planescope.networks.live.plain import dtype_name, is_plain, plain
 
-    dtype = dtype_name(array if is_plain(array) else plain(name, array))
+    # What is shared out among processes has the type of its parts, for which none is asked.
+    part = array.to_local() if hasattr(array, "to_local") else array
+    dtype = dtype_name(part if is_plain(part) else plain(name, array))
     # Looked at anew: a training may share a weight out, or pack it, on its way.
     return Tensor(tuple(array.shape), dtype, lambda: plain(name, read()))
 
