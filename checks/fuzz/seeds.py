@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from checks.fuzz import trees
+from checks.fuzz import mappings, trees
 from checks.fuzz.structures import zipped
 
 # Of this name is the file that is read, unless a target reads a folder.
@@ -655,6 +655,7 @@ MAKERS: dict[str, Callable[[], Seeds]] = {
     "tflite": _tensorflow(*((f"{n}.tflite", "") for n in ("net", "int8", "sparse", "grouped"))),
     "tfjs": _tfjs,
     "sharded": _sharded,
+    "mappings": mappings.seeds,
     "pickle": _pickle,
     "config": _config,
     "study": _study,

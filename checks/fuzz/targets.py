@@ -13,6 +13,7 @@ from typing import Any
 
 import planescope as ps
 from checks.fuzz import trees
+from checks.fuzz.mappings import mappings
 from checks.fuzz.seeds import INPUT
 from planescope import checkpoints
 from planescope.checkpoints import read_contents
@@ -185,6 +186,7 @@ _CHECKPOINTS = (
 
 TARGETS: dict[str, Read] = {
     **dict.fromkeys(_CHECKPOINTS, _checkpoint),
+    "mappings": mappings,
     "pickle": _pickle,
     "config": _config,
     "study": _study,

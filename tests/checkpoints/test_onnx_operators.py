@@ -503,6 +503,21 @@ def test_what_constants_do_behind_a_layer_is_in_the_table_or_told(tmp_path, step
     ]
 
 
+def test_a_bias_that_takes_the_type_of_a_value_is_a_constant(tmp_path):
+    """As torch's newer exporter writes a layer without a bias, unless it optimises."""
+    nodes = [
+        node("CastLike", ["b4", "x"], ["b"]),
+        node("Conv", ["x", "w4", "b"], ["c"]),
+        node("CastLike", ["zero", "c"], ["floor"]),
+        node("Max", ["c", "floor"], ["r"]),
+        node("Conv", ["r", "w43"], ["y"]),
+    ]
+    held = {"zero": np.float32(0), "w43": W4.reshape(3, 4, 3, 3)}
+    first, second = read(tmp_path, model(nodes, held)).layers
+    np.testing.assert_array_equal(first.bias.read(), B4)
+    assert second.input is Input.RELU
+
+
 def test_a_constant_beside_a_bias_of_the_layers_own_is_told(tmp_path):
     nodes = [node("Conv", ["x", "w4", "b4"], ["c"]), node("Add", ["c", "s"], ["y"])]
     found = read(tmp_path, model(nodes))
@@ -628,6 +643,30 @@ ARITHMETIC = {
         node("Not", ["far"], ["near"]),
         node("Where", ["near", "t", "s"], ["w"]),
     ],
+    # As timm's StdConv2d and weight standardisation are exported.
+    "standardised-by-a-norm": [
+        node("Reshape", ["w4", "one-four"], ["r"]),
+        node(
+            "BatchNormalization",
+            ["r", "b4", "b4", "b4", "b4"],
+            ["n", "m", "v"],
+            epsilon=1e-6,
+            training_mode=1,
+        ),
+        node("Shape", ["w4"], ["shape"]),
+        node("Reshape", ["n", "shape"], ["w"]),
+    ],
+    "normalised": [
+        node("BatchNormalization", ["w4", "three", "three", "three", "three"], ["n"]),
+        node("InstanceNormalization", ["n", "three", "three"], ["i"]),
+        node("LayerNormalization", ["i", "three", "three"], ["w"], axis=-1),
+    ],
+    "extents-multiplied": [
+        node("Shape", ["w4"], ["shape"], start=1),
+        node("ReduceProd", ["shape"], ["count"], keepdims=0),
+        node("Cast", ["count"], ["counted"], to=TensorProto.FLOAT),
+        node("Div", ["w4", "counted"], ["w"]),
+    ],
     "padded-along": [
         node("Slice", ["w4", "zero", "two", "one"], ["p"]),
         node("Pad", ["p", "around", "s", "first"], ["pd"]),
@@ -646,6 +685,7 @@ def test_weights_made_by_arithmetic_are_those_of_the_reference_evaluator(tmp_pat
         "small": np.array([4, 2, 2, 1]), "pads": np.array([0, 0, 0, 1, 0, 0, 1, 0]),
         "minus": np.float32(-0.5), "up": W2[:2, :4], "down": W4.reshape(27, 4)[:, :2],
         "flat": W4.reshape(4, 27), "square": W4.reshape(3, 36)[:, :4], "below": np.int64(-1),
+        "one-four": np.array([1, 4, 27]), "three": np.array([0.5, 1.5, 2.0], np.float32),
         "around": np.array([0, 2]), "first": np.array([0]),
     }  # fmt: skip
     proto = model([*ARITHMETIC[name], node("Conv", ["x", "w"], ["y"])], held)

@@ -6,6 +6,8 @@ was made from. Sums of weights do not depend on the order of the other axes; kin
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import planescope as ps
+from planescope.measurement.source import find
 
 
 def drawn(*shape):
@@ -155,6 +158,16 @@ def test_an_even_kernel_of_one_width_is_told_as_open():
     assert "whether mask is a transposed convolution cannot be told" in " ".join(found.notes)
 
 
+def test_an_odd_kernel_of_one_width_is_told_as_open_where_none_of_its_name_shows_more():
+    bare = {"a.weight": drawn(8, 8, 3, 3)}
+    assert "whether a is a transposed convolution cannot be told" in " ".join(
+        measured(bare)[0].notes
+    )
+    assert measured(bare, transposed="a")[0].notes == ()
+    # One that goes from 3 to 8 channels, as the next takes them, is ordinary, and so its neighbour.
+    assert measured({"0.weight": drawn(8, 3, 3, 3), "2.weight": drawn(8, 8, 3, 3)})[0].notes == ()
+
+
 def test_the_norm_behind_tells_the_groups_of_a_transposed_convolution():
     arrays = {"a.weight": drawn(8, 3, 3, 3), "up.weight": drawn(8, 4, 2, 2), **norm("up_bn", 16)}
     (layer,) = (layer for layer in measured(arrays)[0].layers if layer.name == "up")
@@ -235,6 +248,23 @@ def test_pickled_a_class_of_its_own_is_left_out_by_name(tmp_path):
     torch.save(nn.Sequential(Functional(), nn.ReLU()), tmp_path / "net.pt")
     with pytest.raises(ps.PlanescopeError, match=r"0\.raw \(of the class .*Functional"):
         ps.measure(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("container", ["mapping", "pickle"])
+def test_a_list_of_biases_is_that_of_the_weights_beside(tmp_path, container):
+    """As scikit-learn's perceptrons are: coefs_ (in, out), intercepts_ (out,)."""
+    weights = [drawn(8, 5), drawn(3, 8)]
+    held = {
+        "coefs_": [w.T.copy() for w in weights],
+        "intercepts_": [np.arange(len(w), dtype=np.float32) + 1 for w in weights],
+    }
+    path = tmp_path / "net.pkl"
+    path.write_bytes(pickle.dumps(held))
+    source = held if container == "mapping" else path
+    found, rows = measured(source)
+    assert rows == expected(*(("linear", w) for w in weights))
+    np.testing.assert_array_equal(find(source).layers[0].bias.read(), np.arange(8) + 1)
+    assert found.notes == ()
 
 
 LISTED = {

@@ -24,6 +24,7 @@ from planescope.study.claims import claims
 from planescope.study.costs import GPU, THREAD, estimate, forward_flops
 from planescope.study.folder import RunRecord, Study
 from planescope.study.forecast import forecast
+from planescope.study.make import make_study
 from planescope.study.plan import Plan, read_plan
 from planescope.study.spec import DEFAULTS, Spec
 from planescope.study.worker import make_run
@@ -189,6 +190,35 @@ def test_claims_of_kept_tables_have_the_relation_that_the_weights_gave(tmp_path)
     (tmp_path / "study" / "relation.json").unlink()
     with pytest.raises(UsageError, match="kept without their weights"):
         claims(tmp_path / "study")
+
+
+def test_runs_with_weights_join_the_relation_of_those_whose_tables_alone_are_kept(tmp_path):
+    """A study that goes on from its kept tables, on another machine, say."""
+    plan = tmp_path / "a.yaml"
+    plan.write_text(
+        "base: {epochs: 2, snapshots_until: 0, accelerator: cpu}\n"
+        "make: [train, measure, reset]\nreset: {snapshots: [0], subset: 200}\nseeds: 2\n",
+        encoding="utf-8",
+    )
+    study = make_study(plan, tmp_path / "a", workers=1)
+    keep = runpy.run_path(str(FOLDER / "keep.py"))["keep"]
+    keep(tmp_path / "a", tmp_path / "b")
+    first, second = (run.path.name for run in study.runs)
+    wanted = Relation.load(tmp_path / "b" / "relation.json")
+    of_first = replace(
+        wanted, runs=(first,), layers=tuple(x for x in wanted.layers if x.run == first)
+    )
+    of_first.save(tmp_path / "b" / "relation.json")
+    shutil.rmtree(tmp_path / "b" / "runs" / second)
+    shutil.copytree(tmp_path / "a" / "runs" / second, tmp_path / "b" / "runs" / second)
+    keep(tmp_path / "b", tmp_path / "c")
+    found = Relation.load(tmp_path / "c" / "relation.json")
+    assert found.runs == wanted.runs
+    for layer, same in zip(found.layers, wanted.layers, strict=True):
+        assert replace(layer, scores={}) == replace(same, scores={})
+        assert {**layer.scores, "random": 0} == {**same.scores, "random": 0}
+    wanted_rho, found_rho = (one.at("agreement", "all").rho for one in (wanted, found))
+    assert found_rho == wanted_rho
 
 
 def test_held_out_networks_are_of_other_seeds_architectures_and_data():

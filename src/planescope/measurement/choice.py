@@ -189,5 +189,5 @@ def compiled(pattern: str | None, option: str, /) -> re.Pattern[str] | None:
         return None
     try:
         return re.compile(pattern)
-    except re.error as exc:
+    except (re.error, TypeError) as exc:
         raise UsageError(f"--{option} {pattern!r}: broken regular expression: {exc}") from exc

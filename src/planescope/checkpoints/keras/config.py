@@ -249,9 +249,19 @@ def _role(layer: ConfigLayer) -> Role:
         case "Clip":
             least = options.get("x_min")
             return Role.RELU if isinstance(least, int | float) and least >= 0 else Role.OTHER
+        case "Rescaling" if _keeps_sign(options.get("scale"), options.get("offset", 0)):
+            return Role.VIEW
         case "UpSampling2D" if re.match("bicubic|lanczos", str(options.get("interpolation"))):
             return Role.SHIFT
     return next((role for role, words in _ROLES if words.fullmatch(layer.class_name)), Role.OTHER)
+
+
+def _keeps_sign(*factors: object) -> bool:
+    """Tell whether numbers, or lists of them, are all there and none is negative."""
+    given = [
+        each for factor in factors for each in (factor if isinstance(factor, list) else [factor])
+    ]
+    return all(isinstance(each, int | float) and each >= 0 for each in given)
 
 
 def _downsamples(layer: ConfigLayer) -> bool:

@@ -142,7 +142,8 @@ class Constants:
 
     def _folded(self, node: Node, name: Name, folds: int) -> Constant | None:
         parts = [self._at(part, folds + 1) if part else None for part in node.inputs]
-        if any(part is None and given for part, given in zip(parts, node.inputs, strict=True)):
+        missing = [n for n, part in enumerate(parts) if part is None and node.inputs[n]]
+        if missing and not (node.op == "CastLike" and missing == [1]):  # of which the type is taken
             return None
         known = [part for part in parts if part is not None]
         stored, count = sum(part.stored for part in known), sum(part.parts for part in known)

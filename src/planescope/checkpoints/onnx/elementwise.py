@@ -137,7 +137,7 @@ def reduced(function: Callable[..., np.ndarray]) -> Operator:
     """Make an operator that sums up axes by a function."""
 
     def operator(node: Node, tensor: Tensor, others: Others) -> Tensor | None:
-        if not tensor.is_floating:
+        if not tensor.is_floating and tensor.dtype not in ("int32", "int64"):  # extents
             return None
         axes = {axis_of(axis, tensor) for axis in listed(node, "axes", others)}
         if not axes:

@@ -31,6 +31,11 @@ from planescope.checkpoints.onnx.elementwise import (
     triangle,
 )
 from planescope.checkpoints.onnx.nodes import Node, in_memory
+from planescope.checkpoints.onnx.normalising import (
+    batch_normalised,
+    instance_normalised,
+    layer_normalised,
+)
 from planescope.checkpoints.onnx.products import einstein_sum, general_product, matrix_product
 from planescope.checkpoints.onnx.quantised import dequantize, quantize
 from planescope.checkpoints.onnx.tensors import DTYPES, tensor_at
@@ -79,7 +84,11 @@ def _cast(node: Node, tensor: Tensor, _others: Others) -> Tensor | None:
 
 
 def _cast_like(_node: Node, tensor: Tensor, others: Others) -> Tensor | None:
-    return None if not others or others[0] is None else _as(tensor, others[0].dtype)
+    if not others:
+        return None
+    if others[0] is None:  # the type of a value that the network computes: floating point
+        return tensor if tensor.is_floating else _as(tensor, "float32")
+    return _as(tensor, others[0].dtype)
 
 
 def _as(tensor: Tensor, dtype: str | None) -> Tensor | None:
@@ -262,6 +271,7 @@ OPERATORS: dict[str, Operator] = {
     "Abs": elementwise(np.abs, 1),
     "Add": elementwise(np.add, 2),
     "And": compared(np.logical_and),
+    "BatchNormalization": batch_normalised,
     "Cast": _cast,
     "CastLike": _cast_like,
     "Ceil": elementwise(np.ceil, 1),
@@ -281,6 +291,8 @@ OPERATORS: dict[str, Operator] = {
     "Greater": compared(np.greater),
     "GreaterOrEqual": compared(np.greater_equal),
     "Identity": _identity,
+    "InstanceNormalization": instance_normalised,
+    "LayerNormalization": layer_normalised,
     "Less": compared(np.less),
     "LessOrEqual": compared(np.less_equal),
     "Log": elementwise(np.log, 1),
@@ -300,6 +312,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceMax": reduced(np.max),
     "ReduceMean": reduced(np.mean),
     "ReduceMin": reduced(np.min),
+    "ReduceProd": reduced(np.prod),
     "ReduceSum": reduced(np.sum),
     "ReduceSumSquare": reduced(lambda values, axis: np.square(values).sum(axis=axis)),
     "Relu": elementwise(lambda values: np.maximum(values, 0), 1),

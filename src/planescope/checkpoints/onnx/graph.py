@@ -27,6 +27,17 @@ _BODIES = ("If", "Loop", "Scan", "SequenceMap")
 SILENT = frozenset(("Cast", "CastLike", "Dropout", "Identity", "com.microsoft.BitmaskDropout"))
 
 
+# These look at no value: what they give is the same for every input of that shape.
+_SHAPES = ("Shape", "Size")
+
+
+def values_of(node: Node) -> tuple[Name | None, ...]:
+    """Return the inputs of which a node takes the values, not the shape or the type alone."""
+    if node.op in _SHAPES:
+        return ()
+    return node.inputs[:1] if node.op == "CastLike" else node.inputs
+
+
 @dataclass(eq=False)
 class _Scope:
     """The names that a graph or function defines, and those it sees of the graphs around it."""
@@ -111,7 +122,9 @@ class Graph:
         known = self.stored.keys() | self.sparse.keys()
         dynamic: set[Name] = set(self.fed)
         for node in self.nodes:
-            given = [name for name in node.inputs if name]
+            # A constant that takes a value's type is a constant still.
+            inputs = node.inputs[:1] if node.op == "CastLike" else node.inputs
+            given = [name for name in inputs if name]
             is_known = node.op == "Constant" or (bool(given) and known.issuperset(given))
             names = (name for name in node.outputs if name)
             if is_known and node.op not in _RANDOM:
@@ -139,7 +152,7 @@ class Graph:
     def only_user(self, value: Name) -> Node | None:
         """Find the node that alone reads a value."""
         for _ in range(_MAX_SILENT):
-            users = self.users.get(value, ())
+            users = [node for node in self.users.get(value, ()) if value in values_of(node)]
             if len(users) != 1 or value in self.outputs:
                 return None
             if users[0].op not in SILENT or users[0].inputs[0] != value:

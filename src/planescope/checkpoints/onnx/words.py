@@ -63,6 +63,7 @@ WORDS = {word: role for role, words in _WORDS.items() for word in words}
 
 # Which inputs hold values, where the others are scales, zero points, places or conditions.
 _OPERANDS: dict[str, slice] = {
+    "CastLike": slice(0, 1),
     "Where": slice(1, None),
     "ScatterElements": slice(0, None, 2),
     "ScatterND": slice(0, None, 2),

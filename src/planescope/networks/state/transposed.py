@@ -74,9 +74,10 @@ def find_transposed(
         if alike[_pattern(weight.module)] == {Kind.TRANSPOSED} or _hint(weight) > 1:
             found[weight.module] = Axes(Kind.TRANSPOSED, FIRST, groups[weight.module])
             told[_AS_TRANSPOSED].append(weight.module)
-        elif kinds[weight.module] is Kind.CONV and (
-            _hint(weight) or _is_even(weight) or weight.shape[2:] in turned
-        ):
+            continue
+        # Where none of its name is of another shape, nothing shows which way they go.
+        is_open = weight.shape[2:] in turned or not alike[_pattern(weight.module)]
+        if kinds[weight.module] is Kind.CONV and (_hint(weight) or _is_even(weight) or is_open):
             told[_MAYBE_TRANSPOSED].append(weight.module)
     return found
 

@@ -1,0 +1,1 @@
+"""Networks drawn at random, in every container that torch and Keras write: one table is wanted."""
