@@ -26,7 +26,7 @@ import pandas as pd
 import planescope as ps
 from planescope.criticality.prediction.cuts import verdict
 from planescope.criticality.relation import ranks
-from planescope.data.load import DataOptions, Resize
+from planescope.data.options import DataOptions, Resize
 from planescope.files.errors import PlanescopeError
 from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind

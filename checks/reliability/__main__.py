@@ -8,11 +8,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from checks.reliability import disks, odd
 from checks.reliability import hostile as attacks
 from checks.reliability.kills import kill
-from checks.reliability.odd import SWEEPS, sweep
+from checks.reliability.odd import prepared_run
 from checks.reliability.together import TASKS, together
 from checks.reliability.trials import TRIALS
+
+ODD = odd.SWEEPS | disks.SWEEPS
 
 
 def main() -> None:
@@ -31,7 +34,7 @@ def main() -> None:
     several.add_argument("what", choices=[*TASKS, []], nargs="*", help=f"{', '.join(TASKS)}")
     several.add_argument("--folder", type=Path, help="default: a temporary one")
     strange = tasks.add_parser("odd", help="full disks, rights, pipes and the like")
-    strange.add_argument("what", choices=[*SWEEPS, []], nargs="*", help="default: all")
+    strange.add_argument("what", choices=[*ODD, []], nargs="*", help="default: all")
     strange.add_argument("--quick", action="store_true", help="some cases of each")
     attacked = tasks.add_parser("hostile", help="folders, names and signals of an attacker")
     attacked.add_argument(
@@ -63,15 +66,18 @@ def _hostile(args: argparse.Namespace) -> bool:
 def _odd(args: argparse.Namespace) -> bool:
     _use_one_thread()
     fell = False
-    for name, tally in sweep(args.what or list(SWEEPS), quick=args.quick):
-        if tally is None:
-            print(
-                f"{name}: left out, as nothing may be mounted here; unshare -rm makes it possible"
-            )
-            continue
-        summary = f"{name}: {tally.cases} cases, {len(tally.fallen)} fell"
-        print(summary, *tally.fallen, sep="\n  ", flush=True)
-        fell |= bool(tally.fallen)
+    with prepared_run() as prepared:
+        for name in args.what or ODD:
+            if name in disks.SWEEPS and not disks.can_mount():
+                print(
+                    f"{name}: left out, as nothing may be mounted here; unshare -rm makes it "
+                    "possible"
+                )
+                continue
+            tally = ODD[name](prepared, quick=args.quick)
+            summary = f"{name}: {tally.cases} cases, {len(tally.fallen)} fell"
+            print(summary, *tally.fallen, sep="\n  ", flush=True)
+            fell |= bool(tally.fallen)
     return fell
 
 

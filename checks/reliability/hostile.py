@@ -39,7 +39,7 @@ from checks.reliability.starting import Place, import_all, in_child, warm
 
 # A title for the window, a cleared screen, C1, a turned direction, a line of its own, a NUL.
 CONTROLS = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2028next\x00"
-FORMULA = "=HYPERLINK(1)"
+FORMULA = "=HYPERLINK(1)<b>"
 CODE = "evil:make"
 PLANTED = {"text": FORMULA + CONTROLS, "code": CODE, "a port": "http.server:test"}
 CALLED = ("network", "data")  # where a name of code may stand
@@ -92,7 +92,7 @@ ON_TRACKED: dict[str, Args] = {
 }
 ON_STUDY: dict[str, Args] = {
     "study --status": ("study", "study.yaml", "--out", "study", "--status"),
-    "claims": ("claims", "study"),
+    "claims": ("claims", "study", "--out", "drawn"),
     "report of a study": ("report", "study", "--out", "page.html"),
     "figures of a study": ("figures", "study", "--out", "drawn", "--format", "png"),
     "relate of a study": ("relate", "study", "--draws", "99"),
@@ -101,6 +101,11 @@ ON_FILE: dict[str, Args] = {
     "report of a result": ("report", f"run/{SNAPSHOT}", "m.json", "--out", "page.html"),
     "figures of a result": ("figures", "m.json", "--out", "drawn", "--format", "png"),
 }
+# Makes what a study lacks: all is made again, where it may be.
+MAKES_STUDY: dict[str, Args] = {
+    "study": ("study", "study.yaml", "--out", "study", "--workers", "1", "--retry-failed"),
+}
+STUDY_PARTS = ("study.yaml", "study.json", "runs", "table", ".study.lock")
 RECORDS = (
     "config.yaml", "state.json", "environment.json", "network.json", "resets.json", "relation.json",
 )  # fmt: skip
@@ -113,7 +118,8 @@ LEARNING = (
 RESULTS = ("m.json", "ways.json", "plan.json", "lost.json")
 PARTS = (
     *RECORDS, "metrics.csv", "measurements.parquet", "last.ckpt", "resets-progress.json", ".lock",
-    "snapshots", "filters", SNAPSHOT, "filters/epoch-0002.safetensors",
+    "snapshots", "filters", SNAPSHOT, "filters/epoch-0002.safetensors", "logs", "logs/csv",
+    "snapshots/epoch-0000.safetensors", ".planescope-0123abcd-abcdefgh", "network.json",
 )  # fmt: skip
 
 
@@ -129,10 +135,14 @@ def found_in(place: Place, ended: Ended) -> Iterator[str]:
     for what, text in (("standard output", place.printed), ("stderr", place.complained)):
         if control := _control(text):
             yield f"{what} holds {control!r}"
-    for page in place.work.glob("*.html"):
-        if control := _control(page.read_text(encoding="utf-8")):
+    made = [*place.work.glob("*.*"), *place.work.glob("drawn/**/*.*")]
+    for page in (path for path in made if path.suffix in (".html", ".md", ".svg")):
+        text = page.read_text(encoding="utf-8")
+        if control := _control(text):
             yield f"{page.name} holds {control!r}"
-    for table in (*place.work.glob("*.csv"), *place.work.glob("drawn/**/*.csv")):
+        if page.suffix == ".md" and "<b>" in text:
+            yield f"{page.name} holds markup"
+    for table in (path for path in made if path.suffix == ".csv"):
         lines = table.read_text(encoding="utf-8").splitlines()
         if any(cell.startswith(FORMULA[:3]) for line in lines for cell in line.split(",")):
             yield f"{table.name} holds a formula"
@@ -238,13 +248,22 @@ def _quietly(args: Args) -> Args:
 
 
 def links(prepared: Path, *, quick: bool) -> Tally:
-    """Each part of a run as a link to what lies elsewhere, before every command."""
+    """Each part of a run or a study as a link to what lies elsewhere, before every command."""
     tally = Tally()
-    for part in ("resets.json", "snapshots") if quick else PARTS:
-        for name, args in _some(ON_RUN, quick, ("train --resume",)).items():
+    cases: list[tuple[str, dict[str, Args], tuple[str, ...]]] = [
+        (f"run/{part}", ON_RUN, ("train --resume",))
+        for part in (("resets.json", "snapshots") if quick else PARTS)
+    ]
+    if not quick:
+        run = next((prepared / "study" / "runs").iterdir()).name
+        own = [part.replace("0002", "0001") for part in PARTS]
+        parts = [*STUDY_PARTS, f"runs/{run}", *(f"runs/{run}/{part}" for part in own)]
+        cases += [(f"study/{part}", ON_STUDY | MAKES_STUDY, ()) for part in parts]
+    for part, commands, few in cases:
+        for name, args in _some(commands, quick, few).items():
             with _copied(prepared) as place:
                 outside = place.path / "outside"
-                there = place.work / "run" / part
+                there = place.work / part
                 if there.exists():
                     shutil.move(there, outside)
                 else:
@@ -275,13 +294,28 @@ def names(prepared: Path, *, quick: bool) -> Tally:
                 (place.work / "run").rename(place.work / text)
                 ended = command([arg.replace("run", text, 1) for arg in _quietly(args)], place)
                 tally.count(f"{name}: {what}, folder", list(found_in(place, ended)), ended)
-        for name in ("measure", "predict"):
+        for name, args in _some(ON_LAYERS, quick, ("measure", "predict")).items():
             with _copied(prepared) as place:
                 _checkpoint(place.work / f"{text}.safetensors", text)
-                args = (name, f"{text}.safetensors", "--out", "table.csv")
-                ended = command(args, place)
+                ended = command([arg.replace("NAME", text) for arg in args], place)
                 tally.count(f"{name}: {what}, layers", list(found_in(place, ended)), ended)
     return tally
+
+
+# What takes a checkpoint whose layers have names of any kind, in every form of what it writes.
+ON_LAYERS: dict[str, Args] = {
+    "measure": ("measure", "NAME.safetensors", "--out", "table.csv", "--filters", "filters.csv"),
+    "predict": ("predict", "NAME.safetensors", "--out", "table.csv"),
+    "measure --card": ("measure", "NAME.safetensors", "--card", "card.md"),
+    "measure --figure": ("measure", "NAME.safetensors", "--figure", "drawn.svg", "--pairing"),
+    "measure --json": ("measure", "NAME.safetensors", "--json"),
+    "diff": (
+        *("diff", "NAME.safetensors", "NAME.safetensors", "--out", "moved.csv"),
+        *("--page", "moved.html", "--figure", "moved.svg"),
+    ),
+    "figures": ("figures", "NAME.safetensors", "--out", "drawn", "--format", "svg"),
+    "report": ("report", "NAME.safetensors", "--out", "page.html"),
+}
 
 
 def _checkpoint(path: Path, name: str) -> None:

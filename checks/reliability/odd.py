@@ -1,4 +1,4 @@
-"""Disks, folders and files as they should not be, given to every command.
+"""Folders and files as they should not be, given to every command; disks are in `disks`.
 
 Of each case it is asked: did the command end by itself, with a status that it may have, and with
 one sentence if not with a result? Is every file that was there before still there, and whole? Was
@@ -13,7 +13,6 @@ import hashlib
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -289,7 +288,7 @@ def folders(prepared: Path, *, quick: bool) -> Tally:
         for file in files:
             for kind in kinds:
                 for what, args in commands.items():
-                    _copy(prepared / "run", run, stopped=what.endswith("stopped"))
+                    copy_run(prepared / "run", run, stopped=what.endswith("stopped"))
                     _make_odd(run / file, kind)
                     before = contents(run) if run.is_dir() and not run.is_symlink() else {}
                     _take_rights(run / file, kind)
@@ -306,7 +305,8 @@ def folders(prepared: Path, *, quick: bool) -> Tally:
     return tally
 
 
-def _copy(source: Path, target: Path, *, stopped: bool) -> None:
+def copy_run(source: Path, target: Path, *, stopped: bool) -> None:
+    """Copy a run; `stopped` leaves it an epoch to make."""
     shutil.copytree(source, target)
     if stopped:  # one epoch is missing
         for name, old, new in (
@@ -338,153 +338,6 @@ def _give_rights(folder: Path) -> None:
             path = Path(where, name)
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-# --- disks ---------------------------------------------------------------------------------------
-
-DISK_KB = 12 << 10
-FREE_KB = (
-    0,
-    2,
-    4,
-    8,
-    16,
-    24,
-    32,
-    48,
-    64,
-    96,
-    128,
-    160,
-    200,
-    256,
-    320,
-    400,
-    512,
-    700,
-    1000,
-    1500,
-    3000,
-)
-
-
-def _writes(prepared: Path) -> dict[str, Args]:
-    """A command for each form of a result; what is at hand is read from elsewhere."""
-    run = str(prepared / "run")
-    good = str(prepared / "run" / "snapshots" / "epoch-0002.safetensors")
-    measured = {
-        f"measure {option} {suffix}": ("measure", good, option, f"out.{suffix}")
-        for option, suffixes in {
-            "--out": ("json", "csv", "parquet"),
-            "--filters": ("npz", "csv", "parquet"),
-            "--figure": ("png", "svg", "pdf"),
-        }.items()
-        for suffix in suffixes
-    }
-    return measured | {
-        "predict": ("predict", good, "--out", "out.json"),
-        "train": ("train", *SMALL, "--out", "run"),
-        "train --resume": ("train", "--resume", "--out", "run"),
-        "reset": ("reset", "run", "--subset", "50"),
-        "reset --out": (
-            "reset",
-            "run",
-            "--subset",
-            "50",
-            "--out",
-            "out.csv",
-            "--figure",
-            "out.png",
-        ),
-        "relate": ("relate", run, "--draws", "99", "--out", "out.json"),
-        "relate --figure": (
-            "relate",
-            run,
-            "--draws",
-            "99",
-            "--out",
-            "out.parquet",
-            "--figure",
-            "out.pdf",
-        ),
-        "figures": ("figures", good, "--out", "figures"),
-        "report": ("report", run, "--out", "out.html"),
-        "report --watch": ("report", run, "--watch", "--out", "out.html"),
-        "status": ("status", "run"),
-    }
-
-
-def disks(prepared: Path, *, quick: bool) -> Tally:
-    """Every command that writes, on a disk with so much room, and again once there is more."""
-    tally = Tally()
-    for what, args in _writes(prepared).items():
-        if quick and what not in ("measure --figure pdf", "train", "reset"):
-            continue
-        for free in FREE_KB[1::6] if quick else FREE_KB:
-            with _disk() as place:
-                stopped = what == "train --resume"
-                if "run" in args and what != "train":
-                    _copy(prepared / "run", place.work / "run", stopped=stopped)
-                targets = [place.work / each for each in args if each.startswith("out.")]
-                for target in targets:
-                    target.write_text("old")
-                _fill(place.work, free)
-                before = contents(place.work)
-                ended = command(args, place)
-                after = contents(place.work)
-                problems = [*problems_of(ended), *lost(before, after, may_write=True)]
-                done = ended.status == 0
-                # Those written before the one that did not fit are new and whole.
-                if not done and targets and targets[-1].read_bytes() != b"old":
-                    problems.append(f"{targets[-1].name} is half written")
-                if not done:
-                    (place.work / "filler").unlink()
-                    again = args
-                    if what == "train" and (place.work / "run" / "config.yaml").exists():
-                        again = (*args, "--resume")
-                    second = command(again, place)
-                    if second.status != 0:
-                        problems.append(f"again: {second.complained.strip()}")
-                if what.startswith("train") and not problems:
-                    problems += _differences(prepared / "run", place.work / "run")
-                tally.count(f"{what}, {free} KB free", problems, ended)
-            if done:
-                break
-    return tally
-
-
-def _differences(one: Path, other: Path) -> Iterator[str]:
-    for path in sorted((one / "snapshots").iterdir()):
-        found = other / "snapshots" / path.name
-        if not found.exists() or found.read_bytes() != path.read_bytes():
-            yield f"{path.name} differs from that of the undisturbed run"
-
-
-def _fill(folder: Path, free_kb: int) -> None:
-    about = os.statvfs(folder)
-    room = about.f_bavail * about.f_frsize
-    (folder / "filler").write_bytes(b"\0" * (room - free_kb * 1024))
-
-
-@contextlib.contextmanager
-def _disk() -> Iterator[Place]:
-    """A place to work on a file system of its own, of `DISK_KB`."""
-    with place_to_work() as place:
-        options = ("-t", "tmpfs", "-o", f"size={DISK_KB}k", "tmpfs")
-        subprocess.run(["mount", *options, str(place.work)], check=True)  # noqa: S607
-        try:
-            yield place
-        finally:
-            subprocess.run(["umount", "--lazy", str(place.work)], check=True)  # noqa: S607
-
-
-def can_mount() -> bool:
-    """Tell whether this process may mount file systems, as root may."""
-    try:
-        with _disk():
-            return True
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        return False
 
 
 # --- all of it -----------------------------------------------------------------------------------
@@ -528,16 +381,12 @@ def _prepare(place: Place) -> Path:
     return place.work
 
 
-SWEEPS = {"inputs": inputs, "disks": disks, "folders": folders}
+SWEEPS = {"inputs": inputs, "folders": folders}
 
 
-def sweep(names: Sequence[str], *, quick: bool) -> Iterator[tuple[str, Tally | None]]:
-    """Count the outcomes of the cases of each kind; None where a disk cannot be made."""
+@contextlib.contextmanager
+def prepared_run() -> Iterator[Path]:
+    """Make what the cases use, with all imported that they import."""
     import_all(MODULES)
     with place_to_work() as place:
-        prepared = _prepare(place)
-        for name in names:
-            if name == "disks" and not can_mount():
-                yield name, None
-            else:
-                yield name, SWEEPS[name](prepared, quick=quick)
+        yield _prepare(place)

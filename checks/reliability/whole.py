@@ -153,7 +153,16 @@ def _png(path: Path) -> None:
         image.load()
 
 
+def _md(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith("## Hyperplanes") or "Measured with planescope" not in text:
+        raise ValueError("it does not begin and end as a card")
+
+
 CHECKS: Mapping[str, Callable[[Path], None]] = {
+    ".md": _md,
+    ".pt": _ckpt,
+    ".pth": _ckpt,
     ".safetensors": _safetensors,
     ".json": _json,
     ".parquet": _parquet,

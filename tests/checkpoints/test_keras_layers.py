@@ -105,3 +105,43 @@ def test_files_and_live_models_give_the_weights_that_act(made, name):
         told = {name: reason.partition("StdConv ")[2] or reason for name, reason in reasons.items()}
         assert told == LEFT_OUT
     assert "1 layer within classes that are not of Keras" in found.notes[0]
+
+
+CALLED = """
+import sys
+import keras
+import numpy as np
+import planescope as ps
+
+class Net(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.Conv2D(6, 3)
+        self.last = keras.layers.Dense(4)
+
+    def call(self, x):
+        return self.last(keras.ops.relu(self.first(x)).mean((1, 2)))
+
+keras.utils.set_random_seed(0)
+net = Net()
+net(np.zeros((1, 8, 8, 3), "float32"))
+net.save(sys.argv[1])
+for source in (net, sys.argv[1], {weight.path: weight for weight in net.weights}):
+    for layer in ps.measure(source, kinds="all").layers:
+        print(layer.name.rpartition("/")[2], layer.filters, round(layer.mean_cosine, 6))
+"""
+
+
+def test_a_model_that_its_first_call_has_built_is_read_live_in_its_file_and_by_its_variables(
+    tmp_path,
+):
+    done = subprocess.run(
+        [sys.executable, "-c", CALLED, tmp_path / "net.keras"],
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[1] for row in rows] == ["6", "4"] * 3
+    assert len({tuple(row[2] for row in rows[at : at + 2]) for at in (0, 2, 4)}) == 1

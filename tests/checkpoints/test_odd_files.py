@@ -15,16 +15,20 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import planescope as ps
+from planescope.cli import streams
+from planescope.cli.app import COMMANDS
 from planescope.files.errors import CheckpointError, OutputError
 from planescope.files.locks import is_locked
 from planescope.files.reading import open_binary, read_text
 from planescope.files.targets import check_target
-from planescope.files.writing import replacing
+from planescope.files.writing import replacing, write_torch
 from planescope.training.config import RunConfig
 from planescope.training.folder.status import State
 from planescope.training.loop import train
@@ -266,6 +270,21 @@ def test_what_was_to_be_printed_is_missed_where_standard_output_is_closed(args, 
     assert (done.returncode, done.stderr) == (2, sentence)
 
 
+def test_every_option_that_names_a_result_is_known_to_hold_one():
+    """What `measure FILE --card a.md >&-` was to print is no loss."""
+    for name in COMMANDS:
+        command = getattr(import_module(f"planescope.cli.{name}"), name)
+        for option in command.params:
+            if (getattr(option, "help", None) or "").startswith(("Write ", "Draw ")):
+                assert option.name in streams._WRITTEN, (name, option.name)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk")
+def test_a_full_disk_is_one_where_torch_writes_too():
+    with pytest.raises(OSError, match="disk full"):
+        write_torch(Path("/dev/full"), {"weight": torch.ones(3)})
+
+
 @posix
 @pytest.mark.parametrize("form", [(), ("--json",)])
 def test_a_reader_that_went_away_is_no_error(form):
@@ -439,7 +458,8 @@ def test_some_cases_of_each_kind_lose_nothing():
         capture_output=True, text=True, timeout=580,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    inputs, disks, folders = done.stdout.splitlines()
+    inputs, folders, disks, scratch = done.stdout.splitlines()
     assert inputs == "inputs: 24 cases, 0 fell"
     assert folders == "folders: 32 cases, 0 fell"
     assert re.fullmatch(r"disks: (\d+ cases, 0 fell|left out.*)", disks)
+    assert re.fullmatch(r"scratch: (2 cases, 0 fell|left out.*)", scratch)

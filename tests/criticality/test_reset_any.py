@@ -22,6 +22,7 @@ import planescope as ps
 from planescope.criticality.definition import Critical, loss_of_examples
 from planescope.criticality.resets import forecast
 from planescope.networks.build import build
+from planescope.networks.graph.trace import _Tracer
 
 
 class Net(nn.Module):
@@ -634,6 +635,45 @@ def test_a_start_with_the_names_of_a_compiled_part_fits(case):
     expected = ps.reset(network, to={"init": start}, data=(x, y))
     for given in (other, other.state_dict()):
         assert ps.reset(network, to={"init": given}, data=(x, y)) == expected
+
+
+CALLS = {
+    "reset": lambda m, x, y: ps.reset(m, to="fresh", data=(x, y)),
+    "sensitivity": lambda m, x, y: ps.sensitivity(m, data=(x, y), ways=["bits:3"]),
+    "plan": lambda m, x, y: ps.plan(m, data=x, size=0.5, examples=60),
+    "plan-filters": lambda m, x, y: ps.plan(m, data=x, size=0.9, examples=60, way="filters"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_graph_is_traced_once_a_call(case, call, monkeypatch):
+    network, _, x, y = case
+    plain, traced = _Tracer.trace, []
+
+    def counted(tracer, root, *args, **options):
+        traced.append(type(root))
+        return plain(tracer, root, *args, **options)
+
+    monkeypatch.setattr(_Tracer, "trace", counted)
+    call(network, x, y)
+    assert traced == [Net]
+
+
+class Shifted(Net):
+    """A network whose forward makes a tensor of its own."""
+
+    def forward(self, x):
+        return super().forward(x + torch.linspace(-1, 1, 12))
+
+
+def test_what_forward_makes_is_remembered_with_the_graph(case):
+    _, _, x, y = case
+    torch.manual_seed(0)
+    network, other = Shifted(), Shifted()
+    found = ps.reset(network, to={"other": other}, data=(x, y), kinds="all")
+    for cell in found.cells:
+        assert cell.value == answers_of(network, other.state_dict(), (f"{cell.layer}.",), x, y)
+    assert not any("cannot be run by parts" in note for note in found.notes)
 
 
 class Keeping(nn.Conv2d):

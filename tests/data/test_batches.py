@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from planescope.data.batches import _ImageBatches, batches, crop_and_flip, resized
-from planescope.data.load import DataOptions, Images, Resize, load, pixel_permutation
+from planescope.data.load import Images, load, pixel_permutation
+from planescope.data.options import DataOptions, Resize
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.networks.build import build
 

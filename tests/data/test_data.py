@@ -22,7 +22,8 @@ from torchvision import datasets
 
 from planescope.data import files as datafiles
 from planescope.data import matfiles
-from planescope.data.load import DataOptions, Files, Labels, Resize, Validation, load
+from planescope.data.load import Files, load
+from planescope.data.options import DataOptions, Labels, Resize, Validation
 from planescope.files.errors import CheckpointError, PlanescopeError, UsageError
 
 PARITY = Path(__file__).parents[1] / "parity"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import planescope as ps
+from planescope.figures import claims
 from planescope.figures.card import card
 from planescope.hyperplanes.layer import Skipped
 
@@ -67,3 +68,10 @@ def test_another_ending_is_refused_before_anything_is_read(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.endswith("a.txt: the name must end in .md\n")
+
+
+def test_what_a_study_names_marks_nothing_up_in_the_answers_to_the_claims():
+    shown = claims._as_text("<img src=x>|a\x1b[2J](b)")
+    assert shown == r"&lt;img src=x&gt;\|a\\x1b\[2J\](b)"
+    plain = "lenet, against initialised: +0.42 (95 % interval -0.1 to 0.9, q = 4e-05)"
+    assert claims._as_text(plain) == plain

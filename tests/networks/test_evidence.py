@@ -6,6 +6,8 @@ was made from. Sums of weights do not depend on the order of the other axes; kin
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import planescope as ps
+from planescope.measurement.source import find
 
 
 def drawn(*shape):
@@ -245,6 +248,23 @@ def test_pickled_a_class_of_its_own_is_left_out_by_name(tmp_path):
     torch.save(nn.Sequential(Functional(), nn.ReLU()), tmp_path / "net.pt")
     with pytest.raises(ps.PlanescopeError, match=r"0\.raw \(of the class .*Functional"):
         ps.measure(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("container", ["mapping", "pickle"])
+def test_a_list_of_biases_is_that_of_the_weights_beside(tmp_path, container):
+    """As scikit-learn's perceptrons are: coefs_ (in, out), intercepts_ (out,)."""
+    weights = [drawn(8, 5), drawn(3, 8)]
+    held = {
+        "coefs_": [w.T.copy() for w in weights],
+        "intercepts_": [np.arange(len(w), dtype=np.float32) + 1 for w in weights],
+    }
+    path = tmp_path / "net.pkl"
+    path.write_bytes(pickle.dumps(held))
+    source = held if container == "mapping" else path
+    found, rows = measured(source)
+    assert rows == expected(*(("linear", w) for w in weights))
+    np.testing.assert_array_equal(find(source).layers[0].bias.read(), np.arange(8) + 1)
+    assert found.notes == ()
 
 
 LISTED = {

@@ -706,11 +706,35 @@ def test_a_mapping_of_arrays(array, dtype):
         ({"state_dict": {"a": 1}}, r"give that one, mapping\['state_dict'\]"),
         ({0: np.ones(2)}, r"a state dict has names for keys, not 0"),
         ({"a": torch.ones(2, 2, device="meta")}, r"a is on the meta device"),
+        (
+            {"a": torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(3, 3)])},
+            r"a is a nested tensor",
+        ),
     ],
 )
 def test_a_mapping_of_something_else_is_refused_in_a_sentence(mapping, sentence):
     with pytest.raises(UsageError, match=sentence):
         read_state_dict(mapping)
+
+
+class ByProtocol:
+    """An array of a class that nobody knows."""
+
+    shape, dtype = (2, 3), np.dtype("float32")
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones((2, 3), np.float32)
+
+
+def test_an_array_of_a_class_that_numpy_alone_can_read():
+    tensor = read_state_dict({"fc.weight": ByProtocol()}).tensors["fc.weight"]
+    np.testing.assert_array_equal(tensor.read(), np.ones((2, 3)))
+
+
+def test_a_frozen_script_is_refused_for_what_it_is():
+    frozen = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 3)).eval()))
+    with pytest.raises(UsageError, match="before it is frozen"):
+        read_module(frozen)
 
 
 def test_numpy_arrays_need_no_torch():

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from planescope.data.load import DataOptions
+from planescope.data.options import DataOptions
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import Kind, KindName
 from planescope.training.config import RunConfig, dump_config, load_config

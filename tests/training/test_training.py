@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 import planescope as ps
 from planescope.data.batches import batches
-from planescope.data.load import DataOptions, load
+from planescope.data.load import load
+from planescope.data.options import DataOptions
 from planescope.files.errors import (
     CheckpointError,
     NoLayersError,

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import click
 
 from planescope.cli.printing import say
-from planescope.data.options import Split
+from planescope.data.options import DataOptions, Split
 from planescope.files.errors import UsageError
 from planescope.files.optional import search_working_folder
 from planescope.hyperplanes.layer import KindName
@@ -263,8 +263,6 @@ def of_inputs(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
     UsageError
         If they are not understood, or are not of such inputs.
     """
-    from planescope.data.load import DataOptions
-
     if choices.get("trust"):
         search_working_folder()
     shape = choices.pop("input_shape")

@@ -14,7 +14,7 @@ import click
 from planescope.files.errors import OutputError
 
 # Options that name what is written, and those that ask for something to be printed.
-_WRITTEN = ("out", "figure", "filters", "table", "page")
+_WRITTEN = ("out", "figure", "filters", "table", "page", "card", "curves")
 _PRINTED = ("as_json", "dry_run", "show_status")
 
 

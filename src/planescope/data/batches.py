@@ -20,7 +20,8 @@ from torch.nn.functional import interpolate, pad
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from planescope.data.images import LARGE
-from planescope.data.load import Files, Images, Resize, load, pixel_permutation
+from planescope.data.load import Files, Images, load, pixel_permutation
+from planescope.data.options import Resize
 from planescope.files.errors import CheckpointError, UsageError, one_line
 from planescope.files.reading import open_binary
 from planescope.files.versions import cores

@@ -15,13 +15,8 @@ from planescope.data.sources import must_not_augment, open_source
 from planescope.files.errors import UsageError
 
 __all__ = [
-    "DataOptions",
     "Files",
     "Images",
-    "Labels",
-    "Resize",
-    "Split",
-    "Validation",
     "load",
     "pixel_permutation",
 ]

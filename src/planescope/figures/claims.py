@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from planescope.figures.canvas import (
 )
 from planescope.figures.dynamics import ASIDE
 from planescope.figures.relation import relation
+from planescope.files.errors import printable
 from planescope.files.folders import inside, make_inside, replacing_inside
 from planescope.hyperplanes import chance
 from planescope.study.claims import CLAIMS, Claims, claims
@@ -248,25 +251,30 @@ def write_claims(
 def _markdown(found: Claims, figures: dict[int, str]) -> str:
     name = Path(found.study).name
     lines = [
-        f"# The claims, by the study {name}",
+        f"# The claims, by the study {_as_text(name)}",
         "",
-        f"    planescope claims {name} --out DIR",
+        f"    planescope claims {printable(name)} --out DIR",
         "",
         "A value is the mean over a run's layers behind a ReLU; intervals (95 %) and tests are "
         "over runs; q-values are corrected over the tests of a claim.",
         "",
     ]
     for (claim, text), answer in zip(CLAIMS.items(), found.answers, strict=True):
-        lines += [f"## Claim {claim}", "", f"*{text}*", "", answer, ""]
+        lines += [f"## Claim {claim}", "", f"*{text}*", "", _as_text(answer), ""]
         if claim in figures:
             lines += [f"![Claim {claim}]({figures[claim]})", ""]
         lines += [
             f"| {' | '.join(COLUMNS)} |",
             "| --- " * len(COLUMNS) + "|",
-            *(f"| {' | '.join(effect.cells())} |" for effect in found.of(claim)),
+            *(f"| {' | '.join(map(_as_text, effect.cells()))} |" for effect in found.of(claim)),
             "",
         ]
     return "\n".join(lines)
+
+
+def _as_text(text: str, /) -> str:
+    """Return text from a study's files as what marks nothing up; ours stays as it is."""
+    return re.sub(r"([\\`*\[\]|~$!])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def _with_levels(table: pd.DataFrame) -> pd.DataFrame:

@@ -137,7 +137,8 @@ def _remove_if_unheld(folder: Path) -> None:
         (folder / LOCK).unlink()  # refused while a process has it open
         shutil.rmtree(folder)
     else:
-        handle = os.open(folder / LOCK, os.O_RDWR)
+        # A stranger's folder may hold another thing of this name: a link would be followed.
+        handle = os.open(folder / LOCK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         try:
             if locks.take(handle):
                 _empty(folder)

@@ -133,6 +133,22 @@ def write_parquet(
         pa.parquet.write_table(table, file)
 
 
+def write_torch(target: Path, held: Any) -> None:
+    """Write what `torch.load` reads; a full disk is an error of the system, as elsewhere.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    import torch
+
+    try:
+        torch.save(held, target)
+    except RuntimeError as exc:  # what torch makes of a full disk, in words of its own
+        raise OSError(f"is the disk full? (torch says: {one_line(exc)})") from exc
+
+
 def read_parquet_metadata(source: Path) -> dict[bytes, bytes]:
     """Return the metadata that `write_parquet` gave a file.
 

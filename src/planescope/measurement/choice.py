@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self, TypeVar
 
-from planescope.files.errors import NoLayersError, UsageError
+from planescope.files.errors import NoLayersError, UsageError, nearest
 from planescope.hyperplanes.layer import Kind, Layer, Layout, Skipped, View
 from planescope.measurement.source import Found
 from planescope.networks.state.axes import Wanted
@@ -62,8 +62,42 @@ def select(found: Found, choice: Choice, /) -> tuple[list[Layer], list[Skipped]]
         else:
             chosen.append(layer)
     if not chosen:
-        raise NoLayersError(f"{found.source.path}: no layer to measure; {_what_there_is(found)}")
+        raise no_layers(found)
     return chosen, skipped
+
+
+def wanted_layers(
+    layers: Sequence[Layer], kinds: Iterable[Kind | str] | str, pattern: str | None, /
+) -> set[str]:
+    """Return the names of the layers that a user asks for.
+
+    Raises
+    ------
+    UsageError
+        If the pattern or a kind is none, or finds nothing.
+    """
+    names = [layer.name for layer in layers]
+    if pattern:
+        parts = [part.strip() for part in pattern.split(",")]
+        found: set[str] = set()
+        for part in parts:
+            match = compiled(part, "layers")
+            own = {part} if part in names else {n for n in names if match and match.search(n)}
+            if not own:
+                raise UsageError(f"no layer is called {part!r}; {nearest(part, names)}")
+            found |= own
+        if not kinds:
+            return found
+        allowed = chosen_kinds(kinds)
+        return {layer.name for layer in layers if layer.name in found and layer.kind in allowed}
+    usual = Kind.CONV if any(layer.kind is Kind.CONV for layer in layers) else Kind.LINEAR
+    allowed = chosen_kinds(kinds or [usual])
+    return {layer.name for layer in layers if layer.kind in allowed}
+
+
+def no_layers(found: Found, /) -> NoLayersError:
+    """Return the error of a choice that leaves none; it says which kinds there are."""
+    return NoLayersError(f"{found.source.path}: no layer to measure; {_what_there_is(found)}")
 
 
 def _what_there_is(found: Found) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.drafts import scratch
-from planescope.files.errors import MissingDependencyError, UsageError
+from planescope.files.errors import MissingDependencyError, RunError, UsageError, one_line
 from planescope.files.versions import cores, version
 from planescope.study.worker import GPUS
 
@@ -64,6 +64,8 @@ def local_client(
     ------
     MissingDependencyError
         If Dask, or what makes certificates, is not installed.
+    RunError
+        If the processes cannot be started.
     """
     distributed = _distributed()
     security = _own_security(distributed)
@@ -87,7 +89,9 @@ def local_client(
                 **(_NO_ROUTES if dashboard is None else {}),
             }
         ),
-        distributed.LocalCluster(
+        _started(
+            distributed.LocalCluster,
+            folder,
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
@@ -112,6 +116,16 @@ def local_client(
         except BaseException:
             _kill(cluster.workers.values())
             raise
+
+
+def _started(make: Callable[..., Any], folder: Path, /, **options: Any) -> Any:
+    """Start a cluster; that there is no room for what it writes is a failure in our words."""
+    try:
+        return make(**options)
+    except (OSError, RuntimeError) as exc:
+        raise RunError(
+            f"the workers could not be started ({one_line(exc)}); is there room in {folder}?"
+        ) from exc
 
 
 # What Dask's HTTP servers would tell, addresses among it.

@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from planescope.files.errors import CheckpointError, NoLayersError, RunError
 from planescope.files.reading import open_binary
 from planescope.files.versions import environment
-from planescope.files.writing import replacing
+from planescope.files.writing import replacing, write_torch
 from planescope.hyperplanes.layer import Array, Kind, Layer, Structure, View
 from planescope.measurement.assemble import measure_layers
 from planescope.measurement.metrics import by_key
@@ -225,11 +225,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     ) -> None:
         """Write beside the target, then rename."""
         with replacing(path) as draft:
-            try:
-                torch.save(checkpoint, draft)
-            except RuntimeError as exc:  # what torch makes of a full disk, in words of its own
-                problem = str(exc).partition("\n")[0]
-                raise OSError(f"is the disk full? (torch says: {problem})") from exc
+            write_torch(draft, checkpoint)
 
     def load_checkpoint(
         self,

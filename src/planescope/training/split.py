@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from planescope.data.options import DataOptions, Labels, Resize, Validation
 from planescope.networks import paper
 
 if TYPE_CHECKING:
-    from planescope.data.load import Files, Images, Split
+    from planescope.data.load import Files, Images
+    from planescope.data.options import Split
     from planescope.training.config import RunConfig
     from planescope.training.task import Data
 
@@ -36,7 +38,7 @@ def load_split(config: RunConfig, split: Split) -> Images | Files:
 
 
 def _load(config: RunConfig, split: Split, resize: str) -> Images | Files:
-    from planescope.data.load import DataOptions, Labels, Resize, Validation, load
+    from planescope.data.load import load
 
     own: dict[str, Any] = {
         "validation": Validation(config.validation),

@@ -69,4 +69,6 @@ def _made(value: Any, path: tuple[str, ...], known: dict[int, Tree | None]) -> T
 
 
 def _is_array(value: Any) -> bool:
+    if getattr(value, "is_nested", False):  # torch's, of parts of several shapes: it has none
+        return False
     return hasattr(value, "shape") and hasattr(value, "dtype")

@@ -82,7 +82,7 @@ def state_dict(tree: dict[str, Tree], path: Path, *, entry: str | None = None) -
         )
     beside = f"{listing(part.others)}: holds arrays too and was not measured" if part.others else ""
     return StateDict(
-        tensors=_separated(_plain_norms(tensors)),
+        tensors=_separated(_with_biases(_plain_norms(tensors))),
         in_order=_is_in_order(part.trees[0]),
         entry=".".join(part.entry),
         note=beside,
@@ -110,6 +110,33 @@ def _plain_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _flat(tensor: Tensor) -> Tensor:
     return replace(tensor, shape=tensor.shape[-1:], read=lambda: tensor.read().reshape(-1))
+
+
+_BIASES = re.compile(r"(^|[._])(bias(es)?|intercepts?_?|bs?)$", re.IGNORECASE)
+
+
+def _with_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Join a list of weights with the one list of biases beside it, as scikit-learn keeps them."""
+    lists: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        listed, _, number = name.rpartition(".")
+        if listed and number.isdecimal():
+            lists.setdefault(listed, {})[number] = tensor
+    renamed: dict[str, str] = {}
+    for listed, weights in lists.items():
+        beside = [
+            other
+            for other, biases in lists.items()
+            if other.rpartition(".")[0] == listed.rpartition(".")[0]
+            and _BIASES.search(other)
+            and biases.keys() == weights.keys()
+            and all(len(b.shape) == 1 and b.shape[0] in weights[n].shape for n, b in biases.items())
+        ]
+        if len(beside) == 1 and all(len(weight.shape) > 1 for weight in weights.values()):
+            for number in weights:
+                renamed[f"{listed}.{number}"] = f"{listed}.{number}.W"
+                renamed[f"{beside[0]}.{number}"] = f"{listed}.{number}.b"
+    return {renamed.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 # conv1_w, conv1_weight: how Caffe2, MXNet and Lasagne name what others call conv1.weight.

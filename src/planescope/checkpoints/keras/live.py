@@ -128,7 +128,8 @@ def _containers(model: Any) -> Iterator[tuple[int, str]]:
 
 def _alone(model: Any, layer: Any, containers: dict[int, str]) -> tuple[ConfigLayer, Any]:
     """Describe a layer of a model whose config does not tell how its layers are called."""
-    path = tuple(getattr(layer, "path", layer.name).split("/"))
+    # A model whose first call has built it has no path of its own.
+    path = tuple((getattr(layer, "path", None) or layer.name).split("/"))
     if len(path) > 1 and path[0] == model.name:
         path = path[1:]
     if id(layer) in containers and containers[id(layer)] != "layers":

@@ -230,7 +230,7 @@ class Bench:
         checked = self.mending.yardstick.of_examples(changed)
         if repaired:
             before = float(checked.mean())
-            self.mending.repair(changed, before, forms=forms, on_layer=on_layer)
+            self.mending.repair(changed, before, forms=forms, on_layer=on_layer, like=self.whole)
             checked = self.mending.yardstick.of_examples(changed)
         kept = sum(stays(self.knife.way, self.weights[n], s) for n, s in settings.items())
         size = kept / sum(w.size for w in self.weights.values())

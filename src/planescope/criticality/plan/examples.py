@@ -20,8 +20,9 @@ from planescope.criticality.sensitivity.inputs.pictures import synthetic as chos
 from planescope.criticality.sensitivity.inputs.rows import read_rows
 from planescope.criticality.sensitivity.inputs.watched import Alike, check_finite
 from planescope.data.batches import batches
-from planescope.data.load import DataOptions, Files, Images, load
+from planescope.data.load import Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
+from planescope.data.options import DataOptions
 from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
 from planescope.networks.answer import answer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from planescope.files.errors import OutputError, UsageError, one_line
 from planescope.files.targets import NETWORKS
-from planescope.files.writing import replacing
+from planescope.files.writing import replacing, write_torch
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +46,6 @@ def save_network(
     OutputError
         If the file cannot be written; nothing is left behind then.
     """
-    import torch
-
     from planescope.criticality.plan.graphs import GraphNetwork
 
     if isinstance(module, GraphNetwork):
@@ -71,7 +69,7 @@ def save_network(
             except SafetensorError as exc:
                 raise OutputError(f"{path}: cannot be written: {one_line(exc)}") from exc
         else:
-            torch.save(tensors, draft)
+            write_torch(draft, tensors)
 
 
 def _as_in(

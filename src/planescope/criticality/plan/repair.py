@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from planescope.criticality.plan.fit.mending import OnLayer
     from planescope.criticality.resets.engine.answers import Pick
-    from planescope.data.load import DataOptions
+    from planescope.data.options import DataOptions
     from planescope.data.roles import Unpack
     from planescope.training.run import Run
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planescope.criticality.resets.engine.answers import Pick
-    from planescope.data.load import DataOptions
+    from planescope.data.options import DataOptions
     from planescope.data.roles import Unpack
     from planescope.training.run import Run
 

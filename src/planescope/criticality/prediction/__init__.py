@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from planescope.criticality.resets.engine.answers import Pick
     from planescope.criticality.sensitivity import Cost
-    from planescope.data.load import DataOptions
+    from planescope.data.options import DataOptions
     from planescope.data.roles import Unpack
     from planescope.measurement.record import Measurement
     from planescope.training.run import Run

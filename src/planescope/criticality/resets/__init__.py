@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from planescope.criticality.resets.record import Resets
     from planescope.criticality.resets.targets import To
     from planescope.criticality.resets.trained import Subject
-    from planescope.data.load import DataOptions
+    from planescope.data.options import DataOptions
     from planescope.data.roles import Unpack
     from planescope.training.run import Run
 

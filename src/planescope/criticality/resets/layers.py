@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from planescope.files.errors import UsageError, nearest
-from planescope.hyperplanes.layer import Kind, Layer
-from planescope.measurement.choice import Choice, chosen_kinds, compiled, select
+from planescope.hyperplanes.layer import Layer
+from planescope.measurement.choice import compiled, no_layers, wanted_layers
 from planescope.measurement.record import Source
 from planescope.measurement.source import Found
 from planescope.networks.live.module import read_module
@@ -30,14 +30,10 @@ _OWN = re.compile(r"(weight|bias)(_(g|v|u|orig|mask))?|parametrizations\.(weight
 
 def chosen_layers(found: Found, options: ResetOptions) -> list[Layer]:
     """Return the layers that the options choose."""
-    names = [layer.name for layer in found.layers]
-    default = "all" if options.layers else _usual_kinds(found.layers)
-    kinds = chosen_kinds(options.kinds or default)
-    pattern = None
-    if options.layers:
-        parts = [_pattern(part.strip(), names) for part in options.layers.split(",")]
-        pattern = compiled("|".join(parts), "layers")
-    chosen, _ = select(found, Choice(kinds=kinds, pattern=pattern))
+    wanted = wanted_layers(found.layers, options.kinds, options.layers)
+    chosen = [layer for layer in found.layers if layer.name in wanted]
+    if not chosen:
+        raise no_layers(found)
     return chosen
 
 
@@ -46,21 +42,6 @@ def found_layers(subject: Subject) -> Found:
     layers, _ = find_layers(read_module(subject.module))
     source = Source(path=subject.source, format="module", bytes=None)
     return Found(source=source, layers=tuple(layers))
-
-
-def _usual_kinds(layers: Iterable[Layer]) -> list[Kind]:
-    """Return the convolutions as in the paper, or else what a fully connected network has."""
-    return [Kind.CONV if any(layer.kind is Kind.CONV for layer in layers) else Kind.LINEAR]
-
-
-def _pattern(part: str, names: Sequence[str]) -> str:
-    """Return a name, or a regular expression that finds some."""
-    if part in names:
-        return f"^{re.escape(part)}$"
-    pattern = compiled(part, "layers")
-    if not part or pattern is None or not any(map(pattern.search, names)):
-        raise UsageError(f"no layer is called {part!r}; {nearest(part, names)}")
-    return f"(?:{part})"
 
 
 def rows_of(

@@ -162,12 +162,12 @@ class _Prepared:
 def _prepared(
     subject: Subject, options: ResetOptions, judge: Judge, unpack: Unpack | None
 ) -> _Prepared:
+    devices = [chosen_device(name, subject.module, stays=subject.stays) for name in options.devices]
+    module = subject.module.to(devices[0])
     found = found_layers(subject)
     layers = chosen_layers(found, options)
     rows, groups = rows_of(subject.module, found.layers, layers, options)
-    devices = [chosen_device(name, subject.module, stays=subject.stays) for name in options.devices]
     options = dataclasses.replace(options, precision=chosen_precision(options.precision, devices))
-    module = subject.module.to(devices[0])
     data = subject.data
     if isinstance(data, InputOptions):
         if judge.metric is not None or subject.keep is not None:

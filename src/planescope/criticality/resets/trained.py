@@ -15,6 +15,7 @@ from planescope.criticality.resets.targets import Target, To, target_in, targets
 from planescope.criticality.resets.weights import copied, state_of, with_weights
 from planescope.data.loaders import Loader
 from planescope.files.errors import CheckpointError, UsageError
+from planescope.networks.graph.trace import remembered
 from planescope.networks.load import build_like, load_network
 from planescope.networks.state.parametrisations import resolved
 from planescope.training.folder.status import State
@@ -111,7 +112,10 @@ def of_run(
     epochs = _epochs(path, list(files), to.epochs, drawn=drawn)
     trained = files[max(files)]
     state = state_of(trained)
-    module = load_network(name, state) if network is None else copied(network, state, str(path))
+    module = (
+        remembered(load_network(name, state)) if network is None else
+        copied(network, state, str(path))
+    )  # fmt: skip
     if network is not None and options.draws:
         raise UsageError('nobody knows the initialiser of a network in memory; give to="fresh"')
     by_steps = run.unit == "step"

@@ -10,6 +10,7 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import StateDict, Tensor
+from planescope.networks.graph.trace import remembered
 from planescope.networks.live.copies import deep_copy, without_wrappers
 from planescope.networks.live.module import unwrapped
 from planescope.networks.load import fitting, load_network, tensor_of
@@ -33,7 +34,7 @@ def with_weights(
     if not isinstance(network, str):
         return copied(network, state, str(path))
     try:
-        return load_network(network, state)
+        return remembered(load_network(network, state))
     except CheckpointError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
 
@@ -47,7 +48,7 @@ def copied(network: nn.Module, state: StateDict, path: str, /) -> nn.Module:
     own = module.state_dict()
     held = {name: tensor_of(tensors[name].read()) for name in own if name in tensors}
     module.load_state_dict(held, strict=False)
-    return module
+    return remembered(module)
 
 
 def smallest_of(network: str | nn.Module, /) -> int:

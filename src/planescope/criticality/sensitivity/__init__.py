@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.criticality.sensitivity.record import Sensitivity
-    from planescope.data.load import DataOptions
+    from planescope.data.options import DataOptions
     from planescope.data.roles import Unpack
     from planescope.training.run import Run
 

@@ -21,10 +21,11 @@ from planescope.checkpoints.onnx.slots import read_runnable
 from planescope.criticality.sensitivity.network import Network
 from planescope.criticality.sensitivity.onnx_process import SECONDS, TIMES, Process
 from planescope.criticality.sensitivity.onnx_server import PLAIN
-from planescope.criticality.sensitivity.parts import Part, layouts, some_of, wanted_layers
+from planescope.criticality.sensitivity.parts import Part, layouts, some_of
 from planescope.files.errors import CheckpointError, NoLayersError, RunError, UsageError
 from planescope.files.optional import required
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
+from planescope.measurement.choice import wanted_layers
 from planescope.networks.graph.file_graph import FileGraph
 
 Array = NDArray[Any]

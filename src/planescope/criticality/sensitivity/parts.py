@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from planescope.criticality.sensitivity.surroundings import Surroundings
-from planescope.files.errors import NoLayersError, UsageError, nearest
+from planescope.files.errors import NoLayersError
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
-from planescope.measurement.choice import chosen_kinds, compiled
+from planescope.measurement.choice import wanted_layers
 from planescope.networks.graph.trace import trace_graph
 from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import find_layers
@@ -99,35 +99,6 @@ def find_parts(
     if not parts:
         raise NoLayersError("no layer can be replaced; --kinds all takes layers of every kind")
     return parts, left_out, list(layers)
-
-
-def wanted_layers(
-    layers: Sequence[Layer], kinds: Iterable[Kind | str] | str, pattern: str | None, /
-) -> set[str]:
-    """Return the names of the layers that a user asks for.
-
-    Raises
-    ------
-    UsageError
-        If the pattern or a kind is none, or finds nothing.
-    """
-    names = [layer.name for layer in layers]
-    if pattern:
-        parts = [part.strip() for part in pattern.split(",")]
-        found: set[str] = set()
-        for part in parts:
-            match = compiled(part, "layers")
-            own = {part} if part in names else {n for n in names if match and match.search(n)}
-            if not own:
-                raise UsageError(f"no layer is called {part!r}; {nearest(part, names)}")
-            found |= own
-        if not kinds:
-            return found
-        allowed = chosen_kinds(kinds)
-        return {layer.name for layer in layers if layer.name in found and layer.kind in allowed}
-    usual = Kind.CONV if any(layer.kind is Kind.CONV for layer in layers) else Kind.LINEAR
-    allowed = chosen_kinds(kinds or [usual])
-    return {layer.name for layer in layers if layer.kind in allowed}
 
 
 def _part(module: nn.Module, layer: Layer, places: Surroundings) -> Part | None:

@@ -17,6 +17,7 @@ from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx, nn
@@ -117,8 +118,31 @@ def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
         return graph, {target: attrgetter(target)(module) for target in targets}
 
 
+# Graphs of networks that nobody else has, and what `forward` made for them, by device and type.
+_Kept = dict[tuple[torch.device, torch.dtype] | None, tuple[fx.Graph, dict[str, Any]]]
+_REMEMBERED: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+
+
+def remembered(module: nn.Module, /) -> nn.Module:
+    """Have a network traced once from now on: nobody else has it, and its parts stay."""
+    _REMEMBERED.setdefault(module, {})
+    return module
+
+
 def _traced(module: nn.Module, leaves: Mapping[nn.Module, Leaf] = _NO_LEAVES) -> fx.Graph:
-    return _Tracer(module, leaves).trace(module, _defaults(module))
+    kept = None if leaves else _REMEMBERED.get(module)
+    if kept is None:
+        return _Tracer(module, leaves).trace(module, _defaults(module))
+    first = next(module.parameters(), None)
+    key = None if first is None else (first.device, first.dtype)
+    if key not in kept:
+        graph = _Tracer(module, leaves).trace(module, _defaults(module))
+        targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+        made = targets & vars(module).keys()  # tensors that forward makes are put there
+        kept[key] = graph, {name: vars(module)[name] for name in made}
+    graph, constants = kept[key]
+    vars(module).update(constants)
+    return graph
 
 
 _MAX_LOOK = 1 << 16  # elements of a buffer that is looked at to see whether any is negative

@@ -99,12 +99,17 @@ def _unsharded_classes(module: nn.Module) -> Iterator[None]:
     kind = getattr(fsdp, "FSDPModule", ())
     changed = [(part, type(part)) for part in module.modules() if isinstance(part, kind)]
     try:
-        for part, own in changed:
-            part.__class__ = next(each for each in own.__mro__ if not issubclass(each, kind))
+        for part, _ in changed:
+            part.__class__ = unshared_class(part, kind)
         yield
     finally:
         for part, own in changed:
             part.__class__ = own
+
+
+def unshared_class(module: nn.Module, kind: Any, /) -> type:
+    """Find the class that a module had before `fully_shard` gave it one of its own `kind`."""
+    return next(each for each in type(module).__mro__ if not issubclass(each, kind))
 
 
 # Under these names `torch.compile` and the checkpoints of activations hold the part they wrap.
@@ -184,7 +189,7 @@ def weight_hooks(module: nn.Module, /) -> list[Any]:
     Another's hook is one where what it would compute lies in the module: a tensor that is
     neither parameter nor buffer, and that no hook of torch's computes.
     """
-    own = [hook for hook in module._forward_pre_hooks.values() if _is_of_torch(hook)]
+    own = [hook for hook in module._forward_pre_hooks.values() if _computes(hook)]
     computed = {getattr(hook, "_tensor_name", getattr(hook, "name", "weight")) for hook in own}
     open_parts = any(
         isinstance(value, torch.Tensor) and name not in computed
@@ -193,12 +198,31 @@ def weight_hooks(module: nn.Module, /) -> list[Any]:
     return [
         hook
         for number, hook in module._forward_pre_hooks.items()
-        if _is_of_torch(hook)
-        or (open_parts and number not in module._forward_pre_hooks_with_kwargs)
+        if _computes(hook)
+        or (
+            open_parts
+            and number not in module._forward_pre_hooks_with_kwargs
+            and not shares_out(hook)
+        )
     ]
 
 
-def _is_of_torch(hook: Any) -> bool:
+def is_hooked(module: nn.Module, /) -> bool:
+    """Tell whether hooks change what a module computes, but those that compute its weight.
+
+    Those of `fully_shard` and tensor parallelism put weights and inputs together.
+    """
+    after, before = module._forward_hooks.values(), module._forward_pre_hooks.values()
+    others = [hook for hook in before if not shares_out(hook)]
+    return len(others) > len(weight_hooks(module)) or not all(map(shares_out, after))
+
+
+def shares_out(hook: Any, /) -> bool:
+    """Tell hooks of torch's ways to share weights out among processes."""
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.")
+
+
+def _computes(hook: Any) -> bool:
     """Tell hooks of torch's own ways to compute a weight, as objects of their classes."""
     return type(hook).__module__.startswith("torch.nn.utils.")
 

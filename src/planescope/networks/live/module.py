@@ -169,10 +169,14 @@ def _array(name: str, value: Any) -> Array:
     """Return the value stored under a name as an array that can be computed with."""
     if isinstance(value, Mapping):
         raise UsageError(f"{name!r} holds a mapping of its own; give that one, mapping[{name!r}]")
+    if getattr(value, "is_nested", False):
+        raise UsageError(f"{name} is a nested tensor, of parts that are no one array; leave it out")
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         raise UsageError(f"{name!r} is a {type(value).__name__}, not an array; leave it out")
     if hasattr(value, "detach"):
         return value.detach()
+    if not hasattr(value, "transpose") and hasattr(value, "__array__"):
+        return np.asarray(value)  # of a class that NumPy alone can read
     # NumPy itself cannot compute with bfloat16 and float8; float32 holds all of their values.
     if isinstance(value, np.ndarray) and not np.issubdtype(value.dtype, np.floating):
         return value.astype(np.float32) if "float" in value.dtype.name else value
@@ -192,7 +196,9 @@ def named_tensor(name: str, read: Callable[[], Array], /) -> Tensor:
         return Tensor(tuple(array.shape), getattr(array.dtype, "name", str(array.dtype)), read)
     from planescope.networks.live.plain import dtype_name, is_plain, plain
 
-    dtype = dtype_name(array if is_plain(array) else plain(name, array))
+    # What is shared out among processes has the type of its parts, for which none is asked.
+    part = array.to_local() if hasattr(array, "to_local") else array
+    dtype = dtype_name(part if is_plain(part) else plain(name, array))
     # Looked at anew: a training may share a weight out, or pack it, on its way.
     return Tensor(tuple(array.shape), dtype, lambda: plain(name, read()))
 
@@ -229,6 +235,11 @@ def read_script(module: torch.jit.ScriptModule, /) -> StateDict:
         name: named_tensor(name, functools.partial(_array, name, tensor))
         for name, tensor in held.items()
     }
+    if not held:
+        raise UsageError(
+            "a TorchScript module without parameters: freezing makes them constants of its graph; "
+            "measure the module before it is frozen"
+        )
     places, skipped = {}, []
     for name, submodule in module.named_modules():
         full = f"{name}.weight" if name else "weight"

@@ -18,6 +18,7 @@ from planescope.networks.graph.trace import place_of
 from planescope.networks.live import affine
 from planescope.networks.live.affine import Leaf
 from planescope.networks.live.copies import (
+    is_hooked,
     own_tensors,
     stand_in,
     weight_hooks,
@@ -157,7 +158,7 @@ def _enter_plain(found: Survey, name: str, module: nn.Module, place: Place) -> N
             found.leave_out(name, f"torch cannot compute its {attribute} ({_first_line(exc)})")
             return
     found.add(name, place, tensors["weight"], tensors.get("bias"))
-    if module._forward_hooks or len(module._forward_pre_hooks) > len(weight_hooks(module)):
+    if is_hooked(module):
         found.hooked.append(name or "weight")
 
 

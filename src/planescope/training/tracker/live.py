@@ -24,6 +24,7 @@ from planescope.measurement.assemble import (
 from planescope.measurement.choice import Choice, select
 from planescope.measurement.record import Measurement
 from planescope.measurement.source import Found, find
+from planescope.networks.live.copies import plain_name
 from planescope.networks.live.module import unwrapped
 from planescope.training.tracker import abreast, onepass
 from planescope.training.tracker.reference import Owner, Start, Starts, beside
@@ -84,11 +85,13 @@ def find_live(model: nn.Module, choice: Choice, /) -> Live:
     layers = tuple(_named_plainly(layer) for layer in chosen)
     pairs = list(zip(layers, chosen, strict=True))
     root = unwrapped(model)
-    modules = dict(root.named_modules())
+    # A layer within what `torch.compile` wraps has its plain name; the inner one comes last.
+    own = {plain_name(name): name for name, _ in root.named_modules()}
+    modules = {plain_name(name): part for name, part in root.named_modules()}
     parts = {
-        plain.name: part
+        plain.name: own[part]
         for plain, layer in pairs
-        if (part := layer.name if layer.norm is None else layer.norm.name) in modules
+        if (part := layer.name if layer.norm is None else layer.norm.name) in own
     }
     owners = {plain.name: ref(modules.get(layer.name, root)) for plain, layer in pairs}
     skipped_too = (*skipped, *found.skipped)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planescope.files.errors import one_line
+from planescope.files.errors import one_line, printable
 
 if TYPE_CHECKING:
     from planescope.training.tracker.history import History
@@ -76,8 +76,8 @@ def log_picture(loggers: Iterable[Any], history: History, step: int, /) -> None:
         try:
             take(picture, step)
         except Exception as exc:  # a logger is anybody's code
-            warnings.warn(f"a logger did not take planescope's picture: {one_line(exc)}",
-                          stacklevel=2)  # fmt: skip
+            text = f"a logger did not take planescope's picture: {one_line(exc)}"
+            warnings.warn(printable(text), stacklevel=2)
 
 
 def taker_of(logger: Any, /) -> Taker | None:

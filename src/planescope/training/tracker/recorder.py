@@ -12,7 +12,7 @@ from weakref import ref
 import torch
 
 from planescope.data.roles import moved
-from planescope.files.errors import PlanescopeError, UsageError
+from planescope.files.errors import PlanescopeError, UsageError, printable
 from planescope.hyperplanes.layer import Structure
 from planescope.measurement.activations import measure_activations
 from planescope.measurement.choice import Choice
@@ -20,6 +20,7 @@ from planescope.measurement.measure import data_notes
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.live.copies import without_autocast
 from planescope.networks.live.module import read_module, unwrapped
+from planescope.networks.live.shared import stand_in_by_parts
 from planescope.training.tracker import distributed, live
 from planescope.training.tracker.history import History, nulls
 from planescope.training.tracker.reference import Reference, Starts
@@ -79,6 +80,7 @@ class Recorder:
         self._last_step: int | None = None
         self._root: ref[nn.Module] | None = None  # the network of the last update
         self._told: set[str] = set()
+        self._shared = False  # weights are shared out among processes, or were
         self._begun = False
         self._resumed = False
 
@@ -115,18 +117,16 @@ class Recorder:
             return
         self._root = ref(root)
         like = _like(model)
-        with distributed.whole_weights(model), without_autocast(like.device):
-            if distributed.is_sharded(model) and self.folder is not None:
-                raise UsageError(
-                    "out= writes whole weights, and these are shared out among processes; leave "
-                    "out= out, and give tracker.save(...) a file"
-                )
-            if distributed.is_sharded(model):
-                self._take_shared(model, like, step, epoch)
-                return
+        # A process that has lost its shared weights still has the others not wait for it.
+        self._shared = self._shared or distributed.is_sharded(model)
+        if self._shared:
+            self._take_shared(model, like, step, epoch)
+            return
+        with without_autocast(like.device):
             network = self._found(model)
             if distributed.is_first():
-                observed = self._observe(model, like, network)
+                with distributed.alone():
+                    observed = self._observe(model, network.parts, like)
                 threads = torch.get_num_threads() if like.device.type == "cpu" else 1
                 self._keep(network, step, epoch, observed, threads=threads)
                 self._write(step, epoch, _weights(root), lambda: _structure(root))
@@ -141,27 +141,29 @@ class Recorder:
     def _take_shared(
         self, model: nn.Module, like: torch.Tensor, step: int, epoch: int | None
     ) -> None:
-        """Put weights together with all processes, which wait for none that has failed."""
-        failure: Exception | None = None
-        try:
-            network = self._found(model)
-        except Exception as exc:  # whatever it is, all have to know of it
-            failure = exc
-        if (failure := distributed.agree(failure)) is not None:
-            raise failure
-        observed = self._observe(model, like, network)
+        """Put weights together with all processes, each of which tells the others if it fails."""
         first, parts = distributed.is_first(), []
-        for layer in network.layers:
-            held = distributed.held(layer)
-            if not first or failure is not None:
-                continue
-            try:
-                view, starts = self._choice.view, self._starts
-                parts.append(live.read_layers([held], view, starts, observed, threads=1))
-            except Exception as exc:  # told when the others have gone on
-                failure = exc
-        if (failure := distributed.agree(failure)) is not None:
-            raise failure
+        with (
+            distributed.in_step(model, f"step {step}") as come_to,
+            without_autocast(like.device),
+        ):
+            if self.folder is not None:
+                raise UsageError(
+                    "out= writes whole weights, and these are shared out among processes; leave "
+                    "out= out, and give tracker.save(...) a file"
+                )
+            network = self._found(model)
+            observed: Mapping[str, Observed] = {}
+            if self._inputs is not None:
+                twin, names = stand_in_by_parts(unwrapped(model), come_to)
+                within = {layer: names[part] for layer, part in network.parts.items()}
+                observed = self._observe(twin, within, like)
+            for layer in network.layers:
+                come_to(f"layer {layer.name}")
+                held = distributed.held(layer)
+                if first:
+                    view, starts = self._choice.view, self._starts
+                    parts.append(live.read_layers([held], view, starts, observed, threads=1))
         if first:
             self._add(network, step, epoch, lambda: [one for part in parts for one in part()])
         self._last_step = step
@@ -280,10 +282,10 @@ class Recorder:
     def _warn(self, text: str, reason: str | None = None) -> None:
         if (reason or text) not in self._told:
             self._told.add(reason or text)
-            warnings.warn(text, stacklevel=5)
+            warnings.warn(printable(text), stacklevel=5)
 
     def _observe(
-        self, model: nn.Module, like: torch.Tensor, network: live.Live
+        self, model: nn.Module, parts: Mapping[str, str], like: torch.Tensor
     ) -> Mapping[str, Observed]:
         if self._inputs is None:
             return {}
@@ -291,13 +293,13 @@ class Recorder:
             batches = (moved(batch, like.device, like.dtype) for batch in self._inputs)
             try:
                 seen = measure_activations(
-                    model, batches, network.parts, device=like.device, unpack=self._unpack
+                    model, batches, parts, device=like.device, unpack=self._unpack
                 )
             except PlanescopeError:
                 raise
             except Exception as exc:  # forward is anybody's code
                 raise UsageError(f"data= do not fit the network: {_reason(exc)}") from exc
-        for note in data_notes(list(network.parts), seen)[1:]:
+        for note in data_notes(list(parts), seen)[1:]:
             if note not in self._starts.notes:
                 self._starts.notes += (note,)
         return seen

@@ -122,7 +122,9 @@ class Tracker(_Callback):
     and linf to a relative 1e-6. All else agrees to the last digits of float64.
 
     With several processes all call it, and that of rank 0 keeps the statistics. Weights sharded by
-    `fully_shard` or `FullyShardedDataParallel` are put together at each update.
+    `fully_shard` or `FullyShardedDataParallel` are put together at each update, layer by layer; so
+    are the parts of a copy of the network that `data` go through. A failure of one process is then
+    one of all, of which none waits for another.
     """
 
     def __init__(

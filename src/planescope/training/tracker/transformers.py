@@ -8,7 +8,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.files.errors import MissingDependencyError, UsageError
+from planescope.files.errors import (
+    MissingDependencyError,
+    UsageError,
+    one_line,
+    printable,
+)
 from planescope.training.tracker.elsewhere import NotForLightning
 
 if TYPE_CHECKING:
@@ -115,7 +120,8 @@ def _save(tracker: Tracker, folder: Path) -> None:
     try:
         torch.save(tracker.state_dict(), folder / _name(tracker))
     except (OSError, RuntimeError) as exc:  # a training does not end for it
-        warnings.warn(f"the Tracker's state was not saved in {folder}: {exc}", stacklevel=2)
+        text = f"the Tracker's state was not saved in {folder}: {one_line(exc)}"
+        warnings.warn(printable(text), stacklevel=2)
 
 
 def _resume(tracker: Tracker, args: Any, step: int) -> None:
@@ -130,5 +136,6 @@ def _resume(tracker: Tracker, args: Any, step: int) -> None:
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 tracker.load_state_dict(state)
             except Exception as exc:  # a damaged file raises what it likes
-                warnings.warn(f"{path}: the Tracker's state cannot be read: {exc}", stacklevel=2)
+                text = f"{path}: the Tracker's state cannot be read: {one_line(exc)}"
+                warnings.warn(printable(text), stacklevel=2)
             return

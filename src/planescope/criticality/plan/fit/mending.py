@@ -62,15 +62,16 @@ class Mending:
         *,
         forms: Mapping[str, Form | None] | None = None,
         on_layer: OnLayer | None = None,
+        like: nn.Module | None = None,
     ) -> tuple[tuple[RepairedLayer, ...], float]:
         """Repair a network in place, and give what was done and the measure at the end.
 
-        A layer whose form is None stays as it is.
+        A layer whose form is None stays as it is. `like` is a network of the same parts and code.
         """
         names = list(self.anatomy.calls)
         passage = None
         if self.by == "least squares":
-            passage = Passage.of(changed, self.reconstruction.batches, self.anatomy)
+            passage = Passage.of(changed, self.reconstruction.batches, self.anatomy, like)
         done: dict[str, tuple[str, Before]] = {}
         reasons: dict[str, str | None] = {}
         for number, name in enumerate(names):

@@ -72,18 +72,23 @@ class Passage:
         self._walks = [_Walk(module, graph, batch) for batch in batches]
 
     @classmethod
-    def of(cls, module: nn.Module, batches: Sequence[Batch], anatomy: Anatomy) -> Passage | None:
+    def of(
+        cls, module: nn.Module, batches: Sequence[Batch], anatomy: Anatomy,
+        like: nn.Module | None = None,
+    ) -> Passage | None:  # fmt: skip
         """Prepare the passes; None where a pass cannot be left and gone on with.
 
         Parameters
         ----------
         anatomy : Anatomy
             Of the network: its layers in the order in which they will be changed.
+        like : torch.nn.Module, optional
+            A network of the same parts and code, whose graph it then has.
         """
         if any(batch.kwargs for batch in batches):
             return None
         try:
-            graph, _ = trace_graph(module)
+            graph, _ = trace_graph(module if like is None else like)
             places = _places(list(graph.nodes), anatomy)
             if places is None:
                 return None

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from planescope.files.errors import UsageError, one_line
+from planescope.networks.graph.trace import remembered
 from planescope.networks.live.copies import deep_copy, without_wrappers
 
 # What a LightningModule holds of its trainer, data and loops among it.
@@ -62,7 +63,7 @@ def borrowed(module: nn.Module, /, *, whole: bool = True) -> nn.Module:
     if whole:
         for part in own.modules():
             with_whole_weights(part)
-    return own.eval()
+    return remembered(own.eval())
 
 
 def _own_hooks(module: nn.Module) -> dict[int, Any]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planescope.criticality.resets.engine.answers import Metric, Pick
-    from planescope.data.load import DataOptions
+    from planescope.data.options import DataOptions
     from planescope.data.roles import Unpack
 
 NO_CLASSES = (
