@@ -193,11 +193,11 @@ def _redrawn(rng: random.Random) -> Any:
         match rng.randrange(7):
             case 0:
                 one[other] = one.pop(key)
-            case 1 if isinstance(part, str):
+            case 1 if isinstance(part, str) and part.split():
                 words = part.split()
                 words.insert(rng.randrange(1, len(words) + 1), str(rng.choice(_EXTENTS)))
                 one[key] = " ".join(words)
-            case 2 if isinstance(part, str):
+            case 2 if isinstance(part, str) and part.split():
                 words = part.split()
                 words[rng.randrange(len(words))] = rng.choice((*_TYPES, *map(str, _EXTENTS)))
                 one[key] = " ".join(words)
