@@ -155,7 +155,8 @@ def _png(path: Path) -> None:
 
 def _md(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    if not text.startswith("## Hyperplanes") or "Measured with planescope" not in text:
+    is_whole = "Measured with planescope" in text and text.endswith("\n")
+    if not text.startswith("## Hyperplanes") or not is_whole:
         raise ValueError("it does not begin and end as a card")
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import planescope as ps
 from checks.reliability.whole import CHECKS, damaged, differences
 from planescope import figures
+from planescope.figures.card import card
 from planescope.files.writing import write_csv, write_parquet
 from planescope.training.config import RunConfig, dump_config
 
@@ -46,7 +48,10 @@ def whole_files(folder: Path) -> None:
     write_parquet(folder / "a.parquet", {"a": [1, 2]}, {})
     write_csv(folder / "a.csv", {"a": [1, 2], "b": [3, 4]})
     np.savez(folder / "a.npz", a=array)
-    torch.save({"a": torch.zeros(6)}, folder / "a.ckpt")
+    for form in ("ckpt", "pt", "pth"):
+        torch.save({"a": torch.zeros(6)}, folder / f"a.{form}")
+    measured = ps.measure({"a.weight": np.ones((2, 1, 3, 3), dtype=np.float32)})
+    (folder / "a.md").write_text(card(measured, "a.png"), encoding="utf-8")
     (folder / "config.yaml").write_text(dump_config(RunConfig()))
     plotly = base64.b64encode(gzip.compress(b"a script", mtime=0)).decode()
     (folder / "a.html").write_text(

@@ -449,4 +449,4 @@ def test_a_failure_on_one_process_is_a_row_of_nulls_and_none_waits(tmp_path):
     torch.multiprocessing.start_processes(_one_fails, (tmp_path,), nprocs=2, start_method=START)
     text = (tmp_path / "rows.txt").read_text(encoding="utf-8")
     assert text.startswith("[(0, False), (1, True), (2, False)]")
-    assert "on the process of rank 1: no room" in text
+    assert "on the process of rank 1: MemoryError: no room" in text
