@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import planescope as ps
+from planescope.cli.printing import console
 from planescope.files.errors import PlanescopeError, printable
 from planescope.files.writing import as_cell, from_cell, write_csv
 
@@ -126,3 +128,15 @@ def test_a_table_of_a_run_reads_names_back(tmp_path: Path, monkeypatch: pytest.M
     run = make_run(tmp_path / "run", names=("=a", "-b", "'@c"))
     assert (run.path / "measurements.csv").is_file()
     assert [layer.name for layer in run.measured_layers[0]] == ["=a", "-b", "'@c"]
+
+
+def test_a_terminal_that_was_closed_ends_no_command(monkeypatch):
+    """A bar that is drawn there must not end a training, nor cost a signal its status."""
+    ours, theirs = os.openpty()
+    with contextlib.suppress(OSError), os.fdopen(theirs, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        bar = console(stderr=True)
+        os.close(ours)
+        with pytest.raises(OSError):  # noqa: PT011
+            os.write(theirs, b"x")
+        bar.print("one of three")

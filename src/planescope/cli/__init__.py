@@ -77,6 +77,8 @@ def _run() -> int:
         _drop_output()
         return 0
     except OSError as exc:
+        if signals.is_ended():  # a terminal that was closed takes no last words
+            return _say("interrupted", signals.status())
         # What no reader and no writer of ours foresaw: a file that is gone, a right that was taken.
         return _say(f"{_place(exc)}: {exc.strerror or exc}", 2)
     except MemoryError as exc:

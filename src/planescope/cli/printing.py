@@ -33,16 +33,35 @@ def say(line: str, /, *, err: bool = False) -> None:
 
 def console(*, stderr: bool = False) -> Console:
     """Make a console for people; as wide as needed where there is no terminal."""
-    stream = sys.stderr if stderr else sys.stdout
+    stream: Any = _Heedless(sys.stderr) if stderr else sys.stdout
     # highlight and markup off: names come from files and are shown as they are.
     made: Console = _console_class()(
-        stderr=stderr,
+        file=stream if stderr else None,
         width=None if stream.isatty() else PIPE_WIDTH,
         highlight=False,
         markup=False,
         emoji=False,
     )
     return made
+
+
+class _Heedless:
+    """Standard error, for what is no result: it may be full, or its terminal closed."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def table(**options: Any) -> Table:
