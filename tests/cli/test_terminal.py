@@ -133,10 +133,12 @@ def test_a_table_of_a_run_reads_names_back(tmp_path: Path, monkeypatch: pytest.M
 def test_a_terminal_that_was_closed_ends_no_command(monkeypatch):
     """A bar that is drawn there must not end a training, nor cost a signal its status."""
     ours, theirs = os.openpty()
-    with contextlib.suppress(OSError), os.fdopen(theirs, "w", encoding="utf-8") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
-        bar = console(stderr=True)
-        os.close(ours)
-        with pytest.raises(OSError):  # noqa: PT011
-            os.write(theirs, b"x")
-        bar.print("one of three")
+    stream = os.fdopen(theirs, "w", encoding="utf-8")
+    monkeypatch.setattr(sys, "stderr", stream)
+    bar = console(stderr=True)
+    os.close(ours)
+    with pytest.raises(OSError):  # noqa: PT011
+        os.write(theirs, b"x")
+    bar.print("one of three")
+    with contextlib.suppress(OSError):  # what it kept to write
+        stream.close()
