@@ -14,6 +14,7 @@ import csv
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -51,12 +52,14 @@ def load(name: str, weights: Path) -> nn.Module:
     return made.eval()
 
 
-def images(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read a file of CIFAR-10 as these networks take it."""
+def images(
+    folder: Path, part: str, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read a file of CIFAR-10, by default as these networks take it."""
     held, labels = read_cifar([folder / "cifar-10-batches-py" / part])
     pixels = torch.from_numpy(held).float() / 255
-    mean, std = torch.tensor(MEAN), torch.tensor(STD)
-    return (pixels - mean[:, None, None]) / std[:, None, None], torch.from_numpy(labels)
+    less, by = (torch.tensor(moment)[:, None, None] for moment in (mean, std))
+    return (pixels - less) / by, torch.from_numpy(labels)
 
 
 def accuracy(module: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> float:

@@ -12,9 +12,9 @@ from torch import nn
 
 import planescope as ps
 from checks import imagenet, planning
+from checks.resnets import MEAN, STD
 from planescope.criticality.sensitivity.network import open_network
 from planescope.criticality.sensitivity.record import Sensitivity
-from planescope.data.files import read_cifar
 from planescope.data.published import KNOWN
 
 LAYERS, LAYERS_OF_IMAGENET = 20, 12
@@ -66,45 +66,35 @@ class Subject(NamedTuple):
 
 def subject(name: str, weights: Path, data: Path) -> Subject:
     """Load a network, channels last (the same numbers but for rounding, sooner), and its inputs."""
-    if (run := ps.Run(weights / name)).exists:
-        return _of_run(run, data)
-    if name in imagenet.NETWORKS:
-        module = imagenet.load(name, weights)
-        x, labels = imagenet.images(name, data)
-        parts = (TRUTH_OF_IMAGENET, UNLABELLED_OF_IMAGENET, max(FEW))
-        (true_x, pool, few_x), (true, _, few) = x.split(parts), labels.split(parts)
-        made = Subject(
-            module, (3, imagenet.SIDE, imagenet.SIDE), pool, (true_x, true), (few_x, few),
-            LAYERS_OF_IMAGENET, DISTILLED_OF_IMAGENET, 1 / imagenet.CLASSES,
-        )  # fmt: skip
+    run = ps.Run(weights / name)
+    if run.exists:  # its inputs are prepared as it was trained
+        known = KNOWN["cifar10"]
+        made = _of_cifar(open_network(run, None).module, data, known.mean, known.std)
+    elif name in imagenet.NETWORKS:
+        made = _of_imagenet(name, weights, data)
     else:
-        module = planning.load(name, weights)
-        x, labels = planning.images(data, "test_batch")
-        pool, _ = planning.images(data, "data_batch_5")
-        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
-        few = (x[-max(FEW) :], labels[-max(FEW) :])
-        made = Subject(
-            module, (3, 32, 32), pool[order[:UNLABELLED]], (x[:TRUTH], labels[:TRUTH]), few
-        )
-    module.to(memory_format=torch.channels_last)
+        made = _of_cifar(planning.load(name, weights), data, MEAN, STD)
+    made.module.to(memory_format=torch.channels_last)
     return made
 
 
-def _of_run(run: ps.Run, data: Path) -> Subject:
-    """Take a run on CIFAR-10, whose inputs are prepared as it was trained."""
-    known = KNOWN["cifar10"]
-    mean, std = (torch.tensor(part)[:, None, None] for part in (known.mean, known.std))
-    (x, labels), (pool, _) = (
-        (torch.from_numpy(pixels).float().div(255).sub(mean).div(std), torch.from_numpy(classes))
-        for pixels, classes in (
-            read_cifar([data / "cifar-10-batches-py" / part])
-            for part in ("test_batch", "data_batch_5")
-        )
-    )
+def _of_cifar(
+    module: nn.Module, data: Path, mean: Sequence[float], std: Sequence[float]
+) -> Subject:
+    x, labels = planning.images(data, "test_batch", mean, std)
+    pool, _ = planning.images(data, "data_batch_5", mean, std)
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+    few = (x[-max(FEW) :], labels[-max(FEW) :])
+    return Subject(module, (3, 32, 32), pool[order[:UNLABELLED]], (x[:TRUTH], labels[:TRUTH]), few)
+
+
+def _of_imagenet(name: str, weights: Path, data: Path) -> Subject:
+    x, labels = imagenet.images(name, data)
+    parts = (TRUTH_OF_IMAGENET, UNLABELLED_OF_IMAGENET, max(FEW))
+    (true_x, pool, few_x), (true, _, few) = x.split(parts), labels.split(parts)
     return Subject(
-        open_network(run, None).module, (3, 32, 32), pool[order[:UNLABELLED]],
-        (x[:TRUTH], labels[:TRUTH]), (x[-max(FEW) :], labels[-max(FEW) :]),
+        imagenet.load(name, weights), (3, imagenet.SIDE, imagenet.SIDE), pool, (true_x, true),
+        (few_x, few), LAYERS_OF_IMAGENET, DISTILLED_OF_IMAGENET, 1 / imagenet.CLASSES,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from checks.reliability.odd import (
     without_privileges,
 )
 from checks.reliability.starting import Place, in_child, warm
+from checks.reliability.trials import STUDY
 from checks.reliability.whole import CHECKS
 
 DISK_KB = 12 << 10
@@ -35,12 +36,6 @@ FREE_KB = (
 # What takes half a minute a case is tried with every third of these.
 SLOW = ("study", "quickstart")
 FEW = ("--examples", "8", "--layers", "features.0")
-STUDY = """\
-base: {epochs: 2, classes: 2, examples: 64, width: 0.5, snapshots_until: 2, threads: 1,
-       accelerator: cpu}
-reset: {snapshots: [0], subset: 50}
-grid: {learning_rate: [0.02, 0.01]}
-"""
 
 
 def _writes(prepared: Path) -> dict[str, Args]:
