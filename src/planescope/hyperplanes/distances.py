@@ -1,4 +1,4 @@
-"""How far a layer's weights are from their initial values, in arrays of any library."""
+"""Distances of a layer's weights from their initial values, in arrays of any library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is: the names it was made by, what of them may run, and where its layers stand."""
+"""The description of a run: names it was made by, those of them that may run, its structure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a `Tracker` needs of Lightning: to be a callback of it, its count of steps, its loggers."""
+"""Lightning for a `Tracker`: its base class, the count of steps, the loggers."""
 
 from __future__ import annotations
 
