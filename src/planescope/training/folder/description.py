@@ -169,5 +169,10 @@ class Described(Folder):
     def _checked(self) -> Self:
         """Return it; an error where there is no run."""
         if not self.exists:
+            if self._part("study.yaml").is_file():
+                raise CheckpointError(
+                    f"{self.path}: is a study; name runs of {self.path / 'runs'}, or ask "
+                    "how far it is by planescope study FILE --status"
+                )
             raise CheckpointError(f"{self.path}: is no run: it has no config.yaml")
         return self
