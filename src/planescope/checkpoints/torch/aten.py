@@ -12,7 +12,7 @@ _WORDS = {
     Role.RELU: {"relu", "relu_", "relu6", "relu6_"},
     Role.GATE: {
         *("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "softmax", "_softmax", "softplus"),
-        *("exp", "abs", "sqrt", "rsqrt"),
+        *("exp", "abs", "sqrt", "rsqrt", "gt", "ge", "lt", "le", "eq", "ne", "logical_not"),
     },
     Role.IDENTITY: {
         *("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "clone"),

@@ -24,6 +24,7 @@ _WORDS = {
     Role.GATE: {
         *("sigmoid", "hardsigmoid", "softmax", "softmax2d", "gumbelsoftmax", "softmin"),
         *("softplus", "exp", "abs", "sqrt", "rsqrt", "norm", "var", "std"),
+        *("gt", "ge", "lt", "le", "eq", "ne"),
     },
     # In evaluation these give what they get.
     Role.IDENTITY: {
