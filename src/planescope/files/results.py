@@ -212,8 +212,14 @@ class Table(Result):
         )
 
 
+# Types whose values are nearly all of a result's.
+_PLAIN = frozenset((float, int, str, bool, type(None)))
+
+
 def plain(value: Any, /) -> Any:
     """Return a value as JSON has it: records as objects, by their `KEYS` or fields."""
+    if type(value) in _PLAIN:
+        return value
     match value:
         case Result():
             return value.to_dict()
