@@ -39,6 +39,10 @@ MORE = 4
 LATE_IMPORTS = {
     ("checkpoints.locate", "checkpoints.ranges"): "urllib, a tenth of measure on a small file",
     ("checkpoints.probe", "files.zips"): "zipfile, which most files need not",
+    (
+        "measurement.processes",
+        "files.versions",
+    ): "importlib.metadata, an eighth of a helper's start",
     ("measurement.source", "checkpoints.ranges"): "urllib again",
     ("measurement.source", "networks.paper"): "a tenth of measure on a small file",
     ("cli", "files.errors"): "nothing of ours is imported before streams are looked at",
