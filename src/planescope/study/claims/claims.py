@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from planescope.criticality.relation.conclusions import Conclusion
 from planescope.criticality.relation.record import Relation
 from planescope.files.errors import UsageError
-from planescope.files.results import Table, columns_of, texts_of
+from planescope.files.results.result import Table, columns_of, texts_of
 from planescope.hyperplanes.chance import benjamini_hochberg
-from planescope.study.answers import answers
-from planescope.study.conditions import PLAIN, UNLEARNED, with_conditions
-from planescope.study.effects import (
+from planescope.study.claims.answers import answers
+from planescope.study.claims.conditions import PLAIN, UNLEARNED, with_conditions
+from planescope.study.claims.effects import (
     ALL,
     COLUMNS,
     Effect,
@@ -29,8 +29,8 @@ from planescope.study.effects import (
     mean,
     with_all,
 )
+from planescope.study.claims.turns import turns
 from planescope.study.related import relation_of
-from planescope.study.turns import turns
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ import numpy as np
 from planescope.criticality.relation.ranks import spearman
 from planescope.files.errors import CheckpointError, UsageError, counted
 from planescope.files.reading import read_text
-from planescope.files.results import Table, columns_of, texts_of
+from planescope.files.results.result import Table, columns_of, texts_of
 from planescope.training.run import REPETITION, Run
 
 if TYPE_CHECKING:

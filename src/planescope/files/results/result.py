@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from planescope.files.errors import CheckpointError, one_line, printable
-from planescope.files.records import record
-from planescope.files.saved import Saved, check_schema, read_saved
+from planescope.files.results.records import record
+from planescope.files.results.saved import Saved, check_schema, read_saved
 from planescope.files.targets import TABLES
 from planescope.files.writing import (
     in_utf8,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planescope.data.matfiles import read_mat
+from planescope.data.sets.matfiles import read_mat
 from planescope.files.errors import CheckpointError, MissingDependencyError, one_line
 from planescope.files.pickles import Call, Global, Key, read_pickle
 from planescope.files.reading import open_binary

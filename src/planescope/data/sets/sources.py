@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.data import files as datafiles
 from planescope.data import noise
-from planescope.data.images import Files, Images
-from planescope.data.published import IMAGENET, KNOWN
+from planescope.data.sets import files as datafiles
+from planescope.data.sets.images import Files, Images
+from planescope.data.sets.published import IMAGENET, KNOWN
 from planescope.files.errors import CheckpointError, UsageError, nearest, one_line
 from planescope.files.optional import call, find_callable
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from planescope.data.images import Channels
     from planescope.data.options import Split
-    from planescope.data.published import Known
+    from planescope.data.sets.images import Channels
+    from planescope.data.sets.published import Known
 
 NAMES = ("digits", *KNOWN, "imagenet")
 

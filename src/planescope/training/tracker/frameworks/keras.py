@@ -12,7 +12,7 @@ from planescope.files.errors import MissingDependencyError, UsageError
 from planescope.measurement.choice import Choice, select
 from planescope.measurement.record import Source
 from planescope.measurement.source import Found
-from planescope.training.tracker.elsewhere import NotForLightning
+from planescope.training.tracker.frameworks.elsewhere import NotForLightning
 from planescope.training.tracker.live import Live
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.files.drafts import scratch
 from planescope.files.errors import MissingDependencyError, RunError, UsageError, one_line
-from planescope.files.versions import cores, version
-from planescope.study.worker import GPUS
+from planescope.files.results.versions import cores, version
+from planescope.study.work.worker import GPUS
 
 if TYPE_CHECKING:
     from distributed import Client

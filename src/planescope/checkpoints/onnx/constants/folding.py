@@ -12,8 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planescope.checkpoints.onnx.arithmetic import FLOATS, mapped, reshaped, rounded, transposed
-from planescope.checkpoints.onnx.elementwise import (
+from planescope.checkpoints.onnx.constants.arithmetic import (
+    FLOATS,
+    mapped,
+    reshaped,
+    rounded,
+    transposed,
+)
+from planescope.checkpoints.onnx.constants.elementwise import (
     Operator,
     Others,
     axis_of,
@@ -30,13 +36,17 @@ from planescope.checkpoints.onnx.elementwise import (
     root_of_squares,
     triangle,
 )
-from planescope.checkpoints.onnx.nodes import Node, in_memory
-from planescope.checkpoints.onnx.normalising import (
+from planescope.checkpoints.onnx.constants.normalising import (
     batch_normalised,
     instance_normalised,
     layer_normalised,
 )
-from planescope.checkpoints.onnx.products import einstein_sum, general_product, matrix_product
+from planescope.checkpoints.onnx.constants.products import (
+    einstein_sum,
+    general_product,
+    matrix_product,
+)
+from planescope.checkpoints.onnx.nodes import Node, in_memory
 from planescope.checkpoints.onnx.quantised import dequantize, quantize
 from planescope.checkpoints.onnx.tensors import DTYPES, tensor_at
 from planescope.files.errors import CheckpointError

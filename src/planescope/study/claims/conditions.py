@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from planescope.files.errors import UsageError
-from planescope.files.results import by_layer
+from planescope.files.results.result import by_layer
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planescope.checkpoints.onnx.arithmetic import mapped, rounded
-from planescope.checkpoints.onnx.elementwise import Others
+from planescope.checkpoints.onnx.constants.arithmetic import mapped, rounded
+from planescope.checkpoints.onnx.constants.elementwise import Others
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.hyperplanes.layer import Tensor
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from planescope.checkpoints.onnx import nodes
-from planescope.checkpoints.onnx.folding import REARRANGING, fold
+from planescope.checkpoints.onnx.constants.folding import REARRANGING, fold
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.tensors import tensor_at

@@ -21,9 +21,9 @@ import numpy as np
 
 from planescope.checkpoints.arrays.raw import ITEM_SIZES, decode
 from planescope.checkpoints.protobuf import BYTES, Field, Span, WireBytes, WireFile
-from planescope.checkpoints.tensorflow.table import crc32c, is_table, read_table, unmasked
+from planescope.checkpoints.tensorflow.saved.table import crc32c, is_table, read_table, unmasked
+from planescope.checkpoints.tensorflow.saved.variables import as_state_dict
 from planescope.checkpoints.tensorflow.tensors import DTYPES, shape_at
-from planescope.checkpoints.tensorflow.variables import as_state_dict
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import open_binary, read_exactly
 from planescope.hyperplanes.layer import Skipped, StateDict, Tensor

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from planescope.files.errors import counted
-from planescope.files.results import Result
-from planescope.files.versions import cores
-from planescope.study import cluster
-from planescope.study.costs import GPU, THREAD, Estimate, estimate, seconds_of
+from planescope.files.results.result import Result
+from planescope.files.results.versions import cores
 from planescope.study.folder import Study
 from planescope.study.plan import read_plan
+from planescope.study.work import cluster
+from planescope.study.work.costs import GPU, THREAD, Estimate, estimate, seconds_of
 
 if TYPE_CHECKING:
     from planescope.study.spec import Spec

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from planescope.data import files as datafiles
 from planescope.data.options import Resize
+from planescope.data.sets import files as datafiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from planescope.data.images import Channels
     from planescope.data.options import Split
+    from planescope.data.sets.images import Channels
 
 _TEN = tuple("0123456789")
 

@@ -14,7 +14,7 @@ from planescope.files.errors import (
     one_line,
     printable,
 )
-from planescope.training.tracker.elsewhere import NotForLightning
+from planescope.training.tracker.frameworks.elsewhere import NotForLightning
 
 if TYPE_CHECKING:
     from planescope.training.tracker.tracker import Tracker

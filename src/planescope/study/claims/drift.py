@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from planescope.files.errors import UsageError, counted
-from planescope.files.results import Table, columns_of, texts_of
+from planescope.files.results.result import Table, columns_of, texts_of
 from planescope.hyperplanes.chance import CONFIDENCE
-from planescope.study.conditions import CENTRED, NOISE, condition_of
+from planescope.study.claims.conditions import CENTRED, NOISE, condition_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planescope.study.effects import ALL, Effect, Estimate, effect_of, mean, with_all
+from planescope.study.claims.effects import ALL, Effect, Estimate, effect_of, mean, with_all
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -46,7 +46,7 @@ def save_network(
     OutputError
         If the file cannot be written; nothing is left behind then.
     """
-    from planescope.criticality.plan.graphs import GraphNetwork
+    from planescope.criticality.plan.forms.graphs import GraphNetwork
 
     if isinstance(module, GraphNetwork):
         module.save(path)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
-from planescope.checkpoints.onnx.arithmetic import mapped, rounded
+from planescope.checkpoints.onnx.constants.arithmetic import mapped, rounded
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.hyperplanes.layer import Tensor
 

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from planescope.checkpoints.onnx.arithmetic import mapped, rounded
-from planescope.checkpoints.onnx.elementwise import Others, axis_of
+from planescope.checkpoints.onnx.constants.arithmetic import mapped, rounded
+from planescope.checkpoints.onnx.constants.elementwise import Others, axis_of
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.hyperplanes.layer import Tensor
 

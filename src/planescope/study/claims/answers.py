@@ -15,7 +15,7 @@ from planescope.criticality.relation.conclusions import (
     together,
 )
 from planescope.hyperplanes.chance import LEVEL
-from planescope.study.effects import ALL, Effect
+from planescope.study.claims.effects import ALL, Effect
 
 if TYPE_CHECKING:
     from planescope.criticality.relation.record import Relation

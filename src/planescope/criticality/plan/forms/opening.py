@@ -15,7 +15,7 @@ from torch import nn
 from planescope.checkpoints.keras.live import refuse
 from planescope.criticality.plan.fit.holding import weight_of
 from planescope.criticality.plan.fit.observation import is_pruned
-from planescope.criticality.plan.graphs import GraphNetwork
+from planescope.criticality.plan.forms.graphs import GraphNetwork
 from planescope.criticality.resets.engine.borrow import borrowed
 from planescope.criticality.resets.trained import last_of
 from planescope.criticality.resets.weights import state_of, with_weights

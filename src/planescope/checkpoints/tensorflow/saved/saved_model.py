@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planescope.checkpoints.protobuf import BYTES, VARINT, Span, WireFile
-from planescope.checkpoints.tensorflow.checkpoint import Variables, variables_at
-from planescope.checkpoints.tensorflow.checkpoint import files as files_of_checkpoint
 from planescope.checkpoints.tensorflow.graph import describe
 from planescope.checkpoints.tensorflow.operations import Operation, functions_at, operations_at
+from planescope.checkpoints.tensorflow.saved.checkpoint import Variables, variables_at
+from planescope.checkpoints.tensorflow.saved.checkpoint import files as files_of_checkpoint
+from planescope.checkpoints.tensorflow.saved.variables import as_state_dict
 from planescope.checkpoints.tensorflow.tensors import tensor_at
-from planescope.checkpoints.tensorflow.variables import as_state_dict
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, StateDict, Tensor
 
