@@ -107,7 +107,7 @@ def measure(
     torchvision:NAME or timm:NAME.
     """
     from planescope.checkpoints.locate import locate_each
-    from planescope.files import results
+    from planescope.files.results import result as results
     from planescope.measurement.measure import measure as measure_one
     from planescope.measurement.record import save_filters
 
