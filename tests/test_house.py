@@ -42,7 +42,7 @@ LATE_IMPORTS = {
     ("checkpoints.probe", "files.zips"): "zipfile, which most files need not",
     (
         "measurement.processes",
-        "files.versions",
+        "files.results.versions",
     ): "importlib.metadata, an eighth of a helper's start",
     ("measurement.source", "checkpoints.ranges"): "urllib again",
     ("measurement.source", "networks.paper"): "a tenth of measure on a small file",

@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from planescope.files.errors import PlanescopeError, RunError
-from planescope.files.results import to_json
+from planescope.files.results.result import to_json
 from planescope.measurement import processes
 from planescope.measurement.measure import measure
 from planescope.measurement.processes import measure_all
@@ -209,7 +209,7 @@ def test_little_work_is_done_by_one_process(folder: Path, monkeypatch: pytest.Mo
 COMMAND = """
 import sys
 from planescope.measurement import processes
-from planescope.files import versions
+from planescope.files.results import versions
 processes.WORTH_S, versions.cores = 1e-9, lambda: 3
 from planescope.cli import main
 main()

@@ -66,7 +66,7 @@ def measure_all(
     RunError
         If a process dies, as one that takes too much memory does.
     """
-    from planescope.files.versions import cores
+    from planescope.files.results.versions import cores
 
     shared = _Shared(sources, options)
     most = (cores() if most is None else most) if _is_here(sources, options) else 1
