@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 # Below as many weights, to start threads costs more than they save.
 _WORTH_THREADS = 1 << 20
 
-# What wrappers put into the names of the modules within.
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Live:
@@ -257,5 +254,4 @@ def _ratio(reading: Reading, which: int) -> float | None:
 
 
 def _named_plainly(layer: Layer) -> Layer:
-    name = functools.reduce(lambda name, part: name.replace(part, ""), _WRAPPERS, layer.name)
-    return replace(layer, name=name)
+    return replace(layer, name=plain_name(layer.name))
