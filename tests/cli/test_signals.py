@@ -106,3 +106,50 @@ def test_a_study_ends_with_its_workers(tmp_path: Path, name: str, status: int) -
         lambda: any(tmp_path.glob("out/runs/*/last.ckpt")),
     )
     assert (code, said) == (status, "planescope: out: interrupted; the same command goes on\n")
+
+
+def by_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run lines that hear signals as the command line does."""
+    hear = "import os, signal\nfrom planescope.files import signals\nsignals.hear()\n"
+    return subprocess.run(
+        [sys.executable, "-c", hear + code, *arguments], text=True, capture_output=True
+    )
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_the_status_holds_where_the_signal_came_in_code_that_was_text(name: str) -> None:
+    # As in the making of a dataclass: the interpreter would end by SIGINT, whatever is said here.
+    done = by_python(f"""
+try:
+    eval("os.kill(os.getpid(), signal.{name}) or [0 for _ in range(100)]")
+except KeyboardInterrupt:
+    raise SystemExit(signals.status())
+""")
+    assert (done.returncode, done.stderr) == (128 + getattr(signal, name), "")
+
+
+def test_a_second_signal_does_not_cut_short_what_the_first_has_begun_to_save(
+    tmp_path: Path,
+) -> None:
+    done = by_python(
+        """
+import sys
+from planescope.files.errors import StoppedError
+from planescope.training.config import RunConfig
+from planescope.training.folder.status import State
+from planescope.training.loop import _outcome
+from planescope.training.run import Run
+class Slow(Run):
+    def save_status(self, status):
+        os.kill(os.getpid(), signal.SIGINT)
+        super().save_status(status)
+Run.create(sys.argv[1], RunConfig())
+try:
+    with _outcome(Slow(sys.argv[1])):
+        raise StoppedError("between two batches, at a first signal that had it stop there")
+except StoppedError as exc:
+    print(exc, Run(sys.argv[1]).status.state, file=sys.stderr)
+""",
+        str(tmp_path / "run"),
+    )
+    assert done.stderr.count("--resume stopped\n") == 1, done.stderr

@@ -53,13 +53,26 @@ def status() -> int:
     return 128 + _received
 
 
-def _interrupt(number: int, _: Any) -> None:
+class _Interrupt(KeyboardInterrupt):
+    """Ctrl-C, or what ends a command like it.
+
+    Of KeyboardInterrupt itself the interpreter keeps that it went through `exec` or `eval` of a
+    text, as in the making of a dataclass, and then ends by SIGINT whatever the command's status is.
+    """
+
+
+def be_patient() -> None:
+    """Let a second signal not disturb what tidies up from now on."""
     global _raised
+    _raised = time.monotonic()
+
+
+def _interrupt(number: int, _: Any) -> None:
     if time.monotonic() - _raised < PATIENCE_S:
         return
-    _raised = time.monotonic()
+    be_patient()
     note(number)
-    raise KeyboardInterrupt
+    raise _Interrupt
 
 
 def leave_garbage() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from planescope.files import signals
 from planescope.files.errors import (
     CheckpointError,
     MissingDependencyError,
@@ -313,6 +314,7 @@ def _outcome(run: Run) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, StoppedError) as exc:  # Lightning exits at a signal
+        signals.be_patient()
         _try_to_save(run, State.STOPPED, "interrupted; go on with --resume")
         raise StoppedError(
             f"{where}: interrupted; go on with: planescope train --out {shlex.quote(str(where))} "
