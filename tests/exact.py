@@ -21,6 +21,7 @@ import numpy as np
 from mpmath import mp, mpf
 
 from planescope.hyperplanes import chance, geometry
+from planescope.hyperplanes.distances import distances
 from planescope.hyperplanes.statistics import summarise
 from planescope.measurement.assemble import filters_on_host
 
@@ -535,7 +536,7 @@ def _():
             before = [mpf(float(w)) for w in then.ravel()]
             moved = [mpf(float(w)) - b for w, b in zip(now.ravel(), before, strict=True)]
             l2 = mp.sqrt(mp.fsum(m * m for m in moved)) / mp.sqrt(mp.fsum(b * b for b in before))
-            found = geometry.distances(now, then)
+            found = distances(now, then)
             yield relative(found[0], l2)
             yield relative(found[1], max(map(abs, moved)) / max(map(abs, before)))
 

@@ -17,9 +17,6 @@ LONG_MODULES = {
     "checks/fuzz/structures.py": "cases: the marks of each format",
     "checks/reliability/hostile.py": "cases: what attackers write",
     "checks/reliability/odd.py": "cases: odd places, disks and streams",
-    "src/planescope/hyperplanes/geometry.py": "the formulas of the reference, each in full",
-    "src/planescope/training/run.py": "one class of the reference: what a run has, in a line each",
-    "src/planescope/training/tracker/tracker.py": "one class of the reference",
 }
 # Bodies above 50 lines, without their docstrings.
 LONG_BODIES = {

@@ -122,6 +122,9 @@ def test_bare_weights_are_told_by_what_describes_them(tmp_path, name, descriptio
         (["Manifest.json", "Data"], "a Core ML package"),
         ([".metadata", "__0_0.distcp"], "torch.distributed wrote in parts; .*dcp_to_torch_save"),
         (["net.pdmodel", "net.pdiparams"], "a Paddle model for inference; .*pdparams"),
+        (["config.yaml", "state.json", "metrics.csv"], "a run; weights by epoch are in snapshots"),
+        (["study.yaml"], "a study; weights by epoch are in runs/NAME/snapshots"),
+        (["config.yaml", "notes.txt"], "holds no model"),
         (["net.xml", "notes.txt"], "holds no model"),
     ],
 )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from planescope.hyperplanes import geometry, sums
+from planescope.hyperplanes.distances import distances, extent
 
 NAN = math.nan
 INF = math.inf
@@ -222,7 +223,7 @@ def test_antisymmetric_filters_have_a_projection_of_exactly_zero(xp64, dtype):
 
 
 def test_no_weights_have_no_extent(xp):
-    assert [float(x) for x in geometry.extent(xp(np.empty((0, 9)), np.float32))] == [0.0, 0.0]
+    assert [float(x) for x in extent(xp(np.empty((0, 9)), np.float32))] == [0.0, 0.0]
 
 
 def test_a_sum_that_overflows_on_the_way_raises_nothing():
@@ -320,13 +321,13 @@ def test_filters_without_weights_are_degenerate(xp):
 @pytest.mark.parametrize("elements", [1, 12, 17, 42, 43])
 def test_blocks_of_rows_make_no_difference(monkeypatch, elements):
     rows = np.random.default_rng(0).standard_normal((7, 6)).astype(np.float32)
-    whole, apart = geometry.arrangement(rows), geometry.distances(rows, rows + 1)
+    whole, apart = geometry.arrangement(rows), distances(rows, rows + 1)
     monkeypatch.setattr(sums, "BLOCK_ELEMENTS", elements)
     planes = geometry.arrangement(rows)
     np.testing.assert_array_equal(planes.projection, whole.projection)
     np.testing.assert_array_equal(planes.norm, whole.norm)
     np.testing.assert_array_equal(planes.cosine, whole.cosine)
-    np.testing.assert_allclose(geometry.distances(rows, rows + 1), apart, rtol=1e-14)
+    np.testing.assert_allclose(distances(rows, rows + 1), apart, rtol=1e-14)
 
 
 def test_a_layer_larger_than_a_block_is_whole(xp, monkeypatch):
@@ -347,7 +348,7 @@ def test_results_stay_in_the_library_and_on_the_device_of_the_weights(xp):
         *(planes.projection, planes.norm, planes.cosine, planes.bias, turned.norm, turned.bias),
         geometry.crossing(planes.projection, planes.bias),
         geometry.offset(planes.norm, planes.bias),
-        *geometry.distances(rows, rows),
+        *distances(rows, rows),
     ]
     for array in found:
         assert type(array) is type(rows) or isinstance(array, np.floating)  # NumPy's 0-d
@@ -375,7 +376,7 @@ def test_the_memory_of_a_tensor_stays_its_own():
     torch = pytest.importorskip("torch")
     weight = torch.nn.Parameter(torch.ones(4, 9))
     geometry.arrangement(weight)
-    geometry.distances(weight, weight)
+    distances(weight, weight)
     assert weight.untyped_storage().resizable()
 
 
@@ -406,7 +407,7 @@ def test_arguments_are_not_written_to(xp):
     geometry.centre(*given_vectors[:2])
     geometry.crossing(*given_vectors[:2])
     geometry.offset(*given_vectors[:2])
-    geometry.distances(*given_arrays)
+    distances(*given_arrays)
     dtype = np.float64 if xp.wide else np.float32
     for kept, made in zip((*given_arrays, *given_vectors), (*arrays, *vectors), strict=True):
         np.testing.assert_array_equal(xp.numpy(kept), made.astype(dtype))
@@ -480,14 +481,14 @@ def test_a_negative_gamma_turns_the_normal_round_and_a_zero_one_leaves_none(xp):
 @pytest.mark.parametrize("factor", [1.0, 2.0**60, 2.0**-60])
 def test_distances_from_the_initial_weights(xp, weight, initial, l2, linf, factor):
     weight, initial = np.array(weight) * factor, np.array(initial) * factor
-    found = geometry.distances(xp(weight), xp(initial))
+    found = distances(xp(weight), xp(initial))
     for got, want in zip(found, (l2, linf), strict=True):
         close(xp, xp.numpy(got), np.array(want), scale=4)
 
 
 def test_distances_do_not_overflow(xp64):
     weight, initial = xp64([[1e200, -1e200]]), xp64([[1e200, 1e200]])
-    l2, linf = geometry.distances(weight, initial)  # 2e200 / (√2 e200), 2e200 / 1e200
+    l2, linf = distances(weight, initial)  # 2e200 / (√2 e200), 2e200 / 1e200
     assert float(l2) == pytest.approx(2**0.5)
     assert float(linf) == pytest.approx(2.0)
 
@@ -495,7 +496,7 @@ def test_distances_do_not_overflow(xp64):
 def test_differences_of_narrow_weights_are_taken_in_a_wider_type(xp):
     # 60000 - (-60000) lies beyond the largest float16, 65504.
     weight, initial = (xp([[sign * 60000.0, 0.0]], np.float16) for sign in (1, -1))
-    l2, linf = geometry.distances(weight, initial)
+    l2, linf = distances(weight, initial)
     assert (float(l2), float(linf)) == (2.0, 2.0)
 
 
@@ -509,4 +510,4 @@ def test_differences_of_narrow_weights_are_taken_in_a_wider_type(xp):
 )
 def test_distances_of_unlike_layers_are_refused(weight, initial, message):
     with pytest.raises(ValueError, match=message):
-        geometry.distances(weight, initial)
+        distances(weight, initial)

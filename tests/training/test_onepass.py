@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from planescope.hyperplanes import geometry
+from planescope.hyperplanes.distances import extent
 from planescope.training.tracker import onepass
 
 # As an update does: filters that are left out may overflow.
@@ -39,7 +40,7 @@ def test_planes_and_way_are_those_of_geometry(shape):
     planes, way = onepass.read(now, bias, then)
     same_planes(planes, geometry.arrangement(now, bias))
     np.testing.assert_array_equal(planes.bias, bias.astype(float))
-    length, peak = geometry.extent(now, then)
+    length, peak = extent(now, then)
     # Differences are float32's here, and float64's there.
     assert way == (pytest.approx(float(length), rel=1e-6), pytest.approx(float(peak), rel=1e-7))
     assert onepass.read(now, None, None)[1] is None
@@ -77,7 +78,7 @@ def test_weights_whose_squares_leave_the_range_of_float32(scale):
     theirs = geometry.arrangement(now)
     np.testing.assert_allclose(planes.cosine, theirs.cosine, rtol=0, atol=1e-6)
     np.testing.assert_allclose(planes.norm, theirs.norm, rtol=1e-6)
-    np.testing.assert_allclose(way, [float(x) for x in geometry.extent(now, then)], rtol=1e-6)
+    np.testing.assert_allclose(way, [float(x) for x in extent(now, then)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("place", [0, 599], ids=["in a piece", "behind the pieces"])
@@ -115,4 +116,4 @@ def test_small_layers_and_other_types_are_left_to_geometry(monkeypatch):
         now, then = weights((3, 600)).astype(dtype), weights((3, 600), 1)
         planes, way = onepass.read(now, None, then)
         np.testing.assert_array_equal(planes.cosine, geometry.arrangement(now).cosine)
-        assert way == geometry.extent(now, then)
+        assert way == extent(now, then)

@@ -63,6 +63,9 @@ def test_a_run_that_cannot_be_made_or_found_is_said(tmp_path):
         Run.open(tmp_path)
     with pytest.raises(CheckpointError, match="is no run"):
         _ = Run(tmp_path).config
+    (tmp_path / "study.yaml").write_text("")
+    with pytest.raises(CheckpointError, match=r"is a study; name runs of .*study FILE --status"):
+        Run.open(tmp_path)
 
 
 def test_metrics_are_read_back_to_the_bit(run):

@@ -718,7 +718,7 @@ tracker.update(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), 0)
 print([base.__name__ for base in ps.Tracker.__mro__], len(tracker.to_pandas()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "['Tracker', '_Callback', 'object'] 1\n"
+    assert done.stdout == "['Tracker', 'Callback', 'object'] 1\n"
 
 
 # --- several processes

@@ -107,6 +107,32 @@ def test_code_of_a_run_needs_consent(stranger: Path, arguments: tuple[str, ...])
     assert Path("ran").exists()
 
 
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+def test_a_run_that_is_resumed_sends_nothing_without_consent(
+    stranger: Path, monkeypatch: pytest.MonkeyPatch, logger: str
+) -> None:
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("loggers: []", f"loggers: [csv, {logger}]"))
+    assert Run("run").config.loggers == ("csv", logger)
+    # Whoever gets as far as that began to look for the package.
+    monkeypatch.setattr("planescope.training.loop.find_spec", lambda name: None)
+    resume = ("train", "--resume", "--out", "run", "--network", "evilnet:make")
+    refused = command(*resume)
+    assert isinstance(refused.exception, UsageError)
+    assert f"names the logger {logger}" in str(refused.exception)
+    assert f"give --loggers {logger}" in str(refused.exception)
+    with pytest.raises(UsageError, match=f"names the logger {logger}"):
+        train(Run("run").config, "run", resume=True, trust="evilnet:make")
+    assert not Path("ran").exists()
+    wanted = f"pip install {logger}"
+    for consent in (("--loggers", logger), ("--trust",)):
+        assert wanted in str(command(*resume, *consent).exception)
+    with pytest.raises(ps.MissingDependencyError, match=wanted):
+        train(Run("run").config, "run", resume=True, trust=("evilnet:make", logger))
+    assert command(*resume, "--loggers", "csv").exit_code == 0
+    assert Run("run").config.loggers == ("csv", logger), "what it was started with stays on record"
+
+
 def test_the_recorded_places_are_those_of_the_network(stranger: Path) -> None:
     recorded = relate("run", draws=99)
     (layer,) = (one for one in recorded.layers if one.name == "0")

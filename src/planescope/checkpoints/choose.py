@@ -100,6 +100,16 @@ def listing(names: Sequence[str]) -> str:
 
 def folder_of_another_format(names: Collection[str]) -> str | None:
     """Say what a folder is that holds no model's file."""
+    if "study.yaml" in names:
+        return (
+            "is the folder of a study; weights by epoch are in runs/NAME/snapshots, and planescope "
+            "report shows what was measured"
+        )
+    if {"config.yaml", "state.json"} <= set(names):
+        return (
+            "is the folder of a run; weights by epoch are in snapshots, and planescope report "
+            "shows what was measured"
+        )
     if "saved_model.pb" in names:
         return f"is a TensorFlow SavedModel; {SOURCE}"
     if "_METADATA" in names or "manifest.ocdbt" in names:

@@ -76,15 +76,16 @@ def train(*, config: str | None, out: str, resume: bool, trust: bool, **options:
 
     keep_memory()
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    wanted, own = _config(config, out, given, resume=resume)
+    wanted, own, sends = _config(config, out, given, resume=resume)
     if resume:
         consent([out], network=own.get("network"), data=own.get("data"), trust=trust)
         if Run(out).exists and "data_path" not in given:
             tell_data_path(out)
     with layer_progress() as advance:
         run = train_run(
-            wanted, out, resume=resume, trust=trust or frozenset(own.values()), progress=advance
-        )
+            wanted, out, resume=resume, progress=advance,
+            trust=trust or frozenset((*own.values(), *sends)),
+        )  # fmt: skip
     if rank() == 0:
         if wanted.precision == "auto":
             console().print(f"precision: {run.config.precision}, chosen for this device")
@@ -93,18 +94,17 @@ def train(*, config: str | None, out: str, resume: bool, trust: bool, **options:
 
 def _config(
     path: str | None, out: str, given: dict[str, Any], *, resume: bool
-) -> tuple[RunConfig, dict[str, str]]:
-    """Return the config, the options given laid over it.
+) -> tuple[RunConfig, dict[str, str], tuple[str, ...]]:
+    """Return the config, the options given laid over it, and which names in it are the user's own.
 
-    And of network and data the user's own names.
-
-    What a run says that is resumed is not the user's.
+    Those of network and data, by kind, and of loggers. What a run says that is resumed is not the
+    user's.
     """
     from planescope.training.config import RunConfig, load_config
     from planescope.training.run import Run
 
     if path is None and resume and Run(out).exists:
         own: dict[str, str] = {kind: given[kind] for kind in ("network", "data") if kind in given}
-        return Run(out).config.but({"download": False, **given}), own
+        return Run(out).config.but({"download": False, **given}), own, given.get("loggers", ())
     config = (RunConfig() if path is None else load_config(path)).but(given)
-    return config, {"network": config.network, "data": config.data}
+    return config, {"network": config.network, "data": config.data}, config.loggers

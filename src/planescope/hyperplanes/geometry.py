@@ -22,16 +22,13 @@ from planescope.hyperplanes.sums import (
     Namespace,
     concat,
     cosine_of,
-    difference,
     doubtful,
     exact_sums,
     given_back,
     is_numpy,
     is_on_host,
     is_torch,
-    length_and_peak,
     magnitudes,
-    nan_for_zero,
     numpy_view,
     row_blocks,
     row_sums,
@@ -114,7 +111,7 @@ def arrangement(
     would wait for the device. A projection or a norm beyond 1.8e308, which float64 weights alone
     can have, is infinite.
     """
-    xp = _checked(normals, bias, xp)
+    xp = checked(normals, bias, xp)
     wide = widest_float(normals, xp)
     eps = float(xp.finfo(normals.dtype).eps) if eps is None else eps
     columns = zip(*(row_sums(rows) for rows in row_blocks(normals)), strict=True)
@@ -369,75 +366,8 @@ def centre(gamma: Array, beta: Array, /, *, xp: Namespace | None = None) -> Arra
     return xp.where(told, beta, nothing) / xp.where(told, xp.abs(gamma), nothing)
 
 
-def distances(
-    weight: Array, initial: Array, /, *, xp: Namespace | None = None
-) -> tuple[Array, Array]:
-    """Return relative distances of a layer's weights from their initial values (METHOD, section 5).
-
-    Parameters
-    ----------
-    weight, initial : array, shape (filters, fan_in), real floating
-
-    Returns
-    -------
-    l2, linf : 0-d arrays
-        ``||W - W0||_F / ||W0||_F`` and ``max|W - W0| / max|W0|``; NaN where W0 is all zero.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or an array is not 2-D or not real floating.
-    """
-    xp = namespace(weight) if xp is None else xp
-    path, far = extent(weight, initial, xp=xp)
-    size, top = (given_back(part, xp) for part in extent(initial))
-    return path / nan_for_zero(size, xp), far / nan_for_zero(top, xp)
-
-
-def extent(
-    weight: Array, initial: Array | None = None, /, *, xp: Namespace | None = None
-) -> tuple[Array, Array]:
-    """Return the size of a layer's weights, or of their difference from others.
-
-    Parameters
-    ----------
-    weight, initial : array, shape (filters, fan_in), real floating
-
-    Returns
-    -------
-    length, peak : 0-d arrays
-        ``||W||_F`` and ``max|W|``, or ``||W - W0||_F`` and ``max|W - W0|``.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or an array is not 2-D or not real floating.
-
-    Notes
-    -----
-    Differences are taken in float64 on the host. On a device those of narrower weights are taken in
-    float32, where they are exact for a weight that moved by less than half; their squares are
-    summed in float64 where there is one.
-    """
-    xp = _checked(weight, None, xp)
-    if initial is None:
-        parts = [length_and_peak(rows) for rows in row_blocks(weight)]
-    else:
-        _checked(initial, None, None)
-        if weight.shape != initial.shape:
-            raise ValueError(f"shapes differ: {tuple(weight.shape)} and {tuple(initial.shape)}")
-        blocks = zip(row_blocks(weight), row_blocks(initial), strict=True)
-        parts = [length_and_peak(difference(now, then)) for now, then in blocks]
-    if len(parts) == 1:
-        length, peak = parts[0]
-    else:
-        inside = namespace(parts[0][0])
-        lengths, peaks = (inside.stack(column) for column in zip(*parts, strict=True))
-        length, peak = length_and_peak(lengths)[0], inside.max(peaks)
-    return given_back(length, xp), given_back(peak, xp)
-
-
-def _checked(normals: Array, bias: Array | None, xp: Namespace | None) -> Namespace:
+def checked(normals: Array, bias: Array | None, xp: Namespace | None) -> Namespace:
+    """Return the array API namespace of a layer's weights, or say why they are none."""
     xp = namespace(normals) if xp is None else xp
     if normals.ndim != 2:
         raise ValueError(f"normals must be 2-D (filters, fan_in), not of {normals.ndim} dimensions")

@@ -12,6 +12,7 @@ import numpy as np
 
 from planescope.files.errors import CheckpointError, NoLayersError
 from planescope.hyperplanes import chance, geometry
+from planescope.hyperplanes.distances import distances
 from planescope.hyperplanes.layer import Array, Layer, Norm, Pairing, Skipped, View
 from planescope.hyperplanes.statistics import Filters, cosine_law, summarise
 from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, Source
@@ -250,7 +251,7 @@ def _distances(
     start = _rows(began)
     if type(start) is not type(rows):  # a live module against a file
         rows, start = (a.cpu() if hasattr(a, "cpu") else a for a in (rows, start))
-    l2, linf = geometry.distances(rows, start)
+    l2, linf = distances(rows, start)
     return finite(l2), finite(linf)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from planescope.files.errors import NoLayersError
-from planescope.hyperplanes import geometry
 from planescope.hyperplanes.chance import called_level
+from planescope.hyperplanes.distances import distances
 from planescope.hyperplanes.layer import Array, Input, Kind, Layer, Skipped, Structure, View
 from planescope.hyperplanes.statistics import Filters
 from planescope.measurement.assemble import (
@@ -173,7 +173,7 @@ class _Work:
         if self._view is View.EFFECTIVE:
             rows = [_scaled(part, layer) for part, layer in zip(rows, kept, strict=True)]
         with np.errstate(all="ignore"):
-            l2, linf = geometry.distances(rows[1], rows[0])
+            l2, linf = distances(rows[1], rows[0])
         return _Moved(finite(l2), finite(linf), *zeros)
 
     def table(self, side: int, left_out: Sequence[Skipped]) -> Measurement:

@@ -102,7 +102,8 @@ def _sentence(exc: Exception) -> str:
 
 def _train(spec: Spec, folder: Study) -> None:
     run = folder.run(spec.name)
-    train(_config(spec, run), run.path, resume=True, trust=_typed(spec))
+    trust = (*_typed(spec), *spec.config.loggers)
+    train(_config(spec, run), run.path, resume=True, trust=trust)
 
 
 def _config(spec: Spec, run: Run) -> RunConfig:
@@ -114,7 +115,7 @@ def _config(spec: Spec, run: Run) -> RunConfig:
     if run.exists:
         had = run.config
         # All else is the same, or its name would be another.
-        same = ("threads", "data_path", "workers", "loggers")
+        same = ("threads", "data_path", "workers")
         return config.but({field: getattr(had, field) for field in same})
     import torch
 

@@ -63,8 +63,9 @@ def train(
     resume : bool
         Go on after the last epoch that was finished; a run that is finished is left as it is.
     trust : bool, str or collection of str
-        Callables that may run when a run is resumed that names them; True for all. Without it
-        nothing is downloaded to where such a run says either. A config for a new run is yours.
+        Callables that may run, and loggers that may send (wandb, mlflow), when a run is resumed
+        that names them; True for all. Without it nothing is downloaded to where such a run says
+        either. A config for a new run is yours.
     progress : callable, optional
         Called after each batch with (batches done, batches in all, how it stands).
 
@@ -150,8 +151,9 @@ def _check_path(run: Run, config: RunConfig, *, resume: bool) -> None:
     if not resume:
         raise UsageError(f"{run.path}: exists; go on with --resume, or give another --out")
     for field, wanted, had in config.differences(run.config):
-        # Code of a stranger's may be replaced by one's own, and a download is a permission.
-        if field == "download" or _is_code(field, had):
+        # Code of a stranger's may be replaced by one's own; a download is a permission, and where
+        # what is trained is logged is each owner's choice.
+        if field in ("download", "loggers") or _is_code(field, had):
             continue
         raise UsageError(
             f"{run.path}: was started with {field} {had!r}, not {wanted!r}; leave it as it was, or "
@@ -167,13 +169,20 @@ def _is_code(field: str, name: Any) -> bool:
 
 
 def _consented(run: Run, config: RunConfig, trust: bool | str | Collection[str]) -> RunConfig:
-    """Refuse code that only the run names, and download only what the user asked for."""
+    """Refuse code and services that only the run names; download only what the user asked for."""
     had, where = run.config, run.path / "config.yaml"
     kind: Kind
     for kind in ("network", "data"):
         name = getattr(config, kind)
         if name == getattr(had, kind):
             consented(name, kind=kind, where=where, trust=trust)
+    for name in set(APART) & set(config.loggers) & set(had.loggers):
+        if trust is not True and (not trust or name not in trust):
+            raise UsageError(
+                f"{where}: names the logger {name}, which sends what is trained to where this "
+                f"machine's settings say; give --loggers {name} if that is meant, --loggers csv to "
+                f"log below the run alone, or --trust (from Python: trust={name!r}, or True)"
+            )
     return config if trust else config.but({"download": False})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -18,10 +17,8 @@ from planescope.files.folders import (
     remove_inside,
     replacing_inside,
 )
-from planescope.files.optional import consented
 from planescope.files.reading import read_text
 from planescope.files.writing import write_csv
-from planescope.hyperplanes.layer import Structure
 from planescope.measurement.record import (
     LayerMeasurement,
     Measurement,
@@ -29,13 +26,13 @@ from planescope.measurement.record import (
 )
 from planescope.training.folder import columns
 from planescope.training.folder.columns import MEASUREMENT_KEYS, MEASUREMENTS_SCHEMA
+from planescope.training.folder.description import Described
 from planescope.training.folder.filters import filters_of, read_filters, write_filters
 from planescope.training.folder.metrics import EpochMetrics, metrics_table, read_metrics
-from planescope.training.folder.paths import FILTERS, SNAPSHOTS, Folder
+from planescope.training.folder.paths import FILTERS, SNAPSHOTS
 from planescope.training.folder.snapshots import SCHEMA as SNAPSHOT_SCHEMA
 from planescope.training.folder.snapshots import read_weights, write_weights
 from planescope.training.folder.status import STATE_SCHEMA, State, Status
-from planescope.training.folder.structure import read_structure, structure_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from planescope.files.optional import Kind
     from planescope.training.config import RunConfig
     from planescope.training.tracked import TrackedConfig
 
@@ -60,7 +56,7 @@ REPETITION = frozenset(
 _EPOCH_FILE = re.compile(r"(?:epoch|step)-(\d{4,})\.safetensors")
 
 
-class Run(Folder):
+class Run(Described):
     """A training run by the path of its folder; what it has is read when it is asked for.
 
     Parameters
@@ -73,21 +69,6 @@ class Run(Folder):
         Callables that may run although only the run names them; True for all. The folder may be
         anybody's: without consent no code that it names is run.
     """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        network: str | None = None,
-        data: str | None = None,
-        trust: bool | str | Collection[str] = False,
-    ) -> None:
-        super().__init__(path)
-        self._given = {k: v for k, v in {"network": network, "data": data}.items() if v is not None}
-        typed = () if isinstance(trust, bool) else (trust,) if isinstance(trust, str) else trust
-        self.trust: bool | frozenset[str] = (
-            True if trust is True else frozenset((*typed, *self._given.values()))
-        )
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -135,10 +116,7 @@ class Run(Folder):
         CheckpointError
             If there is none.
         """
-        run = path if isinstance(path, Run) else cls(path, trust=trust)
-        if not run.exists:
-            raise CheckpointError(f"{run.path}: is no run: it has no config.yaml")
-        return run
+        return (path if isinstance(path, Run) else cls(path, trust=trust))._checked()
 
     @classmethod
     def found(cls, model: Any, /, *, trust: bool | str | Collection[str] = False) -> Run | None:
@@ -157,141 +135,12 @@ class Run(Folder):
         return run if run.exists else None
 
     @property
-    def config(self) -> RunConfig:
-        """Read the config of the run, with network and data replaced where others were given.
-
-        Raises
-        ------
-        CheckpointError
-            If there is no run, or its config.yaml is lost.
-        UsageError
-            If that is no config.
-        """
-        from planescope.training.config import load_config
-
-        if self.tracked is not None:
-            raise UsageError(
-                f"{self.path}: a Tracker followed this training, which planescope cannot repeat"
-            )
-        path = Run.open(self.path)._part("config.yaml")
-        # A user's own file that is empty is all defaults; here it would make another run of this.
-        if not path.stat().st_size:
-            raise CheckpointError(
-                f"{path}: is empty; put it back, or train anew with another --out"
-            )
-        config = load_config(path)
-        return config.but(self._given) if self._given else config
-
-    @property
-    def tracked(self) -> TrackedConfig | None:
-        """Return what a Tracker knew of the training; None for a run that planescope trained.
-
-        Raises
-        ------
-        CheckpointError
-            If there is no run, or its config.yaml is lost.
-        UsageError
-            If that is no config.
-        """
-        from planescope.training.tracked import load_tracked
-
-        path = Run.open(self.path)._part("config.yaml")
-        found = load_tracked(path) if path.stat().st_size else None
-        return found.but(self._given) if found is not None else None
-
-    @property
-    def about(self) -> RunConfig | TrackedConfig:
-        """Return all that is known of the training: `tracked`, or else `config`."""
-        return self.tracked or self.config
-
-    @property
-    def is_tracked(self) -> bool:
-        """Tell whether there is a run, and a Tracker wrote it."""
-        return self.exists and self.tracked is not None
-
-    @functools.cached_property  # it never changes, and every file of a run asks for it
-    def unit(self) -> str:
-        """Return the unit of its snapshots: epochs, or steps where a Tracker counted these."""
-        tracked = self.tracked
-        return "epoch" if tracked is None else tracked.unit
-
-    @property
-    def named_data(self) -> str | None:
-        """Return the name that was given to its data; None where nobody gave one."""
-        return self._given.get("data") if self.tracked is not None else self.config.data
-
-    @property
-    def named_network(self) -> str | None:
-        """Return the name that its network is built by; None where only its class is known."""
-        return self._given.get("network") if self.tracked is not None else self.config.network
-
-    def consented(self, kind: Kind, /) -> str:
-        """Return the name of its network, or of its data, if what that names may run.
-
-        Raises
-        ------
-        UsageError
-            If it is code that nobody consented to.
-        CheckpointError
-            As `config`.
-        """
-        where = self.path / "config.yaml"
-        return consented(getattr(self.about, kind), kind=kind, where=where, trust=self.trust)
-
-    @property
-    def structure(self) -> Structure | str:
-        """Return the structure recorded for the network, or the network's name.
-
-        Of a run of an earlier version that names code nobody consented to, nothing does: then no
-        layer has a place, and the note says how to have them.
-
-        Raises
-        ------
-        CheckpointError
-            If network.json is damaged.
-        """
-        tracked, name = self.tracked, self.about.network
-        if ":" not in name and tracked is None:
-            return name
-        recorded = read_structure(self._part("network.json"))
-        if recorded is not None and (recorded.network == name or tracked is not None):
-            return recorded
-        if tracked is not None:
-            raise CheckpointError(f"{self._part('network.json')}: is lost; put it back")
-        try:
-            return self.consented("network")
-        except UsageError:
-            return Structure(
-                network=name,
-                names=(),
-                places={},
-                note=f"{self.path} was made by an earlier version, which did not record where its "
-                f"layers stand: stages, inputs and norms are unknown; give --network {name} to "
-                "build it, or --trust",
-            )
-
-    @property
-    def unknown(self) -> str:
-        """Say why the places of its layers are unknown; "" where they are known."""
-        structure = self.structure
-        return structure.note if isinstance(structure, Structure) and not structure.known else ""
-
-    @property
     def fixed(self) -> str:
         """Say why its layers cannot be put back, as of a training with Keras; "" where they can."""
         if self.tracked is None or self.snapshots:
             return ""
         why = self.unknown or "its snapshots are gone"
         return f"{why}; export the model to ONNX, and planescope sensitivity runs it"
-
-    @property
-    def can_be_measured(self) -> bool:
-        """Tell whether snapshots can be measured in the run's view, which may need norms."""
-        return self.about.view == "raw" or not self.unknown
-
-    def save_structure(self, structure: Structure) -> None:
-        """Write where the layers of its network stand."""
-        self._write("network.json", structure_text(structure))
 
     @property
     def metrics(self) -> tuple[EpochMetrics, ...]:
@@ -378,7 +227,7 @@ class Run(Folder):
         CheckpointError
             If there is no run, or its state cannot be read.
         """
-        path = Run.open(self.path)._part("state.json")
+        path = self._checked()._part("state.json")
         if self._is_locked():
             return Status(state=State.RUNNING)
         if not path.is_file():

@@ -17,12 +17,13 @@ from planescope.checkpoints.onnx.constants import Constants
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.checkpoints.onnx.operators import left_out, weights_of
+from planescope.checkpoints.onnx.origins import no_layer
 from planescope.checkpoints.onnx.tensors import tensor_at
 from planescope.checkpoints.onnx.weights import Weights, channels, readable
 from planescope.checkpoints.onnx.words import steps
 from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
 from planescope.files.errors import CheckpointError
-from planescope.hyperplanes.layer import Described, Layer, Norm, Skipped, Tensor
+from planescope.hyperplanes.layer import Described, Kind, Layer, Norm, Skipped, Tensor
 from planescope.networks.graph.places import Position, follow
 from planescope.networks.state.layout import named
 from planescope.networks.state.pairing import folded_notes
@@ -100,11 +101,21 @@ def layers_in(graph: Graph, constants: Constants) -> Listed:
     skipped: list[Skipped] = []
     for node in graph.nodes:
         weights = weights_of(graph, constants, node)
+        module, reason = "", None
         if isinstance(weights, Weights):
-            found[node] = weights
-        elif reason := weights or left_out(graph, constants, node):
-            skipped.append(Skipped(name=readable(node), reason=reason))
-    return found, _names(found), skipped
+            told = None
+            if weights.kind is Kind.LINEAR:
+                told = no_layer(constants, node, weights.parts)
+            if told is None:
+                found[node] = weights
+                continue
+            module, reason = told
+        else:
+            reason = weights or left_out(graph, constants, node)
+        if reason:
+            skipped.append(Skipped(name=module or readable(node), reason=reason))
+    # Of a module that runs several times, or has several products, once.
+    return found, _names(found), list(dict.fromkeys(skipped))
 
 
 def described(graph: Graph, constants: Constants, listed: Listed) -> Described:

@@ -35,7 +35,7 @@ class Node:
         Its name; with the domain in front where that is not ONNX's own.
     input_texts, output_texts : tuple of str
         Names of values as written; "" for an optional one that is not given.
-    attributes : tuple of (int, int)
+    attributes, annotations : tuple of (int, int)
         Where they lie; they are read when asked for.
     inputs, outputs : tuple of Name or None
         The values that the names stand for where the node is.
@@ -53,6 +53,7 @@ class Node:
     inputs: tuple[Name | None, ...] = ()
     outputs: tuple[Name | None, ...] = ()
     given: Mapping[str, Span] = dataclasses.field(default_factory=dict)
+    annotations: tuple[Span, ...] = ()
 
     @property
     def output(self) -> Name:
@@ -112,6 +113,14 @@ class Node:
         """Return the value of an attribute of several texts."""
         return [self.wire.text(field) for field in self._attribute(name, 9)]
 
+    def annotation(self, key: str) -> str:
+        """Return what the exporter wrote beside the node under a key; "" where it wrote nothing."""
+        for span in self.annotations:
+            name, value = self.wire.find(span, 1), self.wire.find(span, 2)
+            if name and value and self.wire.text(name) == key:
+                return self.wire.text(value)
+        return ""
+
     def spans(self) -> dict[str, Span]:
         """Return where each attribute lies, by its name; within a function, those of the call."""
         found = {}
@@ -160,6 +169,7 @@ def node_at(wire: WireFile, span: Span) -> Node:
         input_texts=texts(1),
         output_texts=texts(2),
         attributes=tuple(part.span for part in parts.get(5, ())),
+        annotations=tuple(part.span for part in parts.get(9, ())),
     )
 
 

@@ -27,6 +27,7 @@ from planescope.checkpoints.onnx.weights import (
 )
 from planescope.checkpoints.onnx.words import WORDS
 from planescope.hyperplanes.layer import Kind, Tensor, kind_of_convolution
+from planescope.networks.state import exclusions
 from planescope.networks.state.axes import filters_first
 
 _QUANTISED = Slots(weight=3, scale=4, zero=5, fed_scale=1)
@@ -122,9 +123,13 @@ def left_out(graph: Graph, constants: Constants, node: Node) -> str | None:
     if graph.dynamic.isdisjoint(node.inputs):
         return None
     if name in _RECURRENT:
-        return "a recurrent layer: its weights act on its own output too"
+        return exclusions.RECURRENT_LAYER
     if name in _ATTENTIONS:
         return "queries, keys and values of an attention: several linear maps in one"
+    if node.op == "Gather":
+        table = constants.tensor(node.input(0))
+        is_table = table is not None and table.is_floating and _is_matrix(table)
+        return exclusions.EMBEDDING if is_table and node.integer("axis", 0) == 0 else None
     if name in _MACHINES:
         return "a support vector machine: its vectors are examples, or act through a kernel"
     if node.op in _IN_A_ROW:
@@ -134,12 +139,16 @@ def left_out(graph: Graph, constants: Constants, node: Node) -> str | None:
         return None
     for given in node.inputs:
         tensor = constants.tensor(given)
-        if tensor is not None and sum(extent > 1 for extent in tensor.shape) > 1:
+        if tensor is not None and _is_matrix(tensor):
             return (
                 f"an operator {node.op} with weights of shape {tensor.shape}; "
                 "how it lays them out is not known"
             )
     return None
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return sum(extent > 1 for extent in tensor.shape) > 1
 
 
 # Readers, one for each kind of operator.
@@ -200,6 +209,8 @@ def _matrix_product(given: Operands) -> Weights | None:
     if before is not None:
         return _product_from_left(given, before)
     if name is None or name in given.graph.dynamic:
+        if any(given.is_stored(each) for each in node.inputs):
+            raise LeftOutError("its weight is put into a shape that depends on the input")
         return None  # of two values that the network computes, as in attention
     stored = given.constant(slots.weight, "weight")
     shape = stored.tensor.shape
@@ -232,7 +243,11 @@ def _einsum(given: Operands) -> Weights | None:
     node = given.node
     known = [given.constants.of(name) for name in node.inputs]
     dynamic = [name in given.graph.dynamic for name in node.inputs]
-    if len(known) != 2 or all(dynamic):
+    if all(dynamic):
+        return None
+    if len(known) != 2:
+        if any(each is not None and _is_matrix(each.tensor) for each in known):
+            raise LeftOutError(f"a sum {node.text('equation')!r} that is no one linear map")
         return None
     at = dynamic.index(False)
     stored = known[at] or given.constant(at, "weight")

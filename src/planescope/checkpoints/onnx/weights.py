@@ -12,8 +12,10 @@ from typing import NamedTuple
 from planescope.checkpoints.onnx.arithmetic import mapped, transposed
 from planescope.checkpoints.onnx.behind import Deed, Met, met, per_filter
 from planescope.checkpoints.onnx.constants import Constant, Constants, turned
+from planescope.checkpoints.onnx.folding import REARRANGING
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
+from planescope.checkpoints.onnx.origins import module_of
 from planescope.checkpoints.onnx.quantised import scaled
 from planescope.checkpoints.onnx.words import activation, saturates
 from planescope.files.errors import CheckpointError
@@ -67,10 +69,11 @@ class LeftOutError(Exception):
 
 # How exporters end the name of a node, and what quantisers append to that.
 _OPERATOR_NAME = re.compile(
-    r"(Conv|ConvTranspose|Conv[123]D|DepthwiseConv\w*|DeformConv|Einsum|GRU|Gemm|LSTM|MatMul|RNN"
+    r"(Conv|ConvTranspose|Conv[123]D|DepthwiseConv\w*|DeformConv|Einsum|GRU|Gather|Gemm|LSTM|MatMul|RNN"
     r"|BatchNormalization)(_\d+)?(_quant)?$"
 )
 
+_MOST_VIEWS = 16  # of a weight, one upon the other
 _INTEGER = ("ConvInteger", "MatMulInteger")
 
 # Operators that hold the bias of the layer before them, and where.
@@ -113,6 +116,17 @@ class Operands:
         if number is None or self.node.input(number) is None:
             return None
         return self.constant(number, what).tensor
+
+    def is_stored(self, name: Name | None) -> bool:
+        """Tell whether a value holds a stored tensor's elements in a shape that is worked out."""
+        for _ in range(_MOST_VIEWS):
+            node = None if name is None else self.graph.makers.get(name)
+            if node is None or node.op not in REARRANGING:
+                return False
+            name = node.input(0)
+            if self.constants.of(name) is not None:
+                return True
+        return False
 
     def misfit(self, tensor: Tensor) -> CheckpointError:
         """Word the refusal of an operand."""
@@ -303,6 +317,8 @@ def channels(weight: Tensor) -> tuple[int, ...]:
 
 def readable(node: Node) -> str:
     """Name of the module that a node stands for: layer1.0.conv1 of /layer1/layer1.0/conv1/Conv."""
+    if module := module_of(node):
+        return module
     parts = [part for part in node.name.split("/") if part]
     if len(parts) > 1 and _OPERATOR_NAME.match(parts[-1]):
         parts.pop()

@@ -3,68 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+from planescope.checkpoints.torch.aten import (
+    CLAMPS,
+    CONVOLUTIONS,
+    FLIPS,
+    HARMLESS,
+    KEEPS,
+    LEFT_OUT,
+    NORMS,
+    PRODUCTS,
+    ROLES,
+    SPREADS,
+    integers,
+    names,
+    numeral,
+)
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor, kind_of_convolution
 from planescope.networks.graph.places import Node, Position, Role, follow
+from planescope.networks.state import exclusions
 from planescope.networks.state.axes import filters_first
 
-_WORDS = {
-    Role.RELU: {"relu", "relu_", "relu6", "relu6_"},
-    Role.GATE: {
-        *("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "softmax", "_softmax", "softplus"),
-        *("exp", "abs", "square", "sqrt", "rsqrt"),
-    },
-    Role.IDENTITY: {
-        *("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "clone"),
-        *("contiguous", "detach", "detach_", "alias", "lift_fresh_copy", "to", "_to_copy"),
-        *("type_as", "native_dropout"),
-    },
-    Role.VIEW: {
-        *("flatten", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "permute", "t"),
-        *("transpose", "movedim", "swapaxes", "chunk", "split", "split_with_sizes", "unbind"),
-        *("select", "slice", "narrow", "expand", "expand_as", "repeat", "tile", "roll", "flip"),
-        *("rot90", "index", "index_select", "gather", "unfold", "im2col", "pixel_shuffle"),
-        *("pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "mean", "sum", "amax"),
-        *("amin", "cumsum", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
-        *("upsample_bilinear2d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
-        *(f"{how}{what}_pool{n}d" for how in ("", "adaptive_") for what in ("max", "avg")
-          for n in (1, 2, 3)),
-        *(f"max_pool{n}d_with_indices" for n in (1, 2, 3)),
-        *(f"{how}_pad{n}d" for how in ("reflection", "replication") for n in (1, 2, 3)),
-    },
-    Role.JOIN: {"add", "add_", "cat", "concat", "stack", "hstack", "vstack", "minimum"},
-    Role.PRODUCT: {"mul", "mul_", "div", "div_"},
-    Role.MAXIMUM: {"maximum"},
-    Role.SHIFT: {"sub", "sub_", "rsub", "upsample_bicubic2d"},
-}  # fmt: skip
-_ROLES = {word: role for role, words in _WORDS.items() for word in words}
-
-_CLAMPS = {"hardtanh": "min_val", "hardtanh_": "min_val", "clamp": "min", "clamp_min": "min"}
-_NORMS = {
-    *("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training"),
-    *("_native_batch_norm_legit", "cudnn_batch_norm"),
-}
-_CONVOLUTIONS = {
-    *("convolution", "_convolution"),
-    *(f"conv{turned}{n}d" for turned in ("", "_transpose") for n in (1, 2, 3)),
-}
-_PRODUCTS = {"linear", "addmm", "mm", "matmul", "bmm", "baddbmm"}
-# Others that multiply by weights.
-_LEFT_OUT = {
-    "lstm": "a recurrent layer: its weights act on its own output",
-    "gru": "a recurrent layer: its weights act on its own output",
-    "rnn_tanh": "a recurrent layer: its weights act on its own output",
-    "rnn_relu": "a recurrent layer: its weights act on its own output",
-    "bilinear": "a bilinear form, no linear layer",
-    "einsum": "a product that an equation describes; it is not read",
-}
-
-_FLIPS = {"t", "permute", "transpose"}
-_KEEPS = {"detach", "alias", "lift_fresh_copy", "clone", "contiguous"}
 _DEFAULT_EPS = 1e-5
 # Behind the name of a module: the part that it keeps, or computes another from.
 _PART = re.compile(r"(\.parametrizations\..*|\.[^.]*)$")
@@ -96,7 +59,13 @@ def described(
         network.add(node)
     positions = follow(network.nodes)
     layers = [network.placed(name, position) for name, position in positions.items()]
-    return layers, network.skipped
+    # A table that is a layer's weight too is measured there.
+    skipped = [
+        one
+        for one in dict.fromkeys(network.skipped)
+        if one.reason != exclusions.EMBEDDING or one.name not in positions
+    ]
+    return layers, skipped
 
 
 @dataclass
@@ -137,21 +106,21 @@ class _Network:
         library, _, rest = node["target"].removeprefix("torch.ops.").partition(".")
         word = rest.partition(".")[0] if library == "aten" else ""
         arguments = {each["name"]: each["arg"] for each in node["inputs"]}
-        outputs = [name for each in node["outputs"] for name in _names(each)]
+        outputs = [name for each in node["outputs"] for name in names(each)]
         reads = tuple(
             self._values[name]
             for argument in arguments.values()
-            for name in _names(argument)
+            for name in names(argument)
             if name in self._values
         )
-        step = self._step(word, arguments, reads, outputs)
-        if word in _NORMS:
+        step = self._bias_of(word, arguments) or self._step(word, arguments, reads, outputs)
+        if word in NORMS:
             self._add_norm(arguments, len(self.nodes))
         number = self._append(step)
         behind = [
             self._sources[name]
             for argument in arguments.values()
-            for name in _names(argument)
+            for name in names(argument)
             if name in self._sources
         ]
         for name in outputs:
@@ -167,48 +136,51 @@ class _Network:
         reads: tuple[int, ...],
         outputs: list[str],
     ) -> Node:
-        if word in _CONVOLUTIONS or word in _PRODUCTS:
+        if word in CONVOLUTIONS or word in PRODUCTS:
             layer = self._layer(word, arguments, outputs)
             if layer is not None:
                 fed = arguments["mat1" if word == "addmm" else _first(word)]
                 return Node(
                     role=Role.LAYER,
-                    reads=tuple(self._values[name] for name in _names(fed)),
+                    reads=tuple(self._values[name] for name in names(fed)),
                     name=layer.name,
                     downsamples=layer.kind is not Kind.TRANSPOSED
-                    and max(_integers(arguments.get("stride")), default=1) > 1,
+                    and max(integers(arguments.get("stride")), default=1) > 1,
                 )
-        if word in _LEFT_OUT:
-            self._skip(outputs, _LEFT_OUT[word])
-        elif not word and any(self._is_matrix(argument) for argument in arguments.values()):
+        held = self._matrices(arguments)
+        if word in LEFT_OUT:
+            self._skip([_module(held[0])] if held else outputs, LEFT_OUT[word])
+        elif held and self._is_unknown(word, reads):
+            self._skip([_module(held[0])], f"an operation ({word}) that is not known reads it")
+        elif not word and held:
             self._skip(outputs, "an operation of another library, which reads weights")
         if any("as_graph" in argument for argument in arguments.values()):
             self._skip(outputs, "a branch or loop of the program, whose own graph is not read")
             return Node(role=Role.UNKNOWN)
-        if word in _NORMS:
+        if word in NORMS:
             return Node(role=Role.NORM, reads=reads[:1])
         return self._plain(word, arguments, reads)
 
     def _plain(self, word: str, arguments: Mapping[str, Any], reads: tuple[int, ...]) -> Node:
         """Translate an operation without weights."""
-        if word in _CLAMPS:
-            least = _number(arguments.get(_CLAMPS[word]))
+        if word in CLAMPS:
+            least = numeral(arguments.get(CLAMPS[word]))
             role = Role.RELU if least is not None and least >= 0 else Role.OTHER
             return Node(role=role, reads=reads[:1])
         if word in ("constant_pad_nd", "pad"):
-            filler = _number(arguments.get("value"))
+            filler = numeral(arguments.get("value"))
             role = Role.VIEW if filler is None or filler >= 0 else Role.OTHER
             return Node(role=role, reads=reads[:1])
-        role = _ROLES.get(word, Role.OTHER)
+        role = ROLES.get(word, Role.OTHER)
         if role is Role.VIEW or role is Role.IDENTITY:
-            strides = _integers(arguments.get("stride")) or _integers(arguments.get("kernel_size"))
+            strides = integers(arguments.get("stride")) or integers(arguments.get("kernel_size"))
             steps = "pool" in word and "adaptive" not in word and max(strides, default=1) > 1
             return Node(role=role, reads=reads[:1], downsamples=steps)
-        if role is Role.JOIN and (_number(arguments.get("alpha")) or 1) < 0:
+        if role is Role.JOIN and (numeral(arguments.get("alpha")) or 1) < 0:
             role = Role.SHIFT
-        number = _number(arguments.get("other"))
-        if number is not None:
-            positive = number >= 0
+        other = numeral(arguments.get("other"))
+        if other is not None:
+            positive = other >= 0
             reads = (
                 *reads,
                 self._append(Node(role=Role.CONSTANT, is_non_negative=lambda: positive)),
@@ -220,12 +192,48 @@ class _Network:
 
     def _weight(self, argument: Any) -> _Weight | None:
         return next(
-            (self._weights[name] for name in _names(argument) if name in self._weights), None
+            (self._weights[name] for name in names(argument) if name in self._weights), None
         )
 
-    def _is_matrix(self, argument: Any) -> bool:
-        weight = self._weight(argument)
-        return weight is not None and len(self.tensors[weight.name].shape) > 1
+    def _bias_of(self, word: str, arguments: Mapping[str, Any]) -> Node | None:
+        """Take a sum for the bias of the layer before it, where a parameter of its module is added.
+
+        So it is behind a `bmm`, which a linear layer of sequences becomes.
+        """
+        if word != "add":
+            return None
+        given = [name for key in ("self", "other") for name in names(arguments.get(key))]
+        bias = next((self._weights[name] for name in given if name in self._weights), None)
+        numbers = [self._values[name] for name in given if name in self._values]
+        number = next((n for n in numbers if self.nodes[n].role is not Role.CONSTANT), None)
+        if bias is None or number is None:
+            return None
+        at = number
+        while self.nodes[at].role is Role.VIEW:
+            at = self.nodes[at].reads[0]
+        layer = self.found.get(self.nodes[at].name)
+        if layer is None or layer.bias is not None or bias.name != f"{layer.name}.bias":
+            return None
+        if self.tensors[bias.name].shape != (layer.filters,):
+            return None
+        self.found[layer.name] = replace(layer, bias=self.tensors[bias.name])
+        return Node(role=Role.IDENTITY, reads=(number,))
+
+    def _matrices(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Name the weights of two axes or more that an operation reads."""
+        found = [
+            self._weights[name].name
+            for argument in arguments.values()
+            for name in names(argument)
+            if name in self._weights
+        ]
+        return [name for name in found if sum(n > 1 for n in self.tensors[name].shape) > 1]
+
+    def _is_unknown(self, word: str, reads: tuple[int, ...]) -> bool:
+        """Tell whether an operation may multiply a value by a weight, in a way that is not read."""
+        known = word.removesuffix("_") in HARMLESS or word in CONVOLUTIONS or word in PRODUCTS
+        known |= word in ROLES or word in FLIPS or word in KEEPS or word in NORMS
+        return bool(word) and not known and not all(map(self._is_constant, reads))
 
     def _layer(self, word: str, arguments: Mapping[str, Any], outputs: list[str]) -> Layer | None:
         """Describe the layer that an operation is; None where its weights cannot be had."""
@@ -234,15 +242,18 @@ class _Network:
         weight = self._weight(argument)
         if weight is None:
             # Of two values that both come from the input nothing is a weight.
-            made = [self._values[name] for name in _names(argument) if name in self._values]
+            made = [self._values[name] for name in names(argument) if name in self._values]
             if key == "weight" or (made and self._is_constant(made[0])):
-                known = [self._sources[n] for n in _names(argument) if n in self._sources]
+                known = [self._sources[n] for n in names(argument) if n in self._sources]
                 where = [_PART.sub("", name) or name for name in known] or outputs
                 self._skip(where, f"a layer ({word}) whose weights the program computes")
             return None
+        if reason := exclusions.of_part(weight.name):
+            self._skip([_module(weight.name)], reason)
+            return None
         own = arguments.get("self" if word == "addmm" else "bias")
         bias = self._weight(own)
-        if bias is None and word != "addmm" and any(_names(own)):
+        if bias is None and word != "addmm" and any(names(own)):
             name = weight.name.removesuffix(".weight")
             self._skip([f"{name}.bias"], "a bias that the program computes; it is not in the table")
         layer = _described(word, arguments, weight, self.tensors, bias)
@@ -281,7 +292,7 @@ class _Network:
         mean = weights["running_mean"]
         if mean is None or "running_var" not in parts:
             return
-        eps = _number(arguments.get("eps"))
+        eps = numeral(arguments.get("eps"))
         self.norms[number] = Norm(
             name=mean.name.rpartition(".")[0] or mean.name,
             gamma=parts.get("weight"),
@@ -296,12 +307,17 @@ class _Network:
         weight = self._weight(arguments.get("self"))
         if weight is None or len(outputs) != 1:
             return
-        if word in _KEEPS:
+        if word in KEEPS:
             self._weights[outputs[0]] = weight
-        elif word in _FLIPS and len(self.tensors[weight.name].shape) == 2:
-            dims = _integers(arguments.get("dims"))
+        elif word in FLIPS and len(self.tensors[weight.name].shape) == 2:
+            dims = integers(arguments.get("dims"))
             if word != "permute" or [dim % 2 for dim in dims] == [1, 0]:
                 self._weights[outputs[0]] = replace(weight, turned=not weight.turned)
+        elif word in SPREADS and len(self.tensors[weight.name].shape) == 2:
+            # The same matrix for each example.
+            shape = self.tensors[weight.name].shape[:: -1 if weight.turned else 1]
+            if tuple(integers(arguments.get("size")))[-2:] == shape:
+                self._weights[outputs[0]] = weight
 
     def placed(self, name: str, position: Position) -> Layer:
         """Put a layer in its place, with its norm where that has its width."""
@@ -323,11 +339,11 @@ def _described(
 ) -> Layer | None:
     """Describe a layer by the operation and its weights; None where these do not fit it."""
     tensor = tensors[weight.name]
-    groups = next(iter(_integers(arguments.get("groups"))), 1)
+    groups = next(iter(integers(arguments.get("groups"))), 1)
     if not tensor.is_floating or 0 in tensor.shape or groups < 1:
         return None
     turned = "transpose" in word or arguments.get("transposed", {}).get("as_bool") is True
-    if word in _CONVOLUTIONS:
+    if word in CONVOLUTIONS:
         if not 3 <= len(tensor.shape) <= 5 or (turned and tensor.shape[0] % groups):
             return None
         kind = Kind.TRANSPOSED if turned else kind_of_convolution(tensor.shape[2:])
@@ -353,35 +369,11 @@ def _transposed(tensor: Tensor) -> Tensor:
     return Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T, None, tensor.digest)
 
 
+def _module(name: str) -> str:
+    """Return the name of the module that keeps a parameter."""
+    return name.rpartition(".")[0] or name
+
+
 def _first(word: str) -> str:
     """Return the name of the argument that an operation acts on."""
     return "self" if word in ("mm", "matmul", "bmm") else "input"
-
-
-def _names(argument: Any) -> Iterator[str]:
-    """Yield the names of the tensors in an argument or output."""
-    if not isinstance(argument, dict):
-        return
-    for key, value in argument.items():
-        if key == "as_tensor":
-            yield value["name"]
-        elif key in ("as_tensors", "as_optional_tensors"):
-            for each in value:
-                name = each.get("name") or each.get("as_tensor", {}).get("name")
-                if type(name) is str:
-                    yield name
-
-
-def _integers(argument: Any) -> list[int]:
-    if not isinstance(argument, dict):
-        return []
-    value = argument.get("as_ints", argument.get("as_int", []))
-    values = value if isinstance(value, list) else [value]
-    return [each for each in values if type(each) is int]
-
-
-def _number(argument: Any) -> float | None:
-    if not isinstance(argument, dict):
-        return None
-    value = argument.get("as_float", argument.get("as_int"))
-    return float(value) if isinstance(value, (int, float)) else None

@@ -14,6 +14,9 @@ from planescope.hyperplanes.layer import Kind, Layer, Tensor
 
 _RECURRENT_TORCH = re.compile(r"(^|[._/])weight_(ih|hh|hr)(_l\d+)?(_reverse)?$")
 _ATTENTION = re.compile(r"(^|[._/])in_proj_weight$")
+# The same with biases, and what quantisers and optimisers append.
+_RECURRENT_PART = re.compile(r"(^|[._/])(weight|bias)_(ih|hh|hr)(?![A-Za-z0-9])")
+_ATTENTION_PART = re.compile(r"(^|[./])(in|[qkv])_proj_(weight|bias)(?![A-Za-z0-9])")
 _CELL = re.compile(
     r"(^|_)(conv)?_?(lstm|gru|rnn)s?(_?\d+)?$|(lstm|gru|rnn|simple)_?cell", re.IGNORECASE
 )
@@ -52,6 +55,9 @@ ADAPTED = "an adapter (LoRA or its kin) that is not merged changes its weight; m
 ADAPTER_ALONE = "an adapter (LoRA or its kin) without the weight that it changes; merge it first"
 HEADS = "a dense layer of three axes, as of an attention: several linear maps in one"
 RECURRENT = "a recurrent weight: it acts on its own output"
+RECURRENT_LAYER = "a recurrent layer: its weights act on its own output too"
+ATTENTION = "queries, keys and values of an attention: three linear maps in one"
+BILINEAR = "a bilinear form: linear in each of two inputs, it has no hyperplanes in one"
 EMBEDDING = "an embedding: its rows are looked up, they cut nothing"
 _AFFINE = "a norm or a scale: its bias has its own shape, a value for each weight"
 
@@ -61,10 +67,17 @@ def of_name(name: str, /) -> str | None:
     if _RECURRENT_TORCH.search(name):
         return RECURRENT
     if _ATTENTION.search(name):
-        return "queries, keys and values of an attention: three linear maps in one"
+        return ATTENTION
     if _PACKED.search(name):
         return "its weights are packed in a few bits each; save the model dequantised"
     return None
+
+
+def of_part(name: str, /) -> str | None:
+    """Say why what is computed with a tensor of torch's is no layer, by its name in a graph."""
+    if _RECURRENT_PART.search(name):
+        return RECURRENT_LAYER
+    return ATTENTION if _ATTENTION_PART.search(name) else None
 
 
 def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[str]:

@@ -76,12 +76,12 @@ class Folder:
 
     @property
     def resets(self) -> Path:
-        """Read the latest resets of its layers, once there are some."""
+        """Return the path of the latest resets of its layers, once there are some."""
         return self._part("resets.json")
 
     @property
     def relation(self) -> Path:
-        """Read the relation of scores and resets that was written there, if any."""
+        """Return the path of the relation of scores and resets, if one was written there."""
         return self._part("relation.json")
 
     @property

@@ -19,6 +19,7 @@ from planescope.training.run import Run
 if TYPE_CHECKING:
     import torch
 
+    from planescope.measurement.choice import Choice
     from planescope.measurement.record import Measurement
     from planescope.training.tracked import TrackedConfig
 
@@ -56,13 +57,15 @@ class Folder:
     Parameters
     ----------
     path : path
-    config : callable
-        Gives, of the name of the network's class and of the unit of its numbers, what is known.
+    choice : Choice
+        What the Tracker measures.
+    every : int or "epoch"
+        How often.
     """
 
-    def __init__(self, path: Path, config: Callable[[str, str], TrackedConfig]) -> None:
+    def __init__(self, path: Path, choice: Choice, every: int | str) -> None:
         self.run = Run(path)
-        self._config = config
+        self._choice, self._every = choice, every
         self._metrics: list[EpochMetrics] = []
         self._last: int | None = None
         self._since = time.perf_counter()
@@ -133,10 +136,23 @@ class Folder:
             self.run.cut(number - 1)
             self._metrics = list(self.run.metrics)
         else:
-            Run.create(self.run.path, self._config(network, unit))
+            Run.create(self.run.path, self._record(network, unit))
         self.run.save_structure(structure())
         self.run.save_environment({"planescope": version(), "python": platform.python_version()})
         self.run.save_status(Status(state=State.RUNNING))
+
+    def _record(self, network: str, unit: str) -> TrackedConfig:
+        """Return what is known of the training: the class of its network, what is measured."""
+        from planescope.training.tracked import TrackedConfig
+
+        return TrackedConfig(
+            network=network,
+            view=self._choice.view.value,
+            kinds=tuple(kind.value for kind in self._choice.kinds),
+            layers=self._choice.pattern and self._choice.pattern.pattern,
+            every=self._every,
+            unit="epoch" if unit == "epoch" else "step",
+        )
 
     def amend(self, metrics: Mapping[str, float]) -> None:
         """Add figures that came after an update to it: what an evaluation behind an epoch gave."""

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planescope.hyperplanes import geometry
+from planescope.hyperplanes.distances import extent
 from planescope.hyperplanes.layer import Array
 
 Singles = NDArray[np.float32]
@@ -66,12 +67,12 @@ def read(
         As `geometry.arrangement` gives them; exactly those of a small layer, or where the weights
         are not float32 on the host. Of others they are NumPy's.
     way : pair or None
-        As `geometry.extent` gives it, to 1e-6; differences, and sums of squares by pieces, in
+        As `extent` gives it, to 1e-6; differences, and sums of squares by pieces, in
         float32.
     """
     now, then = (None if x is None else geometry.host_view(x) for x in (rows, start))
     if now is None or now.dtype != "float32" or now.size <= _WORTH:
-        way = None if start is None else geometry.extent(rows, start)
+        way = None if start is None else extent(rows, start)
         return geometry.arrangement(rows, bias, eps=eps), way
     if then is not None and then.dtype != now.dtype:
         then = None
@@ -139,7 +140,7 @@ def _way(
     sure = not math.isnan(way) and (peak == 0 or _LEAST_PEAK < peak < _LARGEST_PEAK)
     if then is not None and sure:
         return math.sqrt(way), peak
-    return geometry.extent(rows, start)
+    return extent(rows, start)
 
 
 def _planes(

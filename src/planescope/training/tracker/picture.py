@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planescope.files.errors import one_line, printable
+from planescope.files.errors import UsageError, one_line, printable
 
 if TYPE_CHECKING:
     from planescope.training.tracker.history import History
@@ -64,6 +64,22 @@ def picture_of(history: History, /) -> np.ndarray:
     bar.ax.tick_params(labelsize=7)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def refuse_others(loggers: Iterable[Any], /) -> None:
+    """Refuse loggers that take no picture.
+
+    Raises
+    ------
+    UsageError
+        If there is one.
+    """
+    for logger in loggers:
+        if taker_of(logger) is None:
+            raise UsageError(
+                f"a {type(logger).__name__} takes no picture; give a SummaryWriter, a run of "
+                "wandb, the module mlflow, or a logger of Lightning's"
+            )
 
 
 def log_picture(loggers: Iterable[Any], history: History, step: int, /) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from planescope.hyperplanes import geometry
+from planescope.hyperplanes.distances import extent
 from planescope.hyperplanes.layer import Array, Layer
 
 # What gives the module that a layer is of, or None where it is gone.
@@ -103,7 +103,7 @@ class Starts:
             start = began = None
         if start is None:
             weight = self._copy(rows if began is None else began, rows)
-            start = self._starts[name] = Start(weight, geometry.extent(beside(weight, rows)))
+            start = self._starts[name] = Start(weight, extent(beside(weight, rows)))
         return start
 
     def _copy(self, weight: Array, rows: Array) -> Array:

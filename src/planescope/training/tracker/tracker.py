@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,10 @@ from planescope.hyperplanes.layer import Kind, View
 from planescope.measurement.choice import DEFAULT_KINDS, Choice, member
 from planescope.measurement.metrics import LOGGABLE, LOGGED
 from planescope.measurement.record import Measurement
-from planescope.training.tracker import distributed, inputs, transformers
+from planescope.training.tracker import distributed, inputs, lightning, transformers
 from planescope.training.tracker.folder import Folder, checked_metrics, known_metrics
 from planescope.training.tracker.history import SCHEMA, History
-from planescope.training.tracker.picture import log_picture, taker_of
+from planescope.training.tracker.picture import log_picture, refuse_others
 from planescope.training.tracker.recorder import Errors, Recorder
 from planescope.training.tracker.reference import Reference
 
@@ -25,28 +24,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planescope.data.roles import Unpack
-    from planescope.training.tracked import TrackedConfig
 
 
-def _callback() -> type:
-    """Return Lightning's callback, under whichever of its two names it is installed."""
-    bases = []
-    for name in ("pytorch_lightning", "lightning.pytorch"):
-        try:
-            bases.append(import_module(name).Callback)
-        except ModuleNotFoundError as exc:
-            if exc.name not in (name, name.partition(".")[0]):
-                raise
-    return type("_Callback", tuple(bases) or (object,), {})
-
-
-if TYPE_CHECKING:
-    from pytorch_lightning import Callback as _Callback
-else:
-    _Callback = _callback()
-
-
-class Tracker(_Callback):
+class Tracker(lightning.Callback):
     """Measure a network while it is trained.
 
     Give it to Lightning (``Trainer(callbacks=[tracker])``), call `update` in a loop of your own, or
@@ -165,22 +145,9 @@ class Tracker(_Callback):
             drift=drift,
             filters=filters,
             errors=member(Errors, errors, "errors"),
-            folder=None if out is None else Folder(Path(out), self._config),
+            folder=None if out is None else Folder(Path(out), self._choice, every),
         )
         self._has_data = data is not None
-
-    def _config(self, network: str, unit: str) -> TrackedConfig:
-        """Return the record of a training that begins."""
-        from planescope.training.tracked import TrackedConfig
-
-        return TrackedConfig(
-            network=network,
-            view=self._choice.view.value,
-            kinds=tuple(kind.value for kind in self._choice.kinds),
-            layers=self._choice.pattern and self._choice.pattern.pattern,
-            every=self.every,
-            unit="epoch" if unit == "epoch" else "step",
-        )
 
     # --- any loop
 
@@ -290,12 +257,7 @@ class Tracker(_Callback):
         UsageError
             If one takes no pictures, or there are fewer than two updates.
         """
-        for logger in loggers:
-            if taker_of(logger) is None:
-                raise UsageError(
-                    f"a {type(logger).__name__} takes no picture; give a SummaryWriter, a run of "
-                    "wandb, the module mlflow, or a logger of Lightning's"
-                )
+        refuse_others(loggers)
         self._log_picture(loggers)
         if len(self.history.numbered) < 2:
             raise UsageError("a picture of a training has two updates or more")
@@ -355,39 +317,32 @@ class Tracker(_Callback):
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Measure the network as it starts; where there is nothing to measure, stop here."""
-        self.begin(pl_module, _steps_at_start(trainer), epoch=trainer.current_epoch)
-        self._log(trainer)
+        self.begin(pl_module, lightning.steps_at_start(trainer), epoch=trainer.current_epoch)
+        lightning.log(trainer, self.unlogged())
 
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *_: Any) -> None:
         """Measure if it is due; log when the trainer does."""
         # Lightning counts the step when all callbacks have been called.
-        step = _steps(trainer) + (not trainer.fit_loop._should_accumulate())
+        step = lightning.steps(trainer) + (not trainer.fit_loop._should_accumulate())
         if self.every != "epoch":
             done = trainer.current_epoch + bool(trainer.is_last_batch)
             self.update(pl_module, step, epoch=done)
             if trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0:
-                self._log(trainer)
+                lightning.log(trainer, self.unlogged())
 
     def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Measure, if it is due."""
         self._note(trainer.callback_metrics)
         if self.every == "epoch":
-            self.record(pl_module, _steps(trainer), epoch=trainer.current_epoch + 1)
-        self._log(trainer)
+            self.record(pl_module, lightning.steps(trainer), epoch=trainer.current_epoch + 1)
+        lightning.log(trainer, self.unlogged())
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Measure the network as it ends."""
-        self.record(pl_module, _steps(trainer), epoch=trainer.current_epoch)
-        self._log(trainer)
+        self.record(pl_module, lightning.steps(trainer), epoch=trainer.current_epoch)
+        lightning.log(trainer, self.unlogged())
         self._log_picture(trainer.loggers)
         self.close()
-
-    def _log(self, trainer: Any) -> None:
-        if not trainer.loggers:
-            return
-        for step, found in self.unlogged():
-            for logger in trainer.loggers:
-                logger.log_metrics(found, step=step)
 
     # --- other trainers
 
@@ -443,22 +398,3 @@ class Tracker(_Callback):
         if self._has_data:
             raise UsageError("data= needs a torch module; leave it out for Keras")
         return callback(self._recorder, self, self._choice, loggers)
-
-
-def _steps(trainer: Any) -> int:
-    """Count the batches stepped on, by which losses are logged: once, for all optimisers."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
-
-
-def _steps_at_start(trainer: Any) -> int:
-    """Count them as a fit begins: a checkpoint may lack the last, which Lightning adds later."""
-    loop = trainer.fit_loop.epoch_loop
-    is_behind = (
-        getattr(loop, "restarting", False)
-        and not loop._should_accumulate()
-        and (
-            getattr(loop, "restarted_on_train_batch_end", False)
-            or not getattr(loop, "restarted_on_last", False)
-        )
-    )
-    return _steps(trainer) + bool(is_behind)

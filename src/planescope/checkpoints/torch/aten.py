@@ -1,0 +1,110 @@
+"""Operations of ATen in the words of `networks.graph.places`, and their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from planescope.networks.graph.places import Role
+from planescope.networks.state import exclusions
+
+_WORDS = {
+    Role.RELU: {"relu", "relu_", "relu6", "relu6_"},
+    Role.GATE: {
+        *("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "softmax", "_softmax", "softplus"),
+        *("exp", "abs", "square", "sqrt", "rsqrt"),
+    },
+    Role.IDENTITY: {
+        *("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "clone"),
+        *("contiguous", "detach", "detach_", "alias", "lift_fresh_copy", "to", "_to_copy"),
+        *("type_as", "native_dropout"),
+    },
+    Role.VIEW: {
+        *("flatten", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "permute", "t"),
+        *("transpose", "movedim", "swapaxes", "chunk", "split", "split_with_sizes", "unbind"),
+        *("select", "slice", "narrow", "expand", "expand_as", "repeat", "tile", "roll", "flip"),
+        *("rot90", "index", "index_select", "gather", "unfold", "im2col", "pixel_shuffle"),
+        *("pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "mean", "sum", "amax"),
+        *("amin", "cumsum", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
+        *("upsample_bilinear2d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
+        *(f"{how}{what}_pool{n}d" for how in ("", "adaptive_") for what in ("max", "avg")
+          for n in (1, 2, 3)),
+        *(f"max_pool{n}d_with_indices" for n in (1, 2, 3)),
+        *(f"{how}_pad{n}d" for how in ("reflection", "replication") for n in (1, 2, 3)),
+    },
+    Role.JOIN: {"add", "add_", "cat", "concat", "stack", "hstack", "vstack", "minimum"},
+    Role.PRODUCT: {"mul", "mul_", "div", "div_"},
+    Role.MAXIMUM: {"maximum"},
+    Role.SHIFT: {"sub", "sub_", "rsub", "upsample_bicubic2d"},
+}  # fmt: skip
+ROLES = {word: role for role, words in _WORDS.items() for word in words}
+
+CLAMPS = {"hardtanh": "min_val", "hardtanh_": "min_val", "clamp": "min", "clamp_min": "min"}
+NORMS = {
+    *("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training"),
+    *("_native_batch_norm_legit", "cudnn_batch_norm"),
+}
+CONVOLUTIONS = {
+    *("convolution", "_convolution"),
+    *(f"conv{turned}{n}d" for turned in ("", "_transpose") for n in (1, 2, 3)),
+}
+PRODUCTS = {"linear", "addmm", "mm", "matmul", "bmm", "baddbmm"}
+# Others that multiply by weights.
+LEFT_OUT = {
+    **dict.fromkeys(
+        (
+            *("lstm", "gru", "rnn_tanh", "rnn_relu"),
+            *("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "mkldnn_rnn_layer"),
+        ),
+        exclusions.RECURRENT_LAYER,
+    ),
+    **dict.fromkeys(("bilinear", "_trilinear"), exclusions.BILINEAR),
+    **dict.fromkeys(("embedding", "embedding_bag", "_embedding_bag"), exclusions.EMBEDDING),
+    **dict.fromkeys(
+        ("_native_multi_head_attention", "_transformer_encoder_layer_fwd"), exclusions.ATTENTION
+    ),
+    "einsum": "a product that an equation describes; it is not read",
+}
+# These do with a tensor of weights what they do with any other: a sum with positions, a choice.
+HARMLESS = {
+    *("add", "sub", "mul", "div", "pow", "cat", "stack", "where", "index", "select", "slice"),
+    *("lerp", "addcmul", "eq", "ne", "lt", "le", "gt", "ge", "neg", "max", "min", "norm"),
+    *("linalg_vector_norm", "_weight_norm", "_weight_norm_interface", "sym_size", "masked_fill"),
+    *("prelu", "_prelu_kernel", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"),
+}
+
+# What a weight may go through before it acts.
+FLIPS = {"t", "permute", "transpose"}
+KEEPS = {"detach", "alias", "lift_fresh_copy", "clone", "contiguous"}
+SPREADS = {"expand", "view", "_unsafe_view", "reshape"}
+
+
+def names(argument: Any) -> Iterator[str]:
+    """Yield the names of the tensors in an argument or output."""
+    if not isinstance(argument, dict):
+        return
+    for key, value in argument.items():
+        if key == "as_tensor":
+            yield value["name"]
+        elif key in ("as_tensors", "as_optional_tensors"):
+            for each in value:
+                name = each.get("name") or each.get("as_tensor", {}).get("name")
+                if type(name) is str:
+                    yield name
+
+
+def integers(argument: Any) -> list[int]:
+    """Return the integers that an argument is; none where it is something else."""
+    if not isinstance(argument, dict):
+        return []
+    value = argument.get("as_ints", argument.get("as_int", []))
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if type(each) is int]
+
+
+def numeral(argument: Any) -> float | None:
+    """Return the number that an argument is; None where it is something else."""
+    if not isinstance(argument, dict):
+        return None
+    value = argument.get("as_float", argument.get("as_int"))
+    return float(value) if isinstance(value, (int, float)) else None
