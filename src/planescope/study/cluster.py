@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -10,9 +11,11 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planescope.files import signals
 from planescope.files.drafts import scratch
 from planescope.files.errors import MissingDependencyError, RunError, UsageError, one_line
 from planescope.files.versions import cores, version
@@ -71,6 +74,9 @@ def local_client(
     security = _own_security(distributed)
     import dask
 
+    if os.name != "nt":
+        with signals.unheard_hang_up():  # it knows what the workers share, and has to outlive them
+            resource_tracker.ensure_running()
     devices = gpus()
     env = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
     if devices:
@@ -126,6 +132,11 @@ def _started(make: Callable[..., Any], folder: Path, /, **options: Any) -> Any:
         raise RunError(
             f"the workers could not be started ({one_line(exc)}); is there room in {folder}?"
         ) from exc
+    except KeyboardInterrupt:
+        if signals.is_ended():
+            # As the process ends Dask would close what has not begun yet, and fail aloud.
+            atexit.unregister(_distributed().deploy.spec.close_clusters)
+        raise
 
 
 # What Dask's HTTP servers would tell, addresses among it.

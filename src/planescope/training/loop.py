@@ -23,7 +23,7 @@ from planescope.files.errors import (
     UsageError,
     one_line,
 )
-from planescope.files.optional import consented, is_foreign, required
+from planescope.files.optional import consented, is_foreign, is_trusted, required
 from planescope.networks import paper
 from planescope.networks.build import build
 from planescope.training.folder.status import State, Status
@@ -177,7 +177,7 @@ def _consented(run: Run, config: RunConfig, trust: bool | str | Collection[str])
         if name == getattr(had, kind):
             consented(name, kind=kind, where=where, trust=trust)
     for name in set(APART) & set(config.loggers) & set(had.loggers):
-        if trust is not True and (not trust or name not in trust):
+        if not is_trusted(name, trust):
             raise UsageError(
                 f"{where}: names the logger {name}, which sends what is trained to where this "
                 f"machine's settings say; give --loggers {name} if that is meant, --loggers csv to "
