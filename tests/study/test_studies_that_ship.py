@@ -20,14 +20,14 @@ from data_files import put, put_cifar10, put_folder, put_mnist, random_bytes
 from planescope.criticality.relation.record import Relation
 from planescope.files.errors import UsageError
 from planescope.study import table
-from planescope.study.claims import claims
-from planescope.study.costs import GPU, THREAD, estimate, forward_flops
+from planescope.study.claims.claims import claims
 from planescope.study.folder import RunRecord, Study
-from planescope.study.forecast import forecast
-from planescope.study.make import make_study
 from planescope.study.plan import Plan, read_plan
 from planescope.study.spec import DEFAULTS, Spec
-from planescope.study.worker import make_run
+from planescope.study.work.costs import GPU, THREAD, estimate, forward_flops
+from planescope.study.work.forecast import forecast
+from planescope.study.work.make import make_study
+from planescope.study.work.worker import make_run
 from planescope.training.run import Run
 
 FOLDER = Path(__file__).parents[2] / "studies"

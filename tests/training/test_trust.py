@@ -206,7 +206,9 @@ def test_a_resumed_run_downloads_nothing_that_only_it_asks_for(
 ) -> None:
     config = RunConfig(data="mnist", download=True, data_path="/elsewhere", epochs=1)
     Run.create("other", config)
-    monkeypatch.setattr("planescope.data.sources._download", lambda *_: pytest.fail("downloaded"))
+    monkeypatch.setattr(
+        "planescope.data.sets.sources._download", lambda *_: pytest.fail("downloaded")
+    )
     result = command("train", "--resume", "--out", "other")
     assert isinstance(result.exception, CheckpointError)
     assert "/elsewhere" in str(result.exception)

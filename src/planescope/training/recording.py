@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from planescope.files.errors import CheckpointError, NoLayersError, RunError
 from planescope.files.reading import open_binary
-from planescope.files.versions import environment
+from planescope.files.results.versions import environment
 from planescope.files.writing import replacing, write_torch
 from planescope.hyperplanes.layer import Array, Kind, Layer, Structure, View
 from planescope.measurement.assemble import measure_layers

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from planescope.files.errors import counted
-from planescope.files.results import Table, columns_of
+from planescope.files.results.result import Table, columns_of
 from planescope.hyperplanes.layer import Skipped
 
 
@@ -250,7 +250,7 @@ class Plan(Table):
         MissingDependencyError
             If torch-pruning is not installed.
         """
-        from planescope.criticality.plan.thinning import thinned
+        from planescope.criticality.plan.forms.thinning import thinned
 
         return thinned(self, example)
 

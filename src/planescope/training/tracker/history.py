@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from planescope.files.results import Table
+from planescope.files.results.result import Table
 from planescope.hyperplanes.layer import Layer, View
 from planescope.hyperplanes.statistics import Statistics
 from planescope.measurement.metrics import by_key
