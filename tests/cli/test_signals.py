@@ -205,7 +205,7 @@ def test_a_study_whose_workers_are_starting_ends_in_its_sentence_alone(tmp_path:
     done = by_python(
         """
 import asyncio, sys, distributed
-from planescope.study.cluster import local_client
+from planescope.study.work.cluster import local_client
 async def instantiate(self):
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.sleep(60)

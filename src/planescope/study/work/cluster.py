@@ -72,11 +72,9 @@ def local_client(
     """
     distributed = _distributed()
     security = _own_security(distributed)
+    _begin_to_share()
     import dask
 
-    if os.name != "nt":
-        with signals.unheard_hang_up():  # it knows what the workers share, and has to outlive them
-            resource_tracker.ensure_running()
     devices = gpus()
     env = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
     if devices:
@@ -122,6 +120,13 @@ def local_client(
         except BaseException:
             _kill(cluster.workers.values())
             raise
+
+
+def _begin_to_share() -> None:
+    """Start the process that knows what the workers share; it has to outlive them."""
+    if os.name != "nt":
+        with signals.unheard_hang_up():
+            resource_tracker.ensure_running()
 
 
 def _started(make: Callable[..., Any], folder: Path, /, **options: Any) -> Any:
