@@ -19,9 +19,10 @@ import pytest
 import warm
 
 import planescope as ps
+from planescope.files.drafts import LOCK, draft_prefix
 from planescope.study.folder import StudyStatus
 from planescope.study.plan import read_plan
-from planescope.study.work.make import _Drive, make_study
+from planescope.study.work.make import _Drive, _tidy, make_study
 from planescope.study.work.worker import make_run
 from planescope.training.folder.status import State
 
@@ -357,3 +358,18 @@ def test_a_scheduler_that_does_not_answer_is_named_with_how_long_it_had(tmp_path
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(ps.UsageError, match=f"{address}: no scheduler answered within 0.5 seconds"):
         make_study(written(tmp_path, SMALL), tmp_path / "out", scheduler=address)
+
+
+def test_what_killed_workers_left_half_written_is_removed_wherever_they_write(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("grid:\n- network: lenet\nbase: {epochs: 1}\nmake: [train]\n")
+    study = ps.Study.create(tmp_path / "study", read_plan(file))
+    study.save_plan()
+    run = study.run(study.specs[0].name).path
+    for folder in (study.path, study.table_folder, run, run / "snapshots", run / "filters"):
+        draft = folder / f"{draft_prefix(Path('half.parquet'))}abcd0123"
+        draft.mkdir(parents=True)
+        (draft / LOCK).touch()
+        (draft / "half.parquet").write_text("half")
+    _tidy(study)
+    assert not [*study.path.rglob(".planescope-*")]

@@ -16,7 +16,7 @@ from planescope.cli.app import app
 from planescope.criticality.relation.relate import relate
 from planescope.files.errors import CheckpointError, PlanescopeError, UsageError
 from planescope.files.folders import inside, make_inside, refuse_ways_out
-from planescope.files.optional import consented, is_foreign
+from planescope.files.optional import consented, is_foreign, is_trusted
 from planescope.hyperplanes.layer import Input
 from planescope.study.folder import RunRecord, Study
 from planescope.training.config import RunConfig, dump_config
@@ -191,6 +191,14 @@ def test_names_that_need_trust(name: str, kind: str, foreign: bool) -> None:
         with pytest.raises(UsageError, match="--trust"):
             consented(name, kind=kind, where="run", trust=["other:name"])  # type: ignore[arg-type]
         assert consented(name, kind=kind, where="run", trust=name) == name  # type: ignore[arg-type]
+
+
+def test_trust_in_one_name_is_in_no_other_that_is_part_of_it() -> None:
+    assert not is_trusted("wandb", "mywandb:make")
+    assert not is_trusted("wandb", ("mywandb:make",))
+    assert not is_trusted("wandb", False)
+    assert is_trusted("wandb", "wandb")
+    assert is_trusted("wandb", True)
 
 
 def test_a_resumed_run_downloads_nothing_that_only_it_asks_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -10,9 +11,11 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planescope.files import signals
 from planescope.files.drafts import scratch
 from planescope.files.errors import MissingDependencyError, RunError, UsageError, one_line
 from planescope.files.results.versions import cores, version
@@ -69,6 +72,7 @@ def local_client(
     """
     distributed = _distributed()
     security = _own_security(distributed)
+    _begin_to_share()
     import dask
 
     devices = gpus()
@@ -118,6 +122,13 @@ def local_client(
             raise
 
 
+def _begin_to_share() -> None:
+    """Start the process that knows what the workers share; it has to outlive them."""
+    if os.name != "nt":
+        with signals.unheard_hang_up():
+            resource_tracker.ensure_running()
+
+
 def _started(make: Callable[..., Any], folder: Path, /, **options: Any) -> Any:
     """Start a cluster; that there is no room for what it writes is a failure in our words."""
     try:
@@ -126,6 +137,11 @@ def _started(make: Callable[..., Any], folder: Path, /, **options: Any) -> Any:
         raise RunError(
             f"the workers could not be started ({one_line(exc)}); is there room in {folder}?"
         ) from exc
+    except KeyboardInterrupt:
+        if signals.is_ended():
+            # As the process ends Dask would close what has not begun yet, and fail aloud.
+            atexit.unregister(_distributed().deploy.spec.close_clusters)
+        raise
 
 
 # What Dask's HTTP servers would tell, addresses among it.

@@ -144,8 +144,10 @@ def _tidy(study: Study) -> None:
     remove_others(study.table_folder, [spec.name for spec in study.specs])
     renew(study.table_folder)
     # Runs that are made are not looked into again.
-    for folder in (study.path, *(study.run(name).path for name in study.there())):
+    for folder in (study.path, study.table_folder):
         remove_drafts(folder)
+    for name in study.there():
+        study.run(name).remove_drafts()
 
 
 @dataclass

@@ -38,6 +38,12 @@ class Record:
     # A layer each; None where it was not asked for.
     drift: pressure.Pressures | Callable[[], pressure.Pressures] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: all that the update took, brought to the host."""
+        self.read()
+        self.pressures()
+        return vars(self)
+
     def read(self) -> Measurement:
         """Give the measurement; the first to ask waits for the device."""
         if not isinstance(self.result, Measurement):
