@@ -24,7 +24,7 @@ from checks.resnets import MEAN, STD, CifarResNet
 from planescope.criticality.plan.bench import Bench
 from planescope.criticality.plan.cuts import Knife
 from planescope.criticality.plan.examples import synthetic
-from planescope.data.files import read_cifar
+from planescope.data.sets.files import read_cifar
 from planescope.files.writing import replacing
 
 # What is asked for, those of the goals first.

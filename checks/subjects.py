@@ -15,7 +15,7 @@ from checks import imagenet, planning
 from checks.resnets import MEAN, STD
 from planescope.criticality.sensitivity.network import open_network
 from planescope.criticality.sensitivity.record import Sensitivity
-from planescope.data.published import KNOWN
+from planescope.data.sets.published import KNOWN
 
 LAYERS, LAYERS_OF_IMAGENET = 20, 12
 # Labelled test images that tell the truth; unlabelled ones, of the training set; labels on few.

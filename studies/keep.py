@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from planescope import Run
 from planescope.files.errors import UsageError
-from planescope.study.claims import plain_runs
+from planescope.study.claims.claims import plain_runs
 from planescope.study.folder import Study
 from planescope.study.related import relation_of
 from planescope.training.run import State

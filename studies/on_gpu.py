@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from planescope.study import cluster
 from planescope.study.folder import Study
 from planescope.study.plan import read_plan
+from planescope.study.work import cluster
 
 # Cores that a run keeps busy: one launches its steps, one prepares what is next.
 CORES = 2

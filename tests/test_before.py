@@ -10,8 +10,8 @@ import pytest
 
 import planescope as ps
 from planescope.figures.sources import open_subjects
-from planescope.study.make import make_study
 from planescope.study.plan import read_plan
+from planescope.study.work.make import make_study
 from planescope.training.folder.status import State, Status
 
 BEFORE = Path(__file__).parent / "before"

@@ -54,7 +54,7 @@ assert len(means) == 1000
 
 def _make(folder: Path, name: str, text: str, workers: int) -> tuple[float, Study]:
     """Seconds that making a study took, and what was made."""
-    from planescope.study.make import make_study
+    from planescope.study.work.make import make_study
 
     file = folder / f"{name}.yaml"
     file.write_text(text, encoding="utf-8")

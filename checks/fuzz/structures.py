@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from planescope.checkpoints.tensorflow.table import FOOTER_BYTES, MAGIC, crc32c, parse_table
+from planescope.checkpoints.tensorflow.saved.table import FOOTER_BYTES, MAGIC, crc32c, parse_table
 
 Change = Callable[[bytes], bytes]
 

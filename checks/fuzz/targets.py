@@ -19,10 +19,10 @@ from planescope import checkpoints
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.probe import probe
 from planescope.criticality.resets.engine.progress import Progress
-from planescope.data import files as datafiles
-from planescope.files import records
+from planescope.data.sets import files as datafiles
 from planescope.files.errors import PlanescopeError
 from planescope.files.pickles import read_pickle
+from planescope.files.results import records
 from planescope.hyperplanes.layer import Layer, StateDict
 from planescope.study.plan import read_plan
 from planescope.training.config import dump_config, load_config

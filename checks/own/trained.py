@@ -31,7 +31,7 @@ from torchvision import datasets, transforms
 
 import planescope as ps
 from checks.architectures import resnet8_16
-from planescope.data.files import read_cifar
+from planescope.data.sets.files import read_cifar
 
 ROOT = "PLANESCOPE_DATA"
 BATCH = 125

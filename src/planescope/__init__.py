@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from planescope.measurement.difference import Difference, LayerDifference
     from planescope.measurement.measure import measure
     from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement, load
-    from planescope.study.drift import drift_band
+    from planescope.study.claims.drift import drift_band
     from planescope.study.folder import Study
-    from planescope.study.make import make_study
+    from planescope.study.work.make import make_study
     from planescope.training.config import RunConfig
     from planescope.training.loop import train
     from planescope.training.run import Run
@@ -94,9 +94,9 @@ _HOMES = {
     "UsageError": "files.errors",
     "View": "hyperplanes.layer",
     "diff": "measurement.diff",
-    "drift_band": "study.drift",
+    "drift_band": "study.claims.drift",
     "load": "measurement.record",
-    "make_study": "study.make",
+    "make_study": "study.work.make",
     "measure": "measurement.measure",
     "plan": "criticality.plan.search",
     "predict_critical": "criticality.prediction",

@@ -20,7 +20,7 @@ from torch import nn
 import planescope as ps
 from checks.fuzz.structures import table as index_of
 from planescope.checkpoints import read_contents
-from planescope.checkpoints.tensorflow.table import read_table
+from planescope.checkpoints.tensorflow.saved.table import read_table
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Input, Kind, StateDict
 from planescope.networks.state.layers import find_layers

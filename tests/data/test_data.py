@@ -20,10 +20,10 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from planescope.data import files as datafiles
-from planescope.data import matfiles
 from planescope.data.load import Files, load
 from planescope.data.options import DataOptions, Labels, Resize, Validation
+from planescope.data.sets import files as datafiles
+from planescope.data.sets import matfiles
 from planescope.files.errors import CheckpointError, PlanescopeError, UsageError
 
 PARITY = Path(__file__).parents[1] / "parity"

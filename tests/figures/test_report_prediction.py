@@ -14,8 +14,8 @@ from planescope.criticality.definition import Critical
 from planescope.criticality.prediction.record import LayerPrediction, Method, Prediction
 from planescope.criticality.resets.record import Accuracy, ResetCell, ResetLayer, Resets
 from planescope.figures.report import report
-from planescope.files import results
 from planescope.files.errors import CheckpointError, UsageError
+from planescope.files.results import result as results
 from planescope.hyperplanes.layer import Kind
 
 CHECKPOINT, INIT = "tests/parity/lenet-epoch-12.tar", "tests/parity/lenet-epoch-0.pt"

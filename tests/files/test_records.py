@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from planescope.files.records import record
+from planescope.files.results.records import record
 from planescope.hyperplanes.layer import Kind
 
 

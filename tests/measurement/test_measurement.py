@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import planescope as ps
-from planescope.files.results import save
+from planescope.files.results.result import save
 from planescope.hyperplanes import chance, geometry
 from planescope.hyperplanes.layer import Input, Kind, Layer, Norm, Skipped, Tensor, View
 from planescope.measurement.assemble import measure_layers

@@ -18,11 +18,11 @@ from planescope import figures
 from planescope.criticality.relation.record import Relation
 from planescope.files.errors import UsageError
 from planescope.hyperplanes import chance
-from planescope.study.answers import conclude
-from planescope.study.claims import Claims, claims_of, plain_runs
-from planescope.study.conditions import PLAIN, with_conditions
-from planescope.study.effects import ALL, Effect, effect_of, mean, with_all
-from planescope.study.turns import turns
+from planescope.study.claims.answers import conclude
+from planescope.study.claims.claims import Claims, claims_of, plain_runs
+from planescope.study.claims.conditions import PLAIN, with_conditions
+from planescope.study.claims.effects import ALL, Effect, effect_of, mean, with_all
+from planescope.study.claims.turns import turns
 
 BEFORE = Path(__file__).parents[1] / "before" / "run"
 

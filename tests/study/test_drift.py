@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from planescope.files.errors import UsageError
-from planescope.study.drift import Drift, drift_of, prediction
+from planescope.study.claims.drift import Drift, drift_of, prediction
 
 
 def table(**conditions: dict) -> pd.DataFrame:

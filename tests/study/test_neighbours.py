@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from planescope.files.errors import UsageError
-from planescope.study import cluster
-from planescope.study.make import make_study
+from planescope.study.work import cluster
+from planescope.study.work.make import make_study
 
 distributed = pytest.importorskip("distributed")
 

@@ -11,9 +11,9 @@ import pytest
 
 from planescope import Study, figures
 from planescope.files.errors import CheckpointError, UsageError
-from planescope.study.claims import claims
+from planescope.study.claims.claims import claims
+from planescope.study.claims.reference import Deviation, deviation
 from planescope.study.folder import runs_in
-from planescope.study.reference import Deviation, deviation
 
 KEPT = Path(__file__).parents[2] / "studies" / "results" / "paper-figure"
 

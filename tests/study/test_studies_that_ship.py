@@ -7,6 +7,7 @@ import pickle
 import re
 import runpy
 import shutil
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,17 +18,18 @@ import pandas as pd
 import pytest
 from data_files import put, put_cifar10, put_folder, put_mnist, random_bytes
 
+import planescope as ps
 from planescope.criticality.relation.record import Relation
 from planescope.files.errors import UsageError
 from planescope.study import table
-from planescope.study.claims import claims
-from planescope.study.costs import GPU, THREAD, estimate, forward_flops
+from planescope.study.claims.claims import claims
 from planescope.study.folder import RunRecord, Study
-from planescope.study.forecast import forecast
-from planescope.study.make import make_study
 from planescope.study.plan import Plan, read_plan
 from planescope.study.spec import DEFAULTS, Spec
-from planescope.study.worker import make_run
+from planescope.study.work.costs import GPU, THREAD, estimate, forward_flops
+from planescope.study.work.forecast import forecast
+from planescope.study.work.make import make_study
+from planescope.study.work.worker import make_run
 from planescope.training.run import Run
 
 FOLDER = Path(__file__).parents[2] / "studies"
@@ -147,6 +149,33 @@ def test_the_free_runs_of_the_causal_test_are_the_plain_ones_on_cifar10():
     free = {s.name for s in PLANS["centred"].specs if not s.get("centred")}
     assert free == plain
     assert len(PLANS["centred"].specs) == 2 * len(free)
+
+
+def test_the_page_of_the_causal_test_says_what_its_tables_do():
+    page = (FOLDER.parent / "docs" / "results" / "drift.md").read_text(encoding="utf-8")
+    losses: dict[str, dict[str, list[float]]] = {"free": {}, "centred": {}}
+    masses: dict[str, list[float]] = {}
+    for run in Study(FOLDER / "results" / "centred").runs:
+        resets = ps.Resets.load(run.resets)
+        side = "centred" if run.config.centred else "free"
+        losses[side].setdefault("accuracy", []).append(resets.trained.value)
+        for layer in resets.layers:
+            if layer.kind == "conv" and layer.negative_mass is not None:
+                masses.setdefault(layer.name, []).append(layer.negative_mass)
+        for cell in resets.cells:
+            if cell.layer.startswith("features"):
+                assert cell.critical == "yes"
+                losses[side].setdefault(cell.layer, []).append(cell.loss)
+    for side, found in losses.items():
+        accuracies = ", ".join(f"{value:.2f}" for value in found.pop("accuracy"))
+        assert f"| {side} | {accuracies} |" in page
+    for number, layer in enumerate(masses, 1):
+        cells = (
+            f"{statistics.mean(of[layer]):.2f} ({min(of[layer]):.2f} to {max(of[layer]):.2f})"
+            for of in losses.values()
+        )
+        mass = statistics.mean(masses[layer])
+        assert f"| {number} | {mass:.2f} | {' | '.join(cells)} |" in page
 
 
 def test_without_a_gpu_the_command_for_one_says_so(monkeypatch, capsys, tmp_path):

@@ -19,10 +19,11 @@ import pytest
 import warm
 
 import planescope as ps
+from planescope.files.drafts import LOCK, draft_prefix
 from planescope.study.folder import StudyStatus
-from planescope.study.make import _Drive, make_study
 from planescope.study.plan import read_plan
-from planescope.study.worker import make_run
+from planescope.study.work.make import _Drive, _tidy, make_study
+from planescope.study.work.worker import make_run
 from planescope.training.folder.status import State
 
 SMALL = """
@@ -189,7 +190,7 @@ def test_a_worker_killed_in_the_middle_of_a_run_loses_nothing(
     six, warm_workers, tmp_path, monkeypatch
 ):
     # On a quick machine a whole run would fit between two looks.
-    monkeypatch.setattr("planescope.study.make.LOOK_S", 0.02)
+    monkeypatch.setattr("planescope.study.work.make.LOOK_S", 0.02)
     killed: list[int] = []
 
     def kill_one(status: StudyStatus) -> None:
@@ -353,7 +354,22 @@ def test_workers_that_are_not_fit_are_refused(tmp_path):
 
 
 def test_a_scheduler_that_does_not_answer_is_named_with_how_long_it_had(tmp_path, monkeypatch):
-    monkeypatch.setattr("planescope.study.cluster.ANSWER_S", 0.5)
+    monkeypatch.setattr("planescope.study.work.cluster.ANSWER_S", 0.5)
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(ps.UsageError, match=f"{address}: no scheduler answered within 0.5 seconds"):
         make_study(written(tmp_path, SMALL), tmp_path / "out", scheduler=address)
+
+
+def test_what_killed_workers_left_half_written_is_removed_wherever_they_write(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("grid:\n- network: lenet\nbase: {epochs: 1}\nmake: [train]\n")
+    study = ps.Study.create(tmp_path / "study", read_plan(file))
+    study.save_plan()
+    run = study.run(study.specs[0].name).path
+    for folder in (study.path, study.table_folder, run, run / "snapshots", run / "filters"):
+        draft = folder / f"{draft_prefix(Path('half.parquet'))}abcd0123"
+        draft.mkdir(parents=True)
+        (draft / LOCK).touch()
+        (draft / "half.parquet").write_text("half")
+    _tidy(study)
+    assert not [*study.path.rglob(".planescope-*")]

@@ -9,11 +9,11 @@ import pytest
 
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.yaml import read_document
-from planescope.study.costs import GPU, THREAD, estimate, seconds_of
 from planescope.study.folder import RunRecord, Study
-from planescope.study.forecast import forecast
 from planescope.study.plan import read_plan
 from planescope.study.spec import name_of
+from planescope.study.work.costs import GPU, THREAD, estimate, seconds_of
+from planescope.study.work.forecast import forecast
 from planescope.training.config import RunConfig
 
 

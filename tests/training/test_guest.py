@@ -1,7 +1,9 @@
 """A Tracker is a guest: it ends no training, changes none, and says what it could not measure."""
 
+import copy
 import importlib.util
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -100,6 +102,66 @@ def test_weights_that_are_buffers_are_measured():
     tracker = ps.Tracker(data=torch.randn(4, 3, 8, 8))
     tracker.update(model, 0)
     assert tracker.measurements[0][1].layers[0].activation_rate is not None
+
+
+@pytest.mark.parametrize("where", ["weights", "inputs"])
+def test_what_is_no_number_is_on_no_side_and_said_of_that_update_alone(where):
+    images = torch.randn(8, 3, 8, 8)
+    if where == "inputs":
+        images[0, 0, 0, 0] = float("nan")
+    tracker, model = ps.Tracker(every=1, data=images), network()
+    tracker.update(model, 0)
+    with torch.no_grad():
+        if where == "weights":
+            model[0].weight[2] = float("nan")
+    tracker.update(model, 1)
+    (_, first), (_, second) = tracker.measurements
+    lost = [
+        f"{count} of {count} filters of {name} gave a NaN or an infinity on the data: they have no "
+        "activation rate, and no centre of the data"
+        for name, count in (("0", 8), ("4", 16))
+    ]
+    rates = [layer.activation_rate for layer in second.layers]
+    if where == "inputs":
+        assert (rates, list(first.notes), list(second.notes)) == ([None, None], lost, lost)
+        assert {layer.mean_centre for layer in second.layers} == {None}
+        return
+    # Filter 2 is left out of its own layer for its weights, and takes part in each of the next.
+    assert (first.notes, second.notes[0][:8]) == ((), "1 of 8 f")
+    assert (rates[0] > 0.1, rates[1], second.notes[1]) == (True, None, lost[1])
+    with torch.no_grad():
+        model[0].weight[2] = 0.1
+    tracker.update(model, 2)
+    assert tracker.measurements[2][1].notes == ()
+    assert None not in [layer.activation_rate for layer in tracker.measurements[2][1].layers]
+
+
+def test_a_layer_that_is_not_drawn_yet_is_told_in_our_words():
+    tracker, model = ps.Tracker(every=1), network()
+    tracker.update(model, 0)
+    model[4] = nn.LazyConv2d(16, 3)
+    with pytest.warns(UserWarning, match="goes on: 4.weight is not there yet; run a batch through"):
+        tracker.update(model, 1)
+    model(examples()[0])
+    tracker.update(model, 2)
+    assert "4 was replaced" in tracker.measurements[2][1].notes[0]
+
+
+def test_a_model_that_holds_its_tracker_is_pickled_and_goes_on():
+    model = network()
+    model.tracker = ps.Tracker(every=1, data=examples()[0], drift=True)
+    model.tracker.update(model, 0)
+    again, copied = pickle.loads(pickle.dumps(model)), copy.deepcopy(model)
+    for one in (model, again, copied):
+        with torch.no_grad():
+            one[4].weight += 0.1
+        one.tracker.update(one, 1)
+    table, *others = (one.tracker.to_pandas() for one in (model, again, copied))
+    assert others[0].equals(table)
+    assert (table["l2"][2:] > 0).tolist() == [False, True]
+    # A copy in memory is another network, and known for one.
+    assert others[1]["l2"][2:].tolist() == [0.0, 0.0]
+    assert "0 was replaced" in copied.tracker.measurements[1][1].notes[0]
 
 
 # --- data

@@ -365,6 +365,41 @@ def test_of_a_compiled_or_wrapped_module_the_module_itself_is_measured():
     same_statistics(tracker.measurements[0][1], ps.measure(model))
 
 
+class Nested(nn.Module):
+    """Parts within parts, one with a name of the user's own that ends like torch.compile's."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        body = network()
+        body[0], body[4] = wrap(body[0]), nn.Sequential(wrap(body[4]))
+        self.body = wrap(body)
+        torch.manual_seed(1)
+        self.own_orig_mod = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
+
+    def forward(self, images):
+        return self.own_orig_mod(self.body(images))
+
+
+def test_parts_compiled_within_compiled_ones_keep_name_activations_and_distance():
+    found = []
+    for wrap in (lambda part: part, lambda part: torch.compile(part, backend="eager")):
+        model, tracker = Nested(wrap), ps.Tracker(every=1, kinds="all", data=examples()[0])
+        tracker.update(wrap(model), 0)
+        model.own_orig_mod[0] = nn.Linear(4, 5)
+        tracker.update(wrap(model), 1)
+        (_, first), (_, second) = tracker.measurements
+        found.append([(layer.name, layer.activation_rate, layer.l2) for layer in first.layers])
+        names, rates, _ = zip(*found[-1], strict=True)
+        assert names == ("body.0", "body.4.0", "body.8", "own_orig_mod.0")
+        assert None not in rates
+        assert second.notes == (
+            "own_orig_mod.0 was replaced: its distances are from the first weights of its new "
+            "module",
+        )
+    plain, compiled = found
+    assert compiled == plain
+
+
 @pytest.mark.slow
 def test_a_compiled_module_trains_to_the_same_bits():
     tracked, plain = (torch.compile(network(), backend="aot_eager") for _ in range(2))

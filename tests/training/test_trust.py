@@ -16,7 +16,7 @@ from planescope.cli.app import app
 from planescope.criticality.relation.relate import relate
 from planescope.files.errors import CheckpointError, PlanescopeError, UsageError
 from planescope.files.folders import inside, make_inside, refuse_ways_out
-from planescope.files.optional import consented, is_foreign
+from planescope.files.optional import consented, is_foreign, is_trusted
 from planescope.hyperplanes.layer import Input
 from planescope.study.folder import RunRecord, Study
 from planescope.training.config import RunConfig, dump_config
@@ -193,12 +193,22 @@ def test_names_that_need_trust(name: str, kind: str, foreign: bool) -> None:
         assert consented(name, kind=kind, where="run", trust=name) == name  # type: ignore[arg-type]
 
 
+def test_trust_in_one_name_is_in_no_other_that_is_part_of_it() -> None:
+    assert not is_trusted("wandb", "mywandb:make")
+    assert not is_trusted("wandb", ("mywandb:make",))
+    assert not is_trusted("wandb", False)
+    assert is_trusted("wandb", "wandb")
+    assert is_trusted("wandb", True)
+
+
 def test_a_resumed_run_downloads_nothing_that_only_it_asks_for(
     stranger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = RunConfig(data="mnist", download=True, data_path="/elsewhere", epochs=1)
     Run.create("other", config)
-    monkeypatch.setattr("planescope.data.sources._download", lambda *_: pytest.fail("downloaded"))
+    monkeypatch.setattr(
+        "planescope.data.sets.sources._download", lambda *_: pytest.fail("downloaded")
+    )
     result = command("train", "--resume", "--out", "other")
     assert isinstance(result.exception, CheckpointError)
     assert "/elsewhere" in str(result.exception)

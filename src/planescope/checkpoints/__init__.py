@@ -48,8 +48,8 @@ FORMATS = {
     "tflite.model": Sign(rb".{4}TFL3"),
     "tfjs": Sign(rb"\s*[{\[]"),
     # A version, then a graph, which begins with its description.
-    "tensorflow.saved_model": Sign(rb"(\x08" + _NUMBER + rb")+\x12" + _NUMBER + rb"\x0a"),
-    "tensorflow.checkpoint": Sign(rb""),
+    "tensorflow.saved.saved_model": Sign(rb"(\x08" + _NUMBER + rb")+\x12" + _NUMBER + rb"\x0a"),
+    "tensorflow.saved.checkpoint": Sign(rb""),
     "foreign": Sign(rb""),
     "onnx.model": Sign(rb""),
     "caffe.model": Sign(rb"[\x0a\x12\x1a\xa2]"),

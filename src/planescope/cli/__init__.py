@@ -14,7 +14,6 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from planescope.cli.streams import closed_output
 from planescope.files import signals
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ def main() -> None:
 
 
 def _prepare_streams() -> None:
+    from planescope.cli.streams import closed_output  # click, only once signals are heard
+
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

@@ -14,9 +14,9 @@ from planescope.cli.printing import console, plain_table
 from planescope.files.errors import UsageError
 
 if TYPE_CHECKING:
-    from planescope.study.claims import Claims
+    from planescope.study.claims.claims import Claims
+    from planescope.study.claims.reference import Deviation
     from planescope.study.folder import Study
-    from planescope.study.reference import Deviation
 
 
 @click.command()
@@ -78,7 +78,7 @@ def claims(
         return
     files: tuple[Path, ...] = ()
     if out is None:
-        from planescope.study.claims import claims as answer
+        from planescope.study.claims.claims import claims as answer
 
         found = answer(whole)
     else:
@@ -108,7 +108,7 @@ def _compare(
     runs = runs_in(sources, **given)
     files: tuple[Path, ...] = ()
     if out is None:
-        from planescope.study.reference import deviation
+        from planescope.study.claims.reference import deviation
 
         found = deviation(runs, reference)
     else:
@@ -128,7 +128,7 @@ def _drift(study: Study, *, as_json: bool, out: str | None) -> None:
     from rich.text import Text
 
     from planescope.files.folders import inside, make_inside
-    from planescope.study.drift import COLUMNS, drift_band
+    from planescope.study.claims.drift import COLUMNS, drift_band
 
     found = drift_band(study)
     if as_json:
@@ -151,7 +151,7 @@ def print_deviation(found: Deviation) -> None:
     """Print a row a layer, and what the deviations come to."""
     from rich.text import Text
 
-    from planescope.study.reference import COLUMNS
+    from planescope.study.claims.reference import COLUMNS
 
     out = console()
     table = plain_table(*COLUMNS, left=COLUMNS[1:2])
@@ -167,8 +167,8 @@ def print_claims(found: Claims) -> None:
     """Print a table and an answer a claim."""
     from rich.text import Text
 
-    from planescope.study.claims import CLAIMS
-    from planescope.study.effects import COLUMNS
+    from planescope.study.claims.claims import CLAIMS
+    from planescope.study.claims.effects import COLUMNS
 
     out = console()
     for (claim, text), answer in zip(CLAIMS.items(), found.answers, strict=True):

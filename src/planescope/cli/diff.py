@@ -91,7 +91,7 @@ def print_difference(found: Difference) -> None:
     """Print the table of a difference, what it says in a sentence, and what was left out."""
     from rich.text import Text
 
-    from planescope.files.results import skipped_lines
+    from planescope.files.results.result import skipped_lines
 
     out = console()
     title = f"{found.before.path} → {found.after.path}, {found.view} view"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -22,7 +23,7 @@ from planescope.files.targets import CARDS, FIGURES, FILTERS, TABLES, check_targ
     help="The convolutions' own hyperplanes, as in the paper, or with batch norm folded in.",
 )
 @click.option(
-    "--each", is_flag=True, help="Of a folder, measure every model in it, one after the other."
+    "--each", is_flag=True, help="Of a folder, measure every model in it, in order of their names."
 )
 @KINDS
 @LAYERS
@@ -106,33 +107,34 @@ def measure(
     torchvision:NAME or timm:NAME.
     """
     from planescope.checkpoints.locate import locate_each
-    from planescope.files import results
+    from planescope.files.results import result as results
     from planescope.measurement.measure import measure as measure_one
     from planescope.measurement.record import save_filters
 
     if each:
         files = tuple(model for file in files for model in locate_each(file))
     _check_outputs(files, out=out, filters=filters, figure=figure, card=card)
+    options: dict[str, Any] = {
+        "view": view,
+        "kinds": kinds,
+        "layers": layers,
+        "transposed": transposed,
+        "layout": layout,
+        "norms": norms,
+        "eps": eps,
+        "entry": entry,
+        "network": network,
+        "init": init,
+        "data": data,
+        "data_path": data_path,
+    }
     with layer_progress() as advance:
-        measured = [
-            measure_one(
-                file,
-                view=view,
-                kinds=kinds,
-                layers=layers,
-                transposed=transposed,
-                layout=layout,
-                norms=norms,
-                eps=eps,
-                entry=entry,
-                network=network,
-                init=init,
-                data=data,
-                data_path=data_path,
-                on_layer=advance,
-            )
-            for file in files
-        ]
+        if len(files) == 1:
+            measured = [measure_one(files[0], on_layer=advance, **options)]
+        else:
+            from planescope.measurement.processes import measure_all
+
+            measured = measure_all(files, on_layer=advance, **options)
     if out is not None:
         results.save(measured, out)
     if filters is not None:

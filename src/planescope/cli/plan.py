@@ -78,7 +78,7 @@ def plan(
     each allocation is repaired without training, and the one nearest to the whole network is the
     plan.
     """
-    from planescope.criticality.plan import export
+    from planescope.criticality.plan.forms import export
     from planescope.criticality.plan.planned import PlanCost
     from planescope.criticality.plan.search import plan as make_plan
 
@@ -99,7 +99,7 @@ def plan(
         print_cost(made)
         return
     if out is not None:
-        from planescope.criticality.plan.opening import opened
+        from planescope.criticality.plan.forms.opening import opened
 
         given = opened(model, network, "network", trust=options["trust"])
         export.save_network(made.module, out, like=given.file, architecture=given.architecture)
@@ -140,7 +140,7 @@ def print_plan(made: Plan) -> None:
     """Print what stays of each layer, and the rivals."""
     from rich.text import Text
 
-    from planescope.files.results import skipped_lines
+    from planescope.files.results.result import skipped_lines
 
     out = console()
     what = "bits" if made.way == "bits" else "size"

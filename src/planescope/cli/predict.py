@@ -51,7 +51,7 @@ def predict(
     """
     from planescope.criticality.prediction import predict_critical
     from planescope.criticality.sensitivity import Cost
-    from planescope.files import results
+    from planescope.files.results import result as results
 
     check_targets((out, TABLES), (figure, FIGURES))
     if figure is not None and len(files) > 1:
@@ -84,7 +84,7 @@ def print_prediction(found: Prediction) -> None:
     """Print scores and verdicts, what the scores are, and warnings."""
     from rich.text import Text
 
-    from planescope.files.results import skipped_lines
+    from planescope.files.results.result import skipped_lines
 
     out = console()
     where = "" if found.init is None else f" put back to {found.init}, on {found.data}"

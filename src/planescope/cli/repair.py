@@ -68,7 +68,7 @@ def repair(
     zeros stay, and a layer is repaired only where that brings the network nearer to FILE's on
     inputs that the repair did not see.
     """
-    from planescope.criticality.plan import export
+    from planescope.criticality.plan.forms import export
     from planescope.criticality.plan.repair import repair as put_right
 
     check_targets((out, () if out is None else export.forms(changed)), (table, TABLES))
@@ -84,7 +84,7 @@ def repair(
             **options,
         )
     if out is not None and done.module is not None:
-        from planescope.criticality.plan.opening import opened
+        from planescope.criticality.plan.forms.opening import opened
 
         given = opened(changed, network, "network", trust=options["trust"])
         export.save_network(done.module, out, like=given.file, architecture=given.architecture)

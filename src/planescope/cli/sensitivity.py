@@ -128,7 +128,7 @@ def print_sensitivity(found: Sensitivity, *, top: int | None = None) -> None:
     """
     from rich.text import Text
 
-    from planescope.files.results import skipped_lines
+    from planescope.files.results.result import skipped_lines
 
     out = console()
     out.print(Text(f"{found.source}: {found.network} on {found.data}", style="bold"))

@@ -77,7 +77,7 @@ def study(
 
         _print(Study(folder), as_json=as_json)
         return
-    from planescope.study.make import make_study
+    from planescope.study.work.make import make_study
 
     security = _security(scheduler, tls_ca, tls_cert, tls_key)
     with _live() as on_status:
@@ -97,7 +97,7 @@ def study(
 
 def _security(scheduler: str | None, *tls: str | None) -> Any:
     """Return the certificates for a scheduler that was given; warn where it asks for none."""
-    from planescope.study import cluster
+    from planescope.study.work import cluster
 
     if scheduler is not None and cluster.is_open(scheduler):
         say(
@@ -122,7 +122,7 @@ def _fail_with(made: Study) -> None:
 
 
 def _dry_run(file: str, folder: str, workers: int | None, *, as_json: bool) -> None:
-    from planescope.study.forecast import forecast
+    from planescope.study.work.forecast import forecast
 
     found = forecast(file, folder, workers=workers)
     if as_json:
@@ -161,7 +161,7 @@ def _headline(status: StudyStatus) -> str:
 
 
 def _span(seconds: float) -> str:
-    from planescope.study.forecast import span
+    from planescope.study.work.forecast import span
 
     return span(seconds)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from planescope.cli.printing import PIPE_WIDTH, console, table
 from planescope.files.errors import counted
-from planescope.files.results import skipped_lines
+from planescope.files.results.result import skipped_lines
 from planescope.measurement.record import LayerMeasurement, Measurement, PoolMeasurement
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ import torch
 from torch.nn.functional import interpolate, pad
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from planescope.data.images import LARGE
 from planescope.data.load import Files, Images, load, pixel_permutation
 from planescope.data.options import Resize
+from planescope.data.sets.images import LARGE
 from planescope.files.errors import CheckpointError, UsageError, one_line
 from planescope.files.reading import open_binary
-from planescope.files.versions import cores
+from planescope.files.results.versions import cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from planescope.data.images import Channels, Files, Images
 from planescope.data.options import PLAIN, DataOptions, Labels, Resize, Split, Validation
-from planescope.data.published import KNOWN
-from planescope.data.sources import must_not_augment, open_source
+from planescope.data.sets.images import Channels, Files, Images
+from planescope.data.sets.published import KNOWN
+from planescope.data.sets.sources import must_not_augment, open_source
 from planescope.files.errors import UsageError
 
 __all__ = [

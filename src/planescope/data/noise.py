@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from planescope.data.files import Examples
     from planescope.data.options import Split
-    from planescope.data.published import Known
+    from planescope.data.sets.files import Examples
+    from planescope.data.sets.published import Known
 
 # Keeps these draws apart from those of `planescope.data.load`.
 _STREAM = 17

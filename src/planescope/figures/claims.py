@@ -28,8 +28,8 @@ from planescope.figures.relation import relation
 from planescope.files.errors import printable
 from planescope.files.folders import inside, make_inside, replacing_inside
 from planescope.hyperplanes import chance
-from planescope.study.claims import CLAIMS, Claims, claims
-from planescope.study.conditions import (
+from planescope.study.claims.claims import CLAIMS, Claims, claims
+from planescope.study.claims.conditions import (
     NOISE,
     PLAIN,
     RANDOM,
@@ -37,7 +37,7 @@ from planescope.study.conditions import (
     WRONG,
     with_conditions,
 )
-from planescope.study.effects import ALL, COLUMNS, Effect
+from planescope.study.claims.effects import ALL, COLUMNS, Effect
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,7 +24,7 @@ from planescope.figures.canvas import (
 )
 from planescope.figures.layers import MANY, legend
 from planescope.files.errors import UsageError
-from planescope.files.results import by_layer
+from planescope.files.results.result import by_layer
 from planescope.hyperplanes import chance
 from planescope.hyperplanes.arrays import Floats
 from planescope.hyperplanes.chance import LEVEL

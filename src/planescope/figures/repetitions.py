@@ -24,8 +24,8 @@ from planescope.figures.canvas import (
 from planescope.figures.dynamics import CURVES, METRICS, depth_colors, epoch_axis
 from planescope.files.errors import UsageError
 from planescope.files.folders import inside, make_inside
-from planescope.files.results import by_layer
-from planescope.study.reference import Deviation, deviation
+from planescope.files.results.result import by_layer
+from planescope.study.claims.reference import Deviation, deviation
 from planescope.training.run import Run
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def write_deviation(
     Parameters
     ----------
     runs, reference
-        As `planescope.study.reference.deviation`.
+        As `planescope.study.claims.reference.deviation`.
     out : path
         Folder, made if need be; it gets ``deviation.json``, ``deviation.csv`` and the figure.
     form : {"png", "svg", "pdf"}
@@ -142,7 +142,7 @@ def write_deviation(
     Raises
     ------
     UsageError, CheckpointError
-        As `planescope.study.reference.deviation`.
+        As `planescope.study.claims.reference.deviation`.
     OutputError
         If the folder cannot be made or written.
     """

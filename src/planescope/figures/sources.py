@@ -15,8 +15,8 @@ from planescope.criticality.resets.record import Resets
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside
-from planescope.files.results import Result
-from planescope.files.saved import Saved, found_saved
+from planescope.files.results.result import Result
+from planescope.files.results.saved import Saved, found_saved
 from planescope.hyperplanes.layer import Kind
 from planescope.measurement.measure import measure
 from planescope.measurement.record import SCHEMA as MEASUREMENT

@@ -60,12 +60,20 @@ def consented(
     UsageError
         If it is code that the user did not consent to.
     """
-    typed = (trust,) if isinstance(trust, str) else trust
-    if not is_foreign(name, kind) or typed is True or (typed is not False and name in typed):
+    if not is_foreign(name, kind) or is_trusted(name, trust):
         return name
     raise UsageError(
         f"{where}: names {name} as its {kind}, code that would run; give --{kind} {name} if you "
         f"know it, or --trust to run what is named there (from Python: trust={name!r}, or True)"
+    )
+
+
+def is_trusted(name: str, trust: bool | str | Collection[str], /) -> bool:
+    """Tell whether the user named this very thing, or trusts all that is named."""
+    return (
+        trust
+        if isinstance(trust, bool)
+        else name in ((trust,) if isinstance(trust, str) else trust)
     )
 
 

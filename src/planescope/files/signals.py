@@ -7,10 +7,12 @@ put back in their queue, are not touched.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 ENDING = tuple(
@@ -29,6 +31,22 @@ def hear() -> None:
     for number in ENDING:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _interrupt)
+
+
+@contextlib.contextmanager
+def unheard_hang_up() -> Iterator[None]:
+    """Keep the hang-up of a terminal from processes that are started within; it is heard after.
+
+    A terminal tells all of its processes, and those that others still need would end of it.
+    """
+    if not hasattr(signal, "SIGHUP"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_ended() -> bool:
@@ -53,13 +71,26 @@ def status() -> int:
     return 128 + _received
 
 
-def _interrupt(number: int, _: Any) -> None:
+class _Interrupt(KeyboardInterrupt):
+    """Ctrl-C, or what ends a command like it.
+
+    Of KeyboardInterrupt itself the interpreter keeps that it went through `exec` or `eval` of a
+    text, as in the making of a dataclass, and then ends by SIGINT whatever the command's status is.
+    """
+
+
+def be_patient() -> None:
+    """Let a second signal not disturb what tidies up from now on."""
     global _raised
+    _raised = time.monotonic()
+
+
+def _interrupt(number: int, _: Any) -> None:
     if time.monotonic() - _raised < PATIENCE_S:
         return
-    _raised = time.monotonic()
+    be_patient()
     note(number)
-    raise KeyboardInterrupt
+    raise _Interrupt
 
 
 def leave_garbage() -> None:

@@ -167,14 +167,16 @@ def cosine_cdf(cosines: ArrayLike, fan_in: ArrayLike, /) -> Floats:
         raise ValueError("the cosine has no continuous law for a fan-in below 2")
     angle = np.arcsin(np.clip(np.asarray(cosines, dtype=np.float64), -1.0, 1.0))
     angle, fan = np.broadcast_arrays(angle, fan)
-    below = np.empty(angle.shape)
-    is_near = np.abs(angle) * np.sqrt(fan) <= _NEAR
+    side, fan = np.abs(angle).ravel(), fan.ravel()
+    peak = _cosine_peak(fan)
+    below = np.empty(side.shape)
+    is_near = side * np.sqrt(fan) <= _NEAR
     for chosen, nodes in ((is_near, _FEW_NODES), (~is_near, _NODES)):
         where = np.flatnonzero(chosen)
         for start in range(0, where.size, _BLOCK):
             part = where[start : start + _BLOCK]
-            below.flat[part] = _mass_to_angle(np.abs(angle.flat[part]), fan.flat[part], nodes)
-    return 0.5 + np.copysign(below, angle)
+            below[part] = _mass_to_angle(side[part], fan[part], peak[part], nodes)
+    return 0.5 + np.copysign(below.reshape(angle.shape), angle)
 
 
 def cosine_density(cosines: ArrayLike, fan_in: int, /) -> Floats:
@@ -262,18 +264,22 @@ def _quadrature(count: int) -> tuple[Floats, Floats]:
     return 0.5 * (nodes + 1.0), 0.5 * weights
 
 
-def _mass_to_angle(angle: Floats, fan_in: Floats, count: int) -> Floats:
+def _mass_to_angle(angle: Floats, fan_in: Floats, peak: Floats, count: int) -> Floats:
     """Return the mass of the cosine's law between the angle 0 and a positive one."""
     nodes, weights = _quadrature(count)
     reach = np.minimum(angle, _TAIL / np.sqrt(fan_in))
     phi = reach[:, None] * nodes
     # log1p(-sin^2)/2 keeps the digits that log(cos) loses near 0; the power is an exponential.
     density = np.exp((fan_in[:, None] - 2.0) * 0.5 * np.log1p(-np.square(np.sin(phi))))
-    return np.minimum(_cosine_peak(fan_in) * reach * (density @ weights), 0.5)
+    return np.minimum(peak * reach * (density @ weights), 0.5)
 
 
 def _cosine_peak(fan_in: Floats) -> Floats:
     """Return the density of the cosine's angle at 0: Gamma(d/2) / (sqrt(pi) Gamma((d-1)/2))."""
+    if fan_in.size and (fan_in == fan_in.flat[0]).all():  # of one layer
+        return np.full(
+            fan_in.shape, _gamma_ratio(0.5 * (fan_in.flat[0] - 1.0)) / math.sqrt(math.pi)
+        )
     sizes, where = np.unique(fan_in, return_inverse=True)
     peaks = np.array([_gamma_ratio(0.5 * (d - 1.0)) for d in sizes]) / math.sqrt(math.pi)
     return peaks[where].reshape(fan_in.shape)

@@ -114,7 +114,8 @@ def arrangement(
     xp = checked(normals, bias, xp)
     wide = widest_float(normals, xp)
     eps = float(xp.finfo(normals.dtype).eps) if eps is None else eps
-    columns = zip(*(row_sums(rows) for rows in row_blocks(normals)), strict=True)
+    blocks = row_blocks(normals, elements=sums.SUM_ELEMENTS)
+    columns = zip(*map(row_sums, blocks), strict=True)
     total, length, *unit = (concat(column) for column in columns)
     projection, norm = (total * unit[0], length * unit[0]) if unit else (total, length)
     if is_numpy(namespace(total)):

@@ -196,12 +196,10 @@ def _durbin(distance: float, n: int) -> float:
     gap = k - n * distance
     size = 2 * k - 1
     order = np.arange(1, size + 1, dtype=np.float64)
-    matrix = np.zeros((size, size))
     factorial = np.cumprod(1.0 / order)
-    for row in range(size):
-        matrix[row, : row + 1] = factorial[row::-1]
-        if row + 1 < size:
-            matrix[row, row + 1] = 1.0
+    # By row less column: 1 / j! on and below the diagonal, 1 next above it.
+    below = np.subtract.outer(np.arange(size), np.arange(size))
+    matrix = np.concatenate([np.zeros(size), [1.0], factorial])[below + size + 1]
     powers = gap**order
     matrix[:, 0] -= powers * factorial
     matrix[-1, :] -= (powers * factorial)[::-1]
@@ -221,19 +219,26 @@ def _orders(n: int) -> tuple[float, int]:
     return value, shift
 
 
-def _scaled_power(matrix: Floats, n: int) -> tuple[Floats, int]:
-    """Return matrix^n as (mantissas, binary exponent): the entries leave float64's range."""
-    result, result_exponent, exponent = np.eye(len(matrix)), 0, 0
+# Mantissas, and the binary exponent of them all: powers leave float64's range.
+_Scaled = tuple["Floats", int]
+
+
+def _scaled_power(matrix: Floats, n: int) -> _Scaled:
+    """Return matrix^n for n of 1 or more."""
+    square = _rescaled(matrix, 0)
+    power: _Scaled | None = None
     while n:
         if n & 1:
-            result = _product(result, matrix)
-            result_exponent += exponent
-            result, result_exponent = _rescaled(result, result_exponent)
-        matrix = _product(matrix, matrix)
-        exponent *= 2
-        matrix, exponent = _rescaled(matrix, exponent)
+            power = square if power is None else _times(power, square)
         n >>= 1
-    return result, result_exponent
+        if n:
+            square = _times(square, square)
+    assert power is not None  # noqa: S101
+    return power
+
+
+def _times(one: _Scaled, other: _Scaled) -> _Scaled:
+    return _rescaled(_product(one[0], other[0]), one[1] + other[1])
 
 
 def _product(one: Floats, other: Floats) -> Floats:
@@ -243,11 +248,12 @@ def _product(one: Floats, other: Floats) -> Floats:
     microseconds then costs milliseconds.
     """
     rows = max(1, _ONE_THREAD // other.size)
+    if rows >= len(one):
+        return one @ other
     parts = [one[start : start + rows] @ other for start in range(0, len(one), rows)]
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+    return np.concatenate(parts)
 
 
-def _rescaled(matrix: Floats, exponent: int) -> tuple[Floats, int]:
+def _rescaled(matrix: Floats, exponent: int) -> _Scaled:
     shift = math.frexp(float(np.abs(matrix).max()))[1]
-    scaled: Floats = np.ldexp(matrix, -shift)
-    return scaled, exponent + shift
+    return matrix * math.ldexp(1.0, -shift), exponent + shift

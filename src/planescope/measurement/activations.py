@@ -31,7 +31,8 @@ class Activation:
         ``mean / std``: distance of the data's centre from the hyperplane, in standard deviations.
         NaN for a filter that never varies.
     rate : array, float64, shape (filters,)
-        Share of z_i > 0, in [0, 1]: how often the ReLU passes the filter on.
+        Share of z_i > 0, in [0, 1]: how often the ReLU passes the filter on. NaN where a z_i is
+        not finite: no side of a hyperplane is that of a NaN.
     count : int
         Values of z_i: inputs times positions.
     """
@@ -153,7 +154,7 @@ class _Moments:
         )
         std = np.sqrt(squares / self.count)
         centre = np.divide(mean, std, out=np.full_like(mean, np.nan), where=std > 0)
-        rate = positive / self.count
+        rate = np.where(np.isfinite(mean), positive / self.count, np.nan)
         return Activation(mean=mean, std=std, centre=centre, rate=rate, count=self.count)
 
 

@@ -30,7 +30,7 @@ class Observed(Protocol):
 
     @property
     def rate(self) -> Floats:
-        """Return P(z_i > 0)."""
+        """Return P(z_i > 0); NaN for a filter that gave what is not finite."""
 
 
 def measure_layers(
@@ -195,9 +195,10 @@ def layer_measurement(
 
 
 def _mean_rate(values: Filters) -> float | None:
-    if values.rate is None or not values.usable.any():
+    if values.rate is None:
         return None
-    return float(values.rate[values.usable].mean())
+    told = values.rate[values.usable & np.isfinite(values.rate)]
+    return float(told.mean()) if len(told) else None
 
 
 def filters_on_host(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from planescope.files.results import Table, columns_of
+from planescope.files.results.result import Table, columns_of
 from planescope.hyperplanes.layer import Input, Kind, Skipped, View
 from planescope.measurement.matching import Matched
 from planescope.measurement.record import Measurement, Source

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planescope.files.errors import CheckpointError, PlanescopeError, UsageError, one_line
 from planescope.hyperplanes.layer import Kind, Layer, Structure, View
 from planescope.measurement.activations import measure_activations
@@ -124,6 +126,7 @@ def measure(
     if data is not None:
         observed = _observe(opened.runnable(), measured, data, data_path, unpack)
         notes += data_notes([layer.name for layer in measured], observed)
+        notes += lost_notes(observed)
     return measure_layers(
         measured,
         source=found.source,
@@ -192,6 +195,17 @@ def data_notes(layers: Sequence[str], observed: Mapping[str, Observed], /) -> li
             "from the parameters of a norm"
         )
     return notes
+
+
+def lost_notes(observed: Mapping[str, Observed], /) -> list[str]:
+    """Say which layers gave values on data that are not finite, of how many of their filters."""
+    lost = {name: int((~np.isfinite(seen.rate)).sum()) for name, seen in observed.items()}
+    return [
+        f"{count} of {len(observed[name].rate)} filters of {name} gave a NaN or an infinity on the "
+        "data: they have no activation rate, and no centre of the data"
+        for name, count in lost.items()
+        if count
+    ]
 
 
 def refuse_claims(source: Source, layers: Sequence[Layer], /) -> None:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from planescope.files.errors import NoLayersError
-from planescope.files.records import record
-from planescope.files.results import COLUMN_OF, Table, plain
+from planescope.files.results.records import record
+from planescope.files.results.result import COLUMN_OF, Table, plain
 from planescope.files.targets import FILTERS
 from planescope.files.writing import write, write_csv, write_parquet
 from planescope.hyperplanes.layer import Input, Kind, Pairing, Skipped, View

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from planescope.files import records
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside, make_inside, names_inside, replacing_inside
 from planescope.files.locks import held, is_locked
 from planescope.files.reading import read_text
-from planescope.files.results import Result
+from planescope.files.results import records
+from planescope.files.results.result import Result
 from planescope.study.config import ResetSettings, StudyConfig
 from planescope.study.plan import Plan, read_plan
 from planescope.training.run import Run

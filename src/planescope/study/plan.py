@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_origin
 
 from pydantic import ValidationError
 
-from planescope.data.sources import check_name
+from planescope.data.sets.sources import check_name
 from planescope.files.errors import PlanescopeError, UsageError, nearest
 from planescope.files.yaml import Document, read_document, shown
 from planescope.networks import paper

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from planescope.criticality.resets.record import RAND, Resets
 from planescope.files.errors import CheckpointError, nearest
 from planescope.files.folders import inside, replacing_inside
-from planescope.files.results import COLUMN_OF
+from planescope.files.results.result import COLUMN_OF
 from planescope.measurement.record import LAYER_COLUMNS, LAYER_KEYS, LayerMeasurement
 from planescope.study.columns import Frame
 from planescope.training.config import RunConfig

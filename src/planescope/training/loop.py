@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from planescope.files import signals
 from planescope.files.errors import (
     CheckpointError,
     MissingDependencyError,
@@ -22,7 +23,7 @@ from planescope.files.errors import (
     UsageError,
     one_line,
 )
-from planescope.files.optional import consented, is_foreign, required
+from planescope.files.optional import consented, is_foreign, is_trusted, required
 from planescope.networks import paper
 from planescope.networks.build import build
 from planescope.training.folder.status import State, Status
@@ -176,7 +177,7 @@ def _consented(run: Run, config: RunConfig, trust: bool | str | Collection[str])
         if name == getattr(had, kind):
             consented(name, kind=kind, where=where, trust=trust)
     for name in set(APART) & set(config.loggers) & set(had.loggers):
-        if trust is not True and (not trust or name not in trust):
+        if not is_trusted(name, trust):
             raise UsageError(
                 f"{where}: names the logger {name}, which sends what is trained to where this "
                 f"machine's settings say; give --loggers {name} if that is meant, --loggers csv to "
@@ -322,6 +323,7 @@ def _outcome(run: Run) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, StoppedError) as exc:  # Lightning exits at a signal
+        signals.be_patient()
         _try_to_save(run, State.STOPPED, "interrupted; go on with --resume")
         raise StoppedError(
             f"{where}: interrupted; go on with: planescope train --out {shlex.quote(str(where))} "

@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from planescope.files.errors import CheckpointError, NoLayersError, RunError
 from planescope.files.reading import open_binary
-from planescope.files.versions import environment
+from planescope.files.results.versions import environment
 from planescope.files.writing import replacing, write_torch
 from planescope.hyperplanes.layer import Array, Kind, Layer, Structure, View
 from planescope.measurement.assemble import measure_layers
@@ -223,7 +223,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         path: str | os.PathLike[str],
         storage_options: Any = None,  # noqa: ARG002
     ) -> None:
-        """Write beside the target, then rename."""
+        """Write beside the target, then rename.
+
+        At a requeue Lightning keeps where it is within an epoch, which a run goes on from as little
+        as from any other moment but the end of one: that is in its last checkpoint.
+        """
+        if _is_of_requeue(path):
+            return
         with replacing(path) as draft:
             write_torch(draft, checkpoint)
 
@@ -238,8 +244,12 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises
         ------
         CheckpointError
-            If it is damaged or holds anything else.
+            If it is damaged or holds anything else, or is none of ours.
         """
+        if _is_of_requeue(path):  # which Lightning looks for where a run has no checkpoint yet
+            raise CheckpointError(
+                f"{path}: is no checkpoint of planescope, and would be gone on with; remove it"
+            )
         try:
             with open_binary(path):  # torch would wait for a pipe
                 loaded: dict[str, Any] = torch.load(
@@ -257,3 +267,7 @@ class WholeCheckpoints(TorchCheckpointIO):
                 f"{path}: is damaged; remove it to resume from the beginning"
             ) from exc
         return loaded
+
+
+def _is_of_requeue(path: str | os.PathLike[str]) -> bool:
+    return os.path.basename(path).startswith("hpc_ckpt_")  # noqa: PTH119

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from planescope.checkpoints.onnx.arithmetic import mapped, reshaped
-from planescope.checkpoints.onnx.constants import Constants
+from planescope.checkpoints.onnx.constants.arithmetic import mapped, reshaped
+from planescope.checkpoints.onnx.constants.values import Constants
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.quantised import scaled

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from planescope.checkpoints.onnx.arithmetic import mapped
 from planescope.checkpoints.onnx.behind import Deed, Met, met, per_filter, untold
-from planescope.checkpoints.onnx.constants import Constants
+from planescope.checkpoints.onnx.constants.arithmetic import mapped
+from planescope.checkpoints.onnx.constants.values import Constants
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.checkpoints.onnx.operators import left_out, weights_of

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
-from planescope.checkpoints.onnx.arithmetic import reshaped, transposed
-from planescope.checkpoints.onnx.constants import Constant, Constants, turned
+from planescope.checkpoints.onnx.constants.arithmetic import reshaped, transposed
+from planescope.checkpoints.onnx.constants.values import Constant, Constants, turned
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.checkpoints.onnx.quantised import in_blocks

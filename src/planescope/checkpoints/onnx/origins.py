@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from planescope.checkpoints.onnx.constants import Constants
+from planescope.checkpoints.onnx.constants.values import Constants
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.networks.state import exclusions
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from planescope.checkpoints.onnx.arithmetic import FLOATS, mapped, rounded
+from planescope.checkpoints.onnx.constants.arithmetic import FLOATS, mapped, rounded
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.checkpoints.onnx.tensors import DTYPES
 from planescope.hyperplanes.layer import Tensor

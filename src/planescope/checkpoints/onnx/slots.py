@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planescope.checkpoints.onnx.constants import Constants
+from planescope.checkpoints.onnx.constants.values import Constants
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.model import described, graph_in, layers_in
 from planescope.checkpoints.onnx.nodes import Name, Node

@@ -9,10 +9,10 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from planescope.checkpoints.onnx.arithmetic import mapped, transposed
 from planescope.checkpoints.onnx.behind import Deed, Met, met, per_filter
-from planescope.checkpoints.onnx.constants import Constant, Constants, turned
-from planescope.checkpoints.onnx.folding import REARRANGING
+from planescope.checkpoints.onnx.constants.arithmetic import mapped, transposed
+from planescope.checkpoints.onnx.constants.folding import REARRANGING
+from planescope.checkpoints.onnx.constants.values import Constant, Constants, turned
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.origins import module_of

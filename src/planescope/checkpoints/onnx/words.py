@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-from planescope.checkpoints.onnx.constants import Constants
+from planescope.checkpoints.onnx.constants.values import Constants
 from planescope.checkpoints.onnx.graph import SILENT, Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.quantised import INTEGER_RANGES

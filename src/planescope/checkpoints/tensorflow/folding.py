@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
-from planescope.checkpoints.onnx.arithmetic import mapped, reshaped, transposed
+from planescope.checkpoints.onnx.constants.arithmetic import mapped, reshaped, transposed
 from planescope.checkpoints.tensorflow.operations import Operation
 from planescope.checkpoints.tensorflow.tensors import DTYPES
 from planescope.hyperplanes.layer import Tensor

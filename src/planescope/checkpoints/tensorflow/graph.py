@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from planescope.checkpoints.onnx.arithmetic import transposed
+from planescope.checkpoints.onnx.constants.arithmetic import transposed
 from planescope.checkpoints.tensorflow.folding import SILENT
 from planescope.checkpoints.tensorflow.kernels import Form, filters_first, fits, kind_of
 from planescope.checkpoints.tensorflow.library import inlined

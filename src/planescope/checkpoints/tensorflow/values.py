@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
-from planescope.checkpoints.onnx.arithmetic import reshaped
+from planescope.checkpoints.onnx.constants.arithmetic import reshaped
 from planescope.checkpoints.tensorflow.folding import SILENT, fold
 from planescope.checkpoints.tensorflow.names import maker
 from planescope.checkpoints.tensorflow.operations import Operation

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planescope.checkpoints.onnx.arithmetic import reshaped, transposed
+from planescope.checkpoints.onnx.constants.arithmetic import reshaped, transposed
 from planescope.checkpoints.tensorflow.network import Network
 from planescope.checkpoints.tflite.schema import Graph, Operator, Stored, graphs_at
 from planescope.checkpoints.tflite.weights import DTYPES, LEAST, dequantised, tensor_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from planescope.checkpoints.arrays.raw import ITEM_SIZES, stored_tensor
-from planescope.checkpoints.onnx.arithmetic import mapped
+from planescope.checkpoints.onnx.constants.arithmetic import mapped
 from planescope.checkpoints.tflite.schema import Quantisation, Sparsity, Stored
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Tensor

@@ -18,8 +18,8 @@ from torch import nn
 from planescope.criticality.plan.allocation import PUT_BACK
 from planescope.criticality.plan.fit.changes import Before, overwrite
 from planescope.criticality.plan.fit.holding import Form, array_of, weight_of
-from planescope.criticality.plan.graphs import GraphNetwork
-from planescope.criticality.plan.opening import (
+from planescope.criticality.plan.forms.graphs import GraphNetwork
+from planescope.criticality.plan.forms.opening import (
     Opened,
     acting,
     check_finite,
@@ -37,7 +37,7 @@ from planescope.criticality.replacements import (
 from planescope.criticality.resets.weights import with_weights
 from planescope.criticality.sensitivity.parts import find_parts
 from planescope.files.errors import UsageError
-from planescope.networks.live.module import read_state_dict
+from planescope.networks.live.mapping import read_state_dict
 from planescope.training.run import Run
 
 if TYPE_CHECKING:

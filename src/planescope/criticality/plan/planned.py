@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from planescope.files.errors import counted
-from planescope.files.results import Table, columns_of
+from planescope.files.errors import UsageError, counted
+from planescope.files.results.result import Table, columns_of
 from planescope.hyperplanes.layer import Skipped
 
 
@@ -250,9 +250,11 @@ class Plan(Table):
         MissingDependencyError
             If torch-pruning is not installed.
         """
-        from planescope.criticality.plan.thinning import thinned
+        from planescope.criticality.plan.forms.thinning import thinned
 
-        return thinned(self, example)
+        if self.way != "filters":
+            raise UsageError(f"a plan by {self.way} removes no filters; plan by the way filters")
+        return thinned(self.module, [layer.name for layer in self.layers], example)
 
     def masks(self) -> dict[str, Any]:
         """Give of every planned layer which weights stay, as ``torch.nn.utils.prune`` takes it."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from planescope.files.errors import counted
-from planescope.files.results import Table, columns_of
+from planescope.files.results.result import Table, columns_of
 
 
 @dataclass(frozen=True, kw_only=True)

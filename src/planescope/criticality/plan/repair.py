@@ -93,7 +93,7 @@ def repair(
     from planescope.criticality.plan.divergence import Yardstick
     from planescope.criticality.plan.examples import synthetic, take
     from planescope.criticality.plan.fit.mending import Mending
-    from planescope.criticality.plan.opening import check_pair, filled, opened
+    from planescope.criticality.plan.forms.opening import check_pair, filled, opened
     from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.data.random_states import generators_of, same_random_states
 

@@ -118,7 +118,7 @@ def plan(
     from planescope.criticality.plan.cuts import knife_of
     from planescope.criticality.plan.divergence import is_less
     from planescope.criticality.plan.examples import synthetic
-    from planescope.criticality.plan.opening import acting, check_finite, filled, opened
+    from planescope.criticality.plan.forms.opening import acting, check_finite, filled, opened
     from planescope.criticality.plan.sizes import at, cost, within
     from planescope.criticality.resets.engine.borrow import borrowed
     from planescope.data.random_states import generators_of, same_random_states

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from planescope.criticality.definition import Critical
 from planescope.files.errors import counted
-from planescope.files.results import Table, columns_of
+from planescope.files.results.result import Table, columns_of
 from planescope.hyperplanes.layer import Kind, Skipped
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from planescope.criticality.definition import Critical
 from planescope.criticality.relation.conclusions import claimed, told
 from planescope.criticality.relation.earlier import renewed
-from planescope.files.results import Table, columns_of
+from planescope.files.results.result import Table, columns_of
 from planescope.hyperplanes.layer import Input, Kind
 
 SCHEMA = "planescope.relation/2"

@@ -11,7 +11,7 @@ from planescope.criticality.relation.evidence import Evidence
 from planescope.criticality.resets.record import ResetLayer, Resets
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import place_of
-from planescope.files.saved import found_saved
+from planescope.files.results.saved import found_saved
 from planescope.hyperplanes.layer import Input
 from planescope.measurement.measure import measure
 from planescope.measurement.record import Measurement

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from planescope.criticality.definition import Critical, agreed
 from planescope.criticality.resets.verdict import cells_are, title, trained_line, verdict
-from planescope.files.results import Table, plain
+from planescope.files.results.result import Table, plain
 from planescope.hyperplanes.layer import Kind
 
 SCHEMA = "planescope.resets/2"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from planescope.criticality.replacements import Way, WayKind
 from planescope.files.errors import UsageError, counted
-from planescope.files.results import Table
+from planescope.files.results.result import Table
 from planescope.hyperplanes.layer import Kind, Skipped
 
 

@@ -12,8 +12,8 @@ from planescope.figures.report.contents import Contents, as_text
 from planescope.figures.report.gather import contents_of
 from planescope.figures.report.render import render
 from planescope.figures.sources import open_subjects
+from planescope.files.results.versions import made_by
 from planescope.files.targets import PAGES, check_target
-from planescope.files.versions import made_by
 from planescope.files.writing import replacing
 from planescope.hyperplanes.layer import Kind
 from planescope.measurement.difference import Difference

@@ -112,8 +112,9 @@ def unshared_class(module: nn.Module, kind: Any, /) -> type:
     return next(each for each in type(module).__mro__ if not issubclass(each, kind))
 
 
-# Under these names `torch.compile` and the checkpoints of activations hold the part they wrap.
-WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+# Under these names `torch.compile`, the checkpoints of activations and `FullyShardedDataParallel`
+# hold the part they wrap.
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 def without_wrappers(module: nn.Module, /) -> nn.Module:
@@ -129,13 +130,13 @@ def without_wrappers(module: nn.Module, /) -> nn.Module:
 
 def plain_name(name: str, /) -> str:
     """Return the name of a tensor or a module without what wrappers put into it."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPED)
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
 
 
 def wrapped_in(module: nn.Module | None, /) -> nn.Module | None:
     """Return the module that `torch.compile` or the like wraps; None where it is no wrapper."""
     held = {} if module is None else module._modules
-    return next((held[name] for name in WRAPPED if name in held), None)
+    return next((held[name] for name in _WRAPPED if name in held), None)
 
 
 @contextlib.contextmanager

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from planescope.networks.live.copies import own_tensors, shares_out, stand_in, unshared_class
-
-# Where wrappers keep the module that they stand before.
-_WITHIN = ("_fsdp_wrapped_module", "_orig_mod")
+from planescope.networks.live.copies import (
+    own_tensors,
+    shares_out,
+    stand_in,
+    unshared_class,
+    wrapped_in,
+)
 
 
 def stand_in_by_parts(
@@ -65,7 +68,7 @@ def _within(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner: nn.Module = module.module
         return inner
-    return next((module._modules[name] for name in _WITHIN if name in module._modules), None)
+    return wrapped_in(module)
 
 
 def _give_hooks(part: nn.Module, twin: nn.Module) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from planescope.files.errors import CheckpointError, one_line
 from planescope.files.reading import open_binary, read_text
-from planescope.files.results import COLUMN_OF
+from planescope.files.results.result import COLUMN_OF
 from planescope.files.writing import from_cell, write_csv, write_parquet
 from planescope.measurement.record import (
     LAYER_COLUMNS,

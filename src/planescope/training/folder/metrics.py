@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from planescope.files.errors import CheckpointError, one_line
-from planescope.files.records import record
+from planescope.files.results.records import record
 from planescope.training.folder.columns import key_in_files, read_csv
 
 SCHEMA = "planescope.metrics/1"

@@ -112,9 +112,13 @@ class Folder:
         with held(self._part(_LOCK), timeout=1) as is_ours:
             if not is_ours:
                 raise UsageError(f"{self.path}: another process is training this run")
-            for folder in ((), (SNAPSHOTS,), (FILTERS,)):
-                remove_drafts(self._part(*folder))
+            self.remove_drafts()
             yield
+
+    def remove_drafts(self) -> None:
+        """Remove what killed processes left half written; others' work is not touched."""
+        for folder in ((), (SNAPSHOTS,), (FILTERS,)):
+            remove_drafts(self._part(*folder))
 
     def save_environment(self, environment: Mapping[str, Any]) -> None:
         """Add what a start of the run had: versions, device."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from planescope.files.errors import CheckpointError
 from planescope.files.reading import read_text
-from planescope.files.records import record
+from planescope.files.results.records import record
 from planescope.hyperplanes.layer import Structure
 
 SCHEMA = "planescope.run-network/1"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import UsageError, nearest
-from planescope.files.versions import version
+from planescope.files.results.versions import version
 from planescope.hyperplanes.layer import Structure
 from planescope.training.folder.metrics import EpochMetrics
 from planescope.training.folder.status import State, Status

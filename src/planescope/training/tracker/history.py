@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from planescope.files.results import Table
+from planescope.files.results.result import Table
 from planescope.hyperplanes.layer import Layer, View
 from planescope.hyperplanes.statistics import Statistics
 from planescope.measurement.metrics import by_key
@@ -37,6 +37,12 @@ class Record:
     is_logged: bool = False
     # A layer each; None where it was not asked for.
     drift: pressure.Pressures | Callable[[], pressure.Pressures] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: all that the update took, brought to the host."""
+        self.read()
+        self.pressures()
+        return vars(self)
 
     def read(self) -> Measurement:
         """Give the measurement; the first to ask waits for the device."""

@@ -24,7 +24,7 @@ from planescope.measurement.assemble import (
 from planescope.measurement.choice import Choice, select
 from planescope.measurement.record import Measurement
 from planescope.measurement.source import Found, find
-from planescope.networks.live.copies import plain_name
+from planescope.networks.live.copies import is_undrawn, plain_name
 from planescope.networks.live.module import unwrapped
 from planescope.training.tracker import abreast, onepass
 from planescope.training.tracker.reference import Owner, Start, Starts, beside
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 # Below as many weights, to start threads costs more than they save.
 _WORTH_THREADS = 1 << 20
-
-# What wrappers put into the names of the modules within.
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -101,7 +98,7 @@ def find_live(model: nn.Module, choice: Choice, /) -> Live:
 def signature(model: nn.Module, /) -> tuple[Any, ...]:
     """Return a key that changes when modules come or go, or their parameters change shape."""
     root = unwrapped(model)
-    shapes = (tuple(parameter.shape) for parameter in root.parameters())
+    shapes = (None if is_undrawn(p) else tuple(p.shape) for p in root.parameters())
     return (*map(id, root.modules()), *shapes)
 
 
@@ -257,5 +254,4 @@ def _ratio(reading: Reading, which: int) -> float | None:
 
 
 def _named_plainly(layer: Layer) -> Layer:
-    name = functools.reduce(lambda name, part: name.replace(part, ""), _WRAPPERS, layer.name)
-    return replace(layer, name=name)
+    return replace(layer, name=plain_name(layer.name))

@@ -16,7 +16,7 @@ from planescope.files.errors import PlanescopeError, UsageError, printable
 from planescope.hyperplanes.layer import Structure
 from planescope.measurement.activations import measure_activations
 from planescope.measurement.choice import Choice
-from planescope.measurement.measure import data_notes
+from planescope.measurement.measure import data_notes, lost_notes
 from planescope.measurement.record import Measurement, Source
 from planescope.networks.live.copies import without_autocast
 from planescope.networks.live.module import read_module, unwrapped
@@ -83,6 +83,10 @@ class Recorder:
         self._shared = False  # weights are shared out among processes, or were
         self._begun = False
         self._resumed = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled, as with a model that holds its Tracker: not the network."""
+        return vars(self) | {"_live": None, "_root": None}
 
     def update(self, model: nn.Module, step: int, epoch: int | None) -> None:
         """Measure a module if it is due."""
@@ -165,7 +169,9 @@ class Recorder:
                     view, starts = self._choice.view, self._starts
                     parts.append(live.read_layers([held], view, starts, observed, threads=1))
         if first:
-            self._add(network, step, epoch, lambda: [one for part in parts for one in part()])
+            self._add(
+                network, step, epoch, lambda: [one for part in parts for one in part()], observed
+            )
         self._last_step = step
 
     def keep(self, network: live.Live, step: int, epoch: int | None) -> None:
@@ -195,11 +201,16 @@ class Recorder:
     ) -> None:
         view = self._choice.view
         readings = live.read_layers(network.layers, view, self._starts, observed, threads=threads)
-        self._add(network, step, epoch, readings)
+        self._add(network, step, epoch, readings, observed)
         self._last_step = step
 
     def _add(
-        self, network: live.Live, step: int, epoch: int | None, readings: live.Readings
+        self,
+        network: live.Live,
+        step: int,
+        epoch: int | None,
+        readings: live.Readings,
+        observed: Mapping[str, Observed],
     ) -> None:
         if step and not self.history.records:
             self._starts.note(
@@ -210,7 +221,7 @@ class Recorder:
                 f"step {step} came after step {self._last_step}: distances go on from the first "
                 "weights of all"
             )
-        view, notes = self._choice.view, self._starts.notes
+        view, notes = self._choice.view, (*self._starts.notes, *lost_notes(observed))
 
         def settle() -> Measurement:
             try:

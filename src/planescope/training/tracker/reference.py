@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,6 +50,16 @@ class Starts:
         self._starts: dict[str, Start] = {}
         self._loaded: dict[str, Array] = {}  # from a checkpoint, not yet on the layer's device
         self._owners: dict[str, Owner] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled; which modules the layers are of is told by the next update."""
+        return vars(self) | {"_owners": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Starts:
+        """Copy it with the modules that it knows: the copy tells others from them."""
+        twin = Starts(self._reference)
+        vars(twin).update(copy.deepcopy(self.__getstate__(), memo), _owners=dict(self._owners))
+        return twin
 
     def note(self, text: str) -> None:
         """Add a note on distances once, if they are measured."""

@@ -12,8 +12,9 @@ from planescope.hyperplanes.layer import Kind, View
 from planescope.measurement.choice import DEFAULT_KINDS, Choice, member
 from planescope.measurement.metrics import LOGGABLE, LOGGED
 from planescope.measurement.record import Measurement
-from planescope.training.tracker import distributed, inputs, lightning, transformers
+from planescope.training.tracker import distributed, inputs
 from planescope.training.tracker.folder import Folder, checked_metrics, known_metrics
+from planescope.training.tracker.frameworks import lightning, transformers
 from planescope.training.tracker.history import SCHEMA, History
 from planescope.training.tracker.picture import log_picture, refuse_others
 from planescope.training.tracker.recorder import Errors, Recorder
@@ -102,9 +103,8 @@ class Tracker(lightning.Callback):
     and linf to a relative 1e-6. All else agrees to the last digits of float64.
 
     With several processes all call it, and that of rank 0 keeps the statistics. Weights sharded by
-    `fully_shard` or `FullyShardedDataParallel` are put together at each update, layer by layer; so
-    are the parts of a copy of the network that `data` go through. A failure of one process is then
-    one of all, of which none waits for another.
+    `fully_shard` or `FullyShardedDataParallel` are put together at each update, layer by layer, and
+    so is the copy that `data` go through. A failure of one process is then one of all.
     """
 
     def __init__(
@@ -393,7 +393,7 @@ class Tracker(lightning.Callback):
         UsageError
             If the tracker has `data`, which go through torch modules alone.
         """
-        from planescope.training.tracker.keras import callback
+        from planescope.training.tracker.frameworks.keras import callback
 
         if self._has_data:
             raise UsageError("data= needs a torch module; leave it out for Keras")

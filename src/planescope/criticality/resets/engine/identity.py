@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from planescope.criticality.resets.targets import digest_of
 from planescope.data.load import Images
-from planescope.files.versions import version
+from planescope.files.results.versions import version
 from planescope.networks.graph.trace import trace_graph
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from planescope.data.load import Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
 from planescope.data.options import PLAIN
 from planescope.data.roles import Batch
-from planescope.data.sources import NAMES
+from planescope.data.sets.sources import NAMES
 
 if TYPE_CHECKING:
     import numpy as np

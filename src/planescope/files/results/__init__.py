@@ -1,0 +1,1 @@
+"""Results as plain data: what they share, and the files that hold them."""

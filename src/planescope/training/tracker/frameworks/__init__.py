@@ -1,0 +1,1 @@
+"""A `Tracker` in the frameworks that train: Lightning, Hugging Face, Keras."""
