@@ -225,6 +225,27 @@ def test_nothing_of_the_users_is_called_or_moved(data: Images) -> None:
     assert len(module.conv._forward_hooks) == 1
 
 
+def test_hooks_that_are_not_run_are_told_and_those_that_make_a_weight_refused(data: Images) -> None:
+    module = Own()
+    module.conv.register_forward_pre_hook(lambda _, inputs: (-inputs[0],))
+    state = initial(module)
+    told = "hooks on conv are not run: what they change is in no number here"
+    assert told in ps.reset(module, to={0: state}, data=data).notes
+    given = torch.randn(16, 1, 8, 8), torch.arange(16) % 4
+    assert told in ps.sensitivity(module, ways="prune:0.5", data=given).notes
+
+    loose = Own()
+    loose.conv.v = loose.conv.weight
+    del loose.conv.weight
+    loose.conv.weight = loose.conv.v.detach()
+    loose.conv.register_forward_pre_hook(lambda m, _: setattr(m, "weight", -m.v))
+    wanted = "conv has a weight that a hook of its own computes before each call"
+    with pytest.raises(ps.UsageError, match=wanted):
+        ps.reset(loose, to={0: initial(loose)}, data=data)
+    with pytest.raises(ps.UsageError, match=wanted):
+        ps.sensitivity(loose, ways="prune:0.5", data=given)
+
+
 def test_the_callers_autocast_changes_nothing(data: Images) -> None:
     plain = reset(Own(), data)
     with torch.autocast("cpu", torch.bfloat16):
