@@ -397,6 +397,22 @@ def test_the_ways_of_a_gpu_give_the_same_but_for_rounding():
         torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("layer", ["features.0", "features.5", "features.12", "classifier.0"])
+def test_in_bfloat16_channels_that_lie_together_give_the_same_bits(layer):
+    network = build("lenet", seed=0).eval()
+    names = (f"{layer}.weight", f"{layer}.bias")
+    other = {name: build("lenet", seed=1).state_dict()[name] for name in names}
+    images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        wanted = torch.func.functional_call(network, other, (images.clone(),))
+        ways = Traced(network, trace(network), Inputs.of(images[:16]))
+        start = ways.uses(names)[0]
+        for size in (16, 48, 64):  # one batch, and several that were joined
+            values = ways.begin(Inputs.of(images[:size]))
+            ways.advance(values, 0, start, {})
+            assert torch.equal(ways.finish(values, start, other), wanted[:size])
+
+
 def test_images_of_more_than_a_pixel_are_read_as_they_are():
     network = build("vgg11", width=0.25, seed=0).eval()
     batch = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,8 @@ from torch.nn.utils import parametrizations, prune
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Input, Kind, Place
 from planescope.networks.graph.trace import trace_places
-from planescope.networks.live.module import read_module, read_state_dict
+from planescope.networks.live.mapping import read_state_dict
+from planescope.networks.live.module import read_module
 
 
 def places(module):
@@ -739,7 +740,7 @@ def test_a_frozen_script_is_refused_for_what_it_is():
 
 def test_numpy_arrays_need_no_torch():
     code = (
-        "import sys, numpy; from planescope.networks.live.module import read_state_dict;"
+        "import sys, numpy; from planescope.networks.live.mapping import read_state_dict;"
         "read_state_dict({'a.weight': numpy.ones((2, 2))}); print('torch' in sys.modules)"
     )
     output = subprocess.run(

@@ -18,7 +18,8 @@ from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.reading import size_of
 from planescope.hyperplanes.layer import Described, Kind, Layer, Skipped, StateDict, Structure
 from planescope.measurement.record import Source
-from planescope.networks.live.module import read_module, read_state_dict
+from planescope.networks.live.mapping import read_state_dict
+from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import Hints, describe
 from planescope.networks.state.parametrisations import resolved
 from planescope.networks.state.sharing import shared

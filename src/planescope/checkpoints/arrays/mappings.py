@@ -13,7 +13,7 @@ from planescope.checkpoints.arrays import nested
 from planescope.checkpoints.arrays.nested import MAX_DEPTH, Tree
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import StateDict
-from planescope.networks.live.module import live_tensor
+from planescope.networks.live.mapping import live_tensor
 
 # What Flax puts round an array holds it under this name.
 _BOXED = "value"

@@ -37,7 +37,7 @@ from planescope.criticality.replacements import (
 from planescope.criticality.resets.weights import with_weights
 from planescope.criticality.sensitivity.parts import find_parts
 from planescope.files.errors import UsageError
-from planescope.networks.live.module import read_state_dict
+from planescope.networks.live.mapping import read_state_dict
 from planescope.training.run import Run
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from planescope.files.errors import counted
+from planescope.files.errors import UsageError, counted
 from planescope.files.results.result import Table, columns_of
 from planescope.hyperplanes.layer import Skipped
 
@@ -252,7 +252,9 @@ class Plan(Table):
         """
         from planescope.criticality.plan.forms.thinning import thinned
 
-        return thinned(self, example)
+        if self.way != "filters":
+            raise UsageError(f"a plan by {self.way} removes no filters; plan by the way filters")
+        return thinned(self.module, [layer.name for layer in self.layers], example)
 
     def masks(self) -> dict[str, Any]:
         """Give of every planned layer which weights stay, as ``torch.nn.utils.prune`` takes it."""

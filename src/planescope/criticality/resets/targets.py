@@ -21,7 +21,8 @@ from planescope.files.errors import UsageError
 from planescope.measurement.source import LIBRARIES
 from planescope.networks.build import load_pretrained
 from planescope.networks.live.copies import plain_name
-from planescope.networks.live.module import read_state_dict, unwrapped
+from planescope.networks.live.mapping import read_state_dict
+from planescope.networks.live.module import unwrapped
 from planescope.networks.load import beyond, fitting
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from planescope.hyperplanes.layer import Kind, Place, Tensor, kind_of_convolution
 from planescope.networks.live.copies import without_autocast
-from planescope.networks.live.module import named_tensor
+from planescope.networks.live.mapping import named_tensor
 from planescope.networks.live.plain import plain
 
 FUNCTIONAL_LAYERS = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from planescope.hyperplanes.layer import Kind, Place, kind_of_convolution
 from planescope.networks.live.affine import Leaf
 from planescope.networks.live.entries import Survey, full_name
-from planescope.networks.live.module import named_tensor
+from planescope.networks.live.mapping import named_tensor
 from planescope.networks.live.plain import plain
 
 if TYPE_CHECKING:

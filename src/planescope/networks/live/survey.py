@@ -13,7 +13,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from planescope.files.errors import UsageError
-from planescope.hyperplanes.layer import Place, Tensor
+from planescope.hyperplanes.layer import (
+    Kind,
+    Place,
+    Skipped,
+    StateDict,
+    Tensor,
+    kind_of_convolution,
+)
 from planescope.networks.graph.trace import place_of
 from planescope.networks.live import affine
 from planescope.networks.live.affine import Leaf
@@ -25,7 +32,7 @@ from planescope.networks.live.copies import (
     without_autocast,
 )
 from planescope.networks.live.entries import Survey, full_name
-from planescope.networks.live.module import named_tensor, read_script
+from planescope.networks.live.mapping import array_of, named_tensor
 from planescope.networks.live.plain import is_plain
 from planescope.networks.live.quantised import enter_quantised, is_quantised
 from planescope.networks.live.solved import (
@@ -94,6 +101,56 @@ def _enter(found: Survey, name: str, module: nn.Module) -> str | None:
         found.doubtful.append(name)
     _enter_rest(found, name, module)
     return None
+
+
+def not_followed(module: nn.Module, reason: str, /) -> str:
+    """Say what is unknown of a module without a graph, and why there is none."""
+    return (
+        f"the graph of {type(module).__name__} could not be followed "
+        f"({reason.partition(chr(10))[0]}): stages and inputs are unknown, "
+        "and norms are paired with layers by order"
+    )
+
+
+def read_script(module: torch.jit.ScriptModule, /) -> StateDict:
+    """Read a TorchScript module, whose submodules know what they were scripted from."""
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = {
+        name: named_tensor(name, functools.partial(array_of, name, tensor))
+        for name, tensor in held.items()
+    }
+    if not held:
+        raise UsageError(
+            "a TorchScript module without parameters: freezing makes them constants of its graph; "
+            "measure the module before it is frozen"
+        )
+    places, skipped = {}, []
+    for name, submodule in module.named_modules():
+        full = f"{name}.weight" if name else "weight"
+        weight = tensors.get(full)
+        if weight is None or len(weight.shape) < 2:
+            continue
+        kind = _SCRIPTED.get(submodule.original_name.removeprefix("Mkldnn"))
+        if kind is None:
+            reason = (
+                f"its class was {submodule.original_name}, and TorchScript does not tell how that "
+                "uses its weight; measure the module before it is scripted"
+            )
+            skipped.append(Skipped(name=name or "weight", reason=reason))
+            del tensors[full]
+            continue
+        kind = kind_of_convolution(weight.shape[2:]) if kind is Kind.CONV else kind
+        groups = getattr(submodule, "groups", 1 if kind is Kind.LINEAR else None)
+        places[name or "weight"] = Place(kind=kind, groups=groups)
+    note = not_followed(module, "TorchScript")
+    return StateDict(tensors=tensors, places=places, note=note, skipped=tuple(skipped))
+
+
+_SCRIPTED = {
+    **{f"Conv{n}d": Kind.CONV for n in (1, 2, 3)},
+    **{f"ConvTranspose{n}d": Kind.TRANSPOSED for n in (1, 2, 3)},
+    **dict.fromkeys(("Linear", "NonDynamicallyQuantizableLinear"), Kind.LINEAR),
+}
 
 
 def _is_script(module: nn.Module) -> TypeGuard[torch.jit.ScriptModule]:

