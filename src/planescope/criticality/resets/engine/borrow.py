@@ -93,10 +93,11 @@ def _refuse_computed(module: nn.Module) -> None:
             held for held in ("weight", "bias") if isinstance(vars(part).get(held), torch.Tensor)
         ]
         if loose and any(map(_is_unheeded, part._forward_pre_hooks.values())):
+            where = plain_name(name) or type(module).__name__
             raise UsageError(
-                f"{plain_name(name) or type(module).__name__} has a {loose[0]} that a hook of its own "
-                "computes before each call, and such hooks are not run; give the network with that "
-                f"{loose[0]} as a parameter, or by torch.nn.utils.parametrize"
+                f"{where} has a {loose[0]} that a hook of its own computes before each call, and "
+                f"such hooks are not run; give the network with that {loose[0]} as a parameter, or "
+                "by torch.nn.utils.parametrize"
             )
 
 
