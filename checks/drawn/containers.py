@@ -81,8 +81,11 @@ def _keras(network: Drawn, path: Path) -> None:
 
 def _keras_operation(keras: Any, op: str, given: list[Any]) -> Any:
     layers = keras.layers
-    activations = {"relu": "relu", "relu6": "relu6", "clamp": "relu", "gelu": "gelu",
-                   "silu": "silu", "tanh": "tanh", "sigmoid": "sigmoid", "elu": "elu"}  # fmt: skip
+    same = (
+        *("relu", "relu6", "gelu", "silu", "tanh", "sigmoid", "elu", "mish", "selu", "softplus"),
+        *("softsign",),
+    )
+    activations = {**{word: word for word in same}, "clamp": "relu", "at_least_0": "relu"}
     if op in activations:
         return layers.Activation(activations[op])(given[0])
     made = {
@@ -100,6 +103,12 @@ def _keras_operation(keras: Any, op: str, given: list[Any]) -> Any:
         "sub": layers.Subtract,
         "mul": layers.Multiply,
         "max": layers.Maximum,
+        "min": layers.Minimum,
+        "divided": lambda: layers.Rescaling(0.4),
+        "from_one": lambda: layers.Rescaling(-1.0, 1.0),
+        "negative": lambda: layers.Rescaling(-1.0),
+        "softmax": lambda: layers.Softmax(-1),
+        "threshold": lambda: layers.ReLU(),
         "cat": layers.Concatenate,
     }
     if op not in made:  # a flattened image has another order there

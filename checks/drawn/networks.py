@@ -40,6 +40,32 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "scaled": lambda x: x * 0.5,
     "turned": lambda x: x * -1.5,
     "shifted": lambda x: x + 0.25,
+    "hardtanh": functional.hardtanh,
+    "cut_above": lambda x: x.clamp(max=1.5),
+    "cut_below": lambda x: x.clamp(min=-0.5),
+    "cut": lambda x: x.clamp(-1.0, 1.0),
+    "cut_to_unit": lambda x: x.clamp(0.0, 1.0),
+    "at_least_0": lambda x: torch.maximum(x, torch.zeros(1)),
+    "at_most_1": lambda x: torch.minimum(x, torch.ones(1)),
+    "negative": torch.neg,
+    "from_one": lambda x: 1.0 - x,
+    "square": torch.square,
+    "power": lambda x: x**2,
+    "times_itself": lambda x: x * x,
+    "root": lambda x: torch.sqrt(x.abs() + 1e-3),
+    "divided": lambda x: x / 2.5,
+    "softplus": functional.softplus,
+    "hardsigmoid": functional.hardsigmoid,
+    "mish": functional.mish,
+    "selu": functional.selu,
+    "softsign": functional.softsign,
+    "softmax": lambda x: torch.softmax(x, 1),
+    "log_softmax": lambda x: torch.log_softmax(x, 1),
+    "threshold": lambda x: functional.threshold(x, 0.0, 0.0),
+    "where": lambda x: torch.where(x > 0, x, torch.zeros(1)),
+    "masked": lambda x: x * (x > 0),
+    "bell": lambda x: torch.exp(-x.abs()),
+    "sine": torch.sin,
     "max_pool": lambda x: functional.max_pool2d(x, 2),
     "avg_pool": lambda x: functional.avg_pool2d(x, 2),
     "pad": lambda x: functional.pad(x, (1, 0, 0, 1)),
@@ -51,16 +77,20 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,
     "max": torch.maximum,
+    "min": torch.minimum,
     "cat": lambda x, y: torch.cat([x, y], 1),
     "flatten": lambda x: torch.flatten(x, 1),
     "mean": lambda x: x.mean((2, 3)),
 }
 _ACTIVATIONS = (
-    *("relu",) * 7, "relu6", "clamp", "leaky", "gelu", "silu", "tanh", "sigmoid", "hardswish",
-    "elu", "abs",
+    *("relu",) * 14, "relu6", "clamp", "leaky", "gelu", "silu", "tanh", "sigmoid", "hardswish",
+    "elu", "abs", "hardtanh", "cut_above", "cut_below", "cut", "cut_to_unit", "at_least_0",
+    "at_most_1", "negative", "from_one", "square", "power", "times_itself", "root", "divided",
+    "softplus", "hardsigmoid", "mish", "selu", "softsign", "softmax", "log_softmax", "threshold",
+    "where", "masked", "bell", "sine",
 )  # fmt: skip
 _HALVE = ("max_pool", "avg_pool")
-_JOINS = ("add", "add", "add", "sub", "mul", "max", "cat")
+_JOINS = ("add", "add", "add", "sub", "mul", "max", "min", "cat")
 
 
 class Drawn(nn.Module):
@@ -182,6 +212,8 @@ class _Author:
         rng, (channels, height, width) = self.rng, self.shapes[read]
         if height >= 6 and rng.random() < 0.6:
             return self.do(rng.choice(_HALVE), read, shape=(channels, height // 2, width // 2))
+        if rng.random() < 0.3:  # two activations in a row
+            return self.do(rng.choice(_ACTIVATIONS), read, shape=self.shapes[read])
         if height <= 4 and rng.random() < 0.4:
             op = rng.choice(("nearest", "bilinear"))
             return self.do(op, read, shape=(channels, height * 2, width * 2))

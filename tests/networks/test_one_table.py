@@ -274,3 +274,57 @@ def test_files_without_a_graph_give_it_but_for_the_places(right, tmp_path, conta
     assert sorted(rows(found)) == sorted(rows(right))
     assert {str(layer.input) for layer in found.layers} == {"unknown"}
     assert found.skipped == ()
+
+
+class Cut(nn.Module):
+    """A convolution that reads an image with something done to it."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.norm, self.conv, self.change = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), change
+
+    def forward(self, image):
+        return self.conv(self.change(self.norm(image)))
+
+
+# An image that is cut is none any more; what is called a ReLU's output is never negative.
+CHANGES = {
+    "relu": (lambda x: x.relu(), "relu"),
+    "clamped": (lambda x: x.clamp(min=0), "relu"),
+    "clamped-to-1": (lambda x: x.clamp(0, 1), "relu"),
+    "at-least-0": (lambda x: torch.maximum(x, torch.zeros(1)), "relu"),
+    "threshold": (lambda x: nn.functional.threshold(x, 0.0, 0.0), "relu"),
+    "above--1": (lambda x: x.clamp(min=-1), "other"),
+    "below-1": (lambda x: x.clamp(max=1), "other"),
+    "at-most-1": (lambda x: torch.minimum(x, torch.ones(1)), "other"),
+    "of-a-relu-below-6": (lambda x: x.relu().clamp(max=6), "relu"),
+    "of-a-relu-below--1": (lambda x: x.relu().clamp(max=-1), "other"),
+    "of-a-relu-squared": (lambda x: x.relu() ** 2, "relu"),
+    "squared": (torch.square, "other"),
+    "times-itself": (lambda x: x * x, "other"),
+    "to-the-4th": (lambda x: x**4, "other"),
+    "moved": (lambda x: x - 0.5, "image"),
+}
+
+
+@pytest.mark.parametrize("container", ["live", "onnx", "pt2", "core.pt2"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_image_that_is_cut_is_the_same_in_every_graph(tmp_path, change, container):
+    done, expected = CHANGES[change]
+    if (change, container) == ("threshold", "core.pt2"):
+        expected = "other"  # a choice between two values by then
+    net, image = Cut(done).eval(), torch.zeros(1, 3, 8, 8)
+    path = tmp_path / f"net.{container.rpartition('.')[2]}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if container == "onnx":
+            torch.onnx.export(
+                net, (image,), path, dynamo=False, do_constant_folding=False,
+                training=torch.onnx.TrainingMode.PRESERVE,
+            )  # fmt: skip
+        elif container != "live":
+            program = torch.export.export(net, (image,))
+            core = program.run_decompositions() if container == "core.pt2" else program
+            torch.export.save(core, path)
+    (layer,) = ps.measure(net if container == "live" else path).layers
+    assert layer.input == expected

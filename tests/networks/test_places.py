@@ -266,7 +266,14 @@ IMAGE, RELU = node(Role.IMAGE), node(Role.RELU, 0)
         pytest.param(
             [IMAGE, RELU, node(Role.GATE, 0), node(Role.JOIN, 1, 2)], "other", id="beside-a-gate"
         ),
-        pytest.param([IMAGE, constant(0), node(Role.MAXIMUM, 0, 1)], "image", id="image-at-least"),
+        pytest.param([IMAGE, constant(0), node(Role.MAXIMUM, 0, 1)], "relu", id="image-at-least-0"),
+        pytest.param([IMAGE, constant(-1), node(Role.MAXIMUM, 0, 1)], "other", id="image-above--1"),
+        pytest.param([IMAGE, constant(1), node(Role.MINIMUM, 0, 1)], "other", id="image-below-1"),
+        pytest.param([IMAGE, RELU, constant(6), node(Role.MINIMUM, 1, 2)], "relu", id="relu-to-6"),
+        pytest.param(
+            [IMAGE, RELU, constant(-1), node(Role.MINIMUM, 1, 2)], "other", id="relu-below--1"
+        ),
+        pytest.param([IMAGE, node(Role.PRODUCT, 0, 0)], "other", id="image-times-itself"),
         pytest.param(
             [IMAGE, node(Role.OTHER, 0), constant(0), node(Role.MAXIMUM, 1, 2)], "relu", id="max-0"
         ),

@@ -51,9 +51,10 @@ _WORDS = (
         r"|Masking|Transpose|GetItem|SlicingOpLambda|Squeeze|ExpandDims|Mean|Max|Amax|Min|Amin|Sum"
         r"|BroadcastTo|Repeat|Tile|Split|Flip|Roll|Swapaxes|Moveaxis|Ravel|Take",
     ),
-    (Role.JOIN, r"Concatenate|Add|Average|Minimum|Stack"),
+    (Role.JOIN, r"Concatenate|Add|Average|Stack"),
     (Role.PRODUCT, r"Multiply|(True)?Divide"),
     (Role.MAXIMUM, r"Maximum"),
+    (Role.MINIMUM, r"Minimum"),
     (
         Role.SHIFT,
         r"Subtract|Rescaling|Normalization|Resizing|Resize|CenterCrop|Random\w+|Pad",

@@ -48,13 +48,14 @@ _WORDS = {
         )),
     ),
     Role.JOIN: (
-        *("Add", "Concat", "ConcatFromSequence", "If", "Loop", "Mean", "Min", "Scan"),
+        *("Add", "Concat", "ConcatFromSequence", "If", "Loop", "Mean", "Scan"),
         *("ScatterElements", "ScatterND", "SequenceConstruct", "Sum", "Where"),
         *("com.microsoft.BiasAdd", "com.microsoft.QLinearAdd", "com.microsoft.QLinearConcat"),
         *("com.microsoft.QLinearWhere", "com.microsoft.BiasDropout"),
     ),
     Role.PRODUCT: ("Div", "Mul", "com.microsoft.QLinearMul"),
     Role.MAXIMUM: ("Max",),
+    Role.MINIMUM: ("Min",),
     Role.SHIFT: ("Sub",),
     # What they give is the same for every input of that shape.
     Role.CONSTANT: ("Shape", "Size"),
@@ -88,6 +89,9 @@ _ZERO_POINTS = {
     "com.microsoft.QLinearGlobalAveragePool": 4,
     "com.microsoft.QLinearReduceMean": 4,
 }
+
+# What a clip without a bound has in its place.
+_LARGEST = 3.4e38
 
 _STRIDED = (
     "AveragePool", "Conv", "ConvInteger", "DeformConv", "FusedConv", "LpPool", "MaxPool",
@@ -163,6 +167,10 @@ class _Steps:
             last = self._layer(node, reads)
         else:
             role = Role.IDENTITY if node in self._parts else self._role(node)
+            if node.op == "Clip":
+                role, reads = self._clip(node, reads)
+            elif node.op == "Pow" and self._is_even(node.input(1)):
+                role, reads = Role.PRODUCT, reads[:1] * 2
             if node in self._parts and names[0] not in self.numbers:
                 reads = reads[::-1]
             last = self._put(Step(role=role, reads=reads, downsamples=downsamples(node)))
@@ -213,21 +221,34 @@ class _Steps:
 
     def _role(self, node: Node) -> Role:
         role = WORDS.get(node.op, Role.OTHER)
-        if node.op in ("Clip", "ThresholdedRelu"):
-            return Role.RELU if self._least(node) >= 0 else Role.OTHER
+        if node.op == "ThresholdedRelu":
+            return Role.RELU if node.number("alpha", 1.0) >= 0 else Role.OTHER
         if role is Role.VIEW and (_overshoots(node) or self._pads_below(node)):
             return Role.SHIFT
         return role
 
-    def _least(self, node: Node) -> float:
-        """Find the least value that comes out of a clip."""
-        if node.op == "ThresholdedRelu":
-            return node.number("alpha", 1.0)
-        least = node.input(1)
-        if least is None:
-            return node.number("min", -math.inf)
-        value = self._constants.scalar(least)
-        return -math.inf if value is None else value
+    def _clip(self, node: Node, reads: tuple[int, ...]) -> tuple[Role, tuple[int, ...]]:
+        """Tell what a clip is: a ReLU, a maximum or a minimum with a number, or both."""
+        least, most = self._bound(node, 1, "min"), self._bound(node, 2, "max")
+        if least is not None and least >= 0:
+            return Role.RELU, reads[:1]
+        bound = least if most is None else most
+        if bound is None or math.isnan(bound) or (least is not None and most is not None):
+            return Role.OTHER, reads[:1]
+        constant = self._put(Step(role=Role.CONSTANT, is_non_negative=lambda: bound >= 0))
+        return (Role.MAXIMUM if most is None else Role.MINIMUM), (reads[0], constant)
+
+    def _is_even(self, power: Name | None) -> bool:
+        found = self._constants.scalar(power)
+        return found is not None and found > 0 and found % 2 == 0
+
+    def _bound(self, node: Node, number: int, name: str) -> float | None:
+        """Find a bound of a clip: None where there is none, NaN where it cannot be told."""
+        given = node.input(number)
+        found = node.number(name, math.inf) if given is None else self._constants.scalar(given)
+        if found is None:
+            return math.nan
+        return None if abs(found) >= _LARGEST else found
 
     def _pads_below(self, node: Node) -> bool:
         """Tell whether values that are put around may be negative."""

@@ -78,11 +78,12 @@ ROLES = {
             "TopKV2", "Transpose", "Unpack",
         ),
         Role.JOIN: (
-            "Add", "AddN", "AddV2", "BiasAdd", "Concat", "ConcatV2", "Merge", "Minimum", "Pack",
+            "Add", "AddN", "AddV2", "BiasAdd", "Concat", "ConcatV2", "Merge", "Pack",
             "Select", "SelectV2",
         ),
         Role.PRODUCT: ("Div", "DivNoNan", "Mul", "MulNoNan", "RealDiv"),
         Role.MAXIMUM: ("Maximum",),
+        Role.MINIMUM: ("Minimum",),
         Role.SHIFT: ("Neg", "ResizeBicubic", "Sub"),
         # Whoever asks for these does not read the values.
         Role.CONSTANT: ("Rank", "Shape", "ShapeN", "Size"),

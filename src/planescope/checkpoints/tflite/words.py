@@ -60,9 +60,10 @@ ROLES = {
             "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SLICE", "SPACE_TO_DEPTH", "SPLIT_V",
             "STRIDED_SLICE", "SUM", "TILE", "TOPK_V2", "TRANSPOSE", "UNPACK",
         ),
-        Role.JOIN: ("ADD", "ADD_N", "CONCATENATION", "MINIMUM", "PACK"),
+        Role.JOIN: ("ADD", "ADD_N", "CONCATENATION", "PACK"),
         Role.PRODUCT: ("DIV", "MUL"),
         Role.MAXIMUM: ("MAXIMUM",),
+        Role.MINIMUM: ("MINIMUM",),
         Role.SHIFT: ("NEG", "SUB"),
         Role.CONSTANT: ("SHAPE", "RANK"),
     }.items()

@@ -12,7 +12,7 @@ _WORDS = {
     Role.RELU: {"relu", "relu_", "relu6", "relu6_"},
     Role.GATE: {
         *("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "softmax", "_softmax", "softplus"),
-        *("exp", "abs", "square", "sqrt", "rsqrt"),
+        *("exp", "abs", "sqrt", "rsqrt", "gt", "ge", "lt", "le", "eq", "ne", "logical_not"),
     },
     Role.IDENTITY: {
         *("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "clone"),
@@ -32,14 +32,21 @@ _WORDS = {
         *(f"max_pool{n}d_with_indices" for n in (1, 2, 3)),
         *(f"{how}_pad{n}d" for how in ("reflection", "replication") for n in (1, 2, 3)),
     },
-    Role.JOIN: {"add", "add_", "cat", "concat", "stack", "hstack", "vstack", "minimum"},
+    Role.JOIN: {"add", "add_", "cat", "concat", "stack", "hstack", "vstack"},
     Role.PRODUCT: {"mul", "mul_", "div", "div_"},
     Role.MAXIMUM: {"maximum"},
+    Role.MINIMUM: {"minimum"},
     Role.SHIFT: {"sub", "sub_", "rsub", "upsample_bicubic2d"},
 }  # fmt: skip
 ROLES = {word: role for role, words in _WORDS.items() for word in words}
 
-CLAMPS = {"hardtanh": "min_val", "hardtanh_": "min_val", "clamp": "min", "clamp_min": "min"}
+# Tensors of one number, and which that is.
+FILLED = {"zeros": 0.0, "ones": 1.0, "full": 0.0}
+# How they call their bounds.
+CLAMPS = {
+    **dict.fromkeys(("hardtanh", "hardtanh_"), ("min_val", "max_val")),
+    **dict.fromkeys(("clamp", "clamp_", "clip", "clamp_min", "clamp_max"), ("min", "max")),
+}
 NORMS = {
     *("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training"),
     *("_native_batch_norm_legit", "cudnn_batch_norm"),
@@ -108,3 +115,9 @@ def numeral(argument: Any) -> float | None:
         return None
     value = argument.get("as_float", argument.get("as_int"))
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def is_even(argument: Any) -> bool:
+    """Tell whether an argument is an even number above 0: a power of it is never negative."""
+    value = numeral(argument)
+    return value is not None and value > 0 and value % 2 == 0

@@ -11,6 +11,7 @@ from typing import Any
 from planescope.checkpoints.torch.aten import (
     CLAMPS,
     CONVOLUTIONS,
+    FILLED,
     FLIPS,
     HARMLESS,
     KEEPS,
@@ -20,6 +21,7 @@ from planescope.checkpoints.torch.aten import (
     ROLES,
     SPREADS,
     integers,
+    is_even,
     names,
     numeral,
 )
@@ -164,13 +166,22 @@ class _Network:
     def _plain(self, word: str, arguments: Mapping[str, Any], reads: tuple[int, ...]) -> Node:
         """Translate an operation without weights."""
         if word in CLAMPS:
-            least = numeral(arguments.get(CLAMPS[word]))
-            role = Role.RELU if least is not None and least >= 0 else Role.OTHER
-            return Node(role=role, reads=reads[:1])
+            least, most = (numeral(arguments.get(name)) for name in CLAMPS[word])
+            return self._clamp(least, most, reads)
         if word in ("constant_pad_nd", "pad"):
             filler = numeral(arguments.get("value"))
             role = Role.VIEW if filler is None or filler >= 0 else Role.OTHER
             return Node(role=role, reads=reads[:1])
+        if word == "threshold":
+            given = [numeral(arguments.get(name)) for name in ("threshold", "value")]
+            cuts = all(number is not None and number >= 0 for number in given)
+            return Node(role=Role.RELU if cuts else Role.OTHER, reads=reads[:1])
+        if word == "square" or (word == "pow" and is_even(arguments.get("exponent"))):
+            return Node(role=Role.PRODUCT, reads=reads[:1] * 2)
+        if word in FILLED and not reads:
+            value = numeral(arguments.get("fill_value")) if word == "full" else FILLED[word]
+            filled = value is not None and value >= 0
+            return Node(role=Role.CONSTANT, is_non_negative=lambda: filled)
         role = ROLES.get(word, Role.OTHER)
         if role is Role.VIEW or role is Role.IDENTITY:
             strides = integers(arguments.get("stride")) or integers(arguments.get("kernel_size"))
@@ -186,6 +197,16 @@ class _Network:
                 self._append(Node(role=Role.CONSTANT, is_non_negative=lambda: positive)),
             )
         return Node(role=role, reads=reads)
+
+    def _clamp(self, least: float | None, most: float | None, reads: tuple[int, ...]) -> Node:
+        if least is not None and least >= 0:
+            return Node(role=Role.RELU, reads=reads[:1])
+        bound = least if most is None else most
+        if bound is None or (least is not None and most is not None):
+            return Node(role=Role.OTHER, reads=reads[:1])
+        constant = Node(role=Role.CONSTANT, is_non_negative=lambda: bound >= 0)
+        role = Role.MAXIMUM if most is None else Role.MINIMUM
+        return Node(role=role, reads=(*reads[:1], self._append(constant)))
 
     def _skip(self, outputs: list[str], reason: str) -> None:
         self.skipped.append(Skipped(name=outputs[0] if outputs else "?", reason=reason))

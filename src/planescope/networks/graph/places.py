@@ -30,9 +30,11 @@ class Role(Enum):
     IDENTITY = auto()  # gives what it gets, once the network is trained: dropout, a cast
     # Gives values that it gets, their means, maxima or multiples with a sign kept: pooling, a view.
     VIEW = auto()
-    JOIN = auto()  # a sum, a concatenation, a minimum: negative only where an operand is
+    JOIN = auto()  # a sum, a concatenation: negative only where an operand is
     PRODUCT = auto()  # a product or a quotient
-    MAXIMUM = auto()  # of the operands, element by element
+    # Of the operands, element by element; an image that a constant cuts is none any more.
+    MAXIMUM = auto()
+    MINIMUM = auto()
     # A difference, a normalisation, a resampling that overshoots: an image stays one, anything else
     # may become negative.
     SHIFT = auto()
@@ -109,8 +111,10 @@ _INPUTS = {
 
 _MAX_SIGNS = 64
 
+_EXTREMES = (Role.MAXIMUM, Role.MINIMUM)
+
 # A constant made of constants by one of these is negative only where one of them is.
-_KEEPS_SIGN = (Role.IDENTITY, Role.VIEW, Role.JOIN, Role.PRODUCT, Role.MAXIMUM)
+_KEEPS_SIGN = (Role.IDENTITY, Role.VIEW, Role.JOIN, Role.PRODUCT, *_EXTREMES)
 
 
 def follow(nodes: Sequence[Node], /) -> dict[str, Position]:
@@ -176,6 +180,8 @@ def _nature(node: Node, given: Sequence[_Value]) -> _Nature:
     match node.role:
         case Role.RELU:
             return _Nature.RELU
+        case Role.PRODUCT if len(node.reads) == 2 and len(set(node.reads)) == 1:
+            return _Nature.GATE if given[0].nature is not _Nature.RELU else _Nature.RELU
         case Role.GATE:
             return _Nature.GATE
         case Role.SATURATION:
@@ -190,7 +196,7 @@ def _nature(node: Node, given: Sequence[_Value]) -> _Nature:
         case Role.NORM:
             # Over the image it normalises it: that has not been through a layer yet.
             return _Nature.IMAGE if given[0].nature is _Nature.IMAGE else _Nature.OTHER
-        case Role.JOIN | Role.PRODUCT | Role.MAXIMUM | Role.SHIFT:
+        case Role.JOIN | Role.PRODUCT | Role.MAXIMUM | Role.MINIMUM | Role.SHIFT:
             return _combined(node.role, given)
     return _Nature.OTHER
 
@@ -199,12 +205,12 @@ def _combined(role: Role, given: Sequence[_Value]) -> _Nature:
     """Tell what operands give together."""
     constants = [value for value in given if value.nature is _Nature.CONSTANT]
     natures = {value.nature for value in given if value.nature is not _Nature.CONSTANT}
+    if role is Role.MAXIMUM and any(value.is_non_negative() for value in constants):
+        return _Nature.RELU  # by another name, whatever it cuts
     if natures == {_Nature.IMAGE}:
-        return _Nature.IMAGE
+        return _Nature.OTHER if constants and role in _EXTREMES else _Nature.IMAGE
     if _Nature.UNKNOWN in natures:
         return _Nature.OTHER if _Nature.OTHER in natures else _Nature.UNKNOWN
-    if role is Role.MAXIMUM and any(value.is_non_negative() for value in constants):
-        return _Nature.RELU
     positive = natures <= {_Nature.RELU, _Nature.GATE} and role is not Role.SHIFT
     if not positive or not all(value.is_non_negative() for value in constants):
         return _Nature.OTHER

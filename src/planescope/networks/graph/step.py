@@ -23,7 +23,8 @@ _WORDS = {
     Role.RELU: {"relu", "relu6"},
     Role.GATE: {
         *("sigmoid", "hardsigmoid", "softmax", "softmax2d", "gumbelsoftmax", "softmin"),
-        *("softplus", "exp", "abs", "square", "sqrt", "rsqrt", "norm", "var", "std"),
+        *("softplus", "exp", "abs", "sqrt", "rsqrt", "norm", "var", "std"),
+        *("gt", "ge", "lt", "le", "eq", "ne"),
     },
     # In evaluation these give what they get.
     Role.IDENTITY: {
@@ -44,14 +45,15 @@ _WORDS = {
         *(f"{how}pad{n}d" for how in _PADDINGS for n in (1, 2, 3)),
         *("upsamplingnearest2d", "upsamplingbilinear2d"),
     },
-    Role.JOIN: {"add", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "minimum"},
+    Role.JOIN: {"add", "cat", "concat", "concatenate", "stack", "hstack", "vstack"},
     Role.PRODUCT: {"mul", "multiply", "div", "divide", "truediv"},
     Role.MAXIMUM: {"maximum"},
+    Role.MINIMUM: {"minimum"},
     Role.SHIFT: {"sub", "subtract"},
 }
 _ROLES = {word: role for role, words in _WORDS.items() for word in words}
 
-_CLAMPS = {"hardtanh", "clamp", "clampmin", "clip"}
+_CLAMPS = {"hardtanh", "clamp", "clampmin", "clampmax", "clip"}
 _PADS = {"pad", *(f"constantpad{n}d" for n in (1, 2, 3))}
 _RESIZES = {"interpolate", "upsample"}
 # An `alpha` that scales the second operand is a number too.
@@ -109,17 +111,38 @@ class Step:
         if self.operation in _ARITHMETIC:
             given = (*self.node.args, *self.node.kwargs.values())
             yield from (value for value in given if isinstance(value, int | float))
+        elif self.role in (Role.MAXIMUM, Role.MINIMUM):  # a clamp on one side
+            yield from (bound for bound in self.bounds if isinstance(bound, int | float))
+
+    @property
+    def bounds(self) -> tuple[object, object]:
+        """Return between which numbers a clamp keeps what it gets; None where it has no bound."""
+        least = self.option("min_val", 1, self.node.kwargs.get("min"))
+        if self.operation == "clampmax":
+            return None, self.option("max", 1)
+        most = self.option("max_val", 2, self.node.kwargs.get("max"))
+        return least, most
 
     @property
     def rectifies(self) -> bool:
         """Return whether it is a ReLU, or clamps like one."""
         if self.operation in _CLAMPS:
-            least = self.option("min_val", 1, self.node.kwargs.get("min"))
+            least, _ = self.bounds
             return isinstance(least, int | float) and least >= 0
         if self.operation == "threshold":
             least, instead = self.option("threshold", 1), self.option("value", 2)
             return isinstance(least, int | float) and min(least, instead) >= 0
         return _ROLES.get(self.operation) is Role.RELU
+
+    @property
+    def squares(self) -> bool:
+        """Return whether it multiplies a value by itself: `inputs` has it once."""
+        args = self.node.args
+        if self.operation == "pow" and len(args) > 1:
+            return isinstance(args[1], int | float) and args[1] > 0 and args[1] % 2 == 0
+        if self.operation not in ("mul", "multiply"):
+            return self.operation == "square"
+        return len(args) > 1 and args[0] is args[1]
 
     @property
     def downsamples(self) -> bool:
@@ -140,6 +163,13 @@ class Step:
             return Role.NORM
         if self.rectifies:
             return Role.RELU
+        if self.operation in _CLAMPS:
+            least, most = (isinstance(bound, int | float) for bound in self.bounds)
+            if least is most:
+                return Role.OTHER
+            return Role.MAXIMUM if least else Role.MINIMUM
+        if self.squares:
+            return Role.PRODUCT
         if self.operation in _PADS:
             return Role.VIEW if (self.option("value", 3) or 0) >= 0 else Role.SHIFT
         if self.operation in _RESIZES:

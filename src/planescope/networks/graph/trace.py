@@ -307,7 +307,7 @@ def _nodes(steps: Sequence[Step]) -> tuple[list[Node], dict[int, StepNorm]]:
     norms: dict[int, StepNorm] = {}
     numbers: dict[fx.Node, int] = {}
     for step in steps:
-        reads = tuple(numbers[node] for node in step.inputs)
+        reads = tuple(numbers[node] for node in step.inputs) * (2 if step.squares else 1)
         for operand in step.operands:
             reads += (len(nodes),)
             nodes.append(_number(operand))
