@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 import planescope as ps
-from planescope.criticality.resets.engine.identity import code_digest
+from planescope.criticality.resets.engine.identity import code_digest, value_digest
 from planescope.data.load import Images
 from planescope.networks.graph.trace import trace_graph
 
@@ -76,6 +77,81 @@ def test_kept_work_of_the_same_network_goes_on(data: Images, tmp_path: Path) -> 
     written = keep.read_text()
     assert reset(Own(), data, keep=keep) == first
     assert keep.read_text() == written  # no other protocol was added
+
+
+AROUND = """
+import torch
+from torch import nn
+{imported}
+GAIN = 1.0
+class Branching(nn.Module):
+    scale = 1.0
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.last = nn.Conv2d(1, 6, 3), nn.Linear(6, 4)
+    def forward(self, x):
+        if x.sum() > 0:  # no graph: what is below stands nowhere but in the code
+            x = x + 0
+        return self.last({act}(self.conv(x)).mean((2, 3)) * self.scale * GAIN)
+"""
+HELPER = "import torch\nSLOPE = 0.1\ndef act(x):\n    return torch.where(x > 0, x, SLOPE * x)\n"
+
+
+def _otherwise(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if x.sum() > 0:
+        x = -x
+    return self.last(self.conv(x).mean((2, 3)))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["module", "name"])
+@pytest.mark.parametrize(
+    ("place", "attribute", "value"),
+    [
+        ("helper", "SLOPE", -0.9),
+        ("helper", "act", torch.tanh),
+        ("own", "GAIN", -1.0),
+        ("class", "scale", -1.0),
+        ("class", "forward", _otherwise),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_without_a_graph_kept_work_is_bound_to_all_that_the_code_takes(
+    data: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    named: bool, place: str, attribute: str, value: Any,
+) -> None:  # fmt: skip
+    names = f"around_{tmp_path.name}", f"helper_{tmp_path.name}"
+    way = (f"from {names[1]} import act", "act") if named else (f"import {names[1]} as h", "h.act")
+    (tmp_path / f"{names[0]}.py").write_text(AROUND.format(imported=way[0], act=way[1]))
+    (tmp_path / f"{names[1]}.py").write_text(HELPER)
+    monkeypatch.syspath_prepend(tmp_path)
+    own, helper = map(importlib.import_module, names)
+    keep = tmp_path / "kept"
+    first = reset(own.Branching(), data, keep=keep)
+    written = keep.read_text()
+    assert reset(own.Branching(), data, keep=keep).cells == first.cells
+    assert keep.read_text() == written  # it was taken
+    where = {"helper": helper, "own": own, "class": own.Branching}[place]
+    if named and attribute == "act":
+        where = own
+    monkeypatch.setattr(where, attribute, value)
+    changed = reset(own.Branching(), data, keep=keep)
+    assert changed == reset(own.Branching(), data)
+    assert changed.cells != first.cells
+
+
+BOUND = 1
+
+
+def _beyond(outputs: torch.Tensor, _: Any) -> torch.Tensor:
+    return (outputs > BOUND).sum()
+
+
+def test_a_metric_of_another_constant_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = value_digest(_beyond)
+    assert value_digest(_beyond) == before
+    monkeypatch.setattr(sys.modules[__name__], "BOUND", 2)
+    assert value_digest(_beyond) != before
 
 
 def test_a_doubt_computes_anew() -> None:
@@ -147,6 +223,27 @@ def test_nothing_of_the_users_is_called_or_moved(data: Images) -> None:
     assert np.random.get_state()[1].tolist() == legacy  # noqa: NPY002
     assert module.training
     assert len(module.conv._forward_hooks) == 1
+
+
+def test_hooks_that_are_not_run_are_told_and_those_that_make_a_weight_refused(data: Images) -> None:
+    module = Own()
+    module.conv.register_forward_pre_hook(lambda _, inputs: (-inputs[0],))
+    state = initial(module)
+    told = "hooks on conv are not run: what they change is in no number here"
+    assert told in ps.reset(module, to={0: state}, data=data).notes
+    given = torch.randn(16, 1, 8, 8), torch.arange(16) % 4
+    assert told in ps.sensitivity(module, ways="prune:0.5", data=given).notes
+
+    loose = Own()
+    loose.conv.v = loose.conv.weight
+    del loose.conv.weight
+    loose.conv.weight = loose.conv.v.detach()
+    loose.conv.register_forward_pre_hook(lambda m, _: setattr(m, "weight", -m.v))
+    wanted = "conv has a weight that a hook of its own computes before each call"
+    with pytest.raises(ps.UsageError, match=wanted):
+        ps.reset(loose, to={0: initial(loose)}, data=data)
+    with pytest.raises(ps.UsageError, match=wanted):
+        ps.sensitivity(loose, ways="prune:0.5", data=given)
 
 
 def test_the_callers_autocast_changes_nothing(data: Images) -> None:

@@ -5,8 +5,8 @@ them. The processes are started as on every system, by a command: none is forked
 threads of NumPy's BLAS. multiprocessing would spare some lines, but starts its own by a command
 whose import path begins with the working folder, which may be anybody's.
 
-The price are these lines, and for each process 0.2 s of a core and the memory of a measurement:
-50 MiB and the largest layer.
+The price are these lines, and for each process 0.3 s of a core and the memory of a measurement:
+50 MiB and the largest layer. 100 VGG19 take 3.3 s in place of 4.8 on two cores.
 """
 
 from __future__ import annotations

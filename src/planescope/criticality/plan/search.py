@@ -120,14 +120,14 @@ def plan(
     from planescope.criticality.plan.examples import synthetic
     from planescope.criticality.plan.forms.opening import acting, check_finite, filled, opened
     from planescope.criticality.plan.sizes import at, cost, within
-    from planescope.criticality.resets.engine.borrow import borrowed
+    from planescope.criticality.resets.engine.borrow import borrowed, unheeded_hooks
     from planescope.data.random_states import generators_of, same_random_states
 
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")
     given = opened(model, network, "network", trust=trust)
     with same_random_states(*generators_of(data)), torch.no_grad():
-        whole = borrowed(given.module, whole=False)
+        whole, unheeded = borrowed(given.module, whole=False), unheeded_hooks(given.module)
         check_finite(acting(whole), f"{given.source}:")
         knife = knife_of(way, whole, to, given)
         notes: list[str] = []
@@ -171,7 +171,9 @@ def plan(
         curve=tuple(one.rival for one in others),
         skipped=tuple(bench.skipped),
         notes=tuple(
-            filter(None, (*notes, *bench.notes, *bench.taken.notes, bench.table.note, lacks))
+            filter(
+                None, (*notes, *unheeded, *bench.notes, *bench.taken.notes, bench.table.note, lacks)
+            )
         ),
         module=module,
     )

@@ -292,7 +292,7 @@ def _subject(
     unfinished: bool,
 ) -> Subject:
     """Return the network that is reset, with its data."""
-    from planescope.criticality.resets.engine.borrow import borrowed
+    from planescope.criticality.resets.engine.borrow import borrowed, unheeded_hooks
     from planescope.criticality.resets.trained import of_checkpoint, of_module, of_run
 
     if run is not None:
@@ -309,4 +309,5 @@ def _subject(
         )
     whole = unwrapped(model)
     name = type(whole).__name__
-    return of_module(borrowed(whole), to, data, name=name, keep=keep, options=options)
+    subject = of_module(borrowed(whole), to, data, name=name, keep=keep, options=options)
+    return dataclasses.replace(subject, notes=unheeded_hooks(whole))

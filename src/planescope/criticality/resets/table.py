@@ -112,7 +112,7 @@ def reset(
     tallies = {place: progress[cell.key] for place, cell in cells.items()}
     found = table.cells(tallies)
     notes = (
-        note, *work.groups, *left_out, untouched(found), *feed.notes,
+        note, *subject.notes, *work.groups, *left_out, untouched(found), *feed.notes,
         _rounding(work.plan.precision), judge.positions_note, *table.notes(),
         *table.not_numbers(tallies),
     )  # fmt: skip

@@ -60,6 +60,8 @@ class Subject:
         Steps from the only target to the trained weights.
     stays : bool
         Evaluate where the module is, unless another device is asked for.
+    notes : tuple of str
+        What of the network is not as its owner runs it.
     """
 
     source: str
@@ -72,6 +74,7 @@ class Subject:
     redrawn: int = 0
     path: int | None = None
     stays: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def of_run(

@@ -252,6 +252,7 @@ class Job:
         yield from given.notes
         yield from given.feed.notes
         yield from self.network.notes
+        yield from self.network.unheeded
         if counted.note and not self.network.notes:
             yield counted.note
         if several := given.judge.positions_note:

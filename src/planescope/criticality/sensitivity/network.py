@@ -19,7 +19,7 @@ from torch import nn
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.keras.live import refuse
 from planescope.checkpoints.locate import locate
-from planescope.criticality.resets.engine.borrow import borrowed, with_whole_weights
+from planescope.criticality.resets.engine.borrow import borrowed, unheeded_hooks, with_whole_weights
 from planescope.criticality.resets.trained import last_of
 from planescope.criticality.resets.weights import state_of, with_weights
 from planescope.files.errors import CheckpointError, UsageError
@@ -49,6 +49,8 @@ class Network:
         Evaluate where the module is.
     notes : tuple of str
         What a reader should know of it.
+    unheeded : tuple of str
+        What its owner runs, and a copy does not.
     input_shape : tuple of int or None
         Channels, height and width that it was trained on, where its file says so.
     """
@@ -58,6 +60,7 @@ class Network:
     module: nn.Module
     stays: bool = False
     notes: tuple[str, ...] = ()
+    unheeded: tuple[str, ...] = ()
     input_shape: tuple[int, int, int] | None = None
 
 
@@ -75,7 +78,10 @@ def open_network(model: Any, network: str | nn.Module | None, trust: Any = False
     if isinstance(model, nn.Module):
         whole = unwrapped(model)
         name = type(whole).__name__
-        return Network(source=name, name=name, module=_plain(borrowed(whole), name), stays=True)
+        return Network(
+            source=name, name=name, module=_plain(borrowed(whole), name), stays=True,
+            unheeded=unheeded_hooks(whole),
+        )  # fmt: skip
     if isinstance(model, str) and model.startswith(LIBRARIES):
         return Network(
             source=model, name=model, module=_plain(load_pretrained(model).eval(), model)

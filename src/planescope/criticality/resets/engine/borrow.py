@@ -15,7 +15,7 @@ from torch import nn
 
 from planescope.files.errors import UsageError, one_line
 from planescope.networks.graph.trace import remembered
-from planescope.networks.live.copies import deep_copy, without_wrappers
+from planescope.networks.live.copies import deep_copy, plain_name, shares_out, without_wrappers
 
 # What a LightningModule holds of its trainer, data and loops among it.
 _OF_A_TRAINER = ("_trainer", "_fabric")
@@ -40,9 +40,10 @@ def borrowed(module: nn.Module, /, *, whole: bool = True) -> nn.Module:
     Raises
     ------
     UsageError
-        If it cannot be copied, or its weights are quantised.
+        If it cannot be copied, its weights are quantised, or a hook of the user's computes one.
     """
     _refuse_quantised(module)
+    _refuse_computed(module)
     if isinstance(module, torch.jit.ScriptModule):
         raise UsageError("TorchScript holds its weights fast; give the module that it was made of")
     held = [(vars(part), name) for part in module.modules() for name in _OF_A_TRAINER]
@@ -64,6 +65,40 @@ def borrowed(module: nn.Module, /, *, whole: bool = True) -> nn.Module:
         for part in own.modules():
             with_whole_weights(part)
     return remembered(own.eval())
+
+
+def unheeded_hooks(module: nn.Module, /) -> tuple[str, ...]:
+    """Say which modules have hooks of the user's in evaluation, which a copy has not."""
+    names = [
+        plain_name(name) or type(module).__name__
+        for name, part in module.named_modules()
+        if any(
+            map(_is_unheeded, (*part._forward_hooks.values(), *part._forward_pre_hooks.values()))
+        )
+    ]
+    if not names:
+        return ()
+    others = {1: "", 2: " and 1 other module"}.get(len(names), f" and {len(names) - 1} others")
+    return (f"hooks on {names[0]}{others} are not run: what they change is in no number here",)
+
+
+def _is_unheeded(hook: Any) -> bool:
+    return not _is_of_torch(hook) and not shares_out(hook)
+
+
+def _refuse_computed(module: nn.Module) -> None:
+    """Refuse weights that hooks of the user's compute: without them they are those of once."""
+    for name, part in module.named_modules():
+        loose = [
+            held for held in ("weight", "bias") if isinstance(vars(part).get(held), torch.Tensor)
+        ]
+        if loose and any(map(_is_unheeded, part._forward_pre_hooks.values())):
+            where = plain_name(name) or type(module).__name__
+            raise UsageError(
+                f"{where} has a {loose[0]} that a hook of its own computes before each call, and "
+                f"such hooks are not run; give the network with that {loose[0]} as a parameter, or "
+                "by torch.nn.utils.parametrize"
+            )
 
 
 def _own_hooks(module: nn.Module) -> dict[int, Any]:
