@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from planescope.training.config import RunConfig
 
-BOUND = 1.10
+BOUND = 1.05
 ROUNDS = 7
 STEPS = 100
 # Of the epochs that are compared with those of before.
