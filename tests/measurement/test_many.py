@@ -57,7 +57,15 @@ def sources_in(folder: Path) -> list[str]:
 
 
 def helpers() -> list[psutil.Process]:
-    return psutil.Process().children()
+    """List the processes that measure for this one, which may have others of other tests."""
+    return [child for child in psutil.Process().children() if measures(child)]
+
+
+def measures(process: psutil.Process) -> bool:
+    try:
+        return any("processes.serve()" in part for part in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
