@@ -10,7 +10,7 @@ from planescope.checkpoints.onnx.graph import SILENT, Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.quantised import INTEGER_RANGES
 from planescope.networks.graph.places import Node as Step
-from planescope.networks.graph.places import Role
+from planescope.networks.graph.places import Role, clamped, is_even
 
 _WORDS = {
     Role.IDENTITY: SILENT,
@@ -169,7 +169,7 @@ class _Steps:
             role = Role.IDENTITY if node in self._parts else self._role(node)
             if node.op == "Clip":
                 role, reads = self._clip(node, reads)
-            elif node.op == "Pow" and self._is_even(node.input(1)):
+            elif node.op == "Pow" and is_even(self._constants.scalar(node.input(1))):
                 role, reads = Role.PRODUCT, reads[:1] * 2
             if node in self._parts and names[0] not in self.numbers:
                 reads = reads[::-1]
@@ -229,18 +229,11 @@ class _Steps:
 
     def _clip(self, node: Node, reads: tuple[int, ...]) -> tuple[Role, tuple[int, ...]]:
         """Tell what a clip is: a ReLU, a maximum or a minimum with a number, or both."""
-        least, most = self._bound(node, 1, "min"), self._bound(node, 2, "max")
-        if least is not None and least >= 0:
-            return Role.RELU, reads[:1]
-        bound = least if most is None else most
-        if bound is None or math.isnan(bound) or (least is not None and most is not None):
-            return Role.OTHER, reads[:1]
+        role, bound = clamped(self._bound(node, 1, "min"), self._bound(node, 2, "max"))
+        if bound is None:
+            return role, reads[:1]
         constant = self._put(Step(role=Role.CONSTANT, is_non_negative=lambda: bound >= 0))
-        return (Role.MAXIMUM if most is None else Role.MINIMUM), (reads[0], constant)
-
-    def _is_even(self, power: Name | None) -> bool:
-        found = self._constants.scalar(power)
-        return found is not None and found > 0 and found % 2 == 0
+        return role, (reads[0], constant)
 
     def _bound(self, node: Node, number: int, name: str) -> float | None:
         """Find a bound of a clip: None where there is none, NaN where it cannot be told."""

@@ -115,9 +115,3 @@ def numeral(argument: Any) -> float | None:
         return None
     value = argument.get("as_float", argument.get("as_int"))
     return float(value) if isinstance(value, (int, float)) else None
-
-
-def is_even(argument: Any) -> bool:
-    """Tell whether an argument is an even number above 0: a power of it is never negative."""
-    value = numeral(argument)
-    return value is not None and value > 0 and value % 2 == 0

@@ -21,12 +21,11 @@ from planescope.checkpoints.torch.aten import (
     ROLES,
     SPREADS,
     integers,
-    is_even,
     names,
     numeral,
 )
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor, kind_of_convolution
-from planescope.networks.graph.places import Node, Position, Role, follow
+from planescope.networks.graph.places import Node, Position, Role, clamped, follow, is_even
 from planescope.networks.state import exclusions
 from planescope.networks.state.axes import filters_first
 
@@ -176,7 +175,7 @@ class _Network:
             given = [numeral(arguments.get(name)) for name in ("threshold", "value")]
             cuts = all(number is not None and number >= 0 for number in given)
             return Node(role=Role.RELU if cuts else Role.OTHER, reads=reads[:1])
-        if word == "square" or (word == "pow" and is_even(arguments.get("exponent"))):
+        if word == "square" or (word == "pow" and is_even(numeral(arguments.get("exponent")))):
             return Node(role=Role.PRODUCT, reads=reads[:1] * 2)
         if word in FILLED and not reads:
             value = numeral(arguments.get("fill_value")) if word == "full" else FILLED[word]
@@ -199,13 +198,10 @@ class _Network:
         return Node(role=role, reads=reads)
 
     def _clamp(self, least: float | None, most: float | None, reads: tuple[int, ...]) -> Node:
-        if least is not None and least >= 0:
-            return Node(role=Role.RELU, reads=reads[:1])
-        bound = least if most is None else most
-        if bound is None or (least is not None and most is not None):
-            return Node(role=Role.OTHER, reads=reads[:1])
+        role, bound = clamped(least, most)
+        if bound is None:
+            return Node(role=role, reads=reads[:1])
         constant = Node(role=Role.CONSTANT, is_non_negative=lambda: bound >= 0)
-        role = Role.MAXIMUM if most is None else Role.MINIMUM
         return Node(role=role, reads=(*reads[:1], self._append(constant)))
 
     def _skip(self, outputs: list[str], reason: str) -> None:

@@ -7,6 +7,7 @@ one operation to the next is known by its `_Nature` alone.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -115,6 +116,33 @@ _EXTREMES = (Role.MAXIMUM, Role.MINIMUM)
 
 # A constant made of constants by one of these is negative only where one of them is.
 _KEEPS_SIGN = (Role.IDENTITY, Role.VIEW, Role.JOIN, Role.PRODUCT, *_EXTREMES)
+
+
+def clamped(least: float | None, most: float | None, /) -> tuple[Role, float | None]:
+    """Return the role of a clamp between two numbers.
+
+    Parameters
+    ----------
+    least, most : float or None
+        None for a bound that there is not, NaN for one that is not known.
+
+    Returns
+    -------
+    role : Role
+    bound : float or None
+        Of a maximum or a minimum, which a clamp on one side is, the number that it takes it with.
+    """
+    if least is not None and least >= 0:
+        return Role.RELU, None
+    bound = least if most is None else most
+    if bound is None or math.isnan(bound) or (least is not None and most is not None):
+        return Role.OTHER, None
+    return (Role.MAXIMUM if most is None else Role.MINIMUM), bound
+
+
+def is_even(power: float | None, /) -> bool:
+    """Tell whether a power is even and above 0: it gives nothing negative, as a square."""
+    return power is not None and power > 0 and power % 2 == 0
 
 
 def follow(nodes: Sequence[Node], /) -> dict[str, Position]:

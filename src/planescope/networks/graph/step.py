@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from planescope.hyperplanes.layer import Kind, Place
-from planescope.networks.graph.places import Role
+from planescope.networks.graph.places import Role, clamped, is_even
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,24 +111,24 @@ class Step:
         if self.operation in _ARITHMETIC:
             given = (*self.node.args, *self.node.kwargs.values())
             yield from (value for value in given if isinstance(value, int | float))
-        elif self.role in (Role.MAXIMUM, Role.MINIMUM):  # a clamp on one side
-            yield from (bound for bound in self.bounds if isinstance(bound, int | float))
+        elif self.operation in _CLAMPS:
+            _, bound = self.clamp
+            yield from () if bound is None else (bound,)
 
     @property
-    def bounds(self) -> tuple[object, object]:
-        """Return between which numbers a clamp keeps what it gets; None where it has no bound."""
+    def clamp(self) -> tuple[Role, float | None]:
+        """Return what a clamp is, by those of its bounds that are numbers."""
         least = self.option("min_val", 1, self.node.kwargs.get("min"))
-        if self.operation == "clampmax":
-            return None, self.option("max", 1)
         most = self.option("max_val", 2, self.node.kwargs.get("max"))
-        return least, most
+        if self.operation == "clampmax":
+            least, most = None, self.option("max", 1)
+        return clamped(*(each if isinstance(each, int | float) else None for each in (least, most)))
 
     @property
     def rectifies(self) -> bool:
         """Return whether it is a ReLU, or clamps like one."""
         if self.operation in _CLAMPS:
-            least, _ = self.bounds
-            return isinstance(least, int | float) and least >= 0
+            return self.clamp[0] is Role.RELU
         if self.operation == "threshold":
             least, instead = self.option("threshold", 1), self.option("value", 2)
             return isinstance(least, int | float) and min(least, instead) >= 0
@@ -139,7 +139,7 @@ class Step:
         """Return whether it multiplies a value by itself: `inputs` has it once."""
         args = self.node.args
         if self.operation == "pow" and len(args) > 1:
-            return isinstance(args[1], int | float) and args[1] > 0 and args[1] % 2 == 0
+            return isinstance(args[1], int | float) and is_even(args[1])
         if self.operation not in ("mul", "multiply"):
             return self.operation == "square"
         return len(args) > 1 and args[0] is args[1]
@@ -161,13 +161,10 @@ class Step:
         """Return what the step does to what it reads."""
         if self.norm is not None:
             return Role.NORM
+        if self.operation in _CLAMPS:
+            return self.clamp[0]
         if self.rectifies:
             return Role.RELU
-        if self.operation in _CLAMPS:
-            least, most = (isinstance(bound, int | float) for bound in self.bounds)
-            if least is most:
-                return Role.OTHER
-            return Role.MAXIMUM if least else Role.MINIMUM
         if self.squares:
             return Role.PRODUCT
         if self.operation in _PADS:
