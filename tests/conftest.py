@@ -14,6 +14,8 @@ import hypothesis
 import numpy as np
 import pytest
 
+from planescope.files import signals
+
 # Test processes run side by side; within each, and in those it starts, torch takes one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -25,6 +27,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # handed down.
 if os.name == "posix" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave nothing of a signal to the next test: neither handlers nor that one came.
+
+    A command that ran in this process after an interrupt would end by ignoring all signals, and
+    the processes that later tests start and interrupt would ignore them too.
+    """
+    monkeypatch.setattr(signals, "_came", False)
+    handlers = {number: signal.getsignal(number) for number in signals.ENDING}
+    yield
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
