@@ -405,3 +405,15 @@ def test_the_command_writes_the_file_with_its_names(tmp_path) -> None:
     assert failed.returncode == 2
     assert "the network is its reference" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_hooks_that_are_not_run_are_told_of_both_networks() -> None:
+    whole = network()
+    changed = pruned(whole)
+    changed[0].register_forward_hook(lambda _, __, out: -out)
+    told = "hooks on {} are not run: what they change is in no number here"
+    found = ps.repair(changed, whole, data=draws(40, 2, 8, 8))
+    assert found.notes[0] == told.format("0")
+    whole[3].register_forward_pre_hook(lambda _, inputs: (-inputs[0],))
+    found = ps.repair(changed, whole, data=draws(40, 2, 8, 8))
+    assert found.notes[:2] == (told.format("0"), told.format("3 of the reference"))
