@@ -29,6 +29,8 @@ Metric = Callable[[Any, Any], Any]
 
 # Parts of a network's output that are its answer, by the names that libraries give them.
 ANSWERS = ("logits", "out")
+# What is said of a network that ends in a softmax of its own.
+PROBABILITIES = "the network gives probabilities, which were taken as such"
 
 
 def picked(output: Any, pick: Pick | None, /) -> Any:
