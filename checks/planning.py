@@ -1,10 +1,13 @@
-"""The cost of plans and repairs on published CIFAR-10 ResNets that were not developed on.
+"""The cost of plans and repairs on networks that were not developed on.
 
-    python -m checks.planning resnet32 --weights FOLDER --cifar FOLDER --out FOLDER
+    python -m checks.planning NETWORK --weights FOLDER --data FOLDER --out FOLDER
+    python -m checks.planning resnet32 ... --cells rank:0.25,bits:3 --images 400,0 --seeds 1,2
 
-FOLDER of weights holds ``resnet32-*.th`` and the like (Y. Idelbayev), that of CIFAR-10 the folder
-``cifar-10-batches-py``. A line of ``RESNET.csv`` a rival and cell; broken off, the same command
-goes on behind the last whole cell. resnet20 was for development; the others are the test.
+NETWORK is one of `checks.subjects`: ``resnet32`` and the like, where FOLDER of weights holds
+``resnet32-*.th`` (Y. Idelbayev) and that of data ``cifar-10-batches-py``; a run below the folder
+of weights; or one of ``checks.imagenet``, with its pictures for data. A line of ``NETWORK.csv`` a
+rival and cell; broken off, the same command goes on behind the last whole cell. resnet20 was for
+development; the others are the test.
 """
 
 from __future__ import annotations
@@ -20,11 +23,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from checks.resnets import MEAN, STD, CifarResNet
+from checks.subjects import subject
 from planescope.criticality.plan.bench import Bench
 from planescope.criticality.plan.cuts import Knife
 from planescope.criticality.plan.examples import synthetic
-from planescope.data.sets.files import read_cifar
 from planescope.files.writing import replacing
 
 # What is asked for, those of the goals first.
@@ -37,29 +39,12 @@ IMAGES = (400, 0, 100, 10)
 # Labelled test images that tell the truth.
 TRUTH = 2000
 SYNTHETIC = 600
+# Pixels a side, from which on there are no more synthetic pictures than images.
+LARGE = 64
 FIELDS = (
     *("network", "way", "asked", "images", "seed", "rival", "repaired", "chosen", "whole"),
     *("accuracy", "seconds"),
 )
-
-
-def load(name: str, weights: Path) -> nn.Module:
-    """Load a published network."""
-    (path,) = weights.glob(f"{name}-*.th")
-    state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
-    made = CifarResNet((int(name.removeprefix("resnet")) - 2) // 6)
-    made.load_state_dict({key.removeprefix("module."): t for key, t in state.items()})
-    return made.eval()
-
-
-def images(
-    folder: Path, part: str, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read a file of CIFAR-10, by default as these networks take it."""
-    held, labels = read_cifar([folder / "cifar-10-batches-py" / part])
-    pixels = torch.from_numpy(held).float() / 255
-    less, by = (torch.tensor(moment)[:, None, None] for moment in (mean, std))
-    return (pixels - less) / by, torch.from_numpy(labels)
 
 
 def accuracy(module: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> float:
@@ -69,50 +54,67 @@ def accuracy(module: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> float:
     return float((answers == labels).float().mean())
 
 
+def drawn(pool: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return images in the order of a seed; that of 0 they have."""
+    if not seed:
+        return pool
+    return pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))]
+
+
 def main(argv: list[str]) -> None:
     """Fill the table of one network, cell by cell."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("network", choices=["resnet20", "resnet32", "resnet44", "resnet56"])
-    for name in ("weights", "cifar", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=1)
-    given = parser.parse_args(argv)
+    given = _parsed(argv)
     torch.set_num_threads(1)
-    whole = load(given.network, given.weights)
-    x, labels = images(given.cifar, "test_batch")
-    x, labels = x[:TRUTH], labels[:TRUTH]
-    pool, _ = images(given.cifar, "data_batch_5")
-    path = given.out / f"{given.network}.csv"
+    one = subject(given.network, given.weights, given.data)
+    whole, (x, labels) = one.module, (part[:TRUTH] for part in one.truth)
+    path = given.out / f"{Path(given.network).name}.csv"
     rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
     done = {tuple(row[k] for k in ("way", "asked", "images", "seed")) for row in rows}
-    made, _ = synthetic(whole, (3, 32, 32), most=SYNTHETIC)
+    most = min(SYNTHETIC, len(one.pool)) if max(one.shape) > LARGE else SYNTHETIC
+    made, _ = synthetic(whole, one.shape, most=most) if 0 in given.images else (None, None)
     base = accuracy(whole, x, labels)
-    for seed, (way, asked), count in itertools.product(range(given.seeds), CELLS, IMAGES):
-        key = (way, str(asked), str(count), str(seed))
+    for seed, (way, asked), count in itertools.product(given.seeds, given.cells, given.images):
+        key = (way, f"{asked:g}", str(count), str(seed))
         if key in done:
             continue
-        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
-        data = pool[order[:count]] if count else made
+        data = drawn(one.pool, seed)[:count] if count else made
         began = time.process_time()
         with torch.no_grad():
             bench = Bench.of(whole, data, Knife(way=way), examples=len(data), seed=seed)
             tries = bench.tries(asked, repair=True)
         spent = round(time.process_time() - began, 1)
         best = bench.best(tries)
-        for one in tries:
+        for each in tries:
             values = (
-                given.network, *key, one.rival.name, one.rival.repaired, one is best, base,
-                accuracy(one.module, x, labels), spent,
+                Path(given.network).name, *key, each.rival.name, each.rival.repaired, each is best,
+                base, accuracy(each.module, x, labels), spent,
             )  # fmt: skip
             rows.append(dict(zip(FIELDS, values, strict=True)))
         write(path, rows)
         print(key, [(r["rival"], r["repaired"], r["accuracy"]) for r in rows[-len(tries) :]])
 
 
-def write(path: Path, rows: list[dict[str, object]]) -> None:
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("network")
+    for name in ("weights", "data", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    numbers = {"images": IMAGES, "seeds": (0,)}
+    for name, usual in numbers.items():
+        parser.add_argument(f"--{name}", type=lambda s: [*map(int, s.split(","))], default=usual)
+    parser.add_argument("--cells", type=lambda s: [*map(_cell, s.split(","))], default=CELLS)
+    return parser.parse_args(argv)
+
+
+def _cell(text: str) -> tuple[str, float]:
+    way, _, asked = text.partition(":")
+    return way, float(asked)
+
+
+def write(path: Path, rows: list[dict[str, object]], fields: Sequence[str] = FIELDS) -> None:
     """Write the table, whole or not at all."""
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
+        writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerows(rows)
 

@@ -1,4 +1,4 @@
-"""Networks that the sensitivity test asks, each with the inputs that it is asked with."""
+"""Networks that the tests of taking away ask, each with the inputs that it is asked with."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import planescope as ps
-from checks import imagenet, planning
-from checks.resnets import MEAN, STD
+from checks import cifar, imagenet, resnets
 from planescope.criticality.sensitivity.network import open_network
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.data.sets.published import KNOWN
@@ -29,16 +28,24 @@ Labelled = tuple[torch.Tensor, torch.Tensor]
 
 
 class Subject(NamedTuple):
-    """A network and what it is asked with."""
+    """A network and what it is asked with.
+
+    `pool` has images without labels, in an order that was drawn, of which the first are taken.
+    """
 
     module: nn.Module
     shape: tuple[int, int, int]
-    unlabelled: torch.Tensor
+    pool: torch.Tensor
     truth: Labelled
     few: Labelled
     layers: int = LAYERS
     distilled: int = DISTILLED
     chance: float = 0.1
+
+    @property
+    def unlabelled(self) -> torch.Tensor:
+        """Return the inputs without labels."""
+        return self.pool[:UNLABELLED]
 
     @property
     def has_norms(self) -> bool:
@@ -73,7 +80,7 @@ def subject(name: str, weights: Path, data: Path) -> Subject:
     elif name in imagenet.NETWORKS:
         made = _of_imagenet(name, weights, data)
     else:
-        made = _of_cifar(planning.load(name, weights), data, MEAN, STD)
+        made = _of_cifar(resnets.load(name, weights), data, resnets.MEAN, resnets.STD)
     made.module.to(memory_format=torch.channels_last)
     return made
 
@@ -81,11 +88,11 @@ def subject(name: str, weights: Path, data: Path) -> Subject:
 def _of_cifar(
     module: nn.Module, data: Path, mean: Sequence[float], std: Sequence[float]
 ) -> Subject:
-    x, labels = planning.images(data, "test_batch", mean, std)
-    pool, _ = planning.images(data, "data_batch_5", mean, std)
+    x, labels = cifar.images(data, ["test_batch"], mean, std)
+    pool, _ = cifar.images(data, ["data_batch_5"], mean, std)
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
     few = (x[-max(FEW) :], labels[-max(FEW) :])
-    return Subject(module, (3, 32, 32), pool[order[:UNLABELLED]], (x[:TRUTH], labels[:TRUTH]), few)
+    return Subject(module, (3, 32, 32), pool[order], (x[:TRUTH], labels[:TRUTH]), few)
 
 
 def _of_imagenet(name: str, weights: Path, data: Path) -> Subject:

@@ -41,6 +41,9 @@ def main() -> None:
         "what", choices=[*attacks.SWEEPS, []], nargs="*", help=f"{', '.join(attacks.SWEEPS)}"
     )
     attacked.add_argument("--quick", action="store_true", help="some cases of each")
+    attacked.add_argument(
+        "--share", type=float, default=1, help="of records and links, so many of the cases, drawn"
+    )
     args = parser.parse_args()
     done = {"kills": _kills, "together": _together, "odd": _odd, "hostile": _hostile}
     raise SystemExit(done[args.task](args))
@@ -56,7 +59,9 @@ def _use_one_thread() -> None:
 def _hostile(args: argparse.Namespace) -> bool:
     _use_one_thread()
     fell = False
-    for name, tally in attacks.hostile(args.what or list(attacks.SWEEPS), quick=args.quick):
+    for name, tally in attacks.hostile(
+        args.what or list(attacks.SWEEPS), quick=args.quick, share=args.share
+    ):
         summary = f"{name}: {tally.cases} cases, {len(tally.fallen)} fell"
         print(summary, *tally.fallen, sep="\n  ", flush=True)
         fell |= bool(tally.fallen)

@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -192,18 +192,30 @@ def _planted(file: Path) -> Iterator[tuple[str, str]]:
             yield f"{what} in {where}", dump(_with(data, path, fault, whole=whole))
 
 
-def records(prepared: Path, *, quick: bool) -> Tally:
+def records(prepared: Path, *, quick: bool, share: float = 1) -> Tally:
     """Every text in every record of a run, a study and a result, before every command."""
     tally = Tally()
     for file in _files(prepared, quick=quick):
-        counted = _record(prepared, file, quick=quick)
-        tally.cases += counted.cases
-        tally.fallen += counted.fallen
-        if not quick:  # an hour or more in all: what is known so far
-            print(
-                f"records: {file}: {counted.cases} cases", *counted.fallen, sep="\n    ", flush=True
-            )
+        counted = _record(prepared, file, quick=quick, share=share)
+        _add(tally, counted, "" if quick else f"records: {file}")
     return tally
+
+
+def _add(tally: Tally, counted: Tally, what: str) -> None:
+    """Add what was counted of a part; of what takes hours, say what is known so far."""
+    tally.cases += counted.cases
+    tally.fallen += counted.fallen
+    if what:
+        print(f"{what}: {counted.cases} cases", *counted.fallen, sep="\n    ", flush=True)
+
+
+def _drawn(cases: Iterable[Any], share: float, of: str) -> list[Any]:
+    """Draw a share of the cases of a file, the same ones each time."""
+    every = list(cases)
+    if share == 1:
+        return every
+    rng = np.random.default_rng(list(of.encode()))
+    return [every[i] for i in rng.permutation(len(every))[: round(share * len(every))]]
 
 
 def _files(prepared: Path, *, quick: bool) -> list[str]:
@@ -218,7 +230,7 @@ def _files(prepared: Path, *, quick: bool) -> list[str]:
     return files
 
 
-def _record(prepared: Path, file: str, *, quick: bool) -> Tally:
+def _record(prepared: Path, file: str, *, quick: bool, share: float) -> Tally:
     """Every text in one record, before every command that takes what it belongs to."""
     tally = Tally()
     root = file.partition("/")[0]
@@ -228,14 +240,17 @@ def _record(prepared: Path, file: str, *, quick: bool) -> Tally:
             name: tuple(arg.replace("m.json", file) for arg in args)
             for name, args in ON_FILE.items()
         }
-    for what, text in list(_planted(prepared / file))[:: 5 if quick else 1]:
-        for name, args in _some(commands, quick, ("status", "reset")).items():
-            if name in SLOW and not file.endswith(ABOUT_NETWORKS):
-                continue
-            with _copied(prepared) as place:
-                (place.work / file).write_text(text, encoding="utf-8")
-                ended = command(_quietly(args), place)
-                tally.count(f"{name}: {what} of {file}", list(found_in(place, ended)), ended)
+    cases = [
+        (what, text, name, args)
+        for what, text in list(_planted(prepared / file))[:: 5 if quick else 1]
+        for name, args in _some(commands, quick, ("status", "reset")).items()
+        if name not in SLOW or file.endswith(ABOUT_NETWORKS)
+    ]
+    for what, text, name, args in _drawn(cases, share, file):
+        with _copied(prepared) as place:
+            (place.work / file).write_text(text, encoding="utf-8")
+            ended = command(_quietly(args), place)
+            tally.count(f"{name}: {what} of {file}", list(found_in(place, ended)), ended)
     return tally
 
 
@@ -247,7 +262,7 @@ def _quietly(args: Args) -> Args:
 # --- links ---------------------------------------------------------------------------------------
 
 
-def links(prepared: Path, *, quick: bool) -> Tally:
+def links(prepared: Path, *, quick: bool, share: float = 1) -> Tally:
     """Each part of a run or a study as a link to what lies elsewhere, before every command."""
     tally = Tally()
     cases: list[tuple[str, dict[str, Args], tuple[str, ...]]] = [
@@ -260,10 +275,12 @@ def links(prepared: Path, *, quick: bool) -> Tally:
         parts = [*STUDY_PARTS, f"runs/{run}", *(f"runs/{run}/{part}" for part in own)]
         cases += [(f"study/{part}", ON_STUDY | MAKES_STUDY, ()) for part in parts]
     for part, commands, few in cases:
-        for name, args in _some(commands, quick, few).items():
+        counted = Tally()
+        for name, args in _drawn(_some(commands, quick, few).items(), share, part):
             with _copied(prepared) as place:
                 outside = place.path / "outside"
                 there = place.work / part
+                there.parent.mkdir(exist_ok=True)  # `logs`, which not every run has
                 if there.exists():
                     shutil.move(there, outside)
                 else:
@@ -274,7 +291,8 @@ def links(prepared: Path, *, quick: bool) -> Tally:
                 problems = list(found_in(place, ended))
                 if _lying(outside) != before or not there.is_symlink():
                     problems.append("what lies outside has changed")
-                tally.count(f"{name}: {part}", problems, ended)
+                counted.count(f"{name}: {part}", problems, ended)
+        _add(tally, counted, "" if quick else f"links: {part}")
     return tally
 
 
@@ -357,6 +375,18 @@ LONG: dict[str, Args] = {
     "measure": ("measure", *[f"run/{SNAPSHOT}"] * 3000, "--out", "measured.csv"),
     "sensitivity": ("sensitivity", "run", "--ways", LADDER, "--out", "ways.csv"),
     "plan": ("plan", "run", "--size", "0.5", "--examples", "4000", "--table", "plan.csv"),
+    "plan --curve": (
+        *("plan", "run", "--size", "0.5", "--examples", "16", "--table", "plan.csv"),
+        *("--curve", ",".join(f"0.{number:03}" for number in range(100, 900))),
+    ),
+    "repair": (
+        *("repair", "start", "--reference", "run", "--data", "digits", "--examples", "400000"),
+        *("--out", "put.safetensors"),
+    ),
+    "relate": ("relate", "run", "--draws", "20000000", "--out", "related.csv"),
+    "figures": ("figures", *[f"run/{SNAPSHOT}"] * 40, "--out", "drawn"),
+    "report": ("report", *[f"run/{SNAPSHOT}"] * 3000, "--out", "page.html"),
+    "quickstart": ("quickstart", "--out", "quick"),
     "report --watch": ("report", "run", "--watch", "--out", "page.html"),
 }
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -481,12 +511,14 @@ SWEEPS = {
     "streams": streams,
     "signals": signals,
 }
+LONGEST = ("records", "links")
 
 
-def hostile(wanted: Sequence[str], *, quick: bool) -> Iterator[tuple[str, Tally]]:
-    """Count the outcomes of the cases of each kind."""
+def hostile(wanted: Sequence[str], *, quick: bool, share: float = 1) -> Iterator[tuple[str, Tally]]:
+    """Count the outcomes of the cases of each kind; of those that take hours, of a share drawn."""
     import_all(MODULES)
     with place_to_work() as place:
         prepared = _prepare(place, quick=quick)
         for name in wanted:
-            yield name, SWEEPS[name](prepared, quick=quick)
+            some = {"share": share} if name in LONGEST else {}
+            yield name, SWEEPS[name](prepared, quick=quick, **some)

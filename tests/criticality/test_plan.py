@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,6 +229,42 @@ def test_a_plan_that_is_stopped_keeps_the_best_so_far(monkeypatch) -> None:
     made = ps.plan(network(), size=0.3, data=draws(60, 2, 8, 8))
     assert len(made.rivals) == 4
     assert any("stopped after 4 of 6 tries" in note for note in made.notes)
+    # Of sizes that were not tried nothing is said.
+    with pytest.raises(KeyboardInterrupt):
+        ps.plan(network(), budget=1e-9, data=draws(60, 2, 8, 8))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_signal_to_the_command_is_told_beside_the_best_so_far(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    from planescope.cli import main
+    from planescope.criticality.plan.bench import Bench
+    from planescope.files import signals
+    from planescope.networks.build import build
+
+    tried = Bench._try
+
+    def ending(self, asked, name, settings, **options):
+        if name == "LAMP":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return tried(self, asked, name, settings, **options)
+
+    monkeypatch.setattr(Bench, "_try", ending)
+    monkeypatch.setattr(signals, "_raised", -signals.PATIENCE_S)
+    save_file(build("lenet", in_channels=1, width=0.25).state_dict(), tmp_path / "w.safetensors")
+    np.save(tmp_path / "x.npy", draws(16, 1, 28, 28).numpy())
+    table = str(tmp_path / "plan.json")
+    command = ["planescope", "plan", str(tmp_path / "w.safetensors"), "--network", "lenet"]
+    command += ["--inputs", str(tmp_path / "x.npy"), "--examples", "8"]
+    how = ["--size", "0.5", "--no-repair", "--table", table]
+    monkeypatch.setattr(sys, "argv", [*command, *how])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 143
+    told = "planescope: interrupted; the plan is the best of the tries that were made\n"
+    assert capsys.readouterr().err == told
+    assert len(json.loads(Path(table).read_text())["rivals"]) == 2
 
 
 def test_nothing_but_the_network_is_enough() -> None:

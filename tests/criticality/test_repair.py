@@ -466,3 +466,15 @@ def test_a_relative_change_does_not_depend_on_batches() -> None:
         at = inputs[3::4]
         change = (changed(at) - whole(at)).square().sum() / whole(at).square().sum()
     assert found[0].before == pytest.approx(float(change), rel=1e-5)
+
+
+def test_hooks_that_are_not_run_are_told_of_both_networks() -> None:
+    whole = network()
+    changed = pruned(whole)
+    changed[0].register_forward_hook(lambda _, __, out: -out)
+    told = "hooks on {} are not run: what they change is in no number here"
+    found = ps.repair(changed, whole, data=draws(40, 2, 8, 8))
+    assert found.notes[0] == told.format("0")
+    whole[3].register_forward_pre_hook(lambda _, inputs: (-inputs[0],))
+    found = ps.repair(changed, whole, data=draws(40, 2, 8, 8))
+    assert found.notes[:2] == (told.format("0"), told.format("3 of the reference"))

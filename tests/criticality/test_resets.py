@@ -805,7 +805,10 @@ def test_a_tally_cannot_claim_more_examples_than_it_holds(tmp_path):
         Progress(tmp_path / "kept", "p")
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"schema": "x"}', "[1]", "\0"])
+NOTED = '{"schema": "planescope.resets-progress/2", "protocols": {}, "notes": 3}'
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"schema": "x"}', "[1]", "\0", NOTED])
 def test_a_damaged_file_of_kept_work_is_named(tmp_path, text):
     keep = tmp_path / "kept"
     keep.write_text(text)

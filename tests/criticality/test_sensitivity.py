@@ -271,3 +271,18 @@ def test_a_weight_that_two_layers_share_is_replaced_in_both() -> None:
         sure, answers = whole(inputs).softmax(1), changed(inputs).argmax(1)
         left = sure.gather(1, answers[:, None]).sum() / sure.amax(1).sum()
     assert predicted.layers[0].score == pytest.approx(1 - float(left), abs=1e-6)
+
+
+def test_outputs_of_one_number_each_are_ranked_by_their_change() -> None:
+    whole = nn.Sequential(nn.Linear(6, 1, bias=False), nn.Flatten(0))
+    inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    found = ps.sensitivity(whole, ways={"half": lambda w: w / 2}, data=inputs)
+    with torch.no_grad():
+        assert whole(inputs).shape == (40,)
+    assert found.layers[0].ways["half"].score == pytest.approx(0.5, rel=1e-5)
+    labels = (inputs[:, 0] > 0).long()
+    measured = ps.sensitivity(
+        whole, ways={"half": lambda w: w / 2}, data=(inputs, labels),
+        metric=lambda out, batch: ((out > 0) == batch[1]).double(),
+    )  # fmt: skip
+    assert measured.layers[0].ways["half"].drop is not None

@@ -535,7 +535,7 @@ def test_hooks_that_may_change_a_layer_are_told():
     assert ps.measure(net).notes == (), "the older weight norm computes the weight"
     net[0].register_forward_hook(lambda _, __, output: -output)
     (note,) = ps.measure(net).notes
-    assert note == "hooks on 0 are not run: what they change is not in the table"
+    assert note == "hooks on 0 are not run: what they change is in no number here"
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ def test_a_hook_beside_one_of_torch_is_told_and_not_called(computed):
     net = nn.Sequential(computed(nn.Conv2d(3, 8, 3)))
     net[0].register_forward_pre_hook(lambda _, inputs: called.append(inputs) or (-inputs[0],))
     found = ps.measure(net)
-    assert found.notes == ("hooks on 0 are not run: what they change is not in the table",)
+    assert found.notes == ("hooks on 0 are not run: what they change is in no number here",)
     assert found.layers[0].negative_mass == ps.measure({"w": net[0].weight}).layers[0].negative_mass
     assert called == []
 

@@ -11,7 +11,8 @@ from planescope.cli.options import TRUST, check_inputs, numbers, of_inputs, prep
 from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, PlannedWay
-from planescope.files.errors import counted
+from planescope.files import signals
+from planescope.files.errors import StoppedError, counted
 from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ def plan(
         sys.stdout.write(made.to_json() + "\n")
     else:
         print_plan(made)
+    if signals.is_ended():
+        raise StoppedError("interrupted; the plan is the best of the tries that were made")
 
 
 def _options(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:

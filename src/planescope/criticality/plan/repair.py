@@ -94,7 +94,7 @@ def repair(
     from planescope.criticality.plan.examples import synthetic, take
     from planescope.criticality.plan.fit.mending import Mending
     from planescope.criticality.plan.forms.opening import check_pair, filled, opened
-    from planescope.criticality.resets.engine.borrow import borrowed
+    from planescope.criticality.resets.engine.borrow import borrowed, unheeded_hooks
     from planescope.data.random_states import generators_of, same_random_states
 
     if by not in get_args(RepairedBy):
@@ -107,6 +107,10 @@ def repair(
         own, other = (borrowed(one.module, whole=False) for one in (given, whole))
         check_pair(own, other)
         device = next((t.device for t in other.parameters()), torch.device("cpu"))
+        unheeded = (
+            *unheeded_hooks(given.module),
+            *unheeded_hooks(whole.module, " of the reference"),
+        )
         notes: list[str] = []
         if data is None:
             inputs, notes = synthetic(
@@ -141,6 +145,6 @@ def repair(
         before=before,
         after=after,
         layers=layers,
-        notes=tuple(filter(None, (*notes, *taken.notes, *yardstick.notes, lacks))),
+        notes=tuple(filter(None, (*unheeded, *notes, *taken.notes, *yardstick.notes, lacks))),
         module=module,
     )

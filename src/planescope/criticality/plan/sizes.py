@@ -73,6 +73,8 @@ def within(
             high = best = middle
         else:
             low = middle + 1
+    if best < 0 and bench.stopped:
+        raise KeyboardInterrupt  # sizes that were not tried may do
     if best < 0:
         nearest = min(losses, key=lambda at: losses[at])
         what = "bits" if bench.knife.way == "bits" else "size"

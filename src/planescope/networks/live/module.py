@@ -10,6 +10,8 @@ from planescope.hyperplanes.layer import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
 
@@ -89,15 +91,18 @@ def _read(module: nn.Module) -> StateDict:
         tensors=tensors,
         places=places,
         note=note,
-        notes=(_on_hooks(found.hooked),) if found.hooked else (),
+        notes=note_on_hooks(found.hooked),
         skipped=tuple(left_out),
         norm_eps=found.norm_eps,
     )
 
 
-def _on_hooks(names: list[str]) -> str:
-    others = {1: "", 2: " and 1 other layer"}.get(len(names), f" and {len(names) - 1} other layers")
-    return f"hooks on {names[0]}{others} are not run: what they change is not in the table"
+def note_on_hooks(names: Sequence[str], of: str = "") -> tuple[str, ...]:
+    """Say which parts of a network have hooks that were not run; nothing where none has."""
+    if not names:
+        return ()
+    others = {1: "", 2: " and 1 other"}.get(len(names), f" and {len(names) - 1} others")
+    return (f"hooks on {names[0]}{others}{of} are not run: what they change is in no number here",)
 
 
 def unwrapped(module: nn.Module, /) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import nn
 from planescope.files.errors import UsageError, one_line
 from planescope.networks.graph.trace import remembered
 from planescope.networks.live.copies import deep_copy, plain_name, shares_out, without_wrappers
+from planescope.networks.live.module import note_on_hooks
 
 # What a LightningModule holds of its trainer, data and loops among it.
 _OF_A_TRAINER = ("_trainer", "_fabric")
@@ -67,7 +68,7 @@ def borrowed(module: nn.Module, /, *, whole: bool = True) -> nn.Module:
     return remembered(own.eval())
 
 
-def unheeded_hooks(module: nn.Module, /) -> tuple[str, ...]:
+def unheeded_hooks(module: nn.Module, /, of: str = "") -> tuple[str, ...]:
     """Say which modules have hooks of the user's in evaluation, which a copy has not."""
     names = [
         plain_name(name) or type(module).__name__
@@ -76,10 +77,7 @@ def unheeded_hooks(module: nn.Module, /) -> tuple[str, ...]:
             map(_is_unheeded, (*part._forward_hooks.values(), *part._forward_pre_hooks.values()))
         )
     ]
-    if not names:
-        return ()
-    others = {1: "", 2: " and 1 other module"}.get(len(names), f" and {len(names) - 1} others")
-    return (f"hooks on {names[0]}{others} are not run: what they change is in no number here",)
+    return note_on_hooks(names, of)
 
 
 def _is_unheeded(hook: Any) -> bool:

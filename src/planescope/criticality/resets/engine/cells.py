@@ -115,12 +115,13 @@ def evaluate(
         A note where the network had to be run as a whole for each cell; else "".
     """
     if all(plan.is_done(cell, progress[cell.key]) for cell in cells):
-        return ""
+        return progress.note
     batches = iter(batches)
     first = next(batches)
     inputs = _inputs(first, device)
     with computing_in(plan.precision, device):
         network, note = split(module, trace, inputs)
+        progress.note = note or progress.note  # kept with the tallies
         by_names: dict[tuple[str, ...], list[Cell]] = {}
         for cell in cells:
             by_names.setdefault(cell.names, []).append(cell)
@@ -152,7 +153,7 @@ def evaluate(
             seen = 0
             for group in _groups(itertools.chain([first], batches), size):
                 seen = work.through(group, seen, rows, on_cell)
-    return note
+    return progress.note
 
 
 @dataclass(frozen=True, eq=False)

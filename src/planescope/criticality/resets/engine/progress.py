@@ -114,6 +114,11 @@ class Progress:
     protocol : str
         Whatever else decides what a tally of some name must be.
 
+    Attributes
+    ----------
+    note : str
+        How the tallies were counted, for the reader; "" where there is nothing to say.
+
     Raises
     ------
     CheckpointError
@@ -124,8 +129,10 @@ class Progress:
         self._path, self._protocol = path, protocol
         self._lock = threading.Lock()
         self._saved = time.monotonic()
-        self._all = {} if path is None or not path.exists() else _read(path)
+        held = {"protocols": {}} if path is None or not path.exists() else _read(path)
         try:
+            self._all, self._notes = dict(held["protocols"]), dict(held.get("notes", {}))
+            self.note = str(self._notes.get(protocol, ""))
             kept = self._all.get(protocol, {}).items()
             self._tallies = {name: Tally.from_dict(tally) for name, tally in kept}
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
@@ -153,6 +160,10 @@ class Progress:
             began = time.monotonic()
             kept = {name: tally.to_dict() for name, tally in self._tallies.items()}
             data = {"schema": SCHEMA, "protocols": {**self._all, self._protocol: kept}}
+            if self.note:
+                self._notes[self._protocol] = self.note
+            if self._notes:
+                data["notes"] = self._notes
             with replacing(self._path) as draft:
                 draft.write_text(json.dumps(data) + "\n", encoding="utf-8", newline="\n")
             # Seldom where it takes long.
@@ -163,10 +174,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(read_text(path))
         if data["schema"] == _FORMER:
-            return {}
+            return {"protocols": {}}
         if data["schema"] != SCHEMA:
             raise ValueError(f"its schema is {data['schema']!r}")
-        return dict(data["protocols"])
+        return dict(data)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise _damaged(path, exc) from exc
 
