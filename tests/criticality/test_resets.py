@@ -9,7 +9,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
@@ -27,7 +26,6 @@ from planescope.criticality.resets.engine.devices import BATCHES
 from planescope.criticality.resets.engine.progress import Progress
 from planescope.criticality.resets.engine.tensors import Cell
 from planescope.criticality.resets.parts.inputs import Inputs
-from planescope.criticality.resets.parts.packing import Chain
 from planescope.criticality.resets.parts.prefix import split, survey, trace
 from planescope.criticality.resets.parts.traced import Traced
 from planescope.criticality.resets.record import ResetCell
@@ -642,7 +640,7 @@ def test_outputs_that_are_no_numbers_give_no_loss_and_no_nan():
 
 @pytest.mark.parametrize("factor", [1e3, 1e25])
 def test_weights_that_overflow_give_what_they_give_the_plain_way(factor):
-    # Infinity less infinity is no number, of which a packed activation would make 0.
+    # Infinity less infinity is no number, of which a library's fused activation would make 0.
     network, data = build("lenet", seed=0), images(size=32)
     large = {name: t * factor for name, t in build("lenet", seed=1).state_dict().items()}
     options = dataclasses.replace(ALL, layers="features.12", together=["features.7,features.10"])
@@ -653,53 +651,6 @@ def test_weights_that_overflow_give_what_they_give_the_plain_way(factor):
         (cell,) = found.at(row, "large")
         assert counts(cell) == (right, top5)
         assert cell.cross_entropy == (pytest.approx(loss, rel=1e-6) if np.isfinite(loss) else None)
-
-
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
-def test_convolutions_of_16_channels_and_more_are_packed_where_all_values_are_numbers():
-    network = build("lenet", seed=0).eval()
-    nodes, modules = trace(network).nodes, dict(network.named_modules())
-    chain = Chain(nodes, modules)
-    with torch.inference_mode():
-        chain.pack(torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-    # A convolution stays as it is where its sums come in another order.
-    packed = {str(node.target) for node in chain.packed}
-    assert packed & {"features.5", "features.7", "features.10", "features.12"}
-    assert packed <= {f"features.{i}" for i in range(5, 15)}
-    weight = network.features[12].weight.detach()
-    assert chain.is_in_range({})
-    assert chain.is_in_range({"features.12.weight": weight * 1e3})
-    for broken in (weight * 1e36, weight * float("nan"), weight * float("inf")):
-        assert not chain.is_in_range({"features.12.weight": broken})
-
-
-def refuses(*_args):
-    raise RuntimeError("could not create a primitive")
-
-
-@pytest.mark.parametrize(
-    "operators",
-    [
-        pytest.param(SimpleNamespace(), id="no-such-operator"),
-        pytest.param(SimpleNamespace(_convolution_pointwise=refuses), id="it-refuses"),
-        # Of these bits none is that of the plain way.
-        pytest.param(
-            SimpleNamespace(_convolution_pointwise=lambda images, *_: images), id="it-errs"
-        ),
-    ],
-)
-def test_without_the_operator_of_onednn_the_plain_way_gives_the_same(monkeypatch, operators):
-    monkeypatch.setattr(torch.ops, "mkldnn", operators)
-    network, data = build("lenet", seed=0).eval(), images(size=32)
-    chain = Chain(trace(network).nodes, dict(network.named_modules()))
-    with torch.inference_mode():
-        chain.pack(torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-    assert not chain.packed
-    snapshot = build("lenet", seed=1).state_dict()
-    found = ps.reset(network, to={1: snapshot}, data=data, options=ALL)
-    for layer in ("features.5", "features.10", "features.12"):
-        names = [f"{layer}.weight", f"{layer}.bias"]
-        assert counts(found.at(layer, 1)[0]) == plain_counts(network, names, snapshot, data)[:2]
 
 
 class TakesMuch(nn.Module):
@@ -1019,14 +970,6 @@ def test_names_of_a_map_are_told_apart_and_do_not_overlap(lenet):
     assert (columns[0], columns[-1]) == ("0", "rand")
     assert 2 < len(columns) < len(epochs)
     assert named(lenet, ["a", "b"], epochs[:10], "page")[1] == list("0123456789")
-
-
-@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
-def test_images_that_are_no_numbers_are_out_of_every_range(odd):
-    from planescope.criticality.resets.parts.packing import IN_RANGE, largest
-
-    assert not largest(torch.tensor([[1.0, odd]])) < IN_RANGE
-    assert largest(torch.tensor([[1.0, -3.0]])) == 3.0
 
 
 class Scaled(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
 PANEL, PITCH, FRAME, NARROWEST = 1.55, 0.15, 0.75, 1.5
 # Inches that a legend of one line needs.
 WIDE = 5.0
-LONGEST = 44
+# Of a network's name; and inches left of a heading.
+LONGEST, MARGIN = 24, 0.05
 
 
 @styled
@@ -146,7 +148,7 @@ def agreement_through_training(table: pd.DataFrame, /, *, width: Width = "page")
 
 @styled
 def effects(found: Sequence[Effect], /, *, width: Width = "page") -> Figure:
-    """Draw the differences with their 95 % intervals, a row each.
+    """Draw the differences with their 95 % intervals, a row a network below what is compared.
 
     Filled where the corrected p < 0.05.
 
@@ -161,28 +163,47 @@ def effects(found: Sequence[Effect], /, *, width: Width = "page") -> Figure:
     UsageError
         If `width` is invalid.
     """
-    figure = canvas(width, FRAME + PITCH * len(found))
+    groups = [list(g) for _, g in itertools.groupby(found, key=lambda one: one.comparison)]
+    rows = len(found) + len(groups)
+    figure = canvas(width, FRAME + PITCH * rows)
     axes = figure.subplots()
     axes.axvline(0, color=CHANCE, linewidth=0.8, zorder=0)
-    for row, effect in enumerate(found):
-        color = NEUTRAL if effect.network == ALL else TOWARD
-        if effect.low is not None and effect.high is not None:
-            axes.plot([effect.low, effect.high], [row, row], color=color)
-        sure = effect.q is not None and effect.q < chance.LEVEL
-        face = color if sure else "white"
-        axes.plot([effect.effect], [row], "o", color=color, markerfacecolor=face, zorder=3)
-        if row and effect.comparison != found[row - 1].comparison:
-            axes.axhline(row - 0.5, color=FAINT, linewidth=0.6, zorder=0)
-    longest = min(LONGEST, int(SIGNS_AN_INCH * inches(width) / 2))
-    texts = [
-        shown(f"{effect.comparison.removesuffix(f', against {PLAIN}')}: {effect.network}", longest)
-        for effect in found
-    ]
-    axes.set_yticks(range(len(found)), texts)
-    axes.set(ylim=(len(found) - 0.4, -0.6), xlabel=f"difference in {found[0].measure}")
+    places, row = [], 0
+    for group in groups:
+        _heading(axes, row, group[0].comparison.removesuffix(f", against {PLAIN}"), inches(width))
+        for effect in group:
+            row += 1
+            places.append(row)
+            _draw_effect(axes, row, effect)
+        row += 1
+    networks = [shown(effect.network, LONGEST) for effect in found]
+    axes.set_yticks(places, networks)
+    axes.set(ylim=(rows - 0.4, -0.6), xlabel=f"difference in {found[0].measure}")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     return figure
+
+
+def _heading(axes: Axes, row: int, text: str, width: float) -> None:
+    """Write what the rows below compare, from the figure's left edge on."""
+    from matplotlib.transforms import blended_transform_factory
+
+    if row:
+        axes.axhline(row - 0.5, color=FAINT, linewidth=0.6, zorder=0)
+    figure = axes.figure
+    axes.text(
+        MARGIN / width, row, shown(text, int(SIGNS_AN_INCH * width)), va="center", weight="bold",
+        transform=blended_transform_factory(figure.transFigure, axes.transData),
+    ).set_in_layout(False)  # fmt: skip
+
+
+def _draw_effect(axes: Axes, row: int, effect: Effect) -> None:
+    color = NEUTRAL if effect.network == ALL else TOWARD
+    if effect.low is not None and effect.high is not None:
+        axes.plot([effect.low, effect.high], [row, row], color=color)
+    sure = effect.q is not None and effect.q < chance.LEVEL
+    face = color if sure else "white"
+    axes.plot([effect.effect], [row], "o", color=color, markerfacecolor=face, zorder=3)
 
 
 def write_claims(

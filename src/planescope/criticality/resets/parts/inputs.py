@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch.fx.node import map_aggregate
 
-from planescope.criticality.resets.parts.packing import dense
-
 Tensors = Mapping[str, torch.Tensor]
 # Values that are still needed, by what computes them.
 Values = dict[Any, Any]
@@ -78,8 +76,7 @@ def tensors_in(values: Values, /) -> list[torch.Tensor]:
 
 def copied(values: Values, /) -> Values:
     """Return the same values in memory of their own; what shared memory still does."""
-    own = [dense(value) for value in values.values()]
-    return dict(zip(values, copy.deepcopy(own), strict=True))
+    return dict(zip(values, copy.deepcopy([*values.values()]), strict=True))
 
 
 def stacked(several: Sequence[Values], size: int, /) -> Values:
@@ -89,7 +86,6 @@ def stacked(several: Sequence[Values], size: int, /) -> Values:
     """
     joined: Values = {}
     for key, value in several[0].items():
-        first = dense(value)
-        is_batch = isinstance(first, torch.Tensor) and first.shape[:1] == (size,)
-        joined[key] = torch.cat([dense(values[key]) for values in several]) if is_batch else first
+        is_batch = isinstance(value, torch.Tensor) and value.shape[:1] == (size,)
+        joined[key] = torch.cat([values[key] for values in several]) if is_batch else value
     return joined

@@ -1,8 +1,10 @@
 """Linear layers that read one pixel several times, as VGG's first does of small images.
 
 Its average pooling makes 7 × 7 pixels of the one that is left of 32 × 32. Weights that multiply the
-same value can be added up before, which is a 49th of the work and rounds differently. Its price is
-this module; `packing` tells the gain of all three. To import this is to import torch.
+same value can be added up before, which is a 49th of the work and rounds differently: so it is done
+on a GPU alone, where batches of another size round differently too. There it spares VGG16 23 % of
+the multiply-adds of a pass (101 of 433 million). Its price is this module. To import this is to
+import torch.
 """
 
 from __future__ import annotations

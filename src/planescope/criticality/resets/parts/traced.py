@@ -21,7 +21,6 @@ from planescope.criticality.resets.parts.layouts import (
     channels_together,
     stretches,
 )
-from planescope.criticality.resets.parts.packing import Chain, dense
 
 
 class Traced:
@@ -53,16 +52,10 @@ class Traced:
         self._together: dict[fx.Node, bool] = {}
         self._spread = pixels.Spread()
         self._size = batch.size
-        self._chain = Chain(self._nodes, modules)
         images = batch.images
-        is_plain = images is not None and images.device.type == "cpu"
-        if images is not None and is_plain:
-            most = math.inf
-            if not torch.is_autocast_enabled("cpu"):
-                self._chain.pack(images)
-                most = FEW_CHANNELS
-            loose = [node for node in self._nodes if node not in self._chain.packed]
-            same = self._same_bits(batch, stretches(loose, modules, most=most))
+        if images is not None and images.device.type == "cpu":
+            most = math.inf if torch.is_autocast_enabled("cpu") else FEW_CHANNELS
+            same = self._same_bits(batch, stretches(self._nodes, modules, most=most))
             self._keep_together(stretches(same, modules, most=most))
 
     def _keep_together(self, found: Iterable[Stretch]) -> None:
@@ -87,7 +80,7 @@ class Traced:
             start = self._nodes.index(node)
             self.advance(values, position, start, {})
             position = start
-            call, images = self._modules[str(node.target)], dense(values[node.all_input_nodes[0]])
+            call, images = self._modules[str(node.target)], values[node.all_input_nodes[0]]
             if torch.equal(call(images.clone()), call(channels_together(images.clone()))):
                 same.append(node)
         return same
@@ -104,8 +97,6 @@ class Traced:
 
     def begin(self, inputs: Inputs) -> Values:
         """Return the inputs alone, by the parameters of forward that they are given to."""
-        if self._chain.packed and inputs.images is not None:
-            self._chain.look_at(inputs.images)
         places = [node for node in self._nodes if node.op == "placeholder"]
         by_name = {str(node.target): node for node in places}
         given = dict(zip(places, inputs.args, strict=False))
@@ -121,23 +112,16 @@ class Traced:
 
     def advance(self, values: Values, start: int, stop: int, tensors: Tensors) -> None:
         """Run some nodes; a value is let go after its last use."""
-        packs = bool(self._chain.packed) and self._chain.is_in_range(tensors)
         for index in range(start, stop):
             node = self._nodes[index]
             if node.op != "placeholder" or node not in values:
-                values[node] = self._value(node, values, tensors, packs=packs)
+                values[node] = self._value(node, values, tensors)
             for value in self._dying[index]:
                 del values[value]
 
-    def _value(
-        self, node: fx.Node, values: Values, tensors: Tensors, *, packs: bool = False
-    ) -> Any:
+    def _value(self, node: fx.Node, values: Values, tensors: Tensors) -> Any:
         target: Any = node.target
-        if packs and node in self._chain.packed:
-            images = values[node.all_input_nodes[0]]
-            if len(images) % self._size == 0:
-                return self._chain.run(node, images, _own(node, tensors))
-        args, kwargs = map_arg((node.args, node.kwargs), lambda one: dense(values[one]))
+        args, kwargs = map_arg((node.args, node.kwargs), lambda one: values[one])
         match node.op:
             case "call_module":
                 own = _own(node, tensors)
