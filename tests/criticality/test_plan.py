@@ -69,6 +69,34 @@ def test_a_rank_keeps_its_share_in_two_factors() -> None:
     assert uniform_rank({"a": np.zeros((20, 30))}, 0.5) == {"a": 6}
 
 
+def test_probabilities_are_planned_as_what_they_are_the_softmax_of() -> None:
+    whole, inputs = network(), draws(120, 2, 8, 8, seed=3)
+    made = ps.plan(whole, size=0.3, data=inputs, examples=60)
+    soft = ps.plan(nn.Sequential(*whole, nn.Softmax(1)), size=0.3, data=inputs, examples=60)
+    assert soft.measure == "divergence"
+    for one, other in zip(made.rivals, soft.rivals, strict=True):
+        assert one.divergence == pytest.approx(other.divergence, rel=1e-3)
+        assert one.loss == pytest.approx(other.loss, rel=1e-3)
+    assert "the network gives probabilities, which were taken as such" in soft.notes
+
+
+def test_labels_that_are_values_make_outputs_no_classes() -> None:
+    inputs = draws(60, 2, 8, 8, seed=3)
+    values = draws(60, 5, seed=4)
+    made = ps.plan(network(), size=0.3, data=(inputs, values), examples=30, repair=False)
+    assert made.measure == "relative change"
+    assert made.chosen.loss is None
+    with pytest.raises(ps.UsageError, match="no classes: there is no loss to hold a budget"):
+        ps.plan(network(), budget=0.3, data=(inputs, values), examples=30)
+
+
+def test_a_mean_of_bits_that_whole_layers_do_not_reach_is_told() -> None:
+    made = ps.plan(network(), way="bits", bits=3.5, data=draws(20, 2, 8, 8), repair=False)
+    # 640 of 1,360 weights have room for a fourth bit: the linear layer's, or the convolutions'
+    mean = sum(one.setting * one.parameters for one in made.layers) / 1360
+    assert f"a mean of {mean:.2f} bits is reached: each layer has one number of bits" in made.notes
+
+
 def test_the_smallest_layers_have_the_bits_that_are_over() -> None:
     weights = {"big": np.zeros((6, 1)), "small": np.zeros((2, 1))}
     assert uniform_bits(weights, 2.25) == {"big": 2, "small": 3}

@@ -407,6 +407,67 @@ def test_the_command_writes_the_file_with_its_names(tmp_path) -> None:
     assert "Traceback" not in failed.stderr
 
 
+class Routed(nn.Module):
+    """Examples go to one of two layers, as they are; in a loop, or all at once."""
+
+    def __init__(self, *, one_by_one: bool) -> None:
+        super().__init__()
+        self.first, self.one_by_one = nn.Linear(6, 8), one_by_one
+        self.low, self.high, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        inner = self.first(given).relu()
+        is_high = inner.mean(1) > 0.3
+        if self.one_by_one:
+            rows = zip(inner.split(1), is_high, strict=True)
+            return self.last(torch.cat([(self.high if h else self.low)(x) for x, h in rows]))
+        routed = torch.zeros_like(inner)
+        routed[is_high] = self.high(inner[is_high])
+        routed[~is_high] = self.low(inner[~is_high])
+        return self.last(routed)
+
+
+@pytest.mark.parametrize("by", ["least squares", "moments"])
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_layers_that_the_data_call_are_left_where_calls_differ(by: str, one_by_one: bool) -> None:
+    torch.manual_seed(3)
+    whole = Routed(one_by_one=one_by_one)
+    result = ps.repair(pruned(whole), whole, data=draws(230, 6), by=by)
+    done = {layer.name: layer for layer in result.layers}
+    why = "how often it is called, or on how much, depends on the data"
+    if one_by_one or by == "least squares":
+        assert {done["low"].reason, done["high"].reason} == {why}
+    if by == "least squares":
+        assert done["first"].kept
+        assert result.after < result.before
+
+
+def test_a_weight_that_is_a_buffer_is_left_by_that_name() -> None:
+    whole = network()
+    weight = whole[0].weight.detach()
+    del whole[0].weight
+    whole[0].register_buffer("weight", weight)
+    changed = copy.deepcopy(whole)
+    with torch.no_grad():
+        changed[-1].weight[:, ::2] = 0
+    result = ps.repair(changed, whole, data=draws(40, 2, 8, 8))
+    (left,) = [layer for layer in result.layers if layer.name == "0"]
+    assert left.reason == "its weight is a buffer, which no training changes"
+
+
+def test_a_relative_change_does_not_depend_on_batches() -> None:
+    whole = nn.Sequential(nn.Linear(4, 1))
+    changed, inputs = pruned(whole), draws(400, 4)
+    several = [inputs[:30], inputs[30:300], inputs[300:]]
+    found = [ps.repair(changed, whole, data=data, examples=400) for data in (inputs, several)]
+    assert found[0].measure == "relative change"
+    assert found[0].before == pytest.approx(found[1].before, rel=1e-6)
+    with torch.no_grad():
+        at = inputs[3::4]
+        change = (changed(at) - whole(at)).square().sum() / whole(at).square().sum()
+    assert found[0].before == pytest.approx(float(change), rel=1e-5)
+
+
 def test_hooks_that_are_not_run_are_told_of_both_networks() -> None:
     whole = network()
     changed = pruned(whole)

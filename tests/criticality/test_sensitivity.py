@@ -239,3 +239,50 @@ def test_classes_count_only_where_labels_do(labelled):
     else:
         assert ps.sensitivity(own, ways="prune:0.9", **options).method == "unlabelled"
         assert ps.plan(own, size=0.5, repair=False, **options).method == "unlabelled"
+
+
+def test_a_weight_that_two_layers_share_is_replaced_in_both() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+            self.two.weight = self.one.weight
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return self.last(self.two(self.one(given).relu()).relu())
+
+    torch.manual_seed(0)
+    whole, inputs = Tied(), torch.randn(80, 6)
+    with torch.no_grad():
+        labels = whole(inputs).argmax(1)
+        changed = Tied()
+        changed.load_state_dict(whole.state_dict())
+        weight = changed.one.weight.flatten()
+        weight[weight.abs().argsort()[:32]] = 0  # round(0.9 * 36)
+        agrees = (changed(inputs).argmax(1) == labels).double().mean()
+    found = ps.sensitivity(whole, ways="prune:0.9", data=(inputs, labels), kinds="all")
+    assert found.layers[0].ways["prune:0.9"].drop == pytest.approx(1 - float(agrees))
+    zeros = {name: torch.zeros_like(t) for name, t in whole.state_dict().items()}
+    zeros |= {n: t for n, t in whole.state_dict().items() if n.startswith("last")}
+    predicted = ps.predict_critical(whole, init=zeros, data=inputs, kinds="all", layers="one")
+    with torch.no_grad():
+        for name in ("one.weight", "one.bias"):
+            changed.get_parameter(name).zero_()
+        sure, answers = whole(inputs).softmax(1), changed(inputs).argmax(1)
+        left = sure.gather(1, answers[:, None]).sum() / sure.amax(1).sum()
+    assert predicted.layers[0].score == pytest.approx(1 - float(left), abs=1e-6)
+
+
+def test_outputs_of_one_number_each_are_ranked_by_their_change() -> None:
+    whole = nn.Sequential(nn.Linear(6, 1, bias=False), nn.Flatten(0))
+    inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    found = ps.sensitivity(whole, ways={"half": lambda w: w / 2}, data=inputs)
+    with torch.no_grad():
+        assert whole(inputs).shape == (40,)
+    assert found.layers[0].ways["half"].score == pytest.approx(0.5, rel=1e-5)
+    labels = (inputs[:, 0] > 0).long()
+    measured = ps.sensitivity(
+        whole, ways={"half": lambda w: w / 2}, data=(inputs, labels),
+        metric=lambda out, batch: ((out > 0) == batch[1]).double(),
+    )  # fmt: skip
+    assert measured.layers[0].ways["half"].drop is not None

@@ -132,10 +132,10 @@ class Bench:
                 f"there are {both.fitted + both.checked} examples, none left for the table: it is "
                 "of those that chose the plan"
             )
-        check = Yardstick.of(whole, taken.check, output)
+        check = Yardstick.of(whole, taken.check, output, labelled=labelled)
         mending = Mending.of(whole, taken, check, by="least squares", seed=seed)
         weights, skipped = _planned(whole, mending.anatomy, knife, keep)
-        table = Yardstick.of(whole, rest, output)
+        table = Yardstick.of(whole, rest, output, labelled=labelled)
         labels = _labels(rest, table) if labelled else None
         return cls(whole, mending, taken, table, labels, weights, skipped, knife, notes)
 
@@ -253,10 +253,11 @@ class Bench:
         agreed = given = sure = 0.0
         count = sum(len(out) for out in answers)
         for out, logs in zip(answers, self.table.answers, strict=True):
-            best = out.argmax(1)
+            best, is_number = out.argmax(1), _are_numbers(out)
             p = logs.exp()
-            agreed += float(over_positions(best == logs.argmax(1)).sum())
-            given += float(over_positions(p.gather(1, best.unsqueeze(1)).squeeze(1)).sum())
+            agreed += float(over_positions((best == logs.argmax(1)) & is_number).sum())
+            left = p.gather(1, best.unsqueeze(1)).squeeze(1) * is_number
+            given += float(over_positions(left).sum())
             sure += float(over_positions(p.amax(1)).sum())
         right = self._accuracy(answers)
         if right is None:
@@ -288,7 +289,12 @@ class Bench:
         if self.labels is None:
             return None
         pairs = zip(answers, self.labels, strict=True)
-        return torch.cat([over_positions(given.argmax(1) == labels) for given, labels in pairs])
+        return torch.cat(
+            [
+                over_positions((given.argmax(1) == labels) & _are_numbers(given))
+                for given, labels in pairs
+            ]
+        )
 
     @functools.cached_property
     def _low(self) -> float:
@@ -330,6 +336,11 @@ class Bench:
                 )
             )
         return tuple(rows)
+
+
+def _are_numbers(answers: torch.Tensor) -> torch.Tensor:
+    """Tell which answers are numbers throughout: an output that is no number is no answer."""
+    return ~answers.isnan().any(1)
 
 
 def _of_weights(

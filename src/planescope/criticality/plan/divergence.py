@@ -5,13 +5,15 @@ To import this is to import torch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from planescope.criticality.resets.engine.answers import Pick, picked, told_positions
+from planescope.criticality.resets.engine.answers import PROBABILITIES, Judge, Pick, picked
 from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
 
@@ -28,16 +30,30 @@ class Yardstick:
     of_classes : bool
     pick : str, int or callable, optional
         Finds the answer in what a network gives.
+    judge : Judge
+        It has looked at the first answers.
+    scale : float
+        Mean over the examples of the squared norm of `answers`, of which changes are relative.
     """
 
     batches: Sequence[Batch]
     answers: list[torch.Tensor]
     of_classes: bool
-    pick: Pick | None = None
+    pick: Pick | None
+    judge: Judge
+    scale: float
 
     @classmethod
-    def of(cls, whole: nn.Module, batches: Sequence[Batch], pick: Pick | None = None) -> Yardstick:
-        """Run the whole network.
+    def of(
+        cls,
+        whole: nn.Module,
+        batches: Sequence[Batch],
+        pick: Pick | None = None,
+        /,
+        *,
+        labelled: bool = False,
+    ) -> Yardstick:
+        """Run the whole network; with labels that are no classes its outputs are none.
 
         Raises
         ------
@@ -53,15 +69,21 @@ class Yardstick:
                 )
             if not bool(one.isfinite().all()):
                 raise UsageError("the reference gives NaN or an infinity on these inputs")
-        of_classes = answers[0].ndim > 1 and answers[0].shape[1] > 1
+        judge = Judge(pick=pick)
+        judge.look_at(answers[0], dataclasses.replace(batches[0], labels=None))
+        of_classes = judge.is_softmax and not (labelled and _are_values(batches[0].labels))
         if of_classes:
-            answers = [one.float().log_softmax(1) for one in answers]
-        return cls(batches, answers, of_classes, pick)
+            answers = [judge.logits(one).log_softmax(1) for one in answers]
+        scale = float(torch.cat([_squares(one) for one in answers]).mean().clamp(min=1e-30))
+        return cls(batches, answers, of_classes, pick, judge, scale)
 
     @property
-    def note(self) -> str:
-        """Say what is taken for classes where an example has several answers; else ""."""
-        return told_positions(self.answers[0].shape) if self.of_classes else ""
+    def notes(self) -> tuple[str, ...]:
+        """Say what is taken for classes, and for probabilities, where that is not plain."""
+        if not self.of_classes:
+            return ()
+        told = PROBABILITIES if self.judge.gives_probabilities else ""
+        return tuple(filter(None, (self.judge.positions_note, told)))
 
     @property
     def name(self) -> str:
@@ -84,11 +106,10 @@ class Yardstick:
     def between(self, given: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
         """Compare answers of one batch, by examples."""
         if self.of_classes:
-            logs = given.float().log_softmax(1)
+            logs = self.judge.logits(given).log_softmax(1)
             found = (whole.exp() * (whole - logs)).double().sum(1)
         else:
-            off = (given - whole).double().flatten(1).square().sum(1)
-            found = off / whole.double().flatten(1).square().sum(1).mean().clamp(min=1e-30)
+            found = _squares(given - whole) / self.scale
         found = found.flatten(1).mean(1) if found.ndim > 1 else found
         return torch.where(found.isnan(), torch.inf, found)
 
@@ -110,3 +131,11 @@ def is_less(one: torch.Tensor, other: torch.Tensor, /) -> bool:
     if not bool(off.isfinite().all()):
         return bool(one.mean() < other.mean())
     return bool(off.mean() + 2 * off.std(correction=0) / len(off) ** 0.5 < 0)
+
+
+def _squares(answers: torch.Tensor) -> torch.Tensor:
+    return answers.double().square().reshape(len(answers), -1).sum(1)
+
+
+def _are_values(labels: Any) -> bool:
+    return isinstance(labels, torch.Tensor) and labels.is_floating_point()

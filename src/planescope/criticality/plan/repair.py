@@ -145,6 +145,6 @@ def repair(
         before=before,
         after=after,
         layers=layers,
-        notes=tuple(filter(None, (*unheeded, *notes, *taken.notes, yardstick.note, lacks))),
+        notes=tuple(filter(None, (*unheeded, *notes, *taken.notes, *yardstick.notes, lacks))),
         module=module,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.options import EXAMPLES
 from planescope.criticality.plan.allocation import check_way
-from planescope.criticality.plan.planned import Plan, PlanCost
+from planescope.criticality.plan.planned import Plan, PlanCost, PlannedLayer
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
@@ -150,6 +150,7 @@ def plan(
             tries, others = at(bench, asked, curve, repair=repair, on_try=on_try)
         best = bench.best(tries)
         layers = bench.layers(best.settings)
+        notes += _bits_note(best.asked, layers) if way == "bits" else []
         module, lacks = filled(given.module, best.module)
     return Plan(
         source=given.source,
@@ -172,11 +173,22 @@ def plan(
         skipped=tuple(bench.skipped),
         notes=tuple(
             filter(
-                None, (*notes, *unheeded, *bench.notes, *bench.taken.notes, bench.table.note, lacks)
+                None,
+                (*notes, *unheeded, *bench.notes, *bench.taken.notes, *bench.table.notes, lacks),
             )
         ),
         module=module,
     )
+
+
+def _bits_note(asked: float, layers: Sequence[PlannedLayer], /) -> list[str]:
+    """Say what mean whole layers of so many bits have, where it is not what was asked for."""
+    mean = sum(one.setting * one.parameters for one in layers) / sum(
+        one.parameters for one in layers
+    )
+    if abs(mean - asked) < 0.005:  # as two places show it
+        return []
+    return [f"a mean of {mean:.2f} bits is reached: each layer has one number of bits"]
 
 
 def _asked(way: str, size: float | None, bits: float | None, budget: float | None) -> float | None:

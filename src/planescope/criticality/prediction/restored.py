@@ -16,7 +16,7 @@ import torch
 from planescope.criticality.definition import decide
 from planescope.criticality.prediction.cuts import LEARNED, uncovered, verdict
 from planescope.criticality.prediction.record import LayerPrediction, Method, Prediction
-from planescope.criticality.resets.engine.tensors import Cell
+from planescope.criticality.resets.engine.tensors import Cell, names_of, under_all_names
 from planescope.criticality.resets.targets import target_of
 from planescope.criticality.sensitivity.engine import OnCell, count
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
@@ -127,7 +127,8 @@ def predicted(
 ) -> Prediction:
     """Put each layer back, and say which are critical; `planescope.predict_critical` has more."""
     parts = [part for part in job.parts if part.weight in start.tensors]
-    cells = {(part.layer.name, "init"): [_cell(part, start)] for part in parts}
+    names = names_of(job.network.module)
+    cells = {(part.layer.name, "init"): [_cell(part, start, names)] for part in parts}
     counted = count(
         job.network.module, job.inputs, cells, device=job.device, memory=job.memory,
         on_cell=on_cell,
@@ -160,8 +161,8 @@ def predicted(
     )
 
 
-def _cell(part: Part, start: Start) -> Cell:
-    tensors = {name: start.tensors[name] for name in _names(part)}
+def _cell(part: Part, start: Start, names: Mapping[str, tuple[str, ...]]) -> Cell:
+    tensors = under_all_names({name: start.tensors[name] for name in _names(part)}, names)
     return Cell(
         key=f"{part.layer.name} init",
         layer=part.layer.name,

@@ -6,6 +6,7 @@ To import this is to import torch.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from planescope.criticality.replacements import (
 from planescope.criticality.resets.engine.cells import Plan, evaluate
 from planescope.criticality.resets.engine.devices import default_memory
 from planescope.criticality.resets.engine.progress import Progress, Tally
-from planescope.criticality.resets.engine.tensors import Cell
+from planescope.criticality.resets.engine.tensors import Cell, names_of, under_all_names
 from planescope.criticality.resets.parts.prefix import trace
 from planescope.files.errors import RunError, UsageError
 from planescope.networks.answer import ran_out
@@ -74,7 +75,7 @@ def cells_of(
     module: nn.Module, parts: Sequence[Part], ways: Sequence[Way], /
 ) -> dict[tuple[str, str], list[Cell]]:
     """Make the cells of all layers and ways; nothing is computed before they are read."""
-    state = module.state_dict()
+    state, every = module.state_dict(), names_of(module)
     found: dict[tuple[str, str], list[Cell]] = {}
     for part in parts:
         for way in ways:
@@ -84,12 +85,15 @@ def cells_of(
             names: tuple[str, ...] = (part.weight,)
             if way.kind is WayKind.FILTERS:
                 names = (*names, *filter(None, (part.bias, *part.norm)))
+            all_names = {name: every[name] for name in names}
             found[part.layer.name, way.key] = [
                 Cell(
                     key=f"{part.layer.name} {way.key} {draw}",
                     layer=part.layer.name,
-                    names=names,
-                    read=functools.partial(_read, {n: state[n] for n in names}, part, way, draw),
+                    names=tuple(itertools.chain(*all_names.values())),
+                    read=functools.partial(
+                        _read, {n: state[n] for n in names}, all_names, part, way, draw
+                    ),
                     bytes=sum(state[n].nbytes for n in names),
                 )
                 for draw in range(draws)
@@ -98,12 +102,18 @@ def cells_of(
 
 
 def _read(
-    held: Mapping[str, torch.Tensor], part: Part, way: Way, draw: int, device: torch.device
+    held: Mapping[str, torch.Tensor],
+    names: Mapping[str, tuple[str, ...]],
+    part: Part,
+    way: Way,
+    draw: int,
+    device: torch.device,
 ) -> dict[str, torch.Tensor]:
-    return {
+    made = {
         name: tensor.to(device, held[name].dtype)
         for name, tensor in stand_in(held, part, way, draw).items()
     }
+    return under_all_names(made, names)
 
 
 def stand_in(

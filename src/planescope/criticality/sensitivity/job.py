@@ -20,6 +20,7 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.criticality.options import InputOptions, ResetOptions
 from planescope.criticality.replacements import Way, WayKind
+from planescope.criticality.resets.engine.answers import PROBABILITIES
 from planescope.criticality.resets.engine.devices import chosen_device, seconds_of_a_pass
 from planescope.criticality.sensitivity import Cost
 from planescope.criticality.sensitivity.engine import (
@@ -258,7 +259,7 @@ class Job:
         if several := given.judge.positions_note:
             yield several
         if given.judge.gives_probabilities:
-            yield "the network gives probabilities, which were taken as such"
+            yield PROBABILITIES
         if given.method is not Method.SYNTHETIC and counted.whole.examples < FEW:
             yield (
                 f"few inputs ({counted.whole.examples}): costs and their intervals are rough; give "

@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING
 from planescope.criticality.plan.divergence import Yardstick, is_less
 from planescope.criticality.plan.fit.changes import Before, put_back, swap
 from planescope.criticality.plan.fit.holding import Form, form_of, weight_of
-from planescope.criticality.plan.fit.observation import Anatomy, look_at
+from planescope.criticality.plan.fit.observation import (
+    Anatomy,
+    CallsError,
+    LeftError,
+    look_at,
+)
 from planescope.criticality.plan.fit.passage import Passage
-from planescope.criticality.plan.fit.reconstruction import LeftError, Reconstruction
+from planescope.criticality.plan.fit.reconstruction import Reconstruction
 from planescope.criticality.plan.record import RepairedLayer
 
 if TYPE_CHECKING:
@@ -151,6 +156,8 @@ class Mending:
         if by == "least squares":
             try:
                 done = self.reconstruction.least_squares(changed, name, form, passage)
+            except CallsError as exc:
+                return by, None, str(exc)
             except LeftError as exc:
                 reason, by = f"by moments: {exc}", "moments"
             else:

@@ -28,6 +28,17 @@ NORMS: dict[type[nn.Module], int] = {
 Take = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
+class LeftError(Exception):
+    """A layer that cannot be repaired so; the message says why."""
+
+
+class CallsError(LeftError):
+    """A layer that is called as often as the data say."""
+
+    def __init__(self) -> None:
+        super().__init__("how often it is called, or on how much, depends on the data")
+
+
 class _SeenError(BaseException):
     """All that was asked for has been seen; the rest of the network need not run."""
 
@@ -126,7 +137,9 @@ def _odd(module: nn.Module) -> dict[str, str]:
         weight = getattr(part, "weight", None)
         if is_layer(part) or not isinstance(weight, torch.Tensor) or weight.ndim < 2:
             continue
-        if "weight" not in part._parameters:
+        if "weight" in part._buffers:
+            found[name] = "its weight is a buffer, which no training changes"
+        elif "weight" not in part._parameters:
             found[name] = "its weight is computed from other tensors"
         else:
             kind = type(part).__name__
@@ -136,13 +149,27 @@ def _odd(module: nn.Module) -> dict[str, str]:
     return found
 
 
-def watch(module: nn.Module, batch: Batch, wanted: Mapping[str, tuple[int, Take]], /) -> None:
+def watch(
+    module: nn.Module,
+    batch: Batch,
+    wanted: Mapping[str, tuple[int, Take]],
+    /,
+    *,
+    to_the_end: bool = False,
+) -> None:
     """Run a network until all calls of some modules have been seen.
 
     Parameters
     ----------
     wanted : mapping of str to pair
         By name: how many calls there are, and what is told of each.
+    to_the_end : bool
+        See all calls, however many there are.
+
+    Raises
+    ------
+    CallsError
+        If there are other calls than so many.
     """
     left = {name: count for name, (count, _) in wanted.items()}
 
@@ -152,10 +179,11 @@ def watch(module: nn.Module, batch: Batch, wanted: Mapping[str, tuple[int, Take]
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
             nonlocal seen
             first = args[0] if args else next(iter(kwargs.values()))
-            take(seen, first, output)
+            if left[name] or to_the_end:
+                take(seen, first, output)
             seen += 1
             left[name] -= 1
-            if not any(left.values()):
+            if not to_the_end and not any(left.values()):
                 raise _SeenError
 
         return hook
@@ -170,3 +198,5 @@ def watch(module: nn.Module, batch: Batch, wanted: Mapping[str, tuple[int, Take]
     finally:
         for handle in handles:
             handle.remove()
+    if not to_the_end and any(left.values()):
+        raise CallsError

@@ -14,7 +14,7 @@ from torch import nn
 from planescope.criticality.plan.fit.changes import Before, overwrite, put
 from planescope.criticality.plan.fit.channels import channel_moments
 from planescope.criticality.plan.fit.holding import Form, weight_of
-from planescope.criticality.plan.fit.observation import Anatomy, watch
+from planescope.criticality.plan.fit.observation import Anatomy, CallsError, LeftError, watch
 from planescope.criticality.plan.fit.passage import Passage
 from planescope.criticality.plan.fit.patches import patches_at, rows_of, values_at
 from planescope.criticality.plan.fit.solutions import Moments, least_squares, of_rank, rounded
@@ -29,10 +29,6 @@ _AT_ONCE = 8_000_000
 _KEPT_BYTES = 512 << 20
 # Wider filters have second moments that would not fit in memory; they are repaired by moments.
 MOST_FAN_IN = 8192
-
-
-class LeftError(Exception):
-    """A layer that cannot be repaired so; the message says why."""
 
 
 @dataclass(eq=False)
@@ -150,6 +146,9 @@ class Reconstruction:
         LeftError
             If there is no place for them.
         """
+        self._count([*self.anatomy.calls])
+        if not self._is_steady(name):
+            raise CallsError
         place = name
         if (norm := self.anatomy.norms.get(name)) is not None:
             place = norm
@@ -213,8 +212,11 @@ class Reconstruction:
             def take(
                 call: int, given: torch.Tensor, output: torch.Tensor,
                 number: int = number, rows: Sequence[torch.Tensor] = rows,
+                sizes: Sequence[int] = self._counted[name, id(batch)],
             ) -> None:  # fmt: skip
                 nonlocal off
+                if rows_of(layer, output) != sizes[call]:
+                    raise CallsError
                 at = rows[call].to(output.device)
                 y = wanted[number * len(rows) + call].double() * scale + offset
                 off = off or not torch.equal(values_at(layer, output, at).cpu().double(), y)
@@ -267,6 +269,8 @@ class Reconstruction:
         total = sum(batch.size for batch in self.batches)
         calls = self.anatomy.calls[name]
         self._count([name])
+        if not self._is_steady(name):
+            raise CallsError
         for batch in self.batches:
             sizes = self._counted[name, id(batch)]
             share = -(-PATCHES * batch.size // (total * calls))
@@ -283,6 +287,7 @@ class Reconstruction:
         self._values.clear()
         chosen = self._together(name)
         self._count(chosen)
+        chosen = [each for each in chosen if each == name or self._is_steady(each)]
         drawn = {each: [rows for _, rows in self._drawn(each)] for each in chosen}
         self._values.update({each: [] for each in chosen})
         for number, batch in enumerate(self.batches):
@@ -299,6 +304,11 @@ class Reconstruction:
 
                 wanted[each] = (self.anatomy.calls[each], take)
             watch(self.whole, batch, wanted)
+
+    def _is_steady(self, name: str) -> bool:
+        """Tell whether each batch has as many calls of a layer, which were counted."""
+        calls = self.anatomy.calls[name]
+        return all(len(self._counted[name, id(batch)]) == calls for batch in self.batches)
 
     def _together(self, name: str) -> list[str]:
         """Find a layer, and those behind it, whose outputs fit in memory."""
@@ -330,7 +340,7 @@ class Reconstruction:
                     sizes.append(rows_of(layer, output))
 
                 wanted[name] = (self.anatomy.calls[name], take)
-            watch(self.whole, batch, wanted)
+            watch(self.whole, batch, wanted, to_the_end=True)
 
 
 def _part(form: Form, at: slice) -> Form:

@@ -29,6 +29,8 @@ Metric = Callable[[Any, Any], Any]
 
 # Parts of a network's output that are its answer, by the names that libraries give them.
 ANSWERS = ("logits", "out")
+# What is said of a network that ends in a softmax of its own.
+PROBABILITIES = "the network gives probabilities, which were taken as such"
 
 
 def picked(output: Any, pick: Pick | None, /) -> Any:
@@ -238,9 +240,9 @@ class Judge:
     ) -> None:
         logits, trained = self.logits(output), self.logits(reference)
         columns = {
-            "changed": (logits - trained).double().square().flatten(1).sum(1),
-            "square": trained.double().square().flatten(1).sum(1),
-            "none": logits.isnan().flatten(1).any(1).double(),
+            "changed": _by_example((logits - trained).double().square()).sum(1),
+            "square": _by_example(trained.double().square()).sum(1),
+            "none": _by_example(logits.isnan()).any(1).double(),
         }
         if self.is_softmax:
             # An output that is no number is no answer.
@@ -285,6 +287,11 @@ def over_positions(values: torch.Tensor, /) -> torch.Tensor:
     """Return the values of examples, float64; of an example with several positions, their mean."""
     wide = values.double()
     return wide.flatten(1).mean(1) if wide.ndim > 1 else wide
+
+
+def _by_example(values: torch.Tensor) -> torch.Tensor:
+    """Return a row an example, of outputs that are one number each too."""
+    return values.reshape(len(values), -1)
 
 
 def _host(values: torch.Tensor) -> NDArray[Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Of weights that wait in the host's memory for a GPU.
 AHEAD_BYTES = 2 << 30
@@ -36,6 +40,22 @@ class Cell:
     names: tuple[str, ...]
     read: Callable[[torch.device], dict[str, torch.Tensor]]
     bytes: int
+
+
+def names_of(module: nn.Module, /) -> dict[str, tuple[str, ...]]:
+    """Return all names of each tensor of a module, by each of them: layers may share one."""
+    held = module.state_dict(keep_vars=True)
+    names = defaultdict(list)
+    for name, tensor in held.items():
+        names[id(tensor)].append(name)
+    return {name: tuple(names[id(tensor)]) for name, tensor in held.items()}
+
+
+def under_all_names(
+    tensors: Mapping[str, torch.Tensor], names: Mapping[str, tuple[str, ...]], /
+) -> dict[str, torch.Tensor]:
+    """Give tensors under all names that those in their place have."""
+    return {other: tensor for name, tensor in tensors.items() for other in names[name]}
 
 
 class Reader:
