@@ -6,13 +6,17 @@ import io
 import json
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import planescope as ps
 from planescope.checkpoints import read_contents
 from planescope.files.errors import CheckpointError
+from planescope.measurement.source import find
 
 
 class Block(nn.Module):
@@ -107,13 +111,58 @@ def test_arrays_come_bit_by_bit(net, path):
     assert contents.skipped == ()
 
 
-def test_weights_that_the_program_computes_are_left_out(tmp_path):
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
-    program = torch.export.export(net.eval(), (torch.zeros(1, 1, 3, 6),))
+class Standardised(nn.Conv2d):
+    """A convolution that centres and scales its weights, as timm's do."""
+
+    def forward(self, x):
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6)
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
+class Halved(nn.Module):
+    def forward(self, x):
+        return x * 0.5
+
+
+def computing():
+    """Return a network each of whose layers has parts that the program computes."""
+    torch.manual_seed(0)
+    parametrizations = nn.utils.parametrizations
+    net = nn.Sequential(
+        Standardised(1, 4, 3), parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), nn.ReLU(),
+        parametrizations.spectral_norm(nn.ConvTranspose2d(4, 4, 3)), nn.Conv2d(4, 2, 3),
+        nn.Linear(4, 5), nn.Linear(5, 2),
+    )  # fmt: skip
+    prune.l1_unstructured(net[4], "weight", 0.5)
+    prune.random_unstructured(net[4], "bias", 0.5)
+    nn.utils.parametrize.register_parametrization(net[5], "bias", Halved())
+    nn.utils.parametrize.register_parametrization(net[1], "weight", Halved())
+    return net.eval()
+
+
+def test_weights_that_the_program_computes_are_those_that_act(tmp_path):
+    net = computing()
+    program = torch.export.export(net, (torch.zeros(1, 1, 8, 8),))
     torch.export.save(program, tmp_path / "net.pt2")
     _, contents = read_contents(tmp_path / "net.pt2")
-    assert [layer.name for layer in contents.layers] == ["0"]
-    (left,) = contents.skipped
+    wanted = find(net).layers
+    assert not contents.skipped
+    assert [layer.name for layer in contents.layers] == [layer.name for layer in wanted]
+    for layer, live in zip(contents.layers, wanted, strict=True):
+        assert layer.kind is live.kind
+        np.testing.assert_allclose(layer.weight.read(), live.weight.read(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(layer.bias.read(), live.bias.read(), rtol=1e-6)
+
+
+def test_weights_that_are_computed_in_a_way_not_followed_are_left_out(tmp_path):
+    linear = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+    program = torch.export.export(nn.Sequential(linear).eval(), (torch.zeros(1, 4),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    _, contents = read_contents(tmp_path / "net.pt2")
+    assert contents.layers == ()
+    (left,) = contents.skipped  # the products that make the matrix are no layers either
+    assert left.name == "0"
     assert "whose weights the program computes" in left.reason
 
 

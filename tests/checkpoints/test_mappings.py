@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import planescope as ps
 from planescope.files.errors import CheckpointError, UsageError
@@ -72,3 +73,25 @@ def test_an_optimiser_of_torch_is_passed_over_and_what_holds_itself_ends():
 def test_a_mapping_without_arrays_is_refused():
     with pytest.raises(CheckpointError, match="holds no arrays by name"):
         ps.measure({"state": {"epoch": 3}})
+
+
+AVERAGED = {
+    "c1.weight": np.ones((4, 3, 3, 3), np.float32), "n1.weight": np.ones(4, np.float32),
+    "n1.bias": np.ones(4, np.float32), "n1.running_mean": np.ones(4, np.float32),
+    "n1.running_var": np.ones(4, np.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("joint", [".", "_"])
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_averages_behind_a_word_in_front_of_each_name_are_a_copy(tmp_path, ending, joint):
+    copy = {f"ema_{name.replace('.', joint)}": -array for name, array in AVERAGED.items()}
+    path = tmp_path / f"net.{ending}"
+    if ending == "npz":
+        np.savez(path, **AVERAGED, **copy)
+    else:
+        save_file(AVERAGED | copy, path)
+    (layer,) = ps.measure(path).layers
+    assert (layer.name, layer.negative_mass, layer.norm) == ("c1", 0.0, "n1")
+    (average,) = ps.measure(path, entry="ema_").layers
+    assert (average.name, average.negative_mass) == ("c1", 1.0)

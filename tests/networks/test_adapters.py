@@ -35,6 +35,62 @@ def test_whatever_stands_in_the_wrapper_of_peft_changes_its_layer(part):
     assert [one.name for one in found.skipped] == ["m.fc.base_layer"]
 
 
+@pytest.mark.parametrize("copies", [["default"], ["one", "two"]])
+def test_of_whole_copies_beside_a_module_one_is_measured(copies):
+    arrays = {"m.fc.original_module.weight": ones(8, 4), "1.weight": ones(3, 8)}
+    arrays |= {f"m.fc.modules_to_save.{name}.weight": ones(8, 4) for name in copies}
+    found = ps.measure(arrays, kinds="all")
+    assert {layer.name for layer in found.layers} == {f"m.fc.modules_to_save.{copies[0]}", "1"}
+    names = ["m.fc.original_module", *(f"m.fc.modules_to_save.{name}" for name in copies[1:])]
+    assert sorted(one.name for one in found.skipped) == sorted(names)
+
+
+class Wrapped(nn.Module):
+    """A linear layer in peft's wrapper, as it runs where it is not merged."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.base_layer = nn.Linear(8, 6)
+        self.way = way
+        if way == "low rank":
+            self.lora_A = nn.ModuleDict({"default": nn.Linear(8, 2, bias=False)})
+            self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 6, bias=False)})
+        else:
+            self.hada_w1_a = nn.ParameterDict({"default": torch.randn(6, 2)})
+            self.hada_w1_b = nn.ParameterDict({"default": torch.randn(2, 8)})
+
+    def forward(self, x):
+        if self.way == "low rank":
+            added = self.lora_B["default"](self.lora_A["default"](x))
+        else:
+            added = nn.functional.linear(x, self.hada_w1_a["default"] @ self.hada_w1_b["default"])
+        return self.base_layer(x) + 0.5 * added
+
+
+class Adapted(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.first, self.fc, self.last = nn.Linear(5, 8), Wrapped(way), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.fc(self.first(x).relu()).relu())
+
+
+@pytest.mark.parametrize("way", ["low rank", "product"])
+@pytest.mark.parametrize("container", ["onnx", "pt2"])
+def test_a_layer_that_an_adapter_changes_is_left_out_of_graphs_too(tmp_path, container, way):
+    net, path = Adapted(way).eval(), tmp_path / f"net.{container}"
+    x = torch.zeros(2, 7, 5)
+    if container == "onnx":
+        torch.onnx.export(net, x, path, dynamo=False)
+    else:
+        torch.export.save(torch.export.export(net, (x,)), path)
+    found = ps.measure(path, kinds="all")
+    assert [layer.name for layer in found.layers] == ["first", "last"]
+    reasons = {one.name: one.reason for one in found.skipped}
+    assert "not merged" in reasons["fc.base_layer"]
+
+
 PACKED = {
     "gptq": {"qweight": np.zeros((8, 32), np.int32), "qzeros": np.zeros((4, 4), np.int32)},
     "hqq": {"W_q": np.zeros((32, 32), np.uint8), "zero": ones(64, 1)},

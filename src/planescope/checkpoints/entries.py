@@ -17,6 +17,9 @@ from planescope.hyperplanes.layer import Described, StateDict, Tensor
 
 T = TypeVar("T")
 
+# Averages as some write them, in front of the names of a network's own tensors.
+_FLAT_COPY = re.compile(r"(ema|averaged?|avg|swa|shadow|teacher|target|momentum)_")
+
 # What people call a copy of a network that follows it: an average, or the teacher of a student.
 _COPY = re.compile(
     r"(^|_)(ema|emas?|averaged?|avg|swa|shadow|teacher|target|momentum|slow|polyak)(_|$)|^encoder_k$"
@@ -46,7 +49,7 @@ def read_entry(form: ModuleType, path: Path, entry: str | None, /) -> StateDict 
 
 def _only(state: StateDict, entry: str, path: Path) -> StateDict:
     """Keep what stands under a prefix of the names."""
-    prefixes = [entry + separator for separator in "./"]
+    prefixes = [entry] if _FLAT_COPY.fullmatch(entry) else [entry + end for end in "./"]
     tensors = {
         name.removeprefix(prefix): tensor
         for prefix in prefixes
@@ -79,6 +82,7 @@ def _only(state: StateDict, entry: str, path: Path) -> StateDict:
 
 def without_copies(state: StateDict) -> StateDict:
     """Leave out the averages of a network that stand beside it, tensor by tensor the same."""
+    state = _without_flat_copies(state)
     groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in state.tensors.items():
         first, _, rest = name.partition("/" if "/" in name and "." not in name else ".")
@@ -104,6 +108,26 @@ def without_copies(state: StateDict) -> StateDict:
         f"(--entry {copies[0]})"
     )
     return dataclasses.replace(state, tensors=tensors, notes=(*state.notes, note))
+
+
+def _without_flat_copies(state: StateDict) -> StateDict:
+    """Leave out averages whose names are those of the weights behind ``ema_`` or its like."""
+    found = ((name, _FLAT_COPY.match(name)) for name in state.tensors)
+    starts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, match in found:
+        if match is not None:
+            starts[match[0]][name[match.end() :]] = state.tensors[name]
+    for start, copy in starts.items():
+        if len({name.partition(".")[0] for name in copy}) < 2:
+            continue  # a network under one name, as `ema_model`
+        own = {n: t for n, t in state.tensors.items() if not n.startswith(start)}
+        flat = {name.replace(".", "_"): tensor for name, tensor in own.items()}
+        if not (_is_copy(copy, own) or _is_copy(copy, flat)):
+            continue
+        note = f"{start}... holds another copy of the weights, which was not measured "
+        note += f"(--entry {start})"
+        state = dataclasses.replace(state, tensors=own, notes=(*state.notes, note))
+    return state
 
 
 def _is_copy(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

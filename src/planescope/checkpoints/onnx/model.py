@@ -25,6 +25,7 @@ from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Kind, Layer, Norm, Skipped, Tensor
 from planescope.networks.graph.places import Position, follow
+from planescope.networks.state import exclusions
 from planescope.networks.state.layout import named
 from planescope.networks.state.pairing import folded_notes
 
@@ -114,8 +115,26 @@ def layers_in(graph: Graph, constants: Constants) -> Listed:
             reason = weights or left_out(graph, constants, node)
         if reason:
             skipped.append(Skipped(name=module or readable(node), reason=reason))
+    for node in _of_attentions(found):
+        del found[node]
+        skipped.append(Skipped(name=readable(node), reason=exclusions.ATTENTION))
     # Of a module that runs several times, or has several products, once.
     return found, _names(found), list(dict.fromkeys(skipped))
+
+
+def _of_attentions(found: Mapping[Node, Weights]) -> list[Node]:
+    """Find products of torch's attention: it runs its `out_proj` itself, which others call."""
+    scopes = {node: readable(node) for node in found}
+    last = {
+        node: scope
+        for node, scope in scopes.items()
+        if f"{scope}.out_proj" == _module(found[node].names)
+    }
+    return [
+        node
+        for node, scope in scopes.items()
+        if scope in last.values() and node not in last and found[node].kind is Kind.LINEAR
+    ]
 
 
 def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
@@ -135,16 +154,23 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
             norm, steps_behind = _norm(graph, constants, norms[position.norm], weights.weight)
             further[name] += steps_behind
         layers.append(_layer(name, weights, position, norm))
+    adapted = exclusions.of_adapted(layers, _read_names(graph))
+    skipped = [*skipped, *(Skipped(name=name, reason=why) for name, why in adapted.items())]
     told = (name for node, held in found.items() for name in (readable(node), *held.names))
     return Described(
-        layers=tuple(layers),
+        layers=tuple(layer for layer in layers if layer.name not in adapted),
         skipped=(*skipped, *_shared(found, names), *_unread(graph, set(names.values()))),
         notes=(
             *folded_notes(told),
             *_without_effect(graph, names),
-            *_untold(further),
+            *_untold({name: met for name, met in further.items() if name not in adapted}),
         ),
     )
+
+
+def _read_names(graph: Graph) -> Iterator[str]:
+    unread = set(graph.unread())
+    return (name.text for name in graph.stored if name not in unread)
 
 
 def _unread(graph: Graph, layers: Container[str]) -> Iterator[Skipped]:

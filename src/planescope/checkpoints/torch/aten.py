@@ -40,6 +40,13 @@ _WORDS = {
 }  # fmt: skip
 ROLES = {word: role for role, words in _WORDS.items() for word in words}
 
+# By the numbers of ScalarType in the schema.
+DTYPES = {
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32",
+    8: "float64", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16", 28: "uint16",
+    29: "float8_e4m3fn", 30: "float8_e5m2", 31: "float8_e4m3fnuz", 32: "float8_e5m2fnuz",
+}  # fmt: skip
+
 # Tensors of one number, and which that is.
 FILLED = {"zeros": 0.0, "ones": 1.0, "full": 0.0}
 # How they call their bounds.

@@ -18,6 +18,7 @@ from typing import Any
 from planescope.checkpoints.arrays.raw import ITEM_SIZES, MAX_DIMENSIONS, stored_tensor
 from planescope.checkpoints.probe import Probe
 from planescope.checkpoints.torch import export_graph
+from planescope.checkpoints.torch.aten import DTYPES
 from planescope.checkpoints.torch.zip import state_dict_of
 from planescope.files.errors import CheckpointError
 from planescope.files.zips import Archive
@@ -32,13 +33,6 @@ _PROGRAMS, _WEIGHTS = "models/", "data/weights/"
 
 # A graph has about a kilobyte for each operation, most of it stack traces.
 JSON_BYTES = 1 << 25
-
-# By the numbers of ScalarType in the schema.
-_DTYPES = {
-    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32",
-    8: "float64", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16", 28: "uint16",
-    29: "float8_e4m3fn", 30: "float8_e5m2", 31: "float8_e4m3fnuz", 32: "float8_e5m2fnuz",
-}  # fmt: skip
 
 
 def recognises(probe: Probe) -> bool:
@@ -161,7 +155,7 @@ def _tensor(
     where = f"{archive.path}: tensor {name[:200]!r}"
     if member not in archive.members or not archive.is_stored(member):
         raise CheckpointError(f"{where} is missing from the archive; is the file complete?")
-    dtype = _DTYPES.get(meta["dtype"], "")
+    dtype = DTYPES.get(meta["dtype"], "")
     if dtype not in ITEM_SIZES:
         raise CheckpointError(f"{where} has an unknown type; export the model in float32")
     shape, strides = (tuple(each["as_int"] for each in meta[key]) for key in ("sizes", "strides"))

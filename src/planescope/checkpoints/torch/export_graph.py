@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -19,10 +18,15 @@ from planescope.checkpoints.torch.aten import (
     NORMS,
     PRODUCTS,
     ROLES,
-    SPREADS,
     integers,
     names,
     numeral,
+)
+from planescope.checkpoints.torch.export_weights import (
+    Weight,
+    Weights,
+    module_of_part,
+    transposed,
 )
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor, kind_of_convolution
 from planescope.networks.graph.places import Node, Position, Role, clamped, follow, is_even
@@ -30,16 +34,6 @@ from planescope.networks.state import exclusions
 from planescope.networks.state.axes import filters_first
 
 _DEFAULT_EPS = 1e-5
-# Behind the name of a module: the part that it keeps, or computes another from.
-_PART = re.compile(r"(\.parametrizations\..*|\.[^.]*)$")
-
-
-@dataclass(frozen=True, slots=True)
-class _Weight:
-    """A parameter as an operation meets it: a matrix turned or not."""
-
-    name: str
-    turned: bool = False
 
 
 def described(
@@ -60,6 +54,9 @@ def described(
         network.add(node)
     positions = follow(network.nodes)
     layers = [network.placed(name, position) for name, position in positions.items()]
+    adapted = exclusions.of_adapted(layers, network.read)
+    network.skipped += [Skipped(name=name, reason=why) for name, why in adapted.items()]
+    layers = [layer for layer in layers if layer.name not in adapted]
     # A table that is a layer's weight too is measured there.
     skipped = [
         one
@@ -78,11 +75,18 @@ class _Network:
     found: dict[str, Layer] = field(default_factory=dict)
     norms: dict[int, Norm] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)  # names of tensors that operations read
     _values: dict[str, int] = field(default_factory=dict)
-    _weights: dict[str, _Weight] = field(default_factory=dict)
+    _weights: Weights = field(init=False)
+    _constant: list[bool] = field(default_factory=list)  # of each node, whether no input reaches it
     _sources: dict[str, str] = field(default_factory=dict)  # the largest tensor behind a value
 
+    def __post_init__(self) -> None:
+        self._weights = Weights(self.tensors)
+
     def _append(self, node: Node) -> int:
+        is_fed = node.role in (Role.IMAGE, Role.UNKNOWN)
+        self._constant.append(not is_fed and all(self._constant[at] for at in node.reads))
         self.nodes.append(node)
         return len(self.nodes) - 1
 
@@ -99,7 +103,7 @@ class _Network:
         self._values[name] = self._append(Node(role=Role.CONSTANT))
         stored = content.get("parameter_name") or content.get("buffer_name")
         if type(stored) is str and stored in self.tensors:
-            self._weights[name] = _Weight(stored)
+            self._weights.add(name, stored)
             self._sources[name] = stored
 
     def add(self, node: Mapping[str, Any]) -> None:
@@ -124,11 +128,13 @@ class _Network:
             for name in names(argument)
             if name in self._sources
         ]
+        self.read.update(behind)
         for name in outputs:
             self._values[name] = number
             if behind:
                 self._sources[name] = max(behind, key=lambda held: prod(self.tensors[held].shape))
-        self._follow_weight(word, arguments, outputs)
+        source = self._sources.get(outputs[0]) if outputs else None
+        self._weights.follow(word, arguments, outputs, source)
 
     def _step(
         self,
@@ -137,7 +143,9 @@ class _Network:
         reads: tuple[int, ...],
         outputs: list[str],
     ) -> Node:
-        if word in CONVOLUTIONS or word in PRODUCTS:
+        # What no input reaches is arithmetic on weights, and no layer.
+        is_fed = not all(self._constant[at] for at in reads)
+        if is_fed and (word in CONVOLUTIONS or word in PRODUCTS):
             layer = self._layer(word, arguments, outputs)
             if layer is not None:
                 fed = arguments["mat1" if word == "addmm" else _first(word)]
@@ -149,11 +157,11 @@ class _Network:
                     and max(integers(arguments.get("stride")), default=1) > 1,
                 )
         held = self._matrices(arguments)
-        if word in LEFT_OUT:
+        if is_fed and word in LEFT_OUT:
             self._skip([_module(held[0])] if held else outputs, LEFT_OUT[word])
         elif held and self._is_unknown(word, reads):
             self._skip([_module(held[0])], f"an operation ({word}) that is not known reads it")
-        elif not word and held:
+        elif is_fed and not word and held:
             self._skip(outputs, "an operation of another library, which reads weights")
         if any("as_graph" in argument for argument in arguments.values()):
             self._skip(outputs, "a branch or loop of the program, whose own graph is not read")
@@ -207,11 +215,6 @@ class _Network:
     def _skip(self, outputs: list[str], reason: str) -> None:
         self.skipped.append(Skipped(name=outputs[0] if outputs else "?", reason=reason))
 
-    def _weight(self, argument: Any) -> _Weight | None:
-        return next(
-            (self._weights[name] for name in names(argument) if name in self._weights), None
-        )
-
     def _bias_of(self, word: str, arguments: Mapping[str, Any]) -> Node | None:
         """Take a sum for the bias of the layer before it, where a parameter of its module is added.
 
@@ -220,7 +223,7 @@ class _Network:
         if word != "add":
             return None
         given = [name for key in ("self", "other") for name in names(arguments.get(key))]
-        bias = next((self._weights[name] for name in given if name in self._weights), None)
+        bias = next(filter(None, map(self._weights.named, given)), None)
         numbers = [self._values[name] for name in given if name in self._values]
         number = next((n for n in numbers if self.nodes[n].role is not Role.CONSTANT), None)
         if bias is None or number is None:
@@ -231,49 +234,45 @@ class _Network:
         layer = self.found.get(self.nodes[at].name)
         if layer is None or layer.bias is not None or bias.name != f"{layer.name}.bias":
             return None
-        if self.tensors[bias.name].shape != (layer.filters,):
+        if bias.tensor.shape != (layer.filters,):
             return None
-        self.found[layer.name] = replace(layer, bias=self.tensors[bias.name])
+        self.found[layer.name] = replace(layer, bias=bias.tensor)
         return Node(role=Role.IDENTITY, reads=(number,))
 
     def _matrices(self, arguments: Mapping[str, Any]) -> list[str]:
         """Name the weights of two axes or more that an operation reads."""
-        found = [
-            self._weights[name].name
-            for argument in arguments.values()
-            for name in names(argument)
-            if name in self._weights
-        ]
-        return [name for name in found if sum(n > 1 for n in self.tensors[name].shape) > 1]
+        read = [name for argument in arguments.values() for name in names(argument)]
+        found = list(filter(None, map(self._weights.named, read)))
+        return [one.name for one in found if sum(n > 1 for n in one.tensor.shape) > 1]
 
     def _is_unknown(self, word: str, reads: tuple[int, ...]) -> bool:
         """Tell whether an operation may multiply a value by a weight, in a way that is not read."""
         known = word.removesuffix("_") in HARMLESS or word in CONVOLUTIONS or word in PRODUCTS
         known |= word in ROLES or word in FLIPS or word in KEEPS or word in NORMS
-        return bool(word) and not known and not all(map(self._is_constant, reads))
+        return bool(word) and not known and not all(self._constant[at] for at in reads)
 
     def _layer(self, word: str, arguments: Mapping[str, Any], outputs: list[str]) -> Layer | None:
         """Describe the layer that an operation is; None where its weights cannot be had."""
         key = {"addmm": "mat2", "mm": "mat2", "matmul": "other", "bmm": "mat2"}.get(word, "weight")
         argument = arguments.get(key)
-        weight = self._weight(argument)
+        weight = self._weights.of(argument)
         if weight is None:
             # Of two values that both come from the input nothing is a weight.
             made = [self._values[name] for name in names(argument) if name in self._values]
-            if key == "weight" or (made and self._is_constant(made[0])):
+            if key == "weight" or (made and self._constant[made[0]]):
                 known = [self._sources[n] for n in names(argument) if n in self._sources]
-                where = [_PART.sub("", name) or name for name in known] or outputs
+                where = [module_of_part(name) for name in known] or outputs
                 self._skip(where, f"a layer ({word}) whose weights the program computes")
             return None
         if reason := exclusions.of_part(weight.name):
             self._skip([_module(weight.name)], reason)
             return None
         own = arguments.get("self" if word == "addmm" else "bias")
-        bias = self._weight(own)
+        bias = self._weights.of(own)
         if bias is None and word != "addmm" and any(names(own)):
-            name = weight.name.removesuffix(".weight")
-            self._skip([f"{name}.bias"], "a bias that the program computes; it is not in the table")
-        layer = _described(word, arguments, weight, self.tensors, bias)
+            self._skip([_module(weight.name)], f"a layer ({word}) whose bias the program computes")
+            return None
+        layer = _described(word, arguments, weight, bias)
         if layer is None:
             self._skip(outputs, f"an operation ({word}) with a weight that is no layer's")
             return None
@@ -281,31 +280,12 @@ class _Network:
             self.found[layer.name] = layer
         return layer
 
-    def _is_constant(self, number: int) -> bool:
-        """Return whether a value is made of constants alone."""
-        pending = [number]
-        seen: set[int] = set()
-        while pending:
-            at = pending.pop()
-            if at in seen:
-                continue
-            seen.add(at)
-            node = self.nodes[at]
-            if node.role in (Role.IMAGE, Role.UNKNOWN):
-                return False
-            pending.extend(node.reads)
-        return True
-
     def _add_norm(self, arguments: Mapping[str, Any], number: int) -> None:
         weights = {
-            part: self._weight(arguments.get(part))
+            part: self._weights.of(arguments.get(part))
             for part in ("weight", "bias", "running_mean", "running_var")
         }
-        parts = {
-            part: self.tensors[weight.name]
-            for part, weight in weights.items()
-            if weight is not None
-        }
+        parts = {part: weight.tensor for part, weight in weights.items() if weight is not None}
         mean = weights["running_mean"]
         if mean is None or "running_var" not in parts:
             return
@@ -318,23 +298,6 @@ class _Network:
             variance=parts["running_var"],
             eps=_DEFAULT_EPS if eps is None else eps,
         )
-
-    def _follow_weight(self, word: str, arguments: Mapping[str, Any], outputs: list[str]) -> None:
-        """Know a weight again behind operations that turn or copy it."""
-        weight = self._weight(arguments.get("self"))
-        if weight is None or len(outputs) != 1:
-            return
-        if word in KEEPS:
-            self._weights[outputs[0]] = weight
-        elif word in FLIPS and len(self.tensors[weight.name].shape) == 2:
-            dims = integers(arguments.get("dims"))
-            if word != "permute" or [dim % 2 for dim in dims] == [1, 0]:
-                self._weights[outputs[0]] = replace(weight, turned=not weight.turned)
-        elif word in SPREADS and len(self.tensors[weight.name].shape) == 2:
-            # The same matrix for each example.
-            shape = self.tensors[weight.name].shape[:: -1 if weight.turned else 1]
-            if tuple(integers(arguments.get("size")))[-2:] == shape:
-                self._weights[outputs[0]] = weight
 
     def placed(self, name: str, position: Position) -> Layer:
         """Put a layer in its place, with its norm where that has its width."""
@@ -350,12 +313,11 @@ class _Network:
 def _described(
     word: str,
     arguments: Mapping[str, Any],
-    weight: _Weight,
-    tensors: Mapping[str, Tensor],
-    bias: _Weight | None,
+    weight: Weight,
+    bias: Weight | None,
 ) -> Layer | None:
     """Describe a layer by the operation and its weights; None where these do not fit it."""
-    tensor = tensors[weight.name]
+    tensor = weight.tensor
     groups = next(iter(integers(arguments.get("groups"))), 1)
     if not tensor.is_floating or 0 in tensor.shape or groups < 1:
         return None
@@ -371,8 +333,8 @@ def _described(
             return None
         kind, groups = Kind.LINEAR, 1
         if weight.turned is (word == "linear"):
-            tensor = _transposed(tensor)
-    found = None if bias is None else tensors[bias.name]
+            tensor = transposed(tensor)
+    found = None if bias is None else bias.tensor
     return Layer(
         name=weight.name.removesuffix(".weight"),
         kind=kind,
@@ -380,10 +342,6 @@ def _described(
         bias=found if found is not None and found.shape == tensor.shape[:1] else None,
         groups=groups,
     )
-
-
-def _transposed(tensor: Tensor) -> Tensor:
-    return Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T, None, tensor.digest)
 
 
 def _module(name: str) -> str:

@@ -42,8 +42,7 @@ from planescope.networks.live.solved import (
     no_layer,
     weights_of,
 )
-
-_ATTENTION = "queries, keys and values of an attention: three linear maps in one"
+from planescope.networks.state import exclusions
 
 
 def survey(root: nn.Module, /) -> Survey:
@@ -83,7 +82,7 @@ def _enter(found: Survey, name: str, module: nn.Module) -> str | None:
         found.leave_out(name or type(module).__name__, reason)
         return name
     if (inactive := _inactive(module)) is not None:
-        found.leave_out(full_name(name, inactive), "it does not act: another copy of it does")
+        found.leave_out(full_name(name, inactive), exclusions.INACTIVE)
         return full_name(name, inactive)
     place = place_of(module)
     if place is not None and is_as_torch_has_it(module):
@@ -261,7 +260,7 @@ def _enter_rest(found: Survey, name: str, module: nn.Module) -> None:
             if tensor.ndim < 2:
                 found.tensors[full] = named_tensor(full, read)
         elif attribute.endswith("proj_weight"):
-            found.leave_out(full, _ATTENTION)
+            found.leave_out(full, exclusions.ATTENTION)
         elif attribute in weights.keys() & module._parameters.keys() and not is_norm(module):
             found.loose[full] = (
                 f"a parameter of {type(module).__name__}, which is no affine map of one input by "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 
 from planescope.hyperplanes.layer import Kind, Layer, Tensor
 
@@ -35,15 +35,18 @@ _PACKED = re.compile(r"(^|[._/])(qweight|weight_packed|packed_weight)$")
 _ADAPTERS = (
     re.compile(
         r"(^|[._/])(lora_(A|B|down|up|embedding_[AB]|magnitude_vector|layer|mid)\b|hada_w\d|"
-        r"lokr_w\d|b?oft_[A-Za-z]+|vera_lambda_\w+|ia3_l|dora_scale)"
+        r"lokr_w\d|b?oft_[A-Za-z]+|vera_(lambda_\w+|[AB])|ia3_l|dora_scale)"
     ),
     re.compile(r"(^|[._/])lora[._]"),
 )
 # Any of what begins a part of an adapter, to tell at once that a name has none.
-_OF_ADAPTERS = re.compile("lora|hada_w|lokr_w|oft_|vera_lambda|ia3_l|dora_scale|[.]base_layer[.]")
+_OF_ADAPTERS = re.compile("lora|hada_w|lokr_w|oft_|vera_|ia3_l|dora_scale|[.]base_layer[.]")
 # The layer that peft wraps, and what else stands in the wrapper under the name of an adapter.
 _WRAPPED = ".base_layer.weight"
 _IN_WRAPPER = re.compile(r"(?P<module>.+)\.[^.]+\.(?!(weight|bias|running_\w+|num_\w+)$)[^.]+$")
+_COPIES = re.compile(
+    r"(?P<module>.*)\.(original_module|modules_to_save\.(?P<copy>[^.]+))(\..*)?", re.DOTALL
+)
 # Tensors beside a weight that leave it as it is.
 _STATISTICS = ("running_mean", "moving_mean", "avg_mean", "_mean", ".mean")
 _HARMLESS = frozenset(
@@ -52,7 +55,9 @@ _HARMLESS = frozenset(
 )
 
 ADAPTED = "an adapter (LoRA or its kin) that is not merged changes its weight; merge it first"
+OF_ADAPTER = "a part of an adapter (LoRA or its kin) beside {}, whose weight it changes"
 ADAPTER_ALONE = "an adapter (LoRA or its kin) without the weight that it changes; merge it first"
+INACTIVE = "it does not act: another copy of it does"
 HEADS = "a dense layer of three axes, as of an attention: several linear maps in one"
 RECURRENT = "a recurrent weight: it acts on its own output"
 RECURRENT_LAYER = "a recurrent layer: its weights act on its own output too"
@@ -195,6 +200,69 @@ def of_adapters(changed: Iterable[str], modules: Iterable[str], /) -> dict[str, 
         layers = [name] if name in known else below[name]
         reasons |= dict.fromkeys(layers, ADAPTED) if layers else {name or "lora": ADAPTER_ALONE}
     return reasons
+
+
+def of_copies(modules: Iterable[str], /) -> dict[str, str]:
+    """Say which modules do not act where peft keeps whole copies of a module beside it.
+
+    Of several copies the first is measured.
+    """
+    held = [(name, match) for name in modules if (match := _COPIES.fullmatch(name))]
+    first: dict[str, str] = {}
+    for _, match in held:
+        if match["copy"] is not None:
+            first.setdefault(match["module"], match["copy"])
+    reasons = {}
+    for name, match in held:
+        acts = first.get(match["module"])
+        if acts is None or acts == match["copy"]:
+            continue
+        reasons[name] = (
+            INACTIVE if match["copy"] is None
+            else f"another copy of it, {acts}, is measured; which of them acts is not told"
+        )  # fmt: skip
+    return reasons
+
+
+def of_adapted(layers: Sequence[Layer], read: Iterable[str], /) -> dict[str, str]:
+    """Say which layers of a graph an adapter changes, and which are parts of one.
+
+    Not every exporter keeps the names of the parts: in peft's wrapper a layer without a bias that
+    has the inputs or the filters of the layer that is wrapped is one.
+
+    Parameters
+    ----------
+    read : iterable of str
+        Names of the stored tensors that the graph reads.
+    """
+    known = {layer.name: layer for layer in layers}
+    parts, changed = adapted([*read, *(f"{name}.weight" for name in known)])
+    beside = {name: parts[f"{name}.weight"] for name in known if f"{name}.weight" in parts}
+    beside |= {name: parts[name] for name in known if name in parts}
+    for wrapper, base in known.items():
+        module = wrapper.removesuffix(".base_layer")
+        if module == wrapper:
+            continue
+        ends = _endings(module)
+        for name, layer in known.items():
+            fits = layer.weight.shape[:1] == base.weight.shape[:1] or (
+                layer.weight.shape[1:] == base.weight.shape[1:]
+            )
+            inside = any(name == end or name.startswith((f"{end}.", f"{end}_")) for end in ends)
+            if layer.bias is None and name != wrapper and fits and inside:
+                beside.setdefault(name, module)
+    reasons = {name: OF_ADAPTER.format(module) for name, module in beside.items()}
+    for module in dict.fromkeys((*beside.values(), *changed)):
+        for name in (module, f"{module}.base_layer"):
+            if name in known and name not in beside:
+                reasons[name] = ADAPTED
+    return reasons
+
+
+def _endings(module: str) -> list[str]:
+    """Return a name, and what is left of it where an exporter forgot its first parts."""
+    parts = module.split(".")
+    return [".".join(parts[at:]) for at in range(max(1, len(parts) - 1))]
 
 
 def of_bias(shape: tuple[int, ...], bias: Tensor, /) -> str | None:
