@@ -90,6 +90,17 @@ def test_labels_that_are_values_make_outputs_no_classes() -> None:
         ps.plan(network(), budget=0.3, data=(inputs, values), examples=30)
 
 
+def test_layers_of_bfloat16_are_put_back_too() -> None:
+    whole, start = network().bfloat16(), network().bfloat16()
+    with torch.no_grad():
+        for tensor in start.parameters():
+            tensor.mul_(0.5)
+    inputs = draws(40, 2, 8, 8).bfloat16()
+    made = ps.plan(whole, way="reset", size=0.5, to=start, data=inputs, examples=20)
+    for name in made.put_back:
+        assert torch.equal(made.module[int(name)].weight, start[int(name)].weight)
+
+
 def test_a_mean_of_bits_that_whole_layers_do_not_reach_is_told() -> None:
     made = ps.plan(network(), way="bits", bits=3.5, data=draws(20, 2, 8, 8), repair=False)
     # 640 of 1,360 weights have room for a fourth bit: the linear layer's, or the convolutions'

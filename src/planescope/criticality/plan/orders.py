@@ -90,7 +90,9 @@ class Orders:
         """Order layers by the relative distance of their weights from what they are put back to."""
         distances = {}
         for name, weight in self.weights.items():
-            start = self.knife.starts[f"{name}.weight"].cpu().numpy()
+            start = (
+                self.knife.starts[f"{name}.weight"].double().cpu().numpy()
+            )  # NumPy has no bfloat16
             whole = float(np.linalg.norm(start)) or 1.0
             distances[name] = float(np.linalg.norm(weight - start)) / whole
         return sorted(distances, key=lambda name: distances[name])
