@@ -225,3 +225,68 @@ def test_a_shared_weight_is_one_layer_and_its_other_names_are_told(tmp_path):
     (layer,) = found.layers
     assert {layer.name, *layer.aliases} == {"first", "again", "other"}
     assert "one layer" in " ".join(found.notes)
+
+
+COMPUTED = {
+    "plain": lambda w: F.softplus(w),
+    "steep": lambda w: F.softplus(w, beta=2),
+    "early": lambda w: F.softplus(w, threshold=0.1),
+    "rsub": lambda w: torch.rsub(w, torch.ones(5, 6), alpha=2),
+    "rsub one": lambda w: torch.rsub(w, torch.ones(5, 6)),
+    "sub": lambda w: torch.sub(w, w.mean(0, keepdim=True), alpha=3),
+    "number": lambda w: 3 - w,
+    "power": lambda w: 2**w,
+    "variance": lambda w: w / w.var(1, keepdim=True),
+    "deviation": lambda w: w / w.std(1, keepdim=True, correction=0),
+    "length": lambda w: w / torch.linalg.vector_norm(w, dim=(0, 1), keepdim=True),
+    "taxicab": lambda w: w / torch.linalg.vector_norm(w, ord=1, dim=1, keepdim=True),
+    "clipped": lambda w: w.clamp(-0.5, 0.25),
+    "floored": lambda w: torch.div(w, 0.3, rounding_mode="floor"),
+    "wide": lambda w: w * w.sum(1, keepdim=True, dtype=torch.float64).float(),
+    "spread": lambda w: w[:, :1].expand(5, 6) * w,
+    "turned": lambda w: w.t().contiguous().view(5, 6),
+    "swapped": lambda w: w.reshape(3, 10).transpose(0, 1).reshape(5, 6),
+    "least": lambda w: torch.maximum(w, w.amin(0)),
+    "product": lambda w: w @ w.t() @ w,
+    "sigmoid": lambda w: w.sigmoid() * w.abs().log().tanh(),
+    "half": lambda w: w.half().float(),
+}  # fmt: skip
+
+LEFT = ["early", "floored", "rsub", "rsub one", "spread", "steep", "taxicab", "wide"]
+
+
+class Computed(nn.Linear):
+    """A linear layer whose weight is computed by one of these operations."""
+
+    def __init__(self, way):
+        super().__init__(6, 5, bias=False)
+        self.way = way
+
+    def forward(self, x):
+        return F.linear(x, COMPUTED[self.way](self.weight))
+
+
+class Beside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.parts = nn.ModuleList(Computed(way) for way in COMPUTED)
+
+    def forward(self, x):
+        return sum(part(x).relu() for part in self.parts)
+
+
+def test_each_operation_on_weights_gives_what_torch_gives_or_is_left_out(tmp_path):
+    net = Beside().eval()
+    torch.export.save(torch.export.export(net, (torch.zeros(1, 6),)), tmp_path / "net.pt2")
+    _, contents = read_contents(tmp_path / "net.pt2")
+    found = {layer.name: layer.weight.read() for layer in contents.layers}
+    left = {skipped.name for skipped in contents.skipped}
+    for i, (way, function) in enumerate(COMPUTED.items()):
+        name = f"parts.{i}"
+        assert (name in found) is not (name in left), way
+        if name in found:
+            acting = function(net.parts[i].weight).detach().numpy()
+            np.testing.assert_allclose(found[name], acting, rtol=1e-5, atol=1e-6, err_msg=way)
+    # Operations with a way of their own are among those that are not followed.
+    assert sorted(way for i, way in enumerate(COMPUTED) if f"parts.{i}" in left) == LEFT

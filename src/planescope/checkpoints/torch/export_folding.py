@@ -123,6 +123,18 @@ def _clamped(arguments: Arguments, given: Mapping[str, Tensor]) -> Tensor | None
     return mapped(lambda values: np.clip(values, least, most), _own(given))
 
 
+def _softplus(arguments: Arguments, given: Mapping[str, Tensor]) -> Tensor | None:
+    if numeral(arguments.get("beta")) not in (None, 1.0) or "threshold" in arguments:
+        return None
+    return mapped(lambda values: np.logaddexp(values, 0).astype(values.dtype), _own(given))
+
+
+def _reversed_difference(arguments: Arguments, given: Mapping[str, Tensor]) -> Tensor | None:
+    if numeral(arguments.get("alpha")) not in (None, 1.0):
+        return None
+    return _binary(lambda one, other: other - one)(arguments, given)
+
+
 # --- sums
 
 
@@ -297,7 +309,7 @@ def _product(_: Arguments, given: Mapping[str, Tensor]) -> Tensor | None:
 _OPERATIONS: dict[str, Operation] = {
     **dict.fromkeys(("add", "add_"), _binary(np.add, scaled=True)),
     **dict.fromkeys(("sub", "sub_"), _binary(np.subtract, scaled=True)),
-    "rsub": _binary(lambda one, other: other - one),
+    "rsub": _reversed_difference,
     **dict.fromkeys(("mul", "mul_"), _binary(np.multiply)),
     **dict.fromkeys(("div", "div_"), _binary(np.divide)),
     "maximum": _binary(np.maximum),
@@ -315,7 +327,7 @@ _OPERATIONS: dict[str, Operation] = {
     "tanh": _unary(np.tanh),
     "sigmoid": _unary(lambda values: 1 / (1 + np.exp(-values))),
     "relu": _unary(lambda values: np.maximum(values, 0)),
-    "softplus": _unary(lambda values: np.logaddexp(values, 0).astype(values.dtype)),
+    "softplus": _softplus,
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), _clamped),
     "mean": _reduced(lambda _, values, axes: np.asarray(values.mean(axis=axes))),
     "sum": _reduced(lambda _, values, axes: np.asarray(values.sum(axis=axes))),
