@@ -9,27 +9,25 @@ trained for an epoch on CIFAR-10 with labels; weights that were pruned stay 0. A
 
 from __future__ import annotations
 
-import argparse
-import csv
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from checks import cifar, resnets
-from checks.planning import SYNTHETIC, accuracy, drawn, write
+from checks.planning import SYNTHETIC, accuracy, drawn, parser_of, read, write
 from checks.subjects import subject
 from planescope.criticality.plan.bench import Bench
 from planescope.criticality.plan.cuts import Knife
 from planescope.criticality.plan.examples import synthetic
+from planescope.data.batches import CROP_PADDING, crop_and_flip
 
 SIZES = (0.2, 0.1, 0.05)
 # What a start was made by; None: as it is.
 STARTS = (None, 400, 0)
 RIVAL = "global magnitude"
-BATCH, RATE, MOMENTUM, DECAY, MARGIN = 128, 0.01, 0.9, 1e-4, 4
+BATCH, RATE, MOMENTUM, DECAY = 128, 0.01, 0.9, 1e-4
 # Steps after which right answers are counted, and at the end of the epoch.
 LOOKS = (0, 20, 100, 200)
 FIELDS = ("network", "size", "start", "seed", "step", "accuracy")
@@ -40,16 +38,12 @@ def batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield an epoch of images, moved by up to four pixels, half of them mirrored."""
     draw = torch.Generator().manual_seed(seed)
-    side = pixels.shape[-1]
+    most = 2 * CROP_PADDING
     for rows in torch.randperm(len(pixels), generator=draw).split(BATCH):
-        wide = nn.functional.pad(pixels[rows], (MARGIN,) * 4)
-        moves = torch.randint(2 * MARGIN + 1, (len(rows), 2), generator=draw).tolist()
+        top, left = torch.randint(most + 1, (len(rows), 2), generator=draw).unbind(1)
         flips = torch.rand(len(rows), generator=draw) < 0.5
-        cut = torch.stack([
-            image[:, top : top + side, left : left + side]
-            for image, (top, left) in zip(wide, moves, strict=True)
-        ])  # fmt: skip
-        yield torch.where(flips[:, None, None, None], cut.flip(-1), cut), labels[rows]
+        left = torch.where(flips, most - left, left)  # of what is cut first, and mirrored then
+        yield crop_and_flip(pixels[rows], top, left, flips.long()), labels[rows]
 
 
 def tuned(
@@ -79,10 +73,7 @@ def tuned(
 
 def main(argv: list[str]) -> None:
     """Fill the table of one network, start by start."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("network")
-    for name in ("weights", "data", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser = parser_of(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -90,7 +81,7 @@ def main(argv: list[str]) -> None:
     parts = [f"data_batch_{n}" for n in range(1, 6)]
     pixels, labels = cifar.images(given.data, parts, resnets.MEAN, resnets.STD)
     path = given.out / f"{given.network}-finetuned.csv"
-    rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+    rows = read(path)
     done = {(row["size"], row["start"], row["seed"]) for row in rows}
     made, _ = synthetic(one.module, one.shape, most=SYNTHETIC)
     for size in SIZES:

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     one = subject(given.network, given.weights, given.data)
     whole, (x, labels) = one.module, (part[:TRUTH] for part in one.truth)
     path = given.out / f"{Path(given.network).name}.csv"
-    rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+    rows = read(path)
     done = {tuple(row[k] for k in ("way", "asked", "images", "seed")) for row in rows}
     most = min(SYNTHETIC, len(one.pool)) if max(one.shape) > LARGE else SYNTHETIC
     made, _ = synthetic(whole, one.shape, most=most) if 0 in given.images else (None, None)
@@ -94,11 +94,17 @@ def main(argv: list[str]) -> None:
         print(key, [(r["rival"], r["repaired"], r["accuracy"]) for r in rows[-len(tries) :]])
 
 
-def _parsed(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what each test is given: a network, and where its files and tables lie."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("network")
     for name in ("weights", "data", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    return parser
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    parser = parser_of(__doc__)
     numbers = {"images": IMAGES, "seeds": (0,)}
     for name, usual in numbers.items():
         parser.add_argument(f"--{name}", type=lambda s: [*map(int, s.split(","))], default=usual)
@@ -109,6 +115,14 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
 def _cell(text: str) -> tuple[str, float]:
     way, _, asked = text.partition(":")
     return way, float(asked)
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    """Return the rows that are there already."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def write(path: Path, rows: list[dict[str, object]], fields: Sequence[str] = FIELDS) -> None:

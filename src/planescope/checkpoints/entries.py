@@ -17,13 +17,11 @@ from planescope.hyperplanes.layer import Described, StateDict, Tensor
 
 T = TypeVar("T")
 
-# Averages as some write them, in front of the names of a network's own tensors.
-_FLAT_COPY = re.compile(r"(ema|averaged?|avg|swa|shadow|teacher|target|momentum)_")
-
 # What people call a copy of a network that follows it: an average, or the teacher of a student.
-_COPY = re.compile(
-    r"(^|_)(ema|emas?|averaged?|avg|swa|shadow|teacher|target|momentum|slow|polyak)(_|$)|^encoder_k$"
-)
+_FOLLOWERS = "ema|averaged?|avg|swa|shadow|teacher|target|momentum"
+_COPY = re.compile(rf"(^|_)({_FOLLOWERS}|emas|slow|polyak)(_|$)|^encoder_k$")
+# As some write it, in front of the names of a network's own tensors.
+_FLAT_COPY = re.compile(rf"({_FOLLOWERS})_")
 
 
 def read_entry(form: ModuleType, path: Path, entry: str | None, /) -> StateDict | Described:
@@ -103,11 +101,7 @@ def without_copies(state: StateDict) -> StateDict:
         return state
     prefixes = tuple(copy + separator for copy in copies for separator in "./")
     tensors = {n: t for n, t in state.tensors.items() if not n.startswith(prefixes)}
-    note = (
-        f"{', '.join(copies)} holds another copy of the weights, which was not measured "
-        f"(--entry {copies[0]})"
-    )
-    return dataclasses.replace(state, tensors=tensors, notes=(*state.notes, note))
+    return _without(state, tensors, ", ".join(copies), copies[0])
 
 
 def _without_flat_copies(state: StateDict) -> StateDict:
@@ -124,10 +118,14 @@ def _without_flat_copies(state: StateDict) -> StateDict:
         flat = {name.replace(".", "_"): tensor for name, tensor in own.items()}
         if not (_is_copy(copy, own) or _is_copy(copy, flat)):
             continue
-        note = f"{start}... holds another copy of the weights, which was not measured "
-        note += f"(--entry {start})"
-        state = dataclasses.replace(state, tensors=own, notes=(*state.notes, note))
+        state = _without(state, own, f"{start}...", start)
     return state
+
+
+def _without(state: StateDict, tensors: dict[str, Tensor], copies: str, entry: str) -> StateDict:
+    """Keep some tensors, and say what was left out and how to have it measured."""
+    note = f"{copies} holds another copy of the weights, which was not measured (--entry {entry})"
+    return dataclasses.replace(state, tensors=tensors, notes=(*state.notes, note))
 
 
 def _is_copy(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -18,7 +18,7 @@ from planescope.checkpoints.onnx.constants.arithmetic import (
     rounded,
     transposed,
 )
-from planescope.checkpoints.onnx.constants.products import MAX_WORK, shape_of_product
+from planescope.checkpoints.onnx.constants.products import multiplied
 from planescope.checkpoints.torch.aten import DTYPES, integers, numeral
 from planescope.hyperplanes.layer import Array, Tensor
 
@@ -291,19 +291,7 @@ def _product(_: Arguments, given: Mapping[str, Tensor]) -> Tensor | None:
     one = _own(given)
     names: Sequence[str] = ("mat2", "other", "vec", "tensor")
     other = next((given[name] for name in names if name in given), None)
-    if other is None:
-        return None
-    shape = shape_of_product(one.shape, other.shape)
-    if math.prod(shape) * one.shape[-1] > MAX_WORK:
-        return None
-    return mapped(
-        lambda one, other: np.asarray(
-            np.matmul(one.astype(np.float64), other.astype(np.float64)), dtype=one.dtype
-        ),
-        one,
-        other,
-        shape=shape,
-    )
+    return None if other is None else multiplied(one, other)
 
 
 _OPERATIONS: dict[str, Operation] = {

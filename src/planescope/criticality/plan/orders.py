@@ -90,9 +90,8 @@ class Orders:
         """Order layers by the relative distance of their weights from what they are put back to."""
         distances = {}
         for name, weight in self.weights.items():
-            start = (
-                self.knife.starts[f"{name}.weight"].double().cpu().numpy()
-            )  # NumPy has no bfloat16
+            held = self.knife.starts[f"{name}.weight"]
+            start = held.double().cpu().numpy()  # NumPy has no bfloat16
             whole = float(np.linalg.norm(start)) or 1.0
             distances[name] = float(np.linalg.norm(weight - start)) / whole
         return sorted(distances, key=lambda name: distances[name])

@@ -13,37 +13,36 @@ from planescope.checkpoints.onnx.nodes import Node
 from planescope.hyperplanes.layer import Tensor
 
 # Multiplications; weights of a merge of low ranks take far fewer.
-MAX_WORK = 1 << 31
+_MAX_WORK = 1 << 31
 
 
 def matrix_product(_node: Node, tensor: Tensor, others: Others) -> Tensor | None:
     """Multiply matrices, of stacks that fit, or vectors."""
     other = _second(tensor, others)
-    if other is None:
-        return None
-    shape = shape_of_product(tensor.shape, other.shape)
-    if math.prod(shape) * tensor.shape[-1] > MAX_WORK:
-        return None
-    return mapped(
-        lambda one, two: rounded(np.matmul(*_wide(one, two)), tensor.dtype),
-        tensor,
-        other,
-        shape=shape,
-    )
+    return None if other is None else multiplied(tensor, other)
 
 
-def shape_of_product(one: tuple[int, ...], other: tuple[int, ...], /) -> tuple[int, ...]:
-    """Return the shape of a product of matrices, stacks of them or vectors.
+def multiplied(tensor: Tensor, other: Tensor, /) -> Tensor | None:
+    """Multiply matrices, stacks of them or vectors of one type; None where that is much work.
 
     Raises
     ------
     ValueError
-        If they do not fit.
+        If their shapes do not fit.
     """
-    if not one or not other or one[-1] != other[-2:][0]:
-        raise ValueError(f"shapes {one} and {other} cannot be multiplied")
-    stack = np.broadcast_shapes(one[:-2], other[:-2])
-    return (*stack, *one[-2:-1], *(other[-1:] if len(other) > 1 else ()))
+    one, two = tensor.shape, other.shape
+    if not one or not two or one[-1] != two[-2:][0]:
+        raise ValueError(f"shapes {one} and {two} cannot be multiplied")
+    stack = np.broadcast_shapes(one[:-2], two[:-2])
+    shape = (*stack, *one[-2:-1], *(two[-1:] if len(two) > 1 else ()))
+    if math.prod(shape) * one[-1] > _MAX_WORK:
+        return None
+    return mapped(
+        lambda *given: rounded(np.asarray(np.matmul(*_wide(*given))), tensor.dtype),
+        tensor,
+        other,
+        shape=shape,
+    )
 
 
 def general_product(node: Node, tensor: Tensor, others: Others) -> Tensor | None:
@@ -59,7 +58,7 @@ def general_product(node: Node, tensor: Tensor, others: Others) -> Tensor | None
     if one[1] != two[0]:
         raise ValueError(f"shapes {one} and {two} cannot be multiplied")
     shape = (one[0], two[1])
-    if math.prod(shape) * one[1] > MAX_WORK:
+    if math.prod(shape) * one[1] > _MAX_WORK:
         return None
     if summand is not None and np.broadcast_shapes(summand.shape, shape) != shape:
         raise ValueError(f"shape {summand.shape} cannot be added to {shape}")
@@ -96,7 +95,7 @@ def einstein_sum(node: Node, tensor: Tensor, others: Others) -> Tensor | None:
         out = "".join(sorted(name for name in extents if terms.count(name) == 1))
     if not extents.keys() >= set(out) or len(set(out)) != len(out):
         raise ValueError(f"{out!r} does not name axes of {terms!r}")
-    if math.prod(extents.values()) > MAX_WORK:
+    if math.prod(extents.values()) > _MAX_WORK:
         return None
     equation = f"{terms}->{out}"
     return mapped(
