@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from planescope.data.batches import (
-    _crop_and_flip_at_once,
-    _ImageBatches,
-    batches,
-    crop_and_flip,
-    resized,
-)
+from planescope.data.batches import _ImageBatches, batches, crop_and_flip, resized
 from planescope.data.load import Images, load, pixel_permutation
 from planescope.data.options import DataOptions, Resize
 from planescope.files.errors import CheckpointError, UsageError
@@ -132,11 +126,9 @@ def crop_and_flip_one(image, top, left, flip):
 @settings(deadline=None)
 def test_crop_and_flip_equal_a_plain_loop(corners, height, width):
     pixels = images(len(corners), height, width).images
-    # The second is what other devices do.
-    for function in (crop_and_flip, _crop_and_flip_at_once):
-        ours = function(pixels, *torch.tensor(corners).unbind(1))
-        for image, corner, got in zip(pixels.numpy(), corners, ours.numpy(), strict=True):
-            np.testing.assert_array_equal(got, crop_and_flip_one(image, *corner))
+    ours = crop_and_flip(pixels, *torch.tensor(corners).unbind(1))
+    for image, corner, got in zip(pixels.numpy(), corners, ours.numpy(), strict=True):
+        np.testing.assert_array_equal(got, crop_and_flip_one(image, *corner))
 
 
 def test_augmented_batches_are_crops_and_flips_of_their_examples():
