@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
+import planescope as ps
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Input, Kind, Place
 from planescope.networks.graph.trace import trace_places
@@ -640,6 +641,34 @@ def test_torchscript_tells_kinds(compiled):
     assert kinds == {"0": "conv", "2": "transposed", "3": "pointwise"}
     assert torch.equal(read.tensors["0.weight"].read(), net[0].weight)
     assert "TorchScript" in read.note
+
+
+class Absolute(nn.Module):
+    """A parametrisation without tensors of its own."""
+
+    def forward(self, weight):
+        return weight.abs()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::DeprecationWarning")
+def test_torchscript_tells_of_a_step_that_leaves_no_tensor(tmp_path):
+    """Read as weight norm alone, half of its filters would face the other way."""
+    both = parametrizations.weight_norm(conv())
+    torch.nn.utils.parametrize.register_parametrization(both, "weight", Absolute())
+    turned = parametrizations.spectral_norm(nn.ConvTranspose2d(2, 2, 3))
+    net = nn.Sequential(both, nn.ReLU(), turned, nn.ReLU(), parametrizations.weight_norm(conv()))
+    script = torch.jit.trace(net.eval(), torch.zeros(1, 2, 9, 9))
+    torch.jit.save(script, tmp_path / "net.pt")
+    wanted = {layer.name: layer.negative_mass for layer in ps.measure(net, kinds="all").layers}
+    assert wanted.pop("0") == 0.0
+    for source in (tmp_path / "net.pt", script, nn.Sequential(script)):
+        found = ps.measure(source, kinds="all")
+        prefix = "0." if isinstance(source, nn.Sequential) else ""
+        masses = {layer.name.removeprefix(prefix): layer.negative_mass for layer in found.layers}
+        assert masses == wanted
+        (left,) = found.skipped
+        assert left.name == f"{prefix}0"
+        assert "computed from parts by a formula" in left.reason
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import planescope as ps
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import Input, Kind, Place, StateDict, Tensor
 from planescope.networks.state.layers import describe, find_layers, natural
+from planescope.networks.state.parametrisations import resolved
 
 CONV, POINTWISE, TRANSPOSED, LINEAR = Kind
 
@@ -502,6 +503,20 @@ def test_a_weight_in_parts_is_the_one_that_torch_computes(module, prefix):
         wanted = wanted.swapaxes(0, 1)
     assert layer.weight.shape == wanted.shape
     np.testing.assert_allclose(layer.weight.read(), wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("part", [nn.utils.spectral_norm, parametrizations.spectral_norm])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_of_a_square_kernel_the_greater_sigma_tells_the_axis(kind, part):
+    """Of the other axis sigma is near 0, and below it for half of all: it turns every filter."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        module = part(kind(6, 6, 3))
+        for _ in range(5):  # of training, which estimates the singular vectors
+            module(torch.ones(1, 6, 8, 8))
+        module.eval()(torch.ones(1, 6, 8, 8))
+        found = resolved(described(module)).tensors["weight"].read()
+        np.testing.assert_allclose(found, module.weight.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_parts_stay_unread_until_the_weight_is():

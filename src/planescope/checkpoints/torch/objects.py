@@ -37,7 +37,7 @@ from planescope.checkpoints.torch.tensors import (
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.pickles import Call
 from planescope.hyperplanes.layer import Place, Skipped, StateDict, Tensor
-from planescope.networks.state.parametrisations import WEIGHT_OR_PARTS
+from planescope.networks.state.parametrisations import NOT_TOLD, WEIGHT_OR_PARTS, untold_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,6 +113,9 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
             reasons[name or "weight"] = told
         elif (reason := quantised(module)) is not None and not _is_unpacked(at, tensors):
             reasons[name] = reason
+        if (untold := untold_step(at[:-1], class_of(module))) is not None:
+            layer, attribute = untold
+            reasons[clean(layer)] = NOT_TOLD.format(f"its {attribute}")
         if (eps := epsilon(module, constants)) is not None:
             norm_eps[name] = eps
     reasons |= {clean(name): why for name, why in _of_own_classes(found, tensors).items()}

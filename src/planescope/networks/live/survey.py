@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
@@ -43,6 +44,7 @@ from planescope.networks.live.solved import (
     weights_of,
 )
 from planescope.networks.state import exclusions
+from planescope.networks.state.parametrisations import WEIGHT_OR_PARTS, untold_step
 
 
 def survey(root: nn.Module, /) -> Survey:
@@ -123,13 +125,27 @@ def read_script(module: torch.jit.ScriptModule, /) -> StateDict:
             "a TorchScript module without parameters: freezing makes them constants of its graph; "
             "measure the module before it is frozen"
         )
+    steps = (untold_step(name, each.original_name) for name, each in module.named_modules())
+    untold = dict(step for step in steps if step is not None)
     places, skipped = {}, []
     for name, submodule in module.named_modules():
-        full = f"{name}.weight" if name else "weight"
-        weight = tensors.get(full)
-        if weight is None or len(weight.shape) < 2:
+        if (attribute := untold.get(name or "weight")) is not None:
+            reason = (
+                f"its {attribute} is computed from parts by a formula that TorchScript does not "
+                "tell; measure the module before it is scripted"
+            )
+            skipped.append(Skipped(name=name or "weight", reason=reason))
+            for part in submodule.state_dict():
+                tensors.pop(full_name(name, part), None)
             continue
-        kind = _SCRIPTED.get(submodule.original_name.removeprefix("Mkldnn"))
+        parts = [full_name(name, part) for part in WEIGHT_OR_PARTS]
+        # Of spectral norm `weight_v` is a vector.
+        held_as = [part for part in parts if part in tensors and len(tensors[part].shape) > 1]
+        if not held_as:
+            continue
+        full = held_as[0]
+        weight = tensors[full]
+        kind = _SCRIPTED.get(re.sub("^(Mkldnn|Parametrized)", "", submodule.original_name))
         if kind is None:
             reason = (
                 f"its class was {submodule.original_name}, and TorchScript does not tell how that "

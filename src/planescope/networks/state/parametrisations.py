@@ -18,6 +18,9 @@ Shape = tuple[int, ...]
 
 # X.parametrizations.NAME.original (or original0, ...), and the buffers of each step by its number.
 _STEPS = re.compile(r"(?:^|(?P<module>.*)\.)parametrizations\.(?P<name>[^.]+)\.(?P<part>.+)$")
+_STEP = re.compile(r"(?:(?P<owner>.*)\.)?parametrizations\.(?P<name>[^.]+)\.\d+$")
+# The steps of which the tensors in a file tell all.
+_TOLD = re.compile(r"(torch\.nn\.utils\.parametrizations\.)?_(WeightNorm|SpectralNorm)")
 _ORIGINAL = re.compile(r"original\d?$")
 _SPECTRAL = re.compile(r"(\d+)\.(_u|_v)$")
 _OLD = re.compile(r"(?:^|(?P<module>.*)\.)(?P<name>[^.]+)_(?P<part>orig|mask|g|v|u)$")
@@ -84,6 +87,18 @@ def _last(whole: str) -> str:
     return whole.rpartition(".")[2]
 
 
+def untold_step(name: str, of_class: str, /) -> tuple[str, str] | None:
+    """Return the layer and attribute that a module is a step of, by a formula that is not known.
+
+    A step without tensors of its own leaves no trace in a state dict, and the weight would be read
+    as if it were not there; where modules are listed it is.
+    """
+    match = _STEP.fullmatch(name)
+    if match is None or _TOLD.fullmatch(of_class):
+        return None
+    return match["owner"] or "weight", match["name"]
+
+
 def is_part(name: str, /) -> bool:
     """Return whether a tensor is a part of one that is computed."""
     return name.endswith(("_orig", "_mask")) or (_MARK in name and bool(_STEPS.fullmatch(name)))
@@ -110,9 +125,18 @@ def _weight_norm(v: Array, g: Array) -> Array:
 
 
 def _spectral_norm(w: Array, u: Array, v: Array) -> Array:
-    """Return ``w / sigma``; sigma = u^T W v, of the stored estimates of the singular vectors."""
-    rows = w if u.shape[0] == w.shape[0] else w.swapaxes(0, 1)
-    return w / (u * (rows.reshape(u.shape[0], -1) * v).sum(1)).sum()
+    """Return ``w / sigma``; sigma = u^T W v, of the stored estimates of the singular vectors.
+
+    W has the filters as rows: the first axis, or the second of a transposed convolution. Where both
+    are as long the greater sigma tells: of the wrong axis it is near 0, of either sign.
+    """
+    may_be = [w, w.swapaxes(0, 1)] if w.ndim > 2 else [w]
+    sigmas = [
+        (u * (rows.reshape(u.shape[0], -1) * v).sum(1)).sum()
+        for rows in may_be
+        if rows.shape[0] == u.shape[0]
+    ]
+    return w / max(sigmas)
 
 
 def _is_weight_norm(v: Shape, g: Shape) -> bool:
