@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import click.testing
 import pytest
@@ -191,6 +192,18 @@ def test_names_that_need_trust(name: str, kind: str, foreign: bool) -> None:
         with pytest.raises(UsageError, match="--trust"):
             consented(name, kind=kind, where="run", trust=["other:name"])  # type: ignore[arg-type]
         assert consented(name, kind=kind, where="run", trust=name) == name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("trust", [1, None, b"evilnet:make", [1], 0.0])
+def test_what_is_not_understood_is_no_consent(
+    trust: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    (trained / "ran").unlink(missing_ok=True)
+    for call in (ps.reset, ps.relate, ps.predict_critical, ps.sensitivity):
+        with pytest.raises(UsageError, match="give True or False, or the names that may run"):
+            call("run", trust=trust)
+    assert not (trained / "ran").exists()
 
 
 def test_trust_in_one_name_is_in_no_other_that_is_part_of_it() -> None:

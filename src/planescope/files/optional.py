@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ from planescope.files.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 Kind = Literal["network", "data"]
@@ -70,11 +71,25 @@ def consented(
 
 def is_trusted(name: str, trust: bool | str | Collection[str], /) -> bool:
     """Tell whether the user named this very thing, or trusts all that is named."""
-    return (
-        trust
-        if isinstance(trust, bool)
-        else name in ((trust,) if isinstance(trust, str) else trust)
-    )
+    typed = typed_names(trust)
+    return typed if isinstance(typed, bool) else name in typed
+
+
+def typed_names(trust: bool | str | Collection[str], /) -> bool | frozenset[str]:
+    """Return whether all is trusted or nothing, else the names that are.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these: what is not understood is no consent.
+    """
+    if isinstance(trust, bool):
+        return trust
+    if isinstance(trust, str):
+        return frozenset({trust})
+    if isinstance(trust, Collection) and all(isinstance(name, str) for name in trust):
+        return frozenset(trust)
+    raise UsageError(f"trust={trust!r}: give True or False, or the names that may run")
 
 
 def search_working_folder() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Self
 
 from planescope.files.errors import CheckpointError, UsageError
-from planescope.files.optional import consented
+from planescope.files.optional import consented, typed_names
 from planescope.hyperplanes.layer import Structure
 from planescope.training.folder.paths import Folder
 from planescope.training.folder.structure import read_structure, structure_text
@@ -32,9 +32,9 @@ class Described(Folder):
     ) -> None:
         super().__init__(path)
         self._given = {k: v for k, v in {"network": network, "data": data}.items() if v is not None}
-        typed = () if isinstance(trust, bool) else (trust,) if isinstance(trust, str) else trust
+        typed = typed_names(trust) or frozenset()
         self.trust: bool | frozenset[str] = (
-            True if trust is True else frozenset((*typed, *self._given.values()))
+            typed if isinstance(typed, bool) else typed | set(self._given.values())
         )
 
     @property
