@@ -456,3 +456,50 @@ def test_the_command_writes_the_planned_file(tmp_path) -> None:
     weights = [t for t in made.values() if t.ndim > 1]
     kept = sum(int((w != 0).sum()) for w in weights)
     assert kept == round(0.25 * sum(w.numel() for w in weights))
+
+
+class OfSequences(nn.Module):
+    """A network most of whose weights are in no layer that is planned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+        self.lstm = nn.LSTM(8, 6, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(12, 6, batch_first=True)
+        self.rnn, self.cell = nn.RNN(6, 6, batch_first=True), nn.LSTMCell(6, 6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.apart = nn.MultiheadAttention(6, 2, batch_first=True, kdim=6, vdim=5)
+        self.form, self.table = nn.Bilinear(6, 6, 6), nn.Embedding(7, 6)
+        self.place = nn.Parameter(torch.ones(7, 6))
+        self.several = nn.ParameterList([torch.eye(6)])
+        self.norm, self.head = nn.LayerNorm((7, 6)), nn.Linear(6, 5)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        x = self.conv(given.transpose(1, 2)).transpose(1, 2)
+        x = self.rnn(self.gru(self.lstm(x)[0])[0])[0] + self.place + self.table.weight
+        x = x + self.attention(x, x, x)[0] + self.apart(x, x, x[..., :5])[0]
+        x = self.norm(self.form(x, x) @ self.several[0])
+        return self.head(x.mean(1) + self.cell(x[:, 0])[0])
+
+
+def test_all_weights_that_are_not_planned_are_listed_with_their_reason(tmp_path) -> None:
+    torch.manual_seed(0)
+    whole, inputs = OfSequences().eval(), draws(40, 7, 8)
+    torch.save(whole.state_dict(), tmp_path / "whole.pt")
+    made = ps.plan(whole, size=0.5, data=inputs, examples=20, repair=False)
+    of_file = ps.plan(
+        tmp_path / "whole.pt", network=whole, size=0.5, data=inputs, examples=20, repair=False
+    )
+    repaired = ps.repair(made.module, whole, data=inputs, examples=20)
+    planned = {one.name for one in made.layers}
+    left = {one.name: one.reason for one in made.skipped}
+    assert planned == {"conv", "head"}
+    assert "acts on its own output" in left["lstm"]
+    assert "queries, keys and values" in left["attention.in_proj_weight"]
+    assert "of reads its weight, and does not call it" in left["attention.out_proj"]
+    for name, tensor in whole.named_parameters():
+        if tensor.ndim > 1 and not name.startswith("norm."):
+            owner = name.rpartition(".")[0]
+            assert {name, owner} & {*planned, *left}, name
+    assert {one["name"]: one["reason"] for one in json.loads(of_file.to_json())["skipped"]} == left
+    assert {one.name: one.reason for one in repaired.layers if one.name in left} == left

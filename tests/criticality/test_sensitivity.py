@@ -286,3 +286,96 @@ def test_outputs_of_one_number_each_are_ranked_by_their_change() -> None:
         metric=lambda out, batch: ((out > 0) == batch[1]).double(),
     )  # fmt: skip
     assert measured.layers[0].ways["half"].drop is not None
+
+
+TASK = "8 outputs are taken for scores of 8 classes"
+
+
+def regression():
+    """A network of eight outputs, its file as it was before, and inputs without labels."""
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 8))
+    start = {name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in
+             own.state_dict().items()}  # fmt: skip
+    return own, start, torch.randn(40, 1, 8, 8)
+
+
+def results(task):
+    own, start, inputs = regression()
+    changed = copy.deepcopy(own)
+    changed.load_state_dict(start)
+    return (
+        ps.sensitivity(own, ways="prune:0.5", data=inputs, task=task),
+        ps.sensitivity(own, ways="prune:0.5", input_shape=(1, 8, 8), task=task),
+        ps.predict_critical(own, init=start, data=inputs, task=task),
+        ps.plan(own, size=0.5, data=inputs, examples=20, repair=False, task=task),
+        ps.repair(changed, own, data=inputs, examples=20, task=task),
+        ps.reset(own, to={"start": start}, data=inputs, task=task),
+    )
+
+
+def test_outputs_that_only_their_number_makes_classes_are_told_once() -> None:
+    for found in results(None):
+        assert sum(TASK in note for note in found.notes) == 1, found
+    for found in results("classification"):
+        assert not any("8 outputs" in note for note in found.notes), found
+
+
+def test_outputs_that_are_values_are_compared_as_values() -> None:
+    by_way, synthetic, predicted, plan, repaired, put_back = results("regression")
+    for found in (by_way, synthetic, predicted, plan, repaired, put_back):
+        assert not any("8 outputs" in note for note in found.notes)
+    own, start, inputs = regression()
+    whole = outputs(own, inputs)
+    for state, score in (
+        ({name: t for name, t in start.items() if name.startswith("0.")},
+         predicted.layers[0].score),
+        ({"0.weight": halved(own[0].weight)}, by_way.layers[0].ways["prune:0.5"].score),
+    ):  # fmt: skip
+        change = (outputs(own, inputs, **state) - whole).norm() / whole.norm()
+        assert score == pytest.approx(float(change), rel=1e-4)
+    assert "relative change" in synthetic.sentence
+    assert by_way.layers[0].ways["prune:0.5"].loss is None
+    assert predicted.layers[0].critical is None
+    assert (plan.measure, plan.chosen.loss) == ("relative change", None)
+    assert repaired.measure == "relative change"
+    assert put_back.cells[0].disagreement is None
+
+
+def halved(weight):
+    found = weight.detach().clone().flatten()
+    found[found.abs().argsort(stable=True)[: len(found) // 2]] = 0
+    return found.reshape(weight.shape)
+
+
+def test_what_else_tells_of_classes_is_heeded() -> None:
+    own, _, inputs = regression()
+    labels = outputs(own, inputs).argmax(1)
+    own.num_classes = 8
+    for found in (
+        ps.sensitivity(own, ways="prune:0.5", data=inputs),
+        ps.plan(own, size=0.5, data=inputs, examples=20, repair=False),
+    ):
+        assert not any("8 outputs" in note for note in found.notes)
+    del own.num_classes
+    for found in (
+        ps.sensitivity(own, ways="prune:0.5", data=(inputs, labels)),
+        ps.plan(own, size=0.5, data=(inputs, labels), examples=20, repair=False),
+    ):
+        assert not any("8 outputs" in note for note in found.notes)
+
+
+def test_a_task_that_does_not_fit_is_a_sentence() -> None:
+    own, start, inputs = regression()
+    labels = outputs(own, inputs).argmax(1)
+    one = nn.Sequential(*own, nn.Linear(8, 1))
+    for call, said in (
+        (lambda: ps.sensitivity(own, data=inputs, task="values"), "one of classification, regr"),
+        (lambda: ps.plan(own, size=0.5, data=inputs, task="values"), "one of classification, regr"),
+        (lambda: ps.reset(own, to={0: start}, data=inputs, task=""), "one of classification, regr"),
+        (lambda: ps.sensitivity(own, data=(inputs, labels), task="regression"), "labelled=False"),
+        (lambda: ps.sensitivity(one, data=inputs, task="classification"), "no scores of two"),
+        (lambda: ps.predict_critical(own, task="regression"), "task needs init="),
+    ):
+        with pytest.raises(UsageError, match=said):
+            call()

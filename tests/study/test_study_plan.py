@@ -213,6 +213,15 @@ def test_the_estimates_that_are_documented_are_those_of_the_dry_run():
         assert ours == pytest.approx(float(time.replace(",", "")), rel=0.2)
 
 
+def test_a_forecast_of_runs_that_nothing_is_known_of_gives_no_time(tmp_path):
+    """It said that they take about 0 s."""
+    study = tmp_path / "study.yaml"
+    study.write_text("base: {data: 'own:data'}\nseeds: 2\n", encoding="utf-8")
+    said = forecast(study).sentence
+    assert "How long the rest take is not known" in said
+    assert not re.search(r"\d+ (s|min|h)\b", said)
+
+
 def test_a_forecast_counts_what_is_left_of_a_run(tmp_path):
     """Runs whose training is there lack their resets alone, and a subset is evaluated on."""
     study = tmp_path / "study.yaml"

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import click
 
 from planescope.cli.printing import say
+from planescope.criticality.options import Task
 from planescope.data.options import DataOptions, Split
 from planescope.files.errors import UsageError
 from planescope.files.optional import search_working_folder
@@ -169,6 +170,12 @@ INPUTS = click.option(
     help="Inputs whose labels are not looked at: a folder, FILE.npy, a data set by name, or "
     "package.module:callable.",
 )
+TASK = click.option(
+    "--task",
+    type=click.Choice(get_args(Task)),
+    help="Of the network: outputs are scores of classes, or values.  [default: labels tell, else "
+    "several outputs are scores]",
+)
 prepared_options = _together(
     click.option("--data-path", metavar="FOLDER", help="Where the files of the data set lie."),
     click.option("--input-shape", metavar="C,H,W", help="Of synthetic pictures."),
@@ -176,6 +183,7 @@ prepared_options = _together(
         "--mean", metavar="X,..", help="Of the inputs that the network takes, by channel."
     ),
     click.option("--std", metavar="X,..", help="Likewise their standard deviation."),
+    TASK,
 )
 cell_options = _together(
     click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -113,7 +114,8 @@ def plan(
     if page is not None:
         from planescope.figures.report import report
 
-        report(model, made, command=f"planescope plan {model}", trust=options["trust"]).save(page)
+        command = shlex.join(["planescope", *sys.argv[1:]])
+        report(model, made, command=command, trust=options["trust"]).save(page)
     if as_json:
         sys.stdout.write(made.to_json() + "\n")
     else:

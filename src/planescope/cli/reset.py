@@ -12,6 +12,7 @@ import click
 
 from planescope.cli.options import (
     MEMORY,
+    TASK,
     TRUST,
     consent,
     numbers,
@@ -100,6 +101,7 @@ EVALUATED = {
     help="Go from the one snapshot to the trained weights in K steps.",
 )
 @click.option("--draws", metavar="K", type=click.IntRange(1), help="How many.  [default: 1]")
+@TASK
 @click.option("--mean", metavar="X,..", help="Of a data set by name: subtract these, by channel.")
 @click.option("--std", metavar="X,..", help="Divide by these, by channel.")
 @click.option("--no-normalise", is_flag=True, help="Leave inputs in [0, 1].")
@@ -147,7 +149,7 @@ def reset(
     RUN gets resets.json. Finished work is kept in RUN, or beside --out: broken off, the same
     command goes on where it was.
     """
-    fresh, path = choices.pop("fresh"), choices.pop("path")
+    fresh, path, task = (choices.pop(name) for name in ("fresh", "path", "task"))
     draws = choices["draws"] or 1
     prepared = _data_options(choices)
     options = _options(choices, fresh=fresh)
@@ -158,7 +160,7 @@ def reset(
     _check_outputs(out, figure)
     own_data = data is not None and is_foreign(data, "data")
     keep = None if out is None or own_data or synthetic else Path(f"{out}.progress")
-    common: dict[str, Any] = {"draws": draws, "path": path, "options": options}
+    common: dict[str, Any] = {"draws": draws, "path": path, "task": task, "options": options}
     subject: Run | str = str(trained)
     if run is not None:
         from planescope.training.run import Run

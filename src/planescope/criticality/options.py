@@ -20,6 +20,8 @@ AskedPrecision = Literal["auto", Precision]
 # How a network is made smaller, and a layer repaired, and on how many examples by default.
 PlannedWay = Literal["prune", "filters", "rank", "bits", "reset", "freeze"]
 RepairedBy = Literal["least squares", "moments"]
+# What the outputs of a network are: scores of classes, or values.
+Task = Literal["classification", "regression"]
 EXAMPLES = 400
 
 BOUNDS: Bounds = {

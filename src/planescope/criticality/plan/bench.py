@@ -41,6 +41,7 @@ from planescope.networks.live.copies import deep_copy
 if TYPE_CHECKING:
     import numpy as np
 
+    from planescope.criticality.options import Task
     from planescope.criticality.plan.fit.holding import Form
     from planescope.data.roles import Batch
 
@@ -113,7 +114,8 @@ class Bench:
     @classmethod
     def of(
         cls, whole: nn.Module, data: Any, knife: Knife, /, *, examples: int, seed: int = 0,
-        keep: Collection[str] = (), labelled: bool = True, output: Any = None, **given: Any,
+        keep: Collection[str] = (), labelled: bool = True, output: Any = None,
+        task: Task | None = None, architecture: Any = None, **given: Any,
     ) -> Bench:  # fmt: skip
         """Take inputs, some for the table, and look at the network.
 
@@ -132,10 +134,11 @@ class Bench:
                 f"there are {both.fitted + both.checked} examples, none left for the table: it is "
                 "of those that chose the plan"
             )
-        check = Yardstick.of(whole, taken.check, output, labelled=labelled)
+        told = {"labelled": labelled, "task": task, "architecture": architecture}
+        check = Yardstick.of(whole, taken.check, output, **told)
         mending = Mending.of(whole, taken, check, by="least squares", seed=seed)
         weights, skipped = _planned(whole, mending.anatomy, knife, keep)
-        table = Yardstick.of(whole, rest, output, labelled=labelled)
+        table = Yardstick.of(whole, rest, output, **told)
         labels = _labels(rest, table) if labelled else None
         return cls(whole, mending, taken, table, labels, weights, skipped, knife, notes)
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from planescope.criticality.resets.engine.answers import PROBABILITIES, Judge, Pick, picked
+from planescope.criticality.options import Task
+from planescope.criticality.resets.engine.answers import Judge, Pick, check_task, picked
 from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
 
@@ -52,14 +53,26 @@ class Yardstick:
         /,
         *,
         labelled: bool = False,
+        task: Task | None = None,
+        architecture: Any = None,
     ) -> Yardstick:
         """Run the whole network; with labels that are no classes its outputs are none.
+
+        Parameters
+        ----------
+        labelled : bool
+            Whether labels may be looked at.
+        task : {"classification", "regression"}, optional
+            Tells whether outputs are scores of classes, in place of labels and shapes.
+        architecture : str or torch.nn.Module, optional
+            That the network was built by.
 
         Raises
         ------
         UsageError
             If its answer cannot be found, or is no number.
         """
+        check_task(task)
         answers = [answer(whole, batch, pick) for batch in batches]
         for one, batch in zip(answers, batches, strict=True):
             if not isinstance(one, torch.Tensor) or one.shape[:1] != (batch.size,):
@@ -69,9 +82,12 @@ class Yardstick:
                 )
             if not bool(one.isfinite().all()):
                 raise UsageError("the reference gives NaN or an infinity on these inputs")
-        judge = Judge(pick=pick)
+        judge = Judge(pick=pick, task=task)
         judge.look_at(answers[0], dataclasses.replace(batches[0], labels=None))
-        of_classes = judge.is_softmax and not (labelled and _are_values(batches[0].labels))
+        judge.heed(whole, architecture)
+        labels = batches[0].labels if labelled else None
+        judge.is_told |= _are_classes(batches[0].labels)
+        of_classes = judge.is_softmax and (task is not None or not _are_values(labels))
         if of_classes:
             answers = [judge.logits(one).log_softmax(1) for one in answers]
         scale = float(torch.cat([_squares(one) for one in answers]).mean().clamp(min=1e-30))
@@ -80,10 +96,7 @@ class Yardstick:
     @property
     def notes(self) -> tuple[str, ...]:
         """Say what is taken for classes, and for probabilities, where that is not plain."""
-        if not self.of_classes:
-            return ()
-        told = PROBABILITIES if self.judge.gives_probabilities else ""
-        return tuple(filter(None, (self.judge.positions_note, told)))
+        return self.judge.notes if self.of_classes else ()
 
     @property
     def name(self) -> str:
@@ -139,3 +152,7 @@ def _squares(answers: torch.Tensor) -> torch.Tensor:
 
 def _are_values(labels: Any) -> bool:
     return isinstance(labels, torch.Tensor) and labels.is_floating_point()
+
+
+def _are_classes(labels: Any) -> bool:
+    return isinstance(labels, torch.Tensor) and not labels.is_floating_point()

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planescope.criticality.options import InputOptions
-from planescope.criticality.resets.engine.answers import Pick
+from planescope.criticality.options import InputOptions, Task
+from planescope.criticality.resets.engine.answers import Judge, Pick, check_task
 from planescope.criticality.sensitivity.inputs.pictures import synthetic as chosen_for
 from planescope.criticality.sensitivity.inputs.rows import read_rows
 from planescope.criticality.sensitivity.inputs.watched import Alike, check_finite
@@ -147,6 +147,7 @@ def synthetic(
     most: int,
     seed: int = 0,
     pick: Pick | None = None,
+    task: Task | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
 ) -> tuple[torch.Tensor, list[str]]:
@@ -160,7 +161,9 @@ def synthetic(
     size = None if shape is None else tuple(shape)
     options = InputOptions(shape=size, mean=mean, std=std, seed=seed)
     layers, _ = find_layers(read_module(module))
-    given = chosen_for(module, layers, options, pick, None)
+    check_task(task)
+    judge = Judge(pick=pick, task=task)
+    given = chosen_for(module, layers, options, judge, None)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     pictures = torch.cat([batch.args[0] for batch in given.feed.on(device)])
     rows = torch.linspace(0, len(pictures) - 1, min(most, len(pictures))).long()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from planescope.criticality.options import EXAMPLES, RepairedBy
+from planescope.criticality.options import EXAMPLES, RepairedBy, Task
 from planescope.criticality.plan.record import Repair
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
@@ -31,6 +31,7 @@ def repair(
     seed: int = 0,
     unpack: Unpack | None = None,
     output: Pick | None = None,
+    task: Task | None = None,
     architecture: str | nn.Module | None = None,
     data_path: str | os.PathLike[str] | None = None,
     data_options: DataOptions | None = None,
@@ -64,7 +65,7 @@ def repair(
         At most so many are taken: the first, or of a data set so many drawn at random.
     seed : int
         Of what is drawn.
-    unpack, output
+    unpack, output, task
         As for `planescope.reset`.
     architecture : str or torch.nn.Module, optional
         Of files: a name as for `planescope.networks.build.build`, or a module, which is copied.
@@ -115,7 +116,7 @@ def repair(
         if data is None:
             inputs, notes = synthetic(
                 other, input_shape or whole.input_shape or given.input_shape, most=examples,
-                seed=seed, pick=output, mean=mean, std=std,
+                seed=seed, pick=output, task=task, mean=mean, std=std,
             )  # fmt: skip
         taken = take(
             inputs if data is None else data,
@@ -127,7 +128,9 @@ def repair(
             data_path=data_path,
             data_options=data_options,
         )
-        yardstick = Yardstick.of(other, taken.check, output)
+        yardstick = Yardstick.of(
+            other, taken.check, output, task=task, architecture=whole.architecture
+        )
         mended = Mending.of(other, taken, yardstick, by=by, seed=seed)
         before = yardstick.value(own)
         if before == float("inf"):

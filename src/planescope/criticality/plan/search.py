@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from planescope.criticality.options import EXAMPLES
+from planescope.criticality.options import EXAMPLES, Task
 from planescope.criticality.plan.allocation import check_way
 from planescope.criticality.plan.planned import Plan, PlanCost, PlannedLayer
 from planescope.files.errors import UsageError
@@ -43,6 +43,7 @@ def plan(
     network: str | nn.Module | None = None,
     unpack: Unpack | None = None,
     output: Pick | None = None,
+    task: Task | None = None,
     data_path: str | os.PathLike[str] | None = None,
     data_options: DataOptions | None = None,
     input_shape: Sequence[int] | None = None,
@@ -91,7 +92,7 @@ def plan(
         Other sizes, or bits, to tell the cost of.
     examples : int
         For repairing; as many more for the table.
-    seed, unpack, output, data_path, data_options, input_shape, mean, std, trust
+    seed, unpack, output, task, data_path, data_options, input_shape, mean, std, trust
         As for `planescope.repair`.
     network : str or torch.nn.Module, optional
         Of a file.
@@ -135,11 +136,12 @@ def plan(
         if data is None:
             inputs, notes = synthetic(
                 whole, input_shape or given.input_shape, most=2 * examples, seed=seed, pick=output,
-                mean=mean, std=std,
+                task=task, mean=mean, std=std,
             )  # fmt: skip
         bench = Bench.of(
             whole, inputs, knife, keep=keep, examples=examples, seed=seed, labelled=labelled,
-            unpack=unpack, output=output, data_path=data_path, data_options=data_options,
+            unpack=unpack, output=output, task=task, architecture=given.architecture,
+            data_path=data_path, data_options=data_options,
         )  # fmt: skip
         if dry_run:
             return cost(bench, way, asked, curve, repair=repair)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planescope.criticality.options import InputOptions
+from planescope.criticality.options import InputOptions, Task
 from planescope.criticality.prediction.record import LayerPrediction, Method, Prediction
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.folders import inside
@@ -45,6 +45,7 @@ def predict_critical(
     chance: float | None = None,
     unpack: Unpack | None = None,
     output: Pick | None = None,
+    task: Task | None = None,
     kinds: Iterable[Kind | str] | str = (),
     layers: str | None = None,
     input_shape: Sequence[int] | None = None,
@@ -82,7 +83,7 @@ def predict_critical(
         is synthetic.
     chance : float, optional
         The share of the commonest label, where that is known; by default 1/classes.
-    unpack, output
+    unpack, output, task
         As `planescope.reset` takes them.
     kinds : iterable of {"conv", "pointwise", "transposed", "linear"}, or "all"
         By default convolutions with a kernel larger than 1, or linear layers where there are none.
@@ -116,6 +117,7 @@ def predict_critical(
     if init is None:
         told = {
             "data": data, "chance": chance, "unpack": unpack, "output": output,
+            "task": task,
             "input_shape": input_shape, "mean": mean, "std": std, "examples": examples,
             "data_path": data_path, "data_options": data_options, "dry_run": dry_run or None,
         }  # fmt: skip
@@ -143,8 +145,8 @@ def predict_critical(
     start = open_start(init, job)
     with job.undisturbed(data):
         job.take(
-            data, labelled=False, metric=None, pick=output, unpack=unpack, split=split,
-            data_path=data_path, data_options=data_options,
+            data, labelled=False, metric=None, pick=output, task=task,
+            unpack=unpack, split=split, data_path=data_path, data_options=data_options,
         )  # fmt: skip
         if dry_run:
             left = len(job.parts) - len(start.skipped)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from planescope.checkpoints.keras.live import refuse
-from planescope.criticality.options import ResetOptions
+from planescope.criticality.options import ResetOptions, Task
 from planescope.criticality.resets.cost import Forecast
 from planescope.criticality.resets.data import Own, open_data, synthetic_inputs
 from planescope.files.errors import UsageError
@@ -51,6 +51,7 @@ def reset(
     chance: float | None = None,
     unpack: Unpack | None = None,
     output: Pick | None = None,
+    task: Task | None = None,
     groups: str | Iterable[str | Sequence[str]] = (),
     path: int | None = None,
     draws: int = 1,
@@ -99,6 +100,10 @@ def reset(
         the arguments of `forward`.
     output : str, int or callable, optional
         Picks what of the network's output is its answer.
+    task : {"classification", "regression"}, optional
+        Whether its outputs are scores of classes, whose largest is the answer, or values, of which
+        the relative change is told. By default labels tell, else several outputs are taken for
+        scores; a note says so where nothing but their shape told it.
     groups : iterable of sequences of str
         Layers that are put back together, a row each; of a text, those between its commas. A name
         may be that of a block, for all layers in it, or a regular expression of whole names.
@@ -146,10 +151,11 @@ def reset(
     """
     required("torch")
     from planescope.criticality.resets import table
-    from planescope.criticality.resets.engine.answers import Judge
+    from planescope.criticality.resets.engine.answers import Judge, check_task
 
     options = _options(options, groups, choices)
-    judge = Judge(metric=metric, pick=output)
+    check_task(task)
+    judge = Judge(metric=metric, pick=output, task=task)
     with _asked(
         model, to, data, options, trust=trust,
         draws=draws, path=path, network=network, data_path=data_path,
@@ -172,6 +178,7 @@ def forecast(
     metric: Metric | None = None,
     unpack: Unpack | None = None,
     output: Pick | None = None,
+    task: Task | None = None,
     groups: str | Iterable[str | Sequence[str]] = (),
     path: int | None = None,
     draws: int = 1,
@@ -195,10 +202,11 @@ def forecast(
     """
     required("torch")
     from planescope.criticality.resets import table
-    from planescope.criticality.resets.engine.answers import Judge
+    from planescope.criticality.resets.engine.answers import Judge, check_task
 
     options = _options(options, groups, choices)
-    judge = Judge(metric=metric, pick=output)
+    check_task(task)
+    judge = Judge(metric=metric, pick=output, task=task)
     with _asked(
         model, to, data, options, trust=trust,
         draws=draws, path=path, network=network, data_path=data_path,

@@ -18,6 +18,7 @@ from torch import nn
 from planescope.criticality.options import InputOptions
 from planescope.criticality.resets.cost import Forecast
 from planescope.criticality.resets.draws import drawn, redrawn, stepped
+from planescope.criticality.resets.engine.answers import Judge
 from planescope.criticality.resets.engine.cells import Plan
 from planescope.criticality.resets.engine.devices import (
     SIGNIFICANT_BITS,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from planescope.criticality.options import ResetOptions
-    from planescope.criticality.resets.engine.answers import Judge
     from planescope.criticality.resets.engine.feed import Feed
     from planescope.criticality.resets.trained import Subject
     from planescope.data.load import Files
@@ -113,7 +113,7 @@ def reset(
     found = table.cells(tallies)
     notes = (
         note, *subject.notes, *work.groups, *left_out, untouched(found), *feed.notes,
-        _rounding(work.plan.precision), judge.positions_note, *table.notes(),
+        _rounding(work.plan.precision), *judge.notes, *table.notes(),
         *table.not_numbers(tallies),
     )  # fmt: skip
     return Resets(
@@ -184,6 +184,7 @@ def _prepared(
         data = _chosen_examples(data, options)
         feed = feed_images(data, module, judge, options, devices[0].type, subject.network)
         digest = protocol_digest(subject, data, judge, options, feed)
+    judge.heed(module, subject.network)
     return _Prepared(
         layers=layers,
         rows=rows,
@@ -205,11 +206,12 @@ def _on_pictures(
     options: ResetOptions,
 ) -> tuple[Feed, Judge]:
     """Return synthetic pictures that a network is sure of, and what there is to count on them."""
-    given = synthetic(module, layers, told, judge.pick, options.memory)
+    judge = Judge(pick=judge.pick, task=judge.task)
+    given = synthetic(module, layers, told, judge, options.memory)
     feed = dataclasses.replace(
         given.feed, split=SYNTHETIC, notes=[*given.notes, _ON_PICTURES], sets=given.sets
     )
-    return feed, given.judge
+    return feed, judge
 
 
 def _cells(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from planescope.criticality.options import InputOptions
+from planescope.criticality.options import InputOptions, Task
 from planescope.criticality.replacements import Ways, read_ways
 from planescope.files.optional import required
 from planescope.hyperplanes.layer import Kind
@@ -63,6 +63,7 @@ def sensitivity(
     chance: float | None = None,
     unpack: Unpack | None = None,
     output: Pick | None = None,
+    task: Task | None = None,
     kinds: Iterable[Kind | str] | str = (),
     layers: str | None = None,
     input_shape: Sequence[int] | None = None,
@@ -100,7 +101,7 @@ def sensitivity(
         Of a checkpoint, as `planescope.reset` takes it.
     labelled : bool
         Whether labels of `data`, where there are any, may be looked at.
-    metric, chance, unpack, output
+    metric, chance, unpack, output, task
         As `planescope.reset` takes them.
     kinds : iterable of {"conv", "pointwise", "transposed", "linear"}, or "all"
         By default convolutions with a kernel larger than 1, or linear layers where there are none.
@@ -156,8 +157,8 @@ def sensitivity(
     )  # fmt: skip
     with job.undisturbed(data):
         job.take(
-            data, labelled=labelled, metric=metric, pick=output, unpack=unpack, split=split,
-            data_path=data_path, data_options=data_options,
+            data, labelled=labelled, metric=metric, pick=output, task=task,
+            unpack=unpack, split=split, data_path=data_path, data_options=data_options,
         )  # fmt: skip
         if dry_run:
             return job.cost(wanted)

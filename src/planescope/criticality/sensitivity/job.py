@@ -20,7 +20,7 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.criticality.options import InputOptions, ResetOptions
 from planescope.criticality.replacements import Way, WayKind
-from planescope.criticality.resets.engine.answers import PROBABILITIES
+from planescope.criticality.resets.engine.answers import Judge, check_task
 from planescope.criticality.resets.engine.devices import chosen_device, seconds_of_a_pass
 from planescope.criticality.sensitivity import Cost
 from planescope.criticality.sensitivity.engine import (
@@ -128,6 +128,7 @@ class Job:
         labelled: bool,
         metric: Any,
         pick: Any,
+        task: Any,
         unpack: Any,
         split: Any,
         data_path: Any,
@@ -135,17 +136,20 @@ class Job:
     ) -> None:
         """Take inputs of the user's, or choose synthetic ones where `data` is None."""
         module = self.network.module
+        check_task(task)
+        judge = Judge(metric=metric, pick=pick, task=task)
         if data is None:
             if metric is not None:
                 raise UsageError("a metric needs data; synthetic pictures have no labels")
             options = self.input_options
             if options.shape is None:
                 options = dataclasses.replace(options, shape=self.network.input_shape)
-            self.given = synthetic(module, self.every, options, pick, self.memory)
+            self.given = synthetic(module, self.every, options, judge, self.memory)
+            judge.heed(module, self.network.name)
             return
         self.given = handed_over(
-            data, module, self.input_options, labelled=labelled, metric=metric, pick=pick,
-            unpack=unpack, data_path=data_path, data_options=data_options,
+            data, module, self.input_options, labelled=labelled, judge=judge, unpack=unpack,
+            data_path=data_path, data_options=data_options,
             resets=ResetOptions(split=split, memory=self.memory), network=self.network.name,
         )  # fmt: skip
 
@@ -256,10 +260,7 @@ class Job:
         yield from self.network.unheeded
         if counted.note and not self.network.notes:
             yield counted.note
-        if several := given.judge.positions_note:
-            yield several
-        if given.judge.gives_probabilities:
-            yield PROBABILITIES
+        yield from given.judge.notes
         if given.method is not Method.SYNTHETIC and counted.whole.examples < FEW:
             yield (
                 f"few inputs ({counted.whole.examples}): costs and their intervals are rough; give "

@@ -72,6 +72,10 @@ class Forecast(Result):
         known = sum(run.seconds or 0.0 for run in rest)
         thread, gpu = self.estimates
         parts = [f"{counted(len(self.runs), 'run')}, {len(self.runs) - len(rest)} done."]
+        unknown = "their network or data are not known before they are made."
+        if rest and thread.unknown == len(rest):
+            parts.append(f"How long the rest take is not known: {unknown}")
+            return " ".join(parts)
         if rest and self.made:
             parts.append(
                 f"By those, the rest take about {span(known / self.workers)} with "
@@ -85,10 +89,7 @@ class Forecast(Result):
                 f"{gpu.device}; once some are made, those tell better."
             )
         if thread.unknown:
-            parts.append(
-                f"{thread.unknown} of them are not in this: their network or data are not known "
-                "before they are made."
-            )
+            parts.append(f"{thread.unknown} of them are not in this: {unknown}")
         return " ".join(parts)
 
 

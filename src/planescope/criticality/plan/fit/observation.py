@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from planescope.criticality.plan.fit.patches import CONVOLUTIONS
 from planescope.data.roles import Batch
 from planescope.networks.graph.file_graph import FileGraph
+from planescope.networks.live.module import read_module
 
 # Norms that scale and shift each channel behind what they do, and the axis of those channels.
 NORMS: dict[type[nn.Module], int] = {
@@ -102,18 +103,27 @@ def look_at(module: nn.Module, batch: Batch, /) -> Anatomy:
     for norm, read in readers.items():
         if len(set(read)) == 1 and read[0] and len(read) == calls[read[0]]:
             found.norms[read[0]] = norm
-    shared = Counter(id(m.weight) for n, m in layers.items() if calls[n])
-    for name, layer in layers.items():
-        if not calls[name]:
-            found.left[name] = "the network does not call it"
-        elif shared[id(layer.weight)] > 1:
-            found.left[name] = "it shares its weight with another layer"
-    found.left.update(_odd(module))
-    if isinstance(module, FileGraph):
-        found.left.update(module.left)
+    found.left.update(_left(module, layers, calls))
     for name in found.left:
         found.calls.pop(name, None)
     return found
+
+
+def _left(
+    module: nn.Module, layers: Mapping[str, nn.Module], calls: Mapping[str, int]
+) -> dict[str, str]:
+    """Return what holds weights and cannot be looked at, with the reason."""
+    found = {}
+    shared = Counter(id(m.weight) for n, m in layers.items() if calls[n])
+    for name, layer in layers.items():
+        if not calls[name]:
+            found[name] = _not_called(module, name)
+        elif shared[id(layer.weight)] > 1:
+            found[name] = "it shares its weight with another layer"
+    found.update(_odd(module))
+    if isinstance(module, FileGraph):
+        return found | module.left
+    return found | _others(module, {*layers, *found})
 
 
 def is_layer(module: nn.Module, /) -> bool:
@@ -147,6 +157,45 @@ def _odd(module: nn.Module) -> dict[str, str]:
                 kind = f"{type(part).__module__}.{kind}"
             found[name] = f"a {kind} is no convolution or linear layer as torch has it"
     return found
+
+
+def _not_called(module: nn.Module, name: str) -> str:
+    owner = module.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, nn.MultiheadAttention):
+        return "the attention that it is of reads its weight, and does not call it"
+    return "the network does not call it"
+
+
+def _others(module: nn.Module, known: set[str]) -> dict[str, str]:
+    """Return what else holds weights, by module or parameter, and why it is no layer."""
+    rest = [
+        name
+        for name, tensor in module.named_parameters()
+        if sum(extent > 1 for extent in tensor.shape) > 1
+        and known.isdisjoint(_outwards(name.rpartition(".")[0]))
+    ]
+    if not rest:
+        return {}
+    told = {one.name: one.reason for one in read_module(module).skipped}
+    found = {}
+    for name in rest:
+        owner = module.get_submodule(name.rpartition(".")[0])
+        if type(owner) in NORMS:
+            continue
+        place = next((outer for outer in _outwards(name) if outer in told), name)
+        found[place] = told.get(
+            place, f"a parameter of {type(owner).__name__}, which is no layer as torch has it"
+        )
+    return found
+
+
+def _outwards(name: str) -> Iterator[str]:
+    """Yield a name, and those of the modules that it is in."""
+    yield name
+    while name:
+        name = name.rpartition(".")[0]
+        if name:
+            yield name
 
 
 def watch(

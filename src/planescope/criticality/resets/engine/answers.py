@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from planescope.criticality.options import Task
 from planescope.data.roles import described
 from planescope.files.errors import UsageError, counted, one_line
+from planescope.networks.paper import is_known
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +33,10 @@ Metric = Callable[[Any, Any], Any]
 ANSWERS = ("logits", "out")
 # What is said of a network that ends in a softmax of its own.
 PROBABILITIES = "the network gives probabilities, which were taken as such"
+# What tells that outputs are no scores.
+_VALUES = 'task="regression" (--task) if they are values'
+# Names of networks that are classifiers.
+_CLASSIFIERS = ("timm:", "torchvision:")
 
 
 def picked(output: Any, pick: Pick | None, /) -> Any:
@@ -76,10 +82,16 @@ class Judge:
         The user's; None counts right answers where there are labels.
     pick : str, int or callable, optional
         Finds the answer in what the network gives.
+    task : {"classification", "regression"}, optional
+        Whether outputs are scores of classes, or values; None goes by labels, else by their shape.
+    is_told : bool
+        Whether more than the shape of the outputs says that they are scores of classes.
     """
 
     metric: Metric | None = None
     pick: Pick | None = None
+    task: Task | None = None
+    is_told: bool = False
     # Settled by the first batch.
     counts_right: bool = False
     is_softmax: bool = False
@@ -118,11 +130,24 @@ class Judge:
         labels = batch.labels
         self.shape = tuple(output.shape)
         self.classes = output.shape[1] if output.ndim > 1 else 1
-        of_classes = labels is None or _are_classes(labels)
+        of_classes = self.task != "regression" and (
+            self.task == "classification" or labels is None or _are_classes(labels)
+        )
         self.is_softmax = output.ndim > 1 and self.classes > 1 and of_classes
+        if self.task == "classification" and not self.is_softmax:
+            raise UsageError(
+                f"task='classification' (--task): outputs of shape {self.shape} are no scores of "
+                "two classes or more; leave it out"
+            )
         self.gives_probabilities = self.is_softmax and _are_probabilities(output)
+        self.is_told |= self.is_softmax and labels is not None
         if self.metric is not None or labels is None:
             return
+        if self.task == "regression":
+            raise UsageError(
+                "task='regression' (--task): there are no right answers to count; give metric=, or "
+                "the data as inputs without labels (--inputs, labelled=False)"
+            )
         wanted = (output.shape[0], *output.shape[2:])
         if not (self.is_softmax and tuple(labels.shape) == wanted):
             is_tensor = isinstance(labels, torch.Tensor)
@@ -132,6 +157,23 @@ class Judge:
                 "counted; give metric=, a function of outputs and batch"
             )
         self.counts_right = True
+
+    def heed(self, module: Any, built_by: Any = None, classes: int | None = None, /) -> None:
+        """Note what else tells that outputs are scores of classes.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+        built_by : str or torch.nn.Module, optional
+            A name of its architecture.
+        classes : int, optional
+            Of the data.
+        """
+        is_classifier = isinstance(built_by, str) and (
+            is_known(built_by) or built_by.startswith(_CLASSIFIERS)
+        )
+        own = getattr(module, "num_classes", None)
+        self.is_told |= is_classifier or (self.classes > 1 and self.classes in (own, classes))
 
     def check(self, batch: Batch) -> None:
         """Count the labels of a batch.
@@ -163,9 +205,20 @@ class Judge:
         return 1 / self.classes if self.is_softmax else None
 
     @property
-    def positions_note(self) -> str:
-        """Say what is taken for classes where an example has several answers; else ""."""
-        return told_positions(self.shape) if self.is_softmax else ""
+    def notes(self) -> tuple[str, ...]:
+        """Say what is taken for classes, and for probabilities, where that is not plain."""
+        if not self.is_softmax:
+            return ()
+        is_plain = self.task == "classification" or self.is_told or self.counts_right
+        found = [told_positions(self.shape, is_plain=is_plain)]
+        if self.gives_probabilities:
+            found.append(PROBABILITIES)
+        elif not is_plain and not found[0]:
+            found.append(
+                f"the {self.classes} outputs are taken for scores of {self.classes} classes; give "
+                f"{_VALUES}"
+            )
+        return tuple(filter(None, found))
 
     def logits(self, output: torch.Tensor) -> torch.Tensor:
         """Return outputs whose softmax is the network's answer, in float32.
@@ -272,14 +325,27 @@ class Judge:
                 tally.sums[name] = tally.sums.get(name, 0.0) + value
 
 
-def told_positions(shape: Sequence[int], /) -> str:
+def check_task(task: str | None, /) -> None:
+    """Refuse a task that there is not.
+
+    Raises
+    ------
+    UsageError
+        With those that there are.
+    """
+    if task is not None and task not in get_args(Task):
+        raise UsageError(f"task={task!r}: give one of {', '.join(get_args(Task))}")
+
+
+def told_positions(shape: Sequence[int], /, *, is_plain: bool = True) -> str:
     """Say what of outputs of a shape is taken for classes, and what for positions of an example."""
     if len(shape) < 3:
         return ""
+    other = "" if is_plain else f"; give {_VALUES}"
     return (
         f"outputs of {'×'.join(map(str, shape[1:]))} are taken for {shape[1]} classes at each of "
         "several positions; shares are means over the positions of an example, then over examples "
-        "(output= can move classes to the front)"
+        f"(output= can move classes to the front){other}"
     )
 
 

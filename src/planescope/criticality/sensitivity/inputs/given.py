@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from planescope.criticality.resets.engine.answers import Metric, Pick
     from planescope.data.options import DataOptions
     from planescope.data.roles import Unpack
 
@@ -86,8 +85,7 @@ def handed_over(
     options: InputOptions,
     *,
     labelled: bool,
-    metric: Metric | None,
-    pick: Pick | None,
+    judge: Judge,
     unpack: Unpack | None,
     data_path: str | os.PathLike[str] | None,
     data_options: DataOptions | None,
@@ -103,9 +101,9 @@ def handed_over(
     CheckpointError
         If a file is missing or damaged.
     """
-    judge = Judge(metric=metric, pick=pick)
     device, _ = home_of(module)
     notes: list[str] = []
+    classes = None
     if isinstance(data, str | os.PathLike) and str(data).endswith(".npy"):
         rows, notes = read_rows(data, module)
         source = _opened(rows, data_path, data_options, resets)
@@ -118,8 +116,9 @@ def handed_over(
             source = source.take(torch.arange(min(options.examples, len(source.labels))))
         feed = feed_images(source, module, judge, resets, device.type, network, labelled=labelled)
         if not labelled:
-            judge = Judge(pick=pick)
-        feed = feed if labelled else _without_labels(feed, module, judge, device)
+            judge = Judge(pick=judge.pick, task=judge.task)
+            feed = _without_labels(feed, module, judge, device)
+        classes = len(source.classes)
     else:
         if options.examples is not None:
             source = dataclasses.replace(
@@ -129,6 +128,7 @@ def handed_over(
         if not labelled:
             unpack = _inputs_alone(unpack)
         feed = feed_loader(source, module, judge, unpack, [device])
+    judge.heed(module, network, classes)
     is_measured = labelled and judge.name is not None
     method = Method.MEASURED if is_measured else Method.UNLABELLED
     if not judge.is_softmax and not is_measured:

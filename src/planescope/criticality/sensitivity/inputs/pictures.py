@@ -30,8 +30,6 @@ from planescope.networks.graph.file_graph import FileGraph
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from planescope.criticality.resets.engine.answers import Pick
-
 # Sides of images to be tried where nobody tells one, the first that the network takes.
 _SIDES = (32, 28, 64, 224, 96, 128, 227, 299)
 
@@ -40,7 +38,7 @@ def synthetic(
     module: nn.Module,
     layers: Sequence[Layer],
     options: InputOptions,
-    pick: Pick | None,
+    judge: Judge,
     memory: int | None,
     /,
 ) -> Given:
@@ -62,11 +60,10 @@ def synthetic(
             output = module(
                 turned(torch.from_numpy(np.ascontiguousarray(pictures)).to(device, dtype))
             )
-        found: torch.Tensor = picked(output, pick)
+        found: torch.Tensor = picked(output, judge.pick)
         return found
 
     shape, assumed, output = _shape(run, module, layers, options)
-    judge = Judge(pick=pick)
     bank = Bank(
         channels=shape[0], height=shape[1], width=shape[2], mean=options.mean, std=options.std,
         seed=options.seed,
