@@ -52,7 +52,12 @@ class Wrapped(nn.Module):
         super().__init__()
         self.base_layer = nn.Linear(8, 6)
         self.way = way
-        if way == "low rank":
+        if way in ("inputs", "outputs"):
+            size = 8 if way == "inputs" else 6
+            self.ia3_l = nn.ParameterDict({"default": torch.rand(1, size) + 0.5})
+        elif way == "turn":
+            self.oft_R = nn.ParameterDict({"default": torch.randn(2, 4, 4)})
+        elif way == "low rank":
             self.lora_A = nn.ModuleDict({"default": nn.Linear(8, 2, bias=False)})
             self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 6, bias=False)})
         else:
@@ -60,6 +65,14 @@ class Wrapped(nn.Module):
             self.hada_w1_b = nn.ParameterDict({"default": torch.randn(2, 8)})
 
     def forward(self, x):
+        if self.way == "inputs":
+            return self.base_layer(x * self.ia3_l["default"].flatten())
+        if self.way == "outputs":
+            return self.base_layer(x * 2.0) * self.ia3_l["default"].flatten()
+        if self.way == "turn":
+            blocks = x.reshape(2, 7, 2, 4)
+            turned = torch.einsum("blnk,nkc->blnc", blocks, self.oft_R["default"].neg())
+            return self.base_layer(turned.reshape(2, 7, 8))
         if self.way == "low rank":
             added = self.lora_B["default"](self.lora_A["default"](x))
         else:
@@ -76,7 +89,7 @@ class Adapted(nn.Module):
         return self.last(self.fc(self.first(x).relu()).relu())
 
 
-@pytest.mark.parametrize("way", ["low rank", "product"])
+@pytest.mark.parametrize("way", ["low rank", "product", "inputs", "outputs", "turn"])
 @pytest.mark.parametrize("container", ["onnx", "pt2"])
 def test_a_layer_that_an_adapter_changes_is_left_out_of_graphs_too(tmp_path, container, way):
     net, path = Adapted(way).eval(), tmp_path / f"net.{container}"
@@ -89,6 +102,55 @@ def test_a_layer_that_an_adapter_changes_is_left_out_of_graphs_too(tmp_path, con
     assert [layer.name for layer in found.layers] == ["first", "last"]
     reasons = {one.name: one.reason for one in found.skipped}
     assert "not merged" in reasons["fc.base_layer"]
+
+
+class Backbone(nn.Module):
+    """A network that calls its first layer as peft calls what it wraps."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer = nn.Conv2d(3, 8, 3, bias=False)
+        self.level0 = nn.Conv2d(8, 8, 3, bias=False)
+
+    def forward(self, x):
+        return self.level0(self.base_layer(x).relu())
+
+
+@pytest.mark.parametrize("container", ["onnx", "pt2", "pt"])
+def test_a_layer_called_base_layer_in_a_network_is_measured(tmp_path, container):
+    net, path = nn.Sequential(Backbone()).eval(), tmp_path / f"net.{container}"
+    x = torch.zeros(1, 3, 9, 9)
+    if container == "onnx":
+        torch.onnx.export(net, x, path, dynamo=False)
+    elif container == "pt2":
+        torch.export.save(torch.export.export(net, (x,)), path)
+    else:
+        torch.save(net.state_dict(), path)
+    found = ps.measure(path)
+    assert [layer.name for layer in found.layers] == ["0.base_layer", "0.level0"]
+    assert not found.skipped
+
+
+@pytest.mark.parametrize(
+    ("module", "part"),
+    [
+        ("base_model.model.fc", "novel_A.mine.weight"),
+        ("fc", "novel_A.default.weight"),
+        ("fc", "peanut_A.mine.weight"),
+        ("fc", "osf_svd_params.mine.U_low"),
+    ],
+)
+def test_a_module_in_the_wrapper_of_peft_is_a_part_of_the_adapter(module, part):
+    arrays = {f"{module}.base_layer.weight": ones(8, 4), f"{module}.{part}": ones(2, 4)}
+    found = ps.measure(arrays | {"1.weight": ones(3, 8)}, kinds="all")
+    assert [layer.name for layer in found.layers] == ["1"]
+    assert [one.name for one in found.skipped] == [f"{module}.base_layer"]
+
+
+def test_modules_beside_a_base_layer_of_a_network_are_layers():
+    arrays = {"net.base_layer.weight": ones(8, 4), "net.one_a.fc.weight": ones(8, 8)}
+    arrays |= {"net.one_b.fc.weight": ones(8, 8), "net.one_c.0.weight": ones(8, 8)}
+    assert len(ps.measure(arrays, kinds="all").layers) == 4
 
 
 PACKED = {

@@ -5,6 +5,7 @@ The file is walked in place and no weight is read (the onnx package would hold a
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections import Counter
@@ -25,7 +26,7 @@ from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Kind, Layer, Norm, Skipped, Tensor
 from planescope.networks.graph.places import Position, follow
-from planescope.networks.state import exclusions
+from planescope.networks.state import adapters, exclusions
 from planescope.networks.state.layout import named
 from planescope.networks.state.pairing import folded_notes
 
@@ -154,7 +155,8 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
             norm, steps_behind = _norm(graph, constants, norms[position.norm], weights.weight)
             further[name] += steps_behind
         layers.append(_layer(name, weights, position, norm))
-    adapted = exclusions.of_adapted(layers, _read_names(graph))
+    beside = list(_beside(graph, constants, found))
+    adapted = adapters.of_adapted(layers, _read_names(graph), beside)
     skipped = [*skipped, *(Skipped(name=name, reason=why) for name, why in adapted.items())]
     told = (name for node, held in found.items() for name in (readable(node), *held.names))
     return Described(
@@ -171,6 +173,22 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
 def _read_names(graph: Graph) -> Iterator[str]:
     unread = set(graph.unread())
     return (name.text for name in graph.stored if name not in unread)
+
+
+def _beside(graph: Graph, constants: Constants, layers: Container[Node]) -> Iterator[str]:
+    """Name the modules in which constants without a name act on a value, but in layers."""
+    for node in graph.nodes:
+        if node.op not in _ACTS or node in layers:
+            continue
+        values = [name for name in node.inputs if name is not None]
+        fixed = [name for name in values if name not in graph.dynamic]
+        if not fixed or len(fixed) == len(values):
+            continue
+        # What has a name of the network's own is in no adapter, or its name tells.
+        nameless = [n for n in fixed if n not in graph.stored or "." not in n.text]
+        told = [constants.tensor(name) for name in nameless]
+        if any(tensor is None or math.prod(tensor.shape) > 1 for tensor in told):
+            yield re.sub(rf"\.{node.op}(_\d+)?$", "", readable(node))
 
 
 def _unread(graph: Graph, layers: Container[str]) -> Iterator[Skipped]:
@@ -192,6 +210,9 @@ def _without_effect(graph: Graph, names: Mapping[Node, str]) -> Iterator[str]:
         listed = [name for name in dict.fromkeys(names.values()) if name in idle]
         yield f"what {named(listed)} gives reaches no output of the network"
 
+
+# By these an adapter acts before or behind the layer that it changes.
+_ACTS = ("Einsum", "MatMul", "Mul")
 
 # Of what is done behind a layer by constants: to all filters alike, and to each.
 _DONE = {

@@ -30,7 +30,7 @@ from planescope.checkpoints.torch.export_weights import (
 )
 from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor, kind_of_convolution
 from planescope.networks.graph.places import Node, Position, Role, clamped, follow, is_even
-from planescope.networks.state import exclusions
+from planescope.networks.state import adapters, exclusions
 from planescope.networks.state.axes import filters_first
 
 _DEFAULT_EPS = 1e-5
@@ -54,7 +54,7 @@ def described(
         network.add(node)
     positions = follow(network.nodes)
     layers = [network.placed(name, position) for name, position in positions.items()]
-    adapted = exclusions.of_adapted(layers, network.read)
+    adapted = adapters.of_adapted(layers, network.read, network.beside)
     network.skipped += [Skipped(name=name, reason=why) for name, why in adapted.items()]
     layers = [layer for layer in layers if layer.name not in adapted]
     # A table that is a layer's weight too is measured there.
@@ -76,6 +76,7 @@ class _Network:
     norms: dict[int, Norm] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     read: set[str] = field(default_factory=set)  # names of tensors that operations read
+    beside: set[str] = field(default_factory=set)  # modules of peft's that act themselves
     _values: dict[str, int] = field(default_factory=dict)
     _weights: Weights = field(init=False)
     _constant: list[bool] = field(default_factory=list)  # of each node, whether no input reaches it
@@ -129,6 +130,8 @@ class _Network:
             if name in self._sources
         ]
         self.read.update(behind)
+        if len(reads) > 1 and word in (*PRODUCTS, "add", "mul", "einsum"):
+            self.beside.update(_of_peft(node))
         for name in outputs:
             self._values[name] = number
             if behind:
@@ -342,6 +345,13 @@ def _described(
         bias=found if found is not None and found.shape == tensor.shape[:1] else None,
         groups=groups,
     )
+
+
+def _of_peft(node: Mapping[str, Any]) -> list[str]:
+    """Name the module that an operation was written in, where its class is one of peft's."""
+    stack: str = node.get("metadata", {}).get("nn_module_stack", "")
+    path, _, kind = stack.rpartition(";")[2].rpartition(",")
+    return [path.rpartition(",")[2]] if kind.startswith("peft.tuners.") else []
 
 
 def _module(name: str) -> str:

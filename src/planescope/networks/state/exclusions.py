@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from planescope.hyperplanes.layer import Kind, Layer, Tensor
 
@@ -32,21 +32,6 @@ _SCALE = re.compile(
     r"(^|[._/])(\w*norm\w*|ln_?\w{0,3}|[bgi]n_?\d*|\w*scale\w*|gain|gamma|affine|ls_?\d*|prelu\w*|rms\w*)$"
 )
 _PACKED = re.compile(r"(^|[._/])(qweight|weight_packed|packed_weight)$")
-_ADAPTERS = (
-    re.compile(
-        r"(^|[._/])(lora_(A|B|down|up|embedding_[AB]|magnitude_vector|layer|mid)\b|hada_w\d|"
-        r"lokr_w\d|b?oft_[A-Za-z]+|vera_(lambda_\w+|[AB])|ia3_l|dora_scale)"
-    ),
-    re.compile(r"(^|[._/])lora[._]"),
-)
-# Any of what begins a part of an adapter, to tell at once that a name has none.
-_OF_ADAPTERS = re.compile("lora|hada_w|lokr_w|oft_|vera_|ia3_l|dora_scale|[.]base_layer[.]")
-# The layer that peft wraps, and what else stands in the wrapper under the name of an adapter.
-_WRAPPED = ".base_layer.weight"
-_IN_WRAPPER = re.compile(r"(?P<module>.+)\.[^.]+\.(?!(weight|bias|running_\w+|num_\w+)$)[^.]+$")
-_COPIES = re.compile(
-    r"(?P<module>.*)\.(original_module|modules_to_save\.(?P<copy>[^.]+))(\..*)?", re.DOTALL
-)
 # Tensors beside a weight that leave it as it is.
 _STATISTICS = ("running_mean", "moving_mean", "avg_mean", "_mean", ".mean")
 _HARMLESS = frozenset(
@@ -54,9 +39,6 @@ _HARMLESS = frozenset(
     | {"total_params", "input_scale", "output_scale", "k_scale", "v_scale", "act_scale"}
 )
 
-ADAPTED = "an adapter (LoRA or its kin) that is not merged changes its weight; merge it first"
-OF_ADAPTER = "a part of an adapter (LoRA or its kin) beside {}, whose weight it changes"
-ADAPTER_ALONE = "an adapter (LoRA or its kin) without the weight that it changes; merge it first"
 INACTIVE = "it does not act: another copy of it does"
 HEADS = "a dense layer of three axes, as of an attention: several linear maps in one"
 RECURRENT = "a recurrent weight: it acts on its own output"
@@ -143,126 +125,6 @@ def split(name: str, /) -> tuple[str, str, str]:
     """Return what stands before the last separator of a name, it, and what stands behind it."""
     at = max(name.rfind("."), name.rfind("/"))
     return (name[: max(at, 0)], name[at] if at >= 0 else "", name[at + 1 :])
-
-
-def adapted(names: Iterable[str], /) -> tuple[dict[str, str], list[str]]:
-    """Return the tensors of adapters, each with the module that it changes.
-
-    Returns
-    -------
-    parts : dict of str to str
-        Module by the name of the tensor.
-    modules : list of str
-        All modules that are changed.
-    """
-    parts = {}
-    held = list(names)
-    for name in filter(_OF_ADAPTERS.search, held):
-        match = next((m for p in _ADAPTERS if (m := p.search(name)) is not None), None)
-        if match is not None:
-            module = name[: match.start()].removesuffix(".base_layer")
-            parts[name] = module.replace(".processor.", ".")  # of diffusers' attention
-    parts |= _of_wrappers(held)
-    return parts, list(dict.fromkeys(parts.values()))
-
-
-def _of_wrappers(names: Collection[str]) -> dict[str, str]:
-    """Return what stands beside a layer in the wrapper that peft puts round it, whatever its way.
-
-    Its parts are called PART.ADAPTER there, and never weight or bias.
-    """
-    wrappers = {name.removesuffix(_WRAPPED) for name in names if name.endswith(_WRAPPED)}
-    found = ((name, _IN_WRAPPER.fullmatch(name)) for name in (names if wrappers else ()))
-    return {
-        name: match["module"]
-        for name, match in found
-        if match is not None and match["module"] in wrappers and ".base_layer." not in name
-    }
-
-
-def of_adapters(changed: Iterable[str], modules: Iterable[str], /) -> dict[str, str]:
-    """Say why modules that adapters lie in are no layers, or in a wrapper those at their side.
-
-    Parameters
-    ----------
-    changed : iterable of str
-        Modules that parts of adapters lie in.
-    modules : iterable of str
-        Modules that have a weight.
-    """
-    held = list(modules)
-    below: defaultdict[str, list[str]] = defaultdict(list)
-    for module in held:
-        below[split(module)[0]].append(module)
-    known = set(held)
-    reasons: dict[str, str] = {}
-    for name in changed:
-        layers = [name] if name in known else below[name]
-        reasons |= dict.fromkeys(layers, ADAPTED) if layers else {name or "lora": ADAPTER_ALONE}
-    return reasons
-
-
-def of_copies(modules: Iterable[str], /) -> dict[str, str]:
-    """Say which modules do not act where peft keeps whole copies of a module beside it.
-
-    Of several copies the first is measured.
-    """
-    held = [(name, match) for name in modules if (match := _COPIES.fullmatch(name))]
-    first: dict[str, str] = {}
-    for _, match in held:
-        if match["copy"] is not None:
-            first.setdefault(match["module"], match["copy"])
-    reasons = {}
-    for name, match in held:
-        acts = first.get(match["module"])
-        if acts is None or acts == match["copy"]:
-            continue
-        reasons[name] = (
-            INACTIVE if match["copy"] is None
-            else f"another copy of it, {acts}, is measured; which of them acts is not told"
-        )  # fmt: skip
-    return reasons
-
-
-def of_adapted(layers: Sequence[Layer], read: Iterable[str], /) -> dict[str, str]:
-    """Say which layers of a graph an adapter changes, and which are parts of one.
-
-    Not every exporter keeps the names of the parts: in peft's wrapper a layer without a bias that
-    has the inputs or the filters of the layer that is wrapped is one.
-
-    Parameters
-    ----------
-    read : iterable of str
-        Names of the stored tensors that the graph reads.
-    """
-    known = {layer.name: layer for layer in layers}
-    parts, changed = adapted([*read, *(f"{name}.weight" for name in known)])
-    beside = {name: parts[f"{name}.weight"] for name in known if f"{name}.weight" in parts}
-    beside |= {name: parts[name] for name in known if name in parts}
-    for wrapper, base in known.items():
-        module = wrapper.removesuffix(".base_layer")
-        if module == wrapper:
-            continue
-        ends = _endings(module)
-        for name, layer in known.items():
-            fits = layer.weight.shape[:1] == base.weight.shape[:1] or (
-                layer.weight.shape[1:] == base.weight.shape[1:]
-            )
-            inside = any(name == end or name.startswith((f"{end}.", f"{end}_")) for end in ends)
-            if layer.bias is None and name != wrapper and fits and inside:
-                beside.setdefault(name, module)
-    reasons = {name: OF_ADAPTER.format(module) for name, module in beside.items()}
-    for module in dict.fromkeys((*beside.values(), *changed)):
-        for name in (module, f"{module}.base_layer"):
-            if name in known and name not in beside:
-                reasons[name] = ADAPTED
-    return reasons
-
-
-def _endings(module: str) -> list[str]:
-    """Return a name, and what is left of it where an exporter forgot its first parts."""
-    parts = module.split(".")
-    return [".".join(parts[at:]) for at in range(max(1, len(parts) - 1))]
 
 
 def of_bias(shape: tuple[int, ...], bias: Tensor, /) -> str | None:

@@ -26,7 +26,7 @@ from planescope.hyperplanes.layer import (
     StateDict,
     Tensor,
 )
-from planescope.networks.state import exclusions
+from planescope.networks.state import adapters, exclusions
 from planescope.networks.state.axes import Axes, Wanted, Weight, reordered
 from planescope.networks.state.layout import lay_out, named
 from planescope.networks.state.pairing import FoundNorm, Norms, find_norms, norms_beside, pair
@@ -85,12 +85,12 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
     """
     hints = hints or Hints()
     state = resolved(_with_plain_names(state))
-    adapters, changed = exclusions.adapted(state.tensors)
-    tensors = {name: t for name, t in state.tensors.items() if name not in adapters}
+    parts, changed = adapters.adapted(state.tensors)
+    tensors = {name: t for name, t in state.tensors.items() if name not in parts}
     norms = find_norms(tensors)
     stored = stored_weights(tensors, norms)
-    of_adapters = exclusions.of_adapters(changed, (each.module for each in stored))
-    of_copies = exclusions.of_copies(each.module for each in stored)
+    of_adapters = adapters.of_adapters(changed, (each.module for each in stored))
+    of_copies = adapters.of_copies(each.module for each in stored)
     reasons = {**state.reasons, **of_adapters, **of_copies}
     kept, skipped = sifted(stored, state, tensors, reasons)
     kept.sort(key=_network_order(state))

@@ -103,20 +103,27 @@ def look_at(module: nn.Module, batch: Batch, /) -> Anatomy:
     for norm, read in readers.items():
         if len(set(read)) == 1 and read[0] and len(read) == calls[read[0]]:
             found.norms[read[0]] = norm
-    shared = Counter(id(m.weight) for n, m in layers.items() if calls[n])
-    for name, layer in layers.items():
-        if not calls[name]:
-            found.left[name] = _not_called(module, name)
-        elif shared[id(layer.weight)] > 1:
-            found.left[name] = "it shares its weight with another layer"
-    found.left.update(_odd(module))
-    if isinstance(module, FileGraph):
-        found.left.update(module.left)
-    else:
-        found.left.update(_others(module, {*layers, *found.left}))
+    found.left.update(_left(module, layers, calls))
     for name in found.left:
         found.calls.pop(name, None)
     return found
+
+
+def _left(
+    module: nn.Module, layers: Mapping[str, nn.Module], calls: Mapping[str, int]
+) -> dict[str, str]:
+    """Return what holds weights and cannot be looked at, with the reason."""
+    found = {}
+    shared = Counter(id(m.weight) for n, m in layers.items() if calls[n])
+    for name, layer in layers.items():
+        if not calls[name]:
+            found[name] = _not_called(module, name)
+        elif shared[id(layer.weight)] > 1:
+            found[name] = "it shares its weight with another layer"
+    found.update(_odd(module))
+    if isinstance(module, FileGraph):
+        return found | module.left
+    return found | _others(module, {*layers, *found})
 
 
 def is_layer(module: nn.Module, /) -> bool:
