@@ -170,7 +170,8 @@ class _Network:
             self._skip(outputs, "a branch or loop of the program, whose own graph is not read")
             return Node(role=Role.UNKNOWN)
         if word in NORMS:
-            return Node(role=Role.NORM, reads=reads[:1])
+            mean = self._weights.of(arguments.get("running_mean"))
+            return Node(role=Role.NORM, reads=reads[:1], name="" if mean is None else mean.name)
         return self._plain(word, arguments, reads)
 
     def _plain(self, word: str, arguments: Mapping[str, Any], reads: tuple[int, ...]) -> Node:
