@@ -4,8 +4,9 @@
 
 A finished run keeps its config, environment, metrics and measurements, and counts as made; runs
 that are not finished are left out. Parquet files are written anew, with the same values in about
-half the bytes, and resets without the paths of this machine. Scores that are held against resets
-are of the weights: the relation of the plain runs is kept with the tables.
+half the bytes, and resets without the paths of this machine. The table of the study is made of
+these again where it is read. Scores that are held against resets are of the weights: the relation
+of the plain runs is kept with the tables.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,11 +34,12 @@ KEPT = (
 
 def keep(study: Path, out: Path) -> None:
     """Copy the tables of a study's finished runs."""
-    (out / "table").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(study / "study.yaml", out / "study.yaml")
+    whole = Study(study)
     for folder in sorted((study / "runs").iterdir()):
-        part = study / "table" / f"{folder.name}.parquet"
-        if Run(folder).status.state is not State.FINISHED or not part.is_file():
+        is_finished = Run(folder).status.state is State.FINISHED
+        if not is_finished or not whole.record(folder.name).is_measured:
             continue
         kept = out / "runs" / folder.name
         kept.mkdir(parents=True, exist_ok=True)
@@ -48,18 +49,12 @@ def keep(study: Path, out: Path) -> None:
                 copy(folder / name, kept / name)
         if (folder / "resets.json").is_file():
             _write(folder / "resets.json", kept / "resets.json", {str(folder): folder.name})
-        # What a part of the table lacks is read as empty.
-        filled = [
-            name for name, column in _columns(part).items() if any(v is not None for v in column)
-        ]
-        _rewrite(part, out / "table" / part.name, filled)
     if any((study / "runs").glob("*/resets.json")):
-        _relate(study, out)
+        _relate(whole, out)
 
 
-def _relate(study: Path, out: Path) -> None:
+def _relate(whole: Study, out: Path) -> None:
     """Keep the relation of the plain runs, whose paths become their names."""
-    whole = Study(study)
     try:
         plain = plain_runs(whole.table())
     except UsageError:  # a study without plain runs, of which no claim can be asked
@@ -67,7 +62,7 @@ def _relate(study: Path, out: Path) -> None:
     relation = relation_of(whole, [whole.run(name) for name in plain])
     if relation is not None:
         relation.save(out / "relation.json")
-        _write(out / "relation.json", out / "relation.json", {f"{study}/runs/": ""})
+        _write(out / "relation.json", out / "relation.json", {f"{whole.path}/runs/": ""})
 
 
 def _write(source: Path, target: Path, names: dict[str, str]) -> None:
@@ -78,20 +73,15 @@ def _write(source: Path, target: Path, names: dict[str, str]) -> None:
     target.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def _columns(file: Path, names: list[str] | None = None) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = pq.read_table(file, columns=names).to_pydict()
-    return columns
-
-
-def _rewrite(source: Path, target: Path, names: list[str] | None = None) -> None:
-    """Write a table, or some of its columns, without what speeds up searches in large ones."""
-    table = pq.read_table(source, columns=names)
+def _rewrite(source: Path, target: Path) -> None:
+    """Write a table without what speeds up searches in large ones."""
+    table = pq.read_table(source)
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     pq.write_table(
         table, target, compression="zstd", compression_level=19, write_statistics=False,
         use_dictionary=False, use_byte_stream_split=floats, store_schema=False,
     )  # fmt: skip
-    if _columns(target) != _columns(source, names):
+    if pq.read_table(target).to_pydict() != table.to_pydict():
         raise SystemExit(f"{source}: did not come out as it went in")
 
 

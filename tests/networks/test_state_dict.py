@@ -575,3 +575,22 @@ def test_dense_layers_that_fit_one_another_the_other_way_are_told():
     assert "as many outputs" in " ".join(ps.measure(arrays, kinds="all").notes)
     turned = {name: array.T for name, array in arrays.items()}
     assert ps.measure(turned, kinds="all").notes == ()
+
+
+def noted(module):
+    found = ps.measure(module.state_dict(), kinds="all")
+    return any("several linear ones in one" in note for note in found.notes)
+
+
+def test_what_may_be_a_bilinear_map_is_noted():
+    parts = {"a": nn.Linear(12, 9), "merge": nn.Bilinear(9, 9, 6), "out": nn.Linear(6, 2)}
+    assert noted(nn.ModuleDict(parts))
+    assert noted(nn.ModuleDict({"form": nn.Bilinear(5, 7, 4)}))
+    parts = {"a": nn.Linear(4, 5), "b": nn.Linear(4, 3), "merge": nn.Bilinear(5, 3, 6)}
+    assert noted(nn.ModuleDict(parts))
+
+
+@pytest.mark.parametrize("names", [("0", "2", "4"), ("conv1", "conv2", "fc"), ("a", "b", "c")])
+def test_an_ordinary_network_of_one_dimension_has_no_note(names):
+    parts = (nn.Conv1d(5, 8, 7), nn.Conv1d(8, 16, 3), nn.Linear(16, 7))
+    assert not noted(nn.ModuleDict(dict(zip(names, parts, strict=True))))

@@ -114,23 +114,38 @@ def test_resets_from_before_an_option_was_there_are_not_made_anew():
 
 def test_what_is_kept_of_a_study_is_read_as_the_study_is(tmp_path):
     study = FOLDER / "results" / "drift"
-    few = sorted(path.name for path in (study / "table").iterdir())[:2]
     (tmp_path / "a" / "table").mkdir(parents=True)
-    for name in few:
-        shutil.copytree(study / "runs" / Path(name).stem, tmp_path / "a" / "runs" / Path(name).stem)
-        run = Run(tmp_path / "a" / "runs" / Path(name).stem)
-        table.write_part(run, Path(name).stem, tmp_path / "a" / "table")
+    for source in sorted((study / "runs").iterdir())[:2]:
+        run = Run(tmp_path / "a" / "runs" / source.name)
+        shutil.copytree(source, run.path)
+        table.write_part(run, source.name, tmp_path / "a" / "table")
     shutil.copyfile(study / "study.yaml", tmp_path / "a" / "study.yaml")
     runpy.run_path(str(FOLDER / "keep.py"))["keep"](tmp_path / "a", tmp_path / "b")
     whole, kept = (Study(tmp_path / name) for name in "ab")
+    # Its rows are not kept: they are made of the runs' own files.
+    assert not kept.table_folder.exists()
     pd.testing.assert_frame_equal(whole.table(), kept.table())
-    assert len(kept.runs) == 2
+    assert whole.status.done == kept.status.done == len(kept.runs) == 2
     for run in whole.runs:
         again = kept.run(run.path.name)
         assert again.measured_layers == run.measured_layers
         assert again.metrics == run.metrics
-    sizes = [sum(f.stat().st_size for f in (tmp_path / n).glob("table/*")) for n in "ab"]
-    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_rows_are_made_of_runs_that_were_measured_and_of_no_others(tmp_path):
+    """One that is being trained has measurements too, and is in no table before it is whole."""
+    study = FOLDER / "results" / "drift"
+    shutil.copyfile(study / "study.yaml", tmp_path / "study.yaml")
+    first, second = sorted((study / "runs").iterdir())[:2]
+    for source in (first, second):
+        shutil.copytree(source, tmp_path / "runs" / source.name)
+    record = tmp_path / "runs" / second.name / "study.json"
+    made = json.loads(record.read_text(encoding="utf-8"))
+    del made["made"]["measure"]
+    record.write_text(json.dumps(made), encoding="utf-8")
+    found = Study(tmp_path)
+    assert set(found.table()["run"]) == {first.name}
+    assert found.status.done == 1
 
 
 def test_the_figure_at_full_width_differs_in_width_device_and_resets_alone():

@@ -57,6 +57,11 @@ class RunRecord:
     reset: dict[str, Any] | None = None
     error: str = ""
 
+    @property
+    def is_measured(self) -> bool:
+        """Return whether its rows of the table were made, though they may be lost."""
+        return "measure" in self.made and not self.error
+
     def missing(self, spec: Spec, *, in_table: bool) -> list[str]:
         """Return the steps that are still to be made of a run, in order."""
         wanted = [step for step in ("train", "reset", "measure") if step in spec.make]
@@ -210,7 +215,8 @@ class Study:
 
         Columns are `run`, the fields of its config, what its epochs came to, the keys of a
         measurement's layers, and what putting the layer back to that snapshot cost
-        (`relative_drop` and others). Text is categorical.
+        (`relative_drop` and others). Text is categorical. The rows of a run that was measured, and
+        whose part of the table is not there, are made from its own files.
 
         Parameters
         ----------
@@ -224,7 +230,10 @@ class Study:
         """
         from planescope.study.table import read_table
 
-        return read_table(self.table_folder, [spec.name for spec in self.specs], columns)
+        names = [spec.name for spec in self.specs]
+        lacking = self.there().intersection(names) - self.in_table()
+        without = {n: self.run(n) for n in names if n in lacking and self.record(n).is_measured}
+        return read_table(self.table_folder, names, columns, without=without)
 
     @property
     def relation_file(self) -> Path:
@@ -257,8 +266,9 @@ class Study:
         )
 
     def is_done(self, spec: Spec, record: RunRecord, tables: frozenset[str]) -> bool:
-        """Tell whether all steps of a run are done."""
-        return not record.error and not record.missing(spec, in_table=spec.name in tables)
+        """Tell whether all steps of a run are done; rows that are lost cost nothing to make."""
+        in_table = spec.name in tables or record.is_measured
+        return not record.error and not record.missing(spec, in_table=in_table)
 
     def in_table(self) -> frozenset[str]:
         """Return the names of the runs that have rows in the table."""

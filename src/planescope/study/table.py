@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
+import tempfile
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from planescope.criticality.resets.record import RAND, Resets
 from planescope.files.errors import CheckpointError, nearest
-from planescope.files.folders import inside, replacing_inside
+from planescope.files.folders import inside, make_inside, replacing_inside
 from planescope.files.results.result import COLUMN_OF
 from planescope.measurement.record import LAYER_COLUMNS, LAYER_KEYS, LayerMeasurement
 from planescope.study.columns import Frame
@@ -165,9 +168,18 @@ def _kinds(hint: Any) -> set[Any]:
 
 
 def read_table(
-    folder: Path, runs: Collection[str], columns: Sequence[str] | None = None
+    folder: Path,
+    runs: Iterable[str],
+    columns: Sequence[str] | None = None,
+    *,
+    without: Mapping[str, Run] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Return the rows of some runs, in their order; text is categorical.
+
+    Parameters
+    ----------
+    without : dict of str to Run
+        Those of them that were measured and have no rows here: they are made for this once.
 
     Raises
     ------
@@ -176,24 +188,29 @@ def read_table(
     """
     import pyarrow as pa
 
-    files = _sizes(folder, runs)
-    if not files:
-        raise CheckpointError(f"{folder}: holds no run yet; make the study, with measure in make")
     schema = table_schema()
     if columns is not None:
         for key in set(columns) - set(schema.names):
             raise CheckpointError(f"{folder}: has no column {key!r}; {nearest(key, schema.names)}")
         schema = pa.schema([schema.field(key) for key in columns])
-    frame = Frame(schema)
-    for parts in _read_ahead(_batches(files), schema):
-        frame.add(pa.concat_tables(parts))
+    with tempfile.TemporaryDirectory(prefix="planescope-") as scratch:
+        for name, run in without.items():
+            write_part(run, name, make_inside(Path(scratch), "table"))
+        files = _sizes((folder, Path(scratch) / "table"), runs)
+        if not files:
+            raise CheckpointError(
+                f"{folder}: holds no run yet; make the study, with measure in make"
+            )
+        frame = Frame(schema)
+        for parts in _read_ahead(_batches(files), schema):
+            frame.add(pa.concat_tables(parts))
     return frame.to_pandas()
 
 
-def _sizes(folder: Path, runs: Iterable[str]) -> dict[Path, int]:
+def _sizes(folders: Iterable[Path], runs: Iterable[str]) -> dict[Path, int]:
     """Return the files of those runs that have one, and their bytes."""
     sizes = {}
-    for name in runs:
+    for name, folder in itertools.product(runs, folders):
         file = inside(folder, f"{name}.parquet")
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             sizes[file] = file.stat().st_size

@@ -321,6 +321,9 @@ _OF_THREE = (
     "several linear ones in one, would look the same"
 )
 
+_CONVOLUTION = re.compile(r"conv|cnn|tdnn|tcn|stem|wave", re.IGNORECASE)
+_SHORT = 3  # taps that most convolutions of one dimension have
+
 
 def _is_odd(weight: Weight, axes: Axes, weights: Sequence[Weight]) -> bool:
     """Tell whether three axes are rather not those of a convolution of one dimension."""
@@ -328,7 +331,17 @@ def _is_odd(weight: Weight, axes: Axes, weights: Sequence[Weight]) -> bool:
         return False
     taps = weight.shape[{FIRST: -1, LAST: 0, Layout.AROUND: 1}[axes.layout]]
     is_even = taps % 2 == 0 and taps > 2
-    return any(len(w.shape) > 3 for w in weights) or taps > _LONG or is_even
+    if any(len(w.shape) > 3 for w in weights) or taps > _LONG or is_even:
+        return True
+    # A member of a Sequential has one input, and a bilinear map has two.
+    last = re.split(r"[./]", weight.module)[-1]
+    is_member = last.isdecimal() and not taps == weight.shape[1] > 5
+    if taps == 1 or is_member or _CONVOLUTION.search(weight.module):
+        return False
+    before = itertools.takewhile(lambda w: w is not weight, weights)
+    is_width = taps == weight.shape[1] or any(w.shape[0] == taps for w in before)
+    is_alone = sum(len(w.shape) == 3 for w in weights) == 1 and taps > _SHORT
+    return is_width or (is_alone and weight.shape[1] > 1)
 
 
 def _axes(weight: Weight, layout: Layout, wanted: Wanted) -> Axes | None:

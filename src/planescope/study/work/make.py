@@ -207,7 +207,9 @@ class _Drive:
         self._done = 0
         for spec in self.study.specs:
             record = self.study.record(spec.name)
-            if self.study.is_done(spec, record, tables):
+            # Rows that are lost are written again: others read the table with tools of their own.
+            missing = record.missing(spec, in_table=spec.name in tables)
+            if not record.error and not missing:
                 self._done += 1
             elif spec.name in self._failed:
                 pass
@@ -215,7 +217,7 @@ class _Drive:
                 self._failed[spec.name] = record.error
             else:
                 todo.append(spec)
-                self._missing[spec.name] = record.missing(spec, in_table=spec.name in tables)
+                self._missing[spec.name] = missing
         return todo
 
     def _make(self, client: Client, todo: Sequence[Spec]) -> None:
