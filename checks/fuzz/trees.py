@@ -20,7 +20,8 @@ from planescope.files.errors import PlanescopeError
 from planescope.hyperplanes.layer import Structure
 from planescope.networks.build import build
 from planescope.networks.live.module import read_module
-from planescope.study.folder import RunRecord, Study
+from planescope.study.folder import Study
+from planescope.study.record import RunRecord
 from planescope.training.config import RunConfig, dump_config
 from planescope.training.folder.metrics import EpochMetrics
 from planescope.training.folder.status import State, Status

@@ -66,15 +66,35 @@ FILES = {
     "darknet": (struct.pack("<3iq", 0, 2, 5, 0) + bytes(64), "Darknet.*readNetFromDarknet"),
     "darknet-config": (b"# yolo\n[net]\nwidth=8\n", "configuration of a Darknet network"),
     "torch-7": (struct.pack("<3i", 4, 1, 3) + b"V 1", "Torch 7"),
-    "gzip": (gzip.compress(PICKLE), "compressed by gzip; .*gunzip"),
-    "bzip2": (bz2.compress(PICKLE), "compressed by bzip2; .*bunzip2"),
-    "xz": (lzma.compress(PICKLE), "compressed by xz; .*unxz"),
+    "gzip": (gzip.compress(PICKLE), "compressed by gzip; .*gunzip -c FILE"),
+    "bzip2": (bz2.compress(PICKLE), "compressed by bzip2; .*bunzip2 -c"),
+    "xz": (lzma.compress(PICKLE), "compressed by xz; .*unxz -c"),
     "zlib": (zlib.compress(PICKLE), "joblib compressed.*compress=0"),
     "zlib-of-something": (zlib.compress(b"text"), "compressed by zlib"),
     "tar": (tarred("net.pt"), "a tar archive; unpack it"),
     "torch-0.1": (tarred("storages"), "PyTorch before 0.1.10; load it by torch.load"),
-    "zip": (zipped(a=b"1", b=b"2"), "a zip archive of a, b; unpack it"),
+    "zip": (zipped(**{"a.pt": b"1", "b": b"2"}), "a zip archive of a.pt, b; unpack it"),
     "torchserve": (zipped(**{"MAR-INF/MANIFEST.json": b"{}"}), "archive of TorchServe's"),
+    "tar-in-gzip": (gzip.compress(tarred("a.ckpt")), "a tar archive.*; unpack it by tar xzf"),
+    "zip-of-pictures": (zipped(**{"a.png": b"1"}), "none of them a model by its name"),
+    "dlc": (zipped(**{"dlc.metadata": b"1", "model.params": b""}), "a model of Qualcomm's"),
+    "aotinductor": (
+        zipped(**{"m/data/aotinductor/model/a.so": b"\x7fELF", "m/version": b"0"}),
+        "a package of AOTInductor's.*torch.export.save",
+    ),
+    "half-of-keras": (
+        zipped(**{"config.json": b"{}", "metadata.json": b"{}"}),
+        "a Keras model without its weights",
+    ),
+    "ultralytics": (
+        struct.pack("<i", 15) + b'{"stride": 32}\0ftrt' + bytes(64),
+        "a TensorRT engine",
+    ),
+    "mlir": (b"ML\xefR\x0dStableHLO_v1\0" + bytes(64), "a program of MLIR's"),
+    "list-of-tensorflow": (
+        b'model_checkpoint_path: "ckpt-1"\n',
+        "a list of checkpoints of TensorFlow's; give the .index",
+    ),
     "web-page": (b"\n<!DOCTYPE html>\n<html>", "a web page: the download gave a page"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"),
     "openvino": (b'<?xml version="1.0"?>\n<net name="a" version="11">', "an OpenVINO model"),
@@ -126,6 +146,8 @@ def test_bare_weights_are_told_by_what_describes_them(tmp_path, name, descriptio
         (["study.yaml"], "a study; weights by epoch are in runs/NAME/snapshots"),
         (["config.yaml", "notes.txt"], "holds no model"),
         (["net.xml", "notes.txt"], "holds no model"),
+        (["config.json", "model.gguf"], "holds a GGUF file of llama.cpp's; read its tensors"),
+        (["coremldata.bin", "model.mil"], "a Core ML model, compiled"),
     ],
 )
 def test_a_folder_of_another_format_is_called_by_its_name(tmp_path, names, match):
@@ -157,3 +179,31 @@ def test_the_ways_that_need_no_other_framework_lead_to_a_table(tmp_path):
     wanted = ps.measure({"conv.weight": weight}).layers[0].negative_mass
     for name in ("plain", "unpacked", "net.npz"):
         assert ps.measure(tmp_path / name).layers[0].negative_mass == wanted
+
+
+def test_a_folder_of_folders_is_not_called_empty(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.pt").touch()
+    with pytest.raises(CheckpointError, match=r"its folders hold checkpoints/last\.pt; give one"):
+        locate(tmp_path)
+
+
+def test_weights_of_onnx_alone_are_called_so(tmp_path):
+    (tmp_path / "net.onnx.data").write_bytes(FILES["unknown"][0])
+    with pytest.raises(CheckpointError, match=r"weights of an ONNX model.*\.onnx file"):
+        read_contents(tmp_path / "net.onnx.data")
+
+
+def test_the_state_of_an_optimiser_of_paddles_is_no_network(tmp_path):
+    state = {f"fc.w_0_{slot}_0": np.ones((4, 3), np.float32) for slot in ("moment1", "moment2")}
+    (tmp_path / "net.pdopt").write_bytes(pickle.dumps(state))
+    with pytest.raises(CheckpointError, match="what an optimiser or a table keeps"):
+        read_contents(tmp_path / "net.pdopt")
+
+
+def test_the_best_of_an_early_stop_is_not_the_perceptron(tmp_path):
+    held = {"coefs_": [np.ones((3, 5))], "intercepts_": [np.ones(5)]}
+    held |= {"_best_coefs": [np.zeros((3, 5))], "_best_intercepts": [np.zeros(5)]}
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps(held))
+    (layer,) = ps.measure(tmp_path / "net.pkl", kinds="all").layers
+    assert (layer.name, layer.filters, layer.fan_in) == ("coefs_.0", 5, 3)

@@ -23,8 +23,9 @@ from planescope.criticality.relation.record import Relation
 from planescope.files.errors import UsageError
 from planescope.study import table
 from planescope.study.claims.claims import claims
-from planescope.study.folder import RunRecord, Study
+from planescope.study.folder import Study
 from planescope.study.plan import Plan, read_plan
+from planescope.study.record import RunRecord
 from planescope.study.spec import DEFAULTS, Spec
 from planescope.study.work.costs import GPU, THREAD, estimate, forward_flops
 from planescope.study.work.forecast import forecast

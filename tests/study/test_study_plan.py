@@ -9,8 +9,9 @@ import pytest
 
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.files.yaml import read_document
-from planescope.study.folder import RunRecord, Study
+from planescope.study.folder import Study
 from planescope.study.plan import read_plan
+from planescope.study.record import RunRecord
 from planescope.study.spec import name_of
 from planescope.study.work.costs import GPU, THREAD, estimate, seconds_of
 from planescope.study.work.forecast import forecast

@@ -19,7 +19,8 @@ from planescope.files.errors import CheckpointError, PlanescopeError, UsageError
 from planescope.files.folders import inside, make_inside, refuse_ways_out
 from planescope.files.optional import consented, is_foreign, is_trusted
 from planescope.hyperplanes.layer import Input
-from planescope.study.folder import RunRecord, Study
+from planescope.study.folder import Study
+from planescope.study.record import RunRecord
 from planescope.training.config import RunConfig, dump_config
 from planescope.training.loop import train
 from planescope.training.run import Run

@@ -39,7 +39,12 @@ _MODEL = re.compile(
 # What trainers leave beside a model, under a model's suffix.
 _COMPANION = re.compile(
     r"(training_args|optimi[sz]er|scheduler|scaler|rng_state)\w*\.(bin|pth?)"
-    r"|(fingerprint|keras_metadata)\.pb"
+    r"|(fingerprint|keras_metadata)\.pb|(coreml|analytics/coreml)data\.bin"
+)
+
+GGUF = (
+    "read its tensors by gguf.GGUFReader and gguf.quants.dequantize and save the arrays by "
+    "numpy.savez"
 )
 
 _SHOWN = 5
@@ -119,6 +124,10 @@ def folder_of_another_format(names: Collection[str]) -> str | None:
         )
     if any(name.endswith(".distcp") for name in names):
         return f"is {DISTRIBUTED}"
+    if any(name.endswith(".gguf") for name in names):
+        return f"holds a GGUF file of llama.cpp's; {GGUF}"
+    if "coremldata.bin" in names:
+        return f"is a Core ML model, compiled; {SOURCE}"
     if "Manifest.json" in names:
         return f"is a Core ML package; {SOURCE}"
     if any(name.endswith(".xml") for name in names) and any(n.endswith(".bin") for n in names):

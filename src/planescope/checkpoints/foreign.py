@@ -9,7 +9,7 @@ import re
 import zlib
 from pathlib import Path
 
-from planescope.checkpoints.choose import SOURCE, listing
+from planescope.checkpoints.choose import GGUF, SOURCE, listing, models_among
 from planescope.checkpoints.probe import Probe, probe
 from planescope.checkpoints.protobuf import BYTES, VARINT, WireFile
 from planescope.files.errors import CheckpointError
@@ -21,7 +21,12 @@ KNOWN = (
     "HDF5, NumPy and pickled arrays can be measured"
 )
 
+# Without -c they refuse a file without a suffix of their own.
+_UNPACK = "unpack it by {} FILE > NEW first"
 _SAVED = "and save the arrays by numpy.savez"
+
+_GZIP = "compressed by gzip"
+_TAR = re.compile(rb".{257}ustar", re.DOTALL)
 
 # By the first bytes: what a file is, and what to do.
 _SIGNS = tuple(
@@ -42,14 +47,23 @@ _SIGNS = tuple(
         (
             rb"GGUF",
             "a GGUF file of llama.cpp's",
-            "read its tensors by gguf.GGUFReader and gguf.quants.dequantize " + _SAVED,
+            GGUF,
         ),
         (rb"lmgg|tjgg|fmgg", "a ggml file of llama.cpp's", SOURCE),
-        (rb"[fp]trt", "a TensorRT engine, compiled for one GPU", "measure the ONNX file behind it"),
+        (
+            rb"([fp]trt|.{2}\0\0\{\"\w+\": .{0,9999}[fp]trt)",
+            "a TensorRT engine, compiled for one GPU",
+            "measure the ONNX file behind it",
+        ),
         (
             rb"(\x01[\0-\x09])?\x01[\x06-\x40]loss_[a-z]",
             "a network of dlib's",
             "measure a version of the model for PyTorch or ONNX",
+        ),
+        (
+            rb"ML\xefR",
+            "a program of MLIR's (StableHLO, IREE) in bytes",
+            "save the arrays that it was exported with by numpy.savez",
         ),
         (rb"RKNN", "an RKNN model, compiled for one chip", SOURCE),
         (rb"7767517\s|\xdd\x85\x76\0", "an NCNN network, whose weights lie beside it", SOURCE),
@@ -78,18 +92,18 @@ _SIGNS = tuple(
             "a file of Torch 7's (Lua)",
             "measure a version of the model for PyTorch or ONNX",
         ),
-        (rb"\x1f\x8b\x08", "compressed by gzip", "unpack it by gunzip first"),
-        (rb"BZh[1-9]", "compressed by bzip2", "unpack it by bunzip2 first"),
-        (rb"\xfd7zXZ\0", "compressed by xz", "unpack it by unxz first"),
-        (rb"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it by unzstd first"),
-        (rb"\x04\x22\x4d\x18", "compressed by lz4", "unpack it by unlz4 first"),
+        (rb"\x1f\x8b\x08", _GZIP, _UNPACK.format("gunzip -c")),
+        (rb"BZh[1-9]", "compressed by bzip2", _UNPACK.format("bunzip2 -c")),
+        (rb"\xfd7zXZ\0", "compressed by xz", _UNPACK.format("unxz -c")),
+        (rb"\x28\xb5\x2f\xfd", "compressed by zstd", _UNPACK.format("unzstd -c")),
+        (rb"\x04\x22\x4d\x18", "compressed by lz4", _UNPACK.format("unlz4 -c")),
         (rb"7z\xbc\xaf\x27\x1c|Rar!\x1a\x07", "an archive", "unpack it and give the model's file"),
         (
             rb"(storages|tensors|pickle|sys_info)\0.{240,260}ustar",
             "a file of PyTorch before 0.1.10",
             "load it by torch.load and save it again by torch.save",
         ),
-        (rb".{257}ustar", "a tar archive", "unpack it by tar xf and give the model's file in it"),
+        (_TAR.pattern, "a tar archive", "unpack it by tar xf and give the model's file in it"),
         (rb"\x89PNG|\xff\xd8\xff|GIF8|%PDF", "a picture or document", KNOWN),
         (rb"\x7fELF|MZ.{58}|\xcf\xfa\xed\xfe", "a program or a compiled model", SOURCE),
         (rb"PAR1|ARROW1", "a table, not a checkpoint", KNOWN),
@@ -103,6 +117,11 @@ _TEXTS = tuple(
             rb"version https://git-lfs",
             "a Git LFS pointer, not the file itself",
             "fetch it with git lfs pull",
+        ),
+        (
+            rb"model_checkpoint_path:",
+            "a list of checkpoints of TensorFlow's",
+            "give the .index file of one of them",
         ),
         (
             rb"\s*<(!doctype html|html)",
@@ -176,6 +195,10 @@ def outline(look: Probe) -> str:
 def _by_sign(look: Probe) -> str | None:
     for sign, what, how in _SIGNS:
         if sign.match(look.head):
+            if what == _GZIP and _TAR.match(_unpacked(look.head, 31)):
+                return (
+                    f"a tar archive, {_GZIP}; unpack it by tar xzf and give the model's file in it"
+                )
             return f"{what}; {how}"
     if look.head[:1] == b"\x78" and look.head[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda"):
         return _packed(look.head)
@@ -192,6 +215,8 @@ _DESCRIPTIONS = {
 
 def _by_neighbour(look: Probe) -> str | None:
     """Tell weights by the description of their network that lies beside them."""
+    if look.path.name.endswith((".onnx.data", ".onnx_data")):
+        return "weights of an ONNX model, without its graph; give the .onnx file beside them"
     for suffix, (sign, what) in _DESCRIPTIONS.items():
         try:
             beside = probe(look.path.with_suffix(suffix))
@@ -204,13 +229,20 @@ def _by_neighbour(look: Probe) -> str | None:
 
 def _packed(head: bytes) -> str | None:
     """Say what a stream of zlib's holds."""
-    try:
-        begin = zlib.decompressobj().decompress(head, 16)
-    except zlib.error:
+    begin = _unpacked(head, 15)
+    if not begin:
         return None
     if begin[:1] == b"\x80":
         return "a pickle that joblib compressed; save it again by joblib.dump(x, file, compress=0)"
     return "compressed by zlib; unpack it first"
+
+
+def _unpacked(head: bytes, window: int) -> bytes:
+    """Return the first bytes of what a stream holds; none where it is damaged."""
+    try:
+        return zlib.decompressobj(window).decompress(head, 512)
+    except zlib.error:
+        return b""
 
 
 def _by_text(look: Probe) -> str | None:
@@ -230,6 +262,17 @@ def _by_members(look: Probe) -> str | None:
         what = "an archive of TorchServe's"
     elif any(".mlpackage/" in name or name.endswith(".mlmodel") for name in names):
         return f"a Core ML package; {SOURCE}"
+    elif "dlc.metadata" in names:
+        return f"a model of Qualcomm's for one chip (DLC); {SOURCE}"
+    elif any("/aotinductor/" in name for name in names):
+        return (
+            "a package of AOTInductor's, compiled for one machine; measure the module that it was "
+            "made from, or its torch.export.save file (.pt2)"
+        )
+    elif {"config.json", "metadata.json"} <= set(names) and len(names) == 2:
+        return "a Keras model without its weights; give the whole .keras file, or a .weights.h5"
+    elif not models_among(names):
+        return f"a zip archive of {listing(names)}, none of them a model by its name; {KNOWN}"
     else:
         what = "a zip archive"
     return f"{what} of {listing(names)}; unpack it and give the model's file"

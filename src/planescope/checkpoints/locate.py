@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import os
 import stat
 from pathlib import Path
@@ -11,10 +12,13 @@ from pathlib import Path
 from planescope.checkpoints.choose import (
     DISTRIBUTED,
     folder_of_another_format,
+    listing,
     models_among,
     only_model,
 )
 from planescope.files.errors import CheckpointError, published
+
+_MOST_FOLDERS = 1000  # in which models are looked for that a folder does not hold itself
 
 
 def locate(target: str | os.PathLike[str]) -> Path:
@@ -99,7 +103,21 @@ def _models_in(folder: Path) -> tuple[list[str], list[str]]:
         what := folder_of_another_format({entry.name for entry in folder.iterdir()})
     ):
         raise CheckpointError(f"{folder}: {what}")
+    if not models and (below := _models_below(folder)):
+        raise CheckpointError(
+            f"{folder}: holds no model, but its folders hold {listing(below)}; give one of these"
+        )
     return models, names
+
+
+def _models_below(folder: Path) -> list[str]:
+    """List models in folders of a folder."""
+    found = [
+        Path(where, name).relative_to(folder).as_posix()
+        for where, _, names in itertools.islice(os.walk(folder), _MOST_FOLDERS)
+        for name in names
+    ]
+    return sorted(models_among(found))
 
 
 def _missing(path: Path) -> str:

@@ -40,7 +40,16 @@ _OPTIMIZER = re.compile(
     r"optimi[sz]er|(?:^|_)(?:optims?|opt_state|momentum|momenta|velocity|updater)(?:_|$)",
     re.IGNORECASE,
 )
-_SLOT = re.compile(r"(_momentum|_velocity|/Momentum|/Adam(_1)?|/RMSProp(_1)?)$")
+_SLOT = re.compile(
+    r"(_momentum|_velocity|/Momentum|/Adam(_1)?|/RMSProp(_1)?"
+    # Of Paddle's optimisers.
+    r"|_(moment[12]?|(moment[12]?_)?max|velocity|inf_norm|mean_(square|grad)|momentum"
+    r"|_?avg_squared_(grad|update)|beta[12]_pow_acc)_\d+)$"
+)
+# The best that an early stop of scikit-learn's saw, beside the weights that act.
+_BEST = ("_best_coefs", "_best_intercepts")
+# Tables of pandas: their columns by type.
+_BLOCK = re.compile(r"block\d+_values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +84,11 @@ def state_dict(tree: dict[str, Tree], path: Path, *, entry: str | None = None) -
                     "is it damaged?"
                 )
             tensors.setdefault(name, tensor)
+    if not tensors and tree:
+        raise CheckpointError(
+            f"{path}: holds no weights, but what an optimiser or a table keeps; give the file of "
+            "the weights"
+        )
     if not tensors:
         raise CheckpointError(
             f"{path}: holds no arrays by name; save a dictionary of them, or "
@@ -260,7 +274,9 @@ def _leaves(tree: Tree, path: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
         ):
             tree = {"W": weight, "b": bias}
     for key, each in tree.items():
-        yield from _leaves(each, (*path, key))
+        is_best = key in _BEST and "coefs_" in tree
+        if not is_best and not (_BLOCK.fullmatch(key) and "axis1" in tree):
+            yield from _leaves(each, (*path, key))
 
 
 def of_sequence(values: Sequence[Tree | None]) -> dict[str, Tree]:

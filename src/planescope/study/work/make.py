@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from planescope.files.drafts import remove_drafts
 from planescope.files.errors import PlanescopeError, RunError, StoppedError, UsageError
 from planescope.files.results.versions import cores
-from planescope.study.folder import Running, RunRecord, Study, StudyStatus
+from planescope.study.folder import Running, Study, StudyStatus
 from planescope.study.plan import read_plan
+from planescope.study.record import RunRecord
 from planescope.study.work import cluster
 from planescope.study.work.costs import seconds_of
 from planescope.study.work.worker import make_run

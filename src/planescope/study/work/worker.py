@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.files import signals
 from planescope.files.errors import OutputError, PlanescopeError, StoppedError
-from planescope.study.folder import RunRecord, Study
+from planescope.study.folder import Study
+from planescope.study.record import RunRecord
 from planescope.training.loop import train
 from planescope.training.memory import keep_memory
 
