@@ -290,3 +290,27 @@ def test_each_operation_on_weights_gives_what_torch_gives_or_is_left_out(tmp_pat
             np.testing.assert_allclose(found[name], acting, rtol=1e-5, atol=1e-6, err_msg=way)
     # Operations with a way of their own are among those that are not followed.
     assert sorted(way for i, way in enumerate(COMPUTED) if f"parts.{i}" in left) == LEFT
+
+
+class Tied(nn.Module):
+    """An encoder whose weight decodes too, and two layers of one weight with two biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.one, self.other = nn.Linear(9, 5), nn.Linear(9, 9), nn.Linear(9, 9)
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        x = self.other(self.one(x).relu()).relu()
+        return nn.functional.linear(self.encoder(x).relu(), self.encoder.weight.t())
+
+
+def test_a_weight_that_two_layers_share_is_told_with_what_they_do_not_share(tmp_path):
+    program = torch.export.export(Tied().eval(), (torch.zeros(2, 9),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    found = ps.measure(tmp_path / "net.pt2", kinds="all")
+    forms = [(x.name, x.filters, x.fan_in) for x in found.layers]
+    assert forms[1:] == [("encoder", 5, 9), ("encoder_2", 9, 5)]
+    assert [one.reason.partition(";")[0] for one in found.skipped] == [
+        f"the weight of {forms[0][0]} with another bias"
+    ]

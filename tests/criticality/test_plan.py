@@ -188,11 +188,13 @@ def test_a_plan_that_is_behind_is_not_recommended_in_words() -> None:
         layers=(),
     )  # fmt: skip
     assert not behind.recommended
-    assert behind.verdict.startswith("not recommended: LAMP, repaired does better")
+    assert behind.verdict.startswith("not recommended: LAMP, repaired has a lower divergence")
     near = ps.Rival(**rival | {"name": "LAMP", "divergence": 0.19})
     close = replace(behind, rivals=(behind.rivals[0], near))
     assert close.recommended
-    assert close.verdict.endswith("no rival does better, beyond chance")
+    assert close.verdict.endswith("no rival has a lower divergence, beyond chance")
+    alone = replace(behind, rivals=behind.rivals[:1])
+    assert alone.verdict.endswith("no other was tried")
 
 
 def test_global_magnitude_gives_way_only_to_what_is_nearer_beyond_chance() -> None:
@@ -503,3 +505,62 @@ def test_all_weights_that_are_not_planned_are_listed_with_their_reason(tmp_path)
             assert {name, owner} & {*planned, *left}, name
     assert {one["name"]: one["reason"] for one in json.loads(of_file.to_json())["skipped"]} == left
     assert {one.name: one.reason for one in repaired.layers if one.name in left} == left
+
+
+def test_a_network_that_knows_no_more_than_chance_has_no_losses_and_that_is_said() -> None:
+    data = draws(60, 2, 8, 8), torch.arange(60) % 5
+    made = ps.plan(network(), size=0.3, data=data, examples=30, repair=False)
+    assert made.chosen.loss is None
+    assert sum("cannot be told from chance" in remark for remark in made.remarks) == 1
+
+
+def test_a_folder_is_taken_as_it_is_by_sensitivity(tmp_path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures" / "all").mkdir(parents=True)
+    for number in range(8):
+        pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / "all" / f"{number}.png")
+    own = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(4, 3))  # fmt: skip
+    options = {"data": str(tmp_path / "pictures"), "labelled": False, "examples": 4}
+    made = ps.plan(own, size=0.5, repair=False, **options)
+    assert ps.sensitivity(own, ways="prune:0.5", **options).inputs == made.fitted + made.checked
+
+
+@pytest.mark.parametrize("command", ["plan", "repair"])
+def test_the_network_that_is_read_is_not_written_over(
+    command, tmp_path, monkeypatch, capsys
+) -> None:
+    from planescope.cli import main
+    from planescope.networks.build import build
+
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        save_file(build("lenet", in_channels=1, width=0.25, seed=seed).state_dict(),
+                  f"{seed}.safetensors")  # fmt: skip
+    before = Path("0.safetensors").read_bytes()
+    how = ["--size", "0.5"] if command == "plan" else ["--reference", "1.safetensors"]
+    for out in ("0.safetensors", "./0.safetensors", *(["1.safetensors"] * (command == "repair"))):
+        monkeypatch.setattr(sys, "argv", [
+            "planescope", command, "0.safetensors", "--network", "lenet", *how, "--out", out,
+        ])  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        told = "is the network that is read; name another file\n"
+        assert capsys.readouterr().err == f"planescope: {out}: {told}"
+    assert Path("0.safetensors").read_bytes() == before
+
+
+def test_seeds_and_files_that_are_none_are_refused_in_a_sentence(tmp_path) -> None:
+    inputs, whole = draws(20, 2, 8, 8), network()
+    with pytest.raises(ps.UsageError, match="seed must be 0 or more, not -1"):
+        ps.plan(whole, size=0.5, data=inputs, seed=-1)
+    with pytest.raises(ps.UsageError, match="seed must be 0 or more, not -1"):
+        ps.repair(whole, whole, data=inputs, seed=-1)
+    (tmp_path / "text.npy").write_text("hello")
+    for call in (ps.sensitivity, lambda *a, **k: ps.plan(*a, size=0.5, **k)):
+        with pytest.raises(ps.PlanescopeError, match=r"NumPy file \(it does not begin as one\)"):
+            call(whole, data=tmp_path / "text.npy")

@@ -307,3 +307,30 @@ def test_constants_made_of_constants_double_without_end_in_no_time():
         nodes.append(node(Role.JOIN, len(nodes) - 1, len(nodes) - 1))
     nodes.append(node(Role.PRODUCT, 1, len(nodes) - 1))
     assert fed(*nodes) == "relu"
+
+
+class Siamese(nn.Module):
+    """A branch that runs twice, or one convolution with a norm of its own in each run."""
+
+    def __init__(self, norms):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(norms))
+        self.fc = nn.Linear(12, 2)
+
+    def forward(self, x):
+        one = self.norms[0](self.conv(x)).relu().mean((2, 3))
+        other = self.norms[-1](self.conv(x.flip(3))).relu().mean((2, 3))
+        return self.fc(torch.cat([one, other], 1))
+
+
+@pytest.mark.parametrize(("norms", "expected"), [(1, "norms.0"), (2, None)])
+@pytest.mark.parametrize("container", ["module", "pt2"])
+def test_a_layer_that_runs_twice_keeps_the_norm_that_runs_with_it(
+    tmp_path, container, norms, expected
+):
+    source = net = Siamese(norms).eval()
+    if container == "pt2":
+        source = tmp_path / "net.pt2"
+        torch.export.save(torch.export.export(net, (torch.zeros(1, 3, 9, 9),)), source)
+    assert ps.measure(source).layers[0].norm == expected

@@ -14,7 +14,7 @@ from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, PlannedWay
 from planescope.files import signals
 from planescope.files.errors import StoppedError, counted
-from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
+from planescope.files.targets import FIGURES, PAGES, TABLES, check_apart, check_targets
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.planned import Plan, PlanCost
@@ -91,6 +91,7 @@ def plan(
         (figure, FIGURES),
         (page, PAGES),
     )
+    check_apart(out, model)
     options = _options(choices, synthetic=inputs is None and data is None)
     with layer_progress() as advance:
         made = make_plan(

@@ -11,7 +11,7 @@ from planescope.cli.options import TRUST, of_inputs, prepared_options
 from planescope.cli.printing import console, plain_table
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, RepairedBy
-from planescope.files.targets import TABLES, check_targets
+from planescope.files.targets import TABLES, check_apart, check_targets
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.record import Repair
@@ -72,6 +72,7 @@ def repair(
     from planescope.criticality.plan.repair import repair as put_right
 
     check_targets((out, () if out is None else export.forms(changed)), (table, TABLES))
+    check_apart(out, changed, reference)
     options = of_inputs(choices, synthetic=data is None)
     with layer_progress() as advance:
         done = put_right(

@@ -77,6 +77,21 @@ def check_target(target: str | os.PathLike[str], suffixes: Iterable[str]) -> str
     return path.suffix.lower()
 
 
+def check_apart(target: str | os.PathLike[str] | None, *sources: str | os.PathLike[str]) -> None:
+    """Refuse to write what a command reads: the trained network would be lost.
+
+    Raises
+    ------
+    UsageError
+        If the target is one of the sources.
+    """
+    if target is None or not Path(target).exists():
+        return
+    for source in map(Path, sources):
+        if source.exists() and source.samefile(target):
+            raise UsageError(f"{target}: is the network that is read; name another file")
+
+
 def check_targets(*pairs: tuple[str | os.PathLike[str] | None, Iterable[str]]) -> None:
     """Look at all files that a command is to write, each with its suffixes; None is not wanted.
 

@@ -132,7 +132,7 @@ class _Calls:
             Node(
                 role=role,
                 reads=(*(inputs or ()), *numbers),
-                name=layer.name if role is Role.LAYER else "",
+                name=layer.name if role in (Role.LAYER, Role.NORM) else "",
                 downsamples=_downsamples(layer),
             )
         )

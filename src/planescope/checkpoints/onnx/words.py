@@ -173,7 +173,9 @@ class _Steps:
                 role, reads = Role.PRODUCT, reads[:1] * 2
             if node in self._parts and names[0] not in self.numbers:
                 reads = reads[::-1]
-            last = self._put(Step(role=role, reads=reads, downsamples=downsamples(node)))
+            name = repr(node.inputs[1:5]) if role is Role.NORM else ""
+            step = Step(role=role, reads=reads, name=name, downsamples=downsamples(node))
+            last = self._put(step)
             if role is Role.NORM:
                 self.norms[last] = node
         if saturates(self._constants, node):

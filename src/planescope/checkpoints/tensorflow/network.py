@@ -57,6 +57,7 @@ class Network:
     def add_norm(self, norm: Norm, reads: Sequence[int]) -> int:
         """Add a batch norm."""
         number = self.add(Role.NORM, reads)
+        self.nodes[number] = replace(self.nodes[number], name=norm.name)
         self._norms[number] = norm
         return number
 

@@ -80,6 +80,7 @@ class _Network:
     _values: dict[str, int] = field(default_factory=dict)
     _weights: Weights = field(init=False)
     _constant: list[bool] = field(default_factory=list)  # of each node, whether no input reaches it
+    _biases: dict[str, str] = field(default_factory=dict)  # names of those of the layers
     _sources: dict[str, str] = field(default_factory=dict)  # the largest tensor behind a value
 
     def __post_init__(self) -> None:
@@ -170,7 +171,8 @@ class _Network:
             self._skip(outputs, "a branch or loop of the program, whose own graph is not read")
             return Node(role=Role.UNKNOWN)
         if word in NORMS:
-            return Node(role=Role.NORM, reads=reads[:1])
+            mean = self._weights.of(arguments.get("running_mean"))
+            return Node(role=Role.NORM, reads=reads[:1], name="" if mean is None else mean.name)
         return self._plain(word, arguments, reads)
 
     def _plain(self, word: str, arguments: Mapping[str, Any], reads: tuple[int, ...]) -> Node:
@@ -279,9 +281,28 @@ class _Network:
         if layer is None:
             self._skip(outputs, f"an operation ({word}) with a weight that is no layer's")
             return None
-        if layer.name not in self.found:
-            self.found[layer.name] = layer
+        layer = self._named_apart(layer)
+        first = self.found.setdefault(layer.name, layer)
+        told = "" if bias is None else bias.name
+        if first is layer:
+            self._biases[layer.name] = told
+        elif self._biases[layer.name] != told:
+            self._skip(
+                [_module(told) if told else layer.name],
+                f"the weight of {layer.name} with another bias; measured once, with "
+                f"{self._biases[layer.name] or 'none'}",
+            )
         return layer
+
+    def _named_apart(self, layer: Layer) -> Layer:
+        """Name a layer that has the weights of another and is of another form, as a decoder's."""
+        name, count = layer.name, 1
+        while (known := self.found.get(name)) is not None and (
+            (known.kind, known.weight.shape) != (layer.kind, layer.weight.shape)
+        ):
+            count += 1
+            name = f"{layer.name}_{count}"
+        return layer if count == 1 else replace(layer, name=name)
 
     def _add_norm(self, arguments: Mapping[str, Any], number: int) -> None:
         weights = {

@@ -16,6 +16,7 @@ from torch import nn
 
 from planescope.criticality.options import InputOptions, Task
 from planescope.criticality.resets.engine.answers import Judge, Pick, check_task
+from planescope.criticality.sensitivity.inputs.given import of_folder
 from planescope.criticality.sensitivity.inputs.pictures import synthetic as chosen_for
 from planescope.criticality.sensitivity.inputs.rows import read_rows
 from planescope.criticality.sensitivity.inputs.watched import Alike, check_finite
@@ -186,6 +187,7 @@ def _opened(
         loader = open_loader(rows, split=split, batch=_BATCH)
         loader.name, loader.notes = str(data), [*notes, *loader.notes]
         return loader.name, loader.notes, loader.batches(module, device, unpack)
+    data = of_folder(data)
     if isinstance(data, str):
         found = call_loader(data, split)
         if found is None:

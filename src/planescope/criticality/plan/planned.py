@@ -181,11 +181,13 @@ class Plan(Table):
         what = self.chosen.title
         if (ahead := self.ahead) is not None:
             return (
-                f"not recommended: {ahead.title} does better than the plan ({what}{loss}) on "
-                f"{counted(self.examples, 'example')} that chose neither"
+                f"not recommended: {ahead.title} has a lower {self.measure} than the plan "
+                f"({what}{loss}) on {counted(self.examples, 'example')} that chose neither"
             )
-        rest = "no rival does better"
-        if any(_cost(rival) < _cost(self.chosen) for rival in self.rivals):
+        rest = f"no rival has a lower {self.measure}"
+        if len(self.rivals) == 1:
+            rest = "no other was tried"
+        elif any(_cost(rival) < _cost(self.chosen) for rival in self.rivals):
             rest += ", beyond chance"
         return f"the plan is {what}{loss}, on {counted(self.examples, 'example')}; {rest}"
 
@@ -195,6 +197,11 @@ class Plan(Table):
         found = []
         if self.method == "synthetic" and self.chosen.loss is not None:
             found.append("loss: expected on synthetic pictures, uncalibrated")
+        if self.method == "measured" and self.chosen.loss is None:
+            found.append(
+                f"no losses: the whole network's accuracy on these examples, {self.accuracy:.1%}, "
+                "cannot be told from chance; is its input prepared as in training?"
+            )
         if self.way == "filters":
             found.append(
                 "size: weights of the filters alone; those that read them in the layers behind go "

@@ -102,6 +102,8 @@ def repair(
         raise UsageError(f"by={by!r}: repair by one of {', '.join(get_args(RepairedBy))}")
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")
+    if seed < 0:
+        raise UsageError(f"seed must be 0 or more, not {seed}")
     given = opened(network, architecture, "network", trust=trust)
     whole = opened(reference, architecture, "reference", trust=trust)
     with same_random_states(*generators_of(data)), torch.no_grad():

@@ -126,6 +126,8 @@ def plan(
 
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")
+    if seed < 0:
+        raise UsageError(f"seed must be 0 or more, not {seed}")
     given = opened(model, network, "network", trust=trust)
     with same_random_states(*generators_of(data)), torch.no_grad():
         whole, unheeded = borrowed(given.module, whole=False), unheeded_hooks(given.module)

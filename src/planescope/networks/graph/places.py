@@ -51,7 +51,8 @@ class Node:
     reads : tuple of int
         Numbers of the nodes whose values it takes, all of them before it; what it acts on is first.
     name : str
-        Of a layer; one that has none is followed but not reported.
+        Of a layer; one that has none is followed but not reported. Of a batch norm: the same for
+        each call of one.
     downsamples : bool
         Whether it is a pooling or a convolution with a stride.
     is_non_negative : callable
@@ -167,7 +168,7 @@ def follow(nodes: Sequence[Node], /) -> dict[str, Position]:
                 input=_INPUTS.get(fed, Input.OTHER),
                 norm=_norm_behind(number, nodes, readers),
             )
-            found[node.name] = _agreed(found.get(node.name, here), here)
+            found[node.name] = _agreed(found.get(node.name, here), here, nodes)
     return found
 
 
@@ -263,14 +264,21 @@ def _norm_behind(
     return None
 
 
-def _agreed(first: Position, again: Position) -> Position:
+def _agreed(first: Position, again: Position, nodes: Sequence[Node]) -> Position:
     """Put the places of a layer that is called several times into one."""
     return replace(
         first,
         stage=least_stage(first.stage, again.stage),
         input=agreed_input(first.input, again.input),
-        norm=first.norm if first.norm == again.norm else None,
+        norm=first.norm if _is_one_norm(first.norm, again.norm, nodes) else None,
     )
+
+
+def _is_one_norm(one: int | None, other: int | None, nodes: Sequence[Node]) -> bool:
+    """Tell whether two nodes are calls of one batch norm, as behind a branch that runs twice."""
+    if one is None or other is None:
+        return one is other
+    return one == other or nodes[one].name == nodes[other].name != ""
 
 
 def least_stage(one: int | None, other: int | None, /) -> int | None:

@@ -332,7 +332,8 @@ def _node(step: Step, reads: tuple[int, ...]) -> Node:
     if step.place is not None:
         name = step.layer or ""
         return Node(role=Role.LAYER, reads=reads, name=name, downsamples=step.downsamples)
-    return Node(role=step.role, reads=reads, downsamples=step.downsamples)
+    name = "" if step.norm is None else step.norm.name
+    return Node(role=step.role, reads=reads, name=name, downsamples=step.downsamples)
 
 
 def _is_non_negative(constant: object) -> bool:

@@ -154,7 +154,8 @@ class Judge:
             shown = f"{labels.dtype} {tuple(labels.shape)}" if is_tensor else described(labels)
             raise UsageError(
                 f"labels are {shown} and outputs {tuple(output.shape)}: right answers cannot be "
-                "counted; give metric=, a function of outputs and batch"
+                "counted; give metric=, a function of outputs and batch, or inputs without labels "
+                "(--inputs)"
             )
         self.counts_right = True
 

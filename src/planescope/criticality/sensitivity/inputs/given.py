@@ -151,10 +151,7 @@ def _opened(
 ) -> Images | Files | Loader:
     if isinstance(data, Images | Files):
         return data
-    # A data set's own name comes before a folder of that name, as a study of it has.
-    is_path = isinstance(data, str) and data not in NAMES and Path(data).is_dir()
-    if is_path or isinstance(data, os.PathLike):
-        data = f"folder:{os.fspath(data)}"
+    data = of_folder(data)
     if isinstance(data, str):
         called = call_loader(data, options.split)
         if called is not None:
@@ -165,6 +162,17 @@ def _opened(
         where = None if data_path is None else Path(data_path)
         return load(data, split=options.split, path=where, options=data_options or PLAIN)
     return open_loader(data, split=options.split)
+
+
+def of_folder(data: Any, /) -> Any:
+    """Return data, a path of a folder under the name that data in a folder have.
+
+    A data set's own name comes before a folder of that name, as a study of it has.
+    """
+    is_path = isinstance(data, str) and data not in NAMES and Path(data).is_dir()
+    if is_path or isinstance(data, os.PathLike):
+        return f"folder:{os.fspath(data)}"
+    return data
 
 
 def _inputs_alone(unpack: Unpack | None) -> Any:

@@ -52,7 +52,10 @@ def read_array(path: str | os.PathLike[str], /) -> NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as exc:
-        raise CheckpointError(f"{path}: cannot be read as a NumPy file ({one_line(exc)})") from exc
+        reason = one_line(exc)
+        if "pickle" in reason:  # NumPy takes whatever it does not know for one, and says to run it
+            reason = "it does not begin as one"
+        raise CheckpointError(f"{path}: cannot be read as a NumPy file ({reason})") from exc
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         kind = getattr(array, "dtype", type(array).__name__)
         raise UsageError(f"{path}: holds {kind}, not floats; scale them first")
