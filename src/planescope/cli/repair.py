@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from planescope.cli.options import TRUST, of_inputs, prepared_options
+from planescope.cli.options import TRUST, check_inputs, of_inputs, prepared_options
 from planescope.cli.printing import console, plain_table
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, RepairedBy
@@ -22,13 +22,12 @@ if TYPE_CHECKING:
 @click.option("--reference", required=True, metavar="FILE|RUN", help="The whole network.")
 @click.option("--network", "--model", metavar="NAME", help="Of checkpoints: lenet, vgg16_bn.")
 @click.option(
-    "--data",
     "--inputs",
-    "data",
     metavar="NAME",
     help="Inputs, whose labels are not looked at: digits, mnist, cifar10, folder:PATH, "
     "package.module:callable.  [default: synthetic pictures]",
 )
+@click.option("--data", metavar="NAME", help="The same: a repair takes no labels.")
 @prepared_options
 @click.option(
     "--by",
@@ -55,6 +54,7 @@ def repair(
     *,
     reference: str,
     network: str | None,
+    inputs: str | None,
     data: str | None,
     by: RepairedBy,
     as_json: bool,
@@ -73,6 +73,8 @@ def repair(
 
     check_targets((out, () if out is None else export.forms(changed)), (table, TABLES))
     check_apart(out, changed, reference)
+    check_inputs(inputs, data)
+    data = data or inputs
     options = of_inputs(choices, synthetic=data is None)
     with layer_progress() as advance:
         done = put_right(
