@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import planescope as ps
 from checks.fuzz.seeds import MAKERS
 from planescope.checkpoints import read_contents
 from planescope.checkpoints.keras.config import MAX_CALLS, trace
@@ -599,6 +600,16 @@ def test_norms_of_branches_that_are_stored_side_by_side_are_not_paired(tmp_path)
             for part in parts:
                 file[f"{name}/{name}/{part}"] = KERNEL if part == "kernel:0" else np.ones(4)
     assert [layer.norm for layer in layers_of(tmp_path / "a.h5")] == [None, None]
+    (note,) = (n for n in ps.measure(tmp_path / "a.h5").notes if "norms" in n)
+    assert note.startswith("batch norms that were paired with no layer: left_bn, right_bn (")
+
+
+def test_norms_of_numbered_variables_are_named_as_paired_with_none(tmp_path):
+    """Keras 3 sorts the groups of `save_weights`, so that order tells nothing."""
+    norm = [np.ones(4, np.float32)] * 4
+    path = numbered(tmp_path / "a", {"conv2d": [KERNEL], "batch_normalization_1": norm})
+    (note,) = ps.measure(path).notes
+    assert note.startswith("batch norms that were paired with no layer: batch_normalization_1 (")
 
 
 @pytest.mark.parametrize(

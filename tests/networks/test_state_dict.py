@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -594,3 +595,42 @@ def test_what_may_be_a_bilinear_map_is_noted():
 def test_an_ordinary_network_of_one_dimension_has_no_note(names):
     parts = (nn.Conv1d(5, 8, 7), nn.Conv1d(8, 16, 3), nn.Linear(16, 7))
     assert not noted(nn.ModuleDict(dict(zip(names, parts, strict=True))))
+
+
+# --- what a user says that the file tells itself
+
+
+def plain_and_normed():
+    torch.manual_seed(0)
+    return (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)),
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)),
+    )
+
+
+def test_an_epsilon_that_no_norm_takes_is_told():
+    plain, normed = plain_and_normed()
+    for source, is_used in ((plain.state_dict(), False), (normed.state_dict(), True)):
+        notes = ps.measure(source, eps=0.25).notes
+        assert any(note.startswith("--eps was not used") for note in notes) is not is_used
+    assert any(note.startswith("--eps was not used") for note in ps.measure(normed, eps=0.25).notes)
+
+
+def test_a_layout_of_no_layer_is_refused_and_one_that_is_known_is_told():
+    _, normed = plain_and_normed()
+    for source in (normed, normed.state_dict()):
+        with pytest.raises(UsageError, match="--layout head=filters-last: matches no layer"):
+            ps.measure(source, layout="head=filters-last")
+    told = "--layout was not used: how the weights here lie is known"
+    assert told in ps.measure(normed, layout="filters-last").notes
+    assert told not in ps.measure(normed.state_dict(), layout="filters-first").notes
+
+
+@pytest.mark.parametrize("file", ["residual.keras", "residual-weights.h5"])
+def test_hints_on_a_file_that_is_no_state_dict_are_told(file):
+    path = Path(__file__).parents[1] / "keras" / file
+    hints = {"eps": 0.5, "norms": ["a=b"], "layout": "filters-last", "transposed": "."}
+    (note,) = (n for n in ps.measure(path, **hints).notes if "not used" in n)
+    assert note.startswith("--layout, --transposed, --norms, --eps were not used")
+    (alone,) = (n for n in ps.measure(path, eps=0.5).notes if "not used" in n)
+    assert alone.startswith("--eps was not used: of a keras source")

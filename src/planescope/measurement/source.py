@@ -65,7 +65,7 @@ class Opened:
                 source=source,
                 layers=tuple(layers),
                 skipped=contents.skipped,
-                notes=(*contents.notes, *joined),
+                notes=(*contents.notes, *joined, *_unused(source, hints)),
             )
         found = describe(contents, hints)
         notes = [f"measured the state dict found at {contents.entry!r}"] if contents.entry else []
@@ -99,6 +99,18 @@ class Opened:
         from planescope.networks.load import load_network
 
         return load_network(self.network, self.state)
+
+
+def _unused(source: Source, hints: Hints | None) -> tuple[str, ...]:
+    """Say which options were given that a file of its own form takes nothing of."""
+    if hints is None or not hints.given:
+        return ()
+    options = ", ".join(hints.given)
+    were = "was" if len(hints.given) == 1 else "were"
+    return (
+        f"{options} {were} not used: of a {source.format} source layers and norms are read as it "
+        "names them",
+    )
 
 
 def open_source(

@@ -30,6 +30,7 @@ from planescope.checkpoints.probe import Probe, probe
 from planescope.files.errors import CheckpointError, counted
 from planescope.files.zips import Archive
 from planescope.hyperplanes.layer import Described, Input, Layer, Norm, Pairing, Skipped
+from planescope.networks.state.layout import named
 
 NAME = "keras"
 
@@ -97,11 +98,23 @@ def describe(
     rest = [variables for variables in weights.layers if variables.group not in accounted]
     in_order = not (weights.numbered or described)
     judged = list(_judged_layers(file, rest, in_order=in_order))
+    notes = [_JUDGED.format(counted(len(judged), "layer"))] if judged and described else []
+    paired = {layer.norm.name for layer in judged if layer.norm is not None}
+    if loose := [one.name for one in rest if _is_norm(one) and one.name not in paired]:
+        notes.append(
+            f"batch norms that were paired with no layer: {named(loose)} (the whole model, as "
+            "model.save writes it, tells which stands where)"
+        )
     return Described(
         layers=(*described_layers(file, described, owned), *judged),
         skipped=(*skipped, *_unjudged(file, rest)),
-        notes=(_JUDGED.format(counted(len(judged), "layer")),) if judged and described else (),
+        notes=tuple(notes),
     )
+
+
+def _is_norm(variables: Variables) -> bool:
+    """Tell a batch norm by its variables, or by the name that Keras gives it."""
+    return "moving_mean" in variables.keys or "batch_normalization" in variables.group[-1]
 
 
 def _locate(path: Path) -> tuple[Window, str | bytes | None]:

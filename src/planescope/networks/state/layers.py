@@ -55,6 +55,17 @@ class Hints:
     norms: Mapping[str, str | None] = field(default_factory=dict)
     eps: float | None = None
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Return the options that the user gave."""
+        asked = {
+            "--layout": bool(self.axes.layouts),
+            "--transposed": self.axes.transposed is not None,
+            "--norms": bool(self.norms),
+            "--eps": self.eps is not None,
+        }
+        return tuple(name for name, is_given in asked.items() if is_given)
+
 
 def find_layers(
     state: StateDict, /, *, transposed: re.Pattern[str] | None = None
@@ -107,6 +118,7 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
             layers.append(layer)
     if hints.axes.transposed is not None and all(x.kind is not Kind.TRANSPOSED for x in layers):
         raise UsageError(f"--transposed {hints.axes.transposed.pattern!r} matches no convolution")
+    is_laid = _checked_layouts(hints.axes, [each.module for each in kept], state)
     layers = _with_norms(layers, norms, state, hints)
     layers, alias_notes = shared(layers)
     skipped += left_over(tensors, stored, norms, {x.name for x in skipped} | reasons.keys())
@@ -117,6 +129,7 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
         *laid.notes,
         *alias_notes,
         *_unpaired(layers, norms, state),
+        *_unused(layers, state, hints, is_laid=is_laid),
         *exclusions.of_standardised(layers, tensors, state.places),
     ]
     return Described(layers=tuple(layers), skipped=tuple(skipped), notes=tuple(notes))
@@ -230,6 +243,35 @@ def _with_norms(layers: list[Layer], norms: Norms, state: StateDict, hints: Hint
         return dataclasses.replace(layer, norm=norm, pairing=pairing)
 
     return [with_norm(layer) for layer in layers]
+
+
+def _checked_layouts(wanted: Wanted, names: Sequence[str], state: StateDict) -> bool:
+    """Return whether the layouts that a user gives can be of use; one of a name must be.
+
+    Raises
+    ------
+    UsageError
+        If a name is given that no weight has.
+    """
+    for pattern, layout in wanted.layouts:
+        if pattern is not None and not any(pattern.search(name) for name in names):
+            raise UsageError(f"--layout {pattern.pattern}={layout}: matches no layer")
+    return not wanted.layouts or any(name not in state.places for name in names)
+
+
+def _unused(
+    layers: Sequence[Layer], state: StateDict, hints: Hints, *, is_laid: bool
+) -> Iterator[str]:
+    """Say that something was given which the file tells itself."""
+    if not is_laid:
+        yield "--layout was not used: how the weights here lie is known"
+    taken = (
+        layer.norm
+        for layer in layers
+        if layer.norm is not None and layer.norm.name not in state.norm_eps
+    )
+    if hints.eps is not None and all(norm.eps != hints.eps for norm in taken):
+        yield "--eps was not used: no norm behind a layer here lacks an epsilon of its own"
 
 
 def _asked(norms: Norms, hints: Hints) -> Mapping[str, FoundNorm]:
