@@ -319,7 +319,7 @@ def test_each_bad_input_of_the_commands_is_one_sentence_and_status_2(tmp_path):
         (["sensitivity", TRAINED], "give --network"),
         (["sensitivity", str(tmp_path / "nan.pt"), "--network", "lenet"], "not finite"),
         (["sensitivity", *lenet, "--inputs", "x.npy", "--data", "digits"], "not both"),
-        (["repair", *lenet, "--reference", "x", "--inputs", "x.npy", "--data", "mnist"], "not both"),
+        (["repair", *lenet, "--reference", "x", "--inputs", "y", "--data", "z"], "not both"),
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", _SEVERAL, json.dumps([args for args, _ in cases])],
