@@ -40,6 +40,7 @@ NOT_RUN = {
     ],
     "docs/results/drift.md": ["takes half an hour", "takes half an hour"],
     "docs/results/cifar10.md": ["takes hours"],
+    "docs/results/fashion-mnist.md": ["takes hours"],
     "docs/results/critical.md": [
         "needs the runs of the studies", "takes hours", "takes half an hour",
     ],
