@@ -427,6 +427,11 @@ def without(data, *keys):
         pytest.param(lambda data: "3", "its schema is None", id="number"),
         pytest.param(lambda data: "{}", "its schema is None, and this version", id="no-schema"),
         pytest.param(
+            lambda data: json.dumps({**data, "schema": "planescope.relation/2"}),
+            "is a result of the kind 'relation', not 'measurement'",
+            id="other-kind",
+        ),
+        pytest.param(
             lambda data: data | {"schema": "planescope.measurement/2"},
             "its schema is 'planescope.measurement/2', and this version of planescope reads "
             "'planescope.measurement/1'; measure the checkpoint again",

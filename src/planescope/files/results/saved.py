@@ -102,6 +102,14 @@ def check_schema(path: str | os.PathLike[str], data: Any, /, *, schema: str, rem
         If it has another one, or none.
     """
     found = data.get("schema") if isinstance(data, dict) else None
+    kind, wanted = (
+        str(one).partition("/")[0].removeprefix("planescope.") for one in (found, schema)
+    )
+    if kind != wanted and str(found).startswith("planescope."):
+        raise CheckpointError(
+            f"{path}: is a result of the kind {kind!r:.80}, not {wanted!r}; the class of its kind "
+            "loads it, as planescope.Relation.load does a relation"
+        )
     if found != schema:
         raise CheckpointError(
             f"{path}: its schema is {found!r:.80}, and this version of planescope reads "
