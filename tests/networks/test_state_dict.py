@@ -520,6 +520,15 @@ def test_of_a_square_kernel_the_greater_sigma_tells_the_axis(kind, part):
         np.testing.assert_allclose(found, module.weight.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_the_sigma_of_a_matrix_with_its_filters_last_is_that_of_the_other_axis():
+    weight = np.arange(1, 25, dtype="f4").reshape(3, 8)
+    u, v = np.full(8, 8**-0.5, "f4"), np.full(3, 3**-0.5, "f4")
+    parts = {"weight_orig": weight, "weight_u": u, "weight_v": v}
+    tensors = {f"c.{n}": Tensor(x.shape, "float32", lambda x=x: x) for n, x in parts.items()}
+    found = resolved(StateDict(tensors=tensors)).tensors["c.weight"].read()
+    np.testing.assert_allclose(found, weight / (u @ weight.T @ v), rtol=1e-6)
+
+
 def test_parts_stay_unread_until_the_weight_is():
     parts = {"c.weight_v": (8, 3, 3), "c.weight_g": (8, 1, 1), "c.bias": (8,)}
     (layer,), _ = find_layers(state(parts))

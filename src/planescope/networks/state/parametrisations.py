@@ -130,13 +130,10 @@ def _spectral_norm(w: Array, u: Array, v: Array) -> Array:
     W has the filters as rows: the first axis, or the second of a transposed convolution. Where both
     are as long the greater sigma tells: of the wrong axis it is near 0, of either sign.
     """
-    may_be = [w, w.swapaxes(0, 1)] if w.ndim > 2 else [w]
-    sigmas = [
-        (u * (rows.reshape(u.shape[0], -1) * v).sum(1)).sum()
-        for rows in may_be
-        if rows.shape[0] == u.shape[0]
-    ]
-    return w / max(sigmas)
+    may_be = [rows for rows in (w, w.swapaxes(0, 1)) if rows.shape[0] == u.shape[0]]
+    if w.ndim == 2:  # no convolution
+        may_be = may_be[:1]
+    return w / max((u * (rows.reshape(u.shape[0], -1) * v).sum(1)).sum() for rows in may_be)
 
 
 def _is_weight_norm(v: Shape, g: Shape) -> bool:
