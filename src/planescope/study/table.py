@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
-import tempfile
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from planescope.criticality.resets.record import RAND, Resets
 from planescope.files.errors import CheckpointError, nearest
-from planescope.files.folders import inside, make_inside, replacing_inside
+from planescope.files.folders import inside, replacing_inside
 from planescope.files.results.result import COLUMN_OF
 from planescope.measurement.record import LAYER_COLUMNS, LAYER_KEYS, LayerMeasurement
 from planescope.study.columns import Frame
@@ -69,6 +67,10 @@ def write_part(run: Run, name: str, folder: Path) -> None:
     OutputError
         If it cannot be written.
     """
+    _save(_rows_of(run, name), folder / f"{name}.parquet")
+
+
+def _rows_of(run: Run, name: str) -> pa.Table:
     measured = run.measurements
     rows = len(measured)
     metrics = {row.epoch: row for row in run.metrics}
@@ -82,7 +84,7 @@ def write_part(run: Run, name: str, folder: Path) -> None:
     columns["kernel"] = [_as_text(kernel) for kernel in measured["kernel"]]
     columns["layer"] = list(measured["layer"])
     columns |= _reset_columns(run, columns["layer"], epochs)
-    save_part(columns, folder / f"{name}.parquet")
+    return _table(columns)
 
 
 def save_part(columns: Mapping[str, Sequence[Any] | NDArray[Any]], target: Path) -> None:
@@ -95,20 +97,29 @@ def save_part(columns: Mapping[str, Sequence[Any] | NDArray[Any]], target: Path)
     OutputError
         If it cannot be written.
     """
+    _save(_table(columns), target)
+
+
+def _table(columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pa.Table:
+    import pyarrow as pa
+
+    schema = table_schema()
+    return pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
+
+
+def _save(table: pa.Table, target: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = table_schema()
-    arrays = [pa.array(columns[field.name], field.type) for field in schema]
     # Numbers are hardly ever the same twice: to list them first makes files larger, and slower.
-    listed = [field.name for field in schema if not pa.types.is_floating(field.type)]
+    listed = [f.name for f in table.schema if not pa.types.is_floating(f.type)]
     # Not in its folder: Polars reads all of that, half a file too.
     folder = target.parent
     with (
         replacing_inside(folder, target.name, beside=folder.parent) as draft,
         draft.open("wb") as file,
     ):
-        pq.write_table(pa.table(arrays, schema=schema), file, use_dictionary=listed)
+        pq.write_table(table, file, use_dictionary=listed)
 
 
 def _as_text(kernel: Any) -> str:
@@ -193,25 +204,23 @@ def read_table(
         for key in set(columns) - set(schema.names):
             raise CheckpointError(f"{folder}: has no column {key!r}; {nearest(key, schema.names)}")
         schema = pa.schema([schema.field(key) for key in columns])
-    with tempfile.TemporaryDirectory(prefix="planescope-") as scratch:
-        for name, run in without.items():
-            write_part(run, name, make_inside(Path(scratch), "table"))
-        files = _sizes((folder, Path(scratch) / "table"), runs)
-        if not files:
-            raise CheckpointError(
-                f"{folder}: holds no run yet; make the study, with measure in make"
-            )
-        frame = Frame(schema)
-        for parts in _read_ahead(_batches(files), schema):
-            frame.add(pa.concat_tables(parts))
+    files = _sizes(folder, runs, without)
+    if not files:
+        raise CheckpointError(f"{folder}: holds no run yet; make the study, with measure in make")
+    frame = Frame(schema)
+    for parts in _read_ahead(_batches(files), schema, without):
+        frame.add(pa.concat_tables(parts))
     return frame.to_pandas()
 
 
-def _sizes(folders: Iterable[Path], runs: Iterable[str]) -> dict[Path, int]:
-    """Return the files of those runs that have one, and their bytes."""
+def _sizes(folder: Path, runs: Iterable[str], without: Mapping[str, Run]) -> dict[Path, int]:
+    """Return the files of those runs that have one, or have rows without, and their bytes."""
     sizes = {}
-    for name, folder in itertools.product(runs, folders):
+    for name in runs:
         file = inside(folder, f"{name}.parquet")
+        if name in without:
+            sizes[file] = 0
+            continue
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             sizes[file] = file.stat().st_size
     return sizes
@@ -230,26 +239,32 @@ def _batches(sizes: Mapping[Path, int]) -> Iterator[list[Path]]:
         yield batch
 
 
-def _read_ahead(batches: Iterable[list[Path]], schema: pa.Schema) -> Iterator[list[pa.Table]]:
+def _read_ahead(
+    batches: Iterable[list[Path]], schema: pa.Schema, without: Mapping[str, Run]
+) -> Iterator[list[pa.Table]]:
     """Yield the parts of each batch, while those of the next are read."""
     with ThreadPoolExecutor() as pool:
         before: Iterable[pa.Table] = ()
         for batch in batches:
-            ahead = pool.map(_part, batch, repeat(schema))
+            ahead = pool.map(_part, batch, repeat(schema), repeat(without))
             if parts := list(before):
                 yield parts
             before = ahead
         yield list(before)
 
 
-def _part(file: Path, schema: pa.Schema) -> pa.Table:
-    """Return the columns of one run.
+def _part(
+    file: Path, schema: pa.Schema, without: Mapping[str, Run] = MappingProxyType({})
+) -> pa.Table:
+    """Return the columns of one run, made of its own files where it is `without` its part.
 
     Arrow's own threads, and its data sets, take three times as long.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if (run := without.get(file.stem)) is not None:
+        return _rows_of(run, file.stem).select(schema.names)
     try:
         # Read as one, not column by column.
         with pq.ParquetFile(pa.BufferReader(file.read_bytes())) as part:
