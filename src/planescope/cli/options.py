@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -249,6 +251,11 @@ def _replaced(sources: Iterable[str], given: dict[str, str]) -> Iterable[str]:
             for kind, name in given.items():
                 if (had := getattr(config, kind)) != name:
                     yield f"{source}: its {kind} {had} is replaced by {name}"
+
+
+def typed_command() -> str:
+    """Return the command as the user typed it, for a page."""
+    return shlex.join(["planescope", *sys.argv[1:]])
 
 
 def check_inputs(inputs: str | None, data: str | None) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from planescope.cli.options import TRUST, check_inputs, numbers, of_inputs, prepared_options
+from planescope.cli.options import (
+    TRUST,
+    check_inputs,
+    numbers,
+    of_inputs,
+    prepared_options,
+    typed_command,
+)
 from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, PlannedWay
@@ -115,7 +121,7 @@ def plan(
     if page is not None:
         from planescope.figures.report import report
 
-        command = shlex.join(["planescope", *sys.argv[1:]])
+        command = typed_command()
         report(model, made, command=command, trust=options["trust"]).save(page)
     if as_json:
         sys.stdout.write(made.to_json() + "\n")

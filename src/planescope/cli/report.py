@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from planescope.cli.options import code_options, consent, measured_options
+from planescope.cli.options import code_options, consent, measured_options, typed_command
 from planescope.cli.printing import say
 from planescope.files.errors import UsageError
 from planescope.files.targets import PAGES, check_target
@@ -64,7 +62,7 @@ def report(
     if watch and len(sources) != 1:
         raise UsageError("--watch follows one run; give one")
     given = consent(sources, network=network, data=data, trust=trust)
-    command = shlex.join(["planescope", *sys.argv[1:]])
+    command = typed_command()
     if watch:
         from planescope.figures.report.watch import watch as follow
         from planescope.training.run import Run

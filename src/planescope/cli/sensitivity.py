@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from planescope.cli.options import (
     check_inputs,
     of_inputs,
     prepared_options,
+    typed_command,
 )
 from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
@@ -94,7 +94,7 @@ def sensitivity(
     if page is not None:
         from planescope.figures.report import report
 
-        command = shlex.join(["planescope", *sys.argv[1:]])
+        command = typed_command()
         report(model, found, command=command).save(page)
     if as_json:
         sys.stdout.write(found.to_json() + "\n")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planescope.files.bounds import check_seed
 from planescope.files.errors import UsageError
 
 Pictures = NDArray[np.float32]
@@ -83,8 +84,7 @@ class Bank:
                 )
         if min(self.std) <= 0:
             raise UsageError("std must be above 0")
-        if self.seed < 0:
-            raise UsageError(f"a seed must be 0 or more, not {self.seed}")
+        check_seed(self.seed)
 
     @property
     def total(self) -> int:

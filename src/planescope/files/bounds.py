@@ -27,6 +27,18 @@ def check_bounds(options: Any, bounds: Bounds, /) -> None:
             raise UsageError(f"{name.replace('_', ' ')} must {_words(**bound)}, not {given}")
 
 
+def check_seed(seed: int, /) -> None:
+    """Refuse a seed that NumPy cannot draw with.
+
+    Raises
+    ------
+    UsageError
+        If it is negative.
+    """
+    if seed < 0:
+        raise UsageError(f"a seed must be 0 or more, not {seed}")
+
+
 def _is_within(
     value: float,
     *,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from planescope.criticality.options import Task
-from planescope.criticality.resets.engine.answers import Judge, Pick, check_task, picked
+from planescope.criticality.resets.engine.answers import Judge, Pick, are_classes, picked
 from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
 
@@ -72,7 +72,7 @@ class Yardstick:
         UsageError
             If its answer cannot be found, or is no number.
         """
-        check_task(task)
+        judge = Judge(pick=pick, task=task)
         answers = [answer(whole, batch, pick) for batch in batches]
         for one, batch in zip(answers, batches, strict=True):
             if not isinstance(one, torch.Tensor) or one.shape[:1] != (batch.size,):
@@ -82,11 +82,10 @@ class Yardstick:
                 )
             if not bool(one.isfinite().all()):
                 raise UsageError("the reference gives NaN or an infinity on these inputs")
-        judge = Judge(pick=pick, task=task)
         judge.look_at(answers[0], dataclasses.replace(batches[0], labels=None))
         judge.heed(whole, architecture)
         labels = batches[0].labels if labelled else None
-        judge.is_told |= _are_classes(batches[0].labels)
+        judge.is_told |= are_classes(batches[0].labels)
         of_classes = judge.is_softmax and (task is not None or not _are_values(labels))
         if of_classes:
             answers = [judge.logits(one).log_softmax(1) for one in answers]
@@ -152,7 +151,3 @@ def _squares(answers: torch.Tensor) -> torch.Tensor:
 
 def _are_values(labels: Any) -> bool:
     return isinstance(labels, torch.Tensor) and labels.is_floating_point()
-
-
-def _are_classes(labels: Any) -> bool:
-    return isinstance(labels, torch.Tensor) and not labels.is_floating_point()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from planescope.criticality.options import InputOptions, Task
-from planescope.criticality.resets.engine.answers import Judge, Pick, check_task
+from planescope.criticality.resets.engine.answers import Judge, Pick
 from planescope.criticality.sensitivity.inputs.given import of_folder
 from planescope.criticality.sensitivity.inputs.pictures import synthetic as chosen_for
 from planescope.criticality.sensitivity.inputs.rows import read_rows
@@ -162,7 +162,6 @@ def synthetic(
     size = None if shape is None else tuple(shape)
     options = InputOptions(shape=size, mean=mean, std=std, seed=seed)
     layers, _ = find_layers(read_module(module))
-    check_task(task)
     judge = Judge(pick=pick, task=task)
     given = chosen_for(module, layers, options, judge, None)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from planescope.criticality.options import EXAMPLES, RepairedBy, Task
 from planescope.criticality.plan.record import Repair
+from planescope.files.bounds import check_seed
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
@@ -102,8 +103,7 @@ def repair(
         raise UsageError(f"by={by!r}: repair by one of {', '.join(get_args(RepairedBy))}")
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")
-    if seed < 0:
-        raise UsageError(f"seed must be 0 or more, not {seed}")
+    check_seed(seed)
     given = opened(network, architecture, "network", trust=trust)
     whole = opened(reference, architecture, "reference", trust=trust)
     with same_random_states(*generators_of(data)), torch.no_grad():

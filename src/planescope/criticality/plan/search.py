@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from planescope.criticality.options import EXAMPLES, Task
 from planescope.criticality.plan.allocation import check_way
 from planescope.criticality.plan.planned import Plan, PlanCost, PlannedLayer
+from planescope.files.bounds import check_seed
 from planescope.files.errors import UsageError
 from planescope.files.optional import required
 
@@ -126,8 +127,7 @@ def plan(
 
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")
-    if seed < 0:
-        raise UsageError(f"seed must be 0 or more, not {seed}")
+    check_seed(seed)
     given = opened(model, network, "network", trust=trust)
     with same_random_states(*generators_of(data)), torch.no_grad():
         whole, unheeded = borrowed(given.module, whole=False), unheeded_hooks(given.module)

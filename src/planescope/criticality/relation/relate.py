@@ -24,6 +24,7 @@ from planescope.criticality.relation.record import (
 from planescope.criticality.relation.sources import gather, of_run
 from planescope.criticality.resets.record import Resets
 from planescope.criticality.scores import SCORES
+from planescope.files.bounds import check_seed
 from planescope.files.errors import UsageError
 from planescope.training.run import Run
 
@@ -232,8 +233,7 @@ def relate_layers(
 
 
 def _rng(seed: int) -> np.random.Generator:
-    if seed < 0:
-        raise UsageError(f"a seed must be 0 or more, not {seed}")
+    check_seed(seed)
     return np.random.default_rng(seed)
 
 

@@ -151,10 +151,9 @@ def reset(
     """
     required("torch")
     from planescope.criticality.resets import table
-    from planescope.criticality.resets.engine.answers import Judge, check_task
+    from planescope.criticality.resets.engine.answers import Judge
 
     options = _options(options, groups, choices)
-    check_task(task)
     judge = Judge(metric=metric, pick=output, task=task)
     with _asked(
         model, to, data, options, trust=trust,
@@ -202,10 +201,9 @@ def forecast(
     """
     required("torch")
     from planescope.criticality.resets import table
-    from planescope.criticality.resets.engine.answers import Judge, check_task
+    from planescope.criticality.resets.engine.answers import Judge
 
     options = _options(options, groups, choices)
-    check_task(task)
     judge = Judge(metric=metric, pick=output, task=task)
     with _asked(
         model, to, data, options, trust=trust,

@@ -20,7 +20,7 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.locate import locate
 from planescope.criticality.options import InputOptions, ResetOptions
 from planescope.criticality.replacements import Way, WayKind
-from planescope.criticality.resets.engine.answers import Judge, check_task
+from planescope.criticality.resets.engine.answers import Judge
 from planescope.criticality.resets.engine.devices import chosen_device, seconds_of_a_pass
 from planescope.criticality.sensitivity import Cost
 from planescope.criticality.sensitivity.engine import (
@@ -136,7 +136,6 @@ class Job:
     ) -> None:
         """Take inputs of the user's, or choose synthetic ones where `data` is None."""
         module = self.network.module
-        check_task(task)
         judge = Judge(metric=metric, pick=pick, task=task)
         if data is None:
             if metric is not None:

@@ -58,13 +58,13 @@ def survey(root: nn.Module, /) -> Survey:
     found = Survey()
     settled: set[str | None] = set()  # modules whose parts belong to them
     for name, module in root.named_modules():
-        if "" not in settled and settled.isdisjoint(_outwards(name)):
+        if "" not in settled and settled.isdisjoint(outwards(name)):
             settled.add(_enter(found, name, module))
     _tell_shared(found, root)
     return found
 
 
-def _outwards(name: str) -> Iterator[str]:
+def outwards(name: str, /) -> Iterator[str]:
     """Yield the name of a module, and those of the modules that it is in."""
     while name:
         yield name

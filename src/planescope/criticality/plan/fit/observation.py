@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from planescope.criticality.plan.fit.patches import CONVOLUTIONS
 from planescope.data.roles import Batch
 from planescope.networks.graph.file_graph import FileGraph
 from planescope.networks.live.module import read_module
+from planescope.networks.live.survey import outwards
 
 # Norms that scale and shift each channel behind what they do, and the axis of those channels.
 NORMS: dict[type[nn.Module], int] = {
@@ -172,7 +173,7 @@ def _others(module: nn.Module, known: set[str]) -> dict[str, str]:
         name
         for name, tensor in module.named_parameters()
         if sum(extent > 1 for extent in tensor.shape) > 1
-        and known.isdisjoint(_outwards(name.rpartition(".")[0]))
+        and known.isdisjoint(("", *outwards(name.rpartition(".")[0])))
     ]
     if not rest:
         return {}
@@ -182,20 +183,11 @@ def _others(module: nn.Module, known: set[str]) -> dict[str, str]:
         owner = module.get_submodule(name.rpartition(".")[0])
         if type(owner) in NORMS:
             continue
-        place = next((outer for outer in _outwards(name) if outer in told), name)
+        place = next((outer for outer in outwards(name) if outer in told), name)
         found[place] = told.get(
             place, f"a parameter of {type(owner).__name__}, which is no layer as torch has it"
         )
     return found
-
-
-def _outwards(name: str) -> Iterator[str]:
-    """Yield a name, and those of the modules that it is in."""
-    yield name
-    while name:
-        name = name.rpartition(".")[0]
-        if name:
-            yield name
 
 
 def watch(

@@ -102,6 +102,17 @@ class Judge:
     # Of each label; with several positions an example, in shares of an example.
     counts: torch.Tensor | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        """Refuse a task that there is not.
+
+        Raises
+        ------
+        UsageError
+            With those that there are.
+        """
+        if self.task is not None and self.task not in get_args(Task):
+            raise UsageError(f"task={self.task!r}: give one of {', '.join(get_args(Task))}")
+
     @property
     def name(self) -> str | None:
         """Return the name of the metric, or None."""
@@ -131,7 +142,7 @@ class Judge:
         self.shape = tuple(output.shape)
         self.classes = output.shape[1] if output.ndim > 1 else 1
         of_classes = self.task != "regression" and (
-            self.task == "classification" or labels is None or _are_classes(labels)
+            self.task == "classification" or labels is None or are_classes(labels)
         )
         self.is_softmax = output.ndim > 1 and self.classes > 1 and of_classes
         if self.task == "classification" and not self.is_softmax:
@@ -326,18 +337,6 @@ class Judge:
                 tally.sums[name] = tally.sums.get(name, 0.0) + value
 
 
-def check_task(task: str | None, /) -> None:
-    """Refuse a task that there is not.
-
-    Raises
-    ------
-    UsageError
-        With those that there are.
-    """
-    if task is not None and task not in get_args(Task):
-        raise UsageError(f"task={task!r}: give one of {', '.join(get_args(Task))}")
-
-
 def told_positions(shape: Sequence[int], /, *, is_plain: bool = True) -> str:
     """Say what of outputs of a shape is taken for classes, and what for positions of an example."""
     if len(shape) < 3:
@@ -378,6 +377,7 @@ def _are_probabilities(output: torch.Tensor) -> bool:
     return bool(((wide.sum(1) - 1).abs() < 1e-2 / 4).all())
 
 
-def _are_classes(labels: Any) -> bool:
+def are_classes(labels: Any, /) -> bool:
+    """Return whether labels are whole numbers, as those of classes."""
     is_tensor = isinstance(labels, torch.Tensor)
     return is_tensor and not (labels.is_floating_point() or labels.is_complex())
