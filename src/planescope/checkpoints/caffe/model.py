@@ -25,6 +25,7 @@ from planescope.hyperplanes.layer import (
 )
 from planescope.networks.graph.places import Node, Position, Role, follow
 from planescope.networks.state.axes import filters_first
+from planescope.networks.state.sharing import notes_of_calls
 
 NAME = "caffe"
 
@@ -103,6 +104,7 @@ def read(path: Path) -> Described:
     return Described(
         layers=tuple(network.placed(name, positions[name]) for name in positions),
         skipped=tuple(network.skipped),
+        notes=tuple(notes_of_calls(positions, network.biases)),
     )
 
 
@@ -116,6 +118,7 @@ class _Network:
     found: dict[str, Layer] = field(default_factory=dict)
     norms: dict[int, Norm] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    biases: dict[str, list[Tensor | None]] = field(default_factory=dict)  # of each call
     _values: dict[str, int] = field(default_factory=dict)  # node by the name of what it gives
     _shared: dict[str, str] = field(default_factory=dict)
     _names: Counter[str] = field(default_factory=Counter)
@@ -164,6 +167,7 @@ class _Network:
         if layer.shared and layer.shared in self._shared:
             first = self._shared[layer.shared]
             self._skip(layer.name, f"the weights of {first} under another name; measured once")
+            self.biases[first].append(_described(self.path, layer).bias)
             return first
         name = layer.name
         while self._names[name]:
@@ -172,7 +176,8 @@ class _Network:
         self._names[name] = 1
         if layer.shared:
             self._shared[layer.shared] = name
-        self.found[name] = replace(_described(self.path, layer), name=name)
+        found = self.found[name] = replace(_described(self.path, layer), name=name)
+        self.biases[name] = [found.bias]
         return name
 
     def _add_norm(self, layer: CaffeLayer, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Constants that meet what a layer of an ONNX graph gives, before anything else does."""
+"""Constants that meet what a layer of an ONNX graph gives or reads, next to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import Enum, auto
 
 from planescope.checkpoints.onnx.constants.arithmetic import mapped, reshaped
 from planescope.checkpoints.onnx.constants.values import Constants
-from planescope.checkpoints.onnx.graph import Graph
+from planescope.checkpoints.onnx.graph import SILENT, Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.quantised import scaled
 from planescope.checkpoints.onnx.words import saturates
@@ -21,6 +21,10 @@ Tail = tuple[int, ...] | None
 
 _MAX_STEPS = 16  # of those that follow one another
 _ROUNDING = ("DequantizeLinear", "QuantizeLinear")
+# Behind these a scale is a part of the normalisation.
+_NORMALISING = frozenset(
+    ("Div", "LpNormalization", "Pow", "Reciprocal", "ReduceSum", "Sqrt", "Sub")
+)
 _VIEWS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
@@ -234,3 +238,38 @@ def untold(steps: Sequence[Met]) -> dict[Deed, bool]:
         deed = Deed.ADDS if step.deed is Deed.TAKES else step.deed
         told[deed] = told.get(deed, True) and step.is_single
     return told
+
+
+def is_scaled(graph: Graph, constants: Constants, layer: Node) -> bool:
+    """Tell whether a constant scales each input of a layer that a layer or activation gives.
+
+    So do adapters (IA3), and quantisers that smooth what they round. The scale of a normalisation
+    is another thing, and the image is the image whatever is done to it.
+    """
+    value = next((name for name in layer.inputs if name in graph.dynamic), None)
+    maker = _maker(graph, value)
+    if maker is None or maker.op not in ("Mul", "Div"):
+        return False
+    fed = [name for name in maker.inputs if name in graph.dynamic]
+    fixed = [constants.tensor(name) for name in maker.inputs if name not in graph.dynamic]
+    if len(fed) != 1 or not fixed or fixed[0] is None or math.prod(fixed[0].shape) < 2:
+        return False
+    return _is_no_norm(graph, _maker(graph, fed[0]))
+
+
+def _maker(graph: Graph, value: Name | None) -> Node | None:
+    """Find the node that makes a value, but for what only rearranges it."""
+    for _ in range(_MAX_STEPS):
+        node = None if value is None else graph.makers.get(value)
+        if node is None or (node.op not in SILENT and node.op not in _VIEWS):
+            return node
+        value = node.input(0)
+    return None
+
+
+def _is_no_norm(graph: Graph, node: Node | None) -> bool:
+    if node is None or node.op in _NORMALISING or "Norm" in node.op:
+        return False
+    # The last step of many: what is normalised, times one over its length.
+    factors = [_maker(graph, name) for name in node.inputs] if node.op == "Mul" else []
+    return not any(factor is not None and factor.op in _NORMALISING for factor in factors)

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from planescope.checkpoints.onnx.behind import Deed, Met, met, per_filter, untold
+from planescope.checkpoints.onnx.behind import Deed, Met, is_scaled, met, per_filter, untold
 from planescope.checkpoints.onnx.constants.arithmetic import mapped
 from planescope.checkpoints.onnx.constants.values import Constants
 from planescope.checkpoints.onnx.graph import Graph
 from planescope.checkpoints.onnx.nodes import Node
 from planescope.checkpoints.onnx.operators import left_out, weights_of
-from planescope.checkpoints.onnx.origins import no_layer
+from planescope.checkpoints.onnx.origins import adapted_by, no_layer
 from planescope.checkpoints.onnx.tensors import tensor_at
 from planescope.checkpoints.onnx.weights import Weights, channels, readable
 from planescope.checkpoints.onnx.words import steps
@@ -29,6 +29,7 @@ from planescope.networks.graph.places import Position, follow
 from planescope.networks.state import adapters, exclusions
 from planescope.networks.state.layout import named
 from planescope.networks.state.pairing import folded_notes
+from planescope.networks.state.sharing import notes_of_calls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,7 +149,11 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
     for node, name in names.items():
         further.setdefault(name, []).extend(found[node].further)
     layers = []
-    for name, position in follow(nodes).items():
+    positions = follow(nodes)
+    biases: dict[str, list[Tensor | None]] = {}
+    for node, name in names.items():
+        biases.setdefault(name, []).append(found[node].bias)
+    for name, position in positions.items():
         weights = found[first[name]]
         norm = None
         if position.norm is not None:
@@ -165,9 +170,27 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
         notes=(
             *folded_notes(told),
             *_without_effect(graph, names),
+            *notes_of_calls(positions, biases),
+            *_scaled_before(graph, constants, names, adapted),
             *_untold({name: met for name, met in further.items() if name not in adapted}),
         ),
     )
+
+
+def _scaled_before(
+    graph: Graph, constants: Constants, names: Mapping[Node, str], adapted: Container[str]
+) -> Iterator[str]:
+    """Note layers before which constants act that are in no table."""
+    found = [
+        name
+        for node, name in names.items()
+        if name not in adapted and is_scaled(graph, constants, node)
+    ]
+    if found:
+        yield (
+            f"before {named(list(dict.fromkeys(found)))} a constant scales each input, as an "
+            "adapter or a learned scale does; it is not in the table"
+        )
 
 
 def _read_names(graph: Graph) -> Iterator[str]:
@@ -188,7 +211,7 @@ def _beside(graph: Graph, constants: Constants, layers: Container[Node]) -> Iter
         nameless = [n for n in fixed if n not in graph.stored or "." not in n.text]
         told = [constants.tensor(name) for name in nameless]
         if any(tensor is None or math.prod(tensor.shape) > 1 for tensor in told):
-            yield re.sub(rf"\.{node.op}(_\d+)?$", "", readable(node))
+            yield adapted_by(node) or re.sub(rf"\.{node.op}(_\d+)?$", "", readable(node))
 
 
 def _unread(graph: Graph, layers: Container[str]) -> Iterator[Skipped]:

@@ -19,6 +19,7 @@ _PARAMETER = re.compile(r"%p_(\w+)")
 _OF_ATTENTION = re.compile(r"(^|_)(in|[qkv])_proj_weight$")
 _MOST_PARTS = 64
 
+_ADAPTED = "peft.tuners."
 _RECURRENT = "torch.nn.modules.rnn."
 _ATTENTION = "torch.nn.modules.activation.MultiheadAttention"
 _BILINEAR = "torch.nn.modules.linear.Bilinear"
@@ -30,6 +31,13 @@ def module_of(node: Node) -> str:
     """Name the module that a node was exported from; "" where nothing tells."""
     scopes = _listed(node, _SCOPES)
     return scopes[-2] if len(scopes) > 1 else ""
+
+
+def adapted_by(node: Node) -> str:
+    """Name the module whose wrapper of peft's a node was exported from; "" where there is none."""
+    scopes, classes = _listed(node, _SCOPES), _listed(node, _CLASSES)
+    wrapped = (s for s, c in zip(scopes, classes, strict=False) if c.startswith(_ADAPTED))
+    return next(wrapped, "")
 
 
 def no_layer(constants: Constants, node: Node, parts: tuple[Node, ...]) -> tuple[str, str] | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
-from planescope.hyperplanes.layer import Described, Layer, Norm, Skipped
+from planescope.hyperplanes.layer import Described, Layer, Norm, Skipped, Tensor
 from planescope.networks.graph.places import Node, Role, follow
+from planescope.networks.state.sharing import notes_of_calls
 
 
 class Network:
@@ -20,6 +21,7 @@ class Network:
         self._layers: dict[str, Layer] = {}
         self._names: dict[Hashable, str] = {}  # of layers, by the root of their weights
         self._norms: dict[int, Norm] = {}
+        self._biases: defaultdict[str, list[Tensor | None]] = defaultdict(list)
         self._taken: Counter[str] = Counter()
 
     def add(
@@ -50,6 +52,7 @@ class Network:
             name = self._free(layer.name)
             self._names[root] = name
             self._layers[name] = replace(layer, name=name)
+        self._biases[name].append(layer.bias)
         number = self.add(Role.LAYER, reads, downsamples=downsamples)
         self.nodes[number] = replace(self.nodes[number], name=name)
         return number
@@ -68,7 +71,8 @@ class Network:
     def described(self) -> Described:
         """Give the layers in their places."""
         layers = []
-        for name, position in follow(self.nodes).items():
+        positions = follow(self.nodes)
+        for name, position in positions.items():
             layer = self._layers[name]
             norm = None if position.norm is None else self._norms.get(position.norm)
             if norm is not None and norm.mean.shape != layer.weight.shape[:1]:
@@ -77,7 +81,7 @@ class Network:
         return Described(
             layers=tuple(layers),
             skipped=tuple(Skipped(name=name, reason=why) for name, why in self.skipped.items()),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *notes_of_calls(positions, self._biases)),
         )
 
     def _free(self, wanted: str) -> str:

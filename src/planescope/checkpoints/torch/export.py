@@ -57,14 +57,14 @@ def read(path: Path) -> Described:
     program = _json(archive, programs[0])
     tensors, notes = _tensors(archive, programs[0])
     try:
-        layers, skipped = export_graph.described(program, tensors)
+        layers, skipped, of_calls = export_graph.described(program, tensors)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as exc:
         raise CheckpointError(
             f"{path}: the program makes no sense ({type(exc).__name__}: {exc}); "
             "is the download complete?"
         ) from exc
     layers, told = _with_other_names(layers, tensors)
-    return Described(layers=tuple(layers), skipped=tuple(skipped), notes=(*notes, *told))
+    return Described(layers=tuple(layers), skipped=tuple(skipped), notes=(*notes, *told, *of_calls))
 
 
 def _with_other_names(

@@ -32,14 +32,15 @@ from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor, kin
 from planescope.networks.graph.places import Node, Position, Role, clamped, follow, is_even
 from planescope.networks.state import adapters, exclusions
 from planescope.networks.state.axes import filters_first
+from planescope.networks.state.sharing import notes_of_calls
 
 _DEFAULT_EPS = 1e-5
 
 
 def described(
     program: Mapping[str, Any], tensors: Mapping[str, Tensor], /
-) -> tuple[list[Layer], list[Skipped]]:
-    """Give the layers of a program in the order of its graph, and what was left out.
+) -> tuple[list[Layer], list[Skipped], list[str]]:
+    """Give the layers of a program in the order of its graph, what was left out, and notes.
 
     Raises
     ------
@@ -63,7 +64,7 @@ def described(
         for one in dict.fromkeys(network.skipped)
         if one.reason != exclusions.EMBEDDING or one.name not in positions
     ]
-    return layers, skipped
+    return layers, skipped, notes_of_calls(positions, {})
 
 
 @dataclass

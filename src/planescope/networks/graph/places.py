@@ -77,11 +77,14 @@ class Position:
     input : Input
     norm : int or None
         Number of the node of the batch norm that alone reads what the layer gives.
+    is_split : bool
+        Whether its calls have batch norms of their own, or some of them none.
     """
 
     stage: int | None
     input: Input
     norm: int | None = None
+    is_split: bool = False
 
 
 class _Nature(Enum):
@@ -266,11 +269,13 @@ def _norm_behind(
 
 def _agreed(first: Position, again: Position, nodes: Sequence[Node]) -> Position:
     """Put the places of a layer that is called several times into one."""
+    is_split = first.is_split or not _is_one_norm(first.norm, again.norm, nodes)
     return replace(
         first,
         stage=least_stage(first.stage, again.stage),
         input=agreed_input(first.input, again.input),
-        norm=first.norm if _is_one_norm(first.norm, again.norm, nodes) else None,
+        norm=None if is_split else first.norm,
+        is_split=is_split,
     )
 
 

@@ -222,7 +222,7 @@ def of_adapted(
             is_nameless = name != wrapper and f"{name}.weight" not in named
             if is_nameless and _inside(name, ends) and (is_peft or (layer.bias is None and fits)):
                 found.setdefault(name, module)
-        if any(scope in ends or (is_peft and _inside(scope, ends)) for scope in scopes):
+        if any(scope in ends or _acts_within(scope, ends, is_peft=is_peft) for scope in scopes):
             changed.append(module)
     reasons = {n: OF_ADAPTER.format(m) if m else OF_SHARED for n, m in found.items()}
     for module in dict.fromkeys((*found.values(), *changed)):
@@ -238,6 +238,16 @@ def _inside(name: str, ends: Iterable[str]) -> bool:
         name == end or (name.startswith((f"{end}.", f"{end}_")) and name != f"{end}{_BASE}")
         for end in ends
     )
+
+
+def _acts_within(scope: str, ends: Iterable[str], *, is_peft: bool) -> bool:
+    """Tell whether a scope is of a part of an adapter in the wrapper of a module."""
+    for end in ends:
+        if scope != f"{end}{_BASE}" and scope.startswith(f"{end}."):
+            part = scope[len(end) + 1 :]
+            if is_peft or part.startswith("default") or _WAYS.match(part):
+                return True
+    return False
 
 
 def _endings(module: str) -> list[str]:

@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from planescope.hyperplanes.layer import Array, Layer, Tensor
-from planescope.networks.graph.places import agreed_input, least_stage
+from planescope.networks.graph.places import Position, agreed_input, least_stage
 from planescope.networks.state.layout import named
 
 
@@ -41,6 +41,37 @@ def shared(
         gone |= {other.name for other in same[1:]}
         notes.append(_note(same[0], same[1:]))
     return [joined.get(x.name, x) for x in layers if x.name not in gone], notes
+
+
+def notes_of_calls(
+    positions: Mapping[str, Position], biases: Mapping[str, Sequence[Tensor | None]], /
+) -> list[str]:
+    """Note layers that act in several places, with a bias or a norm of its own in each.
+
+    Parameters
+    ----------
+    positions : mapping of str to Position
+    biases : mapping of str to sequence of Tensor or None
+        The one of each call of a layer, by its name; the first is measured.
+    """
+    apart = [
+        name
+        for name, (first, *others) in biases.items()
+        if not all(_same(first, other) for other in others)
+    ]
+    split = [name for name, position in positions.items() if position.is_split]
+    notes = []
+    if apart:
+        notes.append(
+            f"the weights of {named(apart)} act in several places with another bias in each, or "
+            "none; measured is the first alone"
+        )
+    if split:
+        notes.append(
+            f"behind {named(split)}, which acts in several places, stand norms of their own; none "
+            "of them is in the table"
+        )
+    return notes
 
 
 def _groups(layers: Sequence[Layer], *, by_content: bool) -> Iterator[list[Layer]]:

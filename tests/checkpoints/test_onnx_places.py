@@ -1,0 +1,93 @@
+"""What acts before a layer of an ONNX graph, and what differs where its weights act again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from planescope.measurement.source import find
+
+
+def found(path, nodes, *, bias=("b",), **weights):
+    """Read a model of convolutions `w` (8 of 8) from `x` to what the last node gives."""
+    rng = np.random.default_rng(0)
+    arrays = {"w.weight": rng.standard_normal((8, 8, 3, 3))}
+    arrays |= {name: rng.standard_normal(8) for name in bias} | weights
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 8, 9, 9]), (nodes[-1].output[0], None))
+    ]
+    stored = [numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items()]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], stored)
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    return find(path)
+
+
+def twice(first, second, *behind):
+    """Run the convolution twice, with these biases."""
+    calls = [
+        helper.make_node("Conv", ["x", "w.weight", bias], [out], name=f"/{out}/Conv")
+        for bias, out in ((first, "one"), (second, "two"))
+    ]
+    return [*calls, *behind, helper.make_node("Add", ["one", "two"], ["y"])]
+
+
+@pytest.mark.parametrize(("second", "is_told"), [("b", False), ("same", False), ("c", True)])
+def test_another_bias_where_the_weights_act_again_is_told(tmp_path, second, is_told):
+    weights = {"b": np.arange(8), "same": np.arange(8), "c": np.ones(8)}
+    result = found(tmp_path / "net.onnx", twice("b", second), bias=(), **weights)
+    assert [layer.name for layer in result.layers] == ["w"]
+    np.testing.assert_array_equal(result.layers[0].bias.read(), np.arange(8))
+    assert any("another bias" in note for note in result.notes) is is_told
+
+
+def test_norms_of_their_own_where_the_weights_act_again_are_told(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w.weight"], ["one"]),
+        helper.make_node("BatchNormalization", ["one", *"gbmv"], ["n"]),
+        helper.make_node("Conv", ["n", "w.weight"], ["two"]),
+        helper.make_node("BatchNormalization", ["two", *"hbmv"], ["y"]),
+    ]
+    result = found(tmp_path / "net.onnx", nodes, bias=("g", "h", "b", "m"), v=np.ones(8))
+    assert [layer.norm for layer in result.layers] == [None]
+    assert any("norms of their own" in note for note in result.notes)
+
+
+BEFORE = {
+    "relu": ([helper.make_node("Relu", ["x"], ["r"])], True),
+    "product": ([helper.make_node("Sigmoid", ["x"], ["s"]),
+                 helper.make_node("Mul", ["x", "s"], ["r"])], True),
+    "image": ([helper.make_node("Identity", ["x"], ["r"])], False),
+    "norm": ([helper.make_node("InstanceNormalization", ["x", "b", "b"], ["r"])], False),
+    "root": ([helper.make_node("ReduceL2", ["x"], ["l"], axes=[1]),
+              helper.make_node("Reciprocal", ["l"], ["s"]),
+              helper.make_node("Mul", ["x", "s"], ["r"])], False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BEFORE)
+def test_a_constant_that_scales_the_inputs_of_a_layer_is_told(tmp_path, kind):
+    nodes, is_told = BEFORE[kind]
+    nodes = [
+        *nodes,
+        helper.make_node("Mul", ["r", "scale"], ["m"]),
+        helper.make_node("Conv", ["m", "w.weight", "b"], ["y"]),
+    ]
+    result = found(tmp_path / "net.onnx", nodes, scale=np.arange(1, 9).reshape(1, 8, 1, 1))
+    assert any("before w a constant scales" in note for note in result.notes) is is_told
+
+
+@pytest.mark.parametrize("way", ["oft_R", "boft_R", "novel"])
+def test_an_adapter_of_peft_is_known_by_the_modules_of_nodes(tmp_path, way):
+    turn = helper.make_node("Einsum", ["x", "turn"], ["t"], equation="bchw,cd->bdhw")
+    for key, listed in {
+        "name_scopes": ["", "fc", f"fc.{way}.default", "einsum"],
+        "class_hierarchy": ["Net", "peft.tuners.oft.layer.Conv2d", "peft.tuners.x.Y", "einsum"],
+    }.items():
+        turn.metadata_props.add(key=f"pkg.torch.onnx.{key}", value=str(listed))
+    nodes = [turn, helper.make_node("Conv", ["t", "fc.base_layer.weight"], ["y"])]
+    weights = {"turn": np.eye(8), "fc.base_layer.weight": np.ones((8, 8, 3, 3))}
+    result = found(tmp_path / "net.onnx", nodes, bias=(), **weights)
+    assert "fc.base_layer" not in [layer.name for layer in result.layers]
+    assert "not merged" in {one.name: one.reason for one in result.skipped}["fc.base_layer"]
