@@ -360,7 +360,7 @@ def test_layers_whose_weights_cannot_be_had_are_left_out_by_name(tmp_path, read)
     assert left_out(proto, tmp_path / "net.onnx") == {
         "dynamic": "its weight is computed while the network runs",
         "made": "its weight is made by Erf, in a way that is not followed",
-        "whole": "its weights are stored as int8; convert them to floating point",
+        "whole": "its weights are stored as int8; save the model dequantised",
         "lost": "its weight, 'nowhere', is not in the file",
         "stacked": "a stack of matrices of shape (4, 3, 3), each for inputs of its own",
         "rnn": "a recurrent layer: its weights act on its own output too",

@@ -45,6 +45,29 @@ def test_of_whole_copies_beside_a_module_one_is_measured(copies):
     assert sorted(one.name for one in found.skipped) == sorted(names)
 
 
+ALONE = {
+    "kohya": {
+        "lora_unet_mid_attn1_to_q.lora_down.weight": ones(2, 4),
+        "lora_unet_mid_attn1_to_q.lora_up.weight": ones(4, 2),
+        "lora_unet_mid_attn1_to_q.alpha": ones(),
+    },
+    "lycoris, all of the change": {"lycoris_a_proj.diff": ones(8, 4), "lycoris_a.alpha": ones()},
+    "lycoris, glora": {f"lycoris_a.{part}.weight": ones(4, 4) for part in ("a1", "a2", "b1")},
+    "numbered": {"double.0.processor.qkv_lora1.down.weight": ones(2, 4)},
+    "peft": {
+        "base_model.model.q.hra_u": ones(4, 8),
+        "base_model.model.k.lily_A.weight": ones(2, 8),
+    },
+    "controlnet": {"lora_controlnet": ones(), "in.2.up": ones(8, 2, 1, 1), "in.2.down": ones(2, 8)},
+}
+
+
+@pytest.mark.parametrize("arrays", ALONE.values(), ids=ALONE)
+def test_an_adapter_alone_is_no_network(arrays):
+    with pytest.raises(NoLayersError, match="without the weight that it changes; merge it first"):
+        ps.measure(arrays, kinds="all")
+
+
 class Wrapped(nn.Module):
     """A linear layer in peft's wrapper, as it runs where it is not merged."""
 

@@ -227,3 +227,12 @@ def test_published_networks_of_torch_have_no_transposed_layer(model):
 def test_a_pattern_that_names_no_convolution_is_refused():
     with pytest.raises(UsageError, match="matches no convolution"):
         described({"fc.weight": (4, 3)}, transposed=re.compile("fc"))
+
+
+def test_the_last_layer_of_gpt2_lies_otherwise_than_the_others():
+    shapes = {"h.c_attn.weight": (8, 24), "h.c_attn.bias": (24,), "h.c_fc.weight": (8, 32)}
+    shapes |= {"h.c_fc.bias": (32,), "h.c_proj.weight": (32, 8), "h.c_proj.bias": (8,)}
+    found = layers_of(shapes | {"lm_head.weight": (100, 8), "h.more.weight": (8, 32)})
+    assert found["lm_head"] == (LINEAR, (100, 8))
+    assert found["h.c_proj"] == (LINEAR, (8, 32))
+    assert found["h.more"] == (LINEAR, (32, 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -152,3 +153,45 @@ def test_annotations_tell_of_modules_where_names_are_lost(tmp_path, classes, kep
         return
     with pytest.raises(NoLayersError, match=r"left out: body\.part"):
         ps.measure(tmp_path / "net.onnx", kinds="all")
+
+
+F8 = ml_dtypes.float8_e4m3fn
+PACKED = {
+    "l.q.B": ("int32", {}),  # Marlin
+    "l.q.Qidxs": ("int16", {}),  # QuIP#
+    "l.q.codes": ("int16", {}),  # AQLM
+    "l.q._weight_qdata": ("int8", {"l.q._weight_scale": (8, 1)}),  # torchao
+    "l.gate_up_proj_blocks": ("uint8", {"l.gate_up_proj_bias": (8,)}),  # of MXFP4
+    "l.q.weight": (F8, {"l.q.scale": (2, 2)}),  # DeepSeek
+    "l.v.weight": (F8, {"l.v.scale": (1,)}),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_numbers_that_a_quantiser_made_of_weights_are_left_out_by_name(name):
+    dtype, beside = PACKED[name]
+    arrays = {name: np.ones((8, 4)).astype(dtype), "other.weight": np.ones((3, 8), np.float32)}
+    arrays |= {part: np.ones(shape, np.float32) for part, shape in beside.items()}
+    found = find(arrays)
+    assert [layer.name for layer in found.layers] == ["other"]
+    assert [one.name for one in found.skipped] == [name.removesuffix(".weight")]
+
+
+def test_whole_numbers_that_are_places_are_not_taken_for_weights():
+    arrays = {"a.position_index": np.ones((4, 4), np.int32), "a.mask": np.ones((4, 4), np.uint8)}
+    found = find(arrays | {"fc.weight": np.ones((3, 8), np.float32)})
+    assert not found.skipped
+
+
+@pytest.mark.parametrize(
+    "name", ["conv_in", "normals.conv", "normal", "conv_scale", "upscale", "0.multiscale"]
+)
+def test_a_convolution_is_no_norm_for_its_name(name):
+    found = find({f"{name}.weight": np.ones((4, 3, 3, 3), np.float32)})
+    assert [layer.name for layer in found.layers] == [name]
+
+
+@pytest.mark.parametrize("name", ["proj_in", "normal_head", "upscale"])
+def test_a_linear_layer_is_no_norm_for_its_name(name):
+    found = find({f"{name}.weight": np.ones((4, 3), np.float32)})
+    assert [layer.name for layer in found.layers] == [name]

@@ -85,7 +85,7 @@ def test_the_kind_follows_from_the_shape(name, shape, kind):
         pytest.param("lstm.weight_hh_l1_reverse", (16, 4), "a recurrent weight", id="backward"),
         pytest.param("cell.weight_ih", (16, 4), "a recurrent weight", id="cell"),
         pytest.param("attn.in_proj_weight", (12, 4), "three linear maps in one", id="attention"),
-        pytest.param("c.weight", ((8, 3, 3, 3), "int8"), "stored as int8; convert", id="int8"),
+        pytest.param("c.weight", ((8, 3, 3, 3), "int8"), "stored as int8; save", id="int8"),
         pytest.param("c.weight", ((8, 3), "complex64"), "stored as complex64", id="complex"),
         pytest.param("c.weight", (2, 2, 2, 2, 2, 2), "a weight of 6 dimensions", id="rank-6"),
         pytest.param("norm.weight", (64, 8, 8), "a norm or a scale", id="layer-norm"),

@@ -20,6 +20,7 @@ from planescope.checkpoints.onnx.quantised import scaled
 from planescope.checkpoints.onnx.words import activation, saturates
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Kind, Tensor
+from planescope.networks.state import exclusions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +173,7 @@ def finished(
     if scale is not None:
         weight = _dequantised(given, weight, scale, zero)
     elif not weight.is_floating:
-        raise LeftOutError(
-            f"its weights are stored as {weight.dtype}; convert them to floating point"
-        )
+        raise LeftOutError(exclusions.not_floating(weight))
     alpha = node.number("alpha", 1) if kind is Kind.LINEAR and node.op != "Einsum" else 1
     if alpha != 1:
         weight = mapped(lambda values: values * values.dtype.type(alpha), weight)

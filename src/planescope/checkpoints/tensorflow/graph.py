@@ -36,6 +36,7 @@ from planescope.checkpoints.tensorflow.words import (
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Described, Layer, Norm, Tensor
 from planescope.networks.graph.places import Role
+from planescope.networks.state import exclusions
 from planescope.networks.state.pairing import folded_notes, scaled_notes
 
 
@@ -215,9 +216,7 @@ class _Graph:
             self.leave_out(operation, "a recurrent layer: its weights act within a loop")
             return None
         if not kernel.is_floating:
-            self.leave_out(
-                operation, f"its weights are stored as {kernel.dtype}; convert them to floats"
-            )
+            self.leave_out(operation, exclusions.not_floating(kernel))
             return None
         if use.form is Form.DENSE and len(kernel.shape) == 2 and any(map(operation.flag, TURNED)):
             kernel = _turned(kernel)

@@ -14,10 +14,12 @@ _PARTS = (
         r"(^|[._/])(lora_(A|B|down|up|embedding_[AB]|magnitude_vector|layer|mid)\b|hada_w\d|"
         r"lokr_w\d|b?oft_[A-Za-z]+|vera_(lambda_\w+|[AB])|ia3_l|dora_scale)"
     ),
-    re.compile(r"(^|[._/])lora[._]"),
+    # As kohya's trainer and LyCORIS write them: the path of the module in one word.
+    re.compile(r"^(?P<module>(lora|lycoris)_[^./]+)[./]"),
+    re.compile(r"(^|[._/])lora\d*[._]"),
 )
 # Any of what begins a part of an adapter, to tell at once that a name has none.
-_HINT = re.compile("lora|hada_w|lokr_w|oft_|vera_|ia3_l|dora_scale|[.]base_layer[.]")
+_HINT = re.compile("lora|lycoris_|hada_w|lokr_w|oft_|vera_|ia3_l|dora_scale|[.]base_layer[.]")
 # The layer that peft wraps, and what else stands in the wrapper under the name of an adapter.
 _BASE = ".base_layer"
 _WRAPPED = f"{_BASE}.weight"
@@ -31,6 +33,10 @@ _WAYS = re.compile(
     r"ln_tuning|lokr|lora|miss|oft|osf|peanut|poly|psoft|pvera|randlora|road|shadow|shira|"
     r"supertuning|tinylora|trainable_tokens|unilora|vblora|vera|waveft)_"
 )
+# The part of an adapter that was saved alone, without the adapter's name.
+_ALONE = re.compile(rf"{_WAYS.pattern}(\w+|[A-Z0-9]\w{{0,2}}\.weight)")
+# Beside this one stand the halves of a ControlNet's changes, as up and down.
+_HALVES, _HALF = "lora_controlnet", re.compile(r"(?P<module>.+)\.(up|down)")
 _COPIES = re.compile(
     r"(?P<module>.*)\.(original_module|modules_to_save\.(?P<copy>[^.]+))(\..*)?", re.DOTALL
 )
@@ -55,11 +61,26 @@ def adapted(names: Iterable[str], /) -> tuple[dict[str, str], list[str]]:
     held = list(names)
     for name in filter(_HINT.search, held):
         match = next((m for p in _PARTS if (m := p.search(name)) is not None), None)
-        if match is not None:
-            module = name[: match.start()].removesuffix(_BASE)
+        if match is not None and name != _HALVES:
+            own = match.groupdict().get("module")
+            module = own or name[: match.start()].removesuffix(_BASE)
             parts[name] = module.replace(".processor.", ".")  # of diffusers' attention
-    parts |= _of_wrappers(held)
+    parts |= _of_wrappers(held) or _alone(held)
     return parts, [module for module in dict.fromkeys(parts.values()) if module or not _any(held)]
+
+
+def _alone(names: Collection[str]) -> dict[str, str]:
+    """Return parts of adapters that nothing stands beside of what they change."""
+    found: dict[str, str] = {}
+    for name in names:
+        if name.startswith(_PEFT):
+            pieces = name.split(".")
+            part = ".".join(pieces[-2:] if pieces[-1] == "weight" else pieces[-1:])
+            if _ALONE.fullmatch(part):
+                found[name] = name.removesuffix(f".{part}")
+        elif _HALVES in names and (match := _HALF.fullmatch(name)):
+            found[name] = match["module"]
+    return found
 
 
 def _any(names: Iterable[str]) -> bool:

@@ -25,11 +25,13 @@ _GATE = re.compile(r"[ih][ifgorzn]$")
 _HEADS = {"query", "key", "value", "out"}
 _DENSE = re.compile(r"dense|linear", re.IGNORECASE)
 _EMBEDDING = re.compile(
-    r"embed|(^|[._/])(wte|wpe|shared|tok|token|tokens|vocab|codebook|relative_attention_bias|pos|"
+    r"embed|(^|[._/])(wte|wpe|shared|tok|token|tokens|vocab|codebooks?|centroids|emb_params|"
+    r"relative_attention_bias|pos|"
     r"pe|position|positional_encoding|rel_pos\w*|relative_position\w*|(\w+_)?emb\d*)$"
 )
 _SCALE = re.compile(
-    r"(^|[._/])(\w*norm\w*|ln_?\w{0,3}|[bgi]n_?\d*|\w*scale\w*|gain|gamma|affine|ls_?\d*|prelu\w*|rms\w*)$"
+    r"(^|[._/])(\w*norm(?!als?(_|$))\w*|ln_?\w{0,3}|[bg]n_?\d*|\w*(?<!up)(?<!down)scale\w*|gain|"
+    r"gamma|affine|ls_?\d*|prelu\w*|rms\w*)$|(^|[./])in_?\d*$"
 )
 _PACKED = re.compile(r"(^|[._/])(qweight|weight_packed|packed_weight)$")
 # Tensors beside a weight that leave it as it is.
@@ -141,7 +143,7 @@ def of_bias(shape: tuple[int, ...], bias: Tensor, /) -> str | None:
 
 def not_floating(weight: Tensor, /) -> str:
     """Say that a weight is stored in whole numbers."""
-    return f"its weights are stored as {weight.dtype}; convert them to floating point"
+    return f"its weights are stored as {weight.dtype}; save the model dequantised"
 
 
 def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) -> str | None:
@@ -160,7 +162,7 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
         return not_floating(weight)
     if 0 in shape:
         return "it has no weights"
-    if outputs is None and _SCALE.search(name):
+    if outputs is None and _SCALE.search(name) and not _is_kernel(shape):
         return "a norm or a scale, by its name, and without a bias for each filter"
     if shape[0] == 1 and len(shape) == 2 and outputs == shape[1] != 1 and ending == "weight":
         return "of shape (1, n), with n biases: a scale as likely as a layer of one input"
@@ -171,6 +173,11 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
     if len(shape) == 5 and shape[0] == 1 and shape[2] > max(shape[3:]):
         return "a modulated weight: it is scaled anew for each input"
     return None
+
+
+def _is_kernel(shape: tuple[int, ...]) -> bool:
+    """Tell a convolution by its shape: a scale has an extent for channels, or is one for all."""
+    return len(shape) > 3 and shape[0] > 1 and sum(extent > 1 for extent in shape) > 1
 
 
 def of_standardised(
@@ -203,19 +210,27 @@ def of_standardised(
         )
 
 
+def is_harmless(last: str, tensor: Tensor, weight: Tensor, /) -> bool:
+    """Tell whether a tensor beside a weight leaves it as it is.
+
+    Of torch's quantised modules scale and zero point are those of what comes out, one number each.
+    """
+    if last in ("scale", "zero_point") and (
+        max(tensor.shape, default=1) > 1 or weight.dtype.startswith("float8")
+    ):
+        return False
+    return last in _HARMLESS or last.startswith(("_extra_state", "activation_post"))
+
+
 def of_siblings(names: Iterable[str], /) -> str | None:
     """Say that what stands beside a weight may change it.
 
     Parameters
     ----------
     names : iterable of str
-        Last parts of the names of the module's other tensors.
+        Last parts of the names of the module's other tensors, the harmless ones left out.
     """
-    strange = [
-        name
-        for name in names
-        if name not in _HARMLESS and not name.startswith(("_extra_state", "activation_post"))
-    ]
-    if not strange:
+    first = next(iter(names), None)
+    if first is None:
         return None
-    return f"beside its weight stands {strange[0]}, which may change it; give the module or ONNX"
+    return f"beside its weight stands {first}, which may change it; give the module or ONNX"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from planescope.hyperplanes.layer import Kind, Layout, kind_of_convolution
 from planescope.networks.state.axes import FIRST, LAST, Axes, Shape, Wanted, Weight
+from planescope.networks.state.three_axes import LONG, is_odd
 from planescope.networks.state.transposed import Told, find_transposed, is_called_transposed
 
 # How each framework calls its weights tells how it stores them; of `W` and bare arrays both occur.
@@ -34,8 +35,6 @@ _BY_NAME = {
 _DEPTHWISE = re.compile(r"depthwise|(^|[._/])dw")
 _FLAX_TRANSPOSED = re.compile(r"ConvTranspose")
 
-
-_LONG = 15  # extent of a kernel of one dimension that is long
 _MANY = 8  # channels; as the extent of a kernel it would be rare
 
 _OTHER = {FIRST: LAST, LAST: FIRST}
@@ -82,7 +81,7 @@ def lay_out(weights: Sequence[Weight], wanted: Wanted | None = None, /) -> Laid:
     }
     axes |= find_transposed(weights, axes, wanted, told)
     told[_OF_THREE] += [
-        w.module for w in weights if w.module in axes and _is_odd(w, axes[w.module], weights)
+        w.module for w in weights if w.module in axes and is_odd(w, axes[w.module], weights)
     ]
     notes = (reason.format(named(names)) for reason, names in told.items() if names)
     return Laid(axes=axes, notes=tuple(notes))
@@ -102,6 +101,7 @@ class _Usual:
     proof: str  # "biases", "norms", "names", "shapes"
     doubtful: bool = False  # outputs are inputs the other way alone
     divided: bool = False  # biases of some say the other
+    widths: frozenset[int] = frozenset()  # extents of those that have a bias
 
 
 def _fits(weight: Weight) -> set[Layout]:
@@ -131,7 +131,8 @@ def _usual(
     by_name = _BY_NAME.get(members[0].ending)
     if votes:
         ahead = by_name if len(votes) > 1 and by_name else votes.most_common(1)[0][0]
-        return _Usual(ahead, "biases", divided=len(votes) > 1)
+        widths = frozenset(n for w in members if w.outputs for n in (w.shape[0], w.shape[-1]))
+        return _Usual(ahead, "biases", divided=len(votes) > 1, widths=widths)
     beside = {side for w in members if (side := _by_norm(w)) is not None}
     if len(beside) == 1:
         return _Usual(beside.pop(), "norms")
@@ -183,7 +184,7 @@ def _is_plain(shape: Shape, side: Layout) -> bool:
     if len(shape) < 4:
         return False
     kernel, rest = (shape[2:], shape[:2]) if side is FIRST else (shape[:-2], shape[-2:])
-    is_square = len(set(kernel)) == 1 and 1 < kernel[0] <= _LONG
+    is_square = len(set(kernel)) == 1 and 1 < kernel[0] <= LONG
     return is_square and len(set(rest)) > 1 and min(rest) >= kernel[0] and max(rest) >= _MANY
 
 
@@ -224,7 +225,7 @@ def _around(
         kernels = w.shape[1:-1], w.shape[2:]
         squares = [len(set(kernel)) == 1 for kernel in kernels]
         if len(w.shape) > 3 and squares[0] != squares[1]:
-            behind += squares[0] and 1 < w.shape[1] <= _LONG
+            behind += squares[0] and 1 < w.shape[1] <= LONG
             before += squares[1]
     if before or not behind:
         return {}
@@ -257,6 +258,8 @@ def _layout(weight: Weight, usual: _Usual, wanted: Wanted, told: Told) -> Layout
         if by_name is not None and layout is not by_name:
             told[_AGAINST_NAME[layout]].append(weight.module)
         return layout
+    if _is_apart(weight, usual):
+        return _OTHER[usual.layout]
     is_told_apart = weight.shape[0] != weight.shape[-1] or len(weight.shape) > 2
     if usual.proof == "norms" and by_name not in (None, usual.layout):
         told[_BY_NORM[usual.layout]].append(weight.module)
@@ -273,6 +276,20 @@ def _layout(weight: Weight, usual: _Usual, wanted: Wanted, told: Told) -> Layout
     elif usual.proof == "names" and weight.ending == "w" and _by_form(weight.shape) is None:
         told[_NAME_ALONE].append(weight.module)  # Haiku's name for it, and Caffe2's too
     return usual.layout
+
+
+def _is_apart(weight: Weight, usual: _Usual) -> bool:
+    """Tell a matrix without a bias that lies by its name, though biases of others say the other.
+
+    As the last layer behind those of GPT-2: its inputs are as many as others have, and would be no
+    others' if it lay as they do.
+    """
+    if usual.proof != "biases" or weight.outputs is not None or len(weight.shape) != 2:
+        return False
+    if _BY_NAME.get(weight.ending) in (None, usual.layout):
+        return False
+    outputs, inputs = weight.shape if usual.layout is FIRST else weight.shape[::-1]
+    return inputs not in usual.widths and outputs in usual.widths
 
 
 _SIDES = {FIRST: "first", LAST: "last"}
@@ -320,28 +337,6 @@ _OF_THREE = (
     "{} read as a convolution of one dimension, for its weight has three axes; a bilinear map, or "
     "several linear ones in one, would look the same"
 )
-
-_CONVOLUTION = re.compile(r"conv|cnn|tdnn|tcn|stem|wave", re.IGNORECASE)
-_SHORT = 3  # taps that most convolutions of one dimension have
-
-
-def _is_odd(weight: Weight, axes: Axes, weights: Sequence[Weight]) -> bool:
-    """Tell whether three axes are rather not those of a convolution of one dimension."""
-    if len(weight.shape) != 3 or axes.kind is Kind.TRANSPOSED:
-        return False
-    taps = weight.shape[{FIRST: -1, LAST: 0, Layout.AROUND: 1}[axes.layout]]
-    is_even = taps % 2 == 0 and taps > 2
-    if any(len(w.shape) > 3 for w in weights) or taps > _LONG or is_even:
-        return True
-    # A member of a Sequential has one input, and a bilinear map has two.
-    last = re.split(r"[./]", weight.module)[-1]
-    is_member = last.isdecimal() and not taps == weight.shape[1] > 5
-    if taps == 1 or is_member or _CONVOLUTION.search(weight.module):
-        return False
-    before = itertools.takewhile(lambda w: w is not weight, weights)
-    is_width = taps == weight.shape[1] or any(w.shape[0] == taps for w in before)
-    is_alone = sum(len(w.shape) == 3 for w in weights) == 1 and taps > _SHORT
-    return is_width or (is_alone and weight.shape[1] > 1)
 
 
 def _axes(weight: Weight, layout: Layout, wanted: Wanted) -> Axes | None:

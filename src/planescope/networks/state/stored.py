@@ -44,6 +44,11 @@ _BIAS = re.compile(r"((^|[._/])b_?\d*|_b)$")
 _LISTED = re.compile(r"(?:arr_|param_?|weights?_?)?(\d+)")
 # As quantisers call the whole numbers that a weight is made of.
 _WHOLE_NUMBERS = re.compile(r"(^|[._/])(\w*weight|weight[._]_?data|W_q|weight_int\d*)$")
+# Whole numbers that are places in something, or choose among its parts.
+_PLACES = re.compile(
+    r"(ind(ex|ices)|(^|[._/])\w*ids?|mask|coord\w*|offsets?|lengths?|bias|perm|order|zeros?|zero_points?|pos\w*)$"
+)
+_NARROW = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int4", "uint4")
 _LEFT = (
     "a parameter that is no layer's weight by its name; what it does, a state dict does not tell"
 )
@@ -184,7 +189,7 @@ def _why_not(each: StoredWeight, place: Place | None, siblings: Sequence[str]) -
 
 
 def _beside(stored: Sequence[StoredWeight], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Return the last parts of what stands beside the weight and bias of each module."""
+    """Return the last parts of what beside the weight of each module may change it."""
     modules = {each.module: each for each in stored}
     found: defaultdict[str, list[str]] = defaultdict(list)
     for name, tensor in tensors.items():
@@ -193,7 +198,9 @@ def _beside(stored: Sequence[StoredWeight], tensors: Mapping[str, Tensor]) -> di
             continue
         known = modules[module]
         is_own = last == known.ending or last in WEIGHTS.get(known.ending, ())
-        if not is_own and (tensor.is_floating or len(tensor.shape) > 0):
+        if is_own or exclusions.is_harmless(last, tensor, known.tensor):
+            continue
+        if tensor.is_floating or len(tensor.shape) > 0:
             found[module].append(last)
     return found
 
@@ -215,10 +222,19 @@ def left_over(
             yield Skipped(name=name, reason=reason)
         elif module in told:
             continue
-        elif not tensor.is_floating and _WHOLE_NUMBERS.search(name):
+        elif _is_of_whole_numbers(name, tensor):
             yield Skipped(name=name, reason=exclusions.not_floating(tensor))
         elif tensor.is_floating and not _is_other(name, tensor):
             yield Skipped(name=name, reason=_LEFT)
+
+
+def _is_of_whole_numbers(name: str, tensor: Tensor) -> bool:
+    """Tell what a quantiser made of a weight, whatever it calls it: codes, blocks, packed words."""
+    if tensor.is_floating:
+        return False
+    is_narrow = tensor.dtype in _NARROW and sum(extent > 1 for extent in tensor.shape) > 1
+    is_code = is_narrow and not _PLACES.search(name.lower())
+    return is_code or bool(_WHOLE_NUMBERS.search(name))
 
 
 def _is_no_weight(name: str, tensor: Tensor) -> bool:
