@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from planescope.hyperplanes.layer import Kind, Place, Tensor, kind_of_convolution
 from planescope.networks.live.copies import without_autocast
@@ -48,6 +49,17 @@ class Functional:
     tensors: dict[str, Tensor]
 
 
+def place_of(module: nn.Module, /) -> Place | None:
+    """Return kind and groups of a module by itself; None for what is not a layer."""
+    if isinstance(module, nn.Linear):
+        return Place(kind=Kind.LINEAR, groups=1)
+    if isinstance(module, _ConvTransposeNd):
+        return Place(kind=Kind.TRANSPOSED, groups=module.groups)
+    if isinstance(module, _ConvNd):
+        return Place(kind=kind_of_convolution(tuple(module.kernel_size)), groups=module.groups)
+    return None
+
+
 def find_functional(graph: fx.Graph, root: nn.Module, /) -> dict[fx.Node, Functional]:
     """Find the steps of a graph that are layers with weights which do not depend on the input."""
     found: dict[fx.Node, Functional] = {}
@@ -79,12 +91,9 @@ def _held(
     if not named or None in sources or None in list(_sources(bias) if bias is not None else ()):
         return None
     parameter = max(named, key=lambda name: parameters[name].numel())
-    is_itself = isinstance(weight, fx.Node) and weight.op == "get_attr"
-    module = parameter.removesuffix(".weight")
-    name = module if is_itself else f"{parameter}@{node.name}"
     try:
         tensors = {
-            part: named_tensor(f"{name}.{part}", functools.partial(_evaluated, value, root))
+            part: named_tensor(f"{parameter}.{part}", functools.partial(_evaluated, value, root))
             for part, value in (("weight", weight), ("bias", bias))
             if value is not None
         }
@@ -93,13 +102,21 @@ def _held(
     if kind is Kind.CONV:
         kind = kind_of_convolution(tensors["weight"].shape[2:])
     groups = 1 if kind is Kind.LINEAR else (_argument(node, 6, "groups") or 1)
+    place, owner = Place(kind=kind, groups=groups), parameter.removesuffix(".weight")
+    is_itself = isinstance(weight, fx.Node) and weight.op == "get_attr"
     return Functional(
-        name=name,
+        name=owner if is_itself and _fits(root, owner, place) else f"{parameter}@{node.name}",
         parameter=parameter,
         sources=tuple(named),
-        place=Place(kind=kind, groups=groups),
+        place=place,
         tensors=tensors,
     )
+
+
+def _fits(root: nn.Module, owner: str, place: Place) -> bool:
+    """Tell whether the module that holds a weight, if it is a layer, is one of the same place."""
+    own = place_of(dict(root.named_modules()).get(owner, root))
+    return own is None or own == place
 
 
 def _sources(value: Any) -> Iterator[str | None]:

@@ -64,7 +64,7 @@ _ARITHMETIC = {
 _STEPS = {f"{what}pool{n}d" for what in ("max", "avg", "lp") for n in (1, 2, 3)}
 
 # Whoever asks for these does not read the values.
-_METADATA = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
+METADATA = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 
 
 class StepNorm(NamedTuple):
@@ -103,7 +103,7 @@ class Step:
     def reads_values(self) -> bool:
         """Tell whether it uses a tensor's values, not its shape or type alone."""
         attribute = self.node.args[1] if self.operation == "getattr" else self.operation
-        return attribute not in _METADATA
+        return attribute not in METADATA
 
     @property
     def operands(self) -> Iterator[float]:

@@ -22,12 +22,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from planescope.hyperplanes.layer import Kind, Place, kind_of_convolution
-from planescope.networks.graph.functional import FUNCTIONAL_LAYERS, Functional, find_functional
+from planescope.hyperplanes.layer import Place
+from planescope.networks.graph.functional import (
+    FUNCTIONAL_LAYERS,
+    Functional,
+    find_functional,
+    place_of,
+)
 from planescope.networks.graph.places import Node, Position, Role, follow
 from planescope.networks.graph.step import Step, StepNorm
+from planescope.networks.graph.usage import Usage, usage_of
 from planescope.networks.live.affine import Leaf
 
 if TYPE_CHECKING:
@@ -39,21 +44,11 @@ _NO_LEAVES: Mapping[nn.Module, Leaf] = MappingProxyType({})
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Traced:
-    """Places of layers by name, and layers that are called as functions, with what they hold."""
+    """Places of layers by name, layers that are called as functions, and what all is used."""
 
     places: dict[str, Place]
     functional: dict[str, Functional]
-
-
-def place_of(module: nn.Module, /) -> Place | None:
-    """Return kind and groups of a module by itself; None for what is not a layer."""
-    if isinstance(module, nn.Linear):
-        return Place(kind=Kind.LINEAR, groups=1)
-    if isinstance(module, _ConvTransposeNd):
-        return Place(kind=Kind.TRANSPOSED, groups=module.groups)
-    if isinstance(module, _ConvNd):
-        return Place(kind=kind_of_convolution(tuple(module.kernel_size)), groups=module.groups)
-    return None
+    usage: Usage
 
 
 def trace_places(module: nn.Module, /) -> dict[str, Place]:
@@ -84,7 +79,7 @@ def trace(
     """
     with _undisturbed(module), torch.no_grad():
         graph = _traced(module, leaves)
-        functional = find_functional(graph, module)
+        functional, usage = find_functional(graph, module), usage_of(graph, module)
         steps = list(_steps(graph, module, leaves, names, functional))
     nodes, norms = _nodes(steps)
     # Of a layer that is called several times the first call tells the kind.
@@ -94,7 +89,20 @@ def trace(
             name: _placed(kinds[name], position, norms) for name, position in follow(nodes).items()
         },
         functional={held.name: held for held in functional.values()},
+        usage=usage,
     )
+
+
+def trace_usage(module: nn.Module, leaves: Mapping[nn.Module, Leaf], /, *, training: bool) -> Usage:
+    """Find what `forward` uses, in training or in evaluation.
+
+    Raises
+    ------
+    Exception
+        As `trace`.
+    """
+    with _undisturbed(module, training=training), torch.no_grad():
+        return usage_of(_Tracer(module, leaves).trace(module, _defaults(module)), module)
 
 
 def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
@@ -169,7 +177,9 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
         self._names = {id(tensor): name for name, tensor in tensors}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        is_ours = m in self._leaves or place_of(m) is not None or _is_frozen_norm(m)
+        # What was scripted is called by torch's own interpreter, and takes no symbols.
+        is_ours = m in self._leaves or isinstance(m, torch.jit.ScriptModule)
+        is_ours = is_ours or place_of(m) is not None or _is_frozen_norm(m)
         return is_ours or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
@@ -204,7 +214,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 @contextlib.contextmanager
-def _undisturbed(root: nn.Module) -> Iterator[None]:
+def _undisturbed(root: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Evaluate without hooks within a block; afterwards all modules hold what they held."""
     kept = [(vars(module), dict(vars(module))) for module in root.modules()]
     held = [value for _, before in kept for value in before.values()]
@@ -212,7 +222,7 @@ def _undisturbed(root: nn.Module) -> Iterator[None]:
     lists = [(value, list(value)) for value in held if isinstance(value, list)]
     try:
         for attributes, _ in kept:
-            attributes.update(training=False, _compiled_call_impl=None)
+            attributes.update(training=training, _compiled_call_impl=None)
             attributes.update({name: OrderedDict() for name in _HOOKS})
         yield
     finally:

@@ -235,9 +235,9 @@ def base_layer(module: nn.Module, /) -> nn.Module:
     return module
 
 
-def own_tensors(module: nn.Module, /) -> list[torch.Tensor]:
+def own_tensors(module: nn.Module, /, *, recurse: bool = True) -> list[torch.Tensor]:
     """Return parameters and buffers of a module and of all within it, each once, in its order."""
-    held = (*module.parameters(), *module.buffers())
+    held = (*module.parameters(recurse), *module.buffers(recurse))
     return list({id(tensor): tensor for tensor in held}.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -63,3 +64,10 @@ class Survey:
 def full_name(name: str, attribute: str) -> str:
     """Return the name of what a module holds."""
     return f"{name}.{attribute}" if name else attribute
+
+
+def outwards(name: str, /) -> Iterator[str]:
+    """Yield the name of a module, and those of the modules that it is in."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]

@@ -54,44 +54,31 @@ def read_module(module: nn.Module, /) -> StateDict:
 
 def _read(module: nn.Module) -> StateDict:
     """Return the layers of a module none of whose parts is compiled."""
+    from planescope.networks.graph.called import Called, enter_called
     from planescope.networks.graph.trace import trace
     from planescope.networks.live.survey import not_followed, survey
 
-    found = survey(module)
-    tensors, places, note = dict(found.tensors), {}, ""
+    found, called, note = survey(module), Called(), ""
     try:
         traced = trace(module, found.leaves, found.shared)
     except Exception as exc:  # forward is anybody's code and does anything when it is given symbols
         note = not_followed(module, f"{type(exc).__name__}: {exc}")
         for name in found.doubtful:  # only a graph could tell what they do with it
-            if tensors.pop(f"{name}.running_mean", None) is not None:
+            if found.tensors.pop(f"{name}.running_mean", None) is not None:
                 reason = "it keeps a running mean, and does not normalise by that alone"
                 found.leave_out(name, reason)
     else:
-        # Of a network that is one layer itself all that it calls is that layer.
-        called = {} if module in found.leaves else traced.functional
-        own = {name: held for name, held in called.items() if name not in found.layers}
-        for name, held in own.items():
-            tensors |= {f"{name}.{part}": tensor for part, tensor in held.tensors.items()}
-        places = {n: p for n, p in traced.places.items() if n in found.layers or n in own}
-        for held in own.values():
-            for source in held.sources:
-                found.loose.pop(source, None)
-            owner = held.parameter.removesuffix(".weight")
-            # Another module takes its weight, and changes it; it is not called itself.
-            if owner in found.layers and owner not in traced.places:
-                del found.layers[owner]
-                tensors = {n: t for n, t in tensors.items() if n.rpartition(".")[0] != owner}
-                found.leave_out(owner, f"not called itself; what acts is {held.name}")
+        called = enter_called(found, module, traced)
+    places = {**called.places}
     for name, place in found.layers.items():
         places.setdefault(name, place)
     loose = (Skipped(name=name, reason=reason) for name, reason in found.loose.items())
     left_out = [*found.left_out, *loose]
     return StateDict(
-        tensors=tensors,
+        tensors=found.tensors,
         places=places,
         note=note,
-        notes=note_on_hooks(found.hooked),
+        notes=(*called.notes, *note_on_hooks(found.hooked)),
         skipped=tuple(left_out),
         norm_eps=found.norm_eps,
     )

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Array, Tensor
-from planescope.networks.graph.trace import place_of
+from planescope.networks.graph.functional import place_of
 from planescope.networks.live import affine
 from planescope.networks.live.affine import Leaf, NotAffineError
 from planescope.networks.live.copies import (

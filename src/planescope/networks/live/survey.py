@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import torch
@@ -22,7 +21,7 @@ from planescope.hyperplanes.layer import (
     Tensor,
     kind_of_convolution,
 )
-from planescope.networks.graph.trace import place_of
+from planescope.networks.graph.functional import place_of
 from planescope.networks.live import affine
 from planescope.networks.live.affine import Leaf
 from planescope.networks.live.copies import (
@@ -32,7 +31,7 @@ from planescope.networks.live.copies import (
     weight_hooks,
     without_autocast,
 )
-from planescope.networks.live.entries import Survey, full_name
+from planescope.networks.live.entries import Survey, full_name, outwards
 from planescope.networks.live.mapping import array_of, named_tensor
 from planescope.networks.live.plain import is_plain
 from planescope.networks.live.quantised import enter_quantised, is_quantised
@@ -62,13 +61,6 @@ def survey(root: nn.Module, /) -> Survey:
             settled.add(_enter(found, name, module))
     _tell_shared(found, root)
     return found
-
-
-def outwards(name: str, /) -> Iterator[str]:
-    """Yield the name of a module, and those of the modules that it is in."""
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
 
 
 def _enter(found: Survey, name: str, module: nn.Module) -> str | None:

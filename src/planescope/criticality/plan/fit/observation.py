@@ -17,8 +17,8 @@ from torch import nn
 from planescope.criticality.plan.fit.patches import CONVOLUTIONS
 from planescope.data.roles import Batch
 from planescope.networks.graph.file_graph import FileGraph
+from planescope.networks.live.entries import outwards
 from planescope.networks.live.module import read_module
-from planescope.networks.live.survey import outwards
 
 # Norms that scale and shift each channel behind what they do, and the axis of those channels.
 NORMS: dict[type[nn.Module], int] = {

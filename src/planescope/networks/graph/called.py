@@ -1,0 +1,86 @@
+"""The layers of a network as its graph calls them: themselves, as functions, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from planescope.hyperplanes.layer import Place
+from planescope.networks.graph.functional import Functional
+from planescope.networks.graph.unused import find_unused
+from planescope.networks.graph.usage import key_of
+from planescope.networks.live.entries import Survey
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from planescope.networks.graph.trace import Traced
+
+# What reads the weight of a linear layer as that of one.
+_ATTENTION = ("multi_head_attention_forward", "_transformer_encoder_layer_fwd")
+
+
+@dataclass(frozen=True, eq=False)
+class Called:
+    """The places of the layers that act, and what to say of others."""
+
+    places: dict[str, Place] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
+    """Enter the layers that a graph calls as functions, and leave out those that it does not call.
+
+    Of a network that is one layer itself all that it calls is that layer.
+    """
+    if root in found.leaves:
+        return Called({n: p for n, p in traced.places.items() if n in found.layers})
+    modules = dict(root.named_modules())
+    functional = traced.functional
+    layers = (n for n in found.layers if n in modules)
+    idle = [n for n in layers if modules[n] not in traced.usage.modules]
+    own = {n: held for n, held in functional.items() if n in idle or n not in found.layers}
+    replaced = {name: what for held in own.values() for name, what in _owners(held, idle, modules)}
+    for name, what in replaced.items():
+        _remove(found, name)
+        if name not in own:
+            found.leave_out(name, f"not called itself; what acts is {what}")
+    for name, held in own.items():
+        found.tensors |= {f"{name}.{part}": tensor for part, tensor in held.tensors.items()}
+        for source in held.sources:
+            found.loose.pop(source, None)
+    for name in (n for n in idle if n not in replaced):
+        reader = traced.usage.reader_of(dict(modules[name]._parameters).get("weight"))
+        if reader is not None and reader not in _ATTENTION:
+            _remove(found, name)
+            found.leave_out(
+                name,
+                f"not called itself: forward gives its weight to {reader}, and how it acts there "
+                "is not known",
+            )
+    unused = find_unused(root, found.leaves, list(found.layers), traced.usage)
+    for name in unused.never:
+        _remove(found, name)
+        found.leave_out(name, "forward never calls it, nor reads its weight")
+    places = {n: p for n, p in traced.places.items() if n in found.layers or n in own}
+    return Called(places, tuple(unused.notes))
+
+
+def _owners(
+    held: Functional, idle: Iterable[str], modules: dict[str, nn.Module]
+) -> Iterator[tuple[str, str]]:
+    """Yield the layers, themselves not called, whose weight a function is given."""
+    parts = held.parameter.split(".")
+    holder = modules[".".join(parts[:-1])]
+    weight = getattr(holder, parts[-1])
+    for name in idle:
+        own = dict(modules[name]._parameters).get("weight")
+        if own is not None and key_of(own) == key_of(weight):
+            yield name, held.name
+
+
+def _remove(found: Survey, name: str) -> None:
+    del found.layers[name]
+    for full in [full for full in found.tensors if full.rpartition(".")[0] == name]:
+        del found.tensors[full]

@@ -1,0 +1,182 @@
+"""A layer that the network has and that does not act when it runs is told, and none else is."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import planescope as ps
+
+
+def measured(net):
+    found = ps.measure(net, kinds="all")
+    names = [layer.name for layer in found.layers]
+    return names, {one.name: one.reason for one in found.skipped}, " ".join(found.notes)
+
+
+class Body(nn.Module):
+    """Its head is called as the options say."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(2), nn.ReLU())
+        self.head[1] = nn.Linear(width, 2)
+        self.named = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
+
+    def forward(self, x, whole=False):
+        x = F.relu(self.conv(x)).mean((2, 3))
+        return self.head(x) if whole else x
+
+
+class Trunk(nn.Module):
+    """It takes one layer of another network."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = Body()
+        self.old = nn.Conv2d(3, 3, 3)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(F.relu(self.body.conv(x)).mean((2, 3)))
+
+
+def test_what_nothing_calls_is_left_out_by_name():
+    names, left, notes = measured(Trunk())
+    assert names == ["body.conv", "last"]
+    assert left.keys() == {"old", "body.head.1", "body.named.0", "body.named.1", "body.named.2"}
+    assert all("forward never calls it" in reason for reason in left.values())
+    assert notes == ""
+
+
+def test_what_an_option_or_another_method_calls_is_measured_and_told():
+    class More(Body):
+        def step(self, x):
+            return self.named[0](self(x))
+
+    names, left, notes = measured(More())
+    assert names == ["conv", "head.1", *(f"named.{i}" for i in range(3))]
+    assert left == {}
+    assert "does not call head and named: measured" in notes
+    _, left, notes = measured(Body())
+    assert left.keys() == {"named.0", "named.1", "named.2"}
+    assert "does not call head: measured" in notes
+
+
+def test_what_acts_in_training_alone_is_told_so():
+    class Aided(Trunk):
+        def forward(self, x):
+            return self.old(x) if self.training else super().forward(x)
+
+    net = Aided().eval()
+    net.count = torch.zeros(())
+    names, _, notes = measured(net)
+    assert "old" in names
+    assert "forward calls old in training alone" in notes
+    assert not any(module.training for module in net.modules())
+
+
+class Held(nn.Module):
+    """Layers whose weights act, though none is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.copied, self.looked = (nn.Linear(4, 4) for _ in range(3))
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.tied = nn.Linear(4, 4)
+        self.embedding = nn.Embedding(4, 4)
+        self.tied.weight = self.embedding.weight
+        self.called = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = F.linear(self.called(x), self.plain.weight, self.plain.bias)
+        x = x + F.linear(x, self.copied._parameters["weight"].data * 2)
+        x = F.linear(x, self.looked._parameters["weight"]) @ self.tied.weight
+        return self.attention(x, x, x)[0]
+
+
+def test_weights_that_are_read_are_not_said_to_be_idle():
+    names, left, notes = measured(Held())
+    assert {"plain", "looked", "attention.out_proj", "called"} <= set(names)
+    assert not any("never" in reason for reason in left.values())
+    assert "how it acts there is not known" in left["tied"]
+    assert notes == ""
+
+
+def test_a_network_without_a_graph_and_one_of_lists_claim_nothing():
+    class Branching(Trunk):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    for net in (Branching(), nn.ModuleDict({"a": nn.Linear(2, 2)}), nn.Linear(2, 2)):
+        _, left, notes = measured(net)
+        assert not left
+        assert "perhaps" not in notes
+
+
+def test_who_profiles_is_left_alone():
+    import cProfile
+
+    profile = cProfile.Profile()
+    profile.enable()
+    names, _, notes = measured(Trunk())
+    profile.disable()
+    assert "old" in names
+    assert "does not call body.head, body.named and old: measured" in notes
+
+
+# --- layers that are called as functions
+
+
+class Back(nn.Module):
+    """A convolution's weight, used the other way round."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, groups=2)
+        self.first = first
+
+    def forward(self, x):
+        x = self.conv(x) if self.first else x
+        return F.conv_transpose2d(F.relu(x), self.conv.weight, groups=2)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_weight_that_a_transposed_convolution_is_given_is_one_there(first):
+    net = Back(first)
+    names, left, _ = measured(net)
+    back = "conv.weight@conv_transpose2d"
+    assert names == (["conv", back] if first else [back])
+    assert left == ({} if first else {"conv": f"not called itself; what acts is {back}"})
+    found = {layer.name: layer for layer in ps.measure(net, kinds="all").layers}[back]
+    assert (found.kind, found.filters, found.fan_in, found.groups) == ("transposed", 4, 27, 2)
+
+
+def test_a_function_that_is_given_the_weight_alone_has_no_bias():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 6, 3)
+
+        def forward(self, x):
+            return F.conv2d(x, self.conv.weight)
+
+    net = Half()
+    (layer,) = ps.measure(net).layers
+    assert layer.name == "conv"
+    assert not layer.values.bias.any()
+
+
+def test_a_weight_that_is_multiplied_by_itself_is_left_out_by_name():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 6), nn.Linear(4, 6)
+
+        def forward(self, x):
+            return self.one(x) @ self.two.weight
+
+    names, left, _ = measured(Product())
+    assert names == ["one"]
+    assert "gives its weight to matmul" in left["two"]
