@@ -598,6 +598,7 @@ def test_what_may_be_a_bilinear_map_is_noted():
     assert noted(nn.ModuleDict({"form": nn.Bilinear(5, 7, 4)}))
     parts = {"a": nn.Linear(4, 5), "b": nn.Linear(4, 3), "merge": nn.Bilinear(5, 3, 6)}
     assert noted(nn.ModuleDict(parts))
+    assert noted(nn.ModuleDict({"one": nn.Bilinear(5, 9, 7), "two": nn.Bilinear(7, 9, 5)}))
 
 
 @pytest.mark.parametrize("names", [("0", "2", "4"), ("conv1", "conv2", "fc"), ("a", "b", "c")])

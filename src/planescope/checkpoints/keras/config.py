@@ -25,6 +25,7 @@ from planescope.checkpoints.keras.entries import (
 )
 from planescope.networks.graph import places
 from planescope.networks.graph.places import Node, Role, follow
+from planescope.networks.state.sharing import notes_of_calls
 
 # A model called twice within a model called twice, and so on, doubles each time.
 MAX_CALLS = 20_000
@@ -93,7 +94,9 @@ def trace(text: str | bytes) -> list[ConfigLayer]:
     calls.nodes.append(Node(role=Role.OTHER, reads=tuple(given)))
     found = follow(calls.nodes)
     return [
-        replace(layer, position=calls.position(found[layer.name]) if layer.name in found else None)
+        replace(layer, position=calls.position(layer.name, found[layer.name]))
+        if layer.name in found
+        else layer
         for layer in leaves_of(root)
     ]
 
@@ -143,10 +146,11 @@ class _Calls:
             last = self._put(Node(role=_role(fused), reads=(last,)))
         return [last]
 
-    def position(self, found: places.Position) -> Position:
+    def position(self, layer: str, found: places.Position) -> Position:
         """Put the name of the norm in the place of its number."""
         norm = None if found.norm is None else self._norms[found.norm]
-        return Position(stage=found.stage, input=found.input, norm=norm)
+        notes = tuple(notes_of_calls({layer: found}, {}))
+        return Position(stage=found.stage, input=found.input, norm=norm, notes=notes)
 
     def _put(self, node: Node) -> int:
         self.nodes.append(node)

@@ -45,11 +45,12 @@ _WRAPPER = re.compile(r"TimeDistributed|SpectralNormalization")
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Position:
-    """The place of a layer, as in `Layer`, with the norm by its name."""
+    """The place of a layer, as in `Layer`, with the norm by its name, and notes on it."""
 
     stage: int | None
     input: Input
     norm: str | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -98,7 +98,8 @@ def describe(
     rest = [variables for variables in weights.layers if variables.group not in accounted]
     in_order = not (weights.numbered or described)
     judged = list(_judged_layers(file, rest, in_order=in_order))
-    notes = [_JUDGED.format(counted(len(judged), "layer"))] if judged and described else []
+    notes = [note for layer in described if layer.position for note in layer.position.notes]
+    notes += [_JUDGED.format(counted(len(judged), "layer"))] if judged and described else []
     paired = {layer.norm.name for layer in judged if layer.norm is not None}
     if loose := [one.name for one in rest if _is_norm(one) and one.name not in paired]:
         notes.append(

@@ -35,7 +35,8 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
     Of a network that is one layer itself all that it calls is that layer.
     """
     if root in found.leaves:
-        return Called({n: p for n, p in traced.places.items() if n in found.layers})
+        own_places = {n: p for n, p in traced.places.items() if n in found.layers}
+        return Called(own_places, traced.notes)
     modules = dict(root.named_modules())
     functional = traced.functional
     layers = (n for n in found.layers if n in modules)
@@ -64,7 +65,7 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
         _remove(found, name)
         found.leave_out(name, "forward never calls it, nor reads its weight")
     places = {n: p for n, p in traced.places.items() if n in found.layers or n in own}
-    return Called(places, tuple(unused.notes))
+    return Called(places, (*unused.notes, *traced.notes))
 
 
 def _owners(

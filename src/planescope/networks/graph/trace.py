@@ -34,6 +34,7 @@ from planescope.networks.graph.places import Node, Position, Role, follow
 from planescope.networks.graph.step import Step, StepNorm
 from planescope.networks.graph.usage import Usage, usage_of
 from planescope.networks.live.affine import Leaf
+from planescope.networks.state.sharing import notes_of_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,11 +45,12 @@ _NO_LEAVES: Mapping[nn.Module, Leaf] = MappingProxyType({})
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Traced:
-    """Places of layers by name, layers that are called as functions, and what all is used."""
+    """Places of layers by name, layers called as functions, what is used, and what to say of it."""
 
     places: dict[str, Place]
     functional: dict[str, Functional]
     usage: Usage
+    notes: tuple[str, ...]
 
 
 def trace_places(module: nn.Module, /) -> dict[str, Place]:
@@ -82,14 +84,16 @@ def trace(
         functional, usage = find_functional(graph, module), usage_of(graph, module)
         steps = list(_steps(graph, module, leaves, names, functional))
     nodes, norms = _nodes(steps)
+    positions = follow(nodes)
     # Of a layer that is called several times the first call tells the kind.
     kinds = {step.layer: step.place for step in reversed(steps) if step.layer and step.place}
     return Traced(
         places={
-            name: _placed(kinds[name], position, norms) for name, position in follow(nodes).items()
+            name: _placed(kinds[name], position, norms) for name, position in positions.items()
         },
         functional={held.name: held for held in functional.values()},
         usage=usage,
+        notes=tuple(notes_of_calls(positions, {})),
     )
 
 

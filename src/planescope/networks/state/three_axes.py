@@ -13,6 +13,7 @@ LONG = 15  # extent of a kernel of one dimension that is long
 
 _CONVOLUTION = re.compile(r"conv|cnn|tdnn|tcn|stem|wave", re.IGNORECASE)
 _SHORT = 3  # taps that most convolutions of one dimension have
+_WIDE = 7  # taps that few have more of
 
 
 def is_odd(weight: Weight, axes: Axes, weights: Sequence[Weight], /) -> bool:
@@ -24,11 +25,21 @@ def is_odd(weight: Weight, axes: Axes, weights: Sequence[Weight], /) -> bool:
     if any(len(w.shape) > 3 for w in weights) or taps > LONG or is_even:
         return True
     # A member of a Sequential has one input, and a bilinear map has two.
-    last = re.split(r"[./]", weight.module)[-1]
-    is_member = last.isdecimal() and not taps == weight.shape[1] > 5
+    is_member = _is_member(weight) and not taps == weight.shape[1] > 5
     if taps == 1 or is_member or _CONVOLUTION.search(weight.module):
         return False
     before = itertools.takewhile(lambda w: w is not weight, weights)
     is_width = taps == weight.shape[1] or any(w.shape[0] == taps for w in before)
-    is_alone = sum(len(w.shape) == 3 for w in weights) == 1 and taps > _SHORT
-    return is_width or (is_alone and weight.shape[1] > 1)
+    return is_width or (weight.shape[1] > 1 and taps > _SHORT and _is_unsigned(weights, taps))
+
+
+def _is_unsigned(weights: Sequence[Weight], taps: int) -> bool:
+    """Tell whether neither names nor a chain of channels with a usual kernel show convolutions."""
+    others = [w for w in weights if len(w.shape) == 3]
+    if any(_is_member(w) or _CONVOLUTION.search(w.module) for w in others):
+        return False
+    return taps > _WIDE or all(a.shape[0] != b.shape[1] for a, b in itertools.pairwise(others))
+
+
+def _is_member(weight: Weight) -> bool:
+    return re.split(r"[./]", weight.module)[-1].isdecimal()
