@@ -13,7 +13,12 @@ from planescope.networks.graph.places import Node as Step
 from planescope.networks.graph.places import Role, clamped, is_even
 
 _WORDS = {
-    Role.IDENTITY: SILENT,
+    # Of what is rounded the norm behind it is the norm behind the layer.
+    Role.IDENTITY: (
+        *SILENT,
+        *("DequantizeLinear", "QuantizeLinear"),
+        *("com.microsoft.DequantizeLinear", "com.microsoft.QuantizeLinear"),
+    ),
     Role.NORM: ("BatchNormalization", "com.ms.internal.nhwc.BatchNormalization"),
     Role.RELU: ("Relu",),
     Role.GATE: (
@@ -24,17 +29,17 @@ _WORDS = {
     ),
     Role.VIEW: (
         *("AveragePool", "CenterCropPad", "Compress", "CumSum", "DepthToSpace"),
-        *("DequantizeLinear", "DynamicQuantizeLinear", "Expand", "Flatten", "Gather"),
+        *("DynamicQuantizeLinear", "Expand", "Flatten", "Gather"),
         *("GatherElements", "GatherND", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"),
-        *("LRN", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Pad", "QuantizeLinear"),
+        *("LRN", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Pad"),
         *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize"),
         *("ReverseSequence", "RoiAlign", "SequenceAt", "Slice", "SpaceToDepth", "Split"),
         *("SplitToSequence", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze"),
         *("Upsample", "GridSample"),
         *(f"com.microsoft.{word}" for word in (
-            "CropAndResize", "DequantizeLinear", "ExpandDims", "GatherND", "GridSample",
+            "CropAndResize", "ExpandDims", "GatherND", "GridSample",
             "MaxpoolWithMask", "NhwcMaxPool", "Pad", "QLinearAveragePool",
-            "QLinearGlobalAveragePool", "QLinearReduceMean", "QuantizeLinear", "RemovePadding",
+            "QLinearGlobalAveragePool", "QLinearReduceMean", "RemovePadding",
             "RestorePadding", "Trilu", "UnfoldTensor",
         )),
         *(f"com.microsoft.nchwc.{word}" for word in (

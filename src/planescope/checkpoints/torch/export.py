@@ -183,7 +183,8 @@ def _tensor(
         strides=None if plain else strides,
         big_endian=big_endian,
     )
-    return dataclasses.replace(stored, identity=(member, offset, shape, strides))
+    order = "C" if plain else strides
+    return dataclasses.replace(stored, identity=(member, offset, math.prod(shape), order))
 
 
 def _c_order(shape: tuple[int, ...]) -> tuple[int, ...]:
