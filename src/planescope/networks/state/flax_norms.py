@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from planescope.hyperplanes.layer import Array, StateDict, Tensor, joint_digest
 
@@ -51,6 +51,7 @@ def _wrapped(path: list[str], weights: Mapping[tuple[str, ...], str]) -> str | N
 
 def _acting(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor | None:
     filters = weight.shape[-1:]
+    formula: Callable[[Array, Array], Array]
     scale, direction = parts.get("scale"), parts.get("u")
     if scale is not None and direction is None and scale.shape == filters:
         held, formula = [weight, scale], _weight_norm
