@@ -195,3 +195,10 @@ def test_a_convolution_is_no_norm_for_its_name(name):
 def test_a_linear_layer_is_no_norm_for_its_name(name):
     found = find({f"{name}.weight": np.ones((4, 3), np.float32)})
     assert [layer.name for layer in found.layers] == [name]
+
+
+@pytest.mark.parametrize("name", ["block/a/standardized_conv2d", "StdConv_0"])
+def test_a_convolution_that_by_its_name_standardises_its_weights_is_left_out(name):
+    found = find({f"{name}/kernel": np.ones((3, 3, 4, 8), np.float32)})
+    assert not found.layers
+    assert "standardises its weights" in found.skipped[0].reason

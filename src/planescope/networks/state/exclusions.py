@@ -33,6 +33,7 @@ _SCALE = re.compile(
     r"(^|[._/])(\w*norm(?!als?(_|$))\w*|ln_?\w{0,3}|[bg]n_?\d*|\w*(?<!up)(?<!down)scale\w*|gain|"
     r"gamma|affine|ls_?\d*|prelu\w*|rms\w*)$|(^|[./])in_?\d*$"
 )
+_STANDARDISED = re.compile(r"[Ss]tandardi[sz]ed_?[Cc]onv|StdConv|WSConv|[Ww]eight_?[Ss]tandard")
 _PACKED = re.compile(r"(^|[._/])(qweight|weight_packed|packed_weight)$")
 # Tensors beside a weight that leave it as it is.
 _STATISTICS = ("running_mean", "moving_mean", "avg_mean", "_mean", ".mean")
@@ -162,6 +163,8 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
         return not_floating(weight)
     if 0 in shape:
         return "it has no weights"
+    if len(shape) > 2 and _STANDARDISED.search(module):
+        return "by its name it standardises its weights when it runs; give the module or ONNX"
     if outputs is None and _SCALE.search(name) and not _is_kernel(shape):
         return "a norm or a scale, by its name, and without a bias for each filter"
     if shape[0] == 1 and len(shape) == 2 and outputs == shape[1] != 1 and ending == "weight":

@@ -20,7 +20,7 @@ from planescope.hyperplanes.layer import Layer, Norm, Pairing, Tensor
 
 # How batch norms name their running mean and variance, scale and shift, and the epsilon that their
 # framework takes by itself, which such files do not hold: PyTorch, Keras and TensorFlow, MXNet,
-# Chainer, PaddlePaddle, Flax.
+# Haiku, Chainer, PaddlePaddle, Flax, what was converted from Caffe for TensorFlow, Tensorpack.
 NORMS = (
     ("running_mean", "running_var", "weight", "bias", 1e-5),
     ("moving_mean", "moving_variance", "gamma", "beta", 1e-3),
@@ -29,6 +29,8 @@ NORMS = (
     ("avg_mean", "avg_var", "gamma", "beta", 2e-5),
     ("_mean", "_variance", "weight", "bias", 1e-5),
     ("mean", "var", "scale", "bias", 1e-5),
+    ("mean", "variance", "scale", "offset", 1e-5),
+    ("mean/EMA", "variance/EMA", "gamma", "beta", 1e-5),
 )
 
 _SEPARATORS = "./"
