@@ -103,3 +103,28 @@ def test_the_norm_behind_what_is_rounded_is_the_layers(tmp_path):
     weights = {"step": np.float32(0.1), "zero": np.float32(3), "v": np.ones(8)}
     result = found(tmp_path / "net.onnx", nodes, bias=("g", "b", "m"), **weights)
     assert [layer.norm is None for layer in result.layers] == [False]
+
+
+CHOICES = {
+    "at most": ("LessOrEqual", ["x", "t"], ["v", "x"], True),
+    "above": ("Greater", ["x", "t"], ["x", "v"], True),
+    "turned": ("Less", ["t", "x"], ["x", "v"], True),
+    "the rest": ("LessOrEqual", ["x", "t"], ["x", "v"], False),
+    "below 0": ("Greater", ["x", "n"], ["x", "v"], False),
+    "filled below 0": ("Greater", ["x", "t"], ["x", "n"], False),
+    "of another": ("Greater", ["z", "t"], ["x", "v"], False),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_that_keeps_what_is_above_0_is_a_relu(tmp_path, name):
+    op, compared, chosen, is_relu = CHOICES[name]
+    nodes = [
+        helper.make_node("Neg", ["x"], ["z"]),
+        helper.make_node(op, compared, ["c"]),
+        helper.make_node("Where", ["c", *chosen], ["r"]),
+        helper.make_node("Conv", ["r", "w.weight"], ["y"]),
+    ]
+    weights = {"t": np.float32(0.1), "v": np.float32(0.2), "n": np.float32(-1)}
+    result = found(tmp_path / "net.onnx", nodes, bias=(), **weights)
+    assert (result.layers[0].input.value == "relu") is is_relu

@@ -79,6 +79,9 @@ _OPERANDS: dict[str, slice] = {
     "com.microsoft.QLinearWhere": slice(1, 5, 3),
 }
 
+# Whether what is greater is where the first operand is.
+_COMPARISONS = {"Greater": True, "GreaterOrEqual": True, "Less": False, "LessOrEqual": False}
+
 # Where a quantised operator has the zero point of what it gives.
 _ZERO_POINTS = {
     **dict.fromkeys(("QuantizeLinear", "com.microsoft.QuantizeLinear"), 2),
@@ -154,7 +157,7 @@ class _Steps:
         self.norms: dict[int, Node] = {}
         self.numbers: dict[Name, int] = {}  # of all that depends on the network's input
         self._constants, self._layers, self._parts = constants, layers, parts
-        self._dynamic = graph.dynamic
+        self._dynamic, self._makers = graph.dynamic, graph.makers
         self._known: dict[Name, int] = {}
 
     def give(self, name: Name, step: Step) -> None:
@@ -226,10 +229,32 @@ class _Steps:
             role = Role.RELU
         return last if role is Role.IDENTITY else self._put(Step(role=role, reads=(last,)))
 
+    def _cuts(self, node: Node) -> bool:
+        """Tell a threshold: what is above a number stays, and the rest is one that is not below 0.
+
+        As dynamo exports it, and as people write a ReLU with a choice.
+        """
+        condition, *chosen = node.inputs[:3]
+        compared = None if condition is None else self._makers.get(condition)
+        if compared is None or len(chosen) < 2 or compared.op not in _COMPARISONS:
+            return False
+        value, bound = compared.inputs[:2]
+        is_above = _COMPARISONS[compared.op]
+        least = self._constants.scalar(bound)
+        if least is None:
+            value, least, is_above = bound, self._constants.scalar(value), not is_above
+        kept, filler = chosen if is_above else reversed(chosen)
+        other = self._constants.scalar(filler)
+        if least is None or other is None:
+            return False
+        return kept == value and least >= 0 and other >= 0
+
     def _role(self, node: Node) -> Role:
         role = WORDS.get(node.op, Role.OTHER)
         if node.op == "ThresholdedRelu":
             return Role.RELU if node.number("alpha", 1.0) >= 0 else Role.OTHER
+        if node.op == "Where" and self._cuts(node):
+            return Role.RELU
         if role is Role.VIEW and (_overshoots(node) or self._pads_below(node)):
             return Role.SHIFT
         return role
