@@ -180,3 +180,42 @@ def test_a_weight_that_is_multiplied_by_itself_is_left_out_by_name():
     names, left, _ = measured(Product())
     assert names == ["one"]
     assert "gives its weight to matmul" in left["two"]
+
+
+# --- graphs that torch has made of a network
+
+
+def small():
+    torch.manual_seed(0)
+    parts = (nn.Conv2d(2, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU())
+    up = (nn.ConvTranspose2d(4, 4, 3, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(*parts, nn.Conv2d(4, 4, 1), nn.ReLU(), *up, nn.Linear(4, 3))
+    net[1].eps = 0.1
+    net[1].running_mean += 0.5
+    return net.eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["program", "module", "decomposed"])
+def test_an_exported_network_is_measured_as_it_was(form):
+    net = small()
+    program = torch.export.export(net, (torch.randn(2, 2, 9, 9),))
+    if form != "program":
+        whole = program if form == "module" else program.run_decompositions()
+        program = whole.module()
+    wanted, found = (ps.measure(x, kinds="all", view="effective") for x in (net, program))
+    rows = [[{**row, "stage": None} for row in x.to_dict()["layers"]] for x in (wanted, found)]
+    assert rows[0] == rows[1]
+    assert (found.skipped, found.notes) == (wanted.skipped, wanted.notes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_observers_change_no_input():
+    from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
+
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()).eval()
+    x = torch.randn(2, 2, 9, 9)
+    prepared = quantize_fx.prepare_fx(net, get_default_qconfig_mapping(), (x,))
+    prepared(x)
+    for each in (prepared, quantize_fx.convert_fx(prepared)):
+        assert [layer.input for layer in ps.measure(each).layers] == ["image", "relu"]

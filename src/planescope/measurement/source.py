@@ -189,6 +189,9 @@ def _opened(x: Any, entry: str | None) -> Opened:
 
         source = Source(path=x.name, format=_KERAS_MODEL, bytes=None)
         return Opened(source=source, contents=read_model(x))
+    program: Any = getattr(sys.modules.get("torch.export"), "ExportedProgram", ())
+    if isinstance(x, program):
+        return _from_module(x.module(), type(x).__name__)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return _from_module(x, type(x).__name__)

@@ -66,16 +66,63 @@ def find_functional(graph: fx.Graph, root: nn.Module, /) -> dict[fx.Node, Functi
     alike: dict[tuple[str, str], str] = {}
     parameters = dict(root.named_parameters())
     for node in graph.nodes:
-        operation = str(getattr(node.target, "__name__", node.target)).lower().replace("_", "")
-        if node.op == "call_function" and operation in FUNCTIONAL_LAYERS:
-            kind = FUNCTIONAL_LAYERS[operation]
-            held = _held(node, kind, root, parameters)
-            if held is not None:
-                # The same weight, computed the same way, is one layer wherever it is called.
-                key = (_spelled(_argument(node, 1, "weight")), str(held.place))
-                name = alike.setdefault(key, held.name)
-                found[node] = dataclasses.replace(held, name=name)
+        if (call := _call(node)) is not None and (held := _held(node, call, root, parameters)):
+            # The same weight, computed the same way, is one layer wherever it is called.
+            key = (_spelled(call.weight), str(held.place))
+            found[node] = dataclasses.replace(held, name=alike.setdefault(key, held.name))
     return found
+
+
+def name_of(node: fx.Node, /) -> str:
+    """Name what a node of a graph calls as a function; of an operator of ATen without its form."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket.__name__)
+    return str(getattr(node.target, "__name__", node.target))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Call:
+    """A call of a layer as a function; of a product the weight is turned round."""
+
+    kind: Kind
+    weight: Any
+    bias: Any
+    groups: Any = 1
+    is_turned: bool = False
+
+
+def _call(node: fx.Node) -> _Call | None:
+    if node.op != "call_function":
+        return None
+    word = name_of(node).lower().replace("_", "")
+    if word in FUNCTIONAL_LAYERS:
+        kind = FUNCTIONAL_LAYERS[word]
+        weight, bias = _argument(node, 1, "weight"), _argument(node, 2, "bias")
+        groups = 1 if kind is Kind.LINEAR else (_argument(node, 6, "groups") or 1)
+        return _Call(kind=kind, weight=weight, bias=bias, groups=groups)
+    # What `run_decompositions` makes of them.
+    if word == "convolution" and len(node.args) == 9:
+        kind = Kind.TRANSPOSED if node.args[6] else Kind.CONV
+        return _Call(kind=kind, weight=node.args[1], bias=node.args[2], groups=node.args[8])
+    if word == "addmm" and len(node.args) == 3 and not node.kwargs:
+        return _product(node.args[2], node.args[0])
+    if word == "mm" and len(node.args) == 2:
+        product = _product(node.args[1], None)
+        # What is added to it may be a bias.
+        return None if product.is_turned or any(map(_adds, node.users)) else product
+    return None
+
+
+def _product(weight: Any, bias: Any) -> _Call:
+    turns = isinstance(weight, fx.Node) and name_of(weight) in ("permute", "t", "transpose")
+    inner = weight.all_input_nodes if turns else []
+    if len(inner) == 1 and inner[0].op == "get_attr":
+        return _Call(kind=Kind.LINEAR, weight=inner[0], bias=bias)
+    return _Call(kind=Kind.LINEAR, weight=weight, bias=bias, is_turned=True)
+
+
+def _adds(node: fx.Node) -> bool:
+    return name_of(node).lower().strip("_") in ("add", "iadd", "sub")
 
 
 def _argument(node: fx.Node, position: int, name: str) -> Any:
@@ -83,27 +130,29 @@ def _argument(node: fx.Node, position: int, name: str) -> Any:
 
 
 def _held(
-    node: fx.Node, kind: Kind, root: nn.Module, parameters: dict[str, nn.Parameter]
+    node: fx.Node, call: _Call, root: nn.Module, parameters: dict[str, nn.Parameter]
 ) -> Functional | None:
-    weight, bias = (_argument(node, i, name) for i, name in ((1, "weight"), (2, "bias")))
+    weight, bias, kind = call.weight, call.bias, call.kind
     sources = list(_sources(weight))
     named = [source for source in sources if source in parameters]
     if not named or None in sources or None in list(_sources(bias) if bias is not None else ()):
         return None
     parameter = max(named, key=lambda name: parameters[name].numel())
+    ways = {"weight": (weight, call.is_turned), "bias": (bias, False)}
     try:
         tensors = {
-            part: named_tensor(f"{parameter}.{part}", functools.partial(_evaluated, value, root))
-            for part, value in (("weight", weight), ("bias", bias))
+            part: named_tensor(
+                f"{parameter}.{part}", functools.partial(_evaluated, value, root, turned=turned)
+            )
+            for part, (value, turned) in ways.items()
             if value is not None
         }
     except Exception:  # what the code calls there may not run by itself
         return None
     if kind is Kind.CONV:
         kind = kind_of_convolution(tensors["weight"].shape[2:])
-    groups = 1 if kind is Kind.LINEAR else (_argument(node, 6, "groups") or 1)
-    place, owner = Place(kind=kind, groups=groups), parameter.removesuffix(".weight")
-    is_itself = isinstance(weight, fx.Node) and weight.op == "get_attr"
+    place, owner = Place(kind=kind, groups=call.groups), parameter.removesuffix(".weight")
+    is_itself = isinstance(weight, fx.Node) and weight.op == "get_attr" and not call.is_turned
     return Functional(
         name=owner if is_itself and _fits(root, owner, place) else f"{parameter}@{node.name}",
         parameter=parameter,
@@ -148,8 +197,8 @@ def _spelled(value: Any) -> str:
     return repr(value)
 
 
-def _evaluated(value: fx.Node, root: nn.Module) -> torch.Tensor:
-    """Compute a value of the graph from what the network holds now."""
+def _evaluated(value: fx.Node, root: nn.Module, *, turned: bool) -> torch.Tensor:
+    """Compute a value of the graph from what the network holds now; of a product turned round."""
     known: dict[fx.Node, Any] = {}
 
     def of(node: fx.Node) -> Any:
@@ -170,4 +219,4 @@ def _evaluated(value: fx.Node, root: nn.Module) -> torch.Tensor:
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     with torch.no_grad(), without_autocast(device):
         result: torch.Tensor = of(value)
-        return result.detach()
+        return result.detach().t() if turned else result.detach()
