@@ -366,11 +366,15 @@ def _by_order(
 def _is_apart(layer: str, norm: str) -> bool:
     """Return whether names say that something stands between a layer and the norm defined next.
 
-    They are of blocks apart, or members of one sequence whose numbers leave a gap.
+    They are of blocks apart, the layer's is one of several before the norm, or they are members of
+    one sequence whose numbers leave a gap.
     """
     ours, theirs = _parts(layer), _parts(norm)
     depth = min(len(ours), len(theirs)) - 1
     if ours[:depth] != theirs[:depth]:
+        return True
+    inner = ours[len(theirs) - 1 : -1]
+    if not theirs[-1].isdecimal() and any(map(str.isdecimal, inner)):
         return True
     if ours[:-1] != theirs[:-1] or not (ours[-1].isdecimal() and theirs[-1].isdecimal()):
         return False
