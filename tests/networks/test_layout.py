@@ -206,6 +206,18 @@ def test_a_square_weight_of_3_by_3_behind_an_upsampling_is_ordinary_and_told(nam
     assert any("--transposed" in note for note in found.notes)
 
 
+def test_an_upsampling_that_is_learnt_has_a_filter_for_each_channel():
+    shapes = {"in.weight": (8, 3, 7), "upsample.conv.weight": (8, 1, 4), "out.weight": (16, 8, 7)}
+    assert layers_of(shapes)["upsample.conv"] == (TRANSPOSED, (8, 1, 4))
+
+
+def test_convolutions_in_four_groups_are_not_transposed():
+    shapes = {"a.conv1.weight": (24, 16, 1, 1), "a.conv2.weight": (24, 6, 3, 3)}
+    shapes |= {"a.conv3.weight": (48, 24, 1, 1), "b.conv1.weight": (24, 48, 1, 1)}
+    shapes |= {"b.conv2.weight": (24, 6, 3, 3), "b.conv3.weight": (48, 24, 1, 1)}
+    assert {layers_of(shapes)[f"{block}.conv2"][0] for block in "ab"} == {CONV}
+
+
 @pytest.mark.parametrize(
     "model",
     [

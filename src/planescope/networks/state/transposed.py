@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
@@ -52,6 +53,10 @@ def find_transposed(
     }
     patterns = Counter(_pattern(w.module) for w in row)
     groups = {w.module: _groups(w) for w in row}
+    for w, behind in itertools.pairwise(row):
+        # One filter for each channel, where the next takes as many: an upsampling that is learnt.
+        if w.shape[1] == 1 < w.shape[0] == behind.shape[1]:
+            groups[w.module] = w.shape[0]
     for module in margins:
         if _pattern(module) in surely:
             found[module] = Axes(Kind.TRANSPOSED, FIRST, groups[module])
@@ -187,4 +192,8 @@ def _is_even(weight: Weight) -> bool:
 
 
 def _fits(before: Weight, behind: Weight, *turned: bool) -> int:
-    return int(_sides(before, turned[0])[1] == _sides(behind, turned[1])[0])
+    outputs, inputs = _sides(before, turned[0])[1], _sides(behind, turned[1])[0]
+    # An ordinary one in groups mostly gives as many channels as it takes; in two there are few.
+    is_even = outputs == behind.shape[0] and outputs % inputs == 0
+    is_grouped = not turned[1] and is_even and outputs // inputs > 2
+    return int(outputs == inputs or is_grouped)
