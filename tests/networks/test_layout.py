@@ -199,6 +199,13 @@ def test_a_square_weight_is_transposed_by_name_alone(name, kind):
     assert layers_of(shapes)[name][0] is kind
 
 
+@pytest.mark.parametrize("name", ["conv_up1", "upconv1", "up.conv"])
+def test_a_square_weight_of_3_by_3_behind_an_upsampling_is_ordinary_and_told(name):
+    found = described({f"{name}.weight": (8, 8, 3, 3), f"{name}.bias": (8,)})
+    assert found.layers[0].kind is CONV
+    assert any("--transposed" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
     "model",
     [

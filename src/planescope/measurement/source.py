@@ -165,6 +165,12 @@ def _part_notes(source: Source) -> list[str]:
             ]
     elif re.search(r"(mp_rank|tp_rank|zero_pp_rank|__\d+)_?\d*", Path(source.path).name):
         return ["by its name a part of a model that is cut over several processes; join them first"]
+    elif match := re.fullmatch(r"(consolidated[._-]?)0*(\d+)(\.\w+)", Path(source.path).name):
+        others = sorted(Path(source.path).parent.glob(f"{match[1]}*{match[3]}"))
+        if len(others) > 1:
+            return [
+                f"one of {len(others)} parts of a model, by the names beside it; join them first"
+            ]
     return []
 
 

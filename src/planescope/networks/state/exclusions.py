@@ -29,12 +29,17 @@ _EMBEDDING = re.compile(
     r"relative_attention_bias|pos|"
     r"pe|position|positional_encoding|rel_pos\w*|relative_position\w*|(\w+_)?emb\d*)$"
 )
+# Of tables that are added, whatever their axes.
+_TABLE = re.compile(r"(^|[._/])(abs_|rel_)?pos(ition(al)?)?_?(emb\w*|enc\w*|table|bias)?$")
+_SPREAD = re.compile(r"(^|[._/])(rho|(log_?)?(sigma|var|std))$")
 _SCALE = re.compile(
     r"(^|[._/])(\w*norm(?!als?(_|$))\w*|ln_?\w{0,3}|[bg]n_?\d*|\w*(?<!up)(?<!down)scale\w*|gain|"
     r"gamma|affine|ls_?\d*|prelu\w*|rms\w*)$|(^|[./])in_?\d*$"
 )
+_STANDARDISED = re.compile(r"[Ss]tandardi[sz]ed_?[Cc]onv|StdConv|WSConv|[Ww]eight_?[Ss]tandard")
 _PACKED = re.compile(r"(^|[._/])(qweight|weight_packed|packed_weight)$")
 # Tensors beside a weight that leave it as it is.
+_MEANS = ("mu", "mean", "loc")
 _STATISTICS = ("running_mean", "moving_mean", "avg_mean", "_mean", ".mean")
 _HARMLESS = frozenset(
     {"running_mean", "running_var", "num_batches_tracked", "scale", "zero_point", "total_ops"}
@@ -158,10 +163,14 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
     # The projection of a patch or time embedding is a layer, and has a bias; a table has none.
     if len(shape) <= 3 and outputs is None and _EMBEDDING.search(name):
         return EMBEDDING
+    if shape[0] == 1 and outputs is None and _TABLE.search(name):
+        return EMBEDDING
     if not weight.is_floating:
         return not_floating(weight)
     if 0 in shape:
         return "it has no weights"
+    if len(shape) > 2 and _STANDARDISED.search(module):
+        return "by its name it standardises its weights when it runs; give the module or ONNX"
     if outputs is None and _SCALE.search(name) and not _is_kernel(shape):
         return "a norm or a scale, by its name, and without a bias for each filter"
     if shape[0] == 1 and len(shape) == 2 and outputs == shape[1] != 1 and ending == "weight":
@@ -170,6 +179,8 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
         return "a bilinear map: it multiplies two inputs"
     if len(shape) == 3 and re.search(r"(^|[._/])experts?([._/]|$)", name):
         return "the weights of several experts in one"
+    if len(shape) == 5 and outputs is None and len(set(shape[2:])) == 3:
+        return "five axes of as many extents, which are no kernel's: several linear maps in one"
     if len(shape) == 5 and shape[0] == 1 and shape[2] > max(shape[3:]):
         return "a modulated weight: it is scaled anew for each input"
     return None
@@ -210,16 +221,29 @@ def of_standardised(
         )
 
 
-def is_harmless(last: str, tensor: Tensor, weight: Tensor, /) -> bool:
+def is_harmless(last: str, tensor: Tensor, weight: Tensor, /, *, is_quantised: bool) -> bool:
     """Tell whether a tensor beside a weight leaves it as it is.
 
     Of torch's quantised modules scale and zero point are those of what comes out, one number each.
+
+    Parameters
+    ----------
+    is_quantised : bool
+        Whether both of them stand there.
     """
     if last in ("scale", "zero_point") and (
-        max(tensor.shape, default=1) > 1 or weight.dtype.startswith("float8")
+        max(tensor.shape, default=1) > 1 or weight.dtype.startswith("float8") or not is_quantised
     ):
         return False
     return last in _HARMLESS or last.startswith(("_extra_state", "activation_post"))
+
+
+def of_spread(module: str, modules: Container[str], /) -> str | None:
+    """Say that a weight is the spread about another, from which weights are drawn."""
+    match = _SPREAD.search(module)
+    if match is None or not any(f"{module[: match.start(2)]}{m}" in modules for m in _MEANS):
+        return None
+    return "the spread of weights that are drawn anew in each run; their mean is measured"
 
 
 def of_siblings(names: Iterable[str], /) -> str | None:

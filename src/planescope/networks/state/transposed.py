@@ -10,10 +10,9 @@ from collections.abc import Container, Mapping, Sequence
 from planescope.hyperplanes.layer import Kind
 from planescope.networks.state.axes import FIRST, Axes, Wanted, Weight
 
-_TRANSPOSED = re.compile(
-    r"deconv|transpos|(?<!gro)up_?conv|conv_?up(?![dg])|conv\w*tr(?![a-z])", re.IGNORECASE
-)
-_UP = re.compile(r"(^|[._/])up(?![a-z])|upsampl", re.IGNORECASE)
+_TRANSPOSED = re.compile(r"deconv|transpos|conv\w*tr(?![a-z])", re.IGNORECASE)
+# Behind an upsampling stands an ordinary convolution as often, of 3 by 3 most of the time.
+_UP = re.compile(r"(^|[._/])up(?![a-z])|upsampl|(?<!gro)up_?conv|conv_?up(?![dg])", re.IGNORECASE)
 # By so much must a reading as transposed fit better, where no bias tells.
 _MARGIN = 2
 Told = defaultdict[str, list[str]]

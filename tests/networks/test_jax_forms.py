@@ -1,4 +1,4 @@
-"""Weights that Flax normalises whenever it runs are measured as they act."""
+"""Weights that Flax normalises whenever it runs, and norms under the names of others."""
 
 from __future__ import annotations
 
@@ -46,3 +46,35 @@ def test_other_forms_of_the_wrappers_are_left_out_by_name(wrapper, shape):
 
 def _rows(layer):
     return layer.weight.read().transpose(2, 3, 1, 0).reshape(-1, 8)
+
+
+NORMS = {
+    "haiku": ("n/conv/w", "n/conv_bn", {"n/conv_bn/scale": 1, "n/conv_bn/offset": 2,
+              "n/conv_bn/~/mean_ema/average": 3, "n/conv_bn/~/var_ema/average": 4}),
+    "haiku, apart": ("params/n/conv/w", "params/n/conv_bn", {
+        "params/n/conv_bn/scale": 1, "params/n/conv_bn/offset": 2,
+        "state/n/conv_bn/~/mean_ema/average": 3, "state/n/conv_bn/~/var_ema/average": 4}),
+    "caffe": ("conv/weights", "bn_conv", {"bn_conv/scale": 1, "bn_conv/offset": 2,
+              "bn_conv/mean": 3, "bn_conv/variance": 4}),
+    "tensorpack": ("conv/W:0", "conv/bn", {"conv/bn/gamma:0": 1, "conv/bn/beta:0": 2,
+                   "conv/bn/mean/EMA:0": 3, "conv/bn/variance/EMA:0": 4}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_norm_under_the_names_of_others_is_the_layers(tmp_path, kind):
+    weight, norm, parts = NORMS[kind]
+    shape = (1, 1, 1, 8) if "haiku" in kind else (8,)
+    held = {name: np.full(shape, value, np.float32) for name, value in parts.items()}
+    np.savez(tmp_path / "net.npz", **held, **{weight: np.ones((3, 3, 4, 8), np.float32)})
+    (layer,) = find(tmp_path / "net.npz").layers
+    assert layer.norm.name == norm
+    found = [layer.norm.gamma, layer.norm.beta, layer.norm.mean, layer.norm.variance]
+    assert [part.read().tolist() for part in found] == [[value] * 8 for value in (1, 2, 3, 4)]
+    assert layer.norm.eps == 1e-5
+
+
+def test_names_that_all_end_in_value_are_read_without_it():
+    held = {"c.kernel.value": np.ones((3, 3, 4, 8)), "c.bias.value": np.ones(8)}
+    (layer,) = find(held).layers
+    assert (layer.name, layer.bias.shape) == ("c", (8,))

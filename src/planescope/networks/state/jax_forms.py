@@ -1,8 +1,13 @@
-"""Weights that Flax normalises whenever it runs: WeightNorm and SpectralNorm around a layer."""
+"""Weights and norms as libraries of JAX keep them, in forms and under names of their own.
+
+Flax' WeightNorm and SpectralNorm change the weights of a layer whenever it runs; Haiku's batch norm
+keeps its statistics apart, with an axis for each of its input.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 from planescope.hyperplanes.layer import Array, StateDict, Tensor, joint_digest
@@ -10,7 +15,11 @@ from planescope.hyperplanes.layer import Array, StateDict, Tensor, joint_digest
 _EPS = 1e-12  # of both wrappers, where nobody has set another
 # What the wrappers keep for each weight, under its name: WeightNorm_0, Conv_0/kernel/scale.
 _ENDS = ("scale", "u", "sigma")
-_COLLECTIONS = ("params", "batch_stats")
+_COLLECTIONS = ("params", "batch_stats", "state", "net_state")
+# Haiku keeps what a batch norm has seen in modules of their own: norm/~/mean_ema, average.
+HAIKU_MEAN = re.compile(r"(?P<module>.+)/~/(?P<last>mean|var)_ema(?P<separator>[./])average")
+# As PyTorch calls the statistics: its epsilon is Haiku's too.
+_HAIKU = {"mean": "running_mean", "var": "running_var", "scale": "gamma", "offset": "beta"}
 
 _MISFIT = "a wrapper of Flax's normalises its weight in a way that is not read; save it normalised"
 
@@ -35,6 +44,36 @@ def normalised(state: StateDict, /) -> StateDict:
         else:
             tensors[whole] = acting
     return dataclasses.replace(state, tensors=tensors, reasons=reasons)
+
+
+def with_plain_norms(tensors: Mapping[str, Tensor], /) -> Mapping[str, Tensor]:
+    """Give Haiku's batch norms, of shape (1, 1, 1, filters), names and shapes as others have."""
+    matches = {name: match for name in tensors if (match := HAIKU_MEAN.fullmatch(name))}
+    if not matches:
+        return tensors
+    split = {name: (m["module"], m["separator"], m["last"]) for name, m in matches.items()}
+    norms = {_parts(match["module"]) for match in matches.values()}
+    homes: dict[tuple[str, ...], str] = {}
+    for name in tensors:
+        found = re.fullmatch(r"(.+)([./])(scale|offset)", name)
+        if found is not None and _parts(found[1]) in norms:
+            split[name] = (found[1], found[2], found[3])
+            homes[_parts(found[1])] = found[1]
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in split and tensor.shape[:-1] == (1,) * len(tensor.shape[1:]):
+            module, separator, last = split[name]
+            home = homes.get(_parts(module), module)
+            plain[f"{home}{separator}{_HAIKU[last]}"] = _flat(tensor)
+        else:
+            plain[name] = tensor
+    return plain
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return dataclasses.replace(
+        tensor, shape=tensor.shape[-1:], read=lambda: tensor.read().reshape(-1)
+    )
 
 
 def _parts(name: str) -> tuple[str, ...]:
