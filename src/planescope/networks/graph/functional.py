@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -88,17 +88,19 @@ def find_functional(graph: fx.Graph, root: nn.Module, /) -> Functions:
                 alike[key] = f"{held.parameter}@{node.name}" if is_taken else held.name
             found[node] = dataclasses.replace(held, name=alike[key])
         elif call.is_layer:
-            sources = [source for source in _sources(call.weight) if source is not None]
-            name = next((each for each in sources if each in parameters), node.name)
-            left_out[name] = _why_not(node, call, sources)
+            name, why = _why_not(node, call, parameters)
+            left_out[name] = why
     return Functions(layers=found, left_out=left_out)
 
 
-def _why_not(node: fx.Node, call: _Call, sources: list[str]) -> str:
-    word = name_of(node)
-    if isinstance(call.weight, fx.Node) and call.weight.op == "get_attr":
-        return f"a fixed weight of {word}: {sources[0]}, which is no parameter"
-    return f"the network computes the weights of this {word} as it runs"
+def _why_not(node: fx.Node, call: _Call, parameters: Container[str]) -> tuple[str, str]:
+    """Name a layer whose weight cannot be had, and say why."""
+    word, weight = name_of(node), call.weight
+    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        return str(weight.target), f"a fixed weight of {word}, which is no parameter"
+    sources = (source for source in _sources(weight) if source in parameters)
+    name = next(sources, None) or node.name
+    return name, f"the network computes the weights of this {word} as it runs"
 
 
 def name_of(node: fx.Node, /) -> str:
