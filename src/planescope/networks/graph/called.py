@@ -11,6 +11,7 @@ from planescope.networks.graph.functional import Functional
 from planescope.networks.graph.unused import find_unused
 from planescope.networks.graph.usage import key_of
 from planescope.networks.live.entries import Survey
+from planescope.networks.state import exclusions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +68,7 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
     unused = find_unused(root, found.leaves, list(found.layers), traced.usage)
     for name in unused.never:
         _remove(found, name)
-        found.leave_out(name, "forward never calls it, nor reads its weight")
+        found.leave_out(name, exclusions.UNCALLED)
     places = {n: p for n, p in traced.places.items() if n in found.layers or n in own}
     return Called(places, (*unused.notes, *traced.notes))
 
