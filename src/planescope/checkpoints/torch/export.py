@@ -58,7 +58,14 @@ def read(path: Path) -> Described:
     tensors, notes = _tensors(archive, programs[0])
     try:
         layers, skipped, of_calls = export_graph.described(program, tensors)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as exc:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        ValueError,
+        RecursionError,
+    ) as exc:
         raise CheckpointError(
             f"{path}: the program makes no sense ({type(exc).__name__}: {exc}); "
             "is the download complete?"

@@ -50,6 +50,7 @@ class Traced:
 
     places: dict[str, Place]
     functional: dict[str, Functional]
+    left_out: dict[str, str]
     usage: Usage
     notes: tuple[str, ...]
 
@@ -82,8 +83,8 @@ def trace(
     """
     with _undisturbed(module), torch.no_grad():
         graph = _traced(module, leaves)
-        functional, usage = find_functional(graph, module), usage_of(graph, module)
-        steps = list(_steps(graph, module, leaves, names, functional))
+        functions, usage = find_functional(graph, module), usage_of(graph, module)
+        steps = list(_steps(graph, module, leaves, names, functions.layers))
     nodes, norms = _nodes(steps)
     positions = follow(nodes)
     # Of a layer that is called several times the first call tells the kind.
@@ -92,7 +93,8 @@ def trace(
         places={
             name: _placed(kinds[name], position, norms) for name, position in positions.items()
         },
-        functional={held.name: held for held in functional.values()},
+        functional={held.name: held for held in functions.layers.values()},
+        left_out=functions.left_out,
         usage=usage,
         notes=tuple(notes_of_calls(positions, {})),
     )

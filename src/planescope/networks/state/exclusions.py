@@ -49,6 +49,7 @@ _HARMLESS = frozenset(
     | {"total_params", "input_scale", "output_scale", "k_scale", "v_scale", "act_scale"}
 )
 
+UNCALLED = "forward never calls it, nor reads its weight"
 INACTIVE = "it does not act: another copy of it does"
 HEADS = "a dense layer of three axes, as of an attention: several linear maps in one"
 RECURRENT = "a recurrent weight: it acts on its own output"
