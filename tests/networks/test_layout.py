@@ -212,10 +212,13 @@ def test_an_upsampling_that_is_learnt_has_a_filter_for_each_channel():
 
 
 def test_convolutions_in_four_groups_are_not_transposed():
-    shapes = {"a.conv1.weight": (24, 16, 1, 1), "a.conv2.weight": (24, 6, 3, 3)}
-    shapes |= {"a.conv3.weight": (48, 24, 1, 1), "b.conv1.weight": (24, 48, 1, 1)}
-    shapes |= {"b.conv2.weight": (24, 6, 3, 3), "b.conv3.weight": (48, 24, 1, 1)}
-    assert {layers_of(shapes)[f"{block}.conv2"][0] for block in "ab"} == {CONV}
+    shapes = {}
+    for block in ("layer.0", "layer.1"):
+        parts = {"conv1": (24, 48, 1, 1), "conv2.conv": (24, 6, 3, 3), "conv2.fc1": (8, 6, 1, 1)}
+        parts |= {"conv2.fc2": (24, 2, 1, 1), "conv3": (48, 24, 1, 1)}
+        shapes |= {f"{block}.{name}.weight": shape for name, shape in parts.items()}
+    found = layers_of(shapes)
+    assert found["layer.0.conv2.conv"] == found["layer.1.conv2.conv"] == (CONV, (24, 6, 3, 3))
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,7 @@ def find_transposed(
         if margin >= _MARGIN and (_pattern(module), open_ones[module].shape) not in torn
     }
     patterns = Counter(_pattern(w.module) for w in row)
-    groups = {w.module: _groups(w) for w in row}
-    for w, behind in itertools.pairwise(row):
-        # One filter for each channel, where the next takes as many: an upsampling that is learnt.
-        if w.shape[1] == 1 < w.shape[0] == behind.shape[1]:
-            groups[w.module] = w.shape[0]
+    groups = _all_groups(row)
     for module in margins:
         if _pattern(module) in surely:
             found[module] = Axes(Kind.TRANSPOSED, FIRST, groups[module])
@@ -180,6 +176,15 @@ def _groups(weight: Weight) -> int:
         return 1
     groups, rest = divmod(weight.norm or 0, second) if second else (1, 1)
     return groups if groups and not rest and first % groups == 0 else 1
+
+
+def _all_groups(row: Sequence[Weight]) -> dict[str, int]:
+    groups = {weight.module: _groups(weight) for weight in row}
+    for weight, behind in itertools.pairwise(row):
+        # One filter for each channel, where the next takes as many: an upsampling that is learnt.
+        if weight.shape[1] == 1 < weight.shape[0] == behind.shape[1]:
+            groups[weight.module] = weight.shape[0]
+    return groups
 
 
 def _own(weight: Weight, turned: bool) -> int:
