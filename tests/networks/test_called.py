@@ -179,25 +179,27 @@ class Products(nn.Module):
         self.W, self.b = nn.Parameter(torch.randn(6, 3)), nn.Parameter(torch.randn(3))
         self.last = nn.Parameter(torch.randn(3, 3))
         self.stack = nn.Parameter(torch.randn(2, 3, 3))
+        self.register_buffer("fixed", torch.randn(4, 4))
 
     def forward(self, x):
-        x = torch.relu(self.one(x)).matmul(self.W) + self.b
-        x = F.relu(x) @ self.last + x
+        x = torch.relu(self.one(x @ self.fixed)).matmul(self.W) + self.b
+        x = F.relu(x) @ self.last.T + x
         return x @ self.two.weight[:, :3].t(), x[None] @ self.stack, torch.bmm(x[None], x[None].mT)
 
 
 def test_products_with_a_weight_are_layers_with_the_bias_that_is_added():
     net = Products()
     names, left, _ = measured(net)
-    assert names == ["one", "W", "last", "two.weight@matmul_2"]
-    assert left.keys() == {"two", "stack"}
+    assert names == ["one", "W", "last", "two.weight@matmul_3"]
+    assert left.keys() == {"two", "stack", "fixed"}
     found, _ = find_layers(read_module(net))
     of = {layer.name: layer for layer in found}
     assert torch.equal(of["W"].weight.read(), net.W.t())
     assert torch.equal(of["W"].bias.read(), net.b)
     assert of["last"].bias is None
+    assert torch.equal(of["last"].weight.read(), net.last)
     assert of["last"].input == "relu"
-    assert torch.equal(of["two.weight@matmul_2"].weight.read(), net.two.weight[:, :3])
+    assert torch.equal(of["two.weight@matmul_3"].weight.read(), net.two.weight[:, :3])
 
 
 class Computed(nn.Module):

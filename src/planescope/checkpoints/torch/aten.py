@@ -88,7 +88,7 @@ HARMLESS = {
 }
 
 # What a weight may go through before it acts.
-FLIPS = {"t", "permute", "transpose"}
+FLIPS = {"t", "permute", "transpose", "numpy_T", "mT", "adjoint"}
 KEEPS = {"detach", "alias", "lift_fresh_copy", "clone", "contiguous"}
 SPREADS = {"expand", "view", "_unsafe_view", "reshape"}
 

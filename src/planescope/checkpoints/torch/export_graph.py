@@ -203,7 +203,9 @@ class _Network:
         if role is Role.VIEW or role is Role.IDENTITY:
             strides = integers(arguments.get("stride")) or integers(arguments.get("kernel_size"))
             steps = "pool" in word and "adaptive" not in word and max(strides, default=1) > 1
-            return Node(role=role, reads=reads[:1], downsamples=steps)
+            # A table of which the input chooses rows is no constant.
+            is_table = bool(reads) and self._constant[reads[0]]
+            return Node(role=role, reads=reads if is_table else reads[:1], downsamples=steps)
         if role is Role.JOIN and (numeral(arguments.get("alpha")) or 1) < 0:
             role = Role.SHIFT
         other = numeral(arguments.get("other"))
@@ -273,6 +275,8 @@ class _Network:
                 known = [self._sources[n] for n in names(argument) if n in self._sources]
                 where = [module_of_part(name) for name in known] or outputs
                 self._skip(where, f"a layer ({word}) whose weights the program computes")
+            elif left := self._matrices(arguments):
+                self._skip([_module(left[0])], f"a product ({word}) with its weight on the left")
             return None
         if reason := exclusions.of_part(weight.name):
             self._skip([_module(weight.name)], reason)

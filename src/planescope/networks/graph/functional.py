@@ -24,6 +24,8 @@ FUNCTIONAL_LAYERS = {
     "linear": Kind.LINEAR,
 }
 
+# Of a matrix all of these do the same.
+_TURNS = {"permute", "t", "transpose", "numpy_T", "getattr T", "getattr mT"}
 _SPATIAL = {Kind.POINTWISE: Kind.CONV}
 
 
@@ -87,10 +89,18 @@ def find_functional(graph: fx.Graph, root: nn.Module, /) -> Functions:
                 is_taken = held.name in alike.values()
                 alike[key] = f"{held.parameter}@{node.name}" if is_taken else held.name
             found[node] = dataclasses.replace(held, name=alike[key])
-        elif call.is_layer:
+        elif call.is_layer or _is_fixed(call.weight, root, parameters):
             name, why = _why_not(node, call, parameters)
             left_out[name] = why
     return Functions(layers=found, left_out=left_out)
+
+
+def _is_fixed(weight: Any, root: nn.Module, parameters: Container[str]) -> bool:
+    """Tell a matrix that a network holds, and that is no parameter."""
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or weight.target in parameters:
+        return False
+    held = attrgetter(str(weight.target))(root)
+    return isinstance(held, torch.Tensor) and sum(extent > 1 for extent in held.shape) == 2
 
 
 def _why_not(node: fx.Node, call: _Call, parameters: Container[str]) -> tuple[str, str]:
@@ -149,7 +159,7 @@ def _product(value: Any, weight: Any, bias: Any) -> _Call | None:
     """Tell a product of what comes from the input, on the left, by what does not."""
     if None not in _sources(value):
         return None
-    turns = isinstance(weight, fx.Node) and name_of(weight) in ("permute", "t", "transpose")
+    turns = isinstance(weight, fx.Node) and _name_with_attribute(weight) in _TURNS
     inner = weight.all_input_nodes if turns else []
     is_straight = len(inner) == 1 and inner[0].op == "get_attr"
     return _Call(
@@ -159,6 +169,11 @@ def _product(value: Any, weight: Any, bias: Any) -> _Call | None:
         is_turned=not is_straight,
         is_layer=False,
     )
+
+
+def _name_with_attribute(node: fx.Node) -> str:
+    name = name_of(node)
+    return f"{name} {node.args[1]}" if name == "getattr" else name
 
 
 def _added(node: fx.Node) -> fx.Node | None:
