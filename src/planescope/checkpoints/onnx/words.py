@@ -54,13 +54,14 @@ _WORDS = {
     ),
     Role.JOIN: (
         *("Add", "Concat", "ConcatFromSequence", "If", "Loop", "Mean", "Scan"),
-        *("ScatterElements", "ScatterND", "SequenceConstruct", "Sum", "Where"),
+        *("ScatterElements", "ScatterND", "SequenceConstruct", "Sum"),
         *("com.microsoft.BiasAdd", "com.microsoft.QLinearAdd", "com.microsoft.QLinearConcat"),
-        *("com.microsoft.QLinearWhere", "com.microsoft.BiasDropout"),
+        "com.microsoft.BiasDropout",
     ),
     Role.PRODUCT: ("Div", "Mul", "com.microsoft.QLinearMul"),
     Role.MAXIMUM: ("Max",),
-    Role.MINIMUM: ("Min",),
+    # A choice between an image and a constant cuts the image, as the lesser of the two does.
+    Role.MINIMUM: ("Min", "Where", "com.microsoft.QLinearWhere"),
     Role.SHIFT: ("Sub",),
     # What they give is the same for every input of that shape.
     Role.CONSTANT: ("Shape", "Size"),
