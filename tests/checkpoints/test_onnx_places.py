@@ -106,22 +106,20 @@ def test_the_norm_behind_what_is_rounded_is_the_layers(tmp_path):
 
 
 CHOICES = {
-    "at most": ("LessOrEqual", ["x", "t"], ["v", "x"], True),
-    "above": ("Greater", ["x", "t"], ["x", "v"], True),
-    "turned": ("Less", ["t", "x"], ["x", "v"], True),
-    "the rest": ("LessOrEqual", ["x", "t"], ["x", "v"], False),
-    "below 0": ("Greater", ["x", "n"], ["x", "v"], False),
-    "filled below 0": ("Greater", ["x", "t"], ["x", "n"], False),
-    "of another": ("Greater", ["z", "t"], ["x", "v"], False),
+    "threshold": ("x", "t", ["v", "x"], True),
+    "the rest": ("x", "t", ["x", "v"], False),
+    "below 0": ("x", "n", ["v", "x"], False),
+    "filled below 0": ("x", "t", ["n", "x"], False),
+    "of another": ("z", "t", ["v", "x"], False),
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_a_choice_that_keeps_what_is_above_0_is_a_relu(tmp_path, name):
-    op, compared, chosen, is_relu = CHOICES[name]
+def test_a_threshold_as_dynamo_exports_it_is_a_relu(tmp_path, name):
+    value, bound, chosen, is_relu = CHOICES[name]
     nodes = [
         helper.make_node("Neg", ["x"], ["z"]),
-        helper.make_node(op, compared, ["c"]),
+        helper.make_node("LessOrEqual", [value, bound], ["c"]),
         helper.make_node("Where", ["c", *chosen], ["r"]),
         helper.make_node("Conv", ["r", "w.weight"], ["y"]),
     ]

@@ -191,8 +191,8 @@ def test_a_convolution_is_no_norm_for_its_name(name):
     assert [layer.name for layer in found.layers] == [name]
 
 
-@pytest.mark.parametrize("name", ["proj_in", "normal_head", "upscale"])
-def test_a_linear_layer_is_no_norm_for_its_name(name):
+@pytest.mark.parametrize("name", ["proj_in", "normal_head", "upscale", "patch_embed.input_proj"])
+def test_a_linear_layer_is_no_norm_or_table_for_its_name(name):
     found = find({f"{name}.weight": np.ones((4, 3), np.float32)})
     assert [layer.name for layer in found.layers] == [name]
 
@@ -208,6 +208,7 @@ def test_a_convolution_that_by_its_name_standardises_its_weights_is_left_out(nam
     ("name", "shape", "reason"),
     [
         ("pos_embed.weight", (1, 8, 4, 4), "an embedding"),
+        ("heads.weight", (31, 8, 300), "three axes with 300 last"),
         ("digit.W", (1, 12, 10, 16, 8), "five axes"),
         ("conv.rho_weight", (4, 3, 3, 3), "the spread of weights"),
         ("gauss.B", (8, 2), "a parameter that is no layer's"),

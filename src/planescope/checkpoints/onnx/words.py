@@ -79,9 +79,6 @@ _OPERANDS: dict[str, slice] = {
     "com.microsoft.QLinearWhere": slice(1, 5, 3),
 }
 
-# Whether what is greater is where the first operand is.
-_COMPARISONS = {"Greater": True, "GreaterOrEqual": True, "Less": False, "LessOrEqual": False}
-
 # Where a quantised operator has the zero point of what it gives.
 _ZERO_POINTS = {
     **dict.fromkeys(("QuantizeLinear", "com.microsoft.QuantizeLinear"), 2),
@@ -230,24 +227,13 @@ class _Steps:
         return last if role is Role.IDENTITY else self._put(Step(role=role, reads=(last,)))
 
     def _cuts(self, node: Node) -> bool:
-        """Tell a threshold: what is above a number stays, and the rest is one that is not below 0.
-
-        As dynamo exports it, and as people write a ReLU with a choice.
-        """
-        condition, *chosen = node.inputs[:3]
+        """Tell a threshold as dynamo exports it: what is at most a number becomes another."""
+        condition, filler, kept = (*node.inputs, None, None, None)[:3]
         compared = None if condition is None else self._makers.get(condition)
-        if compared is None or len(chosen) < 2 or compared.op not in _COMPARISONS:
+        if compared is None or compared.op != "LessOrEqual" or compared.input(0) != kept:
             return False
-        value, bound = compared.inputs[:2]
-        is_above = _COMPARISONS[compared.op]
-        least = self._constants.scalar(bound)
-        if least is None:
-            value, least, is_above = bound, self._constants.scalar(value), not is_above
-        kept, filler = chosen if is_above else reversed(chosen)
-        other = self._constants.scalar(filler)
-        if least is None or other is None:
-            return False
-        return kept == value and least >= 0 and other >= 0
+        least, other = self._constants.scalar(compared.input(1)), self._constants.scalar(filler)
+        return least is not None and other is not None and min(least, other) >= 0
 
     def _role(self, node: Node) -> Role:
         role = WORDS.get(node.op, Role.OTHER)

@@ -26,11 +26,14 @@ _HEADS = {"query", "key", "value", "out"}
 _DENSE = re.compile(r"dense|linear", re.IGNORECASE)
 _EMBEDDING = re.compile(
     r"embed|(^|[._/])(wte|wpe|shared|tok|token|tokens|vocab|codebooks?|centroids|emb_params|"
-    r"relative_attention_bias|pos|"
+    r"relative_attention_bias|quer(y|ies)_feat\w*|reference_points|pos|"
     r"pe|position|positional_encoding|rel_pos\w*|relative_position\w*|(\w+_)?emb\d*)$"
 )
+# A layer of an embedding, or behind it, is one whatever it stands in; patches are not looked up.
+_PROJECTION = re.compile(r"proj|linear|dense|conv|mlp|patch|(^|_)fc")
 # Of tables that are added, whatever their axes.
 _TABLE = re.compile(r"(^|[._/])(abs_|rel_)?pos(ition(al)?)?_?(emb\w*|enc\w*|table|bias)?$")
+_LONGEST = 256  # of kernels that sum over channels too
 _SPREAD = re.compile(r"(^|[._/])(rho|(log_?)?(sigma|var|std))$")
 _SCALE = re.compile(
     r"(^|[._/])(\w*norm(?!als?(_|$))\w*|ln_?\w{0,3}|[bg]n_?\d*|\w*(?<!up)(?<!down)scale\w*|gain|"
@@ -162,7 +165,10 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
     """
     shape, name = weight.shape, module.lower()
     # The projection of a patch or time embedding is a layer, and has a bias; a table has none.
-    if len(shape) <= 3 and outputs is None and _EMBEDDING.search(name):
+    # What a whole embedding is called tells of its parts, and not of theirs.
+    own = ".".join(re.split(r"[./]", name)[-2:])
+    is_table = _EMBEDDING.search(own) and not _PROJECTION.search(split(name)[2])
+    if len(shape) <= 3 and outputs is None and is_table:
         return EMBEDDING
     if shape[0] == 1 and outputs is None and _TABLE.search(name):
         return EMBEDDING
@@ -180,6 +186,9 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
         return "a bilinear map: it multiplies two inputs"
     if len(shape) == 3 and re.search(r"(^|[._/])experts?([._/]|$)", name):
         return "the weights of several experts in one"
+    is_stack = len(shape) == 3 and outputs is None and ending == "weight"
+    if is_stack and shape[1] > 1 and shape[2] > _LONGEST:
+        return f"three axes with {shape[2]} last, no kernel's: several linear maps in one"
     if len(shape) == 5 and outputs is None and len(set(shape[2:])) == 3:
         return "five axes of as many extents, which are no kernel's: several linear maps in one"
     if len(shape) == 5 and shape[0] == 1 and shape[2] > max(shape[3:]):
