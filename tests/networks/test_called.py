@@ -117,6 +117,22 @@ def test_a_network_without_a_graph_and_one_of_lists_claim_nothing():
         assert "perhaps" not in notes
 
 
+def test_of_a_sequential_that_is_cut_the_rest_is_told():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+            self.body.append(nn.Conv2d(4, 2, 3))
+
+        def forward(self, x):
+            return self.body[:-1](x)
+
+    found = ps.measure(Cut())
+    inputs = [(layer.name, layer.input) for layer in found.layers]
+    assert inputs == [("body.0", "image"), ("body.2", "relu"), ("body.3", "unknown")]
+    assert any("does not call body.3: measured" in note for note in found.notes)
+
+
 def test_who_profiles_is_left_alone():
     import cProfile
 
