@@ -117,6 +117,26 @@ def test_a_network_without_a_graph_and_one_of_lists_claim_nothing():
         assert "perhaps" not in notes
 
 
+def test_a_shared_weight_is_measured_with_the_module_that_is_called():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+            self.two.weight = self.one.weight
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(self.two(x))
+
+    net = Shared()
+    found = ps.measure(net)
+    (layer,) = found.layers
+    assert (layer.name, layer.input, layer.norm) == ("two", "image", "norm")
+    assert layer.values.bias == pytest.approx(net.two.bias.detach().numpy())
+    told = [(one.name, one.reason) for one in found.skipped]
+    assert told == [("one", "not called itself; its weight acts in two")]
+
+
 def test_of_a_sequential_that_is_cut_the_rest_is_told():
     class Cut(nn.Module):
         def __init__(self):
