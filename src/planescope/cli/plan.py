@@ -89,7 +89,9 @@ def plan(
     from planescope.criticality.plan.forms import export
     from planescope.criticality.plan.planned import PlanCost
     from planescope.criticality.plan.search import plan as make_plan
+    from planescope.training.memory import keep_memory
 
+    keep_memory()
     check_inputs(inputs, data)
     check_targets(
         (out, () if out is None else export.forms(model)),

@@ -52,7 +52,9 @@ def predict(
     from planescope.criticality.prediction import predict_critical
     from planescope.criticality.sensitivity import Cost
     from planescope.files.results import result as results
+    from planescope.training.memory import keep_memory
 
+    keep_memory()
     check_targets((out, TABLES), (figure, FIGURES))
     if figure is not None and len(files) > 1:
         raise UsageError("--figure draws one network; give one FILE, or draw them one by one")

@@ -70,7 +70,9 @@ def repair(
     """
     from planescope.criticality.plan.forms import export
     from planescope.criticality.plan.repair import repair as put_right
+    from planescope.training.memory import keep_memory
 
+    keep_memory()
     check_targets((out, () if out is None else export.forms(changed)), (table, TABLES))
     check_apart(out, changed, reference)
     check_inputs(inputs, data)

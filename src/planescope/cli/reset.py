@@ -189,7 +189,9 @@ def reset(
     try:
         with layer_progress() as advance:
             from planescope.criticality.resets import reset as put_back
+            from planescope.training.memory import keep_memory
 
+            keep_memory()
             common |= {} if run is not None else {"keep": keep}
             resets = put_back(subject, on_cell=advance, **common)
     except KeyboardInterrupt:

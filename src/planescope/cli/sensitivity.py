@@ -72,7 +72,9 @@ def sensitivity(
     """
     from planescope.criticality.sensitivity import Cost
     from planescope.criticality.sensitivity import sensitivity as find
+    from planescope.training.memory import keep_memory
 
+    keep_memory()
     check_inputs(inputs, data)
     check_targets(
         (out, TABLES),
