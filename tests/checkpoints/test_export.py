@@ -314,3 +314,42 @@ def test_a_weight_that_two_layers_share_is_told_with_what_they_do_not_share(tmp_
     assert [one.reason.partition(";")[0] for one in found.skipped] == [
         f"the weight of {forms[0][0]} with another bias"
     ]
+
+
+class Frozen(nn.Module):
+    """A body that is not trained, in parts of the program that have graphs of their own."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head, self.way = nn.Conv2d(4, 3, 3), way
+
+    def forward(self, x):
+        if self.way == "branch":
+            ways = (self.body[0], lambda x: x.repeat(1, 2, 1, 1)[..., 2:, 2:] * 1)
+            return self.head(torch.cond(x.sum() > 0, *ways, (x,)))
+        with torch.no_grad(), torch.autocast("cpu", enabled=self.way == "autocast"):
+            y = self.body(x)
+        return self.head(y.float())
+
+
+@pytest.mark.parametrize("way", ["no_grad", "autocast"])
+def test_what_runs_in_another_mode_is_read_where_it_stands(tmp_path, way):
+    net, path = Frozen(way).eval(), tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(net, (torch.randn(1, 2, 9, 9),)), path)
+    assert rows(ps.measure(path)) == rows(ps.measure(net))
+
+
+def test_a_layer_in_a_branch_is_left_out_by_name(tmp_path):
+    net, path = Frozen("branch").eval(), tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(net, (torch.randn(1, 2, 9, 9),)), path)
+    measured = ps.measure(path)
+    assert [layer.name for layer in measured.layers] == ["head"]
+    (left,) = measured.skipped
+    assert (left.name, "in a branch or loop" in left.reason) == ("body.0", True)
+
+
+def rows(measured):
+    return [
+        (x.name, x.input, x.stage, x.norm, x.mean_cosine, x.mean_centre) for x in measured.layers
+    ]

@@ -30,6 +30,7 @@ from planescope.checkpoints.keras.config import MAX_CALLS, trace
 from planescope.checkpoints.keras.model import read
 from planescope.files.errors import CheckpointError
 from planescope.hyperplanes.layer import Input
+from planescope.measurement.source import find
 
 KERAS_2 = Path(__file__).parents[1] / "keras"
 
@@ -563,6 +564,22 @@ def test_what_is_not_measured_is_not_read(tmp_path):
         tracemalloc.stop()
     assert set(weights) == {"dense", "conv2d"}
     assert peak < 1 << 21
+
+
+def test_a_layer_in_a_wrapper_that_keeps_something_of_its_own_is_in_its_place(tmp_path):
+    inner = {"class_name": "Conv2D", "config": {"name": "inner", "filters": 4}}
+    parts = {"sn/inner/kernel": KERNEL, "sn/vector_u": np.ones((1, 4), np.float32)}
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        net = functional(layer("SpectralNormalization", "sn", "in", layer=inner))
+        file.attrs["model_config"] = json.dumps(net)
+        file.attrs["layer_names"] = ["sn"]
+        file.create_group("sn").attrs["weight_names"] = list(parts)
+        for name, values in parts.items():
+            file["sn"][name] = values
+    found = find(tmp_path / "net.h5")
+    [only] = found.layers
+    assert (only.name, only.input, found.skipped) == ("sn", Input.IMAGE, ())
+    assert same(only.weight, FLIPPED)
 
 
 def test_weights_of_keras_1_have_their_names_translated(tmp_path):

@@ -95,3 +95,37 @@ def test_averages_behind_a_word_in_front_of_each_name_are_a_copy(tmp_path, endin
     assert (layer.name, layer.negative_mass, layer.norm) == ("c1", 0.0, "n1")
     (average,) = ps.measure(path, entry="ema_").layers
     assert (average.name, average.negative_mass) == ("c1", 1.0)
+
+
+def _weights(prefix, separator="."):
+    parts = {"conv.weight": (8, 3, 3, 3), "conv.bias": (8,), "fc.weight": (4, 8)}
+    names = {name: name.replace(".", separator) for name in parts}
+    return {prefix + names[name]: np.ones(shape, "f4") for name, shape in parts.items()}
+
+
+BESIDE = {
+    "an optimiser's": ("model.", ["optimizer.state.exp_avg.", "optimizer.state.exp_avg_sq."]),
+    "without a name of its own": ("", ["moments."]),
+    "of optax": ("params/", ["opt_state/0/mu/", "opt_state/0/nu/"]),
+    "gradients": ("", ["grad."]),
+    "a copy": ("model.", ["best_model."]),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_a_training_keeps_for_each_weight_is_no_layer(kind):
+    own, beside = BESIDE[kind]
+    separator = "/" if "/" in own else "."
+    arrays = dict(_weights(own, separator))
+    for prefix in beside:
+        arrays |= _weights(prefix, separator)
+    found = ps.measure(arrays, kinds="all")
+    assert [layer.name for layer in found.layers] == [f"{own}conv", f"{own}fc"]
+    assert any(beside[0][:-1] in note for note in found.notes)
+    again = ps.measure(arrays, kinds="all", entry=beside[0][:-1])
+    assert [layer.name for layer in again.layers] == ["conv", "fc"]
+
+
+def test_a_part_of_a_network_that_is_called_as_a_mask_is_a_layer():
+    arrays = _weights("") | {"mask.conv.weight": np.ones((8, 3, 3, 3), "f4")}
+    assert len(ps.measure(arrays, kinds="all").layers) == 3

@@ -91,3 +91,38 @@ def test_an_adapter_of_peft_is_known_by_the_modules_of_nodes(tmp_path, way):
     result = found(tmp_path / "net.onnx", nodes, bias=(), **weights)
     assert "fc.base_layer" not in [layer.name for layer in result.layers]
     assert "not merged" in {one.name: one.reason for one in result.skipped}["fc.base_layer"]
+
+
+def test_the_norm_behind_what_is_rounded_is_the_layers(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w.weight"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "step", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["d"]),
+        helper.make_node("BatchNormalization", ["d", *"gbmv"], ["y"]),
+    ]
+    weights = {"step": np.float32(0.1), "zero": np.float32(3), "v": np.ones(8)}
+    result = found(tmp_path / "net.onnx", nodes, bias=("g", "b", "m"), **weights)
+    assert [layer.norm is None for layer in result.layers] == [False]
+
+
+CHOICES = {
+    "threshold": ("x", "t", ["v", "x"], True),
+    "the rest": ("x", "t", ["x", "v"], False),
+    "below 0": ("x", "n", ["v", "x"], False),
+    "filled below 0": ("x", "t", ["n", "x"], False),
+    "of another": ("z", "t", ["v", "x"], False),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_threshold_as_dynamo_exports_it_is_a_relu(tmp_path, name):
+    value, bound, chosen, is_relu = CHOICES[name]
+    nodes = [
+        helper.make_node("Neg", ["x"], ["z"]),
+        helper.make_node("LessOrEqual", [value, bound], ["c"]),
+        helper.make_node("Where", ["c", *chosen], ["r"]),
+        helper.make_node("Conv", ["r", "w.weight"], ["y"]),
+    ]
+    weights = {"t": np.float32(0.1), "v": np.float32(0.2), "n": np.float32(-1)}
+    result = found(tmp_path / "net.onnx", nodes, bias=(), **weights)
+    assert (result.layers[0].input.value == "relu") is is_relu

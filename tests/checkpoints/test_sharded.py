@@ -15,6 +15,7 @@ from planescope.checkpoints import read_contents
 from planescope.checkpoints.probe import Probe
 from planescope.checkpoints.sharded import files, read, recognises
 from planescope.files.errors import CheckpointError
+from planescope.measurement.source import find
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -169,3 +170,11 @@ def test_an_index_is_recognised_by_content(tmp_path, content, recognised):
 def test_a_shard_whose_name_is_too_long_for_any_file_is_missing(tmp_path):
     with pytest.raises(CheckpointError, match=r"its shard x+ is missing; put it beside"):
         read(index(tmp_path, {"a": "x" * 5000}))
+
+
+@pytest.mark.parametrize(("beside", "is_told"), [("consolidated.01.pth", True), ("x.pth", False)])
+def test_a_part_of_a_model_that_stands_beside_others_is_told(tmp_path, beside, is_told):
+    for name in ("consolidated.00.pth", beside):
+        torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / name)
+    found = find(tmp_path / "consolidated.00.pth")
+    assert any("join them first" in note for note in found.notes) is is_told

@@ -506,8 +506,22 @@ def test_a_result_prints_what_it_is_and_names_layers_that_change_nothing(case):
     assert text.splitlines()[0].split() == ["layer", "critical", "init"]
     assert f"trained: {found.trained.value:.1%} of 300 examples right" in text
     assert "Table: relative drop in %, in parentheses within noise. " in text
-    assert "no output changes by aux: evaluation does not reach it" in text
+    assert "not reset, for forward never calls it, nor reads its weight: aux" in text
     assert "no output changes" not in str(ps.reset(network, to={"init": start}, data=(x, y)))
+
+
+def test_a_layer_that_training_alone_calls_is_named_as_one_that_changes_nothing(case):
+    class Aided(Net):
+        def forward(self, x):
+            return super().forward(x) + (self.aux(x).mean() if self.training else 0)
+
+    _, start, x, y = case
+    networks = Aided(), Aided()
+    for network in networks:
+        network.aux = nn.Conv2d(3, 4, 3)
+        network.load_state_dict(start, strict=False)
+    text = str(ps.reset(networks[0], to={"init": networks[1]}, data=(x, y)))
+    assert "aux: evaluation does not reach" in text
 
 
 def test_a_break_in_the_midst_leaves_everything_as_it_was(case):

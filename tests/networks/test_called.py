@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import planescope as ps
+from planescope.networks.live.module import read_module
+from planescope.networks.state.layers import find_layers
 
 
 def measured(net):
@@ -100,7 +102,7 @@ def test_weights_that_are_read_are_not_said_to_be_idle():
     names, left, notes = measured(Held())
     assert {"plain", "looked", "attention.out_proj", "called"} <= set(names)
     assert not any("never" in reason for reason in left.values())
-    assert "how it acts there is not known" in left["tied"]
+    assert left["tied"] == "not called itself; what acts is tied.weight@matmul"
     assert notes == ""
 
 
@@ -168,15 +170,118 @@ def test_a_function_that_is_given_the_weight_alone_has_no_bias():
     assert not layer.values.bias.any()
 
 
-def test_a_weight_that_is_multiplied_by_itself_is_left_out_by_name():
-    class Product(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = nn.Linear(4, 6), nn.Linear(4, 6)
+class Products(nn.Module):
+    """Weights in the forms in which people write products with them."""
 
-        def forward(self, x):
-            return self.one(x) @ self.two.weight
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.W, self.b = nn.Parameter(torch.randn(6, 3)), nn.Parameter(torch.randn(3))
+        self.last = nn.Parameter(torch.randn(3, 3))
+        self.stack = nn.Parameter(torch.randn(2, 3, 3))
+        self.register_buffer("fixed", torch.randn(4, 4))
 
-    names, left, _ = measured(Product())
-    assert names == ["one"]
-    assert "gives its weight to matmul" in left["two"]
+    def forward(self, x):
+        x = torch.relu(self.one(x @ self.fixed)).matmul(self.W) + self.b
+        x = F.relu(x) @ self.last.T + x
+        return x @ self.two.weight[:, :3].t(), x[None] @ self.stack, torch.bmm(x[None], x[None].mT)
+
+
+def test_products_with_a_weight_are_layers_with_the_bias_that_is_added():
+    net = Products()
+    names, left, _ = measured(net)
+    assert names == ["one", "W", "last", "two.weight@matmul_3"]
+    assert left.keys() == {"two", "stack", "fixed"}
+    found, _ = find_layers(read_module(net))
+    of = {layer.name: layer for layer in found}
+    assert torch.equal(of["W"].weight.read(), net.W.t())
+    assert torch.equal(of["W"].bias.read(), net.b)
+    assert of["last"].bias is None
+    assert torch.equal(of["last"].weight.read(), net.last)
+    assert of["last"].input == "relu"
+    assert torch.equal(of["two.weight@matmul_3"].weight.read(), net.two.weight[:, :3])
+
+
+class Computed(nn.Module):
+    """Weights that come from the input, from another layer, from a buffer, from parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.maker, self.start = nn.Linear(4, 54), nn.Parameter(torch.randn(1, 4))
+        self.register_buffer("blur", torch.ones(3, 1, 3, 3))
+        self.experts = nn.Parameter(torch.randn(2, 3, 3, 3, 3))
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+
+    def forward(self, x):
+        made = F.conv2d(x, self.maker(self.start).view(6, 1, 3, 3).repeat(1, 3, 1, 1))
+        mixed = F.conv2d(x, (x.mean() * self.experts).sum(0))
+        x = F.conv2d(F.conv2d(x, self.blur, groups=3), self.normed.weight, self.normed.bias)
+        return x, made, mixed
+
+
+def test_convolutions_whose_weights_cannot_be_had_are_left_out_by_name():
+    names, left, _ = measured(Computed())
+    assert names == ["maker", "normed"]
+    assert left.keys() == {"conv2d", "experts", "blur"}
+    assert "computes the weights of this conv2d" in left["conv2d"]
+    assert "no parameter" in left["blur"]
+
+
+class LowRank(nn.Module):
+    """A layer, and beside it a part of low rank, by names that nobody knows."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.whole = nn.Linear(inputs, outputs)
+        self.A, self.B = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x):
+        return self.whole(x) + 0.5 * (x @ self.A.t() @ self.B.t())
+
+
+def test_a_layer_with_a_part_of_low_rank_is_one():
+    net = nn.Sequential(LowRank(6, 5), nn.ReLU(), LowRank(5, 3))
+    found, left = find_layers(read_module(net))
+    assert [layer.name for layer in found] == ["0", "2"]
+    assert left == []
+    wanted = net[0].whole.weight + 0.5 * net[0].B @ net[0].A
+    torch.testing.assert_close(found[0].weight.read().float(), wanted)
+
+
+# --- graphs that torch has made of a network
+
+
+def small():
+    torch.manual_seed(0)
+    parts = (nn.Conv2d(2, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU())
+    up = (nn.ConvTranspose2d(4, 4, 3, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(*parts, nn.Conv2d(4, 4, 1), nn.ReLU(), *up, nn.Linear(4, 3))
+    net[1].eps = 0.1
+    net[1].running_mean += 0.5
+    return net.eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["program", "module", "decomposed"])
+def test_an_exported_network_is_measured_as_it_was(form):
+    net = small()
+    program = torch.export.export(net, (torch.randn(2, 2, 9, 9),))
+    if form != "program":
+        whole = program if form == "module" else program.run_decompositions()
+        program = whole.module()
+    wanted, found = (ps.measure(x, kinds="all", view="effective") for x in (net, program))
+    rows = [[{**row, "stage": None} for row in x.to_dict()["layers"]] for x in (wanted, found)]
+    assert rows[0] == rows[1]
+    assert (found.skipped, found.notes) == (wanted.skipped, wanted.notes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_observers_change_no_input():
+    from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
+
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()).eval()
+    x = torch.randn(2, 2, 9, 9)
+    prepared = quantize_fx.prepare_fx(net, get_default_qconfig_mapping(), (x,))
+    prepared(x)
+    for each in (prepared, quantize_fx.convert_fx(prepared)):
+        assert [layer.input for layer in ps.measure(each).layers] == ["image", "relu"]

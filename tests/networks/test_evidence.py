@@ -293,3 +293,13 @@ def test_networks_in_lists_are_found(tmp_path, case, stream):
     if len(LISTED[case]) > 1 and case.startswith("list"):
         assert "tensors at '1'" in " ".join(found.notes)
         assert measured(path, entry="1")[1] == expected(("conv", B))
+
+
+def test_a_norm_outside_of_the_blocks_is_not_that_of_the_last_convolution_in_them():
+    shapes = {"layer1.0.conv1.weight": (8, 3, 3, 3), "layer1.0.conv2.weight": (8, 8, 3, 3)}
+    shapes |= {
+        f"bn_last.{part}": (8,) for part in ("weight", "bias", "running_mean", "running_var")
+    }
+    found = find({name: np.ones(shape, np.float32) for name, shape in shapes.items()})
+    assert [layer.norm for layer in found.layers] == [None, None]
+    assert any("bn_last" in note for note in found.notes)

@@ -199,6 +199,28 @@ def test_a_square_weight_is_transposed_by_name_alone(name, kind):
     assert layers_of(shapes)[name][0] is kind
 
 
+@pytest.mark.parametrize("name", ["conv_up1", "upconv1", "up.conv"])
+def test_a_square_weight_of_3_by_3_behind_an_upsampling_is_ordinary_and_told(name):
+    found = described({f"{name}.weight": (8, 8, 3, 3), f"{name}.bias": (8,)})
+    assert found.layers[0].kind is CONV
+    assert any("--transposed" in note for note in found.notes)
+
+
+def test_an_upsampling_that_is_learnt_has_a_filter_for_each_channel():
+    shapes = {"in.weight": (8, 3, 7), "upsample.conv.weight": (8, 1, 4), "out.weight": (16, 8, 7)}
+    assert layers_of(shapes)["upsample.conv"] == (TRANSPOSED, (8, 1, 4))
+
+
+def test_convolutions_in_four_groups_are_not_transposed():
+    shapes = {}
+    for block in ("layer.0", "layer.1"):
+        parts = {"conv1": (24, 48, 1, 1), "conv2.conv": (24, 6, 3, 3), "conv2.fc1": (8, 6, 1, 1)}
+        parts |= {"conv2.fc2": (24, 2, 1, 1), "conv3": (48, 24, 1, 1)}
+        shapes |= {f"{block}.{name}.weight": shape for name, shape in parts.items()}
+    found = layers_of(shapes)
+    assert found["layer.0.conv2.conv"] == found["layer.1.conv2.conv"] == (CONV, (24, 6, 3, 3))
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -191,7 +191,39 @@ def test_a_convolution_is_no_norm_for_its_name(name):
     assert [layer.name for layer in found.layers] == [name]
 
 
-@pytest.mark.parametrize("name", ["proj_in", "normal_head", "upscale"])
-def test_a_linear_layer_is_no_norm_for_its_name(name):
+@pytest.mark.parametrize("name", ["proj_in", "normal_head", "upscale", "patch_embed.input_proj"])
+def test_a_linear_layer_is_no_norm_or_table_for_its_name(name):
     found = find({f"{name}.weight": np.ones((4, 3), np.float32)})
     assert [layer.name for layer in found.layers] == [name]
+
+
+@pytest.mark.parametrize("name", ["block/a/standardized_conv2d", "StdConv_0"])
+def test_a_convolution_that_by_its_name_standardises_its_weights_is_left_out(name):
+    found = find({f"{name}/kernel": np.ones((3, 3, 4, 8), np.float32)})
+    assert not found.layers
+    assert "standardises its weights" in found.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("pos_embed.weight", (1, 8, 4, 4), "an embedding"),
+        ("heads.weight", (31, 8, 300), "three axes with 300 last"),
+        ("digit.W", (1, 12, 10, 16, 8), "five axes"),
+        ("conv.rho_weight", (4, 3, 3, 3), "the spread of weights"),
+        ("gauss.B", (8, 2), "a parameter that is no layer's"),
+    ],
+)
+def test_tables_capsules_spreads_and_features_are_no_layers(name, shape, reason):
+    base = "conv.mu_weight" if "rho" in name else "conv.weight"
+    found = find({base: np.ones((4, 3, 3, 3)), name: np.ones(shape)})
+    assert [layer.name for layer in found.layers] == [base[:-7]]
+    assert found.skipped[0].reason.startswith(reason)
+
+
+@pytest.mark.parametrize("is_quantised", [False, True])
+def test_one_scale_beside_a_weight_is_harmless_where_a_zero_point_is_too(is_quantised):
+    arrays = {"c.weight": np.ones((4, 3, 3, 3), np.float32), "c.scale": np.float32(2)}
+    if is_quantised:
+        arrays["c.zero_point"] = np.int64(0)
+    assert len(find(arrays).layers) == is_quantised

@@ -140,6 +140,25 @@ def test_the_first_update_measures_whatever_its_step_and_no_step_is_measured_twi
     assert [step for step, _ in tracker.measurements] == [7, 10, 13]
 
 
+def test_a_step_that_is_given_again_after_a_training_is_told_once(tmp_path):
+    tracker, model = ps.Tracker(every=1, out=tmp_path / "run"), network()
+    for step in (0, 1):
+        tracker.update(model, step)
+        tracker.update(model, step, metrics={"train_loss": step + 0.5})
+        train(model, steps=1)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            tracker.update(model, step)
+        assert [f"step {step} was measured" in str(one.message) for one in told] == [True][step:]
+    losses = pd.read_csv(tmp_path / "run" / "metrics.csv")["train_loss"]
+    assert losses.tolist() == [0.5, 1.5]
+    strict = ps.Tracker(errors="raise")
+    strict.update(model, 1)
+    strict.update(train(model, steps=0), 1)
+    with pytest.raises(ps.UsageError, match="step 1 was measured"):
+        strict.update(train(model, steps=1), 1)
+
+
 def test_the_table_has_a_row_an_update_and_layer():
     tracker, model = ps.Tracker(every=1), network()
     for epoch in range(2):

@@ -23,6 +23,17 @@ _COPY = re.compile(rf"(^|_)({_FOLLOWERS}|emas|slow|polyak)(_|$)|^encoder_k$")
 # As some write it, in front of the names of a network's own tensors.
 _FLAT_COPY = re.compile(rf"({_FOLLOWERS})_")
 
+# What keeps a value for each weight under the weight's own name: an optimiser, or what tells of
+# gradients. One letter, or a word that a network may have for a part, tells only beside those, or
+# where it has all weights of the network.
+_OF_TRAINING = re.compile(
+    r"opt|optim(izer|iser)?s?|opt(im(izer|iser)?)?_states?|ada(m|max|grad|delta|factor|belief)w?|"
+    r"sgd|rmsprop|lamb|lion|(max_)?exp_avg(_sq)?|moment(um)?s?(_?buffer)?_?[12]?|accum(ulator)?s?|"
+    r"velocit(y|ies)|grads?|gradients?|fisher|hessian|slots?",
+    re.IGNORECASE,
+)
+_OF_ALL = re.compile(r"[mv]|mu|nu|trace|masks?|init(ial)?|backup|old|prev(ious)?|best(_model)?")
+
 
 def read_entry(form: ModuleType, path: Path, entry: str | None, /) -> StateDict | Described:
     """Read a file of a format, or one entry of it.
@@ -80,7 +91,7 @@ def _only(state: StateDict, entry: str, path: Path) -> StateDict:
 
 def without_copies(state: StateDict) -> StateDict:
     """Leave out the averages of a network that stand beside it, tensor by tensor the same."""
-    state = _without_flat_copies(state)
+    state = _without_values_of_training(_without_flat_copies(state))
     groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in state.tensors.items():
         first, _, rest = name.partition("/" if "/" in name and "." not in name else ".")
@@ -102,6 +113,57 @@ def without_copies(state: StateDict) -> StateDict:
     prefixes = tuple(copy + separator for copy in copies for separator in "./")
     tensors = {n: t for n, t in state.tensors.items() if not n.startswith(prefixes)}
     return _without(state, tensors, ", ".join(copies), copies[0])
+
+
+def _without_values_of_training(state: StateDict) -> StateDict:
+    """Leave out what has the names of the network's weights behind a word of its own."""
+    weights = {n: t.shape for n, t in state.tensors.items() if len(t.shape) > 1}
+    parts = {name: tuple(re.split(r"[./]", name)) for name in weights}
+    marked = {
+        name: end
+        for name, words in parts.items()
+        for end in [_last_mark(words)]
+        if 0 < end < len(words)
+    }
+    if not marked:
+        return state
+    # A network may stand under a name of its own, or of two.
+    known: defaultdict[tuple[str, ...], set[tuple[int, ...]]] = defaultdict(set)
+    own = [name for name in weights if name not in marked]
+    for name in own:
+        for start in range(min(3, len(parts[name]))):
+            known[parts[name][start:]].add(weights[name])
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name, end in marked.items():
+        rest = parts[name][end:]
+        groups[name[: len(name) - len(".".join(rest)) - 1]].append(name)
+    copies = [
+        group
+        for group, names in groups.items()
+        if all(weights[name] in known[parts[name][marked[name] :]] for name in names)
+        and (len(names) == len(own) or any(map(_OF_TRAINING.fullmatch, re.split("[./]", group))))
+    ]
+    if not copies:
+        return state
+    prefixes = tuple(copy + separator for copy in copies for separator in "./")
+    tensors = {n: t for n, t in state.tensors.items() if not n.startswith(prefixes)}
+    told = ", ".join(copies)
+    note = (
+        f"what stands under {told} has the names and shapes of the network's weights, as an "
+        f"optimiser's values or a copy do: not measured (--entry {copies[0]})"
+    )
+    return dataclasses.replace(state, tensors=tensors, notes=(*state.notes, note))
+
+
+def _last_mark(words: tuple[str, ...]) -> int:
+    """Return the place behind the last leading word that is of a training; 0 where none is."""
+    found = 0
+    for place, word in enumerate(words[:-1]):
+        if _OF_TRAINING.fullmatch(word) or _OF_ALL.fullmatch(word):
+            found = place + 1
+        elif not word.isdecimal() and word not in ("state", "states"):
+            break
+    return found
 
 
 def _without_flat_copies(state: StateDict) -> StateDict:

@@ -165,6 +165,12 @@ def _part_notes(source: Source) -> list[str]:
             ]
     elif re.search(r"(mp_rank|tp_rank|zero_pp_rank|__\d+)_?\d*", Path(source.path).name):
         return ["by its name a part of a model that is cut over several processes; join them first"]
+    elif match := re.fullmatch(r"(consolidated[._-]?)0*(\d+)(\.\w+)", Path(source.path).name):
+        others = sorted(Path(source.path).parent.glob(f"{match[1]}*{match[3]}"))
+        if len(others) > 1:
+            return [
+                f"one of {len(others)} parts of a model, by the names beside it; join them first"
+            ]
     return []
 
 
@@ -183,6 +189,9 @@ def _opened(x: Any, entry: str | None) -> Opened:
 
         source = Source(path=x.name, format=_KERAS_MODEL, bytes=None)
         return Opened(source=source, contents=read_model(x))
+    program: Any = getattr(sys.modules.get("torch.export"), "ExportedProgram", ())
+    if isinstance(x, program):
+        return _from_module(x.module(), type(x).__name__)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.nn.Module):
         return _from_module(x, type(x).__name__)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from planescope.checkpoints.choose import listing
 from planescope.files.errors import CheckpointError, UsageError
 from planescope.hyperplanes.layer import StateDict, Tensor
+from planescope.networks.state.jax_forms import HAIKU_MEAN, with_plain_norms
 from planescope.networks.state.stored import WEIGHTS
 
 Tree: TypeAlias = "Tensor | dict[str, Tree]"
@@ -96,34 +97,11 @@ def state_dict(tree: dict[str, Tree], path: Path, *, entry: str | None = None) -
         )
     beside = f"{listing(part.others)}: holds arrays too and was not measured" if part.others else ""
     return StateDict(
-        tensors=_separated(_with_biases(_plain_norms(tensors))),
+        tensors=_separated(_with_biases(with_plain_norms(tensors))),
         in_order=_is_in_order(part.trees[0]),
         entry=".".join(part.entry),
         note=beside,
     )
-
-
-# Haiku keeps what a batch norm has seen in modules of their own: norm/~/mean_ema.average.
-_HAIKU_MEAN = re.compile(r"(.+)/~/(mean|var)_ema\.average")
-_HAIKU = {"mean": "moving_mean", "var": "moving_variance", "scale": "gamma", "offset": "beta"}
-
-
-def _plain_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give Haiku's batch norms, of shape (1, 1, 1, filters), the names and shapes of Keras'."""
-    norms = {match[1] for name in tensors if (match := _HAIKU_MEAN.fullmatch(name))}
-    plain = {}
-    for name, tensor in tensors.items():
-        match = _HAIKU_MEAN.fullmatch(name)
-        module, _, last = name.rpartition(".") if match is None else (match[1], "", match[2])
-        if module in norms and last in _HAIKU and tensor.shape[:-1] == (1,) * len(tensor.shape[1:]):
-            plain[f"{module}.{_HAIKU[last]}"] = _flat(tensor)
-        else:
-            plain[name] = tensor
-    return plain
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return replace(tensor, shape=tensor.shape[-1:], read=lambda: tensor.read().reshape(-1))
 
 
 _BIASES = re.compile(r"(^|[._])(bias(es)?|intercepts?_?|bs?)$", re.IGNORECASE)
@@ -198,7 +176,7 @@ def _network(tree: dict[str, Tree]) -> _Part:
     match tree:
         # Haiku's transform gives parameters and state as a pair, and an optimiser's comes third.
         case {"0": dict() as first, "1": dict() as second} if any(
-            _HAIKU_MEAN.fullmatch(name) for name, _ in _leaves(second, ())
+            HAIKU_MEAN.fullmatch(name) for name, _ in _leaves(second, ())
         ):
             return _Part(entry=("0",), trees=[first, second])
     while True:

@@ -82,9 +82,12 @@ class Weights:
             # Of the models around a layer, some versions write all and some only the outermost.
             places = [(path[0], *path[depth:]) for depth in range(1, max(len(path), 2))]
         for place in places:
-            match self._by_place.get(place):
-                case [only]:
-                    return only
+            found = self._by_place.get(place, [])
+            # A wrapper may keep something beside the layer, as the vector of a spectral norm.
+            if len(found) > 1:
+                found = [variables for variables in found if "kernel" in variables.keys]
+            if len(found) == 1:
+                return found[0]
         return None
 
     def own(self, layer: ConfigLayer) -> Variables | None:

@@ -13,7 +13,12 @@ from planescope.networks.graph.places import Node as Step
 from planescope.networks.graph.places import Role, clamped, is_even
 
 _WORDS = {
-    Role.IDENTITY: SILENT,
+    # Of what is rounded the norm behind it is the norm behind the layer.
+    Role.IDENTITY: (
+        *SILENT,
+        *("DequantizeLinear", "QuantizeLinear"),
+        *("com.microsoft.DequantizeLinear", "com.microsoft.QuantizeLinear"),
+    ),
     Role.NORM: ("BatchNormalization", "com.ms.internal.nhwc.BatchNormalization"),
     Role.RELU: ("Relu",),
     Role.GATE: (
@@ -24,17 +29,17 @@ _WORDS = {
     ),
     Role.VIEW: (
         *("AveragePool", "CenterCropPad", "Compress", "CumSum", "DepthToSpace"),
-        *("DequantizeLinear", "DynamicQuantizeLinear", "Expand", "Flatten", "Gather"),
+        *("DynamicQuantizeLinear", "Expand", "Flatten", "Gather"),
         *("GatherElements", "GatherND", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"),
-        *("LRN", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Pad", "QuantizeLinear"),
+        *("LRN", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Pad"),
         *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize"),
         *("ReverseSequence", "RoiAlign", "SequenceAt", "Slice", "SpaceToDepth", "Split"),
         *("SplitToSequence", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze"),
         *("Upsample", "GridSample"),
         *(f"com.microsoft.{word}" for word in (
-            "CropAndResize", "DequantizeLinear", "ExpandDims", "GatherND", "GridSample",
+            "CropAndResize", "ExpandDims", "GatherND", "GridSample",
             "MaxpoolWithMask", "NhwcMaxPool", "Pad", "QLinearAveragePool",
-            "QLinearGlobalAveragePool", "QLinearReduceMean", "QuantizeLinear", "RemovePadding",
+            "QLinearGlobalAveragePool", "QLinearReduceMean", "RemovePadding",
             "RestorePadding", "Trilu", "UnfoldTensor",
         )),
         *(f"com.microsoft.nchwc.{word}" for word in (
@@ -149,7 +154,7 @@ class _Steps:
         self.norms: dict[int, Node] = {}
         self.numbers: dict[Name, int] = {}  # of all that depends on the network's input
         self._constants, self._layers, self._parts = constants, layers, parts
-        self._dynamic = graph.dynamic
+        self._dynamic, self._makers = graph.dynamic, graph.makers
         self._known: dict[Name, int] = {}
 
     def give(self, name: Name, step: Step) -> None:
@@ -221,10 +226,21 @@ class _Steps:
             role = Role.RELU
         return last if role is Role.IDENTITY else self._put(Step(role=role, reads=(last,)))
 
+    def _cuts(self, node: Node) -> bool:
+        """Tell a threshold as dynamo exports it: what is at most a number becomes another."""
+        condition, filler, kept = (*node.inputs, None, None, None)[:3]
+        compared = None if condition is None else self._makers.get(condition)
+        if compared is None or compared.op != "LessOrEqual" or compared.input(0) != kept:
+            return False
+        least, other = self._constants.scalar(compared.input(1)), self._constants.scalar(filler)
+        return least is not None and other is not None and min(least, other) >= 0
+
     def _role(self, node: Node) -> Role:
         role = WORDS.get(node.op, Role.OTHER)
         if node.op == "ThresholdedRelu":
             return Role.RELU if node.number("alpha", 1.0) >= 0 else Role.OTHER
+        if node.op == "Where" and self._cuts(node):
+            return Role.RELU
         if role is Role.VIEW and (_overshoots(node) or self._pads_below(node)):
             return Role.SHIFT
         return role

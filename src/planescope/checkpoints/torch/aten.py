@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from planescope.networks.graph.places import Role
@@ -88,7 +88,7 @@ HARMLESS = {
 }
 
 # What a weight may go through before it acts.
-FLIPS = {"t", "permute", "transpose"}
+FLIPS = {"t", "permute", "transpose", "numpy_T", "mT", "adjoint"}
 KEEPS = {"detach", "alias", "lift_fresh_copy", "clone", "contiguous"}
 SPREADS = {"expand", "view", "_unsafe_view", "reshape"}
 
@@ -122,3 +122,58 @@ def numeral(argument: Any) -> float | None:
         return None
     value = argument.get("as_float", argument.get("as_int"))
     return float(value) if isinstance(value, (int, float)) else None
+
+
+# Operations that run one graph of their own once, in some mode; others branch or repeat.
+_MODES = ("set_grad_enabled", "autocast", "invoke_subgraph", "checkpoint", "strict_mode")
+
+
+def inlined(nodes: Sequence[Mapping[str, Any]], /, scope: str = "") -> Iterator[Mapping[str, Any]]:
+    """Yield the operations of a graph, those of graphs that run once within it in their places."""
+    for number, node in enumerate(nodes):
+        arguments = [each["arg"] for each in node["inputs"]]
+        graphs = [arg["as_graph"]["graph"] for arg in arguments if "as_graph" in arg]
+        if len(graphs) != 1 or not any(mode in node["target"] for mode in _MODES):
+            yield node
+            continue
+        (graph,) = graphs
+        after = arguments[1 + next(i for i, arg in enumerate(arguments) if "as_graph" in arg) :]
+        given = [name for argument in after for name in names(argument)]
+        inner = f"{scope}{number}/"
+        known = {name: f"{inner}{name}" for name in _made(graph["nodes"])}
+        entered = [name for each in graph["inputs"] for name in names(each)]
+        known |= dict(zip(entered, given, strict=False))
+        within = [_renamed(each, known) for each in graph["nodes"]]
+        yield from inlined(within, inner)
+        left = [known.get(name, name) for each in graph["outputs"] for name in names(each)]
+        wanted = [name for each in node["outputs"] for name in names(each)]
+        for one, other in zip(left, wanted, strict=False):
+            argument = {"name": "self", "arg": {"as_tensor": {"name": one}}}
+            yield {
+                "target": "torch.ops.aten.alias.default",
+                "inputs": [argument],
+                "outputs": [{"as_tensor": {"name": other}}],
+            }
+
+
+def _made(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    return (name for node in nodes for each in node["outputs"] for name in names(each))
+
+
+def _renamed(node: Mapping[str, Any], known: Mapping[str, str]) -> Mapping[str, Any]:
+    inputs = [{**each, "arg": _with_names(each["arg"], known)} for each in node["inputs"]]
+    return {**node, "inputs": inputs, "outputs": _with_names(node["outputs"], known)}
+
+
+def _with_names(value: Any, known: Mapping[str, str]) -> Any:
+    """Give the values in an argument their new names; a graph within keeps those of its own."""
+    if isinstance(value, list):
+        return [_with_names(each, known) for each in value]
+    if not isinstance(value, dict) or "as_graph" in value:
+        return value
+    return {
+        key: known.get(each, each)
+        if key == "name" and isinstance(each, str)
+        else _with_names(each, known)
+        for key, each in value.items()
+    }

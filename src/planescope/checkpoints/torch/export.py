@@ -58,7 +58,14 @@ def read(path: Path) -> Described:
     tensors, notes = _tensors(archive, programs[0])
     try:
         layers, skipped, of_calls = export_graph.described(program, tensors)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as exc:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        ValueError,
+        RecursionError,
+    ) as exc:
         raise CheckpointError(
             f"{path}: the program makes no sense ({type(exc).__name__}: {exc}); "
             "is the download complete?"
@@ -183,7 +190,8 @@ def _tensor(
         strides=None if plain else strides,
         big_endian=big_endian,
     )
-    return dataclasses.replace(stored, identity=(member, offset, shape, strides))
+    order = "C" if plain else strides
+    return dataclasses.replace(stored, identity=(member, offset, math.prod(shape), order))
 
 
 def _c_order(shape: tuple[int, ...]) -> tuple[int, ...]:

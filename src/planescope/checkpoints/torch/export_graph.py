@@ -18,6 +18,7 @@ from planescope.checkpoints.torch.aten import (
     NORMS,
     PRODUCTS,
     ROLES,
+    inlined,
     integers,
     names,
     numeral,
@@ -51,7 +52,7 @@ def described(
     network = _Network(tensors)
     for spec in module["signature"]["input_specs"]:
         network.add_input(spec)
-    for node in module["graph"]["nodes"]:
+    for node in inlined(module["graph"]["nodes"]):
         network.add(node)
     positions = follow(network.nodes)
     layers = [network.placed(name, position) for name, position in positions.items()]
@@ -113,7 +114,9 @@ class _Network:
         """Take in an operation."""
         library, _, rest = node["target"].removeprefix("torch.ops.").partition(".")
         word = rest.partition(".")[0] if library == "aten" else ""
-        arguments = {each["name"]: each["arg"] for each in node["inputs"]}
+        arguments = {
+            each["name"] or str(place): each["arg"] for place, each in enumerate(node["inputs"])
+        }
         outputs = [name for each in node["outputs"] for name in names(each)]
         reads = tuple(
             self._values[name]
@@ -166,11 +169,12 @@ class _Network:
             self._skip([_module(held[0])] if held else outputs, LEFT_OUT[word])
         elif held and self._is_unknown(word, reads):
             self._skip([_module(held[0])], f"an operation ({word}) that is not known reads it")
-        elif is_fed and not word and held:
-            self._skip(outputs, "an operation of another library, which reads weights")
         if any("as_graph" in argument for argument in arguments.values()):
-            self._skip(outputs, "a branch or loop of the program, whose own graph is not read")
+            for name in dict.fromkeys(map(_module, held)) or outputs[:1]:
+                self._skip([name], "in a branch or loop of the program, whose graph is not read")
             return Node(role=Role.UNKNOWN)
+        if is_fed and not word and held:
+            self._skip(outputs, "an operation of another library, which reads weights")
         if word in NORMS:
             mean = self._weights.of(arguments.get("running_mean"))
             return Node(role=Role.NORM, reads=reads[:1], name="" if mean is None else mean.name)
@@ -199,7 +203,9 @@ class _Network:
         if role is Role.VIEW or role is Role.IDENTITY:
             strides = integers(arguments.get("stride")) or integers(arguments.get("kernel_size"))
             steps = "pool" in word and "adaptive" not in word and max(strides, default=1) > 1
-            return Node(role=role, reads=reads[:1], downsamples=steps)
+            # A table of which the input chooses rows is no constant.
+            is_table = bool(reads) and self._constant[reads[0]]
+            return Node(role=role, reads=reads if is_table else reads[:1], downsamples=steps)
         if role is Role.JOIN and (numeral(arguments.get("alpha")) or 1) < 0:
             role = Role.SHIFT
         other = numeral(arguments.get("other"))
@@ -269,6 +275,8 @@ class _Network:
                 known = [self._sources[n] for n in names(argument) if n in self._sources]
                 where = [module_of_part(name) for name in known] or outputs
                 self._skip(where, f"a layer ({word}) whose weights the program computes")
+            elif left := self._matrices(arguments):
+                self._skip([_module(left[0])], f"a product ({word}) with its weight on the left")
             return None
         if reason := exclusions.of_part(weight.name):
             self._skip([_module(weight.name)], reason)

@@ -232,7 +232,8 @@ def _view(call: Call, where: str, storages: Storages) -> Tensor:
         array = array.conj() if is_conjugated else array
         return -array if is_negated else array
 
-    same = (str(storages.path), identity.key, identity.view, offset, strides, is_negated)
+    order = "C" if _is_c_order(shape, strides) else strides
+    same = (str(storages.path), identity.key, identity.view, offset, order, is_negated)
     return Tensor(shape, dtype, read, same)
 
 

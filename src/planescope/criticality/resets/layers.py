@@ -13,7 +13,9 @@ from planescope.measurement.record import Source
 from planescope.measurement.source import Found
 from planescope.networks.live.module import read_module
 from planescope.networks.load import COUNTER
+from planescope.networks.state import exclusions
 from planescope.networks.state.layers import find_layers
+from planescope.networks.state.layout import named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,9 +41,11 @@ def chosen_layers(found: Found, options: ResetOptions) -> list[Layer]:
 
 def found_layers(subject: Subject) -> Found:
     """Find all layers of a network."""
-    layers, _ = find_layers(read_module(subject.module))
+    layers, left_out = find_layers(read_module(subject.module))
     source = Source(path=subject.source, format="module", bytes=None)
-    return Found(source=source, layers=tuple(layers))
+    idle = [one.name for one in left_out if one.reason == exclusions.UNCALLED]
+    notes = (f"not reset, for {exclusions.UNCALLED}: {named(idle)}",) if idle else ()
+    return Found(source=source, layers=tuple(layers), skipped=tuple(left_out), notes=notes)
 
 
 def rows_of(

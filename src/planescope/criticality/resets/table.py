@@ -167,6 +167,7 @@ def _prepared(
     found = found_layers(subject)
     layers = chosen_layers(found, options)
     rows, groups = rows_of(subject.module, found.layers, layers, options)
+    groups += found.notes
     options = dataclasses.replace(options, precision=chosen_precision(options.precision, devices))
     data = subject.data
     if isinstance(data, InputOptions):

@@ -11,6 +11,7 @@ from planescope.networks.graph.functional import Functional
 from planescope.networks.graph.unused import find_unused
 from planescope.networks.graph.usage import key_of
 from planescope.networks.live.entries import Survey
+from planescope.networks.state import exclusions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +43,7 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
     layers = (n for n in found.layers if n in modules)
     idle = [n for n in layers if modules[n] not in traced.usage.modules]
     own = {n: held for n, held in functional.items() if n in idle or n not in found.layers}
+    own = {name: held for name, held in own.items() if held.tensors}
     replaced = {name: what for held in own.values() for name, what in _owners(held, idle, modules)}
     for name, what in replaced.items():
         _remove(found, name)
@@ -60,10 +62,13 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
                 f"not called itself: forward gives its weight to {reader}, and how it acts there "
                 "is not known",
             )
+    for name, reason in traced.left_out.items():
+        if name not in found.loose:
+            found.leave_out(name, reason)
     unused = find_unused(root, found.leaves, list(found.layers), traced.usage)
     for name in unused.never:
         _remove(found, name)
-        found.leave_out(name, "forward never calls it, nor reads its weight")
+        found.leave_out(name, exclusions.UNCALLED)
     places = {n: p for n, p in traced.places.items() if n in found.layers or n in own}
     return Called(places, (*unused.notes, *traced.notes))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -24,6 +24,10 @@ FUNCTIONAL_LAYERS = {
     "linear": Kind.LINEAR,
 }
 
+# Of a matrix all of these do the same.
+_TURNS = {"permute", "t", "transpose", "numpy_T", "getattr T", "getattr mT"}
+_SPATIAL = {Kind.POINTWISE: Kind.CONV}
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Functional:
@@ -39,7 +43,8 @@ class Functional:
     sources : tuple of str
         Full names of all parameters that the weight is computed from.
     tensors : dict of str to Tensor
-        `weight`, as torch lays it out, and `bias` where there is one.
+        `weight`, as torch lays it out, and `bias` where there is one; empty of a module that
+        computes its weight from parts.
     """
 
     name: str
@@ -60,22 +65,140 @@ def place_of(module: nn.Module, /) -> Place | None:
     return None
 
 
-def find_functional(graph: fx.Graph, root: nn.Module, /) -> dict[fx.Node, Functional]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Functions:
+    """The steps of a graph that are layers, and those whose weights cannot be had, with why."""
+
+    layers: dict[fx.Node, Functional]
+    left_out: dict[str, str]
+
+
+def find_functional(graph: fx.Graph, root: nn.Module, /) -> Functions:
     """Find the steps of a graph that are layers with weights which do not depend on the input."""
-    found: dict[fx.Node, Functional] = {}
-    alike: dict[tuple[str, str], str] = {}
+    found, left_out = {}, {}
+    alike: dict[tuple[str, str], str] = {}  # names of what is computed alike, each of one
     parameters = dict(root.named_parameters())
     for node in graph.nodes:
-        operation = str(getattr(node.target, "__name__", node.target)).lower().replace("_", "")
-        if node.op == "call_function" and operation in FUNCTIONAL_LAYERS:
-            kind = FUNCTIONAL_LAYERS[operation]
-            held = _held(node, kind, root, parameters)
-            if held is not None:
-                # The same weight, computed the same way, is one layer wherever it is called.
-                key = (_spelled(_argument(node, 1, "weight")), str(held.place))
-                name = alike.setdefault(key, held.name)
-                found[node] = dataclasses.replace(held, name=name)
-    return found
+        if (call := _call(node)) is None:
+            continue
+        held = _parametrised(call, root) or _held(node, call, root, parameters)
+        if held is not None:
+            # The same weight, computed the same way, is one layer wherever it is called.
+            key = (_spelled(call.weight), f"{held.place}{call.is_turned}")
+            if key not in alike:
+                is_taken = held.name in alike.values()
+                alike[key] = f"{held.parameter}@{node.name}" if is_taken else held.name
+            found[node] = dataclasses.replace(held, name=alike[key])
+        elif call.is_layer or _is_fixed(call.weight, root, parameters):
+            name, why = _why_not(node, call, parameters)
+            left_out[name] = why
+    return Functions(layers=found, left_out=left_out)
+
+
+def _is_fixed(weight: Any, root: nn.Module, parameters: Container[str]) -> bool:
+    """Tell a matrix that a network holds, and that is no parameter."""
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or weight.target in parameters:
+        return False
+    held = attrgetter(str(weight.target))(root)
+    return isinstance(held, torch.Tensor) and sum(extent > 1 for extent in held.shape) == 2
+
+
+def _why_not(node: fx.Node, call: _Call, parameters: Container[str]) -> tuple[str, str]:
+    """Name a layer whose weight cannot be had, and say why."""
+    word, weight = name_of(node), call.weight
+    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        return str(weight.target), f"a fixed weight of {word}, which is no parameter"
+    sources = (source for source in _sources(weight) if source in parameters)
+    name = next(sources, None) or node.name
+    return name, f"the network computes the weights of this {word} as it runs"
+
+
+def name_of(node: fx.Node, /) -> str:
+    """Name what a node of a graph calls as a function; of an operator of ATen without its form."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket.__name__)
+    return str(getattr(node.target, "__name__", node.target))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Call:
+    """A call of a layer as a function; of a product the weight is turned round.
+
+    `is_layer` tells convolutions and linear layers from products, which may be of any two values.
+    """
+
+    kind: Kind
+    weight: Any
+    bias: Any
+    groups: Any = 1
+    is_turned: bool = False
+    is_layer: bool = True
+
+
+def _call(node: fx.Node) -> _Call | None:
+    word = name_of(node).lower().replace("_", "")
+    if node.op == "call_function" and word in FUNCTIONAL_LAYERS:
+        kind = FUNCTIONAL_LAYERS[word]
+        weight, bias = _argument(node, 1, "weight"), _argument(node, 2, "bias")
+        groups = 1 if kind is Kind.LINEAR else (_argument(node, 6, "groups") or 1)
+        return _Call(kind=kind, weight=weight, bias=bias, groups=groups)
+    # What `run_decompositions` makes of them.
+    if word == "convolution" and len(node.args) == 9:
+        kind = Kind.TRANSPOSED if node.args[6] else Kind.CONV
+        return _Call(kind=kind, weight=node.args[1], bias=node.args[2], groups=node.args[8])
+    if node.op not in ("call_function", "call_method") or node.kwargs:
+        return None
+    if word == "addmm" and len(node.args) == 3:
+        return _product(node.args[1], node.args[2], node.args[0])
+    if word in ("matmul", "mm") and len(node.args) == 2:
+        return _product(node.args[0], node.args[1], _added(node))
+    return None
+
+
+def _product(value: Any, weight: Any, bias: Any) -> _Call | None:
+    """Tell a product of what comes from the input, on the left, by what does not."""
+    if None not in _sources(value):
+        return None
+    turns = isinstance(weight, fx.Node) and _name_with_attribute(weight) in _TURNS
+    inner = weight.all_input_nodes if turns else []
+    is_straight = len(inner) == 1 and inner[0].op == "get_attr"
+    return _Call(
+        kind=Kind.LINEAR,
+        weight=inner[0] if is_straight else weight,
+        bias=bias,
+        is_turned=not is_straight,
+        is_layer=False,
+    )
+
+
+def _name_with_attribute(node: fx.Node) -> str:
+    name = name_of(node)
+    return f"{name} {node.args[1]}" if name == "getattr" else name
+
+
+def _added(node: fx.Node) -> fx.Node | None:
+    """Find the parameter that alone is added to what a step gives."""
+    users = list(node.users)
+    if len(users) != 1 or name_of(users[0]).lower().strip("_") not in ("add", "iadd"):
+        return None
+    others = [each for each in users[0].all_input_nodes if each is not node]
+    is_given = len(others) == 1 and others[0].op == "get_attr" and not users[0].kwargs
+    return others[0] if is_given else None
+
+
+def _parametrised(call: _Call, root: nn.Module) -> Functional | None:
+    """Recognise the weight of a module that computes it from parts, as weight norm does."""
+    weight = call.weight
+    if not isinstance(weight, fx.Node) or weight.op != "call_module" or weight.args:
+        return None
+    owner, _, attribute = str(weight.target).partition(".parametrizations.")
+    module = dict(root.named_modules()).get(owner)
+    if attribute != "weight" or module is None or call.is_turned:
+        return None
+    own = place_of(module)
+    if own is None or own.groups != call.groups or _SPATIAL.get(own.kind, own.kind) != call.kind:
+        return None
+    return Functional(name=owner, parameter=f"{owner}.weight", sources=(), place=own, tensors={})
 
 
 def _argument(node: fx.Node, position: int, name: str) -> Any:
@@ -83,29 +206,36 @@ def _argument(node: fx.Node, position: int, name: str) -> Any:
 
 
 def _held(
-    node: fx.Node, kind: Kind, root: nn.Module, parameters: dict[str, nn.Parameter]
+    node: fx.Node, call: _Call, root: nn.Module, parameters: dict[str, nn.Parameter]
 ) -> Functional | None:
-    weight, bias = (_argument(node, i, name) for i, name in ((1, "weight"), (2, "bias")))
+    weight, bias, kind = call.weight, call.bias, call.kind
     sources = list(_sources(weight))
     named = [source for source in sources if source in parameters]
     if not named or None in sources or None in list(_sources(bias) if bias is not None else ()):
         return None
     parameter = max(named, key=lambda name: parameters[name].numel())
+    ways = {"weight": (weight, call.is_turned), "bias": (bias, False)}
     try:
         tensors = {
-            part: named_tensor(f"{parameter}.{part}", functools.partial(_evaluated, value, root))
-            for part, value in (("weight", weight), ("bias", bias))
+            part: named_tensor(
+                f"{parameter}.{part}", functools.partial(_evaluated, value, root, turned=turned)
+            )
+            for part, (value, turned) in ways.items()
             if value is not None
         }
     except Exception:  # what the code calls there may not run by itself
         return None
+    if not call.is_layer:
+        if len(tensors["weight"].shape) != 2:
+            return None
+        if "bias" in tensors and tensors["bias"].shape != tensors["weight"].shape[:1]:
+            del tensors["bias"]
     if kind is Kind.CONV:
         kind = kind_of_convolution(tensors["weight"].shape[2:])
-    groups = 1 if kind is Kind.LINEAR else (_argument(node, 6, "groups") or 1)
-    place, owner = Place(kind=kind, groups=groups), parameter.removesuffix(".weight")
+    place, owner = Place(kind=kind, groups=call.groups), parameter.removesuffix(".weight")
     is_itself = isinstance(weight, fx.Node) and weight.op == "get_attr"
     return Functional(
-        name=owner if is_itself and _fits(root, owner, place) else f"{parameter}@{node.name}",
+        name=owner if is_itself and _fits(root, owner, call, place) else f"{parameter}@{node.name}",
         parameter=parameter,
         sources=tuple(named),
         place=place,
@@ -113,10 +243,10 @@ def _held(
     )
 
 
-def _fits(root: nn.Module, owner: str, place: Place) -> bool:
+def _fits(root: nn.Module, owner: str, call: _Call, place: Place) -> bool:
     """Tell whether the module that holds a weight, if it is a layer, is one of the same place."""
     own = place_of(dict(root.named_modules()).get(owner, root))
-    return own is None or own == place
+    return own is None or (own == place and not call.is_turned)
 
 
 def _sources(value: Any) -> Iterator[str | None]:
@@ -148,8 +278,8 @@ def _spelled(value: Any) -> str:
     return repr(value)
 
 
-def _evaluated(value: fx.Node, root: nn.Module) -> torch.Tensor:
-    """Compute a value of the graph from what the network holds now."""
+def _evaluated(value: fx.Node, root: nn.Module, *, turned: bool) -> torch.Tensor:
+    """Compute a value of the graph from what the network holds now; of a product turned round."""
     known: dict[fx.Node, Any] = {}
 
     def of(node: fx.Node) -> Any:
@@ -170,4 +300,4 @@ def _evaluated(value: fx.Node, root: nn.Module) -> torch.Tensor:
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     with torch.no_grad(), without_autocast(device):
         result: torch.Tensor = of(value)
-        return result.detach()
+        return result.detach().t() if turned else result.detach()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from planescope.networks.live.affine import Leaf
 
+_GRIDS = ("", "pertensor", "perchannel", "pertoken", "affine")
 _PADDINGS = ("zero", "reflection", "replication", "circular")
 
 # Modules, functions and methods go by one name, in lower case and without underscores: nn.MaxPool2d
@@ -31,6 +32,10 @@ _WORDS = {
         *("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout"),
         *("featurealphadropout", "stochasticdepth", "contiguous", "clone", "detach", "float"),
         *("half", "double", "bfloat16", "to", "typeas", "cuda", "cpu"),
+        # To the next number of a grid, on which 0 lies.
+        *(f"{how}quantize{what}" for how in ("", "de") for what in _GRIDS),
+        *("fakequantizepertensoraffine", "fakequantizeperchannelaffine"),
+        "fusedmovingavgobsfakequant",
     },
     # These move values about, or take means and maxima of them: each stays what it is.
     Role.VIEW: {
@@ -62,6 +67,9 @@ _ARITHMETIC = {
     *("mul", "multiply", "div", "divide", "truediv"),
 }
 _STEPS = {f"{what}pool{n}d" for what in ("max", "avg", "lp") for n in (1, 2, 3)}
+
+# Home of observers and of what rounds meanwhile: neither changes the nature of what it is given.
+QUANTISATION = "torch.ao.quantization."
 
 # Whoever asks for these does not read the values.
 METADATA = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
@@ -161,6 +169,8 @@ class Step:
         """Return what the step does to what it reads."""
         if self.norm is not None:
             return Role.NORM
+        if self.module is not None and type(self.module).__module__.startswith(QUANTISATION):
+            return Role.IDENTITY
         if self.operation in _CLAMPS:
             return self.clamp[0]
         if self.rectifies:

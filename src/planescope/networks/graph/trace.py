@@ -28,10 +28,11 @@ from planescope.networks.graph.functional import (
     FUNCTIONAL_LAYERS,
     Functional,
     find_functional,
+    name_of,
     place_of,
 )
 from planescope.networks.graph.places import Node, Position, Role, follow
-from planescope.networks.graph.step import Step, StepNorm
+from planescope.networks.graph.step import QUANTISATION, Step, StepNorm
 from planescope.networks.graph.usage import Usage, usage_of
 from planescope.networks.live.affine import Leaf
 from planescope.networks.state.sharing import notes_of_calls
@@ -49,6 +50,7 @@ class Traced:
 
     places: dict[str, Place]
     functional: dict[str, Functional]
+    left_out: dict[str, str]
     usage: Usage
     notes: tuple[str, ...]
 
@@ -81,8 +83,8 @@ def trace(
     """
     with _undisturbed(module), torch.no_grad():
         graph = _traced(module, leaves)
-        functional, usage = find_functional(graph, module), usage_of(graph, module)
-        steps = list(_steps(graph, module, leaves, names, functional))
+        functions, usage = find_functional(graph, module), usage_of(graph, module)
+        steps = list(_steps(graph, module, leaves, names, functions.layers))
     nodes, norms = _nodes(steps)
     positions = follow(nodes)
     # Of a layer that is called several times the first call tells the kind.
@@ -91,7 +93,8 @@ def trace(
         places={
             name: _placed(kinds[name], position, norms) for name, position in positions.items()
         },
-        functional={held.name: held for held in functional.values()},
+        functional={held.name: held for held in functions.layers.values()},
+        left_out=functions.left_out,
         usage=usage,
         notes=tuple(notes_of_calls(positions, {})),
     )
@@ -183,6 +186,7 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # What was scripted is called by torch's own interpreter, and takes no symbols.
         is_ours = m in self._leaves or isinstance(m, torch.jit.ScriptModule)
+        is_ours = is_ours or type(m).__module__.startswith(QUANTISATION)
         is_ours = is_ours or place_of(m) is not None or _is_frozen_norm(m)
         return is_ours or super().is_leaf_module(m, module_qualified_name)
 
@@ -270,8 +274,7 @@ def _steps(
 def _called(node: fx.Node, module: nn.Module | None) -> str:
     if not node.op.startswith("call"):
         return ""
-    target = node.target if module is None else type(module)
-    return str(getattr(target, "__name__", target))
+    return name_of(node) if module is None else type(module).__name__
 
 
 def _is_in_place(step: Step, name: str) -> bool:
@@ -297,15 +300,27 @@ def _recognised(step: Step, functional: Mapping[fx.Node, Functional]) -> Step:
         if _is_frozen_norm(step.module):
             eps = getattr(step.module, "eps", _FROZEN_EPS)
             return dataclasses.replace(step, norm=StepNorm(step.node.target, eps))
+    elif (held := functional.get(step.node)) is not None:
+        # A product that a bias is added to takes that first, and what it acts on next.
+        inputs = step.inputs[1:] + step.inputs[:1] if step.operation == "addmm" else step.inputs
+        return dataclasses.replace(step, layer=held.name, place=held.place, inputs=inputs)
     elif step.operation in FUNCTIONAL_LAYERS:
-        if (held := functional.get(step.node)) is not None:
-            return dataclasses.replace(step, layer=held.name, place=held.place)
         # Its weight is made of the input, or is a constant of the code.
         return dataclasses.replace(step, place=Place(kind=FUNCTIONAL_LAYERS[step.operation]))
-    elif step.operation == "batchnorm" and (mean := _attribute(step.option("running_mean", 1))):
-        norm = StepNorm(mean.removesuffix(".running_mean"), step.option("eps", 7, 1e-5))
+    elif (norm := _norm_called(step)) is not None:
         return dataclasses.replace(step, norm=norm)
     return step
+
+
+def _norm_called(step: Step) -> StepNorm | None:
+    """Return the batch norm that a function is given the parts of, in the order of its kind."""
+    is_decomposed = step.operation == "nativebatchnormlegitnotraining"
+    if step.operation != "batchnorm" and not is_decomposed:
+        return None
+    is_operator = isinstance(step.node.target, torch._ops.OpOverload)
+    mean = _attribute(step.option("running_mean", 3 if is_operator else 1))
+    eps = step.option("eps", 6 if is_decomposed else 7, 1e-5)
+    return None if mean is None else StepNorm(mean.removesuffix(".running_mean"), eps)
 
 
 def _attribute(argument: object) -> str | None:

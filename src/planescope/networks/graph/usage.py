@@ -9,6 +9,7 @@ from operator import attrgetter
 import torch
 from torch import fx, nn
 
+from planescope.networks.graph.functional import name_of
 from planescope.networks.graph.step import METADATA
 from planescope.networks.live.copies import own_tensors
 from planescope.networks.live.entries import outwards
@@ -61,7 +62,7 @@ def usage_of(graph: fx.Graph, root: nn.Module, /) -> Usage:
         elif node.op == "get_attr" and (readers := list(filter(_reads_values, node.users))):
             held = attrgetter(str(node.target))(root)
             if isinstance(held, torch.Tensor):
-                read.setdefault(key_of(held), _name(readers[0]))
+                read.setdefault(key_of(held), name_of(readers[0]))
     # A weight that a module which is called holds too acts through that one.
     for module in called:
         for tensor in own_tensors(module, recurse=False):
@@ -70,12 +71,8 @@ def usage_of(graph: fx.Graph, root: nn.Module, /) -> Usage:
 
 
 def _reads_values(node: fx.Node) -> bool:
-    name = _name(node)
+    name = name_of(node)
     return (node.args[1] if name == "getattr" else name) not in METADATA
-
-
-def _name(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", node.target))
 
 
 def outermost(root: nn.Module, names: Iterable[str], usage: Usage, /) -> dict[str, list[str]]:

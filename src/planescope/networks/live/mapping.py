@@ -54,16 +54,18 @@ def live_tensor(name: str, value: Any, /) -> Tensor:
 
 
 def _memory(value: Any) -> Hashable:
-    """Return a key that two arrays share if they have the same memory."""
+    """Return a key that two arrays of one size share if they have the same memory."""
     if hasattr(value, "data_ptr"):
         from planescope.networks.live.plain import is_plain
 
         # Of sparse tensors and others' classes torch gives no place in memory, or 0 for all.
         if is_plain(value) and value.data_ptr():
-            return value.data_ptr(), value.stride(), str(value.device)
+            order = "C" if value.is_contiguous() else value.stride()
+            return value.data_ptr(), order, str(value.device)
         return id(value)
     if (interface := getattr(value, "__array_interface__", None)) is not None:
-        return interface["data"][0], value.strides
+        is_plain_order = getattr(value, "flags", {"C_CONTIGUOUS": False})["C_CONTIGUOUS"]
+        return interface["data"][0], "C" if is_plain_order else value.strides
     return id(value)
 
 

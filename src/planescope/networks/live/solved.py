@@ -47,9 +47,13 @@ def may_be_affine(module: nn.Module) -> bool:
     if place_of(module) is not None or _is_adapter(module):
         return True
     inner = [part for part in module.modules() if part is not module]
-    names = (*module._modules, *module._parameters)
+    names = (*module._modules, *module._parameters, type(module).__name__)
     if "base_layer" in names or any("lora" in name.lower() for name in names):
         return len(inner) <= _MOST_PARTS
+    # A layer, and beside it parts of low rank, whatever they are called.
+    if inner and any(place_of(part) is not None for part in module.children()):
+        beside = weights_of(module).keys() & module._parameters.keys()
+        return bool(beside) and len(inner) <= _MOST_PARTS
     if is_norm(module) or isinstance(module, nn.MultiheadAttention):
         return False
     lists = (nn.ParameterList, nn.ParameterDict)

@@ -26,21 +26,30 @@ _HEADS = {"query", "key", "value", "out"}
 _DENSE = re.compile(r"dense|linear", re.IGNORECASE)
 _EMBEDDING = re.compile(
     r"embed|(^|[._/])(wte|wpe|shared|tok|token|tokens|vocab|codebooks?|centroids|emb_params|"
-    r"relative_attention_bias|pos|"
+    r"relative_attention_bias|quer(y|ies)_feat\w*|reference_points|pos|"
     r"pe|position|positional_encoding|rel_pos\w*|relative_position\w*|(\w+_)?emb\d*)$"
 )
+# A layer of an embedding, or behind it, is one whatever it stands in; patches are not looked up.
+_PROJECTION = re.compile(r"proj|linear|dense|conv|mlp|patch|(^|_)fc")
+# Of tables that are added, whatever their axes.
+_TABLE = re.compile(r"(^|[._/])(abs_|rel_)?pos(ition(al)?)?_?(emb\w*|enc\w*|table|bias)?$")
+_LONGEST = 256  # of kernels that sum over channels too
+_SPREAD = re.compile(r"(^|[._/])(rho|(log_?)?(sigma|var|std))$")
 _SCALE = re.compile(
     r"(^|[._/])(\w*norm(?!als?(_|$))\w*|ln_?\w{0,3}|[bg]n_?\d*|\w*(?<!up)(?<!down)scale\w*|gain|"
     r"gamma|affine|ls_?\d*|prelu\w*|rms\w*)$|(^|[./])in_?\d*$"
 )
+_STANDARDISED = re.compile(r"[Ss]tandardi[sz]ed_?[Cc]onv|StdConv|WSConv|[Ww]eight_?[Ss]tandard")
 _PACKED = re.compile(r"(^|[._/])(qweight|weight_packed|packed_weight)$")
 # Tensors beside a weight that leave it as it is.
+_MEANS = ("mu", "mean", "loc")
 _STATISTICS = ("running_mean", "moving_mean", "avg_mean", "_mean", ".mean")
 _HARMLESS = frozenset(
     {"running_mean", "running_var", "num_batches_tracked", "scale", "zero_point", "total_ops"}
     | {"total_params", "input_scale", "output_scale", "k_scale", "v_scale", "act_scale"}
 )
 
+UNCALLED = "forward never calls it, nor reads its weight"
 INACTIVE = "it does not act: another copy of it does"
 HEADS = "a dense layer of three axes, as of an attention: several linear maps in one"
 RECURRENT = "a recurrent weight: it acts on its own output"
@@ -156,12 +165,19 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
     """
     shape, name = weight.shape, module.lower()
     # The projection of a patch or time embedding is a layer, and has a bias; a table has none.
-    if len(shape) <= 3 and outputs is None and _EMBEDDING.search(name):
+    # What a whole embedding is called tells of its parts, and not of theirs.
+    own = ".".join(re.split(r"[./]", name)[-2:])
+    is_table = _EMBEDDING.search(own) and not _PROJECTION.search(split(name)[2])
+    if len(shape) <= 3 and outputs is None and is_table:
+        return EMBEDDING
+    if shape[0] == 1 and outputs is None and _TABLE.search(name):
         return EMBEDDING
     if not weight.is_floating:
         return not_floating(weight)
     if 0 in shape:
         return "it has no weights"
+    if len(shape) > 2 and _STANDARDISED.search(module):
+        return "by its name it standardises its weights when it runs; give the module or ONNX"
     if outputs is None and _SCALE.search(name) and not _is_kernel(shape):
         return "a norm or a scale, by its name, and without a bias for each filter"
     if shape[0] == 1 and len(shape) == 2 and outputs == shape[1] != 1 and ending == "weight":
@@ -170,6 +186,11 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
         return "a bilinear map: it multiplies two inputs"
     if len(shape) == 3 and re.search(r"(^|[._/])experts?([._/]|$)", name):
         return "the weights of several experts in one"
+    is_stack = len(shape) == 3 and outputs is None and ending == "weight"
+    if is_stack and shape[1] > 1 and shape[2] > _LONGEST:
+        return f"three axes with {shape[2]} last, no kernel's: several linear maps in one"
+    if len(shape) == 5 and outputs is None and len(set(shape[2:])) == 3:
+        return "five axes of as many extents, which are no kernel's: several linear maps in one"
     if len(shape) == 5 and shape[0] == 1 and shape[2] > max(shape[3:]):
         return "a modulated weight: it is scaled anew for each input"
     return None
@@ -210,16 +231,29 @@ def of_standardised(
         )
 
 
-def is_harmless(last: str, tensor: Tensor, weight: Tensor, /) -> bool:
+def is_harmless(last: str, tensor: Tensor, weight: Tensor, /, *, is_quantised: bool) -> bool:
     """Tell whether a tensor beside a weight leaves it as it is.
 
     Of torch's quantised modules scale and zero point are those of what comes out, one number each.
+
+    Parameters
+    ----------
+    is_quantised : bool
+        Whether both of them stand there.
     """
     if last in ("scale", "zero_point") and (
-        max(tensor.shape, default=1) > 1 or weight.dtype.startswith("float8")
+        max(tensor.shape, default=1) > 1 or weight.dtype.startswith("float8") or not is_quantised
     ):
         return False
     return last in _HARMLESS or last.startswith(("_extra_state", "activation_post"))
+
+
+def of_spread(module: str, modules: Container[str], /) -> str | None:
+    """Say that a weight is the spread about another, from which weights are drawn."""
+    match = _SPREAD.search(module)
+    if match is None or not any(f"{module[: match.start(2)]}{m}" in modules for m in _MEANS):
+        return None
+    return "the spread of weights that are drawn anew in each run; their mean is measured"
 
 
 def of_siblings(names: Iterable[str], /) -> str | None:

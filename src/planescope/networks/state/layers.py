@@ -36,6 +36,8 @@ from planescope.networks.state.stored import StoredWeight, left_over, sifted, st
 
 __all__ = ["Hints", "describe", "find_layers", "natural"]
 
+_VALUE = re.compile(r"(?<=.)[./](raw_)?value$")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
@@ -143,11 +145,15 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def _with_plain_names(state: StateDict) -> StateDict:
-    """Take off the number of an output that TensorFlow puts behind each name."""
-    if not any(name.endswith(":0") for name in state.tensors):
-        return state
-    tensors = {name.removesuffix(":0"): tensor for name, tensor in state.tensors.items()}
-    return dataclasses.replace(state, tensors=tensors)
+    """Take off the number of an output that TensorFlow puts behind each name, and NNX' `value`."""
+    if any(name.endswith(":0") for name in state.tensors):
+        tensors = {name.removesuffix(":0"): tensor for name, tensor in state.tensors.items()}
+        return dataclasses.replace(state, tensors=tensors)
+    if state.tensors and all(map(_VALUE.search, state.tensors)):
+        tensors = {_VALUE.sub("", name): tensor for name, tensor in state.tensors.items()}
+        if len(tensors) == len(state.tensors):
+            return dataclasses.replace(state, tensors=tensors)
+    return state
 
 
 def _network_order(state: StateDict) -> Callable[[StoredWeight], Any]:

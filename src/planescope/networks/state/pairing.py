@@ -20,7 +20,7 @@ from planescope.hyperplanes.layer import Layer, Norm, Pairing, Tensor
 
 # How batch norms name their running mean and variance, scale and shift, and the epsilon that their
 # framework takes by itself, which such files do not hold: PyTorch, Keras and TensorFlow, MXNet,
-# Chainer, PaddlePaddle, Flax.
+# Haiku, Chainer, PaddlePaddle, Flax, what was converted from Caffe for TensorFlow, Tensorpack.
 NORMS = (
     ("running_mean", "running_var", "weight", "bias", 1e-5),
     ("moving_mean", "moving_variance", "gamma", "beta", 1e-3),
@@ -29,6 +29,8 @@ NORMS = (
     ("avg_mean", "avg_var", "gamma", "beta", 2e-5),
     ("_mean", "_variance", "weight", "bias", 1e-5),
     ("mean", "var", "scale", "bias", 1e-5),
+    ("mean", "variance", "scale", "offset", 1e-5),
+    ("mean/EMA", "variance/EMA", "gamma", "beta", 1e-5),
 )
 
 _SEPARATORS = "./"
@@ -364,11 +366,15 @@ def _by_order(
 def _is_apart(layer: str, norm: str) -> bool:
     """Return whether names say that something stands between a layer and the norm defined next.
 
-    They are of blocks apart, or members of one sequence whose numbers leave a gap.
+    They are of blocks apart, the layer's is one of several before the norm, or they are members of
+    one sequence whose numbers leave a gap.
     """
     ours, theirs = _parts(layer), _parts(norm)
     depth = min(len(ours), len(theirs)) - 1
     if ours[:depth] != theirs[:depth]:
+        return True
+    inner = ours[len(theirs) - 1 : -1]
+    if not theirs[-1].isdecimal() and any(map(str.isdecimal, inner)):
         return True
     if ours[:-1] != theirs[:-1] or not (ours[-1].isdecimal() and theirs[-1].isdecimal()):
         return False

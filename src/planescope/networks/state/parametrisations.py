@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from planescope.hyperplanes.layer import Array, StateDict, Tensor, joint_digest
+from planescope.networks.state.jax_forms import normalised, with_plain_norms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,6 +48,8 @@ def resolved(state: StateDict, /) -> StateDict:
     The parts stay unread until the weight is. Parts that make no weight by a formula we know stay
     as they are, and `reasons` tells why their module is no layer to be measured.
     """
+    plain = with_plain_norms(state.tensors)
+    state = normalised(dataclasses.replace(state, tensors=plain))
     if not any(_MARK in name or name.endswith(_ENDS) for name in state.tensors):
         return state
     tensors = _unmasked(state.tensors)

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from planescope.hyperplanes.layer import Array, Layer, Tensor
+from planescope.hyperplanes.layer import Array, Kind, Layer, Tensor
 from planescope.networks.graph.places import Position, agreed_input, least_stage
 from planescope.networks.state.layout import named
 
@@ -78,19 +78,24 @@ def _groups(layers: Sequence[Layer], *, by_content: bool) -> Iterator[list[Layer
     """Yield the layers of each weight that has several."""
     alike: defaultdict[Hashable, list[Layer]] = defaultdict(list)
     for layer in layers:
-        alike[layer.weight.shape, layer.weight.dtype, layer.kind].append(layer)
+        # A linear layer may have the weight of a convolution in another form.
+        turned = layer.kind is Kind.TRANSPOSED and layer.weight.shape
+        alike[layer.filters, layer.fan_in, layer.weight.dtype, turned].append(layer)
     for possible in alike.values():
         groups: defaultdict[Hashable, list[Layer]] = defaultdict(list)
+        # A graph keeps the matrix of a linear layer turned, and a convolution's as it is.
+        is_mixed = by_content and len({layer.kind is Kind.LINEAR for layer in possible}) > 1
         for layer in possible if len(possible) > 1 else ():
-            groups[_identity(layer.weight, by_content=by_content)].append(layer)
+            identity = _identity(layer.weight, by_content=by_content, by_values=is_mixed)
+            groups[identity].append(layer)
         for identity, group in groups.items():
             yield from _same_layers(group) if identity is not None and len(group) > 1 else ()
 
 
-def _identity(weight: Tensor, *, by_content: bool) -> Hashable:
+def _identity(weight: Tensor, *, by_content: bool, by_values: bool) -> Hashable:
     if weight.identity is not None:
         return weight.identity
-    if weight.digest is not None:
+    if weight.digest is not None and not by_values:
         return weight.digest()
     if by_content:
         return hashlib.sha256(np.asarray(weight.read()).tobytes()).digest()
@@ -99,12 +104,13 @@ def _identity(weight: Tensor, *, by_content: bool) -> Hashable:
 
 def _same_layers(group: Sequence[Layer]) -> list[list[Layer]]:
     """Part layers that may be the same into those that are."""
+    group = sorted(group, key=lambda layer: layer.kind is Kind.LINEAR)
     if group[0].weight.identity is not None:
-        return [list(group)]
+        return [group]
     found: list[tuple[Array, list[Layer]]] = []
     for layer in group:
-        values = layer.weight.read()
-        if (values == values.reshape(-1)[0]).all():
+        values = layer.weight.read().reshape(layer.filters, -1)
+        if (values == values[0, 0]).all():
             continue  # all zeros are no sign of sharing
         for other, members in found:
             if (values == other).all():

@@ -156,6 +156,7 @@ def sifted(
     heads = exclusions.of_heads({each.module: each.tensor.shape for each in stored})
     recurrent = exclusions.recurrent((each.module for each in stored), tensors)
     beside = _beside(stored, tensors)
+    modules = {each.module for each in stored}
     for each in stored:
         module = each.module
         place = state.places.get(module)
@@ -169,7 +170,8 @@ def sifted(
         elif len(each.tensor.shape) > 5:
             reason = f"a weight of {len(each.tensor.shape)} dimensions"
         else:
-            reason = _why_not(each, place, beside.get(module, ()))
+            reason = exclusions.of_spread(module, modules) if place is None else None
+            reason = reason or _why_not(each, place, beside.get(module, ()))
         if reason is None:
             kept.append(each)
         else:
@@ -198,7 +200,9 @@ def _beside(stored: Sequence[StoredWeight], tensors: Mapping[str, Tensor]) -> di
             continue
         known = modules[module]
         is_own = last == known.ending or last in WEIGHTS.get(known.ending, ())
-        if is_own or exclusions.is_harmless(last, tensor, known.tensor):
+        stem = name.removesuffix(last)
+        pair = f"{stem}scale" in tensors and f"{stem}zero_point" in tensors
+        if is_own or exclusions.is_harmless(last, tensor, known.tensor, is_quantised=pair):
             continue
         if tensor.is_floating or len(tensor.shape) > 0:
             found[module].append(last)
@@ -245,8 +249,11 @@ def _is_no_weight(name: str, tensor: Tensor) -> bool:
 
 def _is_other(name: str, tensor: Tensor) -> bool:
     """Tell tensors that do not even look like a weight: tokens, positions, tables, scales."""
+    extents = sum(extent > 1 for extent in tensor.shape)
+    if extents > 1 and re.search(r"(^|[._/])B$", name):
+        return False  # of Fourier features; a bias has one extent
     known = _is_no_weight(name, tensor) or re.search(
         r"(^|[._/])(bias|gain|pos\w*|\w*token\w*|\w*embed\w*|lora_\w+|recurrent_\w+|anchor\w*|grid)$",
         name.lower(),
     )
-    return bool(known) or sum(extent > 1 for extent in tensor.shape) < 2
+    return bool(known) or extents < 2

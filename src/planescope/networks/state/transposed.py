@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
@@ -10,10 +11,9 @@ from collections.abc import Container, Mapping, Sequence
 from planescope.hyperplanes.layer import Kind
 from planescope.networks.state.axes import FIRST, Axes, Wanted, Weight
 
-_TRANSPOSED = re.compile(
-    r"deconv|transpos|(?<!gro)up_?conv|conv_?up(?![dg])|conv\w*tr(?![a-z])", re.IGNORECASE
-)
-_UP = re.compile(r"(^|[._/])up(?![a-z])|upsampl", re.IGNORECASE)
+_TRANSPOSED = re.compile(r"deconv|transpos|conv\w*tr(?![a-z])", re.IGNORECASE)
+# Behind an upsampling stands an ordinary convolution as often, of 3 by 3 most of the time.
+_UP = re.compile(r"(^|[._/])up(?![a-z])|upsampl|(?<!gro)up_?conv|conv_?up(?![dg])", re.IGNORECASE)
 # By so much must a reading as transposed fit better, where no bias tells.
 _MARGIN = 2
 Told = defaultdict[str, list[str]]
@@ -52,7 +52,7 @@ def find_transposed(
         if margin >= _MARGIN and (_pattern(module), open_ones[module].shape) not in torn
     }
     patterns = Counter(_pattern(w.module) for w in row)
-    groups = {w.module: _groups(w) for w in row}
+    groups = _all_groups(row)
     for module in margins:
         if _pattern(module) in surely:
             found[module] = Axes(Kind.TRANSPOSED, FIRST, groups[module])
@@ -178,6 +178,15 @@ def _groups(weight: Weight) -> int:
     return groups if groups and not rest and first % groups == 0 else 1
 
 
+def _all_groups(row: Sequence[Weight]) -> dict[str, int]:
+    groups = {weight.module: _groups(weight) for weight in row}
+    for weight, behind in itertools.pairwise(row):
+        # One filter for each channel, where the next takes as many: an upsampling that is learnt.
+        if weight.shape[1] == 1 < weight.shape[0] == behind.shape[1]:
+            groups[weight.module] = weight.shape[0]
+    return groups
+
+
 def _own(weight: Weight, turned: bool) -> int:
     fits = int(weight.norm == _sides(weight, turned)[1])
     return fits + (_hint(weight) + int(_is_even(weight)) if turned else 0)
@@ -188,4 +197,8 @@ def _is_even(weight: Weight) -> bool:
 
 
 def _fits(before: Weight, behind: Weight, *turned: bool) -> int:
-    return int(_sides(before, turned[0])[1] == _sides(behind, turned[1])[0])
+    outputs, inputs = _sides(before, turned[0])[1], _sides(behind, turned[1])[0]
+    # An ordinary one in groups mostly gives as many channels as it takes; in two there are few.
+    is_even = outputs == behind.shape[0] and outputs % inputs == 0
+    is_grouped = not turned[1] and is_even and outputs // inputs > 2
+    return int(outputs == inputs or is_grouped)

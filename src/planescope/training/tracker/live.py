@@ -102,6 +102,12 @@ def signature(model: nn.Module, /) -> tuple[Any, ...]:
     return (*map(id, root.modules()), *shapes)
 
 
+def state(root: nn.Module, /) -> list[tuple[int, int]]:
+    """Return a key that changes when an optimiser steps, without a look at the weights."""
+    known = (p for p in root.parameters() if not (is_undrawn(p) or p.is_inference()))
+    return [(id(p), p._version) for p in known]
+
+
 def read_layers(
     layers: Sequence[Layer],
     view: View,

@@ -79,6 +79,7 @@ class Recorder:
         self._anew: frozenset[str] = frozenset()  # layers replaced since the last update
         self._last_step: int | None = None
         self._root: ref[nn.Module] | None = None  # the network of the last update
+        self._state: list[tuple[int, int]] = []  # that of its weights then
         self._told: set[str] = set()
         self._shared = False  # weights are shared out among processes, or were
         self._begun = False
@@ -90,7 +91,9 @@ class Recorder:
 
     def update(self, model: nn.Module, step: int, epoch: int | None) -> None:
         """Measure a module if it is due."""
-        if self.is_due(step) or step == self._last_step:
+        if step == self._last_step:
+            self._guarded(lambda: self._pass_over(model, step), step, epoch)
+        elif self.is_due(step):
             self.record(model, step, epoch)
 
     def is_due(self, step: int) -> bool:
@@ -113,13 +116,9 @@ class Recorder:
     def _record(self, model: nn.Module, step: int, epoch: int | None) -> None:
         root = unwrapped(model)
         if step == self._last_step:
-            if self._root is not None and self._root() is not root:
-                raise _SecondNetworkError(
-                    f"a Tracker follows one network, and at step {step} was given a second one; "
-                    "give that a Tracker of its own"
-                )
+            self._refuse_second(root, step)
             return
-        self._root = ref(root)
+        self._root, self._state = ref(root), live.state(root)
         like = _like(model)
         # A process that has lost its shared weights still has the others not wait for it.
         self._shared = self._shared or distributed.is_sharded(model)
@@ -135,6 +134,26 @@ class Recorder:
                 self._keep(network, step, epoch, observed, threads=threads)
                 self._write(step, epoch, _weights(root), lambda: _structure(root))
         self._last_step = step
+
+    def _refuse_second(self, root: nn.Module, step: int) -> None:
+        if self._root is not None and self._root() is not root:
+            raise _PassedOverError(
+                f"a Tracker follows one network, and at step {step} was given a second one; "
+                "give that a Tracker of its own"
+            )
+
+    def _pass_over(self, model: nn.Module, step: int) -> None:
+        """Measure nothing at a step that was measured; what is lost by that is told."""
+        root = unwrapped(model)
+        self._refuse_second(root, step)
+        if self.folder is not None and distributed.is_first():
+            self.folder.amend(self.pending)
+            self.pending = {}
+        if self._root is not None and live.state(root) != self._state:
+            raise _PassedOverError(
+                f"step {step} was measured, and its weights have changed since: a step is measured "
+                "once; count the steps of all optimisers, or update once all of them have stepped"
+            )
 
     def _found(self, model: nn.Module) -> live.Live:
         if self._live is None or self._live.signature != live.signature(model):
@@ -273,8 +292,8 @@ class Recorder:
                 if isinstance(exc, PlanescopeError):
                     raise
                 raise UsageError(f"the network cannot be measured: {_reason(exc)}") from exc
-            if isinstance(exc, _SecondNetworkError):
-                self._warn(str(exc))
+            if isinstance(exc, _PassedOverError):
+                self._warn(str(exc), str(exc).replace(str(step), "N", 1))
                 return
             self._last_step = step
             if distributed.is_first() and self.history.records:
@@ -371,5 +390,5 @@ def _reason(exc: Exception) -> str:
     return text if isinstance(exc, PlanescopeError) else f"{type(exc).__name__}: {text}"
 
 
-class _SecondNetworkError(UsageError):
-    """Two networks at one step."""
+class _PassedOverError(UsageError):
+    """A second network at one step, or the same one once more after it was trained."""

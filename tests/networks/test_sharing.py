@@ -1,0 +1,53 @@
+"""One tensor under several names, and in several forms, is one layer in every container."""
+
+from __future__ import annotations
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from planescope.measurement.source import find
+
+EXAMPLE = torch.zeros(1, 3, 6, 6)
+
+
+class Viewed(nn.Module):
+    """A convolution whose weight a linear layer before it has as a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.conv = nn.Linear(27, 8, bias=False), nn.Conv2d(3, 8, 3, bias=False)
+        self.back = nn.ConvTranspose2d(8, 8, 3, bias=False)
+        self.last = nn.Conv2d(8, 8, 3, bias=False)
+        self.lin.weight = nn.Parameter(self.conv.weight.view(8, 27))
+        self.back.weight = self.last.weight
+
+    def forward(self, x):
+        patches = nn.functional.unfold(x, 3).transpose(1, 2)
+        x = self.conv(x).relu() + self.lin(patches).relu().transpose(1, 2).reshape(1, 8, 4, 4)
+        return self.back(self.last(x).relu())
+
+
+@pytest.mark.parametrize("container", ["arrays", "pt", "module", "safetensors", "onnx", "pt2"])
+def test_a_matrix_that_views_a_convolutions_weight_is_no_second_layer(tmp_path, container):
+    net, path = Viewed().eval(), tmp_path / f"net.{container}"
+    match container:
+        case "arrays":
+            path = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+        case "pt":
+            torch.save(net.state_dict(), path)
+        case "module":
+            torch.save(net, path)
+        case "safetensors":
+            safetensors.torch.save_model(net, str(path))
+        case "onnx":
+            torch.onnx.export(net, EXAMPLE, path, dynamo=False)
+        case "pt2":
+            torch.export.save(torch.export.export(net, (EXAMPLE,)), path)
+    found = {layer.name: layer for layer in find(path).layers}
+    assert "lin" not in found
+    assert found["conv"].aliases == ("lin",)
+    assert found["conv"].weight.shape == (8, 3, 3, 3)
+    if container in ("module", "onnx", "pt2"):  # these tell that one is transposed
+        assert len(found) == 3
