@@ -61,8 +61,9 @@ class Traced:
             self._together |= {node: node is not stretch[-1] for node in stretch}
 
     def hasten(self) -> None:
-        """Go ways from now on that round differently: on a GPU, where batches of another size do so
-        too, and in 16 bits, where every value is rounded to a few digits.
+        """Go ways from now on that round differently.
+
+        On a GPU batches of another size do so too; in 16 bits every value is rounded anyway.
         """
         modules = self._plain
         self._keep_together(stretches(self._nodes, modules, most=math.inf))
