@@ -248,6 +248,13 @@ def test_a_layer_with_a_part_of_low_rank_is_one():
     torch.testing.assert_close(found[0].weight.read().float(), wanted)
 
 
+def test_an_attention_that_is_one_function_reads_linear_layers_as_such():
+    from torchvision.models.swin_transformer import SwinTransformerBlock
+
+    net = nn.Sequential(SwinTransformerBlock(8, 2, [2, 2], [0, 0]), nn.Linear(8, 3))
+    assert [layer for layer in measured(net)[0] if "attn" in layer] == ["0.attn.qkv", "0.attn.proj"]
+
+
 # --- graphs that torch has made of a network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
     from planescope.networks.graph.trace import Traced
 
-# What reads the weight of a linear layer as that of one.
-_ATTENTION = ("multi_head_attention_forward", "_transformer_encoder_layer_fwd")
+# Functions that read the weights of linear layers as those of such: torch's, and torchvision's.
+_ATTENTION = re.compile(r"attention|_transformer_encoder_layer_fwd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
             found.loose.pop(source, None)
     for name in (n for n in idle if n not in replaced):
         reader = traced.usage.reader_of(dict(modules[name]._parameters).get("weight"))
-        if reader is not None and reader not in _ATTENTION:
+        if reader is not None and _ATTENTION.search(reader) is None:
             _remove(found, name)
             found.leave_out(
                 name,
