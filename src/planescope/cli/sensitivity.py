@@ -21,6 +21,7 @@ from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
 from planescope.files.errors import counted
 from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
+from planescope.training.memory import keep_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +74,7 @@ def sensitivity(
     from planescope.criticality.sensitivity import Cost
     from planescope.criticality.sensitivity import sensitivity as find
 
+    keep_memory()
     check_inputs(inputs, data)
     check_targets(
         (out, TABLES),
