@@ -79,6 +79,20 @@ def test_what_acts_in_training_alone_is_told_so():
     assert not any(module.training for module in net.modules())
 
 
+def test_what_a_draw_decides_is_not_said_to_be_of_training():
+    class Drawn(Trunk):
+        def forward(self, x):
+            is_drawn = torch.rand(()).item() < self.share
+            return super().forward(self.old(x) if is_drawn else x)
+
+    net = Drawn()
+    net.share = 0.0
+    _, left, notes = measured(net)
+    assert "old" not in left
+    assert "forward, in evaluation and with its options left out, does not call" in notes
+    assert "training alone" not in notes
+
+
 class Held(nn.Module):
     """Layers whose weights act, though none is called."""
 
