@@ -153,7 +153,10 @@ def sifted(
     """Part weights of layers from other tensors, with the reason."""
     kept: list[StoredWeight] = []
     skipped: list[Skipped] = []
-    heads = exclusions.of_heads({each.module: each.tensor.shape for each in stored})
+    shapes = {each.module: each.tensor.shape for each in stored}
+    heads = exclusions.of_heads(shapes)
+    biased = {each.module for each in stored if each.bias is not None}
+    modulated = exclusions.of_modulated(shapes, biased)
     recurrent = exclusions.recurrent((each.module for each in stored), tensors)
     beside = _beside(stored, tensors)
     modules = {each.module for each in stored}
@@ -167,6 +170,8 @@ def sifted(
             reason = exclusions.RECURRENT
         elif place is None and module in heads:
             reason = exclusions.HEADS
+        elif place is None and module in modulated:
+            reason = exclusions.MODULATED
         elif len(each.tensor.shape) > 5:
             reason = f"a weight of {len(each.tensor.shape)} dimensions"
         else:
