@@ -190,6 +190,15 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
         is_ours = is_ours or place_of(m) is not None or _is_frozen_norm(m)
         return is_ours or super().is_leaf_module(m, module_qualified_name)
 
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return str(super().path_of_module(mod))
+        except NameError:
+            # A slice of a Sequential is another one, of the same members.
+            if type(mod) is nn.Sequential:
+                return type(mod).__name__
+            raise
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:

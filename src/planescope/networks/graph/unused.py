@@ -27,6 +27,7 @@ from planescope.networks.live.affine import Leaf
 from planescope.networks.live.copies import is_hooked, own_tensors, stand_in
 
 _TORCH = str(Path(torch.__file__).parent)
+_FRAMEWORKS = ("torch.", "builtins", "lightning.", "pytorch_lightning.")
 _HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Code that asks for modules by these may get any.
 _ANY = {"getattr", "get_submodule", "_modules", "children", "named_children", "modules"}
@@ -54,14 +55,15 @@ def find_unused(
     with _drawing_nothing():
         evaluated, trained = (_Run(root, leaves, training=training) for training in (False, True))
     words = _Words(evaluated.code | trained.code, _entries(type(root)))
-    is_known = evaluated.ended and trained.ended and not any(map(is_hooked, root.modules()))
+    is_known = evaluated.ended and trained.ended and not evaluated.has_drawn
+    is_certain = is_known and not any(map(is_hooked, root.modules()))
     training, perhaps = [], []
     for outer, layers in first.items():
         if evaluated.uses(outer):
             continue
-        if trained.uses(outer):
+        if is_known and trained.uses(outer):
             training.append(outer)
-        elif is_known and not words.may_call(root, outer):
+        elif is_certain and not words.may_call(root, outer):
             found.never.extend(layers)
         else:
             perhaps.append(outer)
@@ -93,7 +95,7 @@ class _Run:
         self, root: nn.Module, leaves: Mapping[nn.Module, Leaf], *, training: bool
     ) -> None:
         self.code: set[CodeType] = set()
-        self.ended = False
+        self.ended = self.has_drawn = False
         self._usage: Usage | None = None
         reads = _Reads()
         with contextlib.suppress(Exception):  # forward is anybody's code
@@ -101,10 +103,16 @@ class _Run:
             memo: dict[int, Any] = {id(tensor): tensor for tensor in own_tensors(root)}
             self._twin = stand_in(root, memo=memo)
             own = {memo[id(module)]: leaf for module, leaf in leaves.items() if id(module) in memo}
+            state = random.getstate(), torch.get_rng_state()
             with reads, _watching(self.code):
                 usage = trace_usage(self._twin, own, training=training)
             usage.read.update(dict.fromkeys(reads.keys, "an operation on constants"))
             self._usage, self.ended = usage, True
+            # What a draw decides another run may decide otherwise.
+            drawn = random.getstate() != state[0] or not torch.equal(
+                torch.get_rng_state(), state[1]
+            )
+            self.has_drawn = drawn
 
     def uses(self, name: str) -> bool:
         """Tell whether a module was used; if the trace did not end, nothing is known to be."""
@@ -190,7 +198,7 @@ def _entries(kind: type) -> set[CodeType]:
     """Find the code of a class that a user may call beside `forward`."""
     found: set[CodeType] = set()
     for base in kind.__mro__:
-        if base.__module__.startswith(("torch.", "builtins")):
+        if base.__module__.startswith(_FRAMEWORKS):
             continue
         for name, value in vars(base).items():
             value = getattr(value, "fget", None) or getattr(value, "__func__", value)
