@@ -86,8 +86,9 @@ def test_what_a_draw_decides_is_not_said_to_be_of_training():
             return super().forward(self.old(x) if is_drawn else x)
 
     net = Drawn()
-    net.share = 0.0
+    net.share, state = 0.0, torch.get_rng_state()
     _, left, notes = measured(net)
+    assert torch.equal(torch.get_rng_state(), state)
     assert "old" not in left
     assert "forward, in evaluation and with its options left out, does not call" in notes
     assert "training alone" not in notes

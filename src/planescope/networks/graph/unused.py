@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from planescope.networks.graph.trace import trace_usage
 from planescope.networks.graph.usage import Usage, key_of, outermost
 from planescope.networks.live.affine import Leaf
-from planescope.networks.live.copies import is_hooked, own_tensors, stand_in
+from planescope.networks.live.copies import is_hooked, own_tensors, stand_in, unchanged_random_state
 
 _TORCH = str(Path(torch.__file__).parent)
 _FRAMEWORKS = ("torch.", "builtins", "lightning.", "pytorch_lightning.")
@@ -52,7 +52,7 @@ def find_unused(
     if sum(map(len, first.values())) == len(names):
         found.notes.append("the graph reaches no layer: which of them act is not known")
         return found
-    with _drawing_nothing():
+    with unchanged_random_state():
         evaluated, trained = (_Run(root, leaves, training=training) for training in (False, True))
     words = _Words(evaluated.code | trained.code, _entries(type(root)))
     is_known = evaluated.ended and trained.ended and not evaluated.has_drawn
@@ -155,16 +155,6 @@ def _watching(code: set[CodeType]) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(None)
-
-
-@contextlib.contextmanager
-def _drawing_nothing() -> Iterator[None]:
-    state = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(state)
 
 
 # --- code
