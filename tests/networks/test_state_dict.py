@@ -602,16 +602,6 @@ def test_vectors_that_may_be_biases_are_told():
     assert [note.rpartition(": ")[2] for name in told for note in told[name]] == ["bs.0", "vars.1"]
 
 
-def test_weights_that_are_modulated_are_no_filter_of_three_dimensions():
-    arrays = {f"{i}.conv.weight": np.ones((1, 8, 6, 3, 3), "f4") for i in range(2)}
-    measured = ps.measure(arrays | {"rgb.weight": np.ones((3, 8, 1, 1), "f4")}, kinds="all")
-    assert [layer.name for layer in measured.layers] == ["rgb"]
-    assert all("changes for each example" in one.reason for one in measured.skipped)
-    volume = {"a.weight": (4, 1, 3, 3, 3), "b.weight": (1, 4, 3, 3, 3)}
-    found = ps.measure({name: np.ones(shape, "f4") for name, shape in volume.items()})
-    assert [layer.filters for layer in found.layers] == [4, 1]
-
-
 def noted(module):
     found = ps.measure(module.state_dict(), kinds="all")
     return any("several linear ones in one" in note for note in found.notes)

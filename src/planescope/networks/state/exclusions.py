@@ -50,10 +50,6 @@ _HARMLESS = frozenset(
 )
 
 UNCALLED = "forward never calls it, nor reads its weight"
-MODULATED = (
-    "one filter of three dimensions by its shape, as a weight (1, out, in, height, width) that "
-    "another value changes for each example; give the module or ONNX"
-)
 INACTIVE = "it does not act: another copy of it does"
 HEADS = "a dense layer of three axes, as of an attention: several linear maps in one"
 RECURRENT = "a recurrent weight: it acts on its own output"
@@ -109,17 +105,6 @@ def recurrent(modules: Iterable[str], tensors: Mapping[str, Tensor], /) -> set[s
         if is_gate or module in keras or any(map(is_cell, above)):
             found.add(module)
     return found
-
-
-def of_modulated(shapes: Mapping[str, tuple[int, ...]], has_bias: Container[str], /) -> set[str]:
-    """Return the convolutions that another value changes for each example, as of StyleGAN2.
-
-    They keep (1, out, in, *kernel), which looks like one filter of three dimensions.
-    """
-    deep = {module for module, shape in shapes.items() if len(shape) == 5}
-    is_mixed = len(deep) > 1 or any(len(shape) == 4 for shape in shapes.values())
-    are_single = all(shapes[module][0] == 1 and module not in has_bias for module in deep)
-    return deep if is_mixed and are_single else set()
 
 
 def of_heads(shapes: Mapping[str, tuple[int, ...]], /) -> set[str]:

@@ -153,10 +153,7 @@ def sifted(
     """Part weights of layers from other tensors, with the reason."""
     kept: list[StoredWeight] = []
     skipped: list[Skipped] = []
-    shapes = {each.module: each.tensor.shape for each in stored}
-    heads = exclusions.of_heads(shapes)
-    biased = {each.module for each in stored if each.bias is not None}
-    modulated = exclusions.of_modulated(shapes, biased)
+    heads = exclusions.of_heads({each.module: each.tensor.shape for each in stored})
     recurrent = exclusions.recurrent((each.module for each in stored), tensors)
     beside = _beside(stored, tensors)
     modules = {each.module for each in stored}
@@ -175,8 +172,6 @@ def sifted(
         else:
             reason = exclusions.of_spread(module, modules) if place is None else None
             reason = reason or _why_not(each, place, beside.get(module, ()))
-            if reason is None and place is None and module in modulated:
-                reason = exclusions.MODULATED
         if reason is None:
             kept.append(each)
         else:
