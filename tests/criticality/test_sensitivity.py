@@ -7,12 +7,16 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import planescope as ps
+from planescope.cli.app import app
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.errors import CheckpointError, UsageError
 
 torch = pytest.importorskip("torch")
+from planescope.networks.build import build  # noqa: E402
+
 nn = torch.nn
 
 
@@ -421,3 +425,18 @@ def halved_first(network):
     own = copy.deepcopy(network)
     own[0].weight.data[:2] = 0
     return own
+
+
+@pytest.mark.parametrize("command", ["sensitivity --ways bits:3", "plan --way bits --bits 3"])
+def test_the_page_of_a_command_knows_the_network_that_was_given(command, tmp_path):
+    pytest.importorskip("plotly")
+    file, rows, page = tmp_path / "lenet.pt", tmp_path / "rows.npy", tmp_path / "page.html"
+    torch.save(build("lenet", seed=0).state_dict(), file)
+    np.save(rows, torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy())
+    name, *ways = command.split()
+    options = [*ways, "--network", "lenet", "--inputs", str(rows), "--page", str(page)]
+    done = CliRunner().invoke(app, [name, str(file), *options])
+    assert done.exit_code == 0, done.output
+    shown = page.read_text("utf-8")
+    assert "layers behind a ReLU" in shown
+    assert "What feeds the layers is not known" not in shown

@@ -123,8 +123,8 @@ def plan(
     if page is not None:
         from planescope.figures.report import report
 
-        command = typed_command()
-        report(model, made, command=command, trust=options["trust"]).save(page)
+        told = {"network": network, "trust": options["trust"]}
+        report(model, made, command=typed_command(), **told).save(page)
     if as_json:
         sys.stdout.write(made.to_json() + "\n")
     else:

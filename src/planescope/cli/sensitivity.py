@@ -96,8 +96,8 @@ def sensitivity(
     if page is not None:
         from planescope.figures.report import report
 
-        command = typed_command()
-        report(model, found, command=command).save(page)
+        told = {name: options[name] for name in ("network", "trust")}
+        report(model, found, command=typed_command(), **told).save(page)
     if as_json:
         sys.stdout.write(found.to_json() + "\n")
     else:
