@@ -14,11 +14,15 @@ import planescope as ps
 from checks import cifar, imagenet, resnets
 from planescope.criticality.sensitivity.network import open_network
 from planescope.criticality.sensitivity.record import Sensitivity
+from planescope.data.batches import batches
+from planescope.data.load import Files, Images
 from planescope.data.sets.published import KNOWN
+from planescope.training.split import load_split
 
 LAYERS, LAYERS_OF_IMAGENET = 20, 12
 # Labelled test images that tell the truth; unlabelled ones, of the training set; labels on few.
 TRUTH, UNLABELLED, FEW = 5000, 400, (100, 30, 10)
+POOL = 10_000
 # Of the thousand pictures of ImageNet; the last hundred are the labelled ones.
 TRUTH_OF_IMAGENET, UNLABELLED_OF_IMAGENET = 600, 300
 # Of the inputs that are moved until they have the statistics of the batch norms (ZeroQ).
@@ -74,7 +78,9 @@ class Subject(NamedTuple):
 def subject(name: str, weights: Path, data: Path) -> Subject:
     """Load a network, channels last (the same numbers but for rounding, sooner), and its inputs."""
     run = ps.Run(weights / name)
-    if run.exists:  # its inputs are prepared as it was trained
+    if run.exists and run.config.data != "cifar10":
+        made = _of_run(run, data)
+    elif run.exists:  # its inputs are prepared as it was trained
         known = KNOWN["cifar10"]
         made = _of_cifar(open_network(run, None).module, data, known.mean, known.std)
     elif name in imagenet.NETWORKS:
@@ -93,6 +99,27 @@ def _of_cifar(
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
     few = (x[-max(FEW) :], labels[-max(FEW) :])
     return Subject(module, (3, 32, 32), pool[order], (x[:TRUTH], labels[:TRUTH]), few)
+
+
+def _of_run(run: ps.Run, data: Path) -> Subject:
+    """Take the inputs of a run's own data: the truth of those that validate, the pool of others."""
+    config = run.config.model_copy(update={"data_path": data})
+    (x, labels), (pool, _) = (
+        _together(load_split(config, split)) for split in ("val", "train")
+    )  # fmt: skip
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+    few = (x[-max(FEW) :], labels[-max(FEW) :])
+    shape = (x.shape[1], x.shape[2], x.shape[3])
+    module = open_network(run, None).module
+    chance = 1 / int(labels.max() + 1)
+    return Subject(
+        module, shape, pool[order[:POOL]], (x[:TRUTH], labels[:TRUTH]), few, chance=chance
+    )
+
+
+def _together(split: Images | Files) -> Labelled:
+    images, labels = zip(*batches(split, batch_size=1000), strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 def _of_imagenet(name: str, weights: Path, data: Path) -> Subject:

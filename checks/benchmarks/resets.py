@@ -3,8 +3,9 @@
 The plain script goes through a loader over the data set for each cell, as published code does. The
 bare pass sends data that lie prepared in memory through the network once. The counts of both ways
 are compared: on a CPU they are the same, on a GPU batches of another size may round differently.
-In bfloat16 the counts are compared with those of the script in bfloat16, the times with the script
-as it is published, in float32, and with a bare pass in bfloat16.
+In bfloat16 the counts are compared with those of the script in bfloat16, in which answers on the
+edge may flip; the times with the script as it is published, in float32, and with a bare pass in
+bfloat16.
 Processor seconds with one thread, so that other work on the machine counts for little; and the
 clock, with all threads; on a GPU, the clock alone.
 """
@@ -49,9 +50,14 @@ BOUNDS: dict[tuple[str, str, Precision], tuple[float | None, float | None]] = {
 EXAMPLES = {("vgg16", "cpu"): 256, ("torchvision:resnet18", "cpu"): 256}
 MOST_EXAMPLES = 10_000
 TOLERANCE = 0.02
-# Answers that may differ between batches of two sizes on a GPU, a cell of 10,000 examples; and the
-# share by which the cross entropy may.
-GPU_DIFFERENCES = {"32-true": (10, 1e-3), "bf16-mixed": (200, 1e-2)}
+# Answers that may differ between kernels of two kinds, a cell of 10,000 examples; and the share by
+# which the cross entropy may.
+DIFFERENCES = {
+    ("cpu", "32-true"): (0, 1e-5),
+    ("cpu", "bf16-mixed"): (200, 1e-2),
+    ("cuda", "32-true"): (10, 1e-3),
+    ("cuda", "bf16-mixed"): (200, 1e-2),
+}
 
 
 class Cifar(Dataset[tuple[torch.Tensor, int]]):
@@ -178,7 +184,7 @@ def compare(name: str, device: str, precision: Precision, threads: int) -> None:
         with in_short(device, precision):
             bare = cost(lambda: bare_pass(network, batches), repeats=2)
         plain = cost(lambda: plain_cell(network, layers[0], states[1], data), repeats=2)
-        allowed, share = GPU_DIFFERENCES[precision] if device == "cuda" else (0, 1e-5)
+        allowed, share = DIFFERENCES[device, precision]
         for layer in layers[:: max(1, len(layers) // 3)]:
             right, top5, loss = plain_cell(network, layer, states[1], data, precision)
             cell = found[-1].at(layer, paths[1].name)[0]

@@ -7,12 +7,16 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import planescope as ps
+from planescope.cli.app import app
 from planescope.criticality.sensitivity.record import Sensitivity
 from planescope.files.errors import CheckpointError, UsageError
 
 torch = pytest.importorskip("torch")
+from planescope.networks.build import build  # noqa: E402
+
 nn = torch.nn
 
 
@@ -379,3 +383,60 @@ def test_a_task_that_does_not_fit_is_a_sentence() -> None:
     ):
         with pytest.raises(UsageError, match=said):
             call()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """The same images in a folder by themselves, in one class folder, and beside a folder."""
+    Image = pytest.importorskip("PIL.Image")
+    for number, image in enumerate(IMAGES[:6, 0]):
+        for folder in ("flat", "classes/one", "mixed"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            shown = Image.fromarray((image * 40 + 120).clamp(0, 255).byte().numpy())
+            shown.convert("RGB").resize((40, 40)).save(tmp_path / folder / f"{number}.PNG", "png")
+    (tmp_path / "mixed/sub").mkdir()
+    (tmp_path / "flat/notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_pictures_without_class_folders_are_inputs_without_labels(pictures):
+    small = nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    network = nn.Sequential(*small, nn.Flatten(), nn.Linear(4, 5)).eval()
+    ways = {"ways": "bits:3", "labelled": False}
+    flat, classes = (
+        ps.sensitivity(network, data=str(pictures / name), **ways) for name in ("flat", "classes")
+    )
+    assert (flat.method, flat.inputs) == ("unlabelled", 6)
+    assert flat.layers == classes.layers
+    ps.repair(halved_first(network), network, data=pictures / "flat")
+    for data, options, sentence in (
+        (
+            "flat",
+            {"labelled": True},
+            "holds 6 images and no class folder, so that none has a label",
+        ),
+        ("mixed", {"labelled": False}, "holds images and folders beside them"),
+    ):
+        with pytest.raises(CheckpointError, match=sentence):
+            ps.sensitivity(network, data=str(pictures / data), **{**ways, **options})
+
+
+def halved_first(network):
+    own = copy.deepcopy(network)
+    own[0].weight.data[:2] = 0
+    return own
+
+
+@pytest.mark.parametrize("command", ["sensitivity --ways bits:3", "plan --way bits --bits 3"])
+def test_the_page_of_a_command_knows_the_network_that_was_given(command, tmp_path):
+    pytest.importorskip("plotly")
+    file, rows, page = tmp_path / "lenet.pt", tmp_path / "rows.npy", tmp_path / "page.html"
+    torch.save(build("lenet", seed=0).state_dict(), file)
+    np.save(rows, torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy())
+    name, *ways = command.split()
+    options = [*ways, "--network", "lenet", "--inputs", str(rows), "--page", str(page)]
+    done = CliRunner().invoke(app, [name, str(file), *options])
+    assert done.exit_code == 0, done.output
+    shown = page.read_text("utf-8")
+    assert "layers behind a ReLU" in shown
+    assert "What feeds the layers is not known" not in shown

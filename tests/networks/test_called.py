@@ -79,6 +79,21 @@ def test_what_acts_in_training_alone_is_told_so():
     assert not any(module.training for module in net.modules())
 
 
+def test_what_a_draw_decides_is_not_said_to_be_of_training():
+    class Drawn(Trunk):
+        def forward(self, x):
+            is_drawn = torch.rand(()).item() < self.share
+            return super().forward(self.old(x) if is_drawn else x)
+
+    net = Drawn()
+    net.share, state = 0.0, torch.get_rng_state()
+    _, left, notes = measured(net)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert "old" not in left
+    assert "forward, in evaluation and with its options left out, does not call" in notes
+    assert "training alone" not in notes
+
+
 class Held(nn.Module):
     """Layers whose weights act, though none is called."""
 
@@ -115,6 +130,58 @@ def test_a_network_without_a_graph_and_one_of_lists_claim_nothing():
         _, left, notes = measured(net)
         assert not left
         assert "perhaps" not in notes
+
+
+def test_a_shared_weight_is_measured_with_the_module_that_is_called():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+            self.two.weight = self.one.weight
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(self.two(x))
+
+    net = Shared()
+    found = ps.measure(net)
+    (layer,) = found.layers
+    assert (layer.name, layer.input, layer.norm) == ("two", "image", "norm")
+    assert layer.values.bias == pytest.approx(net.two.bias.detach().numpy())
+    told = [(one.name, one.reason) for one in found.skipped]
+    assert told == [("one", "not called itself; its weight acts in two")]
+
+
+def test_of_a_sequential_that_is_cut_the_rest_is_told():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+            self.body.append(nn.Conv2d(4, 2, 3))
+
+        def forward(self, x):
+            return self.body[:-1](x)
+
+    found = ps.measure(Cut())
+    inputs = [(layer.name, layer.input) for layer in found.layers]
+    assert inputs == [("body.0", "image"), ("body.2", "relu"), ("body.3", "unknown")]
+    assert any("does not call body.3: measured" in note for note in found.notes)
+
+
+def test_a_graph_that_was_misled_by_a_question_for_tensors_is_not_followed():
+    class Asking(Trunk):
+        def forward(self, x):
+            return super().forward(self.old(x) if isinstance(x, torch.Tensor) else x)
+
+    found = ps.measure(Asking())
+    assert {layer.input for layer in found.layers} == {"unknown"}
+    assert "old" in [layer.name for layer in found.layers]
+    assert "forward asks what is a tensor, and symbols are none" in " ".join(found.notes)
+
+
+def test_copies_for_several_devices_are_looked_into():
+    net = nn.Sequential(nn.DataParallel(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    assert [layer.input for layer in ps.measure(net).layers] == ["image", "relu"]
 
 
 def test_who_profiles_is_left_alone():
@@ -246,6 +313,13 @@ def test_a_layer_with_a_part_of_low_rank_is_one():
     assert left == []
     wanted = net[0].whole.weight + 0.5 * net[0].B @ net[0].A
     torch.testing.assert_close(found[0].weight.read().float(), wanted)
+
+
+def test_an_attention_that_is_one_function_reads_linear_layers_as_such():
+    from torchvision.models.swin_transformer import SwinTransformerBlock
+
+    net = nn.Sequential(SwinTransformerBlock(8, 2, [2, 2], [0, 0]), nn.Linear(8, 3))
+    assert [layer for layer in measured(net)[0] if "attn" in layer] == ["0.attn.qkv", "0.attn.proj"]
 
 
 # --- graphs that torch has made of a network

@@ -587,6 +587,21 @@ def test_dense_layers_that_fit_one_another_the_other_way_are_told():
     assert ps.measure(turned, kinds="all").notes == ()
 
 
+def test_vectors_that_may_be_biases_are_told():
+    weights = [torch.randn(8, 3, 3, 3), torch.randn(6, 8, 3, 3)]
+    apart = nn.ParameterDict({f"w{i}": w for i, w in enumerate(weights)})
+    lists = {
+        "bs": {f"ws.{i}": w for i, w in enumerate(weights)} | {"bs.0": weights[0][:, 0, 0, 0]},
+        "vars": {"vars.0": weights[0], "vars.1": torch.ones(8), "vars.2": weights[1]},
+        "none": dict(apart),
+    }
+    told = {
+        name: [note for note in ps.measure(arrays).notes if "may be biases" in note]
+        for name, arrays in lists.items()
+    }
+    assert [note.rpartition(": ")[2] for name in told for note in told[name]] == ["bs.0", "vars.1"]
+
+
 def noted(module):
     found = ps.measure(module.state_dict(), kinds="all")
     return any("several linear ones in one" in note for note in found.notes)

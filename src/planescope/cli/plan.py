@@ -21,6 +21,7 @@ from planescope.criticality.options import EXAMPLES, PlannedWay
 from planescope.files import signals
 from planescope.files.errors import StoppedError, counted
 from planescope.files.targets import FIGURES, PAGES, TABLES, check_apart, check_targets
+from planescope.training.memory import keep_memory
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.planned import Plan, PlanCost
@@ -90,6 +91,7 @@ def plan(
     from planescope.criticality.plan.planned import PlanCost
     from planescope.criticality.plan.search import plan as make_plan
 
+    keep_memory()
     check_inputs(inputs, data)
     check_targets(
         (out, () if out is None else export.forms(model)),
@@ -121,8 +123,8 @@ def plan(
     if page is not None:
         from planescope.figures.report import report
 
-        command = typed_command()
-        report(model, made, command=command, trust=options["trust"]).save(page)
+        told = {"network": network, "trust": options["trust"]}
+        report(model, made, command=typed_command(), **told).save(page)
     if as_json:
         sys.stdout.write(made.to_json() + "\n")
     else:

@@ -13,6 +13,7 @@ from planescope.cli.progress import layer_progress
 from planescope.cli.sensitivity import print_cost
 from planescope.files.errors import UsageError
 from planescope.files.targets import FIGURES, TABLES, check_targets
+from planescope.training.memory import keep_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,6 +54,7 @@ def predict(
     from planescope.criticality.sensitivity import Cost
     from planescope.files.results import result as results
 
+    keep_memory()
     check_targets((out, TABLES), (figure, FIGURES))
     if figure is not None and len(files) > 1:
         raise UsageError("--figure draws one network; give one FILE, or draw them one by one")

@@ -12,6 +12,7 @@ from planescope.cli.printing import console, plain_table
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, RepairedBy
 from planescope.files.targets import TABLES, check_apart, check_targets
+from planescope.training.memory import keep_memory
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.record import Repair
@@ -71,6 +72,7 @@ def repair(
     from planescope.criticality.plan.forms import export
     from planescope.criticality.plan.repair import repair as put_right
 
+    keep_memory()
     check_targets((out, () if out is None else export.forms(changed)), (table, TABLES))
     check_apart(out, changed, reference)
     check_inputs(inputs, data)

@@ -29,6 +29,7 @@ from planescope.files.errors import StoppedError, UsageError
 from planescope.files.optional import is_foreign
 from planescope.files.targets import FIGURES, TABLES, check_targets
 from planescope.hyperplanes.layer import KindName
+from planescope.training.memory import keep_memory
 
 if TYPE_CHECKING:
     from planescope.training.run import Run
@@ -190,6 +191,7 @@ def reset(
         with layer_progress() as advance:
             from planescope.criticality.resets import reset as put_back
 
+            keep_memory()
             common |= {} if run is not None else {"keep": keep}
             resets = put_back(subject, on_cell=advance, **common)
     except KeyboardInterrupt:

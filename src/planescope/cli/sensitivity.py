@@ -21,6 +21,7 @@ from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
 from planescope.files.errors import counted
 from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
+from planescope.training.memory import keep_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +74,7 @@ def sensitivity(
     from planescope.criticality.sensitivity import Cost
     from planescope.criticality.sensitivity import sensitivity as find
 
+    keep_memory()
     check_inputs(inputs, data)
     check_targets(
         (out, TABLES),
@@ -94,8 +96,8 @@ def sensitivity(
     if page is not None:
         from planescope.figures.report import report
 
-        command = typed_command()
-        report(model, found, command=command).save(page)
+        told = {name: options[name] for name in ("network", "trust")}
+        report(model, found, command=typed_command(), **told).save(page)
     if as_json:
         sys.stdout.write(found.to_json() + "\n")
     else:

@@ -34,6 +34,7 @@ def load(
     path: Path | str | None = None,
     options: DataOptions = PLAIN,
     download: bool = False,
+    labelled: bool = True,
 ) -> Images | Files:
     """Load one split of a data set.
 
@@ -56,6 +57,8 @@ def load(
         torchvision uses are looked at too.
     download : bool
         Let torchvision download and verify what is missing.
+    labelled : bool
+        Refuse images without a class, which lie in no class folder; else they have no `classes`.
 
     Returns
     -------
@@ -72,7 +75,12 @@ def load(
     held_out = options.validation is not Validation.GIVEN
     root = Path(path) if path is not None else DATA_PATH
     data = open_source(
-        name, "train" if held_out else split, path=root, download=download, seed=options.seed
+        name,
+        "train" if held_out else split,
+        path=root,
+        download=download,
+        seed=options.seed,
+        labelled=labelled,
     )
     data = _choose_classes(replace(data, split=split), options)
     if held_out:

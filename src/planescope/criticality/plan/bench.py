@@ -125,7 +125,9 @@ class Bench:
             `unpack`, `data_path` and `data_options` of `take`.
         """
         device = next((t.device for t in whole.parameters()), torch.device("cpu"))
-        both = take(data, whole, most=2 * examples, device=device, seed=seed, **given)
+        both = take(
+            data, whole, most=2 * examples, device=device, seed=seed, labelled=labelled, **given
+        )
         taken, rest = halves(both, examples)
         notes = []
         if not rest:

@@ -80,10 +80,12 @@ def take(
     data_options: DataOptions | None = None,
     split: Split = "val",
     seed: int = 0,
+    labelled: bool = False,
 ) -> Examples:
     """Take the first examples of what a user handed over, and keep every fourth of them back.
 
-    Of what has examples by number, so many are drawn at random.
+    Of what has examples by number, so many are drawn at random. Images without a class are taken
+    unless they are to be `labelled`.
 
     Raises
     ------
@@ -92,7 +94,7 @@ def take(
         does not take them.
     """
     name, notes, source = _opened(
-        data, module, most, device, unpack, data_path, data_options, split, seed
+        data, module, most, device, unpack, data_path, data_options, split, seed, labelled
     )
     taken: list[Batch] = []
     left = most
@@ -180,6 +182,7 @@ def _opened(
     data_options: DataOptions | None,
     split: Split,
     seed: int,
+    labelled: bool,
 ) -> tuple[str, list[str], Iterator[Batch]]:
     if isinstance(data, str | os.PathLike) and os.fspath(data).endswith(".npy"):
         rows, notes = read_rows(data, module)
@@ -191,7 +194,8 @@ def _opened(
         found = call_loader(data, split)
         if found is None:
             where = None if data_path is None else Path(data_path)
-            found = load(data, split=split, path=where, options=data_options or DataOptions())
+            wanted = data_options or DataOptions()
+            found = load(data, split=split, path=where, options=wanted, labelled=labelled)
         name, data = data, found
         if isinstance(data, Images | Files):
             return name, [], _prepared(data, most, device, seed)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planescope.data.sets.matfiles import read_mat
-from planescope.files.errors import CheckpointError, MissingDependencyError, one_line
+from planescope.files.errors import CheckpointError, MissingDependencyError, counted, one_line
 from planescope.files.pickles import Call, Global, Key, read_pickle
 from planescope.files.reading import open_binary
 from planescope.files.zips import BOMB_BYTES, BOMB_RATIO
@@ -213,11 +213,19 @@ def _bytes(pickled: object) -> bytes:
 _VALIDATION = ("val", "valid", "validation", "test")
 
 
-def read_folder(root: Path, split: str) -> tuple[list[str], list[int], tuple[str, ...]]:
+def read_folder(
+    root: Path, split: str, *, labelled: bool = True
+) -> tuple[list[str], list[int], tuple[str, ...]]:
     """Find the images of ``root/split/CLASS/``: paths, labels and the names of the classes.
 
     Those to validate on may lie in ``valid/``, ``validation/`` or ``test/`` too; a folder of class
-    folders alone holds them.
+    folders alone holds them. Images that lie in a folder themselves have no class: all labels are
+    0, and there are no names.
+
+    Parameters
+    ----------
+    labelled : bool
+        Refuse images without a class.
 
     Raises
     ------
@@ -227,6 +235,20 @@ def read_folder(root: Path, split: str) -> tuple[list[str], list[int], tuple[str
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
+    loose, folders_beside = _contents(root, IMG_EXTENSIONS)
+    if loose and labelled and not folders_beside:
+        raise CheckpointError(
+            f"{root}: holds {counted(len(loose), 'image')} and no class folder, so that none has a "
+            "label; put them into CLASS/, one folder a class, or give inputs without labels "
+            "(--inputs)"
+        )
+    if loose and not labelled:
+        if folders_beside:
+            raise CheckpointError(
+                f"{root}: holds images and folders beside them; give a folder of images alone, or "
+                "of class folders alone"
+            )
+        return loose, [0] * len(loose), ()
     val = next((name for name in _VALIDATION if (root / name).is_dir()), "val")
     names = {"train": "train", "val": val}
     folders = {part: root / name for part, name in names.items() if (root / name).is_dir()}
@@ -249,3 +271,13 @@ def read_folder(root: Path, split: str) -> tuple[list[str], list[int], tuple[str
             "alone; give both the same class folders"
         )
     return [path for path, _ in samples], [label for _, label in samples], tuple(numbers)
+
+
+def _contents(folder: Path, endings: tuple[str, ...]) -> tuple[list[str], bool]:
+    """Return the paths of the images that lie in a folder itself, and whether folders do so too."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        images = [str(p) for p in paths if p.name.lower().endswith(endings) and p.is_file()]
+        return images, any(path.is_dir() for path in paths)
+    except OSError:  # what cannot be read is refused by name where it is looked into
+        return [], False

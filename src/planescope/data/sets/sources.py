@@ -27,7 +27,13 @@ NAMES = ("digits", *KNOWN, "imagenet")
 
 
 def open_source(
-    name: str, split: Split, *, path: Path, download: bool = False, seed: int = 0
+    name: str,
+    split: Split,
+    *,
+    path: Path,
+    download: bool = False,
+    seed: int = 0,
+    labelled: bool = True,
 ) -> Images | Files:
     """Find one split of a data set and read it, in its plain form.
 
@@ -49,7 +55,7 @@ def open_source(
         known = KNOWN[rest]
         return _images(name, split, known, noise.examples(known, split, seed=seed), name)
     if scheme == "folder":
-        return _folder(name, split, Path(rest))
+        return _folder(name, split, Path(rest), labelled=labelled)
     return _from_callable(name, split)
 
 
@@ -148,10 +154,10 @@ def _images(
     )
 
 
-def _folder(name: str, split: Split, root: Path) -> Files:
+def _folder(name: str, split: Split, root: Path, *, labelled: bool = True) -> Files:
     import torch
 
-    paths, labels, classes = datafiles.read_folder(root, split)
+    paths, labels, classes = datafiles.read_folder(root, split, labelled=labelled)
     return Files(
         paths=tuple(paths),
         labels=torch.tensor(labels),

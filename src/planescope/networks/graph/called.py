@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 from planescope.hyperplanes.layer import Place
 from planescope.networks.graph.functional import Functional
 from planescope.networks.graph.unused import find_unused
-from planescope.networks.graph.usage import key_of
+from planescope.networks.graph.usage import Usage, key_of
 from planescope.networks.live.entries import Survey
+from planescope.networks.live.survey import enter_plain, is_known
 from planescope.networks.state import exclusions
 
 if TYPE_CHECKING:
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
     from planescope.networks.graph.trace import Traced
 
-# What reads the weight of a linear layer as that of one.
-_ATTENTION = ("multi_head_attention_forward", "_transformer_encoder_layer_fwd")
+# Functions that read the weights of linear layers as those of such: torch's, and torchvision's.
+_ATTENTION = re.compile(r"attention|_transformer_encoder_layer_fwd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +41,11 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
         own_places = {n: p for n, p in traced.places.items() if n in found.layers}
         return Called(own_places, traced.notes)
     modules = dict(root.named_modules())
+    turned = _put_called_first(found, modules, traced.usage)
     functional = traced.functional
     layers = (n for n in found.layers if n in modules)
-    idle = [n for n in layers if modules[n] not in traced.usage.modules]
+    used = {owner for name, owner in found.shared.items() if modules[name] in traced.usage.modules}
+    idle = [n for n in layers if n not in used and modules[n] not in traced.usage.modules]
     own = {n: held for n, held in functional.items() if n in idle or n not in found.layers}
     own = {name: held for name, held in own.items() if held.tensors}
     replaced = {name: what for held in own.values() for name, what in _owners(held, idle, modules)}
@@ -55,7 +59,7 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
             found.loose.pop(source, None)
     for name in (n for n in idle if n not in replaced):
         reader = traced.usage.reader_of(dict(modules[name]._parameters).get("weight"))
-        if reader is not None and reader not in _ATTENTION:
+        if reader is not None and _ATTENTION.search(reader) is None:
             _remove(found, name)
             found.leave_out(
                 name,
@@ -69,8 +73,27 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
     for name in unused.never:
         _remove(found, name)
         found.leave_out(name, exclusions.UNCALLED)
-    places = {n: p for n, p in traced.places.items() if n in found.layers or n in own}
+    places = {turned.get(name, name): place for name, place in traced.places.items()}
+    places = {n: p for n, p in places.items() if n in found.layers or n in own}
     return Called(places, (*unused.notes, *traced.notes))
+
+
+def _put_called_first(found: Survey, modules: dict[str, nn.Module], usage: Usage) -> dict[str, str]:
+    """Measure a shared weight with a module that is called, whose bias and place act.
+
+    Return the names of those that it was to be measured with, each with that of the other.
+    """
+    turned: dict[str, str] = {}
+    for name, owner in found.shared.items():
+        is_idle = owner in found.layers and modules[owner] not in usage.modules
+        if is_idle and modules[name] in usage.modules and is_known(modules[name]):
+            place = found.layers[owner]
+            _remove(found, owner)
+            found.left_out = [one for one in found.left_out if one.name != name]
+            found.leave_out(owner, f"not called itself; its weight acts in {name}")
+            enter_plain(found, name, modules[name], place)
+            turned[owner] = name
+    return turned
 
 
 def _owners(

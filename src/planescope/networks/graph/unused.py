@@ -24,9 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from planescope.networks.graph.trace import trace_usage
 from planescope.networks.graph.usage import Usage, key_of, outermost
 from planescope.networks.live.affine import Leaf
-from planescope.networks.live.copies import is_hooked, own_tensors, stand_in
+from planescope.networks.live.copies import is_hooked, own_tensors, stand_in, unchanged_random_state
 
-_TORCH = str(Path(torch.__file__).parent)
+# Code of these is not the network's own.
+_OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
+_FRAMEWORKS = ("torch.", "builtins", "lightning.", "pytorch_lightning.")
 _HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Code that asks for modules by these may get any.
 _ANY = {"getattr", "get_submodule", "_modules", "children", "named_children", "modules"}
@@ -51,17 +53,18 @@ def find_unused(
     if sum(map(len, first.values())) == len(names):
         found.notes.append("the graph reaches no layer: which of them act is not known")
         return found
-    with _drawing_nothing():
+    with unchanged_random_state():
         evaluated, trained = (_Run(root, leaves, training=training) for training in (False, True))
     words = _Words(evaluated.code | trained.code, _entries(type(root)))
-    is_known = evaluated.ended and trained.ended and not any(map(is_hooked, root.modules()))
+    is_known = evaluated.ended and trained.ended and not evaluated.has_drawn
+    is_certain = is_known and not any(map(is_hooked, root.modules()))
     training, perhaps = [], []
     for outer, layers in first.items():
         if evaluated.uses(outer):
             continue
-        if trained.uses(outer):
+        if is_known and trained.uses(outer):
             training.append(outer)
-        elif is_known and not words.may_call(root, outer):
+        elif is_certain and not words.may_call(root, outer):
             found.never.extend(layers)
         else:
             perhaps.append(outer)
@@ -83,6 +86,23 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
+def refuse_misled(
+    root: nn.Module, leaves: Mapping[nn.Module, Leaf], names: Sequence[str], usage: Usage, /
+) -> None:
+    """Refuse a graph that leaves layers out where code asked what is a tensor.
+
+    Raises
+    ------
+    TypeError
+        If symbols have had the answer that tensors have not.
+    """
+    if outermost(root, names, usage):
+        with unchanged_random_state():
+            code = _Run(root, leaves, training=False).code
+        if any(_asks_for_tensors(each) for each in code):
+            raise TypeError("forward asks what is a tensor, and symbols are none")
+
+
 # --- the second look
 
 
@@ -93,7 +113,7 @@ class _Run:
         self, root: nn.Module, leaves: Mapping[nn.Module, Leaf], *, training: bool
     ) -> None:
         self.code: set[CodeType] = set()
-        self.ended = False
+        self.ended = self.has_drawn = False
         self._usage: Usage | None = None
         reads = _Reads()
         with contextlib.suppress(Exception):  # forward is anybody's code
@@ -101,10 +121,16 @@ class _Run:
             memo: dict[int, Any] = {id(tensor): tensor for tensor in own_tensors(root)}
             self._twin = stand_in(root, memo=memo)
             own = {memo[id(module)]: leaf for module, leaf in leaves.items() if id(module) in memo}
+            state = random.getstate(), torch.get_rng_state()
             with reads, _watching(self.code):
                 usage = trace_usage(self._twin, own, training=training)
             usage.read.update(dict.fromkeys(reads.keys, "an operation on constants"))
             self._usage, self.ended = usage, True
+            # What a draw decides another run may decide otherwise.
+            drawn = random.getstate() != state[0] or not torch.equal(
+                torch.get_rng_state(), state[1]
+            )
+            self.has_drawn = drawn
 
     def uses(self, name: str) -> bool:
         """Tell whether a module was used; if the trace did not end, nothing is known to be."""
@@ -134,10 +160,10 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 @contextlib.contextmanager
 def _watching(code: set[CodeType]) -> Iterator[None]:
-    """Collect the code of all functions but torch's that are called meanwhile."""
+    """Collect the code of all functions but torch's and ours that are called meanwhile."""
 
     def note(frame: Any, event: str, _: object) -> None:
-        if event == "call" and not frame.f_code.co_filename.startswith(_TORCH):
+        if event == "call" and not frame.f_code.co_filename.startswith(_OTHERS):
             code.add(frame.f_code)
 
     if sys.getprofile() is not None:
@@ -147,16 +173,6 @@ def _watching(code: set[CodeType]) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(None)
-
-
-@contextlib.contextmanager
-def _drawing_nothing() -> Iterator[None]:
-    state = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(state)
 
 
 # --- code
@@ -190,7 +206,7 @@ def _entries(kind: type) -> set[CodeType]:
     """Find the code of a class that a user may call beside `forward`."""
     found: set[CodeType] = set()
     for base in kind.__mro__:
-        if base.__module__.startswith(("torch.", "builtins")):
+        if base.__module__.startswith(_FRAMEWORKS):
             continue
         for name, value in vars(base).items():
             value = getattr(value, "fget", None) or getattr(value, "__func__", value)
@@ -204,6 +220,11 @@ def _named(code: CodeType) -> set[str]:
     inner = (each for each in code.co_consts if isinstance(each, CodeType))
     texts = {each for each in code.co_consts if isinstance(each, str)}
     return texts.union(code.co_names, *map(_named, inner))
+
+
+def _asks_for_tensors(code: CodeType) -> bool:
+    names = set(code.co_names)
+    return "is_tensor" in names or {"isinstance", "Tensor"} <= names
 
 
 def _is_open(code: CodeType) -> bool:

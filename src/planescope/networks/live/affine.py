@@ -24,6 +24,7 @@ from planescope.networks.live.copies import (
     is_undrawn,
     own_tensors,
     stand_in,
+    unchanged_random_state,
     without_autocast,
 )
 from planescope.networks.live.impulses import TOLERANCES, from_impulses
@@ -114,7 +115,7 @@ def solve(module: nn.Module, /, *, like: Acting | None = None) -> Acting:
         raise NotAffineError("it has no values yet, or they lie on the meta device")
     device = next((t.device for t in held if t.device.type != "cpu"), torch.device("cpu"))
     dtype = next((t.dtype for t in held if t.dtype in TOLERANCES), torch.float32)
-    with torch.no_grad(), without_autocast(device), _drawing_nothing(device):
+    with torch.no_grad(), without_autocast(device), unchanged_random_state(device):
         if like is not None and like.handed is not None:
             shape, number = like.handed
             with contextlib.suppress(Exception):
@@ -138,12 +139,6 @@ def solve(module: nn.Module, /, *, like: Acting | None = None) -> Acting:
         f"its class {type(module).__name__} has a forward of its own, and what that gives is no "
         "affine map of one input with a weight that could be recovered"
     )
-
-
-@contextlib.contextmanager
-def _drawing_nothing(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 # --- inputs

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -254,3 +256,16 @@ def without_autocast(device: torch.device, /) -> Iterator[None]:
     known = torch.amp.is_autocast_available(device.type)
     with torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def unchanged_random_state(device: torch.device | None = None, /) -> Iterator[None]:
+    """Leave all generators that anybody's code may draw from as they were."""
+    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    is_cuda = device is not None and device.type == "cuda"
+    try:
+        with torch.random.fork_rng(devices=[device] if is_cuda else []):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)  # noqa: NPY002

@@ -80,7 +80,7 @@ def _enter(found: Survey, name: str, module: nn.Module) -> str | None:
         return full_name(name, inactive)
     place = place_of(module)
     if place is not None and is_as_torch_has_it(module):
-        _enter_plain(found, name, module, place)
+        enter_plain(found, name, module, place)
         return None
     if may_be_affine(module) and enter_solved(found, name, module):
         return name
@@ -204,7 +204,14 @@ def is_as_torch_has_it(module: nn.Module, /) -> bool:
     )
 
 
-def _enter_plain(found: Survey, name: str, module: nn.Module, place: Place) -> None:
+def enter_plain(found: Survey, name: str, module: nn.Module, place: Place, /) -> None:
+    """Enter a layer as torch has it; where a weight cannot be computed leave it out.
+
+    Raises
+    ------
+    UsageError
+        If it has no values yet.
+    """
     tensors: dict[str, Tensor] = {}
     held = {**module._parameters, **module._buffers}
     for attribute in ("weight", "bias"):

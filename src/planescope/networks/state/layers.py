@@ -32,7 +32,13 @@ from planescope.networks.state.layout import lay_out, named
 from planescope.networks.state.pairing import FoundNorm, Norms, find_norms, norms_beside, pair
 from planescope.networks.state.parametrisations import resolved
 from planescope.networks.state.sharing import shared
-from planescope.networks.state.stored import StoredWeight, left_over, sifted, stored_weights
+from planescope.networks.state.stored import (
+    StoredWeight,
+    left_over,
+    loose_biases,
+    sifted,
+    stored_weights,
+)
 
 __all__ = ["Hints", "describe", "find_layers", "natural"]
 
@@ -127,6 +133,11 @@ def describe(state: StateDict, hints: Hints | None = None, /) -> Described:
     listed = {x.name for x in skipped} | {layer.name for layer in layers}
     skipped += [Skipped(name=n, reason=r) for n, r in reasons.items() if n not in listed]
     skipped += [x for x in state.skipped if x.name not in listed]
+    bare = {layer.filters for layer in layers if layer.bias is None and layer.filters > 1}
+    if not state.places and (loose := loose_biases(tensors, stored, norms, bare)):
+        alias_notes.append(
+            f"vectors that may be biases, of layers that no name tells: {named(loose)}"
+        )
     notes = [
         *laid.notes,
         *alias_notes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from planescope.hyperplanes.layer import (
@@ -232,6 +232,32 @@ def left_over(
             yield Skipped(name=name, reason=_LEFT)
 
 
+def loose_biases(
+    tensors: Mapping[str, Tensor],
+    stored: Sequence[StoredWeight],
+    norms: Norms,
+    widths: Container[int],
+) -> list[str]:
+    """Name vectors that may be biases of layers of some widths, and that no name gives to one.
+
+    As those in lists of their own (``biases.0``), or in one list with the weights (``vars.1``).
+    """
+    taken = {id(t) for each in stored for t in (each.tensor, each.bias) if t is not None}
+    lists = {exclusions.split(each.module)[0] for each in stored if not each.ending}
+    found = []
+    for name, tensor in tensors.items():
+        outer, separator, last = exclusions.split(name)
+        if id(tensor) in taken or name in norms.parts or len(tensor.shape) != 1:
+            continue
+        beside = f"{outer}{separator}weight" in tensors or f"{outer}{separator}scale" in tensors
+        called = exclusions.split(outer)[2] if last.isdecimal() else last
+        is_listed = last.isdecimal() and outer in lists
+        is_called = _BIASES.fullmatch(called.lower()) is not None and not beside
+        if tensor.is_floating and tensor.shape[0] in widths and (is_listed or is_called):
+            found.append(name)
+    return found
+
+
 def _is_of_whole_numbers(name: str, tensor: Tensor) -> bool:
     """Tell what a quantiser made of a weight, whatever it calls it: codes, blocks, packed words."""
     if tensor.is_floating:
@@ -239,6 +265,9 @@ def _is_of_whole_numbers(name: str, tensor: Tensor) -> bool:
     is_narrow = tensor.dtype in _NARROW and sum(extent > 1 for extent in tensor.shape) > 1
     is_code = is_narrow and not _PLACES.search(name.lower())
     return is_code or bool(_WHOLE_NUMBERS.search(name))
+
+
+_BIASES = re.compile(r"b(s|ias|iases)?_?\d*|.*[._]bias(es)?|bias_.*")
 
 
 def _is_no_weight(name: str, tensor: Tensor) -> bool:

@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from planescope.files.errors import PlanescopeError, UsageError
 from planescope.hyperplanes.layer import Layer, Tensor, with_tensors
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 
@@ -175,19 +172,3 @@ def _watching(before: Callable[[str], None]) -> Iterator[None]:
 
     with Watch():
         yield
-
-
-@contextlib.contextmanager
-def unchanged_random_state(device: torch.device, /) -> Iterator[None]:
-    """Leave all generators that data may draw from as they were."""
-    import random
-
-    import torch
-
-    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002

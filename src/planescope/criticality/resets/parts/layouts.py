@@ -7,7 +7,8 @@ saves putting images into that order and back: LeNet in bfloat16, 45 cells of 10
 
 Another order may come with a kernel that adds in another order. Whether it does is found by trying:
 on a whole batch of real examples that shows in some of a million sums, and which kernel is chosen
-depends on shapes, not on values. Its price is this module.
+depends on shapes, not on values. In bfloat16, which rounds each sum to eight bits, such kernels are
+taken all the same. Its price is this module.
 To import this is to import torch.
 """
 

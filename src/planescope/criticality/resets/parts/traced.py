@@ -16,7 +16,6 @@ from torch.fx.node import map_arg
 from planescope.criticality.resets.parts import pixels
 from planescope.criticality.resets.parts.inputs import Inputs, Tensors, Values
 from planescope.criticality.resets.parts.layouts import (
-    FEW_CHANNELS,
     Stretch,
     channels_together,
     stretches,
@@ -54,16 +53,18 @@ class Traced:
         self._size = batch.size
         images = batch.images
         if images is not None and images.device.type == "cpu":
-            most = math.inf if torch.is_autocast_enabled("cpu") else FEW_CHANNELS
-            same = self._same_bits(batch, stretches(self._nodes, modules, most=most))
-            self._keep_together(stretches(same, modules, most=most))
+            same = self._same_bits(batch, stretches(self._nodes, modules))
+            self._keep_together(stretches(same, modules))
 
     def _keep_together(self, found: Iterable[Stretch]) -> None:
         for stretch in found:
             self._together |= {node: node is not stretch[-1] for node in stretch}
 
     def hasten(self) -> None:
-        """Go ways from now on that round differently, where batches of another size do so too."""
+        """Go ways from now on that round differently.
+
+        On a GPU batches of another size do so too; in 16 bits every value is rounded anyway.
+        """
         modules = self._plain
         self._keep_together(stretches(self._nodes, modules, most=math.inf))
         self._spread = pixels.find(self._nodes, modules)

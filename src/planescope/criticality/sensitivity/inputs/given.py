@@ -106,11 +106,11 @@ def handed_over(
     classes = None
     if isinstance(data, str | os.PathLike) and str(data).endswith(".npy"):
         rows, notes = read_rows(data, module)
-        source = _opened(rows, data_path, data_options, resets)
+        source = _opened(rows, data_path, data_options, resets, labelled=labelled)
         if isinstance(source, Loader):
             source.name = str(data)
     else:
-        source = _opened(data, data_path, data_options, resets)
+        source = _opened(data, data_path, data_options, resets, labelled=labelled)
     if isinstance(source, Images | Files):
         if options.examples is not None:
             source = source.take(torch.arange(min(options.examples, len(source.labels))))
@@ -118,7 +118,7 @@ def handed_over(
         if not labelled:
             judge = Judge(pick=judge.pick, task=judge.task)
             feed = _without_labels(feed, module, judge, device)
-        classes = len(source.classes)
+        classes = len(source.classes) or None
     else:
         if options.examples is not None:
             source = dataclasses.replace(
@@ -148,6 +148,8 @@ def _opened(
     data_path: str | os.PathLike[str] | None,
     data_options: DataOptions | None,
     options: ResetOptions,
+    *,
+    labelled: bool,
 ) -> Images | Files | Loader:
     if isinstance(data, Images | Files):
         return data
@@ -160,7 +162,8 @@ def _opened(
             return found
     if isinstance(data, str):
         where = None if data_path is None else Path(data_path)
-        return load(data, split=options.split, path=where, options=data_options or PLAIN)
+        wanted = data_options or PLAIN
+        return load(data, split=options.split, path=where, options=wanted, labelled=labelled)
     return open_loader(data, split=options.split)
 
 
