@@ -22,7 +22,7 @@ import planescope as ps
 from planescope.criticality.definition import Critical, loss_of_examples
 from planescope.criticality.resets import forecast
 from planescope.networks.build import build
-from planescope.networks.graph.trace import _Tracer
+from planescope.networks.graph.symbols import _Tracer
 
 
 class Net(nn.Module):

@@ -168,6 +168,22 @@ def test_of_a_sequential_that_is_cut_the_rest_is_told():
     assert any("does not call body.3: measured" in note for note in found.notes)
 
 
+def test_a_graph_that_was_misled_by_a_question_for_tensors_is_not_followed():
+    class Asking(Trunk):
+        def forward(self, x):
+            return super().forward(self.old(x) if isinstance(x, torch.Tensor) else x)
+
+    found = ps.measure(Asking())
+    assert {layer.input for layer in found.layers} == {"unknown"}
+    assert "old" in [layer.name for layer in found.layers]
+    assert "forward asks what is a tensor, and symbols are none" in " ".join(found.notes)
+
+
+def test_copies_for_several_devices_are_looked_into():
+    net = nn.Sequential(nn.DataParallel(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    assert [layer.input for layer in ps.measure(net).layers] == ["image", "relu"]
+
+
 def test_who_profiles_is_left_alone():
     import cProfile
 

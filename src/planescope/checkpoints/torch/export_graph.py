@@ -83,6 +83,7 @@ class _Network:
     _weights: Weights = field(init=False)
     _constant: list[bool] = field(default_factory=list)  # of each node, whether no input reaches it
     _biases: dict[str, str] = field(default_factory=dict)  # names of those of the layers
+    _products: set[str] = field(default_factory=set)  # layers by hand: what is added is a bias
     _sources: dict[str, str] = field(default_factory=dict)  # the largest tensor behind a value
 
     def __post_init__(self) -> None:
@@ -228,11 +229,8 @@ class _Network:
         self.skipped.append(Skipped(name=outputs[0] if outputs else "?", reason=reason))
 
     def _bias_of(self, word: str, arguments: Mapping[str, Any]) -> Node | None:
-        """Take a sum for the bias of the layer before it, where a parameter of its module is added.
-
-        So it is behind a `bmm`, which a linear layer of sequences becomes.
-        """
-        if word != "add":
+        """Take a sum for the bias of a product before it, or of a layer, where that has it."""
+        if word != "add" or numeral(arguments.get("alpha")) not in (None, 1):
             return None
         given = [name for key in ("self", "other") for name in names(arguments.get(key))]
         bias = next(filter(None, map(self._weights.named, given)), None)
@@ -244,7 +242,9 @@ class _Network:
         while self.nodes[at].role is Role.VIEW:
             at = self.nodes[at].reads[0]
         layer = self.found.get(self.nodes[at].name)
-        if layer is None or layer.bias is not None or bias.name != f"{layer.name}.bias":
+        if layer is None or layer.bias is not None:
+            return None
+        if bias.name != f"{layer.name}.bias" and layer.name not in self._products:
             return None
         if bias.tensor.shape != (layer.filters,):
             return None
@@ -292,6 +292,8 @@ class _Network:
             return None
         layer = self._named_apart(layer)
         first = self.found.setdefault(layer.name, layer)
+        if word in ("matmul", "mm", "bmm"):
+            self._products.add(layer.name)
         told = "" if bias is None else bias.name
         if first is layer:
             self._biases[layer.name] = told

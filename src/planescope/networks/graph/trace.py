@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,14 +30,15 @@ from planescope.networks.graph.functional import (
     place_of,
 )
 from planescope.networks.graph.places import Node, Position, Role, follow
-from planescope.networks.graph.step import QUANTISATION, Step, StepNorm
+from planescope.networks.graph.step import Step, StepNorm
+from planescope.networks.graph.symbols import graph_of, is_frozen_norm
 from planescope.networks.graph.usage import Usage, usage_of
 from planescope.networks.live.affine import Leaf
 from planescope.networks.live.copies import unchanged_random_state
 from planescope.networks.state.sharing import notes_of_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 
 _NO_LEAVES: Mapping[nn.Module, Leaf] = MappingProxyType({})
@@ -110,7 +109,7 @@ def trace_usage(module: nn.Module, leaves: Mapping[nn.Module, Leaf], /, *, train
         As `trace`.
     """
     with _undisturbed(module, training=training), torch.no_grad():
-        return usage_of(_Tracer(module, leaves).trace(module, _defaults(module)), module)
+        return usage_of(graph_of(module, leaves), module)
 
 
 def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
@@ -148,11 +147,11 @@ def remembered(module: nn.Module, /) -> nn.Module:
 def _traced(module: nn.Module, leaves: Mapping[nn.Module, Leaf] = _NO_LEAVES) -> fx.Graph:
     kept = None if leaves else _REMEMBERED.get(module)
     if kept is None:
-        return _Tracer(module, leaves).trace(module, _defaults(module))
+        return graph_of(module, leaves)
     first = next(module.parameters(), None)
     key = None if first is None else (first.device, first.dtype)
     if key not in kept:
-        graph = _Tracer(module, leaves).trace(module, _defaults(module))
+        graph = graph_of(module, leaves)
         targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
         made = targets & vars(module).keys()  # tensors that forward makes are put there
         kept[key] = graph, {name: vars(module)[name] for name in made}
@@ -165,67 +164,6 @@ _MAX_LOOK = 1 << 16  # elements of a buffer that is looked at to see whether any
 
 # Of the copies of FrozenBatchNorm2d that keep none of their own (DETR's, for example).
 _FROZEN_EPS = 1e-5
-
-
-def _is_frozen_norm(module: nn.Module) -> bool:
-    """Tell batch norms whose parameters are buffers, as detectors have them."""
-    is_named = re.fullmatch(r"FrozenBatchNorm(2d)?", type(module).__name__) is not None
-    held = module._buffers.keys()
-    return is_named and not module._modules and {"running_mean", "running_var"} <= held
-
-
-class _Tracer(fx.Tracer):  # type: ignore[misc]
-    # A buffer that forward changes in place is then a symbol too, and its values stay.
-    proxy_buffer_attributes = True
-
-    def __init__(self, root: nn.Module, leaves: Mapping[nn.Module, Leaf]) -> None:
-        super().__init__()
-        self._leaves = leaves
-        tensors = chain(root.named_parameters(), root.named_buffers())
-        self._names = {id(tensor): name for name, tensor in tensors}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # What was scripted is called by torch's own interpreter, and takes no symbols.
-        is_ours = m in self._leaves or isinstance(m, torch.jit.ScriptModule)
-        is_ours = is_ours or type(m).__module__.startswith(QUANTISATION)
-        is_ours = is_ours or place_of(m) is not None or _is_frozen_norm(m)
-        return is_ours or super().is_leaf_module(m, module_qualified_name)
-
-    def path_of_module(self, mod: nn.Module) -> str:
-        try:
-            return str(super().path_of_module(mod))
-        except NameError:
-            # A slice of a Sequential is another one, of the same members.
-            if type(mod) is nn.Sequential:
-                return type(mod).__name__
-            raise
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
-    ) -> Any:
-        result = super().call_module(m, forward, args, kwargs)
-        leaf = self._leaves.get(m)
-        for part in leaf.behind if leaf is not None else ():
-            result = getattr(m, part)(result)
-        return torch.relu(result) if leaf is not None and leaf.rectifies else result
-
-    def getattr(self, _attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        # The base class searches all parameters at each access, which is quadratic.
-        name = self._names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
-        if name is None:
-            return attr_val
-        if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-        return parameter_proxy_cache[name]
-
-
-def _defaults(module: nn.Module) -> dict[str, Any]:
-    """Return the options of forward as they are when left out.
-
-    A symbol in place of None would be no None.
-    """
-    parameters = inspect.signature(type(module).forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -307,7 +245,7 @@ def _recognised(step: Step, functional: Mapping[fx.Node, Functional]) -> Step:
             return dataclasses.replace(step, layer=step.node.target, place=place)
         if isinstance(step.module, _NormBase) and step.module.running_mean is not None:
             return dataclasses.replace(step, norm=StepNorm(step.node.target, step.module.eps))
-        if _is_frozen_norm(step.module):
+        if is_frozen_norm(step.module):
             eps = getattr(step.module, "eps", _FROZEN_EPS)
             return dataclasses.replace(step, norm=StepNorm(step.node.target, eps))
     elif (held := functional.get(step.node)) is not None:

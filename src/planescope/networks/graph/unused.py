@@ -26,7 +26,8 @@ from planescope.networks.graph.usage import Usage, key_of, outermost
 from planescope.networks.live.affine import Leaf
 from planescope.networks.live.copies import is_hooked, own_tensors, stand_in, unchanged_random_state
 
-_TORCH = str(Path(torch.__file__).parent)
+# Code of these is not the network's own.
+_OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
 _FRAMEWORKS = ("torch.", "builtins", "lightning.", "pytorch_lightning.")
 _HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Code that asks for modules by these may get any.
@@ -83,6 +84,23 @@ def find_unused(
 def _listed(names: Sequence[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def refuse_misled(
+    root: nn.Module, leaves: Mapping[nn.Module, Leaf], names: Sequence[str], usage: Usage, /
+) -> None:
+    """Refuse a graph that leaves layers out where code asked what is a tensor.
+
+    Raises
+    ------
+    TypeError
+        If symbols have had the answer that tensors have not.
+    """
+    if outermost(root, names, usage):
+        with unchanged_random_state():
+            code = _Run(root, leaves, training=False).code
+        if any(_asks_for_tensors(each) for each in code):
+            raise TypeError("forward asks what is a tensor, and symbols are none")
 
 
 # --- the second look
@@ -142,10 +160,10 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 @contextlib.contextmanager
 def _watching(code: set[CodeType]) -> Iterator[None]:
-    """Collect the code of all functions but torch's that are called meanwhile."""
+    """Collect the code of all functions but torch's and ours that are called meanwhile."""
 
     def note(frame: Any, event: str, _: object) -> None:
-        if event == "call" and not frame.f_code.co_filename.startswith(_TORCH):
+        if event == "call" and not frame.f_code.co_filename.startswith(_OTHERS):
             code.add(frame.f_code)
 
     if sys.getprofile() is not None:
@@ -202,6 +220,11 @@ def _named(code: CodeType) -> set[str]:
     inner = (each for each in code.co_consts if isinstance(each, CodeType))
     texts = {each for each in code.co_consts if isinstance(each, str)}
     return texts.union(code.co_names, *map(_named, inner))
+
+
+def _asks_for_tensors(code: CodeType) -> bool:
+    names = set(code.co_names)
+    return "is_tensor" in names or {"isinstance", "Tensor"} <= names
 
 
 def _is_open(code: CodeType) -> bool:

@@ -56,11 +56,14 @@ def _read(module: nn.Module) -> StateDict:
     """Return the layers of a module none of whose parts is compiled."""
     from planescope.networks.graph.called import Called, enter_called
     from planescope.networks.graph.trace import trace
+    from planescope.networks.graph.unused import refuse_misled
     from planescope.networks.live.survey import not_followed, survey
 
     found, called, note = survey(module), Called(), ""
     try:
         traced = trace(module, found.leaves, found.shared)
+        if module not in found.leaves:
+            refuse_misled(module, found.leaves, list(found.layers), traced.usage)
     except Exception as exc:  # forward is anybody's code and does anything when it is given symbols
         note = not_followed(module, f"{type(exc).__name__}: {exc}")
         for name in found.doubtful:  # only a graph could tell what they do with it
