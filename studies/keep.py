@@ -3,10 +3,10 @@
     python studies/keep.py STUDY studies/results/NAME
 
 A finished run keeps its config, environment, metrics and measurements, and counts as made; runs
-that are not finished are left out. Parquet files are written anew, with the same values in about
-half the bytes, and resets without the paths of this machine. The table of the study is made of
-these again where it is read. Scores that are held against resets are of the weights: the relation
-of the plain runs is kept with the tables.
+that are not finished are left out. Measurements and resets are kept to seven digits, as in 32
+bits, and without the paths of this machine: a third of the bytes. The table of the study is made
+of these again where it is read. Scores that are held against resets are of the weights: the
+relation of the plain runs is kept with the tables.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from planescope import Run
@@ -30,6 +31,10 @@ KEPT = (
     "config.yaml", "environment.json", "metrics.csv", "measurements.parquet", "state.json",
     "study.json",
 )  # fmt: skip
+
+
+# What 32 bits hold to seven digits; p-values are smaller.
+SMALLEST = 1e-37
 
 
 def keep(study: Path, out: Path) -> None:
@@ -66,23 +71,36 @@ def _relate(whole: Study, out: Path) -> None:
 
 
 def _write(source: Path, target: Path, names: dict[str, str]) -> None:
-    """Write JSON without spaces, and with other names in place of paths."""
-    text = json.dumps(json.loads(source.read_text(encoding="utf-8")), separators=(",", ":"))
+    """Write JSON without spaces, numbers to seven digits, and other names in place of paths."""
+    held = json.loads(source.read_text(encoding="utf-8"), parse_float=_shortened)
+    text = json.dumps(held, separators=(",", ":"))
     for path, name in names.items():
         text = text.replace(json.dumps(path)[1:-1], name)
     target.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
+def _shortened(text: str) -> float:
+    return float(f"{float(text):.7g}")
+
+
 def _rewrite(source: Path, target: Path) -> None:
-    """Write a table without what speeds up searches in large ones."""
+    """Write a table in 32 bits and without what speeds up searches in large ones."""
     table = pq.read_table(source)
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    for name in floats:
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), _rounded(table[name]))
     pq.write_table(
         table, target, compression="zstd", compression_level=19, write_statistics=False,
         use_dictionary=False, use_byte_stream_split=floats, store_schema=False,
     )  # fmt: skip
-    if pq.read_table(target).to_pydict() != table.to_pydict():
-        raise SystemExit(f"{source}: did not come out as it went in")
+
+
+def _rounded(column: pa.ChunkedArray) -> pa.Array:
+    """Return numbers of 64 bits as 32 hold them, which packs better; the smallest as they are."""
+    values = column.combine_chunks()
+    short = values.cast(pa.float32(), safe=False).cast(values.type)
+    return pc.if_else(pc.greater(pc.abs(values), SMALLEST), short, values)
 
 
 if __name__ == "__main__":

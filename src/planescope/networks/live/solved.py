@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 import torch
@@ -46,14 +47,14 @@ def may_be_affine(module: nn.Module) -> bool:
     """Tell whether a module as a whole may be an affine map with a weight to look for."""
     if place_of(module) is not None or _is_adapter(module):
         return True
+    if not is_callable(module):
+        return False
     inner = [part for part in module.modules() if part is not module]
     names = (*module._modules, *module._parameters, type(module).__name__)
     if "base_layer" in names or any("lora" in name.lower() for name in names):
         return len(inner) <= _MOST_PARTS
-    # A layer, and beside it parts of low rank, whatever they are called.
     if inner and any(place_of(part) is not None for part in module.children()):
-        beside = weights_of(module).keys() & module._parameters.keys()
-        return bool(beside) and len(inner) <= _MOST_PARTS
+        return len(inner) <= _MOST_PARTS and _has_low_rank(module)
     if is_norm(module) or isinstance(module, nn.MultiheadAttention):
         return False
     lists = (nn.ParameterList, nn.ParameterDict)
@@ -61,6 +62,27 @@ def may_be_affine(module: nn.Module) -> bool:
     if isinstance(module, lists) or any(weights_of(part) for part in inner if part not in own):
         return False
     return any(weights_of(part) for part in (module, *own))
+
+
+def is_callable(module: nn.Module) -> bool:
+    """Tell a module with a forward from one that only holds others, as an exported program's."""
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
+
+
+def _has_low_rank(module: nn.Module) -> bool:
+    """Tell a layer with two matrices of one rank, or one of its own shape, beside it."""
+    own = [tuple(t.shape) for t in module._parameters.values() if t is not None and t.ndim == 2]
+    layers = [part._parameters.get("weight") for part in module.children() if place_of(part)]
+    for weight in (each for each in layers if each is not None and each.ndim > 1):
+        outputs, inputs = weight.shape[0], weight[0].numel() if weight.ndim > 2 else weight.shape[1]
+        whole, ends = {outputs, inputs}, {weight.shape[0], weight.shape[1], inputs}
+        if any(set(shape) == whole for shape in own):
+            return True
+        for one, other in itertools.combinations(own, 2):
+            ranks = set(one) & set(other)
+            if ranks and set(one) & ends and set(other) & ends:
+                return True
+    return False
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -37,6 +37,7 @@ from planescope.networks.live.plain import is_plain
 from planescope.networks.live.quantised import enter_quantised, is_quantised
 from planescope.networks.live.solved import (
     enter_solved,
+    is_callable,
     is_norm,
     may_be_affine,
     no_layer,
@@ -86,11 +87,11 @@ def _enter(found: Survey, name: str, module: nn.Module) -> str | None:
         return name
     if isinstance(module, _NormBase):
         found.norm_eps[name] = float(module.eps)
-    elif (leaf := affine.frozen_norm(module)) is not None:
+    elif is_callable(module) and (leaf := affine.frozen_norm(module)) is not None:
         found.leaves[module] = leaf
         if leaf.eps is not None:
             found.norm_eps[name] = leaf.eps
-    elif "running_mean" in module._buffers:
+    elif is_callable(module) and "running_mean" in module._buffers:
         found.doubtful.append(name)
     _enter_rest(found, name, module)
     return None
