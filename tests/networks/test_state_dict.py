@@ -659,3 +659,12 @@ def test_hints_on_a_file_that_is_no_state_dict_are_told(file):
     assert note.startswith("--layout, --transposed, --norms, --eps were not used")
     (alone,) = (n for n in ps.measure(path, eps=0.5).notes if "not used" in n)
     assert alone.startswith("--eps was not used: of a keras source")
+
+
+def test_a_batch_norm_of_complex_numbers_is_named_and_not_used():
+    norm = {name: np.ones(4) for name in ("running_mean", "running_var", "weight", "bias")}
+    norm["bias"] = norm["bias"] * 1j
+    found = ps.measure(
+        {"c.weight": np.ones((4, 3, 3, 3)), **{f"n.{k}": v for k, v in norm.items()}}
+    )
+    assert list(found.notes) == ["the batch norm n was not used: its parts are complex numbers"]

@@ -114,9 +114,12 @@ def find_norms(tensors: Mapping[str, Tensor], /) -> Norms:
             if module in found or name in parts:
                 continue
             parts |= {name, stem + variance_name, *(n for n in names if n in tensors)}
-            sizes = {t.shape for t in (mean, variance, gamma, beta) if t is not None}
-            if len(sizes) > 1 or len(mean.shape) != 1:
+            held = [t for t in (mean, variance, gamma, beta) if t is not None]
+            if len({t.shape for t in held}) > 1 or len(mean.shape) != 1:
                 broken[module] = "its parts have different lengths"
+                continue
+            if any(t.dtype.startswith("complex") for t in held):  # which have no side
+                broken[module] = "its parts are complex numbers"
                 continue
             make = functools.partial(_norm, module, mean, variance, gamma, beta)
             found[module] = FoundNorm(module, mean.shape[0], make, eps, at)
