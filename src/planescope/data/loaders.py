@@ -195,6 +195,14 @@ def _has_rows(part: Any) -> bool:
     return isinstance(part, np.ndarray | torch.Tensor) and part.ndim > 0
 
 
+def generators_of(data: Any, /) -> list[torch.Generator]:
+    """Find the generators of a DataLoader and its samplers."""
+    holders = [data, *(getattr(data, name, None) for name in ("sampler", "batch_sampler"))]
+    holders.append(getattr(holders[-1], "sampler", None))
+    found = [getattr(one, "generator", None) for one in holders]
+    return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+
 def is_indexed(data: Any) -> bool:
     """Return whether it is a data set, whose examples have numbers."""
     is_set = hasattr(data, "__getitem__") and hasattr(data, "__len__")

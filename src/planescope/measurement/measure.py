@@ -146,7 +146,8 @@ def _observe(
     path: str | os.PathLike[str] | None,
     unpack: Unpack | None,
 ) -> Mapping[str, Observed]:
-    from planescope.data.random_states import generators_of, same_random_states
+    from planescope.data.loaders import generators_of
+    from planescope.networks.live.copies import same_random_states
 
     # z is what enters the ReLU: the norm's output where there is a norm.
     names = {layer.name: layer.name if layer.norm is None else layer.norm.name for layer in layers}

@@ -97,7 +97,8 @@ def repair(
     from planescope.criticality.plan.fit.mending import Mending
     from planescope.criticality.plan.forms.opening import check_pair, filled, opened
     from planescope.criticality.resets.engine.borrow import borrowed, unheeded_hooks
-    from planescope.data.random_states import generators_of, same_random_states
+    from planescope.data.loaders import generators_of
+    from planescope.networks.live.copies import same_random_states
 
     if by not in get_args(RepairedBy):
         raise UsageError(f"by={by!r}: repair by one of {', '.join(get_args(RepairedBy))}")

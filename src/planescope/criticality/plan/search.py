@@ -123,7 +123,8 @@ def plan(
     from planescope.criticality.plan.forms.opening import acting, check_finite, filled, opened
     from planescope.criticality.plan.sizes import at, cost, within
     from planescope.criticality.resets.engine.borrow import borrowed, unheeded_hooks
-    from planescope.data.random_states import generators_of, same_random_states
+    from planescope.data.loaders import generators_of
+    from planescope.networks.live.copies import same_random_states
 
     if examples < 2:
         raise UsageError(f"examples={examples}: give two or more, some to check against")

@@ -235,7 +235,8 @@ def _asked(
     Random states are as they were when the block ends.
     """
     from planescope.criticality.resets.targets import To
-    from planescope.data.random_states import generators_of, same_random_states
+    from planescope.data.loaders import generators_of
+    from planescope.networks.live.copies import same_random_states
 
     refuse(model, "reset", "export it to ONNX and use planescope sensitivity")
     run = _run(model, network, trust)

@@ -40,10 +40,11 @@ from planescope.criticality.sensitivity.record import (
     Method,
     Sensitivity,
 )
-from planescope.data.random_states import generators_of, same_random_states
+from planescope.data.loaders import generators_of
 from planescope.files.errors import UsageError
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
 from planescope.networks.graph.file_graph import FileGraph
+from planescope.networks.live.copies import same_random_states
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from planescope.hyperplanes.layer import Place
 from planescope.networks.graph.functional import Functional
-from planescope.networks.graph.unused import find_unused
+from planescope.networks.graph.unused import SecondLook
 from planescope.networks.graph.usage import Usage, key_of
 from planescope.networks.live.entries import Survey
 from planescope.networks.live.survey import enter_plain, is_known
@@ -32,7 +32,7 @@ class Called:
     notes: tuple[str, ...] = ()
 
 
-def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
+def enter_called(found: Survey, root: nn.Module, traced: Traced, look: SecondLook, /) -> Called:
     """Enter the layers that a graph calls as functions, and leave out those that it does not call.
 
     Of a network that is one layer itself all that it calls is that layer.
@@ -69,7 +69,7 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, /) -> Called:
     for name, reason in traced.left_out.items():
         if name not in found.loose:
             found.leave_out(name, reason)
-    unused = find_unused(root, found.leaves, list(found.layers), traced.usage)
+    unused = look.find_unused(found.layers, traced.usage)
     for name in unused.never:
         _remove(found, name)
         found.leave_out(name, exclusions.UNCALLED)

@@ -34,7 +34,7 @@ from planescope.networks.graph.step import Step, StepNorm
 from planescope.networks.graph.symbols import graph_of, is_frozen_norm
 from planescope.networks.graph.usage import Usage, usage_of
 from planescope.networks.live.affine import Leaf
-from planescope.networks.live.copies import unchanged_random_state
+from planescope.networks.live.copies import same_random_states
 from planescope.networks.state.sharing import notes_of_calls
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def trace(
     Exception
         Any that `forward` raises when it gets symbols for tensors, on control flow for example.
     """
-    with _undisturbed(module), torch.no_grad(), unchanged_random_state():
+    with _undisturbed(module), torch.no_grad(), same_random_states():
         graph = _traced(module, leaves)
         functions, usage = find_functional(graph, module), usage_of(graph, module)
         steps = list(_steps(graph, module, leaves, names, functions.layers))
@@ -127,7 +127,7 @@ def trace_graph(module: nn.Module, /) -> tuple[fx.Graph, dict[str, Any]]:
     Exception
         As `trace_places`.
     """
-    with _undisturbed(module), torch.no_grad(), unchanged_random_state():
+    with _undisturbed(module), torch.no_grad(), same_random_states():
         graph = _traced(module)
         targets = [node.target for node in graph.nodes if node.op == "get_attr"]
         return graph, {target: attrgetter(target)(module) for target in targets}

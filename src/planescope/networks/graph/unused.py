@@ -11,8 +11,9 @@ import contextlib
 import random
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from planescope.networks.graph.trace import trace_usage
 from planescope.networks.graph.usage import Usage, key_of, outermost
 from planescope.networks.live.affine import Leaf
-from planescope.networks.live.copies import is_hooked, own_tensors, stand_in, unchanged_random_state
+from planescope.networks.live.copies import is_hooked, own_tensors, same_random_states, stand_in
 
 # Code of these is not the network's own.
 _OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
@@ -42,68 +43,79 @@ class Unused:
     notes: list[str] = field(default_factory=list)
 
 
-def find_unused(
-    root: nn.Module, leaves: Mapping[nn.Module, Leaf], names: Sequence[str], usage: Usage, /
-) -> Unused:
-    """Tell of each layer that a graph does not reach whether anything else may call it."""
-    found = Unused()
-    first = outermost(root, names, usage)
-    if not first:
+class SecondLook:
+    """Runs of a network beside the first trace, made when they are asked for, each once.
+
+    `leaves` are modules that are looked at from without, as `trace` has them.
+    """
+
+    def __init__(self, root: nn.Module, leaves: Mapping[nn.Module, Leaf], /) -> None:
+        self._root, self._leaves = root, leaves
+
+    def refuse_misled(self, names: Iterable[str], usage: Usage, /) -> None:
+        """Refuse a graph that leaves layers out where code asked what is a tensor.
+
+        Raises
+        ------
+        TypeError
+            If symbols have had the answer that tensors have not.
+        """
+        if outermost(self._root, names, usage) and any(
+            _asks_for_tensors(each) for each in self._evaluated.code
+        ):
+            raise TypeError("forward asks what is a tensor, and symbols are none")
+
+    def find_unused(self, names: Collection[str], usage: Usage, /) -> Unused:
+        """Tell of each layer that a graph does not reach whether anything else may call it."""
+        found = Unused()
+        first = outermost(self._root, names, usage)
+        if not first:
+            return found
+        if sum(map(len, first.values())) == len(names):
+            found.notes.append("the graph reaches no layer: which of them act is not known")
+            return found
+        evaluated, trained = self._evaluated, self._trained
+        words = _Words(evaluated.code | trained.code, _entries(type(self._root)))
+        is_known = evaluated.ended and trained.ended and not evaluated.has_drawn
+        is_certain = is_known and not any(map(is_hooked, self._root.modules()))
+        training, perhaps = [], []
+        for outer, layers in first.items():
+            if evaluated.uses(outer):
+                continue
+            if is_known and trained.uses(outer):
+                training.append(outer)
+            elif is_certain and not words.may_call(self._root, outer):
+                found.never.extend(layers)
+            else:
+                perhaps.append(outer)
+        found.notes.extend(_notes(training, perhaps))
         return found
-    if sum(map(len, first.values())) == len(names):
-        found.notes.append("the graph reaches no layer: which of them act is not known")
-        return found
-    with unchanged_random_state():
-        evaluated, trained = (_Run(root, leaves, training=training) for training in (False, True))
-    words = _Words(evaluated.code | trained.code, _entries(type(root)))
-    is_known = evaluated.ended and trained.ended and not evaluated.has_drawn
-    is_certain = is_known and not any(map(is_hooked, root.modules()))
-    training, perhaps = [], []
-    for outer, layers in first.items():
-        if evaluated.uses(outer):
-            continue
-        if is_known and trained.uses(outer):
-            training.append(outer)
-        elif is_certain and not words.may_call(root, outer):
-            found.never.extend(layers)
-        else:
-            perhaps.append(outer)
+
+    @cached_property
+    def _evaluated(self) -> _Run:
+        return _Run(self._root, self._leaves, training=False)
+
+    @cached_property
+    def _trained(self) -> _Run:
+        return _Run(self._root, self._leaves, training=True)
+
+
+def _notes(training: Sequence[str], perhaps: Sequence[str]) -> Iterator[str]:
     if training:
-        found.notes.append(
+        yield (
             f"forward calls {_listed(training)} in training alone: measured, but without effect "
             "otherwise"
         )
     if perhaps:
-        found.notes.append(
+        yield (
             f"forward, in evaluation and with its options left out, does not call "
             f"{_listed(perhaps)}: measured, but perhaps nothing that acts"
         )
-    return found
 
 
 def _listed(names: Sequence[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
-
-
-def refuse_misled(
-    root: nn.Module, leaves: Mapping[nn.Module, Leaf], names: Sequence[str], usage: Usage, /
-) -> None:
-    """Refuse a graph that leaves layers out where code asked what is a tensor.
-
-    Raises
-    ------
-    TypeError
-        If symbols have had the answer that tensors have not.
-    """
-    if outermost(root, names, usage):
-        with unchanged_random_state():
-            code = _Run(root, leaves, training=False).code
-        if any(_asks_for_tensors(each) for each in code):
-            raise TypeError("forward asks what is a tensor, and symbols are none")
-
-
-# --- the second look
 
 
 class _Run:
@@ -116,7 +128,8 @@ class _Run:
         self.ended = self.has_drawn = False
         self._usage: Usage | None = None
         reads = _Reads()
-        with contextlib.suppress(Exception):  # forward is anybody's code
+        # forward is anybody's code.
+        with contextlib.suppress(Exception), same_random_states():
             # What is no parameter is the copy's own: forward may count its calls.
             memo: dict[int, Any] = {id(tensor): tensor for tensor in own_tensors(root)}
             self._twin = stand_in(root, memo=memo)

@@ -23,8 +23,8 @@ from planescope.networks.live.copies import (
     base_layer,
     is_undrawn,
     own_tensors,
+    same_random_states,
     stand_in,
-    unchanged_random_state,
     without_autocast,
 )
 from planescope.networks.live.impulses import TOLERANCES, from_impulses
@@ -115,7 +115,7 @@ def solve(module: nn.Module, /, *, like: Acting | None = None) -> Acting:
         raise NotAffineError("it has no values yet, or they lie on the meta device")
     device = next((t.device for t in held if t.device.type != "cpu"), torch.device("cpu"))
     dtype = next((t.dtype for t in held if t.dtype in TOLERANCES), torch.float32)
-    with torch.no_grad(), without_autocast(device), unchanged_random_state(device):
+    with torch.no_grad(), without_autocast(device), same_random_states():
         if like is not None and like.handed is not None:
             shape, number = like.handed
             with contextlib.suppress(Exception):

@@ -259,13 +259,19 @@ def without_autocast(device: torch.device, /) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unchanged_random_state(device: torch.device | None = None, /) -> Iterator[None]:
+def same_random_states(*generators: torch.Generator) -> Iterator[None]:
     """Leave all generators that anybody's code may draw from as they were."""
-    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    is_cuda = device is not None and device.type == "cuda"
+    own = [(one, one.get_state()) for one in generators]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the user's, kept
+    host = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
-        with torch.random.fork_rng(devices=[device] if is_cuda else []):
-            yield
+        yield
     finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(host)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        for generator, state in own:
+            generator.set_state(state)

@@ -56,14 +56,15 @@ def _read(module: nn.Module) -> StateDict:
     """Return the layers of a module none of whose parts is compiled."""
     from planescope.networks.graph.called import Called, enter_called
     from planescope.networks.graph.trace import trace
-    from planescope.networks.graph.unused import refuse_misled
+    from planescope.networks.graph.unused import SecondLook
     from planescope.networks.live.survey import not_followed, survey
 
     found, called, note = survey(module), Called(), ""
+    look = SecondLook(module, found.leaves)
     try:
         traced = trace(module, found.leaves, found.shared)
         if module not in found.leaves:
-            refuse_misled(module, found.leaves, list(found.layers), traced.usage)
+            look.refuse_misled(found.layers, traced.usage)
     except Exception as exc:  # forward is anybody's code and does anything when it is given symbols
         note = not_followed(module, f"{type(exc).__name__}: {exc}")
         for name in found.doubtful:  # only a graph could tell what they do with it
@@ -71,7 +72,7 @@ def _read(module: nn.Module) -> StateDict:
                 reason = "it keeps a running mean, and does not normalise by that alone"
                 found.leave_out(name, reason)
     else:
-        called = enter_called(found, module, traced)
+        called = enter_called(found, module, traced, look)
     places = {**called.places}
     for name, place in found.layers.items():
         places.setdefault(name, place)

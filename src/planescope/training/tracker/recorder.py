@@ -18,7 +18,7 @@ from planescope.measurement.activations import measure_activations
 from planescope.measurement.choice import Choice
 from planescope.measurement.measure import data_notes, lost_notes
 from planescope.measurement.record import Measurement, Source
-from planescope.networks.live.copies import unchanged_random_state, without_autocast
+from planescope.networks.live.copies import same_random_states, without_autocast
 from planescope.networks.live.module import read_module, unwrapped
 from planescope.networks.live.shared import stand_in_by_parts
 from planescope.training.tracker import distributed, live
@@ -319,7 +319,7 @@ class Recorder:
     ) -> Mapping[str, Observed]:
         if self._inputs is None:
             return {}
-        with unchanged_random_state(like.device):
+        with same_random_states():
             batches = (moved(batch, like.device, like.dtype) for batch in self._inputs)
             try:
                 seen = measure_activations(
