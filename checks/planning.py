@@ -13,6 +13,7 @@ development; the others are the test.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import itertools
 import sys
@@ -25,8 +26,9 @@ from torch import nn
 
 from checks.subjects import subject
 from planescope.criticality.plan.bench import Bench
-from planescope.criticality.plan.cuts import Knife
+from planescope.criticality.plan.cuts import PUT_BACK, Knife, knife_of
 from planescope.criticality.plan.examples import synthetic
+from planescope.criticality.plan.forms.opening import opened
 from planescope.files.writing import replacing
 
 # What is asked for, those of the goals first.
@@ -61,6 +63,23 @@ def drawn(pool: torch.Tensor, seed: int) -> torch.Tensor:
     return pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))]
 
 
+def knife(way: str, whole: nn.Module) -> Knife:
+    """Return how to take away; layers go back to a fresh draw, as published networks come alone."""
+    to = fresh(whole) if way in PUT_BACK else None
+    return knife_of(way, whole, to, opened(whole, None, "network"))
+
+
+def fresh(whole: nn.Module) -> nn.Module:
+    """Return the network with all that draws its parameters drawn anew, by seed 0."""
+    other = copy.deepcopy(whole)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for module in other.modules():
+            if callable(draw := getattr(module, "reset_parameters", None)):
+                draw()
+    return other
+
+
 def main(argv: list[str]) -> None:
     """Fill the table of one network, cell by cell."""
     given = _parsed(argv)
@@ -80,7 +99,7 @@ def main(argv: list[str]) -> None:
         data = drawn(one.pool, seed)[:count] if count else made
         began = time.process_time()
         with torch.no_grad():
-            bench = Bench.of(whole, data, Knife(way=way), examples=len(data), seed=seed)
+            bench = Bench.of(whole, data, knife(way, whole), examples=len(data), seed=seed)
             tries = bench.tries(asked, repair=True)
         spent = round(time.process_time() - began, 1)
         best = bench.best(tries)

@@ -460,6 +460,18 @@ def test_the_command_writes_the_planned_file(tmp_path) -> None:
     assert kept == round(0.25 * sum(w.numel() for w in weights))
 
 
+def test_moves_of_a_search_are_refused_and_why_is_said(monkeypatch, capsys) -> None:
+    from planescope.cli import main
+
+    monkeypatch.setattr(
+        sys, "argv", ["planescope", "plan", "no.pt", "--size", "0.5", "--moves", "9"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "--moves: a plan has no search" in capsys.readouterr().err
+
+
 class OfSequences(nn.Module):
     """A network most of whose weights are in no layer that is planned."""
 

@@ -126,6 +126,31 @@ def test_with_nothing_but_the_network_synthetic_pictures_rank(network):
     assert "no loss" in found.sentence
 
 
+def test_what_the_test_of_synthetic_pictures_did_not_cover_is_named(network):
+    found = ps.sensitivity(network, ways="prune:0.1", input_shape=(1, 8, 8))
+    assert any("not on 4 classes and inputs of 1×8×8" in note for note in found.notes)
+    covered = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    )
+    found = ps.sensitivity(covered, ways="prune:0.1", input_shape=(3, 32, 32))
+    assert not any("tested on networks" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        pytest.param({}, "linear; taken with --kinds all", id="kinds"),
+        pytest.param({"layers": "0"}, "not chosen by --layers", id="layers"),
+        pytest.param(
+            {"layers": "0", "kinds": "all"}, "not chosen by --layers and --kinds", id="both"
+        ),
+    ],
+)
+def test_why_a_layer_was_left_out_is_said(network, examples, options, reason):
+    found = ps.sensitivity(network, ways="prune:0.5", data=examples, **options)
+    assert {one.name: one.reason for one in found.skipped}["8"] == reason
+
+
 def test_outputs_that_are_no_classes_are_ranked_by_their_change(examples):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 1))

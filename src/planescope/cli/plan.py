@@ -19,12 +19,19 @@ from planescope.cli.printing import console, plain_table, say
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, PlannedWay
 from planescope.files import signals
-from planescope.files.errors import StoppedError, counted
+from planescope.files.errors import StoppedError, UsageError, counted
 from planescope.files.targets import FIGURES, PAGES, TABLES, check_apart, check_targets
 from planescope.training.memory import keep_memory
 
 if TYPE_CHECKING:
     from planescope.criticality.plan.planned import Plan, PlanCost
+
+
+# The search that it would bound was behind a repaired rival, and went (docs/results/plan.md).
+NO_SEARCH = (
+    "--moves: a plan has no search, which was worse than global magnitude with a repair; the "
+    "allocations in its table are all that are tried, so leave it out"
+)
 
 
 @click.command()
@@ -52,6 +59,7 @@ if TYPE_CHECKING:
 @click.option("--budget", metavar="LOSS", type=float, help="The smallest within this loss.")
 @click.option("--curve", metavar="SIZE,..", help="Tell the cost of these sizes, or bits, too.")
 @click.option("--keep", multiple=True, metavar="NAME", help="Layer that stays whole; repeatable.")
+@click.option("--moves", metavar="N", type=click.IntRange(0), default=0, hidden=True)
 @click.option("--no-repair", is_flag=True, help="Compare the allocations as they are.")
 @click.option(
     "--examples", metavar="N", type=click.IntRange(2), default=EXAMPLES, show_default=True,
@@ -79,6 +87,7 @@ def plan(
     table: str | None,
     figure: str | None,
     page: str | None,
+    moves: int,
     **choices: Any,
 ) -> None:
     """Make a smaller network out of a trained one, within a size or a loss, and say what it costs.
@@ -91,6 +100,8 @@ def plan(
     from planescope.criticality.plan.planned import PlanCost
     from planescope.criticality.plan.search import plan as make_plan
 
+    if moves:
+        raise UsageError(NO_SEARCH)
     keep_memory()
     check_inputs(inputs, data)
     check_targets(

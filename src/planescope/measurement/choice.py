@@ -95,6 +95,14 @@ def wanted_layers(
     return {layer.name for layer in layers if layer.kind in allowed}
 
 
+def unwanted(layer: Layer, kinds: Iterable[Kind | str] | str, pattern: str | None, /) -> Skipped:
+    """Return a layer that `wanted_layers` leaves out, with the reason."""
+    reason = f"{layer.kind.value}; taken with --kinds all"
+    if pattern:
+        reason = f"not chosen by {'--layers and --kinds' if kinds else '--layers'}"
+    return Skipped(name=layer.name, reason=reason)
+
+
 def no_layers(found: Found, /) -> NoLayersError:
     """Return the error of a choice that leaves none; it says which kinds there are."""
     return NoLayersError(f"{found.source.path}: no layer to measure; {_what_there_is(found)}")

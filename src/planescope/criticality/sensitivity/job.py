@@ -58,6 +58,11 @@ EXPECTED = (
 )
 
 
+# What the test of synthetic pictures covered (docs/results/sensitivity.md).
+CLASSES = (10, 1000)
+SHAPES = ((3, 32, 32), (3, 224, 224))
+
+
 @dataclass(eq=False)
 class Job:
     """A network, its layers and its inputs.
@@ -261,6 +266,8 @@ class Job:
         if counted.note and not self.network.notes:
             yield counted.note
         yield from given.judge.notes
+        if given.method is Method.SYNTHETIC and (odd := untested(given.judge, given.shape)):
+            yield odd
         if given.method is not Method.SYNTHETIC and counted.whole.examples < FEW:
             yield (
                 f"few inputs ({counted.whole.examples}): costs and their intervals are rough; give "
@@ -291,6 +298,23 @@ class Job:
                 "filters went without scale and shift of the norm, which is not of one layer's "
                 f"channels alone, behind {some_of(left)}"
             )
+
+
+def untested(judge: Judge, shape: Sequence[int] | None, /) -> str | None:
+    """Name what the test of synthetic pictures did not cover; None where there is nothing."""
+    odd = []
+    if not judge.is_softmax:
+        odd.append("outputs that are no classes")
+    elif judge.classes not in CLASSES:
+        odd.append(f"{judge.classes} classes")
+    if shape is not None and tuple(shape) not in SHAPES:
+        odd.append(f"inputs of {'×'.join(map(str, shape))}")
+    if not odd:
+        return None
+    return (
+        "the order by synthetic pictures was tested on networks of 10 and 1,000 classes and colour "
+        f"pictures of 32×32 and 224×224, not on {' and '.join(odd)}"
+    )
 
 
 def onnx_file(model: Any, /) -> Path | None:

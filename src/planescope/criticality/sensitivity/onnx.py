@@ -25,7 +25,7 @@ from planescope.criticality.sensitivity.parts import Part, layouts, some_of
 from planescope.files.errors import CheckpointError, NoLayersError, RunError, UsageError
 from planescope.files.optional import required
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
-from planescope.measurement.choice import wanted_layers
+from planescope.measurement.choice import unwanted, wanted_layers
 from planescope.networks.graph.file_graph import FileGraph
 
 Array = NDArray[Any]
@@ -298,7 +298,7 @@ def open_onnx(
     skipped = list(model.skipped)
     there = {one.layer.name for one in model.replaceable}
     skipped += [
-        Skipped(name=layer.name, reason=f"{layer.kind.value}; taken with --kinds all")
+        unwanted(layer, kinds, pattern)
         for layer in model.layers
         if layer.name not in wanted and layer.name in there
     ]

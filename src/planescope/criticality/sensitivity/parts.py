@@ -17,7 +17,7 @@ from torch import nn
 from planescope.criticality.sensitivity.surroundings import Surroundings
 from planescope.files.errors import NoLayersError
 from planescope.hyperplanes.layer import Kind, Layer, Skipped
-from planescope.measurement.choice import wanted_layers
+from planescope.measurement.choice import unwanted, wanted_layers
 from planescope.networks.graph.trace import trace_graph
 from planescope.networks.live.module import read_module
 from planescope.networks.state.layers import find_layers
@@ -85,9 +85,7 @@ def find_parts(
     parts = []
     for layer in layers:
         if layer.name not in wanted:
-            left_out.append(
-                Skipped(name=layer.name, reason=f"{layer.kind.value}; taken with --kinds all")
-            )
+            left_out.append(unwanted(layer, kinds, pattern))
             continue
         part = _part(module, layer, places)
         if part is None:
