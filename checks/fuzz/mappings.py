@@ -84,7 +84,8 @@ def _made(told: Any, known: dict[str, Any], depth: int) -> Any:
         for key, part in told.items():
             if key != "$kind":
                 known[key] = made = _made(part, known, depth + 1)
-                plain[int(key) if kind == "numbers" and key.isdigit() else key] = made
+                is_number = kind == "numbers" and key.isdecimal() and len(key) < 20
+                plain[int(key) if is_number else key] = made
         makers = {
             "named": _Named, "ordered": collections.OrderedDict, "boxed": _Boxed,
             "proxy": types.MappingProxyType, "default": lambda each: collections.ChainMap(each),
