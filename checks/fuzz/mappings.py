@@ -101,7 +101,7 @@ def _made(told: Any, known: dict[str, Any], depth: int) -> Any:
 
 def _array(words: list[str], told: str) -> Any:
     """Make the array that words tell; other text is itself."""
-    extents = [int(word) for word in words[1:] if word.isascii() and word.isdigit()]
+    extents = [int(word) for word in words[1:] if word.isdecimal() and len(word) < 20]
     dtype = _dtype(words[0]) if words else None
     if dtype is None or len(extents) > 40:
         return told
