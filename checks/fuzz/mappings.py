@@ -84,7 +84,8 @@ def _made(told: Any, known: dict[str, Any], depth: int) -> Any:
         for key, part in told.items():
             if key != "$kind":
                 known[key] = made = _made(part, known, depth + 1)
-                plain[int(key) if kind == "numbers" and key.isdigit() else key] = made
+                is_number = kind == "numbers" and key.isdecimal() and len(key) < 20
+                plain[int(key) if is_number else key] = made
         makers = {
             "named": _Named, "ordered": collections.OrderedDict, "boxed": _Boxed,
             "proxy": types.MappingProxyType, "default": lambda each: collections.ChainMap(each),
@@ -100,7 +101,7 @@ def _made(told: Any, known: dict[str, Any], depth: int) -> Any:
 
 def _array(words: list[str], told: str) -> Any:
     """Make the array that words tell; other text is itself."""
-    extents = [int(word) for word in words[1:] if word.isascii() and word.isdigit()]
+    extents = [int(word) for word in words[1:] if word.isdecimal() and len(word) < 20]
     dtype = _dtype(words[0]) if words else None
     if dtype is None or len(extents) > 40:
         return told

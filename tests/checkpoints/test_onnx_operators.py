@@ -28,6 +28,7 @@ CONSTANTS = {
     "s4": S4, "s5": S5, "z4": np.zeros(4, np.int8), "z5": Z5, "z": np.int8(3),
     "xs": np.float32(0.5), "xz": np.uint8(128), "low": np.uint8(0), "s": np.float32(0.25),
     "last": np.moveaxis(W4, 1, -1), "w2t": W2.T.copy(), "w6": W4.reshape(2, 2, 27),
+    "w16": RNG.standard_normal((16, 3, 3, 3)).astype(np.float32),
     "row": np.zeros(15, np.uint8), "qkv": np.arange(15, dtype=np.float32), "b41": B5.reshape(5, 1),
 }  # fmt: skip
 MS, ML = {"domain": "com.microsoft"}, {"domain": "ai.onnx.ml"}
@@ -308,8 +309,8 @@ def test_numbers_packed_to_a_few_bits_are_unpacked(tmp_path, bits, zeros):
             [node("MoE", ["x", "x", "w4"], ["y"], k=1, **MS)], "com.microsoft.MoE", id="MoE"
         ),
         pytest.param(
-            [node("Conv", ["x", "w4"], ["y"], domain="com.microsoft.nchwc")],
-            "com.microsoft.nchwc.Conv",
+            [node("Conv", ["x", "w16"], ["y"], domain="com.microsoft.nchwc")],
+            "whether in blocks of 8 or 16",
             id="blocked-for-a-processor",
         ),
         pytest.param(
@@ -793,3 +794,73 @@ def test_the_epsilon_of_a_norm_is_the_one_in_the_file(tmp_path):
     ]
     (layer,) = read(tmp_path, model(nodes)).layers
     assert layer.norm.eps == 0.125
+
+
+def in_blocks(weight, width, whole=False):
+    """Write a weight as onnxruntime does for a processor: with zeros, in blocks of filters."""
+    filters, fed, *kernel = weight.shape
+    inner = 1 if whole else width
+    padded = np.zeros((-(-filters // width) * width, -(-fed // inner) * inner, *kernel), np.float32)
+    padded[:filters, :fed] = weight
+    blocks = padded.reshape(len(padded) // width, width, -1, inner, *kernel)
+    return blocks.transpose(0, 2, 4, 5, 3, 1).reshape(padded.shape)
+
+
+@pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("filters", [12, 20, 28, 31])
+def test_weights_in_the_order_of_a_processor_are_put_back(tmp_path, width, filters):
+    stem, body, deep = (
+        RNG.standard_normal(shape).astype(np.float32)
+        for shape in ((filters, 3, 3, 3), (filters, filters, 3, 3), (filters, 1, 3, 3))
+    )
+    bias = RNG.standard_normal(filters).astype(np.float32)
+    stored = in_blocks(stem, width, whole=True)
+    filled = np.zeros(len(stored), np.float32)
+    filled[:filters] = bias
+    held = {
+        "reorder": stored, "reorder_token_1": filled, "reorder_token_2": in_blocks(body, width),
+        "reorder_token_3": in_blocks(deep, width, whole=True),
+    }  # fmt: skip
+    own = {"domain": "com.microsoft.nchwc"}
+    nodes = [
+        node("Conv", ["x", "reorder", "reorder_token_1"], ["a"], activation="Relu", **own),
+        node("MaxPool", ["a"], ["b"], strides=[2, 2], **own),
+        node("Conv", ["b", "reorder_token_2"], ["c"], name="/body/Conv_output_0_nchwc", **own),
+        node("Conv", ["c", "reorder_token_3"], ["y"], group=len(stored), **own),
+    ]
+    first, second, third = read(tmp_path, model(nodes, held)).layers
+    assert second.name == "body"
+    assert [each.input for each in (first, second, third)] == [Input.IMAGE, Input.RELU, Input.OTHER]
+    assert second.stage == 1
+    for layer, weight in ((first, stem), (second, body), (third, deep)):
+        np.testing.assert_array_equal(layer.weight.read(), weight)
+        assert layer.weight.shape == weight.shape
+    np.testing.assert_array_equal(first.bias.read(), bias)
+    assert third.groups == filters
+
+
+def test_a_model_optimised_for_this_processor_has_the_weights_it_was_made_of(tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    shapes = {"a": (24, 3, 3, 3), "b": (40, 24, 3, 3), "c": (40, 1, 3, 3), "d": (32, 40, 3, 3)}
+    held = {n: RNG.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+    nodes, value = [], "x"
+    for name in held:
+        groups = 40 if name == "c" else 1
+        nodes.append(node("Conv", [value, name], [f"{name}0"], group=groups, name=f"/{name}/Conv"))
+        nodes.append(node("Relu", [f"{name}0"], [f"{name}1"]))
+        value = f"{name}1"
+    nodes[-1].output[0] = "y"
+    proto = model(nodes, held)
+    proto.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, 16])
+    )
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "all.onnx")
+    options.log_severity_level = 3
+    proto.ir_version = 10
+    ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = reader.read(tmp_path / "all.onnx")
+    assert not found.skipped
+    assert [layer.input for layer in found.layers] == [Input.IMAGE, *[Input.RELU] * 3]
+    for layer, weight in zip(found.layers, held.values(), strict=True):
+        np.testing.assert_array_equal(layer.weight.read(), weight)

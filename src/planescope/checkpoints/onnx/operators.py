@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from planescope.checkpoints.arrays.raw import MAX_DIMENSIONS
+from planescope.checkpoints.onnx.constants import blocked
 from planescope.checkpoints.onnx.constants.arithmetic import reshaped, transposed
 from planescope.checkpoints.onnx.constants.values import Constant, Constants, turned
 from planescope.checkpoints.onnx.graph import Graph
@@ -108,7 +109,7 @@ def weights_of(graph: Graph, constants: Constants, node: Node) -> Weights | str 
     reader = _READERS.get(node.op)
     if reader is None:
         return None
-    is_convolution = node.op in _CONVOLUTIONS or node.op in _TRANSPOSED
+    is_convolution = node.op in (*_CONVOLUTIONS, *_TRANSPOSED, blocked.CONVOLUTION)
     if not is_convolution and graph.dynamic.isdisjoint(node.inputs):
         return None  # of constants alone: a weight in the making
     try:
@@ -176,6 +177,25 @@ def _channels_last(node: Node, weight: Tensor) -> bool:
     kernel = node.integers("kernel_shape")
     first, last = weight.shape[2:] == kernel, weight.shape[1:-1] == kernel
     return last > first if first is not last else node.op == "com.microsoft.NhwcConv"
+
+
+def _blocked_convolution(given: Operands) -> Weights:
+    """Describe a convolution whose weights are in the order of one processor."""
+    node = given.node
+    stored = given.constant(1, "weight")
+    given.optional(2, "bias")
+    try:
+        found = blocked.plain(given.graph, given.constants, node)
+    except ValueError as exc:
+        raise given.misfit(stored.tensor) from exc
+    if found is None:
+        raise LeftOutError(
+            "its weights stand in the order of one processor, and nothing tells whether in blocks "
+            "of 8 or 16; save the optimised model at the level ORT_ENABLE_EXTENDED"
+        )
+    weight, bias, groups = found
+    kind = kind_of_convolution(weight.shape[2:])
+    return finished(given, Slots(), stored, kind, weight, stored.root, groups, bias=bias)
 
 
 def _transposed_convolution(given: Operands) -> Weights:
@@ -311,6 +331,7 @@ _Reader = Callable[[Operands], Weights | None]
 _READERS: dict[str, _Reader] = {
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
     **dict.fromkeys(_TRANSPOSED, _transposed_convolution),
+    blocked.CONVOLUTION: _blocked_convolution,
     **dict.fromkeys(_GEMMS, _gemm),
     **dict.fromkeys(_PRODUCTS, _matrix_product),
     "Einsum": _einsum,

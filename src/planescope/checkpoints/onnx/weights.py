@@ -74,6 +74,7 @@ _OPERATOR_NAME = re.compile(
     r"|BatchNormalization)(_\d+)?(_quant)?$"
 )
 
+_OF_VALUE = re.compile(r"(_output_\d+)?_nchwc$")
 _MOST_VIEWS = 16  # of a weight, one upon the other
 _INTEGER = ("ConvInteger", "MatMulInteger")
 
@@ -153,6 +154,8 @@ def finished(
     root: Hashable,
     groups: int = 1,
     tail: tuple[int, ...] | None = None,
+    *,
+    bias: Tensor | None = None,
 ) -> Weights:
     """Scale the weights, and find the bias, in the layer or behind it.
 
@@ -161,6 +164,8 @@ def finished(
     tail : tuple of int, optional
         Last extents of what comes out, along which the filters lie; by default those of a layer
         with its channels in front of the kernel.
+    bias : Tensor, optional
+        Where it is no input as it stands.
     """
     node, value = given.node, given.node.output
     parts: list[Node] = []
@@ -177,7 +182,7 @@ def finished(
     alpha = node.number("alpha", 1) if kind is Kind.LINEAR and node.op != "Einsum" else 1
     if alpha != 1:
         weight = mapped(lambda values: values * values.dtype.type(alpha), weight)
-    bias = _own_bias(given, slots, weight, scale)
+    bias = bias or _own_bias(given, slots, weight, scale)
     tail = tail or channels(weight)
     steps = list(_met(given, kind, weight, value, tail))
     if bias is None:
@@ -318,7 +323,14 @@ def readable(node: Node) -> str:
     """Name of the module that a node stands for: layer1.0.conv1 of /layer1/layer1.0/conv1/Conv."""
     if module := module_of(node):
         return module
-    parts = [part for part in node.name.split("/") if part]
+    name = node.name
+    if node.op.startswith("com.microsoft.nchwc."):
+        # The value that it gives is all that onnxruntime calls it by; a bias may keep its name.
+        bias = "".join(node.input_texts[2:3])
+        if bias.endswith(".bias"):
+            return bias.removesuffix(".bias")
+        name = _OF_VALUE.sub("", name)
+    parts = [part for part in name.split("/") if part]
     if len(parts) > 1 and _OPERATOR_NAME.match(parts[-1]):
         parts.pop()
     path: list[str] = []

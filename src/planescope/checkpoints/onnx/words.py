@@ -184,6 +184,8 @@ class _Steps:
             last = self._put(step)
             if role is Role.NORM:
                 self.norms[last] = node
+            elif role is Role.OTHER:  # a layer that is left out, perhaps
+                last = self._within(node, last)
         if saturates(self._constants, node):
             last = self._put(Step(role=Role.SATURATION, reads=(last,)))
         self.numbers.update({name: last for name in node.outputs if name})
@@ -209,7 +211,7 @@ class _Steps:
         return self._known[name]
 
     def _layer(self, node: Node, reads: tuple[int, ...]) -> int:
-        """Add a layer, with what onnxruntime has put into it: a sum, and an activation."""
+        """Add a layer, with what onnxruntime has put into it."""
         last = self._put(
             Step(
                 role=Role.LAYER,
@@ -218,6 +220,10 @@ class _Steps:
                 downsamples=downsamples(node),
             )
         )
+        return self._within(node, last)
+
+    def _within(self, node: Node, last: int) -> int:
+        """Add what onnxruntime has put into a layer: a sum, and an activation."""
         summand = node.input(3) if node.op.endswith(("FusedConv", "nchwc.Conv")) else None
         if summand is not None:
             last = self._put(Step(role=Role.JOIN, reads=(last, self._number(summand))))
