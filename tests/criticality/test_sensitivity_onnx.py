@@ -290,6 +290,12 @@ def test_what_cannot_be_is_said(network, tmp_path):
         ps.sensitivity(path, network="lenet")
     with pytest.raises(UsageError, match="does not take its batches"):
         ps.sensitivity(path, ways="bits:2", data=torch.randn(8, 1, 10, 10))
+    integers = torch.randint(0, 256, (8, 3, 10, 10), dtype=torch.uint8)
+    for given in (integers, integers.numpy(), torch.utils.data.TensorDataset(integers)):
+        with pytest.raises(UsageError, match="is float32, and uint8 came; scale them first"):
+            ps.sensitivity(path, ways="bits:2", data=given)
+        with pytest.raises(UsageError, match="is float32, and uint8 came; scale them first"):
+            ps.plan(path, size=0.5, data=given)
     model = graph_of(network)
     model.graph.node[0].op_type = "Own"
     model.graph.node[0].domain = "not.there"

@@ -219,6 +219,11 @@ class OnnxNetwork(FileGraph):
                 f"the network's input {port.name} is {port.dtype}, and floats came; give inputs of "
                 "its own by --inputs package.module:callable"
             )
+        if array.dtype.kind != "f" and port.dtype.startswith("float"):
+            raise UsageError(
+                f"the network's input {port.name} is {port.dtype}, and {array.dtype} came; scale "
+                "them first, as they were for its training"
+            )
         if len(port.shape) and array.ndim != len(port.shape):
             wanted = "×".join("?" if n is None else str(n) for n in port.shape)
             raise UsageError(
