@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from checks.subjects import subject
+from checks.subjects import Subject, subject
 from planescope.criticality.plan.bench import Bench
 from planescope.criticality.plan.cuts import PUT_BACK, Knife, knife_of
 from planescope.criticality.plan.examples import synthetic
@@ -54,6 +54,12 @@ def accuracy(module: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> float:
     with torch.no_grad():
         answers = torch.cat([module(part).argmax(1) for part in x.split(250)])
     return float((answers == labels).float().mean())
+
+
+def unlabelled(one: Subject) -> torch.Tensor:
+    """Return the images that go without labels; of ImageNet's thousand all that tell no truth."""
+    enough = len(one.pool) >= max(IMAGES)
+    return one.pool if enough else torch.cat([one.pool, one.few[0]])
 
 
 def drawn(pool: torch.Tensor, seed: int) -> torch.Tensor:
@@ -89,14 +95,15 @@ def main(argv: list[str]) -> None:
     path = given.out / f"{Path(given.network).name}.csv"
     rows = read(path)
     done = {tuple(row[k] for k in ("way", "asked", "images", "seed")) for row in rows}
-    most = min(SYNTHETIC, len(one.pool)) if max(one.shape) > LARGE else SYNTHETIC
+    pool = unlabelled(one)
+    most = min(SYNTHETIC, len(pool)) if max(one.shape) > LARGE else SYNTHETIC
     made, _ = synthetic(whole, one.shape, most=most) if 0 in given.images else (None, None)
     base = accuracy(whole, x, labels)
     for seed, (way, asked), count in itertools.product(given.seeds, given.cells, given.images):
         key = (way, f"{asked:g}", str(count), str(seed))
         if key in done:
             continue
-        data = drawn(one.pool, seed)[:count] if count else made
+        data = drawn(pool, seed)[:count] if count else made
         began = time.process_time()
         with torch.no_grad():
             bench = Bench.of(whole, data, knife(way, whole), examples=len(data), seed=seed)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import planescope as ps
+from planescope.cli.app import app
 from planescope.criticality.prediction import Prediction, cuts
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
 
@@ -184,6 +186,27 @@ def test_a_dry_run_tells_the_cells(network, start):
     assert (cost.layers, cost.cells, cost.inputs) == (2, 2, 300)
 
 
+@pytest.mark.parametrize(
+    ("command", "schema", "cells"),
+    [
+        (["predict", TRAINED, "--init", START], "prediction", {"layers": 6, "cells": 6}),
+        (["sensitivity", TRAINED, "--ways", "bits:3,bits:2"], "sensitivity", {"cells": 12}),
+        (["plan", TRAINED, "--size", "0.5"], "plan", {"tries": 6}),
+    ],
+    ids=["predict", "sensitivity", "plan"],
+)
+def test_a_dry_run_as_json_is_a_record(command, schema, cells, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(300, 1, 28, 28)))
+    told = ["--network", "lenet", "--inputs", str(tmp_path / "x.npy"), "--dry-run", "--json"]
+    done = CliRunner().invoke(app, [*command, *told])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["schema"] == f"planescope.{schema}-forecast/1"
+    assert found["source"] == TRAINED
+    assert found["seconds"] > 0
+    assert found.items() >= cells.items()
+
+
 def with_value(state, value):
     changed = copy.deepcopy(state)
     changed["0.weight"][0] = value
@@ -320,6 +343,12 @@ def test_each_bad_input_of_the_commands_is_one_sentence_and_status_2(tmp_path):
         (["sensitivity", str(tmp_path / "nan.pt"), "--network", "lenet"], "not finite"),
         (["sensitivity", *lenet, "--inputs", "x.npy", "--data", "digits"], "not both"),
         (["repair", *lenet, "--reference", "x", "--inputs", "y", "--data", "z"], "not both"),
+        (["repair", str(tmp_path / "nan.pt"), *lenet[1:], "--reference", TRAINED],
+         "nan.pt: holds NaN or an infinity in features.2.weight"),
+        (["repair", TRAINED, *lenet[1:], "--reference", str(tmp_path / "nan.pt")],
+         "nan.pt: holds NaN or an infinity in features.2.weight"),
+        (["plan", TRAINED, *lenet[1:], "--way", "reset", "--size", "0.5", "--to",
+          str(tmp_path / "nan.pt")], "nan.pt: holds NaN or an infinity in features.2.weight"),
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", _SEVERAL, json.dumps([args for args, _ in cases])],

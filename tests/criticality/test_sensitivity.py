@@ -210,6 +210,52 @@ def test_bad_input_is_a_sentence(network, examples, tmp_path):
         ps.sensitivity(tmp_path / "net.pt")
 
 
+def handed(images, container):
+    rows = images.numpy() if container == "array" else images
+    return {
+        "Dataset": lambda: torch.utils.data.TensorDataset(rows),
+        "DataLoader": lambda: torch.utils.data.DataLoader(rows, batch_size=8),
+        "batches": lambda: [rows[:20], rows[20:]],
+        "pair": lambda: (rows, torch.zeros(len(rows), dtype=torch.int64)),
+    }.get(container, lambda: rows)()
+
+
+def moved(network):
+    made = copy.deepcopy(network)
+    with torch.no_grad():
+        made[0].weight += 0.1
+    return made
+
+
+CALLS = {
+    "sensitivity": lambda net, data: ps.sensitivity(net, ways="bits:3", data=data),
+    "predict": lambda net, data: ps.predict_critical(net, init=moved(net), data=data),
+    "plan": lambda net, data: ps.plan(net, size=0.5, data=data),
+    "repair": lambda net, data: ps.repair(moved(net), net, data=data),
+    "reset": lambda net, data: ps.reset(net, to={"init": moved(net)}, data=data),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("container", ["tensor", "array", "Dataset", "DataLoader", "batches"])
+def test_integers_are_to_be_scaled_first_however_they_come(network, call, container):
+    container = "pair" if call == "reset" else container
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    with pytest.raises(UsageError, match="they are uint8, not floats; scale them first"):
+        CALLS[call](network, handed(images, container))
+    with pytest.raises(UsageError, match=r"float64, and it computes in float32; give them in fl"):
+        CALLS[call](network, handed(images.double(), container))
+
+
+def test_integers_are_taken_by_a_network_that_takes_them_and_other_faults_are_told():
+    torch.manual_seed(0)
+    words = nn.Sequential(nn.Embedding(10, 8), nn.Flatten(), nn.Linear(56, 16), nn.Linear(16, 3))
+    data = torch.randint(0, 10, (40, 7))
+    assert ps.sensitivity(words, ways="bits:3", data=data).inputs == 40
+    with pytest.raises(UsageError, match=r"\(index out of range in self\)"):
+        ps.sensitivity(words, ways="bits:3", data=data + 9)
+
+
 def test_attributes_of_a_network_of_the_users_are_the_users(network, examples):
     """Names that a graph of a file has too say nothing of a torch module."""
     own = copy.deepcopy(network)

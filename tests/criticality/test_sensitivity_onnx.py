@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import subprocess
 import sys
@@ -290,6 +291,12 @@ def test_what_cannot_be_is_said(network, tmp_path):
         ps.sensitivity(path, network="lenet")
     with pytest.raises(UsageError, match="does not take its batches"):
         ps.sensitivity(path, ways="bits:2", data=torch.randn(8, 1, 10, 10))
+    integers = torch.randint(0, 256, (8, 3, 10, 10), dtype=torch.uint8)
+    for given in (integers, integers.numpy(), torch.utils.data.TensorDataset(integers)):
+        with pytest.raises(UsageError, match="is float32, and uint8 came; scale them first"):
+            ps.sensitivity(path, ways="bits:2", data=given)
+        with pytest.raises(UsageError, match="is float32, and uint8 came; scale them first"):
+            ps.plan(path, size=0.5, data=given)
     model = graph_of(network)
     model.graph.node[0].op_type = "Own"
     model.graph.node[0].domain = "not.there"
@@ -300,6 +307,31 @@ def test_what_cannot_be_is_said(network, tmp_path):
     broken.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, "0.weight"))
     with pytest.raises(CheckpointError, match="not finite"):
         ps.sensitivity(saved(broken, tmp_path / "nan.onnx"), ways="bits:2", data=images(4))
+
+
+def test_layers_go_back_to_those_of_another_file_as_in_torch(network, tmp_path):
+    start = copy.deepcopy(network)
+    with torch.no_grad():
+        for tensor in start.parameters():
+            tensor += 0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2))
+    paths = [saved(graph_of(one), tmp_path / f"{i}.onnx") for i, one in enumerate((network, start))]
+    found = ps.predict_critical(paths[0], init=paths[1], data=images(60), kinds="all")
+    whole = ps.predict_critical(network, init=start, data=images(60), kinds="all")
+    assert [one.name for one in found.layers] == [one.name for one in whole.layers]
+    for own, other in zip(found.layers, whole.layers, strict=True):
+        assert own.score == pytest.approx(other.score, abs=1e-5)
+        assert own.critical == other.critical
+    assert len({round(one.score, 3) for one in found.layers}) > 2
+    with pytest.raises(UsageError, match="go back to those of another ONNX file"):
+        ps.predict_critical(paths[0], init=start, data=images(60))
+    with pytest.raises(UsageError, match="equals its initialisation"):
+        ps.predict_critical(paths[0], init=paths[0], data=images(60))
+    other = graph_of(start)
+    weights = np.ones((9, 3, 3, 3), np.float32)
+    other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, "0.weight"))
+    path = saved(other, tmp_path / "other.onnx")
+    left = ps.predict_critical(paths[0], init=path, data=images(60)).skipped
+    assert ("0", f"{path} has no such weight of its shape") in [(x.name, x.reason) for x in left]
 
 
 def test_a_second_input_is_asked_for(network, tmp_path):

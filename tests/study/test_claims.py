@@ -181,6 +181,17 @@ def test_a_bias_that_comes_without_learning_does_not_need_it():
     assert "During training: holds" in alike.answers[1]
 
 
+def test_networks_of_different_answers_are_named():
+    """One network turns whatever the labels are, the other by true ones of all classes alone."""
+    alike = made_up({PLAIN: 0.4, "all labels wrong": 0.4, "2 classes": 0.4}, networks=("alike",))
+    apart = made_up({PLAIN: 0.4, "all labels wrong": 0.0, "2 classes": 0.0}, networks=("apart",))
+    found = claims_of(pd.concat([alike, apart], ignore_index=True))
+    assert "With learning: holds" in found.answers[1]
+    told = "by network: holds in apart, does not hold in alike"
+    assert told in found.answers[1]
+    assert told in found.answers[3]
+
+
 def test_intervals_of_shares_stay_within_what_they_can_be():
     """Two runs, 0.1 and 1.0: Student's interval with one degree of freedom reaches from -5 to 6."""
     one = effect_of(mean([0.1, 1.0]), before=0.0, after=0.55, claim=1, network="net",

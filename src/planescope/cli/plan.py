@@ -15,7 +15,7 @@ from planescope.cli.options import (
     prepared_options,
     typed_command,
 )
-from planescope.cli.printing import console, plain_table, say
+from planescope.cli.printing import console, plain_table, say, say_json
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, PlannedWay
 from planescope.files import signals
@@ -118,7 +118,10 @@ def plan(
             repair=not no_repair, on_try=advance, **options,
         )  # fmt: skip
     if isinstance(made, PlanCost):
-        print_cost(made)
+        if as_json:
+            say_json("planescope.plan-forecast/1", [(model, made)])
+        else:
+            print_cost(made)
         return
     if out is not None:
         from planescope.criticality.plan.forms.opening import opened

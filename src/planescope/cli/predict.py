@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from planescope.cli.options import INPUTS, NETWORK, cell_options, of_inputs, prepared_options
-from planescope.cli.printing import console, plain_table
+from planescope.cli.printing import console, plain_table, say_json
 from planescope.cli.progress import layer_progress
 from planescope.cli.sensitivity import print_cost
 from planescope.files.errors import UsageError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from planescope.criticality.prediction import Prediction
+    from planescope.criticality.sensitivity import Cost
 
 
 @click.command()
@@ -59,15 +61,16 @@ def predict(
     if figure is not None and len(files) > 1:
         raise UsageError("--figure draws one network; give one FILE, or draw them one by one")
     options = of_inputs(choices, synthetic=inputs is None)
-    predictions = []
+    predictions, costs = [], []
     for file in files:
         with layer_progress() as advance:
             found = predict_critical(file, data=inputs, on_cell=advance, **options)
         if isinstance(found, Cost):
-            print_cost(found)
+            costs.append((file, found))
         else:
             predictions.append(found)
-    if not predictions:
+    if costs:
+        _print_costs(costs, as_json=as_json)
         return
     if out is not None:
         results.save(predictions, out)
@@ -80,6 +83,14 @@ def predict(
         return
     for one in predictions:
         print_prediction(one)
+
+
+def _print_costs(costs: Sequence[tuple[str, Cost]], *, as_json: bool) -> None:
+    if as_json:
+        say_json("planescope.prediction-forecast/1", costs)
+        return
+    for _, cost in costs:
+        print_cost(cost)
 
 
 def print_prediction(found: Prediction) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import printable
@@ -29,6 +31,12 @@ def say(line: str, /, *, err: bool = False) -> None:
             print(printable(line), file=sys.stderr)
     else:
         print(printable(line))
+
+
+def say_json(schema: str, costs: Sequence[tuple[str, Any]], /) -> None:
+    """Print what calls would take, by their sources: a record, or a list of several."""
+    told = [{"schema": schema, "source": source, **vars(cost)} for source, cost in costs]
+    say(json.dumps(told[0] if len(told) == 1 else told))
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -17,7 +17,7 @@ from planescope.cli.options import (
     prepared_options,
     typed_command,
 )
-from planescope.cli.printing import console, plain_table, say
+from planescope.cli.printing import console, plain_table, say, say_json
 from planescope.cli.progress import layer_progress
 from planescope.files.errors import counted
 from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
@@ -88,7 +88,10 @@ def sensitivity(
             model, data=data or inputs, labelled=data is not None, on_cell=advance, **options
         )
     if isinstance(found, Cost):
-        print_cost(found)
+        if as_json:
+            say_json("planescope.sensitivity-forecast/1", [(model, found)])
+        else:
+            print_cost(found)
         return
     if out is not None:
         found.save(out)

@@ -47,6 +47,8 @@ def answer(
     except Exception as exc:  # forward is anybody's code
         if ran_out(exc) or isinstance(exc, RunError):
             raise
+        if reason := _of_another_type(module, args, kwargs or {}):
+            raise UsageError(f"{name} does not take {given}: {reason}") from exc
         if place := own_place(exc):
             raise UsageError(
                 f"{name} fails in code of its own, {place}: {type(exc).__name__}: {one_line(exc)}; "
@@ -55,6 +57,33 @@ def answer(
         raise UsageError(
             f"{name} does not take {given} ({one_line(exc)}); give inputs as it takes them"
         ) from exc
+
+
+def _of_another_type(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str | None:
+    """Say what to do where a network takes the inputs, but not in the type that they have.
+
+    torch names two types and not the inputs, and integers say nothing of how they are scaled.
+    """
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    given = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)]
+    odd = next((one.dtype for one in given if one.dtype is not own), None)
+    if own is None or odd is None or odd.is_complex:
+        return None
+
+    def cast(value: Any) -> Any:
+        return value.to(own) if isinstance(value, torch.Tensor) else value
+
+    try:
+        with torch.no_grad():
+            module(*map(cast, args), **{key: cast(value) for key, value in kwargs.items()})
+    except Exception:  # it is not, or not only, their type
+        return None
+    kind, wanted = (str(one).removeprefix("torch.") for one in (odd, own))
+    if odd.is_floating_point:
+        return f"they are {kind}, and it computes in {wanted}; give them in {wanted}"
+    return f"they are {kind}, not floats; scale them first, as they were for its training"
 
 
 def ran_out(exc: Exception, /) -> bool:

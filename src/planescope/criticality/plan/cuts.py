@@ -169,7 +169,8 @@ def _starts(to: Any, whole: nn.Module, given: Opened) -> Mapping[str, torch.Tens
         raise UsageError(f"to= is a {type(to).__name__}; give a module, a state dict or a file")
     own, tensors = acting(whole), acting(start)
     check_shapes(own, tensors, "state to put back to")
-    check_finite(tensors, "the state to put back to")
+    is_file = isinstance(to, str | os.PathLike)
+    check_finite(tensors, f"{to}:" if is_file else "the state to put back to")
     if all(bool((own[n] == t.to(own[n].device)).all()) for n, t in tensors.items() if t.ndim > 1):
         raise UsageError(
             "every layer is already what it would be put back to; give another --to (to=)"

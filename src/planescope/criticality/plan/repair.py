@@ -109,7 +109,7 @@ def repair(
     whole = opened(reference, architecture, "reference", trust=trust)
     with same_random_states(*generators_of(data)), torch.no_grad():
         own, other = (borrowed(one.module, whole=False) for one in (given, whole))
-        check_pair(own, other)
+        check_pair(own, other, names=(given.called("network"), whole.called("reference")))
         device = next((t.device for t in other.parameters()), torch.device("cpu"))
         unheeded = (
             *unheeded_hooks(given.module),

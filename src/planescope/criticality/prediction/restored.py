@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from planescope.criticality.prediction.record import LayerPrediction, Method, Pr
 from planescope.criticality.resets.engine.tensors import Cell, names_of, under_all_names
 from planescope.criticality.resets.targets import target_of
 from planescope.criticality.sensitivity.engine import OnCell, count
+from planescope.criticality.sensitivity.job import onnx_file
 from planescope.files.errors import CheckpointError, NoLayersError, UsageError
 from planescope.hyperplanes.layer import Skipped
 from planescope.networks.graph.file_graph import FileGraph
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from planescope.criticality.sensitivity.job import Job
     from planescope.criticality.sensitivity.parts import Part
     from planescope.criticality.sensitivity.record import Estimate
+    from planescope.hyperplanes.layer import Tensor
 
 # Standard deviations of chance that the cosine of some layer's weights then and now is to pass.
 _KIN = 4.0
@@ -73,24 +76,27 @@ def open_start(init: Any, job: Job, /) -> Start:
     """
     module = job.network.module
     name = _name_of(init)
-    if isinstance(module, FileGraph):  # its weights have the names of the graph
-        raise UsageError(
-            f"{job.network.source}: layers of an ONNX graph cannot be put back to an "
-            "initialisation; give the checkpoint of the torch network"
-        )
-    target = target_of(name, init, module)
     own = module.state_dict()
+    there: Mapping[str, Tensor]
+    if isinstance(module, FileGraph):  # its weights have the names of the graph
+        from planescope.criticality.sensitivity.onnx import weights_of
+
+        there = weights_of(_graph_of(init, job), job.parts)
+    else:
+        there = target_of(name, init, module).tensors
     tensors: dict[str, torch.Tensor] = {}
     skipped = []
     for part in job.parts:
         names = _names(part)
-        missing = [one for one in names if one not in target.tensors]
+        missing = [one for one in names if one not in there]
         if missing:
-            reason = f"{name} has no {missing[0]} of its shape"
+            what = "bias" if missing[0] == part.bias else "weight"
+            lacks = f"such {what}" if isinstance(module, FileGraph) else missing[0]
+            reason = f"{name} has no {lacks} of its shape"
             skipped.append(Skipped(name=part.layer.name, reason=reason))
             continue
         for one in names:
-            tensors[one] = tensor_of(target.tensors[one].read()).to(own[one].dtype)
+            tensors[one] = tensor_of(there[one].read()).to(own[one].dtype)
             if not bool(torch.isfinite(tensors[one]).all()):
                 raise CheckpointError(f"{name}: {one} holds values that are not finite")
     if not tensors:
@@ -104,6 +110,16 @@ def open_start(init: Any, job: Job, /) -> Start:
     weights = [part.weight for part in job.parts if part.weight in tensors]
     is_kin = any(_is_kin(now[one], tensors[one]) for one in weights)
     return Start(name=name, tensors=tensors, skipped=tuple(skipped), is_kin=is_kin)
+
+
+def _graph_of(init: Any, job: Job) -> Path:
+    path = onnx_file(init) if isinstance(init, str | os.PathLike) else None
+    if path is None:
+        raise UsageError(
+            f"{job.network.source}: layers of an ONNX graph go back to those of another ONNX file; "
+            "export the initialisation as the network was, or give the checkpoint and --network"
+        )
+    return path
 
 
 def _name_of(init: Any) -> str:
@@ -185,6 +201,8 @@ def _verdict(found: Estimates, one: Estimate) -> Critical | None:
 
 
 def _notes(job: Job, start: Start, found: Estimates) -> Iterator[str]:
+    if isinstance(job.network.module, FileGraph):
+        yield "a batch norm that an exporter folded into a layer goes back with it"
     if not start.is_kin:
         yield (
             f"no layer's weights go with those of {start.name} beyond chance: it may be a fresh "

@@ -24,7 +24,7 @@ from planescope.criticality.sensitivity.onnx_server import PLAIN
 from planescope.criticality.sensitivity.parts import Part, layouts, some_of
 from planescope.files.errors import CheckpointError, NoLayersError, RunError, UsageError
 from planescope.files.optional import required
-from planescope.hyperplanes.layer import Kind, Layer, Skipped
+from planescope.hyperplanes.layer import Kind, Layer, Skipped, Tensor
 from planescope.measurement.choice import unwanted, wanted_layers
 from planescope.networks.graph.file_graph import FileGraph
 
@@ -219,6 +219,11 @@ class OnnxNetwork(FileGraph):
                 f"the network's input {port.name} is {port.dtype}, and floats came; give inputs of "
                 "its own by --inputs package.module:callable"
             )
+        if array.dtype.kind != "f" and port.dtype.startswith("float"):
+            raise UsageError(
+                f"the network's input {port.name} is {port.dtype}, and {array.dtype} came; scale "
+                "them first, as they were for its training"
+            )
         if len(port.shape) and array.ndim != len(port.shape):
             wanted = "×".join("?" if n is None else str(n) for n in port.shape)
             raise UsageError(
@@ -343,6 +348,40 @@ def part_of(one: Replaceable, number: int, /) -> Part | None:
                 is_coupled=one.is_coupled, leaves_norm=one.leaves_norm,
             )  # fmt: skip
     return None
+
+
+def weights_of(path: Path, parts: Sequence[Part], /) -> dict[str, Tensor]:
+    """Read weights and biases of another file for layers of a network, as those are held there.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By the parameters of `parts`; without those that the file has not in that shape.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged.
+    """
+    found: dict[str, Tensor] = {}
+    there = {one.layer.name: one for one in read_runnable(path).replaceable}
+    for part in parts:
+        one = there.get(part.layer.name)
+        other = None if one is None else part_of(one, 0)
+        if one is None or other is None:
+            continue
+        weight = other.filters_first(one.weight.tensor.read())
+        if weight.shape == part.layer.weight.shape:
+            found[part.weight] = _read_already(part.as_held(weight))
+        if part.bias and one.bias is not None:
+            bias = one.bias.tensor.read().reshape(-1)
+            if len(bias) == part.layer.filters:
+                found[part.bias] = _read_already(bias)
+    return found
+
+
+def _read_already(array: Array) -> Tensor:
+    return Tensor(array.shape, str(array.dtype), lambda: array)
 
 
 def slots_of(part: Part, one: Replaceable, /) -> list[tuple[str, Slot]]:

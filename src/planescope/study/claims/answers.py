@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from planescope.criticality.relation.conclusions import (
@@ -32,7 +33,7 @@ class Answer:
     text: str
 
 
-def conclude(effects: Sequence[Effect], sign: int = 0, /) -> Conclusion:
+def conclude(effects: Sequence[Effect], /, sign: int = 0) -> Conclusion:
     """Conclude from the effects of one comparison whether it goes one way.
 
     Parameters
@@ -91,7 +92,9 @@ def _trained(effects: Sequence[Effect]) -> Answer:
     found = conclude(told, 1)
     numbers = "; ".join(f"{e.measure} {_numbers(e)}" for e in told)
     return Answer(
-        found, f"{found.opening}: trained, against initialised: {numbers}{_split(effects, 1)}."
+        found,
+        f"{found.opening}: trained, against initialised: {numbers}"
+        f"{_split(effects, partial(conclude, sign=1))}.",
     )
 
 
@@ -99,8 +102,7 @@ def _learned(effects: Sequence[Effect], unlearned: Sequence[str]) -> Answer:
     """Answer the second claim: during training, epoch after epoch, and with learning."""
     if not effects:
         return _NONE
-    steps = [e for e in _overall(effects) if e.comparison.startswith("after epoch")]
-    parts = [*_during(steps), *_with_learning(effects, unlearned)]
+    parts = [*_during(effects), *_with_learning(effects, unlearned)]
     whole = together([part.conclusion for part in parts])
     return Answer(whole, _both(whole, parts))
 
@@ -109,7 +111,8 @@ def _both(whole: Conclusion, parts: Sequence[Answer]) -> str:
     return f"{whole.opening}, taken together. {' '.join(part.text for part in parts)}"
 
 
-def _during(steps: Sequence[Effect]) -> Iterator[Answer]:
+def _during(effects: Sequence[Effect]) -> Iterator[Answer]:
+    steps = [e for e in _overall(effects) if e.comparison.startswith("after epoch")]
     if not steps:
         yield Answer(Conclusion.UNDECIDED, "During training: undecided, no epochs to compare.")
         return
@@ -126,26 +129,34 @@ def _during(steps: Sequence[Effect]) -> Iterator[Answer]:
 def _with_learning(effects: Sequence[Effect], unlearned: Sequence[str]) -> Iterator[Answer]:
     there = False
     for condition in unlearned:
-        own = [e for e in _overall(effects) if e.comparison.startswith(f"{condition},")]
-        less = [e for e in own if "initialised" not in e.comparison]
-        rises = [e for e in own if "initialised" in e.comparison]
-        if not less:
+        each = [e for e in effects if e.comparison.startswith(f"{condition},")]
+        own = _overall(each)
+        if all("initialised" in e.comparison for e in own):
             continue
         there = True
-        found, risen = conclude(less, -1), conclude(rises, 1)
-        # A bias that comes without learning, and is not shown to be less, does not need it.
-        if found is Conclusion.UNDECIDED and risen is Conclusion.HOLDS:
-            found = Conclusion.FAILS
+        found = _needs_learning(own)
+        own.sort(key=lambda e: "initialised" in e.comparison)
         numbers = [f"agreement {_numbers(e)}, {e.comparison.removeprefix(f'{condition}, ')}"
-                   for e in (*less, *rises)]  # fmt: skip
+                   for e in own]  # fmt: skip
         yield Answer(
-            found, f"With learning: {found}, by runs with {condition}: {'; '.join(numbers)}."
+            found,
+            f"With learning: {found}, by runs with {condition}: {'; '.join(numbers)}"
+            f"{_split(each, _needs_learning)}.",
         )
     if not there:
         yield Answer(
             Conclusion.UNDECIDED,
             "With learning: undecided, there are no runs in which nothing can be learned.",
         )
+
+
+def _needs_learning(effects: Sequence[Effect]) -> Conclusion:
+    found = conclude([e for e in effects if "initialised" not in e.comparison], -1)
+    risen = conclude([e for e in effects if "initialised" in e.comparison], 1)
+    # A bias that comes without learning, and is not shown to be less, does not need it.
+    if found is Conclusion.UNDECIDED and risen is Conclusion.HOLDS:
+        return Conclusion.FAILS
+    return found
 
 
 def _critical(relation: Relation | None) -> Answer:
@@ -169,7 +180,8 @@ def _depends(effects: Sequence[Effect]) -> Answer:
     for (comparison, network), own in by.items():
         of = "" if network == ALL else f" ({network})"
         numbers = "; ".join(_numbers(e) for e in own)
-        groups[conclude(own)].append(f"{comparison}{of}: {own[0].measure} {numbers}")
+        apart = _split([e for e in effects if e.comparison == comparison], conclude)
+        groups[conclude(own)].append(f"{comparison}{of}: {own[0].measure} {numbers}{apart}")
     holds, fails = groups[Conclusion.HOLDS], groups[Conclusion.FAILS]
     whole = Conclusion.UNDECIDED
     if holds:
@@ -194,8 +206,10 @@ def _turns(effects: Sequence[Effect]) -> Answer:
         own = [e for e in told if e.comparison.startswith(part)]
         found = conclude(own, sign)
         way = "Away" if sign > 0 else "Back"
+        each = [e for e in effects if e.comparison.startswith(part)]
+        apart = _split(each, partial(conclude, sign=sign))
         parts += [
-            Answer(found, f"{way}: {found}, {e.comparison}: {e.measure} {_numbers(e)}.")
+            Answer(found, f"{way}: {found}, {e.comparison}: {e.measure} {_numbers(e)}{apart}.")
             for e in own
         ]
     whole = together([part.conclusion for part in parts])
@@ -208,10 +222,10 @@ def _overall(effects: Sequence[Effect]) -> list[Effect]:
     return [e for e in effects if e.network == ALL or (e.comparison, e.measure) not in whole]
 
 
-def _split(effects: Sequence[Effect], sign: int) -> str:
+def _split(effects: Sequence[Effect], rule: Callable[[Sequence[Effect]], Conclusion]) -> str:
     """Say in which networks it holds, where they are not of one answer."""
     networks = list(dict.fromkeys(e.network for e in effects if e.network != ALL))
-    found = {n: conclude([e for e in effects if e.network == n], sign) for n in networks}
+    found = {n: rule([e for e in effects if e.network == n]) for n in networks}
     if len(set(found.values())) < 2:
         return ""
     texts = [

@@ -56,6 +56,10 @@ class Opened:
     architecture: str | nn.Module | None = None
     input_shape: tuple[int, int, int] | None = None
 
+    def called(self, what: str, /) -> str:
+        """Return what a message calls it: its file, or what it is."""
+        return f"the {what}" if self.file is None else f"{self.source}:"
+
 
 def opened(
     network: Any,
@@ -112,8 +116,17 @@ def load_file(path: str | os.PathLike[str], architecture: str | nn.Module, /) ->
         return with_weights(architecture, resolved(state_of(path)), path)
 
 
-def check_pair(changed: nn.Module, whole: nn.Module, /) -> None:
-    """Refuse two networks of other shapes, equal ones, and weights that are no numbers."""
+def check_pair(
+    changed: nn.Module,
+    whole: nn.Module,
+    /,
+    *,
+    names: tuple[str, str] = ("the network", "the reference"),
+) -> None:
+    """Refuse two networks of other shapes, equal ones, and weights that are no numbers.
+
+    `names` are what a message calls them.
+    """
     own, other = acting(changed), acting(whole)
     check_shapes(own, other, "reference")
     for name, tensor in other.items():
@@ -123,8 +136,8 @@ def check_pair(changed: nn.Module, whole: nn.Module, /) -> None:
                 f"the network holds {name} as {kinds[0]}, its reference as {kinds[1]}; give both "
                 "in one type: module.float()"
             )
-    check_finite(own, "the network")
-    check_finite(other, "the reference")
+    check_finite(own, names[0])
+    check_finite(other, names[1])
     if all(
         bool((own[name] == tensor.to(own[name].device)).all()) for name, tensor in other.items()
     ):
