@@ -309,7 +309,8 @@ class _Steps:
         maker = None if name is None else self._makers.get(name)
         if maker is not None and maker.op == "Slice":
             start, end = (self._constants.scalar(maker.input(number)) for number in (1, 2))
-            return [None] * int(end) if start == 0 and end in range(_MOST_EXTENTS) else []
+            is_first = start == 0 and end is not None and 0 < end <= _MOST_EXTENTS
+            return [None] * int(end or 0) if is_first else []
         return _numbers(self._constants.tensor(name))
 
     def _pads_below(self, node: Node) -> bool:
