@@ -126,6 +126,13 @@ def numeral(argument: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
+def of_peft(node: Mapping[str, Any]) -> list[str]:
+    """Name the module that an operation was written in, where its class is one of peft's."""
+    stack: str = node.get("metadata", {}).get("nn_module_stack", "")
+    path, _, kind = stack.rpartition(";")[2].rpartition(",")
+    return [path.rpartition(",")[2]] if kind.startswith("peft.tuners.") else []
+
+
 def view_of(word: str, arguments: Mapping[str, Any]) -> views.View | None:
     """Return how an operation moves axes; None where that cannot be told."""
     given = {name: integers(argument) for name, argument in arguments.items()}

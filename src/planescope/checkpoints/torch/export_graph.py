@@ -22,6 +22,7 @@ from planescope.checkpoints.torch.aten import (
     integers,
     names,
     numeral,
+    of_peft,
     view_of,
 )
 from planescope.checkpoints.torch.export_weights import (
@@ -139,7 +140,7 @@ class _Network:
         ]
         self.read.update(behind)
         if len(reads) > 1 and word in (*PRODUCTS, "add", "mul", "einsum"):
-            self.beside.update(_of_peft(node))
+            self.beside.update(of_peft(node))
         for name in outputs:
             self._values[name] = number
             if behind:
@@ -382,13 +383,6 @@ def _described(
         bias=found if found is not None and found.shape == tensor.shape[:1] else None,
         groups=groups,
     )
-
-
-def _of_peft(node: Mapping[str, Any]) -> list[str]:
-    """Name the module that an operation was written in, where its class is one of peft's."""
-    stack: str = node.get("metadata", {}).get("nn_module_stack", "")
-    path, _, kind = stack.rpartition(";")[2].rpartition(",")
-    return [path.rpartition(",")[2]] if kind.startswith("peft.tuners.") else []
 
 
 def _module(name: str) -> str:
