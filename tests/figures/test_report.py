@@ -18,8 +18,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 from report_runs import EPOCHS, HOSTILE, MARKUP, NAMES, make_run, resets_of, weights
+from torch import nn
 
 import planescope as ps
 from planescope.cli import main
@@ -258,6 +260,22 @@ def test_several_networks_have_names_of_their_own(tmp_path):
     report = ps.report(tmp_path / "a" / "run", tmp_path / "b" / "run", LENET)
     names = [network.name for network in report.contents.networks]
     assert names == ["run", "run-2", "lenet-epoch-12"]
+
+
+def test_of_several_networks_only_layers_behind_a_relu_are_counted(tmp_path):
+    """One is turned in the layer that reads the image, the other in the one behind the ReLU."""
+    for name, turned in (("image", 0), ("inner", 2)):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
+        with torch.no_grad():
+            net[turned].weight.copy_(-net[turned].weight.abs())
+        ps.measure(net).save(tmp_path / f"{name}.json")
+    report = ps.report(tmp_path / "image.json", tmp_path / "inner.json")
+    assert [network.pool["biased"] for network in report.contents.networks] == [[1], [1]]
+    assert report.contents.verdict == (
+        "In 1 of 2 networks layers behind a ReLU are biased beyond chance (by mass, corrected "
+        "p < 0.05); most of all in inner, where 1 of 1 are."
+    )
 
 
 # The file

@@ -18,7 +18,8 @@ _NEAR_HALF = (0.25, 0.75)
 # More names than these are counted.
 _NAMED = 3
 
-_APART = {Input.IMAGE: "whose input is an image", Input.OTHER: "behind something else than a ReLU"}
+# Inputs of which the theory does not speak (METHOD, section 1), and why.
+APART = {Input.IMAGE: "whose input is an image", Input.OTHER: "behind something else than a ReLU"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def verdict(layers: Sequence[LayerMeasurement], /) -> str:
     Layers of which the theory does not speak (METHOD, section 1) are named apart.
     """
     found = [finding(layer) for layer in layers]
-    inner = [one for one in found if one.layer.input not in _APART]
+    inner = [one for one in found if one.layer.input not in APART]
     known = all(one.layer.input is Input.RELU for one in inner)
     return " ".join((_said(inner, known), *_apart(found)))
 
@@ -168,7 +169,7 @@ def _strongest(turned: Sequence[Finding]) -> str:
 
 
 def _apart(found: Sequence[Finding]) -> Iterator[str]:
-    for kind, words in _APART.items():
+    for kind, words in APART.items():
         own = [one for one in found if one.layer.input is kind]
         if own:
             turned = sum(bool(one.by) for one in own)

@@ -23,10 +23,10 @@ from planescope.figures.sources import Subject
 from planescope.files.errors import UsageError, counted
 from planescope.files.folders import is_same_place
 from planescope.hyperplanes import chance
-from planescope.hyperplanes.layer import Skipped, View
+from planescope.hyperplanes.layer import Input, Skipped, View
 from planescope.measurement.measure import measure
 from planescope.measurement.record import LayerMeasurement, Measurement
-from planescope.measurement.verdict import verdict
+from planescope.measurement.verdict import APART, verdict
 from planescope.training.run import Run
 from planescope.training.tracker.history import History
 
@@ -243,20 +243,38 @@ def _relation(
 
 
 def _verdict(networks: Sequence[NetworkShown]) -> str:
-    """Return the verdict of a single network, or how many of several are biased."""
+    """Return the verdict of a single network, or how many of several are biased.
+
+    As a single one's does, it counts no layers of which the theory does not speak.
+    """
     if len(networks) == 1:
         return networks[0].verdict
-    counts = [network.pool["biased"][-1] for network in networks]
-    some = sum(count > 0 for count in counts)
+    counts = [_biased(network) for network in networks]
+    told = [each for each, (_, of) in enumerate(counts) if of]
+    if not told:
+        return f"Undecided: no layer of {len(networks)} networks lies behind a ReLU."
+    of = f"{len(told)} networks"
+    if len(told) < len(networks):
+        of += f" that have layers behind a ReLU, of {len(networks)},"
+    inputs = {layer.input for each in networks for layer in each.layers} - {*APART}
+    behind = " behind a ReLU" if inputs == {Input.RELU} else ""
+    some = sum(counts[each][0] > 0 for each in told)
     if not some:
-        return f"In none of {len(networks)} networks is a layer biased beyond chance."
-    share = [count / len(each.layers) for count, each in zip(counts, networks, strict=True)]
-    most = max(range(len(networks)), key=share.__getitem__)
+        return f"In none of {of} is a layer{behind} biased beyond chance."
+    most = max(told, key=lambda each: counts[each][0] / counts[each][1])
+    biased, layers = counts[most]
     return (
-        f"In {some} of {len(networks)} networks layers are biased beyond chance (corrected "
-        f"p < 0.05); most of all in {networks[most].name}, where {counts[most]} of "
-        f"{len(networks[most].layers)} are."
+        f"In {some} of {of} layers{behind} are biased beyond chance (by mass, corrected "
+        f"p < {chance.LEVEL:g}); most of all in {networks[most].name}, where {biased} of {layers} "
+        "are."
     )
+
+
+def _biased(network: NetworkShown) -> tuple[int, int]:
+    """Return how many layers are biased, and of how many, without those that are apart."""
+    last = network.statistics["biased"][-1]
+    inner = [bool(last[at]) for at, layer in enumerate(network.layers) if layer.input not in APART]
+    return sum(inner), len(inner)
 
 
 def _view(view: View) -> str:
