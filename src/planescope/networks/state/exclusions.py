@@ -6,9 +6,12 @@ Each function gives a reason, half a sentence for a reader, or None.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
+
+import numpy as np
 
 from planescope.hyperplanes.layer import Kind, Layer, Tensor
 
@@ -49,6 +52,7 @@ _HARMLESS = frozenset(
     | {"total_params", "input_scale", "output_scale", "k_scale", "v_scale", "act_scale"}
 )
 
+ONE_FILTER = "one fixed filter for every channel, as of a blur"
 UNCALLED = "forward never calls it, nor reads its weight"
 INACTIVE = "it does not act: another copy of it does"
 HEADS = "a dense layer of three axes, as of an attention: several linear maps in one"
@@ -229,6 +233,24 @@ def of_standardised(
             "run, which a state dict does not tell; measured is what is stored (the module or "
             "--network settles it)"
         )
+
+
+_MAX_LOOK = 1 << 16  # elements of a weight that is looked at
+
+
+def is_one_filter(weight: Tensor, /) -> bool:
+    """Tell a filter that acts alike on each channel: of shape (filters, 1, *kernel), all the same.
+
+    What is trained, or drawn, differs from channel to channel.
+    """
+    filters, *rest = weight.shape or (0,)
+    size = math.prod(rest)
+    if len(rest) < 2 or rest[0] != 1 or filters < 2 or size < 2 or filters * size > _MAX_LOOK:
+        return False
+    if not weight.is_floating:
+        return False
+    values = np.asarray(weight.read()).reshape(filters, size)
+    return bool((values == values[0]).all() and values[0].any())
 
 
 def is_harmless(last: str, tensor: Tensor, weight: Tensor, /, *, is_quantised: bool) -> bool:
