@@ -53,6 +53,11 @@ _HARMLESS = frozenset(
 )
 
 ONE_FILTER = "one fixed filter for every channel, as of a blur"
+# What trainers keep for a weight beside it: moments, averages, gradients, earlier values.
+_KEPT = re.compile(
+    r"\w+_(momentum(_buffer)?|velocity|grad(ient)?s?|exp_avg(_sq)?|ema|averaged?|swa|prev(ious)?|"
+    r"init(ial)?|backup|best)|exp_avg(_sq)?|momentum(_buffer)?|ema|velocity|grad"
+)
 UNCALLED = "forward never calls it, nor reads its weight"
 INACTIVE = "it does not act: another copy of it does"
 HEADS = "a dense layer of three axes, as of an attention: several linear maps in one"
@@ -172,10 +177,9 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
     # What a whole embedding is called tells of its parts, and not of theirs.
     own = ".".join(re.split(r"[./]", name)[-2:])
     is_table = _EMBEDDING.search(own) and not _PROJECTION.search(split(name)[2])
-    if len(shape) <= 3 and outputs is None and is_table:
-        return EMBEDDING
-    if shape[0] == 1 and outputs is None and _TABLE.search(name):
-        return EMBEDDING
+    is_added = shape[0] == 1 and _TABLE.search(name)
+    if outputs is None and ((len(shape) <= 3 and is_table) or is_added):
+        return EMBEDDING.replace(":", " by its name:")
     if not weight.is_floating:
         return not_floating(weight)
     if 0 in shape:
@@ -267,6 +271,8 @@ def is_harmless(last: str, tensor: Tensor, weight: Tensor, /, *, is_quantised: b
         max(tensor.shape, default=1) > 1 or weight.dtype.startswith("float8") or not is_quantised
     ):
         return False
+    if _KEPT.fullmatch(last) and tensor.shape in (weight.shape, ()):
+        return True
     return last in _HARMLESS or last.startswith(("_extra_state", "activation_post"))
 
 
