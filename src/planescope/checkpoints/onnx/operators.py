@@ -167,6 +167,8 @@ def _convolution(given: Operands) -> Weights:
     if groups < 1 or tensor.shape[0] % groups:
         raise given.misfit(tensor)
     kind = kind_of_convolution(tensor.shape[2:])
+    if groups > 1 and exclusions.is_one_filter(tensor):
+        raise LeftOutError(exclusions.ONE_FILTER)
     tail = tensor.shape[:1] if gives_last(node) else None
     return finished(given, slots, stored, kind, tensor, root, groups, tail)
 

@@ -296,6 +296,9 @@ class _Network:
         if layer is None:
             self._skip(outputs, f"an operation ({word}) with a weight that is no layer's")
             return None
+        if (layer.groups or 1) > 1 and exclusions.is_one_filter(layer.weight):
+            self._skip([layer.name], exclusions.ONE_FILTER)
+            return None
         layer = self._named_apart(layer)
         first = self.found.setdefault(layer.name, layer)
         if word in ("matmul", "mm", "bmm"):
