@@ -126,3 +126,33 @@ def test_a_threshold_as_dynamo_exports_it_is_a_relu(tmp_path, name):
     weights = {"t": np.float32(0.1), "v": np.float32(0.2), "n": np.float32(-1)}
     result = found(tmp_path / "net.onnx", nodes, bias=(), **weights)
     assert (result.layers[0].input.value == "relu") is is_relu
+
+
+def test_a_norm_behind_a_convolution_with_its_channels_last_is_the_convolutions(tmp_path):
+    """As onnxruntime writes what it quantised: channels last, and put back in front of the norm."""
+    rng = np.random.default_rng(0)
+    held = {
+        "q": rng.integers(-99, 99, (4, 3, 3, 3)).astype(np.int8), "s": np.float32(0.5),
+        "z": np.uint8(3), "zw": np.int8(0),
+        **{part: rng.uniform(1, 2, 4).astype(np.float32) for part in ("g", "b", "m", "v")},
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q0"]),
+        helper.make_node("Transpose", ["q0"], ["t0"], perm=[0, 2, 3, 1]),
+        helper.make_node(
+            "QLinearConv", ["t0", "s", "z", "q", "s", "zw", "s", "z"], ["c"],
+            domain="com.microsoft", channels_last=1, kernel_shape=[3, 3],
+        ),
+        helper.make_node("Transpose", ["c"], ["t1"], perm=[0, 3, 1, 2]),
+        helper.make_node("DequantizeLinear", ["t1", "s", "z"], ["d"]),
+        helper.make_node("BatchNormalization", ["d", "g", "b", "m", "v"], ["y"]),
+    ]  # fmt: skip
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in held.items()]
+    graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    (layer,) = find(path).layers
+    np.testing.assert_array_equal(layer.norm.gamma.read(), held["g"])
+    np.testing.assert_array_equal(layer.weight.read(), held["q"] * np.float32(0.5))

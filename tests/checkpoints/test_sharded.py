@@ -178,3 +178,11 @@ def test_a_part_of_a_model_that_stands_beside_others_is_told(tmp_path, beside, i
         torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / name)
     found = find(tmp_path / "consolidated.00.pth")
     assert any("join them first" in note for note in found.notes) is is_told
+
+
+def test_parts_without_their_index_are_called_parts(folder):
+    with pytest.raises(CheckpointError, match="holds 2 of the 2 parts of a model without their"):
+        find(str(folder))
+    (folder / SECOND).rename(folder / "other.safetensors")
+    with pytest.raises(CheckpointError, match="holds 2 models"):
+        find(str(folder))

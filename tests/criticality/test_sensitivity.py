@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import planescope as ps
 from planescope.cli.app import app
 from planescope.criticality.sensitivity.record import Sensitivity
+from planescope.data.options import DataOptions
 from planescope.files.errors import CheckpointError, UsageError
 
 torch = pytest.importorskip("torch")
@@ -511,3 +512,47 @@ def test_the_page_of_a_command_knows_the_network_that_was_given(command, tmp_pat
     shown = page.read_text("utf-8")
     assert "layers behind a ReLU" in shown
     assert "What feeds the layers is not known" not in shown
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sensitivity whole.pt --ways bits:3",
+        "predict whole.pt --init start.pt",
+        "plan whole.pt --size 0.5",
+        "repair start.pt --reference whole.pt",
+    ],
+)
+@pytest.mark.parametrize("option", [["--mean", "0.5"], ["--std", "0.2"]], ids=["mean", "std"])
+def test_inputs_that_go_in_as_they_come_are_not_prepared(command, option, tmp_path):
+    made = build("lenet", in_channels=1, width=0.25, seed=0)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 1, 28, 28)))
+    for name in ("whole", "start"):
+        torch.save(made.state_dict(), tmp_path / f"{name}.pt")
+        with torch.no_grad():
+            made.features[0].weight += 0.1
+    words = [str(tmp_path / word) if word.endswith(".pt") else word for word in command.split()]
+    told = ["--network", "lenet", "--inputs", str(tmp_path / "x.npy"), *option]
+    done = CliRunner().invoke(app, [*words, *told])
+    assert isinstance(done.exception, UsageError)
+    assert "x.npy: its inputs go to the network as they come; leave out --mean" in str(
+        done.exception
+    )
+
+
+@pytest.mark.parametrize("data", [IMAGES, [IMAGES], torch.utils.data.TensorDataset(IMAGES)])
+def test_batches_of_the_users_are_not_prepared(network, data):
+    told = {"data": data, "data_options": DataOptions(mean=(0.5,))}
+    with pytest.raises(UsageError, match="its inputs go to the network as they come"):
+        ps.sensitivity(network, ways="bits:3", **told)
+    with pytest.raises(UsageError, match="its inputs go to the network as they come"):
+        ps.plan(network, size=0.5, **told)
+
+
+def test_moments_of_synthetic_pictures_are_one_or_one_a_channel(network):
+    options = {"ways": "bits:3", "input_shape": (1, 8, 8)}
+    assert ps.sensitivity(network, mean=(0.1,), std=(2.0,), **options).layers
+    with pytest.raises(UsageError, match="mean holds NaN or an infinity"):
+        ps.sensitivity(network, mean=(float("nan"),), **options)
+    with pytest.raises(UsageError, match="std has 2 values; give one for each of 1 channels, or"):
+        ps.sensitivity(network, std=(1.0, 1.0), **options)

@@ -77,7 +77,7 @@ def test_noise_falls_with_frequency_by_its_slope():
         ({"channels": 0}, "no pictures of 0×8×8"),
         ({"height": 2}, "4 to 1024 pixels"),
         ({"mean": (0.0, 0.0)}, "give one for each of 3 channels"),
-        ({"mean": (float("nan"),)}, "give one for each"),
+        ({"mean": (float("nan"),)}, "mean holds NaN or an infinity"),
         ({"std": (0.0,)}, "std must be above 0"),
         ({"seed": -1}, "a seed must be 0 or more"),
     ],

@@ -1,5 +1,7 @@
 """A layer that the network has and that does not act when it runs is told, and none else is."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -256,9 +258,10 @@ class Products(nn.Module):
 
 def test_products_with_a_weight_are_layers_with_the_bias_that_is_added():
     net = Products()
-    names, left, _ = measured(net)
-    assert names == ["one", "W", "last", "two.weight@matmul_3"]
-    assert left.keys() == {"two", "stack", "fixed"}
+    names, left, notes = measured(net)
+    assert names == ["fixed", "one", "W", "last", "two.weight@matmul_3"]
+    assert left.keys() == {"two", "stack"}
+    assert "nothing trains the weights of fixed" in notes
     found, _ = find_layers(read_module(net))
     of = {layer.name: layer for layer in found}
     assert torch.equal(of["W"].weight.read(), net.W.t())
@@ -291,7 +294,46 @@ def test_convolutions_whose_weights_cannot_be_had_are_left_out_by_name():
     assert names == ["maker", "normed"]
     assert left.keys() == {"conv2d", "experts", "blur"}
     assert "computes the weights of this conv2d" in left["conv2d"]
-    assert "no parameter" in left["blur"]
+    assert "one fixed filter for every channel" in left["blur"]
+
+
+class Banks(nn.Module):
+    """Filters that are buffers: a bank, a basis, and a blur."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("bank", torch.randn(6, 3, 5, 5))
+        self.register_buffer("blur", torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16)
+        self.register_buffer("basis", torch.randn(6, 4))
+        self.register_buffer("kernel", self.blur.repeat(6, 1, 1, 1))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.relu(F.conv2d(x, self.bank))
+        x = F.conv2d(x, self.kernel, groups=6)
+        return self.last(torch.matmul(x.mean((2, 3)), self.basis))
+
+
+@pytest.mark.parametrize("container", ["live", "onnx", "pt2"])
+def test_fixed_filters_are_layers_everywhere_and_one_blur_for_all_channels_is_none(
+    tmp_path, container
+):
+    torch.manual_seed(0)
+    net, path, image = Banks().eval(), tmp_path / f"net.{container}", torch.randn(1, 3, 16, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if container == "onnx":
+            torch.onnx.export(net, (image,), path, dynamo=False)
+        elif container == "pt2":
+            torch.export.save(torch.export.export(net, (image,)), path)
+    found = ps.measure(net if container == "live" else path, kinds="all")
+    assert [(layer.filters, layer.fan_in) for layer in found.layers] == [(6, 75), (4, 6), (3, 4)]
+    bank = net.bank.reshape(6, 75).double()
+    cosine = (bank.sum(1) / bank.norm(dim=1) / 75**0.5).mean().item()
+    assert found.layers[0].mean_cosine == pytest.approx(cosine, abs=1e-6)
+    assert [one.reason for one in found.skipped] == [
+        "one fixed filter for every channel, as of a blur"
+    ]
 
 
 class LowRank(nn.Module):

@@ -303,3 +303,43 @@ def test_a_norm_outside_of_the_blocks_is_not_that_of_the_last_convolution_in_the
     found = find({name: np.ones(shape, np.float32) for name, shape in shapes.items()})
     assert [layer.norm for layer in found.layers] == [None, None]
     assert any("bn_last" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("container", ["pt", "nested.pt", "pkl"])
+def test_arrays_of_numpy_in_a_torch_file_are_measured(tmp_path, container):
+    weight, path = drawn(4, 3, 3, 3), tmp_path / f"net.{container.rpartition('.')[2]}"
+    state = {"c.weight": weight, "c.bias": np.zeros(4, np.float32)}
+    if container == "pkl":
+        path.write_bytes(pickle.dumps(state))
+    else:
+        torch.save({"epoch": 3, "state_dict": state} if "nested" in container else state, path)
+    (layer,) = find(str(path)).layers
+    np.testing.assert_array_equal(layer.weight.read(), weight)
+
+
+def test_an_array_of_numpy_among_tensors_is_named(tmp_path):
+    state = {"a.weight": torch.randn(4, 3, 3, 3), "b.weight": drawn(4, 4, 3, 3)}
+    torch.save(state | {"mean": np.zeros(3)}, tmp_path / "net.pt")
+    found = ps.measure(tmp_path / "net.pt")
+    assert [layer.name for layer in found.layers] == ["a"]
+    ((name, reason),) = [(one.name, one.reason) for one in found.skipped]
+    assert name == "b"
+    assert "a NumPy array among tensors" in reason
+
+
+@pytest.mark.parametrize("container", ["pt", "safetensors", "npz"])
+@pytest.mark.parametrize("kept", ["weight_momentum", "weight_ema", "exp_avg"])
+def test_what_a_trainer_keeps_beside_a_weight_does_not_hide_it(tmp_path, kept, container):
+    weight, path = drawn(4, 3, 3, 3), tmp_path / f"net.{container}"
+    arrays = {"c.weight": weight, f"c.{kept}": drawn(4, 3, 3, 3) + 1, "d.weight": drawn(4, 4, 3, 3)}
+    match container:
+        case "pt":
+            torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+        case "safetensors":
+            save_file(arrays, path)
+        case "npz":
+            np.savez(path, **arrays)
+    found = find(str(path))
+    assert [layer.name for layer in found.layers] == ["c", "d"]
+    np.testing.assert_array_equal(found.layers[0].weight.read(), weight)
+    assert [one.name for one in found.skipped] == [f"c.{kept}"]

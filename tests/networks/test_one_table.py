@@ -304,6 +304,8 @@ CHANGES = {
     "times-itself": (lambda x: x * x, "other"),
     "to-the-4th": (lambda x: x**4, "other"),
     "moved": (lambda x: x - 0.5, "image"),
+    "turned-round": (lambda x: -x, "image"),
+    "a-relu-turned-round": (lambda x: -x.relu(), "other"),
 }
 
 
@@ -328,3 +330,54 @@ def test_an_image_that_is_cut_is_the_same_in_every_graph(tmp_path, change, conta
             torch.export.save(core, path)
     (layer,) = ps.measure(net if container == "live" else path).layers
     assert layer.input == expected
+
+
+class Viewed(nn.Module):
+    """Batch norms behind views that leave the filters together, and behind others."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.turned, self.wide = nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(10, 14)
+        self.flat, self.pooled = nn.Conv1d(7, 4, 3), nn.Conv1d(4, 6, 3)
+        widths = {"rows": 8, "turned": 10, "wide": 7, "flat": 4, "pooled": 6}
+        for name, width in widths.items():
+            norm = nn.BatchNorm1d(width)
+            for tensor in (norm.weight, norm.bias, norm.running_mean):
+                nn.init.uniform_(tensor, -2, 2)
+            self.add_module(f"{name}_bn", norm)
+
+    def forward(self, x):
+        x = self.rows(x)
+        x = self.rows_bn(x.flatten(0, 1)).reshape_as(x).relu()
+        x = self.turned_bn(self.turned(x).transpose(1, 2)).relu().transpose(1, 2)
+        x = self.wide_bn(self.wide(x).reshape(-1, 7)).reshape(-1, 7, 10)
+        x = self.flat_bn(torch.flatten(self.flat(x), 2)).relu()
+        return self.pooled_bn(self.pooled(x).mean(-1))
+
+
+@pytest.mark.parametrize("container", ["live", "onnx", "pt2"])
+def test_a_norm_behind_views_is_that_of_the_filters_it_acts_on(tmp_path, container):
+    torch.manual_seed(0)
+    net, path = Viewed().eval(), tmp_path / f"net.{container}"
+    image = torch.randn(2, 5, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if container == "onnx":
+            torch.onnx.export(
+                net, (image,), path, dynamo=False, do_constant_folding=False,
+                training=torch.onnx.TrainingMode.PRESERVE,
+            )  # fmt: skip
+        elif container == "pt2":
+            torch.export.save(torch.export.export(net, (image,)), path)
+    source = net if container == "live" else path
+    found = ps.measure(source, kinds="all", view="effective")
+    assert [layer.norm for layer in found.layers] == ["rows_bn", "turned_bn", None, "flat_bn", None]
+    notes = " ".join(found.notes)
+    assert "behind pooled a batch norm acts on what was pooled or rearranged" in notes
+    assert "behind wide a batch norm of another width acts" in notes
+    # Weight and bias that do what the layer and its norm do.
+    zero, one = torch.zeros(1, 1, 6), torch.eye(6)[:, None]
+    bias = net.rows_bn(net.rows(zero).flatten(0, 1))
+    weight = (net.rows_bn(net.rows(one).flatten(0, 1)) - bias).T.double()
+    cosine = (weight.sum(1) / weight.norm(dim=1) / 6**0.5).mean().item()
+    assert found.layers[0].mean_cosine == pytest.approx(cosine, abs=1e-6)

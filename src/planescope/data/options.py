@@ -134,3 +134,18 @@ class DataOptions:
 
 
 PLAIN = DataOptions()
+
+
+def check_unprepared(options: DataOptions | None, name: str, /) -> None:
+    """Refuse options for inputs that go to the network as they come.
+
+    Raises
+    ------
+    UsageError
+        If there are any.
+    """
+    if options is not None:
+        raise UsageError(
+            f"{name}: its inputs go to the network as they come; leave out --mean, --std and the "
+            "like (data_options=), which prepare a data set by name"
+        )

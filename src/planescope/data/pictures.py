@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planescope.files.bounds import check_seed
-from planescope.files.errors import UsageError
+from planescope.files.errors import UsageError, counted
 
 Pictures = NDArray[np.float32]
 Rng = np.random.Generator
@@ -77,10 +77,12 @@ class Bank:
                 f"to {MOST_CHANNELS} channels, {LEAST_SIDE} to {MOST_SIDE} pixels a side"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.channels) or not np.isfinite(values).all():
+            if not np.isfinite(values).all():
+                raise UsageError(f"{name} holds NaN or an infinity; give numbers")
+            if len(values) not in (1, self.channels):
                 raise UsageError(
-                    f"{name} has {len(values)} values; give one for each of {self.channels} "
-                    "channels"
+                    f"{name} has {counted(len(values), 'value')}; give one for each of "
+                    f"{self.channels} channels, or one for all"
                 )
         if min(self.std) <= 0:
             raise UsageError("std must be above 0")

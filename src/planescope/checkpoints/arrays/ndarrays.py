@@ -148,6 +148,14 @@ def objects_of(record: Call) -> list[object] | object | None:
     return None
 
 
+def is_matrix(record: object) -> bool:
+    """Tell the record of an array of numbers with two axes or more, as a weight has."""
+    match unwrapped(record):
+        case Call(state=(int(), tuple() as shape, Call() as dtype, *_)):
+            return len(shape) > 1 and _type_code(dtype)[:1] == "f"
+    return False
+
+
 def joblib_bytes(record: Call, at: int, data: mmap.mmap) -> Stretch | None:
     """Tell where the bytes lie that joblib writes behind the record of an array."""
     if called(record) != JOBLIB or type(record.state) is not dict:

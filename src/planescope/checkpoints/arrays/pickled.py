@@ -74,15 +74,27 @@ def _described(path: Path, data: mmap.mmap, begin: int, entry: str | None) -> St
     ).value
     if torch_objects.holds_tensors(value, path):
         return torch_objects.state_dict(value, _TorchStorages(path, data).storages(), entry)
-    tree = _Trees(Arrays(path, len(data))).of(value, ())
+    found = of_arrays(value, path, len(data), entry)
+    if found is None:
+        raise CheckpointError(f"{path}: {_outline(value)}")
+    return found
+
+
+def of_arrays(value: object, path: Path, size: int, entry: str | None) -> StateDict | None:
+    """Describe the arrays of NumPy's in what a pickle holds; None where there are none.
+
+    Raises
+    ------
+    CheckpointError
+        If one is damaged, or has no name.
+    """
+    tree = _Trees(Arrays(path, size)).of(value, ())
     if isinstance(tree, Tensor):
         raise CheckpointError(
             f"{path}: a single array without a name; save the weights of all layers with "
             "numpy.savez(file, **{name: array, ...})"
         )
-    if not tree:
-        raise CheckpointError(f"{path}: {_outline(value)}")
-    return state_dict(tree, path, entry=entry)
+    return state_dict(tree, path, entry=entry) if tree else None
 
 
 class _TorchStorages:

@@ -29,7 +29,7 @@ from planescope.networks.graph.places import Position, follow
 from planescope.networks.state import adapters, exclusions
 from planescope.networks.state.layout import named
 from planescope.networks.state.pairing import folded_notes
-from planescope.networks.state.sharing import notes_of_calls
+from planescope.networks.state.sharing import notes_of_calls, notes_of_widths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,7 +148,7 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
     further: dict[str, list[Met]] = {}
     for node, name in names.items():
         further.setdefault(name, []).extend(found[node].further)
-    layers = []
+    layers, wider = [], list[str]()
     positions = follow(nodes)
     biases: dict[str, list[Tensor | None]] = {}
     for node, name in names.items():
@@ -159,6 +159,7 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
         if position.norm is not None:
             norm, steps_behind = _norm(graph, constants, norms[position.norm], weights.weight)
             further[name] += steps_behind
+            wider += [name] if norm is None else []
         layers.append(_layer(name, weights, position, norm))
     beside = list(_beside(graph, constants, found))
     adapted = adapters.of_adapted(layers, _read_names(graph), beside)
@@ -171,6 +172,7 @@ def described(graph: Graph, constants: Constants, listed: Listed) -> Described:
             *folded_notes(told),
             *_without_effect(graph, names),
             *notes_of_calls(positions, biases),
+            *notes_of_widths(wider),
             *_scaled_before(graph, constants, names, adapted),
             *_untold({name: met for name, met in further.items() if name not in adapted}),
         ),

@@ -26,7 +26,7 @@ from planescope.checkpoints.onnx.weights import (
     finished,
     turned_pair,
 )
-from planescope.checkpoints.onnx.words import WORDS
+from planescope.checkpoints.onnx.words import WORDS, gives_last
 from planescope.hyperplanes.layer import Kind, Tensor, kind_of_convolution
 from planescope.networks.state import exclusions
 from planescope.networks.state.axes import filters_first
@@ -167,7 +167,10 @@ def _convolution(given: Operands) -> Weights:
     if groups < 1 or tensor.shape[0] % groups:
         raise given.misfit(tensor)
     kind = kind_of_convolution(tensor.shape[2:])
-    return finished(given, slots, stored, kind, tensor, root, groups)
+    if groups > 1 and exclusions.is_one_filter(tensor):
+        raise LeftOutError(exclusions.ONE_FILTER)
+    tail = tensor.shape[:1] if gives_last(node) else None
+    return finished(given, slots, stored, kind, tensor, root, groups, tail)
 
 
 def _channels_last(node: Node, weight: Tensor) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from planescope.checkpoints.onnx.constants.values import Constants
 from planescope.checkpoints.onnx.graph import SILENT, Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.quantised import INTEGER_RANGES
+from planescope.hyperplanes.layer import Tensor
+from planescope.networks.graph import views
 from planescope.networks.graph.places import Node as Step
 from planescope.networks.graph.places import Role, clamped, is_even
 
@@ -62,7 +64,7 @@ _WORDS = {
     Role.MAXIMUM: ("Max",),
     # A choice between an image and a constant cuts the image, as the lesser of the two does.
     Role.MINIMUM: ("Min", "Where", "com.microsoft.QLinearWhere"),
-    Role.SHIFT: ("Sub",),
+    Role.SHIFT: ("Neg", "Sub"),
     # What they give is the same for every input of that shape.
     Role.CONSTANT: ("Shape", "Size"),
 }  # fmt: skip
@@ -95,6 +97,8 @@ _ZERO_POINTS = {
     "com.microsoft.QLinearGlobalAveragePool": 4,
     "com.microsoft.QLinearReduceMean": 4,
 }
+
+_MOST_EXTENTS = 8  # of a shape
 
 # What a clip without a bound has in its place.
 _LARGEST = 3.4e38
@@ -180,7 +184,8 @@ class _Steps:
             if node in self._parts and names[0] not in self.numbers:
                 reads = reads[::-1]
             name = repr(node.inputs[1:5]) if role is Role.NORM else ""
-            step = Step(role=role, reads=reads, name=name, downsamples=downsamples(node))
+            view = self._view(node) if role is Role.VIEW else None
+            step = Step(role=role, reads=reads, name=name, downsamples=downsamples(node), view=view)
             last = self._put(step)
             if role is Role.NORM:
                 self.norms[last] = node
@@ -218,6 +223,7 @@ class _Steps:
                 reads=reads[:1] if node.input(0) in self._dynamic else reads[1:2] or reads,
                 name=self._layers[node],
                 downsamples=downsamples(node),
+                is_last=gives_last(node),
             )
         )
         return self._within(node, last)
@@ -268,6 +274,45 @@ class _Steps:
             return math.nan
         return None if abs(found) >= _LARGEST else found
 
+    def _view(self, node: Node) -> views.View | None:
+        """Tell how a step moves axes; None where that cannot be told."""
+        match node.op:
+            case "Transpose":
+                return views.permuted(node.integers("perm"))
+            case "Flatten" if (axis := node.integer("axis", 1)) in (1, 2):
+                return views.flattened(1, -1) if axis == 1 else views.flattened(0, 1)
+            case "Reshape":
+                return views.of_shape(self._shape(node.input(1)))
+            case "Squeeze" | "Unsqueeze":
+                axes = node.integers("axes") or self._shape(node.input(1))
+                if len(axes) != 1 or axes[0] is None:
+                    return None
+                way = views.with_axis if node.op == "Unsqueeze" else views.without_axis
+                return way(axes[0])
+            # Blocks of a processor are the same values in another order.
+            case "com.microsoft.nchwc.ReorderInput" | "com.microsoft.nchwc.ReorderOutput":
+                return (
+                    views.permuted((0, 1, 2, 3)) if not node.integer("channels_last", 0) else None
+                )
+        return None
+
+    def _shape(self, name: Name | None) -> Sequence[int | None]:
+        """Read a shape; None for each extent that the network computes."""
+        maker = None if name is None else self._makers.get(name)
+        if maker is not None and maker.op == "Concat":
+            parts = maker.inputs[:_MOST_EXTENTS]
+            return [number for part in parts for number in self._extents(part)]
+        return self._extents(name)
+
+    def _extents(self, name: Name | None) -> Sequence[int | None]:
+        """Read a part of a shape: what is stored, or the first extents of another shape."""
+        maker = None if name is None else self._makers.get(name)
+        if maker is not None and maker.op == "Slice":
+            start, end = (self._constants.scalar(maker.input(number)) for number in (1, 2))
+            is_first = start == 0 and end is not None and 0 < end <= _MOST_EXTENTS
+            return [None] * int(end or 0) if is_first else []
+        return _numbers(self._constants.tensor(name))
+
     def _pads_below(self, node: Node) -> bool:
         """Tell whether values that are put around may be negative."""
         if node.op not in ("Pad", "com.microsoft.Pad"):
@@ -276,6 +321,22 @@ class _Steps:
         if value is None:
             return node.number("value", 0.0) < 0
         return not self._constants.is_non_negative(value)
+
+
+def _numbers(tensor: Tensor | None) -> list[int | None]:
+    """Read whole numbers; of what is not stored one that is not known."""
+    if tensor is None:
+        return [None]
+    if tensor.is_floating or math.prod(tensor.shape) > _MOST_EXTENTS:
+        return []
+    return [int(number) for number in tensor.read().reshape(-1)]
+
+
+def gives_last(node: Node) -> bool:
+    """Tell whether a layer has its filters along the last axis of what it gives."""
+    if node.op.rpartition(".")[2] == "QLinearConv":
+        return "nhwc" in node.op or bool(node.integer("channels_last", 0))
+    return "hwc." in node.op or "Nhwc" in node.op or "Conv" not in node.op
 
 
 def _overshoots(node: Node) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from planescope.networks.graph import views
 from planescope.networks.graph.places import Role
 from planescope.networks.state import exclusions
 
@@ -23,6 +24,7 @@ _WORDS = {
         *("flatten", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "permute", "t"),
         *("transpose", "movedim", "swapaxes", "chunk", "split", "split_with_sizes", "unbind"),
         *("select", "slice", "narrow", "expand", "expand_as", "repeat", "tile", "roll", "flip"),
+        *("reshape_as", "view_as"),
         *("rot90", "index", "index_select", "gather", "unfold", "im2col", "pixel_shuffle"),
         *("pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "mean", "sum", "amax"),
         *("amin", "cumsum", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
@@ -36,7 +38,7 @@ _WORDS = {
     Role.PRODUCT: {"mul", "mul_", "div", "div_"},
     Role.MAXIMUM: {"maximum"},
     Role.MINIMUM: {"minimum"},
-    Role.SHIFT: {"sub", "sub_", "rsub", "upsample_bicubic2d"},
+    Role.SHIFT: {"sub", "sub_", "rsub", "neg", "neg_", "negative", "upsample_bicubic2d"},
 }  # fmt: skip
 ROLES = {word: role for role, words in _WORDS.items() for word in words}
 
@@ -122,6 +124,47 @@ def numeral(argument: Any) -> float | None:
         return None
     value = argument.get("as_float", argument.get("as_int"))
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def of_peft(node: Mapping[str, Any]) -> list[str]:
+    """Name the module that an operation was written in, where its class is one of peft's."""
+    stack: str = node.get("metadata", {}).get("nn_module_stack", "")
+    path, _, kind = stack.rpartition(";")[2].rpartition(",")
+    return [path.rpartition(",")[2]] if kind.startswith("peft.tuners.") else []
+
+
+def view_of(word: str, arguments: Mapping[str, Any]) -> views.View | None:
+    """Return how an operation moves axes; None where that cannot be told."""
+    given = {name: integers(argument) for name, argument in arguments.items()}
+
+    def only(name: str, default: int) -> int:
+        return (given.get(name) or [default])[0]
+
+    match word:
+        case "flatten":
+            return views.flattened(only("start_dim", 0), only("end_dim", -1))
+        case "transpose" | "swapaxes" if len(given) == 3:
+            return views.swapped(*(numbers[0] for numbers in list(given.values())[1:]))
+        case "permute":
+            return views.permuted(given.get("dims", []))
+        case "unsqueeze":
+            return views.with_axis(only("dim", 0))
+        case "squeeze" if len(given.get("dim", [])) == 1:
+            return views.without_axis(only("dim", 0))
+        case "view" | "_unsafe_view" | "reshape":
+            return views.of_shape(extents(arguments.get("size", arguments.get("shape"))))
+    return None
+
+
+def extents(argument: Any) -> list[int | None]:
+    """Return the extents of a shape; None for each that is not known."""
+    if not isinstance(argument, dict):
+        return []
+    told = argument.get("as_ints", argument.get("as_sym_ints"))
+    if not isinstance(told, list):
+        return []
+    plain = [each.get("as_int") if isinstance(each, dict) else each for each in told]
+    return [each if type(each) is int else None for each in plain]
 
 
 # Operations that run one graph of their own once, in some mode; others branch or repeat.

@@ -22,6 +22,8 @@ from planescope.checkpoints.torch.aten import (
     integers,
     names,
     numeral,
+    of_peft,
+    view_of,
 )
 from planescope.checkpoints.torch.export_weights import (
     Weight,
@@ -33,7 +35,7 @@ from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor, kin
 from planescope.networks.graph.places import Node, Position, Role, clamped, follow, is_even
 from planescope.networks.state import adapters, exclusions
 from planescope.networks.state.axes import filters_first
-from planescope.networks.state.sharing import notes_of_calls
+from planescope.networks.state.sharing import notes_of_calls, notes_of_widths
 
 _DEFAULT_EPS = 1e-5
 
@@ -65,7 +67,8 @@ def described(
         for one in dict.fromkeys(network.skipped)
         if one.reason != exclusions.EMBEDDING or one.name not in positions
     ]
-    return layers, skipped, notes_of_calls(positions, {})
+    wider = [x.name for x in layers if x.norm is None and positions[x.name].norm in network.norms]
+    return layers, skipped, [*notes_of_calls(positions, {}), *notes_of_widths(wider)]
 
 
 @dataclass
@@ -137,7 +140,7 @@ class _Network:
         ]
         self.read.update(behind)
         if len(reads) > 1 and word in (*PRODUCTS, "add", "mul", "einsum"):
-            self.beside.update(_of_peft(node))
+            self.beside.update(of_peft(node))
         for name in outputs:
             self._values[name] = number
             if behind:
@@ -164,6 +167,7 @@ class _Network:
                     name=layer.name,
                     downsamples=layer.kind is not Kind.TRANSPOSED
                     and max(integers(arguments.get("stride")), default=1) > 1,
+                    is_last=layer.kind is Kind.LINEAR,
                 )
         held = self._matrices(arguments)
         if is_fed and word in LEFT_OUT:
@@ -206,7 +210,9 @@ class _Network:
             steps = "pool" in word and "adaptive" not in word and max(strides, default=1) > 1
             # A table of which the input chooses rows is no constant.
             is_table = bool(reads) and self._constant[reads[0]]
-            return Node(role=role, reads=reads if is_table else reads[:1], downsamples=steps)
+            view = view_of(word, arguments)
+            reads = reads if is_table else reads[:1]
+            return Node(role=role, reads=reads, downsamples=steps, view=view)
         if role is Role.JOIN and (numeral(arguments.get("alpha")) or 1) < 0:
             role = Role.SHIFT
         other = numeral(arguments.get("other"))
@@ -289,6 +295,9 @@ class _Network:
         layer = _described(word, arguments, weight, bias)
         if layer is None:
             self._skip(outputs, f"an operation ({word}) with a weight that is no layer's")
+            return None
+        if (layer.groups or 1) > 1 and exclusions.is_one_filter(layer.weight):
+            self._skip([layer.name], exclusions.ONE_FILTER)
             return None
         layer = self._named_apart(layer)
         first = self.found.setdefault(layer.name, layer)
@@ -377,13 +386,6 @@ def _described(
         bias=found if found is not None and found.shape == tensor.shape[:1] else None,
         groups=groups,
     )
-
-
-def _of_peft(node: Mapping[str, Any]) -> list[str]:
-    """Name the module that an operation was written in, where its class is one of peft's."""
-    stack: str = node.get("metadata", {}).get("nn_module_stack", "")
-    path, _, kind = stack.rpartition(";")[2].rpartition(",")
-    return [path.rpartition(",")[2]] if kind.startswith("peft.tuners.") else []
 
 
 def _module(name: str) -> str:

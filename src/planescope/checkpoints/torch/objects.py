@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from planescope.checkpoints.arrays.ndarrays import is_matrix
 from planescope.checkpoints.probe import ZIP_MAGIC
 from planescope.checkpoints.torch.modules import (
     Found,
@@ -58,6 +59,7 @@ _HOLDERS = (dict, Call, list, tuple)
 
 _COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")
 _SHOWN = 5
+_OF_NUMPY = "a NumPy array among tensors, which is not read; save it as a tensor"
 
 
 def state_dict(value: object, storages: Storages, entry: str | None = None) -> StateDict:
@@ -240,6 +242,10 @@ def _find(value: object, path: Path) -> list[Found]:
             continue
         here = Found(where, {})
         others = {key: entry for key, entry in held.items() if not here.take(key, entry)}
+        if here.tensors:
+            here.unread.update(
+                {key: _OF_NUMPY for key, entry in others.items() if is_matrix(entry)}
+            )
         found.append(replace(here, others=len(others)))
         if len(where) < _MAX_DEPTH:
             queue.extend(

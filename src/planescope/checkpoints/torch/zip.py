@@ -5,8 +5,15 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from planescope.checkpoints.arrays.pickled import of_arrays
 from planescope.checkpoints.torch import script
-from planescope.checkpoints.torch.objects import Storage, StorageId, Storages, state_dict
+from planescope.checkpoints.torch.objects import (
+    Storage,
+    StorageId,
+    Storages,
+    holds_tensors,
+    state_dict,
+)
 from planescope.files import pickles
 from planescope.files.errors import CheckpointError
 from planescope.files.zips import Archive
@@ -61,6 +68,10 @@ def state_dict_of(archive: Archive, entry: str | None = None) -> StateDict:
     constants = functools.partial(script.constants, archive, root)
     is_script = any(name.startswith(f"{root}/code/") for name in archive.members)
     storages = Storages(path, find, big_endian, functools.cache(constants) if is_script else None)
+    if not is_script and not holds_tensors(saved.value, path):
+        arrays = of_arrays(saved.value, path, path.stat().st_size, entry)
+        if arrays is not None:
+            return arrays
     return state_dict(saved.value, storages, entry)
 
 

@@ -23,7 +23,7 @@ from planescope.criticality.sensitivity.inputs.watched import Alike, check_finit
 from planescope.data.batches import batches
 from planescope.data.load import Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
-from planescope.data.options import DataOptions
+from planescope.data.options import DataOptions, check_unprepared
 from planescope.data.roles import Batch
 from planescope.files.errors import UsageError
 from planescope.networks.answer import answer
@@ -185,6 +185,7 @@ def _opened(
     labelled: bool,
 ) -> tuple[str, list[str], Iterator[Batch]]:
     if isinstance(data, str | os.PathLike) and os.fspath(data).endswith(".npy"):
+        check_unprepared(data_options, str(data))
         rows, notes = read_rows(data, module)
         loader = open_loader(rows, split=split, batch=_BATCH)
         loader.name, loader.notes = str(data), [*notes, *loader.notes]
@@ -192,13 +193,17 @@ def _opened(
     data = of_folder(data)
     if isinstance(data, str):
         found = call_loader(data, split)
-        if found is None:
+        if found is not None:
+            check_unprepared(data_options, data)
+        else:
             where = None if data_path is None else Path(data_path)
             wanted = data_options or DataOptions()
             found = load(data, split=split, path=where, options=wanted, labelled=labelled)
         name, data = data, found
         if isinstance(data, Images | Files):
             return name, [], _prepared(data, most, device, seed)
+    else:
+        check_unprepared(data_options, type(data).__name__)
     loader = data if isinstance(data, Loader) else open_loader(data, split=split, batch=_BATCH)
     if isinstance(data, torch.utils.data.Dataset) and loader.examples and loader.examples > most:
         loader = open_loader(data, split=split, batch=_BATCH, subset=most, seed=seed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from planescope.criticality.options import InputOptions, ResetOptions
 from planescope.data.load import Files, Images, load
-from planescope.data.options import PLAIN, DataOptions, Resize
+from planescope.data.options import PLAIN, DataOptions, Resize, check_unprepared
 from planescope.files.errors import UsageError
 from planescope.training.folder.snapshots import input_shape_of
 
@@ -60,8 +60,7 @@ def open_data(
                 called, split=options.split, subset=options.subset, seed=options.seed
             )
             given.name = data
-            if data_options is not None:
-                raise UsageError(f"{data} gives its own inputs, which are taken as they come")
+            check_unprepared(data_options, data)
             return given
     if isinstance(data, str):
         name = run.named_network if run is not None else network
@@ -73,8 +72,7 @@ def open_data(
             padded = dataclasses.replace(wanted, resize=Resize.PAD_32)
             found = load(data, split=options.split, path=where, options=padded)
         return found
-    if data_options is not None:
-        raise UsageError("data_options are for data sets by name; these are taken as they come")
+    check_unprepared(data_options, type(data).__name__)
     return open_loader(data, split=options.split, subset=options.subset, seed=options.seed)
 
 

@@ -14,6 +14,7 @@ from planescope.networks.graph.usage import Usage, key_of
 from planescope.networks.live.entries import Survey
 from planescope.networks.live.survey import enter_plain, is_known
 from planescope.networks.state import exclusions
+from planescope.networks.state.layout import named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,8 +67,9 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, look: SecondLoo
                 f"not called itself: forward gives its weight to {reader}, and how it acts there "
                 "is not known",
             )
+    told = {one.name for one in found.left_out}
     for name, reason in traced.left_out.items():
-        if name not in found.loose:
+        if name not in found.loose and not told.intersection((name, name.rpartition(".")[0])):
             found.leave_out(name, reason)
     unused = look.find_unused(found.layers, traced.usage)
     for name in unused.never:
@@ -75,7 +77,9 @@ def enter_called(found: Survey, root: nn.Module, traced: Traced, look: SecondLoo
         found.leave_out(name, exclusions.UNCALLED)
     places = {turned.get(name, name): place for name, place in traced.places.items()}
     places = {n: p for n, p in places.items() if n in found.layers or n in own}
-    return Called(places, (*unused.notes, *traced.notes))
+    fixed = [name for name, held in own.items() if held.is_fixed]
+    notes = [f"nothing trains the weights of {named(fixed)}: they are no parameters"] * bool(fixed)
+    return Called(places, (*unused.notes, *traced.notes, *notes))
 
 
 def _put_called_first(found: Survey, modules: dict[str, nn.Module], usage: Usage) -> dict[str, str]:

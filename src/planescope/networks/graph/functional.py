@@ -17,6 +17,7 @@ from planescope.hyperplanes.layer import Kind, Place, Tensor, kind_of_convolutio
 from planescope.networks.live.copies import without_autocast
 from planescope.networks.live.mapping import named_tensor
 from planescope.networks.live.plain import plain
+from planescope.networks.state import exclusions
 
 FUNCTIONAL_LAYERS = {
     **{f"conv{n}d": Kind.CONV for n in (1, 2, 3)},
@@ -26,6 +27,7 @@ FUNCTIONAL_LAYERS = {
 
 # Of a matrix all of these do the same.
 _TURNS = {"permute", "t", "transpose", "numpy_T", "getattr T", "getattr mT"}
+_MADE = "_tensor_constant"  # as torch.fx calls what `forward` makes and nothing keeps
 _SPATIAL = {Kind.POINTWISE: Kind.CONV}
 
 
@@ -45,6 +47,8 @@ class Functional:
     tensors : dict of str to Tensor
         `weight`, as torch lays it out, and `bias` where there is one; empty of a module that
         computes its weight from parts.
+    is_fixed : bool
+        Whether no parameter is in the weight: nothing trains it.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Functional:
     sources: tuple[str, ...]
     place: Place
     tensors: dict[str, Tensor]
+    is_fixed: bool = False
 
 
 def place_of(module: nn.Module, /) -> Place | None:
@@ -77,38 +82,44 @@ def find_functional(graph: fx.Graph, root: nn.Module, /) -> Functions:
     """Find the steps of a graph that are layers with weights which do not depend on the input."""
     found, left_out = {}, {}
     alike: dict[tuple[str, str], str] = {}  # names of what is computed alike, each of one
-    parameters = dict(root.named_parameters())
+    known = _matrices(graph, root)
     for node in graph.nodes:
         if (call := _call(node)) is None:
             continue
-        held = _parametrised(call, root) or _held(node, call, root, parameters)
-        if held is not None:
+        held = _parametrised(call, root) or _held(node, call, root, known)
+        if held is not None and held.is_fixed and exclusions.is_one_filter(held.tensors["weight"]):
+            left_out[held.name] = exclusions.ONE_FILTER
+        elif held is not None:
             # The same weight, computed the same way, is one layer wherever it is called.
             key = (_spelled(call.weight), f"{held.place}{call.is_turned}")
             if key not in alike:
                 is_taken = held.name in alike.values()
                 alike[key] = f"{held.parameter}@{node.name}" if is_taken else held.name
             found[node] = dataclasses.replace(held, name=alike[key])
-        elif call.is_layer or _is_fixed(call.weight, root, parameters):
-            name, why = _why_not(node, call, parameters)
+        elif call.is_layer:
+            name, why = _why_not(node, call, known)
             left_out[name] = why
     return Functions(layers=found, left_out=left_out)
 
 
-def _is_fixed(weight: Any, root: nn.Module, parameters: Container[str]) -> bool:
-    """Tell a matrix that a network holds, and that is no parameter."""
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or weight.target in parameters:
-        return False
-    held = attrgetter(str(weight.target))(root)
-    return isinstance(held, torch.Tensor) and sum(extent > 1 for extent in held.shape) == 2
+def _matrices(graph: fx.Graph, root: nn.Module) -> dict[str, torch.Tensor]:
+    """Find what may be a weight: parameters, and fixed tensors of two axes or more."""
+    found: dict[str, torch.Tensor] = dict(root.named_parameters())
+    for node in graph.nodes:
+        target = str(node.target)
+        is_kept = node.op == "get_attr" and not target.startswith(_MADE)
+        held = attrgetter(target)(root) if is_kept else None
+        if isinstance(held, torch.Tensor) and sum(extent > 1 for extent in held.shape) > 1:
+            found.setdefault(target, held)
+    return found
 
 
-def _why_not(node: fx.Node, call: _Call, parameters: Container[str]) -> tuple[str, str]:
+def _why_not(node: fx.Node, call: _Call, known: Container[str]) -> tuple[str, str]:
     """Name a layer whose weight cannot be had, and say why."""
     word, weight = name_of(node), call.weight
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
         return str(weight.target), f"a fixed weight of {word}, which is no parameter"
-    sources = (source for source in _sources(weight) if source in parameters)
+    sources = (source for source in _sources(weight) if source in known)
     name = next(sources, None) or node.name
     return name, f"the network computes the weights of this {word} as it runs"
 
@@ -206,14 +217,15 @@ def _argument(node: fx.Node, position: int, name: str) -> Any:
 
 
 def _held(
-    node: fx.Node, call: _Call, root: nn.Module, parameters: dict[str, nn.Parameter]
+    node: fx.Node, call: _Call, root: nn.Module, known: dict[str, torch.Tensor]
 ) -> Functional | None:
     weight, bias, kind = call.weight, call.bias, call.kind
     sources = list(_sources(weight))
-    named = [source for source in sources if source in parameters]
+    named = [source for source in sources if source in known]
+    trained = [source for source in named if isinstance(known[source], nn.Parameter)]
     if not named or None in sources or None in list(_sources(bias) if bias is not None else ()):
         return None
-    parameter = max(named, key=lambda name: parameters[name].numel())
+    parameter = max(trained or named, key=lambda name: known[name].numel())
     ways = {"weight": (weight, call.is_turned), "bias": (bias, False)}
     try:
         tensors = {
@@ -240,6 +252,7 @@ def _held(
         sources=tuple(named),
         place=place,
         tensors=tensors,
+        is_fixed=not trained,
     )
 
 

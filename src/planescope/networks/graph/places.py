@@ -15,6 +15,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from planescope.hyperplanes.layer import Input
+from planescope.networks.graph.views import View, leads_back
 
 
 class Role(Enum):
@@ -57,6 +58,10 @@ class Node:
         Whether it is a pooling or a convolution with a stride.
     is_non_negative : callable
         Of a constant: whether no element is negative. It is asked for only where that matters.
+    view : callable, optional
+        Of a view: how it moves axes, where that is known.
+    is_last : bool
+        Of a layer: whether its filters lie along the last axis of what it gives, not the second.
     """
 
     role: Role
@@ -64,6 +69,8 @@ class Node:
     name: str = ""
     downsamples: bool = False
     is_non_negative: Callable[[], bool] = lambda: False
+    view: View | None = None
+    is_last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,12 +86,15 @@ class Position:
         Number of the node of the batch norm that alone reads what the layer gives.
     is_split : bool
         Whether its calls have batch norms of their own, or some of them none.
+    is_apart : bool
+        Whether a batch norm acts on what a pooling, or a view that is not followed, makes of it.
     """
 
     stage: int | None
     input: Input
     norm: int | None = None
     is_split: bool = False
+    is_apart: bool = False
 
 
 class _Nature(Enum):
@@ -166,10 +176,12 @@ def follow(nodes: Sequence[Node], /) -> dict[str, Position]:
     for number, node in enumerate(nodes):
         if node.role is Role.LAYER and node.name:
             fed = values[node.reads[0]].nature if node.reads else _Nature.UNKNOWN
+            norm, is_apart = _norm_behind(number, nodes, readers)
             here = Position(
                 stage=None if fed is _Nature.UNKNOWN else values[number].stage,
                 input=_INPUTS.get(fed, Input.OTHER),
-                norm=_norm_behind(number, nodes, readers),
+                norm=norm,
+                is_apart=is_apart,
             )
             found[node.name] = _agreed(found.get(node.name, here), here, nodes)
     return found
@@ -254,17 +266,25 @@ def _combined(role: Role, given: Sequence[_Value]) -> _Nature:
 
 def _norm_behind(
     number: int, nodes: Sequence[Node], readers: defaultdict[int, list[int]]
-) -> int | None:
-    """Find the batch norm that alone reads what a node gives."""
+) -> tuple[int | None, bool]:
+    """Find the batch norm that alone reads what a layer gives.
+
+    Second comes whether there is one that acts on something else than its filters.
+    """
+    is_last, views, is_lost = nodes[number].is_last, list[View](), False
     while len(behind := readers[number]) == 1:
         (reader,) = behind
         node = nodes[reader]
         if node.role is Role.NORM and node.reads[0] == number:
-            return reader
-        if node.role is not Role.IDENTITY:
+            found = not is_lost and (not views or leads_back(views[::-1], is_last=is_last))
+            return (reader, False) if found else (None, True)
+        if node.role is Role.VIEW:
+            is_lost |= node.view is None
+            views += [node.view] if node.view is not None else []
+        elif node.role is not Role.IDENTITY:
             break
         number = reader
-    return None
+    return None, False
 
 
 def _agreed(first: Position, again: Position, nodes: Sequence[Node]) -> Position:
@@ -276,6 +296,7 @@ def _agreed(first: Position, again: Position, nodes: Sequence[Node]) -> Position
         input=agreed_input(first.input, again.input),
         norm=None if is_split else first.norm,
         is_split=is_split,
+        is_apart=first.is_apart or again.is_apart,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from planescope.hyperplanes.layer import Kind, Place
+from planescope.networks.graph import views
 from planescope.networks.graph.places import Role, clamped, is_even
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ _WORDS = {
     Role.VIEW: {
         *("flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "permute"),
         *("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "chunk", "split"),
-        *("tensorsplit", "getitem", "narrow", "unbind", "expand", "expandas", "repeat"),
+        *("tensorsplit", "getitem", "narrow", "unbind", "expand", "repeat"),
+        *("expandas", "reshapeas", "viewas"),
         *("repeatinterleave", "tile", "roll", "flip", "rot90", "select", "indexselect", "unfold"),
         *("channelshuffle", "pixelshuffle", "pixelunshuffle", "nativechannelshuffle"),
         *(f"{how}maxpool{n}d" for how in ("", "adaptive", "fractional") for n in (1, 2, 3)),
@@ -54,7 +56,7 @@ _WORDS = {
     Role.PRODUCT: {"mul", "multiply", "div", "divide", "truediv"},
     Role.MAXIMUM: {"maximum"},
     Role.MINIMUM: {"minimum"},
-    Role.SHIFT: {"sub", "subtract"},
+    Role.SHIFT: {"sub", "subtract", "neg", "negative"},
 }
 _ROLES = {word: role for role, words in _WORDS.items() for word in words}
 
@@ -70,6 +72,9 @@ _STEPS = {f"{what}pool{n}d" for what in ("max", "avg", "lp") for n in (1, 2, 3)}
 
 # Home of observers and of what rounds meanwhile: neither changes the nature of what it is given.
 QUANTISATION = "torch.ao.quantization."
+
+# Of what else these are given they take the shape alone, or the type.
+LIKE_ANOTHER = {"expandas", "reshapeas", "typeas", "viewas"}
 
 # Whoever asks for these does not read the values.
 METADATA = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
@@ -151,6 +156,30 @@ class Step:
         if self.operation not in ("mul", "multiply"):
             return self.operation == "square"
         return len(args) > 1 and args[0] is args[1]
+
+    @property
+    def view(self) -> views.View | None:
+        """Return how it moves axes; None where that cannot be told."""
+        given: list[Any] = list(self.node.args[1:])
+        if len(given) == 1 and isinstance(given[0], tuple | list):
+            given = list(given[0])
+        numbers = [each for each in given if isinstance(each, int)]
+        is_told = bool(given) and len(numbers) == len(given) and not self.node.kwargs
+        match self.operation:
+            case "flatten":
+                ends = self.option("start_dim", 1, 0), self.option("end_dim", 2, -1)
+                return views.flattened(*ends) if all(isinstance(n, int) for n in ends) else None
+            case "transpose" | "swapaxes" | "swapdims" if is_told and len(given) == 2:
+                return views.swapped(*numbers)
+            case "permute" if is_told:
+                return views.permuted(numbers)
+            case "squeeze" if is_told and len(given) == 1:
+                return views.without_axis(*numbers)
+            case "unsqueeze" if is_told and len(given) == 1:
+                return views.with_axis(*numbers)
+            case "view" | "reshape" if not self.node.kwargs:
+                return views.of_shape(given)
+        return None
 
     @property
     def downsamples(self) -> bool:

@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from planescope.hyperplanes.layer import Place
+from planescope.hyperplanes.layer import Kind, Place
 from planescope.networks.graph.functional import (
     FUNCTIONAL_LAYERS,
     Functional,
@@ -30,7 +30,7 @@ from planescope.networks.graph.functional import (
     place_of,
 )
 from planescope.networks.graph.places import Node, Position, Role, follow
-from planescope.networks.graph.step import Step, StepNorm
+from planescope.networks.graph.step import LIKE_ANOTHER, Step, StepNorm
 from planescope.networks.graph.symbols import graph_of, is_frozen_norm
 from planescope.networks.graph.usage import Usage, usage_of
 from planescope.networks.live.affine import Leaf
@@ -284,7 +284,8 @@ def _nodes(steps: Sequence[Step]) -> tuple[list[Node], dict[int, StepNorm]]:
     norms: dict[int, StepNorm] = {}
     numbers: dict[fx.Node, int] = {}
     for step in steps:
-        reads = tuple(numbers[node] for node in step.inputs) * (2 if step.squares else 1)
+        inputs = step.inputs[:1] if step.operation in LIKE_ANOTHER else step.inputs
+        reads = tuple(numbers[node] for node in inputs) * (2 if step.squares else 1)
         for operand in step.operands:
             reads += (len(nodes),)
             nodes.append(_number(operand))
@@ -308,9 +309,17 @@ def _node(step: Step, reads: tuple[int, ...]) -> Node:
         return Node(role=Role.CONSTANT, is_non_negative=lambda: True)
     if step.place is not None:
         name = step.layer or ""
-        return Node(role=Role.LAYER, reads=reads, name=name, downsamples=step.downsamples)
+        return Node(
+            role=Role.LAYER,
+            reads=reads,
+            name=name,
+            downsamples=step.downsamples,
+            is_last=step.place.kind is Kind.LINEAR,
+        )
     name = "" if step.norm is None else step.norm.name
-    return Node(role=step.role, reads=reads, name=name, downsamples=step.downsamples)
+    role, downsamples = step.role, step.downsamples
+    view = step.view if role is Role.VIEW else None
+    return Node(role=role, reads=reads, name=name, downsamples=downsamples, view=view)
 
 
 def _is_non_negative(constant: object) -> bool:

@@ -23,6 +23,7 @@ from planescope.networks.live.copies import (
 from planescope.networks.live.entries import Survey, full_name
 from planescope.networks.live.plain import dtype_name, plain
 from planescope.networks.live.trial import Acting
+from planescope.networks.state import exclusions
 
 _EMBEDDING = "an embedding: its rows are looked up, they cut nothing"
 _RECURRENT = "a recurrent layer: it acts on its own output"
@@ -118,7 +119,7 @@ def enter_solved(found: Survey, name: str, module: nn.Module) -> bool:
         return is_layer
     place = acting.form.place
     if _is_fixed(module, acting):
-        found.leave_out(name, "one fixed filter for every channel, as of a blur: a buffer")
+        found.leave_out(name, exclusions.ONE_FILTER)
         return True
     solved = Solved(module, full_name(name, "weight"), acting)
     stride = acting.form.stride or 1

@@ -6,9 +6,12 @@ Each function gives a reason, half a sentence for a reader, or None.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
+
+import numpy as np
 
 from planescope.hyperplanes.layer import Kind, Layer, Tensor
 
@@ -49,6 +52,12 @@ _HARMLESS = frozenset(
     | {"total_params", "input_scale", "output_scale", "k_scale", "v_scale", "act_scale"}
 )
 
+ONE_FILTER = "one fixed filter for every channel, as of a blur"
+# What trainers keep for a weight beside it: moments, averages, gradients, earlier values.
+_KEPT = re.compile(
+    r"\w+_(momentum(_buffer)?|velocity|grad(ient)?s?|exp_avg(_sq)?|ema|averaged?|swa|prev(ious)?|"
+    r"init(ial)?|backup|best)|exp_avg(_sq)?|momentum(_buffer)?|ema|velocity|grad"
+)
 UNCALLED = "forward never calls it, nor reads its weight"
 INACTIVE = "it does not act: another copy of it does"
 HEADS = "a dense layer of three axes, as of an attention: several linear maps in one"
@@ -168,10 +177,9 @@ def of_weight(module: str, weight: Tensor, ending: str, outputs: int | None, /) 
     # What a whole embedding is called tells of its parts, and not of theirs.
     own = ".".join(re.split(r"[./]", name)[-2:])
     is_table = _EMBEDDING.search(own) and not _PROJECTION.search(split(name)[2])
-    if len(shape) <= 3 and outputs is None and is_table:
-        return EMBEDDING
-    if shape[0] == 1 and outputs is None and _TABLE.search(name):
-        return EMBEDDING
+    is_added = shape[0] == 1 and _TABLE.search(name)
+    if outputs is None and ((len(shape) <= 3 and is_table) or is_added):
+        return EMBEDDING.replace(":", " by its name:")
     if not weight.is_floating:
         return not_floating(weight)
     if 0 in shape:
@@ -231,6 +239,24 @@ def of_standardised(
         )
 
 
+_MAX_LOOK = 1 << 16  # elements of a weight that is looked at
+
+
+def is_one_filter(weight: Tensor, /) -> bool:
+    """Tell a filter that acts alike on each channel: of shape (filters, 1, *kernel), all the same.
+
+    What is trained, or drawn, differs from channel to channel.
+    """
+    filters, *rest = weight.shape or (0,)
+    size = math.prod(rest)
+    if len(rest) < 2 or rest[0] != 1 or filters < 2 or size < 2 or filters * size > _MAX_LOOK:
+        return False
+    if not weight.is_floating:
+        return False
+    values = np.asarray(weight.read()).reshape(filters, size)
+    return bool((values == values[0]).all() and values[0].any())
+
+
 def is_harmless(last: str, tensor: Tensor, weight: Tensor, /, *, is_quantised: bool) -> bool:
     """Tell whether a tensor beside a weight leaves it as it is.
 
@@ -245,6 +271,8 @@ def is_harmless(last: str, tensor: Tensor, weight: Tensor, /, *, is_quantised: b
         max(tensor.shape, default=1) > 1 or weight.dtype.startswith("float8") or not is_quantised
     ):
         return False
+    if _KEPT.fullmatch(last) and tensor.shape in (weight.shape, ()):
+        return True
     return last in _HARMLESS or last.startswith(("_extra_state", "activation_post"))
 
 

@@ -31,7 +31,7 @@ from planescope.networks.state.axes import Axes, Wanted, Weight, reordered
 from planescope.networks.state.layout import lay_out, named
 from planescope.networks.state.pairing import FoundNorm, Norms, find_norms, norms_beside, pair
 from planescope.networks.state.parametrisations import resolved
-from planescope.networks.state.sharing import shared
+from planescope.networks.state.sharing import notes_of_widths, shared
 from planescope.networks.state.stored import (
     StoredWeight,
     left_over,
@@ -249,6 +249,8 @@ def _with_norms(layers: list[Layer], norms: Norms, state: StateDict, hints: Hint
             if place.norm is None or place.norm not in norms.found:
                 return layer
             found, pairing = norms.found[place.norm], Pairing.GRAPH
+            if found.width != layer.filters:  # of what a view has made of it
+                return layer
             own = place.eps
         elif layer.name in assumed:
             found, pairing = assumed[layer.name]
@@ -313,6 +315,9 @@ def _positions(layers: Sequence[Layer], state: StateDict) -> dict[str, int]:
 def _unpaired(layers: Sequence[Layer], norms: Norms, state: StateDict) -> Iterator[str]:
     """Say which norms stand behind no layer that is known."""
     used = {layer.norm.name for layer in layers if layer.norm is not None}
+    places = {layer.name: state.places.get(layer.name) for layer in layers if layer.norm is None}
+    wider = [name for name, place in places.items() if place and place.norm in norms.found]
+    yield from notes_of_widths(wider)
     if any(place.stage is not None for place in state.places.values()):
         return
     if rest := [name for name in norms.found if name not in used]:

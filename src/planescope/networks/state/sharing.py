@@ -71,7 +71,19 @@ def notes_of_calls(
             f"behind {named(split)}, which acts in several places, stand norms of their own; none "
             "of them is in the table"
         )
+    if lost := [name for name, position in positions.items() if position.is_apart]:
+        notes.append(
+            f"behind {named(lost)} a batch norm acts on what was pooled or rearranged before it; "
+            "it is not in the table"
+        )
     return notes
+
+
+def notes_of_widths(names: Sequence[str], /) -> list[str]:
+    """Note layers behind which a batch norm stands that is not as wide as they are."""
+    if not names:
+        return []
+    return [f"behind {named(names)} a batch norm of another width acts; it is not in the table"]
 
 
 def _groups(layers: Sequence[Layer], *, by_content: bool) -> Iterator[list[Layer]]:

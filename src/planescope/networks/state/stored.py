@@ -279,8 +279,8 @@ def _is_no_weight(name: str, tensor: Tensor) -> bool:
 def _is_other(name: str, tensor: Tensor) -> bool:
     """Tell tensors that do not even look like a weight: tokens, positions, tables, scales."""
     extents = sum(extent > 1 for extent in tensor.shape)
-    if extents > 1 and re.search(r"(^|[._/])B$", name):
-        return False  # of Fourier features; a bias has one extent
+    if extents > 1 and re.search(r"(^|[._/])[bB]$", name):
+        return False  # of Fourier features, or of a product of two; a bias has one extent
     known = _is_no_weight(name, tensor) or re.search(
         r"(^|[._/])(bias|gain|pos\w*|\w*token\w*|\w*embed\w*|lora_\w+|recurrent_\w+|anchor\w*|grid)$",
         name.lower(),

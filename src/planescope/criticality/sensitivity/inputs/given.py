@@ -23,7 +23,7 @@ from planescope.criticality.sensitivity.inputs.watched import Watched
 from planescope.criticality.sensitivity.record import Method
 from planescope.data.load import Files, Images, load
 from planescope.data.loaders import Loader, call_loader, open_loader
-from planescope.data.options import PLAIN
+from planescope.data.options import PLAIN, check_unprepared
 from planescope.data.roles import Batch
 from planescope.data.sets.sources import NAMES
 
@@ -105,6 +105,7 @@ def handed_over(
     notes: list[str] = []
     classes = None
     if isinstance(data, str | os.PathLike) and str(data).endswith(".npy"):
+        check_unprepared(data_options, str(data))
         rows, notes = read_rows(data, module)
         source = _opened(rows, data_path, data_options, resets, labelled=labelled)
         if isinstance(source, Loader):
@@ -152,11 +153,13 @@ def _opened(
     labelled: bool,
 ) -> Images | Files | Loader:
     if isinstance(data, Images | Files):
+        check_unprepared(data_options, data.name)
         return data
     data = of_folder(data)
     if isinstance(data, str):
         called = call_loader(data, options.split)
         if called is not None:
+            check_unprepared(data_options, data)
             found = open_loader(called, split=options.split)
             found.name = data
             return found
@@ -164,6 +167,7 @@ def _opened(
         where = None if data_path is None else Path(data_path)
         wanted = data_options or PLAIN
         return load(data, split=options.split, path=where, options=wanted, labelled=labelled)
+    check_unprepared(data_options, type(data).__name__)
     return open_loader(data, split=options.split)
 
 
