@@ -332,6 +332,8 @@ def test_a_norm_on_one_of_two_ways_is_not_paired():
         ("Rescaling", {}, "image", "other"),
         ("Normalization", {}, "image", "other"),
         ("RandomFlip", {}, "image", "other"),
+        ("Negative", {}, "image", "other"),
+        ("TFOpLambda", {"function": "math.negative"}, "image", "other"),
         ("TrueDivide", {}, "image", "other"),  # x / 255
         ("TFOpLambda", {"function": "math.subtract"}, "image", "other"),
         ("Add", {}, "image", "other"),  # x + a constant

@@ -304,6 +304,8 @@ CHANGES = {
     "times-itself": (lambda x: x * x, "other"),
     "to-the-4th": (lambda x: x**4, "other"),
     "moved": (lambda x: x - 0.5, "image"),
+    "turned-round": (lambda x: -x, "image"),
+    "a-relu-turned-round": (lambda x: -x.relu(), "other"),
 }
 
 

@@ -58,7 +58,7 @@ _WORDS = (
     (Role.MINIMUM, r"Minimum"),
     (
         Role.SHIFT,
-        r"Subtract|Rescaling|Normalization|Resizing|Resize|CenterCrop|Random\w+|Pad",
+        r"Neg(ative)?|Subtract|Rescaling|Normalization|Resizing|Resize|CenterCrop|Random\w+|Pad",
     ),
 )
 _ROLES = tuple((role, re.compile(pattern)) for role, pattern in _WORDS)

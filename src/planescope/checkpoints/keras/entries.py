@@ -32,6 +32,7 @@ _TF_FUNCTIONS = {
     "__operators__.getitem": "GetItem",
     "math.add": "Add",
     "math.subtract": "Subtract",
+    "math.negative": "Negative",
     "math.multiply": "Multiply",
     "math.truediv": "TrueDivide",
     "math.divide": "TrueDivide",

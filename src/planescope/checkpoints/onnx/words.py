@@ -64,7 +64,7 @@ _WORDS = {
     Role.MAXIMUM: ("Max",),
     # A choice between an image and a constant cuts the image, as the lesser of the two does.
     Role.MINIMUM: ("Min", "Where", "com.microsoft.QLinearWhere"),
-    Role.SHIFT: ("Sub",),
+    Role.SHIFT: ("Neg", "Sub"),
     # What they give is the same for every input of that shape.
     Role.CONSTANT: ("Shape", "Size"),
 }  # fmt: skip

@@ -38,7 +38,7 @@ _WORDS = {
     Role.PRODUCT: {"mul", "mul_", "div", "div_"},
     Role.MAXIMUM: {"maximum"},
     Role.MINIMUM: {"minimum"},
-    Role.SHIFT: {"sub", "sub_", "rsub", "upsample_bicubic2d"},
+    Role.SHIFT: {"sub", "sub_", "rsub", "neg", "neg_", "negative", "upsample_bicubic2d"},
 }  # fmt: skip
 ROLES = {word: role for role, words in _WORDS.items() for word in words}
 

@@ -56,7 +56,7 @@ _WORDS = {
     Role.PRODUCT: {"mul", "multiply", "div", "divide", "truediv"},
     Role.MAXIMUM: {"maximum"},
     Role.MINIMUM: {"minimum"},
-    Role.SHIFT: {"sub", "subtract"},
+    Role.SHIFT: {"sub", "subtract", "neg", "negative"},
 }
 _ROLES = {word: role for role, words in _WORDS.items() for word in words}
 
