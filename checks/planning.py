@@ -88,7 +88,7 @@ def fresh(whole: nn.Module) -> nn.Module:
 
 def main(argv: list[str]) -> None:
     """Fill the table of one network, cell by cell."""
-    given = _parsed(argv)
+    given = parsed(argv, __doc__)
     torch.set_num_threads(1)
     one = subject(given.network, given.weights, given.data)
     whole, (x, labels) = one.module, (part[:TRUTH] for part in one.truth)
@@ -129,8 +129,9 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _parsed(argv: list[str]) -> argparse.Namespace:
-    parser = parser_of(__doc__)
+def parsed(argv: list[str], doc: str | None) -> argparse.Namespace:
+    """Return the arguments of a test that goes through cells."""
+    parser = parser_of(doc)
     numbers = {"images": IMAGES, "seeds": (0,)}
     for name, usual in numbers.items():
         parser.add_argument(f"--{name}", type=lambda s: [*map(int, s.split(","))], default=usual)

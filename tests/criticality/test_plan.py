@@ -197,25 +197,40 @@ def test_a_plan_that_is_behind_is_not_recommended_in_words() -> None:
     assert alone.verdict.endswith("no other was tried")
 
 
+def a_try(name: str, *roots: float, repaired: bool = True):
+    """Make a try by the roots of half its divergences, as which they are compared."""
+    from planescope.criticality.plan.bench import Try
+
+    rival = ps.Rival(name=name, repaired=repaired, size=0.2, divergence=0.1)
+    checked = 2 * torch.tensor(roots, dtype=torch.float64) ** 2
+    return Try(
+        asked=0.2, settings={}, module=nn.Identity(), checked=checked, told=checked, rival=rival
+    )
+
+
 def test_global_magnitude_gives_way_only_to_what_is_nearer_beyond_chance() -> None:
-    from planescope.criticality.plan.bench import Bench, Try
-    from planescope.criticality.plan.cuts import Knife
+    from planescope.criticality.plan.choice import choose
 
-    def of(name: str, *each: float, repaired: bool = True) -> Try:
-        rival = ps.Rival(name=name, repaired=repaired, size=0.2, divergence=0.1)
-        checked = torch.tensor(each, dtype=torch.float64)
-        return Try(
-            asked=0.2, settings={}, module=nn.Identity(), checked=checked, told=checked, rival=rival
-        )
+    usual = a_try("global magnitude", 0.1, 0.2, 0.3, 0.4)
 
-    bench = object.__new__(Bench)
-    bench.knife = Knife(way="prune")
-    usual = of("global magnitude", 1.0, 2.0, 3.0, 4.0)
-    # Its mean is lower by 0.5, and the standard error of the pairs is 0.87; then 0.
-    assert bench.best([of("LAMP", 2.0, 0.0, 4.0, 2.0), usual]) is usual
-    nearer = of("LAMP", 0.5, 1.5, 2.5, 3.5)
-    assert bench.best([nearer, usual]) is nearer
-    assert bench.best([of("uniform", 0.1, 0.1, 0.1, 0.1, repaired=False), usual]) is not usual
+    def taken(other, way: str = "prune"):
+        return choose([other, usual], way, of_classes=True)
+
+    # Its mean is lower by 0.05, and the standard error of the pairs is 0.083; 0.1 and 0.05; 0.
+    assert taken(a_try("LAMP", 0.3, 0.0, 0.1, 0.4)) is usual
+    assert taken(beyond := a_try("LAMP", 0.0, 0.2, 0.1, 0.4)) is beyond
+    assert taken(nearer := a_try("LAMP", 0.05, 0.15, 0.25, 0.35)) is nearer
+    assert taken(a_try("uniform", 0.01, 0.01, 0.01, 0.01, repaired=False)) is not usual
+    assert taken(within := a_try("LAMP", 0.3, 0.0, 0.1, 0.4), "filters") is within
+
+
+def test_no_answer_can_go_over_by_more_than_all_however_large_its_divergence() -> None:
+    from planescope.criticality.plan.choice import choose
+
+    often, once = a_try("LAMP", 0.5, 0.5, 0.5, 0.5), a_try("uniform", 0.2, 0.2, 0.2, 9.0)
+    assert once.checked.mean() > often.checked.mean()
+    assert choose([often, once], "filters", of_classes=True) is once
+    assert choose([often, once], "filters", of_classes=False) is often  # of values, their change
 
 
 def test_a_budget_takes_the_smallest_size_within_it() -> None:

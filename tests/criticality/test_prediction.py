@@ -340,6 +340,8 @@ def test_each_bad_input_of_the_commands_is_one_sentence_and_status_2(tmp_path):
         (["sensitivity", *lenet, "--ways", "prune:1.5"], "prune"),
         (["sensitivity", *lenet, "--memory", "much"], "give bytes, as in 500M or 4G"),
         (["sensitivity", TRAINED], "give --network"),
+        (["sensitivity", str(tmp_path / "other.pt"), "--network", "torchvision:resnet18"],
+         "the file has none of its weights; it lacks conv1.weight and has a.weight"),
         (["sensitivity", str(tmp_path / "nan.pt"), "--network", "lenet"], "not finite"),
         (["sensitivity", *lenet, "--inputs", "x.npy", "--data", "digits"], "not both"),
         (["repair", *lenet, "--reference", "x", "--inputs", "y", "--data", "z"], "not both"),

@@ -84,7 +84,11 @@ def _built(
     shapes = {key: tensor.shape for key, tensor in state.tensors.items()}
     weights = [shapes[key] for key in order if len(shapes.get(key, ())) > 1]
     if not weights:
-        raise CheckpointError(f"not the network {name}: the file has no weights")
+        lacks = f"; it lacks {order[0]}" if order else ""
+        has = f" and has {next(iter(shapes))}" if lacks and shapes else ""
+        raise CheckpointError(
+            f"not the network {name}: the file has none of its weights{lacks}{has}"
+        )
     first, last = weights[0], weights[-1]
     sizes: dict[str, Any] = {"in_channels": first[1], "classes": last[0]}
     if not is_paper:

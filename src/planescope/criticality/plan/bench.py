@@ -23,8 +23,9 @@ from planescope.criticality.plan.allocation import (
     in_order,
     stays,
 )
+from planescope.criticality.plan.choice import choose
 from planescope.criticality.plan.cuts import Knife
-from planescope.criticality.plan.divergence import Yardstick, is_less
+from planescope.criticality.plan.divergence import Yardstick
 from planescope.criticality.plan.examples import Examples, halves, take
 from planescope.criticality.plan.fit.changes import put_back
 from planescope.criticality.plan.fit.holding import array_of
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 # (tries done, tries in all, what is tried)
 OnTry = Callable[[int, int, str], None]
-# Of several allocations as good as the nearest, within chance, the one that is taken.
-USUAL = {"prune": "global magnitude"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,11 +70,6 @@ class Try:
     checked: torch.Tensor
     told: torch.Tensor
     rival: Rival
-
-    @property
-    def off(self) -> float:
-        """Return the mean on the examples that choose."""
-        return float(self.checked.mean())
 
 
 @dataclass(eq=False)
@@ -204,16 +198,8 @@ class Bench:
         return found
 
     def best(self, tries: Sequence[Try]) -> Try:
-        """Find the one nearest to the whole network on the examples that choose.
-
-        Where an allocation is usual, another takes its place only if it is nearer beyond chance.
-        """
-        nearest = min(tries, key=lambda one: one.off)
-        for one in tries:
-            is_like = one.rival.repaired == nearest.rival.repaired
-            if is_like and one.rival.name == USUAL.get(self.knife.way):
-                return nearest if is_less(nearest.checked, one.checked) else one
-        return nearest
+        """Find the one nearest to the whole network on the examples that choose."""
+        return choose(tries, self.knife.way, of_classes=self.mending.yardstick.of_classes)
 
     @staticmethod
     def _tell(on_try: OnTry | None, done: int, total: int, what: str) -> None:

@@ -137,12 +137,12 @@ def answer(module: nn.Module, batch: Batch, pick: Pick | None) -> torch.Tensor:
     return given
 
 
-def is_less(one: torch.Tensor, other: torch.Tensor, /) -> bool:
-    """Tell whether a mean over examples is lower by two standard errors of the pairs."""
+def is_less(one: torch.Tensor, other: torch.Tensor, /, *, errors: float = 2) -> bool:
+    """Tell whether a mean over examples is lower by some standard errors of the pairs."""
     off = one - other
     if not bool(off.isfinite().all()):
         return bool(one.mean() < other.mean())
-    return bool(off.mean() + 2 * off.std(correction=0) / len(off) ** 0.5 < 0)
+    return bool(off.mean() + errors * off.std(correction=0) / len(off) ** 0.5 < 0)
 
 
 def _squares(answers: torch.Tensor) -> torch.Tensor:
