@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -51,3 +52,30 @@ def test_a_matrix_that_views_a_convolutions_weight_is_no_second_layer(tmp_path, 
     assert found["conv"].weight.shape == (8, 3, 3, 3)
     if container in ("module", "onnx", "pt2"):  # these tell that one is transposed
         assert len(found) == 3
+
+
+class Tied(nn.Module):
+    """A decoder that has the weight of its encoder turned, and no bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.code = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.code(x).relu() @ self.code.weight.t()
+
+
+@pytest.mark.parametrize("container", ["live", "onnx", "unfolded.onnx", "pt2"])
+def test_a_weight_that_acts_again_without_its_bias_is_one_layer_and_told(tmp_path, container):
+    net, path, example = Tied().eval(), tmp_path / f"net.{container}", torch.zeros(1, 6)
+    if container.endswith("onnx"):
+        is_folded = container == "onnx"  # the exporter then writes the weight again, turned
+        torch.onnx.export(net, example, path, dynamo=False, do_constant_folding=is_folded)
+    elif container == "pt2":
+        torch.export.save(torch.export.export(net, (example,)), path)
+    found = find(net if container == "live" else str(path))
+    ((name, layer),) = [(layer.name, layer) for layer in found.layers]
+    assert name == "code"
+    np.testing.assert_array_equal(np.asarray(layer.weight.read()), net.code.weight.detach())
+    told = " ".join([*found.notes, *(one.reason for one in found.skipped)])
+    assert "bias" in told

@@ -25,6 +25,7 @@ from planescope.hyperplanes.layer import Kind, Place
 from planescope.networks.graph.functional import (
     FUNCTIONAL_LAYERS,
     Functional,
+    Functions,
     find_functional,
     name_of,
     place_of,
@@ -35,7 +36,7 @@ from planescope.networks.graph.symbols import graph_of, is_frozen_norm
 from planescope.networks.graph.usage import Usage, usage_of
 from planescope.networks.live.affine import Leaf
 from planescope.networks.live.copies import same_random_states
-from planescope.networks.state.sharing import notes_of_calls
+from planescope.networks.state.sharing import notes_of_biases, notes_of_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,8 +97,20 @@ def trace(
         functional={held.name: held for held in functions.layers.values()},
         left_out=functions.left_out,
         usage=usage,
-        notes=tuple(notes_of_calls(positions, {})),
+        notes=(*notes_of_calls(positions, {}), *notes_of_biases(_with_others(steps, functions))),
     )
+
+
+def _with_others(steps: Sequence[Step], functions: Functions) -> list[str]:
+    """Name the modules whose weight a function is given too, without the bias or with another."""
+    called = {step.layer: step.module for step in steps if step.layer and step.module is not None}
+    found = []
+    for held in functions.layers.values():
+        module = called.get(held.name)
+        if module is not None and held.tensors:
+            has_bias = getattr(module, "bias", None) is not None
+            found += [held.name] if has_bias != ("bias" in held.tensors) else []
+    return list(dict.fromkeys(found))
 
 
 def trace_usage(module: nn.Module, leaves: Mapping[nn.Module, Leaf], /, *, training: bool) -> Usage:

@@ -14,6 +14,8 @@ from planescope.hyperplanes.layer import Array, Kind, Layer, Tensor
 from planescope.networks.graph.places import Position, agreed_input, least_stage
 from planescope.networks.state.layout import named
 
+_SMALL = 1 << 20  # elements of matrices that are compared by their values
+
 
 def shared(
     layers: Sequence[Layer], /, *, by_content: bool = False
@@ -60,12 +62,7 @@ def notes_of_calls(
         if not all(_same(first, other) for other in others)
     ]
     split = [name for name, position in positions.items() if position.is_split]
-    notes = []
-    if apart:
-        notes.append(
-            f"the weights of {named(apart)} act in several places with another bias in each, or "
-            "none; measured is the first alone"
-        )
+    notes = notes_of_biases(apart)
     if split:
         notes.append(
             f"behind {named(split)}, which acts in several places, stand norms of their own; none "
@@ -77,6 +74,16 @@ def notes_of_calls(
             "it is not in the table"
         )
     return notes
+
+
+def notes_of_biases(names: Sequence[str], /) -> list[str]:
+    """Note layers whose weights act again with another bias."""
+    if not names:
+        return []
+    return [
+        f"the weights of {named(names)} act in several places with another bias in each, or none; "
+        "measured is the first alone"
+    ]
 
 
 def notes_of_widths(names: Sequence[str], /) -> list[str]:
@@ -97,8 +104,11 @@ def _groups(layers: Sequence[Layer], *, by_content: bool) -> Iterator[list[Layer
         groups: defaultdict[Hashable, list[Layer]] = defaultdict(list)
         # A graph keeps the matrix of a linear layer turned, and a convolution's as it is.
         is_mixed = by_content and len({layer.kind is Kind.LINEAR for layer in possible}) > 1
+        # So does an exporter with the one that is used turned, and stores it again.
+        is_small = sum(layer.filters * layer.fan_in for layer in possible) <= _SMALL
+        by_values = is_mixed or (by_content and is_small and possible[0].kind is Kind.LINEAR)
         for layer in possible if len(possible) > 1 else ():
-            identity = _identity(layer.weight, by_content=by_content, by_values=is_mixed)
+            identity = _identity(layer.weight, by_content=by_content, by_values=by_values)
             groups[identity].append(layer)
         for identity, group in groups.items():
             yield from _same_layers(group) if identity is not None and len(group) > 1 else ()
