@@ -540,9 +540,10 @@ def test_folded_weights_are_those_of_the_reference_evaluator(read, nodes, consta
     assert_same_bits(np.ascontiguousarray(layer.weight.read()), expected)
 
 
-def test_quantised_weights_keep_the_name_of_their_module(read):
-    nodes = [helper.make_node("DequantizeLinear", ["a.weight_quantized", "s"], ["w"])]
-    constants = [stored("a.weight_quantized", STEPS.astype(np.int8)), stored("s", np.float32(1))]
+@pytest.mark.parametrize("name", ["a.weight_quantized", "a.weight_Transposed_quantized"])
+def test_quantised_weights_keep_the_name_of_their_module(read, name):
+    nodes = [helper.make_node("DequantizeLinear", [name, "s"], ["w"])]
+    constants = [stored(name, STEPS.astype(np.int8)), stored("s", np.float32(1))]
     assert list(read(folded(nodes, constants))) == ["a"]
 
 

@@ -343,3 +343,13 @@ def test_what_a_trainer_keeps_beside_a_weight_does_not_hide_it(tmp_path, kept, c
     assert [layer.name for layer in found.layers] == ["c", "d"]
     np.testing.assert_array_equal(found.layers[0].weight.read(), weight)
     assert [one.name for one in found.skipped] == [f"c.{kept}"]
+
+
+def test_a_parameter_w_of_three_axes_may_be_a_stack_and_complex_ones_cut_nothing():
+    found = find({"w": drawn(3, 6, 5), "gate.weight": drawn(3, 6), "gate.bias": drawn(3)})
+    assert "w read as a convolution of one dimension" in " ".join(found.notes)
+    weight = torch.randn(3, 4, dtype=torch.complex64)
+    found = find({"a.weight": weight, "b.weight": torch.randn(4, 3)})
+    assert [(one.name, one.reason.partition(":")[0]) for one in found.skipped] == [
+        ("a", "its weights are complex64")
+    ]

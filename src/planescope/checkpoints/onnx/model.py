@@ -43,7 +43,7 @@ _IR_VERSION, _GRAPH, _FUNCTION = 1, 7, 25
 _MODEL = {1: VARINT, 5: VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), BYTES)
 
 # As frameworks name the weights of a module, and what quantisers append to that.
-_WEIGHT_NAME = re.compile(r"(.+)\.weight(_quantized|_DequantizeLinear_Output)?")
+_WEIGHT_NAME = re.compile(r"(.+)\.weight(_Transposed)?(_quantized|_DequantizeLinear_Output)?")
 
 
 def recognises(probe: Probe) -> bool:

@@ -71,7 +71,7 @@ class LeftOutError(Exception):
 # How exporters end the name of a node, and what quantisers append to that.
 _OPERATOR_NAME = re.compile(
     r"(Conv|ConvTranspose|Conv[123]D|DepthwiseConv\w*|DeformConv|Einsum|GRU|Gather|Gemm|LSTM|MatMul|RNN"
-    r"|BatchNormalization)(_\d+)?(_quant)?$"
+    r"|BatchNormalization)(_\d+)?(_MatMul)?(_quant)?$"
 )
 
 _OF_VALUE = re.compile(r"(_output_\d+)?_nchwc$")

@@ -28,6 +28,8 @@ def is_odd(weight: Weight, axes: Axes, weights: Sequence[Weight], /) -> bool:
     is_member = _is_member(weight) and not taps == weight.shape[1] > 5
     if taps == 1 or is_member or _CONVOLUTION.search(weight.module):
         return False
+    if weight.ending in ("w", "W") and weight.outputs is None:
+        return True  # of whatever a script calls so; frameworks name the layer too
     before = itertools.takewhile(lambda w: w is not weight, weights)
     is_width = taps == weight.shape[1] or any(w.shape[0] == taps for w in before)
     return is_width or (weight.shape[1] > 1 and taps > _SHORT and _is_unsigned(weights, taps))
