@@ -126,7 +126,11 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
         places=places,
         entry=".".join(found.path),
         notes=(*_others(all_found, found), *filter(None, [_write_out(_held_files(value))])),
-        skipped=tuple(Skipped(name=_layer_of(name), reason=r) for name, r in found.unread.items()),
+        skipped=tuple(
+            Skipped(name=_layer_of(name), reason=reason)
+            for name, reason in found.unread.items()
+            if f"{name.removesuffix('bias')}weight" not in found.unread  # of which it is the bias
+        ),
         reasons=reasons,
         norm_eps=norm_eps,
     )
