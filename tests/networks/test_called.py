@@ -310,7 +310,7 @@ class Banks(nn.Module):
 
     def forward(self, x):
         x = F.relu(F.conv2d(x, self.bank))
-        x = F.conv2d(x, self.kernel, groups=6)
+        x = F.conv2d(x, self.kernel, stride=2, groups=6)
         return self.last(torch.matmul(x.mean((2, 3)), self.basis))
 
 
@@ -328,6 +328,7 @@ def test_fixed_filters_are_layers_everywhere_and_one_blur_for_all_channels_is_no
             torch.export.save(torch.export.export(net, (image,)), path)
     found = ps.measure(net if container == "live" else path, kinds="all")
     assert [(layer.filters, layer.fan_in) for layer in found.layers] == [(6, 75), (4, 6), (3, 4)]
+    assert [layer.stage for layer in found.layers] == [0, 1, 1]
     bank = net.bank.reshape(6, 75).double()
     cosine = (bank.sum(1) / bank.norm(dim=1) / 75**0.5).mean().item()
     assert found.layers[0].mean_cosine == pytest.approx(cosine, abs=1e-6)

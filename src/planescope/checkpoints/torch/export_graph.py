@@ -159,16 +159,18 @@ class _Network:
         is_fed = not all(self._constant[at] for at in reads)
         if is_fed and (word in CONVOLUTIONS or word in PRODUCTS):
             layer = self._layer(word, arguments, outputs)
+            is_strided = max(integers(arguments.get("stride")), default=1) > 1
             if layer is not None:
                 fed = arguments["mat1" if word == "addmm" else _first(word)]
                 return Node(
                     role=Role.LAYER,
                     reads=tuple(self._values[name] for name in names(fed)),
                     name=layer.name,
-                    downsamples=layer.kind is not Kind.TRANSPOSED
-                    and max(integers(arguments.get("stride")), default=1) > 1,
+                    downsamples=layer.kind is not Kind.TRANSPOSED and is_strided,
                     is_last=layer.kind is Kind.LINEAR,
                 )
+            if word in CONVOLUTIONS and is_strided and "transpose" not in word:
+                return Node(role=Role.OTHER, reads=reads, downsamples=True)  # one that is left out
         held = self._matrices(arguments)
         if is_fed and word in LEFT_OUT:
             self._skip([_module(held[0])] if held else outputs, LEFT_OUT[word])

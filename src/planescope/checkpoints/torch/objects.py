@@ -126,9 +126,18 @@ def state_dict(value: object, storages: Storages, entry: str | None = None) -> S
         places=places,
         entry=".".join(found.path),
         notes=(*_others(all_found, found), *filter(None, [_write_out(_held_files(value))])),
-        skipped=tuple(Skipped(name=_layer_of(name), reason=r) for name, r in found.unread.items()),
+        skipped=_left_out(found.unread),
         reasons=reasons,
         norm_eps=norm_eps,
+    )
+
+
+def _left_out(unread: Mapping[str, str]) -> tuple[Skipped, ...]:
+    """List what cannot be read, but for the bias of what is listed."""
+    return tuple(
+        Skipped(name=_layer_of(name), reason=reason)
+        for name, reason in unread.items()
+        if f"{name.removesuffix('bias')}weight" not in unread
     )
 
 
