@@ -135,7 +135,7 @@ def test_layers_that_the_initialisation_has_not_are_left_out_by_name(network, st
 def test_the_weights_alone_have_their_agreement_and_no_verdict():
     found = ps.predict_critical(TRAINED, network="lenet")
     measured = ps.measure(TRAINED, network="lenet")
-    assert found.method == "weights"
+    assert (found.method, found.network) == ("weights", "lenet")
     assert [layer.score for layer in found.layers] == [x.agreement for x in measured.layers]
     assert {(x.loss, x.lower, x.upper, x.critical) for x in found.layers} == {(None,) * 4}
     assert len(found.notes) == 1

@@ -23,17 +23,18 @@ def of_weights(model: Any, /, *, network: Any, kinds: Any, layers: str | None) -
         return _of(model)
     named = network if isinstance(network, str) else None
     if kinds:
-        return _of(measure(model, network=named, kinds=kinds, layers=layers))
+        return _of(measure(model, network=named, kinds=kinds, layers=layers), named)
     try:
-        return _of(measure(model, network=named, layers=layers))
+        return _of(measure(model, network=named, layers=layers), named)
     except NoLayersError as of_convolutions:
         try:
-            return _of(measure(model, network=named, kinds=(Kind.LINEAR,), layers=layers))
+            found = measure(model, network=named, kinds=(Kind.LINEAR,), layers=layers)
         except NoLayersError:
             raise of_convolutions from None
+        return _of(found, named)
 
 
-def _of(measured: Measurement) -> Prediction:
+def _of(measured: Measurement, named: str | None = None) -> Prediction:
     path = measured.source.path
     odd = next((layer.name for layer in measured.layers if layer.non_finite), None)
     if odd is not None:
@@ -48,6 +49,6 @@ def _of(measured: Measurement) -> Prediction:
         else:
             scored.append(LayerPrediction(name=layer.name, kind=layer.kind, score=layer.agreement))
     return Prediction(
-        source=path, network=measured.source.format, method=Method.WEIGHTS, layers=tuple(scored),
-        skipped=tuple(skipped), notes=(NOTE,),
+        source=path, network=named or measured.source.format, method=Method.WEIGHTS,
+        layers=tuple(scored), skipped=tuple(skipped), notes=(NOTE,),
     )  # fmt: skip
