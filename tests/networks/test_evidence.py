@@ -351,5 +351,17 @@ def test_a_parameter_w_of_three_axes_may_be_a_stack_and_complex_ones_cut_nothing
     weight = torch.randn(3, 4, dtype=torch.complex64)
     found = find({"a.weight": weight, "b.weight": torch.randn(4, 3)})
     assert [(one.name, one.reason.partition(":")[0]) for one in found.skipped] == [
-        ("a", "its weights are complex64")
+        ("a", "its weights are stored as complex64")
     ]
+
+
+@pytest.mark.parametrize("part", ["weight_mask", "weight_g"])
+def test_a_complex_part_of_a_weight_leaves_it_out(tmp_path, part):
+    rest = {"weight_mask": "weight_orig", "weight_g": "weight_v"}[part]
+    arrays = {f"a.{part}": np.ones((4, 4) if part == "weight_mask" else (4, 1), complex)}
+    arrays |= {f"a.{rest}": drawn(4, 4), "b.weight": drawn(3, 4)}
+    np.savez(tmp_path / "net.npz", **arrays)
+    for source in (arrays, tmp_path / "net.npz"):
+        found = ps.measure(source, kinds="all")
+        assert [layer.name for layer in found.layers] == ["b"]
+        assert any(one.name.startswith("a") for one in found.skipped)

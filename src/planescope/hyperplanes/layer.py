@@ -110,6 +110,11 @@ class Tensor:
         """Return whether the stored type is a floating-point one, of any width."""
         return "float" in self.dtype
 
+    @property
+    def is_real(self) -> bool:
+        """Return whether the stored type is one of real numbers, whole ones and bits among them."""
+        return self.is_floating or self.dtype.lstrip("u").startswith(("int", "bool"))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Norm:

@@ -162,7 +162,7 @@ def of_bias(shape: tuple[int, ...], bias: Tensor, /) -> str | None:
 def not_floating(weight: Tensor, /) -> str:
     """Say that a weight is stored in whole numbers, or complex ones."""
     if weight.dtype.startswith("complex"):
-        return f"its weights are {weight.dtype}: complex numbers cut no real space"
+        return f"its weights are stored as {weight.dtype}: complex numbers cut no real space"
     return f"its weights are stored as {weight.dtype}; save the model dequantised"
 
 

@@ -98,6 +98,8 @@ def _acting(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor | None:
         held, formula = [weight, direction], _spectral_norm
     else:
         return None
+    if not all(part.is_real for part in held):
+        return None
 
     def read() -> Array:
         return formula(*(part.read() for part in held))

@@ -114,11 +114,15 @@ def _unmasked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stem = re.sub(r"_(orig|mask)$", "", name)
         parts = [tensors.get(f"{stem}_{part}") for part in ("orig", "mask")]
         values, mask = parts
-        if stem == name or values is None or mask is None or values.shape != mask.shape:
-            found[name] = tensor
-        else:
+        if stem != name and values is not None and mask is not None and _fit(values, mask):
             found.setdefault(stem, _tensor([values, mask], lambda w, mask: w * mask))
+        else:
+            found[name] = tensor
     return found
+
+
+def _fit(values: Tensor, mask: Tensor) -> bool:
+    return values.shape == mask.shape and values.is_real and mask.is_real
 
 
 def _weight_norm(v: Array, g: Array) -> Array:
@@ -163,7 +167,7 @@ def _chained(parts: Mapping[str, Tensor]) -> Tensor | None:
     if sorted(originals) == ["original0", "original1"]:
         # Weight norm is the only one of torch's that takes its tensor apart.
         g, v = parts["original0"], parts["original1"]
-        if not _is_weight_norm(v.shape, g.shape):
+        if not _is_weight_norm(v.shape, g.shape) or not (g.is_real and v.is_real):
             return None
         whole, first = _tensor([v, g], _weight_norm), 1
     elif originals == ["original"] and steps:
@@ -184,13 +188,17 @@ def _chained(parts: Mapping[str, Tensor]) -> Tensor | None:
 def _spectral(w: Tensor, u: Tensor | None, v: Tensor | None) -> Tensor | None:
     if u is None or v is None or not _is_spectral_norm(w.shape, u.shape, v.shape):
         return None
+    if not (w.is_real and u.is_real and v.is_real):
+        return None
     return _tensor([w, u, v], _spectral_norm)
 
 
 def _old(parts: Mapping[str, Tensor]) -> Tensor | None:
     """Return the tensor of the older weight norm and spectral norm, which hooks compute."""
     match parts:
-        case {"g": g, "v": v} if len(parts) == 2 and _is_weight_norm(v.shape, g.shape):
+        case {"g": g, "v": v} if (
+            len(parts) == 2 and _is_weight_norm(v.shape, g.shape) and g.is_real and v.is_real
+        ):
             return _tensor([v, g], _weight_norm)
         case {"orig": w, "u": u, "v": v}:
             return _spectral(w, u, v)
