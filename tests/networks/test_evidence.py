@@ -365,3 +365,10 @@ def test_a_complex_part_of_a_weight_leaves_it_out(tmp_path, part):
         found = ps.measure(source, kinds="all")
         assert [layer.name for layer in found.layers] == ["b"]
         assert any(one.name.startswith("a") for one in found.skipped)
+
+
+def test_a_wrong_entry_is_told_what_the_file_holds(tmp_path):
+    nets = {"one": {"a.weight": torch.randn(4, 3)}, "two": {"b.weight": torch.randn(5, 3, 3, 3)}}
+    torch.save(nets, tmp_path / "net.pt")
+    with pytest.raises(ps.UsageError, match="holds tensors at 'two'"):
+        ps.measure(tmp_path / "net.pt", entry="three")

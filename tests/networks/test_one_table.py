@@ -381,3 +381,37 @@ def test_a_norm_behind_views_is_that_of_the_filters_it_acts_on(tmp_path, contain
     weight = (net.rows_bn(net.rows(one).flatten(0, 1)) - bias).T.double()
     cosine = (weight.sum(1) / weight.norm(dim=1) / 6**0.5).mean().item()
     assert found.layers[0].mean_cosine == pytest.approx(cosine, abs=1e-6)
+
+
+class Crossed(nn.Module):
+    """Batch norms along another axis than the filters, of which there are as many."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 6)
+        self.rank4, self.squeezed = nn.BatchNorm2d(6), nn.BatchNorm1d(6)
+        self.conv = nn.Conv2d(1, 6, (6, 1))
+
+    def forward(self, x):
+        x = self.rank4(self.first(x).unsqueeze(-1)).squeeze(-1).relu()
+        x = self.second(x).relu()[:, None]
+        return self.squeezed(self.conv(x).squeeze(2))
+
+
+@pytest.mark.parametrize("container", ["live", "onnx", "pt2"])
+def test_a_norm_along_another_axis_is_no_layers(tmp_path, container):
+    net, path, image = Crossed().eval(), tmp_path / f"net.{container}", torch.randn(2, 6, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if container == "onnx":
+            torch.onnx.export(
+                net, (image,), path, dynamo=False, do_constant_folding=False,
+                training=torch.onnx.TrainingMode.PRESERVE,
+            )  # fmt: skip
+        elif container == "pt2":
+            torch.export.save(torch.export.export(net, (image,)), path)
+    found = ps.measure(net if container == "live" else path, kinds="all")
+    assert {layer.name: layer.norm for layer in found.layers} == {
+        "first": None, "second": None, "conv": "squeezed",
+    }  # fmt: skip
+    assert "behind first a batch norm acts on what was" in " ".join(found.notes)

@@ -68,7 +68,10 @@ def _only(state: StateDict, entry: str, path: Path) -> StateDict:
     if not tensors:
         known = dict.fromkeys(re.split(r"[./]", name)[0] for name in state.tensors)
         near = difflib.get_close_matches(entry, known, n=3, cutoff=0.0)
-        raise UsageError(f"{path}: has no entry {entry!r}; near it are {', '.join(near) or 'none'}")
+        within = f" in {state.entry!r}" if state.entry else ""
+        others = [note.partition(", which")[0] for note in state.notes if "also holds" in note]
+        told = "; ".join([f"near it are {', '.join(near) or 'none'}{within}", *others])
+        raise UsageError(f"{path}: has no entry {entry!r}; {told}")
 
     def inside(names: Mapping[str, T]) -> dict[str, T]:
         return {

@@ -280,7 +280,7 @@ class _Steps:
             case "Transpose":
                 return views.permuted(node.integers("perm"))
             case "Flatten" if (axis := node.integer("axis", 1)) in (1, 2):
-                return views.flattened(1, -1) if axis == 1 else views.flattened(0, 1)
+                return views.into_matrix if axis == 1 else views.of_shape((-1, None))
             case "Reshape":
                 return views.of_shape(self._shape(node.input(1)))
             case "Squeeze" | "Unsqueeze":

@@ -26,15 +26,14 @@ from planescope.checkpoints.torch.aten import (
     view_of,
 )
 from planescope.checkpoints.torch.export_weights import (
-    Weight,
     Weights,
+    layer_of,
     module_of_part,
-    transposed,
 )
-from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor, kind_of_convolution
+from planescope.hyperplanes.layer import Kind, Layer, Norm, Skipped, Tensor
 from planescope.networks.graph.places import Node, Position, Role, clamped, follow, is_even
+from planescope.networks.graph.views import RANKS
 from planescope.networks.state import adapters, exclusions
-from planescope.networks.state.axes import filters_first
 from planescope.networks.state.sharing import notes_of_calls, notes_of_widths
 
 _DEFAULT_EPS = 1e-5
@@ -51,7 +50,8 @@ def described(
         If the program is not what the schema says.
     """
     module = program["graph_module"]
-    network = _Network(tensors)
+    values = module["graph"].get("tensor_values", {})
+    network = _Network(tensors, {name: len(value["sizes"]) for name, value in values.items()})
     for spec in module["signature"]["input_specs"]:
         network.add_input(spec)
     for node in inlined(module["graph"]["nodes"]):
@@ -76,6 +76,7 @@ class _Network:
     """The part of the graph that has been read."""
 
     tensors: Mapping[str, Tensor]
+    ranks: Mapping[str, int]  # of values
     nodes: list[Node] = field(default_factory=list)
     found: dict[str, Layer] = field(default_factory=dict)
     norms: dict[int, Norm] = field(default_factory=dict)
@@ -184,7 +185,12 @@ class _Network:
             self._skip(outputs, "an operation of another library, which reads weights")
         if word in NORMS:
             mean = self._weights.of(arguments.get("running_mean"))
-            return Node(role=Role.NORM, reads=reads[:1], name="" if mean is None else mean.name)
+            rank = next(
+                (self.ranks[n] for n in names(arguments.get("input")) if n in self.ranks), 0
+            )
+            name = "" if mean is None else mean.name
+            ranks = (rank,) if rank else RANKS
+            return Node(role=Role.NORM, reads=reads[:1], name=name, ranks=ranks)
         return self._plain(word, arguments, reads)
 
     def _plain(self, word: str, arguments: Mapping[str, Any], reads: tuple[int, ...]) -> Node:
@@ -294,7 +300,7 @@ class _Network:
         if bias is None and word != "addmm" and any(names(own)):
             self._skip([_module(weight.name)], f"a layer ({word}) whose bias the program computes")
             return None
-        layer = _described(word, arguments, weight, bias)
+        layer = layer_of(word, arguments, weight, bias)
         if layer is None:
             self._skip(outputs, f"an operation ({word}) with a weight that is no layer's")
             return None
@@ -354,40 +360,6 @@ class _Network:
         if any(part is not None and part.shape != width for part in parts):
             norm = None
         return replace(layer, stage=position.stage, input=position.input, norm=norm)
-
-
-def _described(
-    word: str,
-    arguments: Mapping[str, Any],
-    weight: Weight,
-    bias: Weight | None,
-) -> Layer | None:
-    """Describe a layer by the operation and its weights; None where these do not fit it."""
-    tensor = weight.tensor
-    groups = next(iter(integers(arguments.get("groups"))), 1)
-    if not tensor.is_floating or 0 in tensor.shape or groups < 1:
-        return None
-    turned = "transpose" in word or arguments.get("transposed", {}).get("as_bool") is True
-    if word in CONVOLUTIONS:
-        if not 3 <= len(tensor.shape) <= 5 or (turned and tensor.shape[0] % groups):
-            return None
-        kind = Kind.TRANSPOSED if turned else kind_of_convolution(tensor.shape[2:])
-        tensor = filters_first(tensor, groups) if turned else tensor
-    else:
-        # A product has its matrix as (in, out), `linear` as (out, in).
-        if len(tensor.shape) != 2:
-            return None
-        kind, groups = Kind.LINEAR, 1
-        if weight.turned is (word == "linear"):
-            tensor = transposed(tensor)
-    found = None if bias is None else bias.tensor
-    return Layer(
-        name=weight.name.removesuffix(".weight"),
-        kind=kind,
-        weight=tensor,
-        bias=found if found is not None and found.shape == tensor.shape[:1] else None,
-        groups=groups,
-    )
 
 
 def _module(name: str) -> str:

@@ -8,9 +8,17 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from planescope.checkpoints.torch.aten import FLIPS, KEEPS, SPREADS, integers, names
+from planescope.checkpoints.torch.aten import (
+    CONVOLUTIONS,
+    FLIPS,
+    KEEPS,
+    SPREADS,
+    integers,
+    names,
+)
 from planescope.checkpoints.torch.export_folding import fold
-from planescope.hyperplanes.layer import Tensor
+from planescope.hyperplanes.layer import Kind, Layer, Tensor, kind_of_convolution
+from planescope.networks.state.axes import filters_first
 
 # Behind the name of a module: the part that it keeps, or computes another from.
 _PART = re.compile(r"(\.parametrizations\..*|\.[^.]*)$")
@@ -138,3 +146,37 @@ def module_of_part(name: str, /) -> str:
 def transposed(tensor: Tensor, /) -> Tensor:
     """Return a matrix turned round."""
     return Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T, None, tensor.digest)
+
+
+def layer_of(
+    word: str,
+    arguments: Mapping[str, Any],
+    weight: Weight,
+    bias: Weight | None,
+) -> Layer | None:
+    """Describe a layer by the operation and its weights; None where these do not fit it."""
+    tensor = weight.tensor
+    groups = next(iter(integers(arguments.get("groups"))), 1)
+    if not tensor.is_floating or 0 in tensor.shape or groups < 1:
+        return None
+    turned = "transpose" in word or arguments.get("transposed", {}).get("as_bool") is True
+    if word in CONVOLUTIONS:
+        if not 3 <= len(tensor.shape) <= 5 or (turned and tensor.shape[0] % groups):
+            return None
+        kind = Kind.TRANSPOSED if turned else kind_of_convolution(tensor.shape[2:])
+        tensor = filters_first(tensor, groups) if turned else tensor
+    else:
+        # A product has its matrix as (in, out), `linear` as (out, in).
+        if len(tensor.shape) != 2:
+            return None
+        kind, groups = Kind.LINEAR, 1
+        if weight.turned is (word == "linear"):
+            tensor = transposed(tensor)
+    found = None if bias is None else bias.tensor
+    return Layer(
+        name=weight.name.removesuffix(".weight"),
+        kind=kind,
+        weight=tensor,
+        bias=found if found is not None and found.shape == tensor.shape[:1] else None,
+        groups=groups,
+    )

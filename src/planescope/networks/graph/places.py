@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from planescope.hyperplanes.layer import Input
-from planescope.networks.graph.views import View, leads_back
+from planescope.networks.graph.views import RANKS, View, leads_back
 
 
 class Role(Enum):
@@ -62,6 +62,8 @@ class Node:
         Of a view: how it moves axes, where that is known.
     is_last : bool
         Of a layer: whether its filters lie along the last axis of what it gives, not the second.
+    ranks : tuple of int
+        Of a batch norm: how many axes the value that it takes may have.
     """
 
     role: Role
@@ -71,6 +73,7 @@ class Node:
     is_non_negative: Callable[[], bool] = lambda: False
     view: View | None = None
     is_last: bool = False
+    ranks: tuple[int, ...] = RANKS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -276,7 +279,10 @@ def _norm_behind(
         (reader,) = behind
         node = nodes[reader]
         if node.role is Role.NORM and node.reads[0] == number:
-            found = not is_lost and (not views or leads_back(views[::-1], is_last=is_last))
+            found = not is_lost and (
+                (not views and len(node.ranks) > 1)
+                or leads_back(views[::-1], node.ranks, is_last=is_last)
+            )
             return (reader, False) if found else (None, True)
         if node.role is Role.VIEW:
             is_lost |= node.view is None

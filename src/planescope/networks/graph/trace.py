@@ -34,6 +34,7 @@ from planescope.networks.graph.places import Node, Position, Role, follow
 from planescope.networks.graph.step import LIKE_ANOTHER, Step, StepNorm
 from planescope.networks.graph.symbols import graph_of, is_frozen_norm
 from planescope.networks.graph.usage import Usage, usage_of
+from planescope.networks.graph.views import RANKS
 from planescope.networks.live.affine import Leaf
 from planescope.networks.live.copies import same_random_states
 from planescope.networks.state.sharing import notes_of_biases, notes_of_calls
@@ -173,6 +174,8 @@ def _traced(module: nn.Module, leaves: Mapping[nn.Module, Leaf] = _NO_LEAVES) ->
     return graph
 
 
+# By the end of the norm's name.
+_NORM_RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,)}
 _MAX_LOOK = 1 << 16  # elements of a buffer that is looked at to see whether any is negative
 
 # Of the copies of FrozenBatchNorm2d that keep none of their own (DETR's, for example).
@@ -332,7 +335,8 @@ def _node(step: Step, reads: tuple[int, ...]) -> Node:
     name = "" if step.norm is None else step.norm.name
     role, downsamples = step.role, step.downsamples
     view = step.view if role is Role.VIEW else None
-    return Node(role=role, reads=reads, name=name, downsamples=downsamples, view=view)
+    ranks = _NORM_RANKS.get(step.operation[-2:], RANKS) if step.norm is not None else RANKS
+    return Node(role=role, reads=reads, name=name, downsamples=downsamples, view=view, ranks=ranks)
 
 
 def _is_non_negative(constant: object) -> bool:

@@ -30,26 +30,29 @@ class Axis(NamedTuple):
 View = Callable[[Axis], Axis | None]
 
 # A batch norm takes values of so many axes, and the second of them.
-_RANKS = (2, 3, 4, 5)
+RANKS = (2, 3, 4, 5)
 
 
-def leads_back(views: Sequence[View], /, *, is_last: bool) -> bool:
+def leads_back(views: Sequence[View], ranks: Sequence[int], /, *, is_last: bool) -> bool:
     """Tell whether the axis of a norm is the one along which a layer before views has its filters.
 
     Parameters
     ----------
     views : sequence of callable
         From the norm to the layer.
+    ranks : sequence of int
+        How many axes the norm may take: where any number, all must tell the same.
     is_last : bool
         Whether the layer has its filters along the last axis; if not, along the second.
     """
-    for rank in _RANKS:
+    told = set()
+    for rank in ranks:
         axis: Axis | None = Axis(1, rank)
         for view in views:
             axis = None if axis is None else view(axis)
-        if axis is not None and (axis.is_last if is_last else axis.place == 1):
-            return True
-    return False
+        if axis is not None:
+            told.add(axis.is_last if is_last else axis.place == 1)
+    return True in told and (False not in told or len(ranks) < len(RANKS))
 
 
 def permuted(order: Sequence[int], /) -> View:
@@ -96,6 +99,12 @@ def flattened(start: int, end: int, /) -> View:
         return Axis(-1, None) if -1 - end == behind and axis.place + 1 == rank else None
 
     return back
+
+
+def into_matrix(axis: Axis, /) -> Axis | None:
+    """Go back through the view that makes two axes: of the first one, and of all others."""
+    # Of what else is in the second the width of the norm tells that there is nothing.
+    return Axis(1, None) if axis == (1, 2) else None
 
 
 def _in_rows(axis: Axis, /) -> Axis | None:

@@ -70,8 +70,8 @@ def notes_of_calls(
         )
     if lost := [name for name, position in positions.items() if position.is_apart]:
         notes.append(
-            f"behind {named(lost)} a batch norm acts on what was pooled or rearranged before it; "
-            "it is not in the table"
+            f"behind {named(lost)} a batch norm acts on what was pooled or rearranged before it, "
+            "or along another axis; it is not in the table"
         )
     return notes
 
