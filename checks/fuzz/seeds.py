@@ -193,6 +193,36 @@ def _onnx() -> Seeds:
     data = _draw(200).tobytes()
     yield "external", {INPUT: helper.make_model(graph).SerializeToString(), "net.data": data}
     yield from _onnx_operators()
+    yield from _onnx_blocks()
+
+
+def _onnx_blocks() -> Seeds:
+    """Yield convolutions in the order of one processor, and norms behind views."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    node, own = helper.make_node, {"domain": "com.microsoft.nchwc"}
+    nodes = [
+        node("Conv", ["image", "reorder", "b"], ["x0"], activation="Relu", **own),
+        node("MaxPool", ["x0"], ["x1"], strides=[2, 2], **own),
+        node("Conv", ["x1", "reorder_1", "", "x0"], ["x2"], **own),
+        node("Conv", ["x2", "reorder_2"], ["x3"], group=16, **own),
+        node("ReorderOutput", ["x3"], ["x4"], channels=12, **own),
+        node("Transpose", ["x4"], ["x5"], perm=[0, 2, 3, 1]),
+        node("MatMul", ["x5", "w"], ["x6"]),
+        node("Reshape", ["x6", "rows"], ["x7"]),
+        node("BatchNormalization", ["x7", "n", "n", "n", "n"], ["x8"]),
+        node("Unsqueeze", ["x8", "axes"], ["answer"]),
+    ]
+    weights = {
+        "reorder": np.pad(_draw(12, 3, 3, 3), ((0, 4), (0, 0), (0, 0), (0, 0))), "b": _draw(16),
+        "reorder_1": _draw(16, 16, 1, 1), "reorder_2": _draw(16, 1, 3, 3), "w": _draw(12, 5),
+        "rows": np.array([-1, 5]), "n": abs(_draw(5)), "axes": np.array([2]),
+    }  # fmt: skip
+    tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in weights.items()]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
+    answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "net", [image], [answer], tensors)
+    yield "blocks", {INPUT: helper.make_model(graph).SerializeToString()}
 
 
 def _onnx_weights() -> dict[str, Any]:

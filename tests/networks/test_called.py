@@ -358,6 +358,34 @@ def test_a_layer_with_a_part_of_low_rank_is_one():
     torch.testing.assert_close(found[0].weight.read().float(), wanted)
 
 
+class Beside(nn.Module):
+    """Two linear layers in a row beside a third, by names that nobody knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.p, self.q = nn.Linear(6, 5), nn.Linear(6, 2, bias=False), nn.Linear(2, 5)
+
+    def forward(self, x):
+        x = x.relu()
+        return self.plain(x) + 0.5 * self.q(self.p(x))
+
+
+@pytest.mark.parametrize("container", ["onnx", "pt2"])
+def test_a_part_of_low_rank_under_unknown_names_is_told(tmp_path, container):
+    net = nn.Sequential(nn.Linear(4, 6), Beside(), nn.ReLU(), nn.Linear(5, 3)).eval()
+    path, image = tmp_path / f"net.{container}", torch.randn(1, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if container == "onnx":
+            torch.onnx.export(net, (image,), path, dynamo=False)
+        else:
+            torch.export.save(torch.export.export(net, (image,)), path)
+    found = ps.measure(path, kinds="all")
+    assert [layer.name for layer in found.layers] == ["0", "1.plain", "1.p", "1.q", "3"]
+    (note,) = [note for note in found.notes if "low rank" in note]
+    assert "what 1.p and 1.q give is added to what 1.plain gives" in note
+
+
 def test_an_attention_that_is_one_function_reads_linear_layers_as_such():
     from torchvision.models.swin_transformer import SwinTransformerBlock
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import NamedTuple
@@ -91,6 +91,9 @@ class Position:
         Whether its calls have batch norms of their own, or some of them none.
     is_apart : bool
         Whether a batch norm acts on what a pooling, or a view that is not followed, makes of it.
+    beside : tuple of str
+        Two linear layers, one behind the other, that read what it reads and whose outcome is added
+        to its own: what acts is the sum, as of a part of low rank.
     """
 
     stage: int | None
@@ -98,6 +101,7 @@ class Position:
     norm: int | None = None
     is_split: bool = False
     is_apart: bool = False
+    beside: tuple[str, ...] = ()
 
 
 class _Nature(Enum):
@@ -187,7 +191,39 @@ def follow(nodes: Sequence[Node], /) -> dict[str, Position]:
                 is_apart=is_apart,
             )
             found[node.name] = _agreed(found.get(node.name, here), here, nodes)
+    for name, parts in _sums(nodes, values):
+        if name in found:
+            found[name] = replace(found[name], beside=parts)
     return found
+
+
+def _sums(nodes: Sequence[Node], values: Sequence[_Value]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the linear layers to which two others, in a row on the same input, are added."""
+
+    def back(number: int) -> int:
+        """Go back over what keeps a value, or scales it by a constant."""
+        while nodes[number].role in (Role.IDENTITY, Role.PRODUCT):
+            free = [n for n in nodes[number].reads if values[n].nature is not _Nature.CONSTANT]
+            if len(free) != 1:
+                break
+            number = free[0]
+        return number
+
+    def linear(number: int) -> Node | None:
+        node = nodes[back(number)]
+        is_linear = node.role is Role.LAYER and node.is_last and bool(node.name and node.reads)
+        return node if is_linear else None
+
+    for node in nodes:
+        if node.role is not Role.JOIN or len(node.reads) != 2:
+            continue
+        for one, other in (node.reads, node.reads[::-1]):
+            whole, second = linear(one), linear(other)
+            first = None if second is None else linear(second.reads[0])
+            if whole is None or second is None or first is None or whole is first:
+                continue
+            if back(whole.reads[0]) == back(first.reads[0]):
+                yield whole.name, (first.name, second.name)
 
 
 def _value(node: Node, given: Sequence[_Value]) -> _Value:

@@ -73,6 +73,12 @@ def notes_of_calls(
             f"behind {named(lost)} a batch norm acts on what was pooled or rearranged before it, "
             "or along another axis; it is not in the table"
         )
+    for name, position in positions.items():
+        if position.beside:
+            notes.append(
+                f"what {' and '.join(position.beside)} give is added to what {name} gives of the "
+                "same input, as by a part of low rank: their sum acts, and each is measured alone"
+            )
     return notes
 
 
