@@ -309,14 +309,11 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("container", ["live", "onnx", "pt2", "core.pt2"])
-@pytest.mark.parametrize("change", CHANGES)
-def test_an_image_that_is_cut_is_the_same_in_every_graph(tmp_path, change, container):
-    done, expected = CHANGES[change]
-    if (change, container) == ("threshold", "core.pt2"):
-        expected = "other"  # a choice between two values by then
-    net, image = Cut(done).eval(), torch.zeros(1, 3, 8, 8)
-    path = tmp_path / f"net.{container.rpartition('.')[2]}"
+def in_container(net, image, container, folder):
+    """Return a network as it is, or the file of its graph, with its norms as they are."""
+    if container == "live":
+        return net
+    path = folder / f"net.{container.rpartition('.')[2]}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if container == "onnx":
@@ -324,11 +321,21 @@ def test_an_image_that_is_cut_is_the_same_in_every_graph(tmp_path, change, conta
                 net, (image,), path, dynamo=False, do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,
             )  # fmt: skip
-        elif container != "live":
+        else:
             program = torch.export.export(net, (image,))
             core = program.run_decompositions() if container == "core.pt2" else program
             torch.export.save(core, path)
-    (layer,) = ps.measure(net if container == "live" else path).layers
+    return path
+
+
+@pytest.mark.parametrize("container", ["live", "onnx", "pt2", "core.pt2"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_image_that_is_cut_is_the_same_in_every_graph(tmp_path, change, container):
+    done, expected = CHANGES[change]
+    if (change, container) == ("threshold", "core.pt2"):
+        expected = "other"  # a choice between two values by then
+    source = in_container(Cut(done).eval(), torch.zeros(1, 3, 8, 8), container, tmp_path)
+    (layer,) = ps.measure(source).layers
     assert layer.input == expected
 
 
@@ -358,18 +365,8 @@ class Viewed(nn.Module):
 @pytest.mark.parametrize("container", ["live", "onnx", "pt2"])
 def test_a_norm_behind_views_is_that_of_the_filters_it_acts_on(tmp_path, container):
     torch.manual_seed(0)
-    net, path = Viewed().eval(), tmp_path / f"net.{container}"
-    image = torch.randn(2, 5, 6)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if container == "onnx":
-            torch.onnx.export(
-                net, (image,), path, dynamo=False, do_constant_folding=False,
-                training=torch.onnx.TrainingMode.PRESERVE,
-            )  # fmt: skip
-        elif container == "pt2":
-            torch.export.save(torch.export.export(net, (image,)), path)
-    source = net if container == "live" else path
+    net = Viewed().eval()
+    source = in_container(net, torch.randn(2, 5, 6), container, tmp_path)
     found = ps.measure(source, kinds="all", view="effective")
     assert [layer.norm for layer in found.layers] == ["rows_bn", "turned_bn", None, "flat_bn", None]
     notes = " ".join(found.notes)
@@ -400,17 +397,8 @@ class Crossed(nn.Module):
 
 @pytest.mark.parametrize("container", ["live", "onnx", "pt2"])
 def test_a_norm_along_another_axis_is_no_layers(tmp_path, container):
-    net, path, image = Crossed().eval(), tmp_path / f"net.{container}", torch.randn(2, 6, 8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if container == "onnx":
-            torch.onnx.export(
-                net, (image,), path, dynamo=False, do_constant_folding=False,
-                training=torch.onnx.TrainingMode.PRESERVE,
-            )  # fmt: skip
-        elif container == "pt2":
-            torch.export.save(torch.export.export(net, (image,)), path)
-    found = ps.measure(net if container == "live" else path, kinds="all")
+    source = in_container(Crossed().eval(), torch.randn(2, 6, 8), container, tmp_path)
+    found = ps.measure(source, kinds="all")
     assert {layer.name: layer.norm for layer in found.layers} == {
         "first": None, "second": None, "conv": "squeezed",
     }  # fmt: skip
