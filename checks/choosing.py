@@ -40,7 +40,7 @@ Rule = Callable[[Sequence[Try], str], Try]
 
 def before(tries: Sequence[Try], way: str) -> Try:
     """Take the least mean divergence; of pruned ones global magnitude within two errors of it."""
-    nearest = min(tries, key=lambda one: float(one.checked.mean()))
+    nearest = least(tries, way)
     for one in tries:
         is_like = one.rival.repaired == nearest.rival.repaired
         if way == "prune" and is_like and one.rival.name == "global magnitude":

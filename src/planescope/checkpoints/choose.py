@@ -36,7 +36,8 @@ _MODEL = re.compile(
     r"|([^.].*)?\.index|model\.json|(.*-)?weights_manifest\.json",
     re.IGNORECASE,
 )
-_PART = re.compile(r"(?P<model>.+)-\d+-of-(?P<of>\d+)\.\w+", re.ASCII)
+# A part of a model that is cut into several files.
+PART = re.compile(r"(?P<model>.+)-\d+-of-(?P<of>\d+)\.\w+", re.ASCII)
 # What trainers leave beside a model, under a model's suffix.
 _COMPANION = re.compile(
     r"(training_args|optimi[sz]er|scheduler|scaler|rng_state)\w*\.(bin|pth?)"
@@ -91,7 +92,7 @@ def only_model(models: Sequence[str], names: Sequence[str], where: str) -> str:
         found = f"only {listing(names)}" if names else "it is empty"
         raise CheckpointError(f"{where}: holds no model, {found}; give a model's file")
     if len(models) > 1:
-        parts = [_PART.fullmatch(name) for name in models]
+        parts = [PART.fullmatch(name) for name in models]
         if len({part and (part["model"], part["of"]) for part in parts}) == 1 and parts[0]:
             raise CheckpointError(
                 f"{where}: holds {len(models)} of the {int(parts[0]['of'])} parts of a model "

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from planescope.checkpoints.choose import TWINS, listing, models_among, only_model
+from planescope.checkpoints.choose import PART, TWINS, listing, models_among, only_model
 from planescope.checkpoints.ranges import RANGED_BYTES, Remote, can_be_read_in_ranges, register
 from planescope.checkpoints.sharded import shard_names
 from planescope.files.errors import CheckpointError
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _SPEC = re.compile(
     r"hf:(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<file>.+))?"
 )
-_SHARD = re.compile(r".+-\d+-of-\d+\.\w+")
 
 _TIMEOUT = 10  # seconds, as the client waits for a file's head
 
@@ -143,7 +142,7 @@ def _cached(repo: str, revision: str | None) -> tuple[Path, list[str]]:
 
 
 def _choose(spec: str, file: str | None, names: Sequence[str]) -> str:
-    models = models_among(name for name in names if not _SHARD.fullmatch(name))
+    models = models_among(name for name in names if not PART.fullmatch(name))
     if file is not None:
         if file in names:
             return file

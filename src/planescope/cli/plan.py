@@ -15,7 +15,7 @@ from planescope.cli.options import (
     prepared_options,
     typed_command,
 )
-from planescope.cli.printing import console, plain_table, say, say_json
+from planescope.cli.printing import console, plain_table, say_costs
 from planescope.cli.progress import layer_progress
 from planescope.criticality.options import EXAMPLES, PlannedWay
 from planescope.files import signals
@@ -118,10 +118,8 @@ def plan(
             repair=not no_repair, on_try=advance, **options,
         )  # fmt: skip
     if isinstance(made, PlanCost):
-        if as_json:
-            say_json("planescope.plan-forecast/1", [(model, made)])
-        else:
-            print_cost(made)
+        costs = [(model, made)]
+        say_costs("planescope.plan-forecast/1", costs, cost_in_words, as_json=as_json)
         return
     if out is not None:
         from planescope.criticality.plan.forms.opening import opened
@@ -155,9 +153,9 @@ def _options(choices: dict[str, Any], *, synthetic: bool) -> dict[str, Any]:
     return of_inputs(choices, synthetic=synthetic)
 
 
-def print_cost(cost: PlanCost) -> None:
-    """Print what a plan would take."""
-    say(
+def cost_in_words(cost: PlanCost) -> str:
+    """Say what a plan would take."""
+    return (
         f"{counted(cost.layers, 'layer')}, at most {cost.tries} tries, {cost.passes} passes of "
         f"parts of {counted(cost.examples, 'example')}: about {cost.seconds:.0f} s, and what "
         "fitting weights takes"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from planescope.cli.options import INPUTS, NETWORK, cell_options, of_inputs, prepared_options
-from planescope.cli.printing import console, plain_table, say_json
+from planescope.cli.printing import console, plain_table, say_costs
 from planescope.cli.progress import layer_progress
-from planescope.cli.sensitivity import print_cost
+from planescope.cli.sensitivity import cost_in_words
 from planescope.files.errors import UsageError
 from planescope.files.targets import FIGURES, TABLES, check_targets
 from planescope.training.memory import keep_memory
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from planescope.criticality.prediction import Prediction
-    from planescope.criticality.sensitivity import Cost
 
 
 @click.command()
@@ -70,7 +68,7 @@ def predict(
         else:
             predictions.append(found)
     if costs:
-        _print_costs(costs, as_json=as_json)
+        say_costs("planescope.prediction-forecast/1", costs, cost_in_words, as_json=as_json)
         return
     if out is not None:
         results.save(predictions, out)
@@ -83,14 +81,6 @@ def predict(
         return
     for one in predictions:
         print_prediction(one)
-
-
-def _print_costs(costs: Sequence[tuple[str, Cost]], *, as_json: bool) -> None:
-    if as_json:
-        say_json("planescope.prediction-forecast/1", costs)
-        return
-    for _, cost in costs:
-        print_cost(cost)
 
 
 def print_prediction(found: Prediction) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planescope.files.errors import printable
@@ -33,10 +33,21 @@ def say(line: str, /, *, err: bool = False) -> None:
         print(printable(line))
 
 
-def say_json(schema: str, costs: Sequence[tuple[str, Any]], /) -> None:
-    """Print what calls would take, by their sources: a record, or a list of several."""
-    told = [{"schema": schema, "source": source, **vars(cost)} for source, cost in costs]
-    say(json.dumps(told[0] if len(told) == 1 else told))
+def say_costs(
+    schema: str,
+    costs: Sequence[tuple[str, Any]],
+    in_words: Callable[[Any], str],
+    /,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what calls would take, by their sources: a line each, or a record or a list of them."""
+    if as_json:
+        told = [{"schema": schema, "source": source, **vars(cost)} for source, cost in costs]
+        say(json.dumps(told[0] if len(told) == 1 else told))
+        return
+    for _, cost in costs:
+        say(in_words(cost))
 
 
 def console(*, stderr: bool = False) -> Console:

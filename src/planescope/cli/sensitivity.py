@@ -17,7 +17,7 @@ from planescope.cli.options import (
     prepared_options,
     typed_command,
 )
-from planescope.cli.printing import console, plain_table, say, say_json
+from planescope.cli.printing import console, plain_table, say_costs
 from planescope.cli.progress import layer_progress
 from planescope.files.errors import counted
 from planescope.files.targets import FIGURES, PAGES, TABLES, check_targets
@@ -88,10 +88,8 @@ def sensitivity(
             model, data=data or inputs, labelled=data is not None, on_cell=advance, **options
         )
     if isinstance(found, Cost):
-        if as_json:
-            say_json("planescope.sensitivity-forecast/1", [(model, found)])
-        else:
-            print_cost(found)
+        costs = [(model, found)]
+        say_costs("planescope.sensitivity-forecast/1", costs, cost_in_words, as_json=as_json)
         return
     if out is not None:
         found.save(out)
@@ -118,11 +116,11 @@ def _draw(found: Sensitivity, *, figure: str | None, curves: str | None) -> None
         figures.save(figures.sensitivity(found), curves)
 
 
-def print_cost(cost: Cost) -> None:
-    """Print what a call would take."""
+def cost_in_words(cost: Cost) -> str:
+    """Say what a call would take."""
     inputs = "as many inputs as there are" if cost.inputs is None else counted(cost.inputs, "input")
     time = "" if cost.seconds is None else f", at most about {cost.seconds:.0f} s"
-    say(f"{counted(cost.layers, 'layer')}, {counted(cost.cells, 'cell')} on {inputs}{time}")
+    return f"{counted(cost.layers, 'layer')}, {counted(cost.cells, 'cell')} on {inputs}{time}"
 
 
 def print_sensitivity(found: Sensitivity, *, top: int | None = None) -> None:

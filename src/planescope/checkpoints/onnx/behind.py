@@ -12,7 +12,7 @@ from planescope.checkpoints.onnx.constants.values import Constants
 from planescope.checkpoints.onnx.graph import SILENT, Graph
 from planescope.checkpoints.onnx.nodes import Name, Node
 from planescope.checkpoints.onnx.quantised import scaled
-from planescope.checkpoints.onnx.words import saturates
+from planescope.checkpoints.onnx.words import axes_of, saturates
 from planescope.hyperplanes.layer import Tensor
 
 # Last extents of a constant that has one element for each filter; None where no such one can be
@@ -166,17 +166,10 @@ def _viewed(
                 return None, None
             return _short([full[axis] for axis in axes]), len(axes)
         case "Squeeze" | "Unsqueeze":
-            return _with_axes(node, _axes(constants, node), tail, rank)
+            return _with_axes(node, axes_of(constants, node), tail, rank)
         case "Reshape":
             return _in_shape(constants.tensor(node.input(1)), tail)
     return None, None
-
-
-def _axes(constants: Constants, node: Node) -> tuple[int, ...]:
-    given = constants.tensor(node.input(1))
-    if given is None:
-        return node.integers("axes")
-    return () if math.prod(given.shape) > _MAX_STEPS else _integers(given)
 
 
 def _with_axes(

@@ -99,6 +99,7 @@ _ZERO_POINTS = {
 }
 
 _MOST_EXTENTS = 8  # of a shape
+_MOST_AXES = 16
 
 # What a clip without a bound has in its place.
 _LARGEST = 3.4e38
@@ -284,8 +285,8 @@ class _Steps:
             case "Reshape":
                 return views.of_shape(self._shape(node.input(1)))
             case "Squeeze" | "Unsqueeze":
-                axes = node.integers("axes") or self._shape(node.input(1))
-                if len(axes) != 1 or axes[0] is None:
+                axes = axes_of(self._constants, node)
+                if len(axes) != 1:
                     return None
                 way = views.with_axis if node.op == "Unsqueeze" else views.without_axis
                 return way(axes[0])
@@ -330,6 +331,19 @@ def _numbers(tensor: Tensor | None) -> list[int | None]:
     if tensor.is_floating or math.prod(tensor.shape) > _MOST_EXTENTS:
         return []
     return [int(number) for number in tensor.read().reshape(-1)]
+
+
+def axes_of(constants: Constants, node: Node) -> tuple[int, ...]:
+    """Return the axes that a node takes as an input or, in older opsets, as an attribute.
+
+    Empty where the network computes them.
+    """
+    given = constants.tensor(node.input(1))
+    if given is None:
+        return node.integers("axes")
+    if given.is_floating or math.prod(given.shape) > _MOST_AXES:
+        return ()
+    return tuple(int(number) for number in given.read().reshape(-1))
 
 
 def gives_last(node: Node) -> bool:
